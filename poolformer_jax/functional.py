@@ -1,0 +1,131 @@
+"""The arithmetic of PoolFormer as pure functions of NHWC arrays; `layers` gives them parameters.
+
+Everything here is checked against PyTorch's float64 results, because each of these operations has a plausible
+neighbour that computes something else. Sources: arXiv 2111.11418, Section 3; sail-sg/poolformer, models/poolformer.py.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+# The names that `transformers` gives to activations. Its "gelu" is the exact erf form, and Flax's default is not.
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation function called `name`.
+
+    Raises:
+        ValueError: if there is none, with the names there are.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"There is no activation hidden_act={name!r}. Expected one of: {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+def group_norm(
+    x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float = 1e-5
+) -> Float[Array, "b h w c"]:
+    """Group normalisation with ONE group: each image is standardised over its height, width and channels together."""
+    return _affine(_standardize(x, (1, 2, 3), epsilon), scale, bias).astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float = 1e-5
+) -> Float[Array, "*b c"]:
+    """Layer normalisation over the channels of each position."""
+    return _affine(_standardize(x, (-1,), epsilon), scale, bias).astype(x.dtype)
+
+
+def _standardize(x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float) -> Float[Array, "*s"]:
+    # At least float32, and the variance from centred values: E[x²] - E[x]² cancels where the mean is large.
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + epsilon)
+
+
+def _affine(x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
+    return x * scale.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def average_pool(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b h w c"]:
+    """Mean over the window around each pixel, stride 1, counting only the pixels inside the image.
+
+    The same as `torch.nn.AvgPool2d(pool_size, 1, pool_size // 2, count_include_pad=False)`. The result keeps the
+    input's type; `flax.linen.avg_pool` would turn bfloat16 into float32 here.
+
+    Args:
+        x: feature maps.
+        pool_size: the window's side in pixels; odd.
+    """
+    margin = pool_size // 2
+    total = lax.reduce_window(
+        x,
+        np.zeros((), x.dtype),
+        lax.add,
+        window_dimensions=(1, pool_size, pool_size, 1),
+        window_strides=(1, 1, 1, 1),
+        padding=((0, 0), (margin, margin), (margin, margin), (0, 0)),
+    )
+    inside = np.outer(_window_sizes(x.shape[1], pool_size), _window_sizes(x.shape[2], pool_size))
+    return total / inside[None, :, :, None].astype(x.dtype)
+
+
+def _window_sizes(length: int, window: int) -> np.ndarray:
+    """How many of the `window` pixels around each of `length` pixels in a row lie inside the row."""
+    position = np.arange(length)
+    margin = window // 2
+    return np.minimum(position + margin, length - 1) - np.maximum(position - margin, 0) + 1
+
+
+def pooling_mixer(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b h w c"]:
+    """PoolFormer's token mixer, `average_pool(x) - x` (Equation 4 of the paper).
+
+    The block adds its input again, so the mixer subtracts it. A constant map gives exactly 0.
+    """
+    return average_pool(x, pool_size) - x
+
+
+def drop_path(key: PRNGKeyArray, x: Float[Array, "b ..."], rate: float) -> Float[Array, "b ..."]:
+    """Stochastic depth (arXiv 1603.09382): zeroes whole samples with probability `rate` and scales up the others.
+
+    Args:
+        key: one key for this call; every residual branch has its own.
+        x: a residual branch, one sample per row.
+        rate: probability of dropping a sample, in [0, 1).
+    """
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(keep, x / np.asarray(1 - rate, x.dtype), np.zeros((), x.dtype))
+
+
+def drop_path_rates(rate: float, depths: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
+    """The drop-path rate of every block, by stage: from 0 in the first block of all to `rate` in the last."""
+    rates = np.linspace(0.0, rate, sum(depths))
+    return tuple(tuple(map(float, stage)) for stage in np.split(rates, np.cumsum(depths)[:-1]))
+
+
+def cross_entropy(
+    logits: Float[Array, "b labels"], labels: Int[Array, " b"] | Float[Array, "b labels"]
+) -> Float[Array, " b"]:
+    """Cross entropy of each sample in nats, in at least float32.
+
+    Args:
+        logits: unnormalised log-probabilities.
+        labels: class indices, or one probability per class (mixup, label smoothing).
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    if labels.ndim == 1:
+        return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+    return -jnp.sum(labels * log_probabilities, axis=-1)

@@ -1,0 +1,299 @@
+"""From pictures to the network's input: the one evaluation preprocessing, which training's evaluation uses too.
+
+It computes what `PoolFormerImageProcessor` of `transformers` computes with its Pillow backend, to the last bit:
+resize so that the shorter edge is `int(224 / crop_pct)`, cut out the middle, rescale to 0..1, normalise. How a file
+becomes a picture is in `image_reading`. Nothing here imports jax, so that data-loading processes may use it.
+
+Source: transformers, models/poolformer/image_processing_pil_poolformer.py and image_transforms.py.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from poolformer_jax.image_reading import ImageError, ImageLike, read_image
+
+CONFIG_FILE = "preprocessor_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolFormerImageProcessor:
+    """Turns pictures into `pixel_values`; the field names are those of `transformers`.
+
+    Args:
+        do_resize: whether to resize.
+        size: `{"shortest_edge": pixels}`, or `{"height": pixels, "width": pixels}`. An integer n means shortest_edge.
+        crop_pct: the share of the resized picture's edge that the crop keeps: the edge becomes int(size / crop_pct).
+            0.9 for s12, s24, s36 and 0.95 for m36, m48. None resizes to `size` itself.
+        resample: Pillow's number of the filter; 3 is bicubic.
+        do_center_crop: whether to cut out the middle. A smaller picture gets a black margin.
+        crop_size: `{"height": pixels, "width": pixels}`. An integer n means both.
+        do_rescale: whether to multiply by `rescale_factor`.
+        rescale_factor: 1/255 turns 8-bit samples into 0..1.
+        do_normalize: whether to subtract `image_mean` and divide by `image_std`.
+        image_mean: per channel; three of them make an RGB input, one a greyscale input.
+        image_std: per channel.
+
+    Raises:
+        ValueError: naming every field that is out of range.
+    """
+
+    do_resize: bool = True
+    # hash=False: a dict has no hash; equality still compares it.
+    size: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"shortest_edge": 224}, hash=False)
+    crop_pct: float | None = 0.9
+    resample: int = 3
+    do_center_crop: bool = True
+    crop_size: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"height": 224, "width": 224}, hash=False)
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        size: Any = self.size
+        crop: Any = self.crop_size
+        object.__setattr__(self, "size", {"shortest_edge": size} if isinstance(size, int) else dict(size))
+        object.__setattr__(self, "crop_size", {"height": crop, "width": crop} if isinstance(crop, int) else dict(crop))
+        object.__setattr__(self, "image_mean", tuple(float(mean) for mean in self.image_mean))
+        object.__setattr__(self, "image_std", tuple(float(std) for std in self.image_std))
+        object.__setattr__(self, "resample", int(self.resample))
+        if problems := _problems(self):
+            raise ValueError("This image processor cannot work:\n  " + "\n  ".join(problems))
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the network's input: 3 (RGB) or 1 (greyscale)."""
+        return len(self.image_mean)
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of every result; None where they depend on the picture."""
+        if self.do_center_crop:
+            return self.crop_size["height"], self.crop_size["width"]
+        if self.do_resize and self.crop_pct is None and "height" in self.size:
+            return self.size["height"], self.size["width"]
+        return None
+
+    def preprocess(
+        self, images: ImageLike, *, input_data_format: str | None = None
+    ) -> dict[str, Float32[np.ndarray, "b h w c"]]:
+        """One picture or several as a batch for the network.
+
+        Args:
+            images: a path, bytes, a Pillow image, an array [h, w], [h, w, c] or [c, h, w]; an iterable of these; or
+                an array of four axes, the first of which counts pictures. `image_reading` has the rules.
+            input_data_format: "channels_last" or "channels_first" for arrays, None to tell by their shape.
+
+        Returns:
+            {"pixel_values": float32 [batch, height, width, channels]}.
+
+        Raises:
+            ImageError: naming every picture that cannot be read, or if the results differ in size.
+        """
+        one = is_one_image(images)
+        results: list[UInt8[np.ndarray, "h w c"]] = []
+        problems: list[str] = []
+        for index, image in enumerate([images] if one else images):
+            try:
+                results.append(self.resize_and_crop(image, input_data_format=input_data_format))
+            except ImageError as error:
+                problems.append(str(error) if one else f"image {index}: {error}")
+        if problems:
+            raise ImageError("\n".join(problems))
+        if not results:
+            raise ImageError("No image was given. Expected at least one.")
+        if len(shapes := sorted({result.shape for result in results})) > 1:
+            raise ImageError(
+                f"The images come out in different sizes, {', '.join(map(str, shapes))}, and make no batch. "
+                "Preprocess them one by one, or set do_center_crop=True."
+            )
+        return {"pixel_values": self.normalize(np.stack(results))}
+
+    __call__ = preprocess
+
+    def resize_and_crop(self, image: ImageLike, *, input_data_format: str | None = None) -> UInt8[np.ndarray, "h w c"]:
+        """One picture resized and cropped, still in 8 bits: what crosses to a device that normalises by itself.
+
+        Raises:
+            ImageError: if the picture cannot be read or would be resized to an enormous one.
+        """
+        picture = read_image(image, self.num_channels, input_data_format)
+        if self.do_resize:
+            picture = self._resize(picture)
+        pixels = np.asarray(picture)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if self.do_center_crop:
+            pixels = _center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
+        return pixels
+
+    def normalize(self, pixels: UInt8[np.ndarray, "*b h w c"]) -> Float32[np.ndarray, "*b h w c"]:
+        """The network's input for 8-bit pixels, by a table of the 256 possible values of each channel."""
+        table = self._table()
+        return np.stack([table[channel][pixels[..., channel]] for channel in range(self.num_channels)], axis=-1)
+
+    def scale_and_shift(self) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
+        """`scale`, `shift` such that `pixels * scale + shift` is `normalize(pixels)` to float32 rounding."""
+        scale = np.full(self.num_channels, self.rescale_factor if self.do_rescale else 1.0)
+        shift = np.zeros(self.num_channels)
+        if self.do_normalize:
+            scale, shift = scale / self.image_std, -np.divide(self.image_mean, self.image_std)
+        return scale.astype(np.float32), shift.astype(np.float32)
+
+    def _table(self) -> Float32[np.ndarray, "c 256"]:
+        # Rounded to float32 after each step, as transformers does: this is what makes the results equal to the bit.
+        values = np.arange(256) * (self.rescale_factor if self.do_rescale else 1.0)
+        table = np.tile(values.astype(np.float32), (self.num_channels, 1))
+        if self.do_normalize:
+            mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+            table = (table - mean[:, None]) / std[:, None]
+        return table
+
+    def _resize(self, picture: Image.Image) -> Image.Image:
+        height, width = self._resized_size(picture.height, picture.width)
+        limit = Image.MAX_IMAGE_PIXELS
+        if min(height, width) < 1 or (limit is not None and height * width > limit):
+            raise ImageError(
+                f"An image of {picture.width} x {picture.height} pixels would be resized to {width} x {height}: "
+                "it is too long and thin. Crop it first."
+            )
+        return picture.resize((width, height), Image.Resampling(self.resample))
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Every division is rounded towards zero, as in transformers."""
+        percentage = 1.0 if self.crop_pct is None else self.crop_pct
+        if "shortest_edge" in self.size:
+            short = int(self.size["shortest_edge"] / percentage)
+        elif self.crop_pct is not None and self.size["height"] == self.size["width"]:
+            short = int(self.size["height"] / percentage)  # a square with a crop_pct keeps the aspect ratio
+        else:
+            return int(self.size["height"] / percentage), int(self.size["width"] / percentage)
+        long = int(short * max(height, width) / min(height, width))
+        return (long, short) if width <= height else (short, long)
+
+    @classmethod
+    def for_variant(cls, name: str, **changes: Any) -> Self:
+        """The preprocessing that the published variant `name` ("s12", ...) was evaluated with."""
+        return cls(**{"crop_pct": 0.95 if name.removeprefix("poolformer_").startswith("m3") else 0.9, **changes})
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads a preprocessor_config.json of `transformers` of any age, or the `pretrained_cfg` of `timm`.
+
+        Raises:
+            ValueError: for entries that would change the pixels in a way that is not implemented here, all at once.
+        """
+        if "interpolation" in data:
+            return cls(**_from_timm(data))
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields = {name: value for name, value in data.items() if name in known and value is not None}
+        fields |= {"crop_pct": None} if data.get("crop_pct", 0) is None else {}
+        if "do_resize_and_center_crop" in data:  # the name of both flags until 2022, and in the published files
+            both = data["do_resize_and_center_crop"]
+            fields = {"do_resize": both, "do_center_crop": both, **fields}
+        unknown = [
+            f"{name}={value!r}"
+            for name, value in data.items()
+            if name not in known and name not in _WITHOUT_EFFECT and not name.startswith("_") and value
+        ]
+        if unknown:
+            raise ValueError(
+                f"These entries of {CONFIG_FILE} have no meaning here: {', '.join(unknown)}. Expected only: "
+                f"{', '.join(sorted(known))}. If they do not change the pixels, remove them."
+            )
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values that `transformers` reads too."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return {"image_processor_type": "PoolFormerImageProcessor", **data}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes preprocessor_config.json into `folder`, whole or not at all."""
+        path = Path(folder) / CONFIG_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+# Entries of preprocessor_config.json about something other than the pixels.
+_WITHOUT_EFFECT = frozenset(
+    "image_processor_type feature_extractor_type processor_class do_resize_and_center_crop do_convert_rgb data_format "
+    "input_data_format return_tensors device disable_grouping default_to_square model_input_names".split()
+)
+_TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+
+def is_one_image(images: ImageLike) -> bool:
+    """Whether `images` is one picture, rather than an iterable of pictures or an array of them."""
+    if hasattr(images, "__array__") and not isinstance(images, Image.Image):
+        return np.ndim(images) != 4
+    is_several = isinstance(images, Iterable) and not isinstance(images, str | bytes | bytearray | memoryview | Path)
+    return isinstance(images, Image.Image) or not is_several
+
+
+def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
+    """timm scales the shorter edge by floor(size / crop_pct) and crops the middle, under other names."""
+    if data.get("crop_mode", "center") != "center" or data["interpolation"] not in _TIMM_FILTERS:
+        raise ValueError(
+            f"timm's crop_mode={data.get('crop_mode')!r}, interpolation={data['interpolation']!r} is not implemented. "
+            f"Expected crop_mode 'center' and one of {', '.join(_TIMM_FILTERS)}."
+        )
+    _, height, width = data["input_size"]
+    return {
+        "size": {"shortest_edge": height} if height == width else {"height": height, "width": width},
+        "crop_size": {"height": height, "width": width},
+        "crop_pct": data.get("crop_pct", 0.875),
+        "resample": _TIMM_FILTERS[data["interpolation"]],
+        "image_mean": data["mean"],
+        "image_std": data["std"],
+    }
+
+
+def _center_crop(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h2 w2 c"]:
+    """The middle [height, width]; what reaches outside the picture is black (0 before normalisation)."""
+    original_height, original_width, channels = pixels.shape
+    result = np.zeros((height, width, channels), np.uint8)
+    source_rows, target_rows = _middle(original_height, height)
+    source_columns, target_columns = _middle(original_width, width)
+    result[target_rows, target_columns] = pixels[source_rows, source_columns]
+    return result
+
+
+def _middle(length: int, wanted: int) -> tuple[slice, slice]:
+    """Which part of a row of `length` pixels goes where in a row of `wanted` pixels."""
+    if length >= wanted:
+        start = (length - wanted) // 2
+        return slice(start, start + wanted), slice(0, wanted)
+    # transformers pads by the larger half in front, and then takes its crop from the padded picture.
+    start = math.ceil((wanted - length) / 2)
+    return slice(0, length), slice(start, start + length)
+
+
+def _problems(processor: PoolFormerImageProcessor) -> list[str]:
+    def sides(mapping: Mapping[str, int], *allowed: set[str]) -> bool:
+        return set(mapping) in allowed and all(isinstance(side, int) and side > 0 for side in mapping.values())
+
+    two_sides = {"height", "width"}
+    channels: Sequence[float] = processor.image_mean
+    rules = [
+        ("size", sides(processor.size, {"shortest_edge"}, two_sides), "shortest_edge, or height and width, in pixels"),
+        ("crop_size", sides(processor.crop_size, two_sides), "height and width, in pixels"),
+        ("crop_pct", processor.crop_pct is None or 0 < processor.crop_pct <= 1, "None or a share in (0, 1]"),
+        ("resample", processor.resample in set(Image.Resampling), "a number of Pillow's filters, 0 to 5"),
+        ("image_mean", len(channels) in (1, 3), "one value per channel, of 1 or 3 channels"),
+        ("image_std", len(processor.image_std) == len(channels), "as many values as image_mean"),
+        ("image_std", all(std > 0 for std in processor.image_std), "positive values"),
+        ("rescale_factor", processor.rescale_factor > 0, "a positive number"),
+    ]
+    return [f"{name}={getattr(processor, name)!r}: expected {wanted}." for name, good, wanted in rules if not good]

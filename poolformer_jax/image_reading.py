@@ -1,0 +1,165 @@
+"""One picture, however it arrives, as the 8-bit Pillow image that preprocessing starts from.
+
+The rules, all of which a test holds. A picture that none of them covers is refused, never guessed:
+
+- Paths, bytes and Pillow images are turned upright by their EXIF orientation. Of an animation the first frame counts.
+- Greyscale is repeated over red, green and blue. A network of one channel gets the luma of a colour picture instead.
+- Palettes are resolved to their colours. Transparency (RGBA, LA, a palette's transparent entry) is dropped and the
+  colour below it kept, as Pillow's `convert("RGB")` does and with it `transformers` and `timm`.
+- CMYK and YCbCr are converted by Pillow without a colour profile.
+- Of 16-bit samples the high byte is kept, which is what Pillow itself does with 16-bit colour. 32-bit integers
+  and floats (modes "I", "F") have no known range and are refused.
+- Arrays are [h, w], [h, w, c] or [c, h, w] of 1, 3 or 4 channels. Where both ends could be the channels,
+  `input_data_format` has to say which. uint8 holds 0 to 255, uint16 0 to 65535, floating point 0 to 1 (rounded to
+  8 bits, because Pillow resizes 8 bits). Anything else is refused.
+- Truncated and damaged files are refused, and so is a picture of more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+"""
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image, ImageOps
+
+# Whatever `read_image` accepts; a jax.Array counts as an array. Spelled Any, because np.ndarray and the rest of the
+# world's arrays share no type.
+ImageLike = Any
+
+_CHANNELS = (1, 3, 4)
+DATA_FORMATS = ("channels_last", "channels_first")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read, with what is wrong with it."""
+
+
+def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str | None = None) -> Image.Image:
+    """The picture as a Pillow image of mode "RGB", or "L" for a network of one channel.
+
+    Args:
+        image: a path, the bytes of a file, a Pillow image, or an array; the module's docstring has the rules.
+        num_channels: 3 or 1.
+        input_data_format: "channels_last" or "channels_first" for arrays, None to tell by their shape.
+
+    Raises:
+        ImageError: if the picture is not one that the rules cover.
+    """
+    if isinstance(image, str | os.PathLike):
+        upright = _open(image, repr(os.fspath(image)))
+    elif isinstance(image, bytes | bytearray | memoryview):
+        upright = _open(BytesIO(image), f"the {len(image)} bytes given")
+    elif isinstance(image, Image.Image):
+        upright = _decode(image, "the Pillow image")
+    elif hasattr(image, "__array__"):
+        upright = _from_array(np.asarray(image), input_data_format)
+    else:
+        raise ImageError(
+            f"An image of type {type(image).__name__} cannot be read. Expected a path, the bytes of an image file, "
+            "a Pillow image, or an array."
+        )
+    return _to_mode(upright, "L" if num_channels == 1 else "RGB")
+
+
+def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
+    if not isinstance(file, BytesIO) and not Path(file).is_file():
+        hint = " Addresses are not downloaded: give the bytes instead." if "://" in name else ""
+        raise ImageError(f"There is no image file {name}.{hint}")
+    try:
+        with Image.open(file) as image:
+            return _decode(image, name)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(_too_large(name)) from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
+        raise ImageError(f"{name} is not an image that Pillow can read: {error}") from error
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    """Every pixel in memory, and the right way up."""
+    # Pillow only warns from here up to twice as many pixels, and warnings are lost in threads.
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise ImageError(_too_large(f"{name}, {image.width} x {image.height} pixels,"))
+    if image.width == 0 or image.height == 0:
+        raise ImageError(f"{name} is {image.width} x {image.height} pixels. Expected at least one pixel.")
+    if image.mode == "I" and image.format == "PPM":  # Pillow scales every sample of more than 8 bits to 16
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # see _open
+        raise ImageError(f"{name} is truncated or damaged: {error}") from error
+
+
+def _too_large(name: str) -> str:
+    return (
+        f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, which could be an attack by decompression. "
+        "If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
+    )
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"An image of mode {image.mode!r} (32-bit greyscale) has no known range. Expected 8 or 16 bits a sample: "
+            'scale it yourself and convert it to mode "L".'
+        )
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the direct way to RGB warns
+    try:
+        return image.convert(mode)
+    except ValueError as error:
+        raise ImageError(
+            f"An image of mode {image.mode!r} cannot be converted to {mode}: {error}. Convert it to RGB yourself."
+        ) from error
+
+
+def _from_array(array: Shaped[np.ndarray, "..."], data_format: str | None) -> Image.Image:
+    pixels = _to_uint8(_channels_last(array, data_format))
+    if 0 in pixels.shape:
+        raise ImageError(f"An array of shape {array.shape} holds no pixel. Expected at least one.")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _channels_last(array: Shaped[np.ndarray, "..."], data_format: str | None) -> Shaped[np.ndarray, "h w c"]:
+    expected = "Expected one image as [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels"
+    if data_format not in (None, *DATA_FORMATS):
+        raise ImageError(f"input_data_format={data_format!r}. Expected None, {' or '.join(map(repr, DATA_FORMATS))}.")
+    if array.ndim == 2:
+        return array[..., None]
+    if array.ndim != 3:
+        raise ImageError(f"An array of shape {array.shape} is no image. {expected}.")
+    could_be = {"channels_last": array.shape[-1] in _CHANNELS, "channels_first": array.shape[0] in _CHANNELS}
+    if data_format is None:
+        if all(could_be.values()):
+            raise ImageError(
+                f"An array of shape {array.shape} could have its channels first or last. "
+                'Say input_data_format="channels_last" or "channels_first".'
+            )
+        data_format = next((name for name, possible in could_be.items() if possible), "channels_last")
+    if not could_be[data_format]:
+        raise ImageError(f"An array of shape {array.shape} is no image with {data_format}. {expected}.")
+    return array if data_format == "channels_last" else np.moveaxis(array, 0, -1)
+
+
+def _to_uint8(array: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w c"]:
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min(initial=0)), float(array.max(initial=0))
+        if not (low >= 0 and high <= 1):  # also where one is NaN
+            raise ImageError(
+                f"A floating-point image holds values from {low:g} to {high:g}. Expected 0 to 1; for 0 to 255 pass "
+                "uint8. Pixels that are normalised already go to the model directly."
+            )
+        return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    raise ImageError(
+        f"An image array of type {array.dtype} has no known range. Expected uint8, uint16, or floats 0 to 1."
+    )

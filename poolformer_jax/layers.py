@@ -1,0 +1,122 @@
+"""The parts a block is built from, with their parameters and how these start.
+
+Initial values follow the authors (sail-sg/poolformer, models/poolformer.py): a normal distribution of 0.02 in the MLP
+and the head, PyTorch's own default for the patch convolutions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+from jax.nn import initializers
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from poolformer_jax import functional
+
+# The authors truncate at ±2 in absolute terms, a hundred standard deviations away: a plain normal distribution.
+# `initializers.truncated_normal` would cut at ±2 standard deviations instead.
+KERNEL_INIT: Initializer = initializers.normal(0.02)
+
+
+class PatchEmbedding(nn.Module):
+    """Convolution that makes the feature map smaller: the stem, and the start of every later stage.
+
+    The padding is explicit, because JAX's "SAME" pads on other sides. Kernel and bias start as PyTorch's default does:
+    uniform within 1 / sqrt(fan_in).
+    """
+
+    features: int
+    patch_size: int
+    stride: int
+    padding: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
+        init = _uniform_within(1 / math.sqrt(self.patch_size**2 * x.shape[-1]))
+        return nn.Conv(
+            self.features,
+            (self.patch_size, self.patch_size),
+            strides=self.stride,
+            padding=self.padding,
+            kernel_init=init,
+            bias_init=init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+
+
+def _uniform_within(bound: float) -> Initializer:
+    def init(key: PRNGKeyArray, shape: Sequence[int], dtype: Dtype = jnp.float32, **_: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class GroupNorm(nn.Module):
+    """Normalisation of each image over height, width and channels. Flax's own defaults to 32 groups and 1e-6."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return functional.group_norm(x, *_scale_and_bias(self, x.shape[-1]), self.epsilon)
+
+
+class LayerNorm(nn.Module):
+    """Normalisation of each position over its channels."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        return functional.layer_norm(x, *_scale_and_bias(self, x.shape[-1]), self.epsilon)
+
+
+def _scale_and_bias(module: nn.Module, features: int) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    scale = module.param("scale", initializers.ones, (features,))
+    bias = module.param("bias", initializers.zeros, (features,))
+    return scale, bias
+
+
+class LayerScale(nn.Module):
+    """A learnt factor per channel on a residual branch (arXiv 2103.17239)."""
+
+    init_value: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        scale = self.param("scale", initializers.constant(self.init_value), (x.shape[-1],))
+        return x * scale.astype(x.dtype)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth on a residual branch; does nothing outside training. Draws from the "dropout" stream."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ..."], train: bool) -> Float[Array, "b ..."]:
+        if not train or self.rate == 0:
+            return x
+        return functional.drop_path(self.make_rng("dropout"), x, self.rate)
+
+
+class Mlp(nn.Module):
+    """Two dense layers on the channels of each position; the authors write them as 1x1 convolutions."""
+
+    hidden_features: int
+    activation: Callable[[Array], Array]
+    dropout_rate: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        hidden = nn.Dense(self.hidden_features, kernel_init=KERNEL_INIT, dtype=self.dtype, name="fc1")(x)
+        hidden = dropout(self.activation(hidden))
+        return dropout(nn.Dense(x.shape[-1], kernel_init=KERNEL_INIT, dtype=self.dtype, name="fc2")(hidden))

@@ -1,0 +1,218 @@
+"""PoolFormer from the block up: block -> stage -> PoolFormerModel -> PoolFormerForImageClassification.
+
+Sources: arXiv 2111.11418, Figure 2 and Section 3; sail-sg/poolformer, models/poolformer.py. Arrays are NHWC,
+parameters float32, and `dtype` sets the type that activations are computed in.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Float, Int, Num
+
+from poolformer_jax import functional
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.layers import KERNEL_INIT, DropPath, GroupNorm, LayerNorm, LayerScale, Mlp, PatchEmbedding
+from poolformer_jax.token_mixers import make_token_mixer
+
+_NORMS: dict[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm": LayerNorm}
+
+
+@flax.struct.dataclass
+class PoolFormerModelOutput:
+    """What the backbone returns.
+
+    Attributes:
+        last_hidden_state: [batch, height / 32, width / 32, hidden_sizes[-1]]; the last of `hidden_states`.
+        hidden_states: one feature map per stage, at strides 4, 8, 16 and 32 of the published networks.
+    """
+
+    last_hidden_state: Float[Array, "b h w c"]
+    hidden_states: tuple[Float[Array, "b _h _w _c"], ...]
+
+
+@flax.struct.dataclass
+class ImageClassifierOutput:
+    """What the classifier returns.
+
+    Attributes:
+        loss: mean cross entropy in nats, a scalar; None without labels.
+        logits: [batch, num_labels], float32; with num_labels=0 the pooled, normalised features.
+        hidden_states: as in `PoolFormerModelOutput`.
+    """
+
+    loss: Float[Array, ""] | None
+    logits: Float[Array, "b labels"]
+    hidden_states: tuple[Float[Array, "b _h _w _c"], ...]
+
+
+class MetaFormerBlock(nn.Module):
+    """Two residual branches: the token mixer communicates between positions, the MLP works on each of them."""
+
+    token_mixer: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    hidden_features: int
+    activation: Callable[[Array], Array]
+    layer_scale_init_value: float | None
+    drop_path_rate: float = 0.0
+    dropout_rate: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        mixer = self.token_mixer(name="token_mixer")
+        mlp = Mlp(self.hidden_features, self.activation, self.dropout_rate, self.dtype, name="mlp")
+        x = x + self._branch("1", mixer(self.norm(name="norm1")(x)), train)
+        return x + self._branch("2", mlp(self.norm(name="norm2")(x), train), train)
+
+    def _branch(self, index: str, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        if self.layer_scale_init_value is not None:
+            x = LayerScale(self.layer_scale_init_value, name=f"layer_scale_{index}")(x)
+        return DropPath(self.drop_path_rate, name=f"drop_path_{index}")(x, train)
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, after the convolution that leads to it (the first stage follows the stem)."""
+
+    config: PoolFormerConfig
+    index: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
+        config, index = self.config, self.index
+        if index > 0:
+            x = _patch_embedding(config, index, self.dtype, "downsample")(x)
+        if config.position_embeddings[index]:
+            x = x + self.param("position_embedding", nn.initializers.zeros, x.shape[1:]).astype(x.dtype)
+        for number, rate in enumerate(functional.drop_path_rates(config.drop_path_rate, config.depths)[index]):
+            x = MetaFormerBlock(
+                token_mixer=partial(make_token_mixer, config.token_mixers[index], config, self.dtype),
+                norm=_NORMS[config.norm],
+                hidden_features=int(config.hidden_sizes[index] * config.mlp_ratio),
+                activation=functional.activation(config.hidden_act),
+                layer_scale_init_value=config.layer_scale_init_value if config.use_layer_scale else None,
+                drop_path_rate=rate,
+                dropout_rate=config.dropout_rate,
+                dtype=self.dtype,
+                name=f"blocks_{number}",
+            )(x, train)
+        return x
+
+
+def _patch_embedding(config: PoolFormerConfig, index: int, dtype: Dtype, name: str) -> PatchEmbedding:
+    shape = (config.hidden_sizes[index], config.patch_sizes[index], config.strides[index], config.padding[index])
+    return PatchEmbedding(*shape, dtype=dtype, name=name)
+
+
+class PoolFormerModel(nn.Module):
+    """The backbone: pixels in, one feature map per stage out.
+
+    Args:
+        config: the architecture.
+        dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
+        remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
+    """
+
+    config: PoolFormerConfig
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, pixel_values: Num[Array, "b h w c"], train: bool = False) -> PoolFormerModelOutput:
+        """Feature maps of a batch of images.
+
+        Args:
+            pixel_values: [batch, height, width, num_channels], normalised; any size of at least the network's stride.
+            train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
+
+        Raises:
+            ValueError: for another layout than NHWC, another number of channels, or too small an image.
+        """
+        hidden_states = _stages(self.config, self.dtype, self.remat, pixel_values, train)
+        return PoolFormerModelOutput(last_hidden_state=hidden_states[-1], hidden_states=hidden_states)
+
+
+class PoolFormerForImageClassification(nn.Module):
+    """The backbone with a final norm, average pooling and a linear head on top.
+
+    Args:
+        config: the architecture.
+        dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
+        remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
+    """
+
+    config: PoolFormerConfig
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        pixel_values: Num[Array, "b h w c"],
+        labels: Int[Array, " b"] | Float[Array, "b labels"] | None = None,
+        train: bool = False,
+    ) -> ImageClassifierOutput:
+        """Logits of a batch of images, and the loss where labels are given.
+
+        Args:
+            pixel_values: [batch, height, width, num_channels], normalised; any size of at least the network's stride.
+            labels: class indices [batch], or a probability for each class [batch, num_labels].
+            train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
+
+        Raises:
+            ValueError: for another layout than NHWC, another number of channels, or too small an image.
+        """
+        config = self.config
+        hidden_states = _stages(config, self.dtype, self.remat, pixel_values, train)
+        if config.head_order == "norm_pool":
+            features = _NORMS[config.norm](name="norm")(hidden_states[-1]).mean((1, 2))
+        else:
+            features = LayerNorm(epsilon=1e-6, name="norm")(hidden_states[-1].mean((1, 2)))
+        if config.num_labels:
+            features = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=self.dtype, name="head")(features)
+        logits = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+        loss = None if labels is None else functional.cross_entropy(logits, labels).mean()
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+
+
+def _stages(
+    config: PoolFormerConfig, dtype: Dtype, remat: bool, pixel_values: Num[Array, "b h w c"], train: bool
+) -> tuple[Float[Array, "b _h _w _c"], ...]:
+    """Stem and stages, as submodules of the module that calls this: backbone and classifier share one tree."""
+    _check_pixel_values(config, pixel_values.shape)
+    # `train` is Python's, so a rematerialised stage must not trace it.
+    stage = nn.remat(Stage, static_argnums=(2,)) if remat else Stage
+    x = _patch_embedding(config, 0, dtype, "stem")(pixel_values.astype(dtype))
+    hidden_states = []
+    for index in range(len(config.depths)):
+        x = stage(config, index, dtype, name=f"stages_{index}")(x, train)
+        hidden_states.append(x)
+    return tuple(hidden_states)
+
+
+def _check_pixel_values(config: PoolFormerConfig, shape: tuple[int, ...]) -> None:
+    channels, smallest = config.num_channels, config.total_stride
+    wanted = f"Expected [batch, height, width, {channels}]"
+    if len(shape) != 4:
+        raise ValueError(f"pixel_values has shape {shape}. {wanted}; add the batch axis with pixel_values[None].")
+    if shape[3] != channels:
+        if shape[1] == channels:
+            advice = "; this looks like PyTorch's NCHW: use pixel_values.transpose(0, 2, 3, 1)."
+        else:
+            advice = f", because config.num_channels={channels}."
+        raise ValueError(f"pixel_values has shape {shape}. {wanted}{advice}")
+    if min(shape[1:3]) < smallest:
+        raise ValueError(
+            f"pixel_values has shape {shape}, which leaves nothing of the image at the network's stride of {smallest}. "
+            f"{wanted} with height and width of at least {smallest} pixels; resize the images."
+        )
+    if config.image_size is not None and shape[1:3] != (config.image_size, config.image_size):
+        raise ValueError(
+            f"pixel_values has shape {shape}, and this network has parameters for every position of images of "
+            f"{config.image_size} by {config.image_size} pixels. Resize the images, or take a network without position "
+            "embeddings and spatial_fc."
+        )
