@@ -1,0 +1,199 @@
+"""What a run reads, and how it changes the images: typed, frozen, checked when it is made.
+
+Defaults are those of the paper's ImageNet training (arXiv 2111.11418, section 4.1; train.py and README of
+sail-sg/poolformer). `DIGITS` is the small data set that needs no download.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from poolformer_jax.image_processor import PoolFormerImageProcessor
+
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
+
+
+def _refuse(config: object, rules: list[tuple[str, object, str]]) -> None:
+    """Raises one ValueError that names every field whose rule does not hold."""
+    problems = [f"{name}={getattr(config, name)!r}: expected {wanted}." for name, good, wanted in rules if not good]
+    if problems:
+        raise ValueError(f"{type(config).__name__} cannot work:\n  " + "\n  ".join(problems))
+
+
+@dataclasses.dataclass(frozen=True)
+class HostAugmentation:
+    """Random changes to single images, made by Pillow in the worker processes."""
+
+    crop: Literal["random_resized", "evaluation"] = "random_resized"
+    """Cut out a random part and resize it, or resize and crop as evaluation does."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the random part, as a share of the image's."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the random part."""
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    """Filter that resizes the random part; "random" chooses one of the two for every image."""
+    scaled_decoding: bool = True
+    """Let the JPEG decoder shrink an image whose random part will be halved or more anyway. Faster for large
+    photographs, and the pixels differ a little from those of a full decode followed by the same filter."""
+    horizontal_flip: float = 0.5
+    """Probability of mirroring left and right."""
+    randaugment: str = "rand-m9-mstd0.5-inc1"
+    """RandAugment in timm's notation: m magnitude, mstd its standard deviation, n operations per image, p probability
+    of each, mmax largest magnitude, inc1 operations that grow stronger with the magnitude. "none" for none."""
+    max_shift: float = 0.0
+    """Largest random shift along each axis, as a share of the image's edge; the gap is filled with black."""
+    max_rotation: float = 0.0
+    """Largest random rotation in degrees, either way; the corners are filled with black."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "0 < smallest <= largest <= 1"),
+            ("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "0 < smallest <= largest"),
+            ("horizontal_flip", 0 <= self.horizontal_flip <= 1, "a probability from 0 to 1"),
+            ("max_shift", 0 <= self.max_shift < 1, "a share in [0, 1)"),
+            ("max_rotation", 0 <= self.max_rotation <= 180, "degrees from 0 to 180"),
+        ]
+        _refuse(self, rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceAugmentation:
+    """Random changes to whole batches, made on the device inside the training step."""
+
+    mixup: float = 0.8
+    """Alpha of mixup's Beta(alpha, alpha); 0 switches mixup off."""
+    cutmix: float = 1.0
+    """Alpha of cutmix's Beta(alpha, alpha); 0 switches cutmix off."""
+    mix_probability: float = 1.0
+    """Probability that a group of images is mixed at all."""
+    switch_to_cutmix: float = 0.5
+    """Probability of cutmix rather than mixup where both are on."""
+    mix_group: int = 32
+    """Images that share one mixing ratio and are mixed among themselves; a batch is cut into such groups. While a
+    device's part of the batch holds whole groups, mixing needs no communication. An even divisor of the batch size;
+    0 makes the whole batch one group. The authors' 8 GPUs had groups of 128."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over all classes."""
+    erase_probability: float = 0.25
+    """Probability of replacing a random rectangle of an image by noise."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    """Area of that rectangle, as a share of the image's."""
+    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    """Height over width of that rectangle."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("mixup", self.mixup >= 0, "0 or a positive number"),
+            ("cutmix", self.cutmix >= 0, "0 or a positive number"),
+            ("mix_probability", 0 <= self.mix_probability <= 1, "a probability from 0 to 1"),
+            ("switch_to_cutmix", 0 <= self.switch_to_cutmix <= 1, "a probability from 0 to 1"),
+            ("mix_group", self.mix_group >= 0 and self.mix_group % 2 == 0, "0 or an even number of images"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)"),
+            ("erase_probability", 0 <= self.erase_probability <= 1, "a probability from 0 to 1"),
+            ("erase_area", 0 < self.erase_area[0] <= self.erase_area[1] < 1, "0 < smallest <= largest < 1"),
+            ("erase_ratio", 0 < self.erase_ratio[0] <= self.erase_ratio[1], "0 < smallest <= largest"),
+        ]
+        _refuse(self, rules)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are ever mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where images come from, how they are read, and how they are changed."""
+
+    source: str = "digits"
+    """"digits" (scikit-learn's scans, nothing to download), "folder:PATH" (one folder of images per class),
+    "tfds:NAME" or "tfds:PATH" (ArrayRecord, see `python -m train prepare`), or "synthetic"."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets, for "tfds:NAME". Default: TFDS's own."""
+    train_split: str = "train"
+    """Split to train on. TFDS's slices work for tfds sources: "train[:90%]"."""
+    evaluation_split: str = "validation"
+    """Split to evaluate on."""
+    held_out: float = 0.1
+    """Share of every class that makes the evaluation split where a source has none of its own (digits, class folders
+    that are not below train/ and validation/). Which images they are depends on nothing but their names."""
+    image_size: int = 224
+    """Height and width of the network's input in pixels."""
+    crop_pct: float | None = 0.9
+    """Evaluation's crop, as a share of the resized image's edge: 0.9 for s12, s24, s36, and 0.95 for m36, m48. None
+    resizes to image_size directly."""
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean per channel of pixels in 0..1. One value makes greyscale images, three make RGB."""
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation per channel of pixels in 0..1."""
+    batch_size: int = 1024
+    """Images in a training step, over all processes."""
+    evaluation_batch_size: int | None = None
+    """Images in an evaluation step, over all processes. Default: batch_size."""
+    seed: int = 42
+    """Seed of the order of the images and of every random change made on the host."""
+    workers: int | None = None
+    """Worker processes on every host that decode and transform images; 0 does it in threads of the program itself.
+    Default: one for every core but one, and none for the built-in data sets."""
+    worker_batches: int = 2
+    """Batches that every worker keeps ready."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do about an image that cannot be read: stop and name it, or put the next readable one in its place,
+    count it and say so. In evaluation, skip leaves it out of the score."""
+    synthetic_examples: int = 1024
+    """Number of images in every split of the "synthetic" source."""
+    augment: HostAugmentation = HostAugmentation()
+    """Random changes made to single images by the workers."""
+    mix: DeviceAugmentation = DeviceAugmentation()
+    """Random changes made to batches on the device."""
+
+    def __post_init__(self) -> None:
+        kind, _, argument = self.source.partition(":")
+        known = (kind in ("folder", "tfds") and argument) or self.source in ("digits", "synthetic")
+        rules = [
+            ("source", known, "digits, synthetic, folder:PATH, tfds:NAME or tfds:PATH"),
+            ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
+            ("image_size", self.image_size > 0, "a positive number of pixels"),
+            ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),
+            ("image_std", len(self.image_std) == len(self.image_mean), "as many values as image_mean"),
+            ("batch_size", self.batch_size > 0, "a positive number of images"),
+            ("evaluation_batch_size", (self.evaluation_batch_size or 1) > 0, "a positive number of images"),
+            ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
+            ("workers", (self.workers or 0) >= 0, "0 or a positive number of processes"),
+            ("worker_batches", self.worker_batches > 0, "a positive number of batches"),
+            ("synthetic_examples", self.synthetic_examples > 0, "a positive number of images"),
+        ]
+        _refuse(self, rules)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the network's input: 3 (RGB) or 1 (greyscale)."""
+        return len(self.image_mean)
+
+    def image_processor(self) -> PoolFormerImageProcessor:
+        """Evaluation's preprocessing, which the trained model's folder keeps."""
+        interpolation = "bicubic" if self.augment.interpolation == "random" else self.augment.interpolation
+        return PoolFormerImageProcessor(
+            size={"shortest_edge": self.image_size},
+            crop_pct=self.crop_pct,
+            resample=_RESAMPLE[interpolation],
+            crop_size={"height": self.image_size, "width": self.image_size},
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+        )
+
+
+DIGITS = DataConfig(
+    source="digits",
+    held_out=0.2,
+    image_size=32,
+    crop_pct=None,
+    image_mean=(0.5,),
+    image_std=(0.5,),
+    batch_size=128,
+    augment=HostAugmentation(
+        crop="evaluation", horizontal_flip=0.0, randaugment="none", max_shift=0.1, max_rotation=10.0
+    ),
+    mix=DeviceAugmentation(mixup=0.0, cutmix=0.0, label_smoothing=0.1, erase_probability=0.0),
+)
+"""8 x 8 scans enlarged to 32 x 32, shifted and turned a little, never mirrored."""
