@@ -10,17 +10,20 @@ Source: transformers, models/poolformer/image_processing_pil_poolformer.py and i
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from poolformer_jax import processor_config
 from poolformer_jax.image_reading import ImageError, ImageLike, read_image
 
-CONFIG_FILE = "preprocessor_config.json"
+# The published networks evaluated at crop_pct 0.95 (default_cfg in the authors' poolformer.py and metaformer.py).
+_LARGE_CROP = ("m36", "m48", "metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +32,12 @@ class PoolFormerImageProcessor:
 
     Args:
         do_resize: whether to resize.
-        size: `{"shortest_edge": pixels}`, or `{"height": pixels, "width": pixels}`. An integer n means shortest_edge.
+        size: `{"shortest_edge": pixels}`, or `{"height": pixels, "width": pixels}`.
         crop_pct: the share of the resized picture's edge that the crop keeps: the edge becomes int(size / crop_pct).
             0.9 for s12, s24, s36 and 0.95 for m36, m48. None resizes to `size` itself.
         resample: Pillow's number of the filter; 3 is bicubic.
         do_center_crop: whether to cut out the middle. A smaller picture gets a black margin.
-        crop_size: `{"height": pixels, "width": pixels}`. An integer n means both.
+        crop_size: `{"height": pixels, "width": pixels}`.
         do_rescale: whether to multiply by `rescale_factor`.
         rescale_factor: 1/255 turns 8-bit samples into 0..1.
         do_normalize: whether to subtract `image_mean` and divide by `image_std`.
@@ -55,14 +58,12 @@ class PoolFormerImageProcessor:
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
-    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    image_mean: Sequence[float] = (0.485, 0.456, 0.406)
+    image_std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        size: Any = self.size
-        crop: Any = self.crop_size
-        object.__setattr__(self, "size", {"shortest_edge": size} if isinstance(size, int) else dict(size))
-        object.__setattr__(self, "crop_size", {"height": crop, "width": crop} if isinstance(crop, int) else dict(crop))
+        object.__setattr__(self, "size", dict(self.size))
+        object.__setattr__(self, "crop_size", dict(self.crop_size))
         object.__setattr__(self, "image_mean", tuple(float(mean) for mean in self.image_mean))
         object.__setattr__(self, "image_std", tuple(float(std) for std in self.image_std))
         object.__setattr__(self, "resample", int(self.resample))
@@ -153,7 +154,7 @@ class PoolFormerImageProcessor:
         values = np.arange(256) * (self.rescale_factor if self.do_rescale else 1.0)
         table = np.tile(values.astype(np.float32), (self.num_channels, 1))
         if self.do_normalize:
-            mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+            mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
             table = (table - mean[:, None]) / std[:, None]
         return table
 
@@ -180,36 +181,31 @@ class PoolFormerImageProcessor:
         return (long, short) if width <= height else (short, long)
 
     @classmethod
-    def for_variant(cls, name: str, **changes: Any) -> Self:
+    def for_variant(cls, name: str, **changes: Any) -> "PoolFormerImageProcessor":
         """The preprocessing that the published variant `name` ("s12", ...) was evaluated with."""
-        return cls(**{"crop_pct": 0.95 if name.removeprefix("poolformer_").startswith("m3") else 0.9, **changes})
+        return cls(**{"crop_pct": 0.95 if name.removeprefix("poolformer_") in _LARGE_CROP else 0.9, **changes})
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> "PoolFormerImageProcessor":
         """Reads a preprocessor_config.json of `transformers` of any age, or the `pretrained_cfg` of `timm`.
 
         Raises:
             ValueError: for entries that would change the pixels in a way that is not implemented here, all at once.
         """
-        if "interpolation" in data:
-            return cls(**_from_timm(data))
-        known = {field.name for field in dataclasses.fields(cls)}
-        fields = {name: value for name, value in data.items() if name in known and value is not None}
-        fields |= {"crop_pct": None} if data.get("crop_pct", 0) is None else {}
-        if "do_resize_and_center_crop" in data:  # the name of both flags until 2022, and in the published files
-            both = data["do_resize_and_center_crop"]
-            fields = {"do_resize": both, "do_center_crop": both, **fields}
-        unknown = [
-            f"{name}={value!r}"
-            for name, value in data.items()
-            if name not in known and name not in _WITHOUT_EFFECT and not name.startswith("_") and value
-        ]
-        if unknown:
-            raise ValueError(
-                f"These entries of {CONFIG_FILE} have no meaning here: {', '.join(unknown)}. Expected only: "
-                f"{', '.join(sorted(known))}. If they do not change the pixels, remove them."
-            )
-        return cls(**fields)
+        return cls(**processor_config.fields_from(data, {field.name for field in dataclasses.fields(cls)}))
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **hub_options: Any) -> "PoolFormerImageProcessor":
+        """The preprocessing of the model at `source`: a folder, a file in it, or the name of a repository on the Hub.
+
+        Args:
+            source: its preprocessor_config.json is read, or else timm's `pretrained_cfg` in its config.json.
+            hub_options: revision, cache_dir, local_files_only, token, as in `load_pretrained`.
+
+        Raises:
+            FileNotFoundError: if `source` has neither.
+        """
+        return cls.from_dict(processor_config.read(source, **hub_options))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values that `transformers` reads too."""
@@ -219,19 +215,11 @@ class PoolFormerImageProcessor:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, whole or not at all."""
-        path = Path(folder) / CONFIG_FILE
+        path = Path(folder) / processor_config.FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         temporary.replace(path)
-
-
-# Entries of preprocessor_config.json about something other than the pixels.
-_WITHOUT_EFFECT = frozenset(
-    "image_processor_type feature_extractor_type processor_class do_resize_and_center_crop do_convert_rgb data_format "
-    "input_data_format return_tensors device disable_grouping default_to_square model_input_names".split()
-)
-_TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
 def is_one_image(images: ImageLike) -> bool:
@@ -240,24 +228,6 @@ def is_one_image(images: ImageLike) -> bool:
         return np.ndim(images) != 4
     is_several = isinstance(images, Iterable) and not isinstance(images, str | bytes | bytearray | memoryview | Path)
     return isinstance(images, Image.Image) or not is_several
-
-
-def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
-    """timm scales the shorter edge by floor(size / crop_pct) and crops the middle, under other names."""
-    if data.get("crop_mode", "center") != "center" or data["interpolation"] not in _TIMM_FILTERS:
-        raise ValueError(
-            f"timm's crop_mode={data.get('crop_mode')!r}, interpolation={data['interpolation']!r} is not implemented. "
-            f"Expected crop_mode 'center' and one of {', '.join(_TIMM_FILTERS)}."
-        )
-    _, height, width = data["input_size"]
-    return {
-        "size": {"shortest_edge": height} if height == width else {"height": height, "width": width},
-        "crop_size": {"height": height, "width": width},
-        "crop_pct": data.get("crop_pct", 0.875),
-        "resample": _TIMM_FILTERS[data["interpolation"]],
-        "image_mean": data["mean"],
-        "image_std": data["std"],
-    }
 
 
 def _center_crop(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h2 w2 c"]:
@@ -281,11 +251,13 @@ def _middle(length: int, wanted: int) -> tuple[slice, slice]:
 
 
 def _problems(processor: PoolFormerImageProcessor) -> list[str]:
+    """Every field that is out of range, as "name=value: what was expected"."""
+
     def sides(mapping: Mapping[str, int], *allowed: set[str]) -> bool:
         return set(mapping) in allowed and all(isinstance(side, int) and side > 0 for side in mapping.values())
 
     two_sides = {"height", "width"}
-    channels: Sequence[float] = processor.image_mean
+    channels = processor.image_mean
     rules = [
         ("size", sides(processor.size, {"shortest_edge"}, two_sides), "shortest_edge, or height and width, in pixels"),
         ("crop_size", sides(processor.crop_size, two_sides), "height and width, in pixels"),

@@ -1,0 +1,125 @@
+"""Where a model's preprocessing is written down, and in which dialects.
+
+`transformers` writes preprocessor_config.json, and has renamed its entries over the years; `timm` writes a
+`pretrained_cfg` into config.json. Both become fields of `PoolFormerImageProcessor`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE = "preprocessor_config.json"
+TIMM_FILE = "config.json"
+
+# Entries of preprocessor_config.json about something other than the pixels.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "image_processor_type",
+        "feature_extractor_type",
+        "processor_class",
+        "model_input_names",
+        "do_resize_and_center_crop",
+        "do_convert_rgb",
+        "default_to_square",
+        "data_format",
+        "input_data_format",
+        "return_tensors",
+        "device",
+        "disable_grouping",
+    }
+)
+_TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+
+def fields_from(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """The processor's fields for a preprocessor_config.json of any age, or for a `pretrained_cfg` of timm.
+
+    Raises:
+        ValueError: for entries that would change the pixels in a way that is not implemented here, all at once.
+    """
+    if "interpolation" in data:
+        return _from_timm(data)
+    fields = {
+        name: value for name, value in data.items() if name in known and (value is not None or name == "crop_pct")
+    }
+    if "do_resize_and_center_crop" in data:  # one flag for both until 2022, and in the published files
+        both = data["do_resize_and_center_crop"]
+        fields = {"do_resize": both, "do_center_crop": both, **fields}
+    if isinstance(size := fields.get("size"), int):  # plain numbers, of that time too
+        fields["size"] = {"shortest_edge": size}
+    if isinstance(size := fields.get("crop_size"), int):
+        fields["crop_size"] = {"height": size, "width": size}
+    unknown = [
+        f"{name}={value!r}"
+        for name, value in data.items()
+        if value and name not in known and name not in _WITHOUT_EFFECT and not name.startswith("_")
+    ]
+    if unknown:
+        raise ValueError(
+            f"These entries of {FILE} have no meaning here: {', '.join(unknown)}. Expected only: "
+            f"{', '.join(sorted(known))}. If they do not change the pixels, remove them."
+        )
+    return fields
+
+
+def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
+    """timm too scales the shorter edge to floor(size / crop_pct) and crops the middle, under other names."""
+    if data.get("crop_mode", "center") != "center" or data["interpolation"] not in _TIMM_FILTERS:
+        raise ValueError(
+            f"timm's crop_mode={data.get('crop_mode')!r} with interpolation={data['interpolation']!r} is not "
+            f"implemented. Expected crop_mode 'center' and one of {', '.join(_TIMM_FILTERS)}."
+        )
+    _, height, width = data["input_size"]
+    return {
+        "size": {"shortest_edge": height} if height == width else {"height": height, "width": width},
+        "crop_size": {"height": height, "width": width},
+        "crop_pct": data.get("crop_pct", 0.875),
+        "resample": _TIMM_FILTERS[data["interpolation"]],
+        "image_mean": data["mean"],
+        "image_std": data["std"],
+    }
+
+
+def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any]:
+    """The preprocessing that a folder, a file in it, or a repository on the Hub has written down.
+
+    Raises:
+        FileNotFoundError: if it has none.
+    """
+    path = Path(source)
+    if path.exists():
+        folder = path if path.is_dir() else path.parent
+        candidates = [folder / name for name in (FILE, TIMM_FILE)]
+    else:
+        candidates = _download(str(source), **hub_options)
+    for candidate in candidates:
+        if candidate.is_file():
+            data: dict[str, Any] = json.loads(candidate.read_text(encoding="utf-8"))
+            if candidate.name == FILE:
+                return data
+            if isinstance(timm := data.get("pretrained_cfg"), dict):
+                return timm
+    raise FileNotFoundError(
+        f"{source} has no {FILE}, and no config.json of timm with a pretrained_cfg. Expected one of them beside the "
+        "weights; PoolFormerImageProcessor(...).save_pretrained(folder) writes it."
+    )
+
+
+def _download(repository: str, **hub_options: Any) -> list[Path]:
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError:
+        raise ModuleNotFoundError(
+            f"{repository!r} is no folder here, and to look for it on the Hugging Face Hub needs huggingface_hub. "
+            "Install it with: pip install 'poolformer-jax[hub]'"
+        ) from None
+    paths: list[Path] = []
+    for name in (FILE, TIMM_FILE):
+        try:
+            paths.append(Path(huggingface_hub.hf_hub_download(repository, name, **hub_options)))
+        except EntryNotFoundError:
+            continue
+    return paths
