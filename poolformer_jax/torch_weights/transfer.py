@@ -1,0 +1,234 @@
+"""Applies a table of `names.py` in either direction, every leaf exactly once.
+
+Arrays only: files are read in `files.py`, and nothing here knows the model. What does not fit is collected and told
+at once, with the nearest name that is there.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.torch_weights.detection import Detection, detect
+from poolformer_jax.torch_weights.names import TRANSFORMS, Leaf, leaves
+
+_SHOWN = 20  # problems of one kind that a message spells out
+_COMPARED = 2000  # names that are searched for the nearest one
+
+
+class ArrayLike(Protocol):
+    """An array, or anything that knows its shape and type and becomes one with `numpy.asarray`.
+
+    A tensor that is still in its file is one too (`files.StoredTensor`): it is read when its turn comes.
+    """
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
+class WeightsMismatch(ValueError):
+    """Names or shapes of weights that are not those of the network.
+
+    Attributes:
+        missing: names the network needs and the weights lack, with the shape.
+        unexpected: names the network has no place for, with the shape.
+        misshaped: names that fit, with the shape given and the shape expected.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        missing: Mapping[str, Sequence[int]],
+        unexpected: Mapping[str, Sequence[int]],
+        misshaped: Mapping[str, tuple[Sequence[int], Sequence[int]]],
+    ) -> None:
+        self.missing, self.unexpected, self.misshaped = dict(missing), dict(unexpected), dict(misshaped)
+        lines = [
+            *_shown("missing", (_line(n, s) + _nearest(n, unexpected) for n, s in missing.items()), len(missing)),
+            *_shown("unexpected", (_line(n, s) + _nearest(n, missing) for n, s in unexpected.items()), len(unexpected)),
+            *_shown(
+                "misshaped",
+                (f"{_line(name, given)}, expected {list(wanted)}" for name, (given, wanted) in misshaped.items()),
+                len(misshaped),
+            ),
+        ]
+        super().__init__(f"{what}\n" + "\n".join(lines))
+
+
+def _line(name: str, shape: Sequence[int]) -> str:
+    return f"{name} {list(shape)}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names)[:_COMPARED], n=1, cutoff=0.7)
+    return f"; the nearest name on the other side is {near[0]}" if near else ""
+
+
+def _shown(kind: str, lines: Iterator[str], count: int) -> list[str]:
+    shown = [f"  {kind}: {line}" for line, _ in zip(lines, range(_SHOWN))]
+    return [*shown, f"  {kind}: and {count - _SHOWN} more"] if count > _SHOWN else shown
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """Which array of a state dict becomes which leaf of the parameter tree.
+
+    Args:
+        detection: layout and network.
+        leaves: every parameter of the network, in the order of the layout.
+    """
+
+    detection: Detection
+    leaves: tuple[Leaf, ...]
+
+    def given_name(self, leaf: Leaf) -> str:
+        """The state dict's own name for `leaf`, with the prefix it has there."""
+        return self.detection.names[leaf.name]
+
+
+def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | None = None) -> ImportPlan:
+    """Matches the names and shapes of `state_dict` with a network, and reads none of its values.
+
+    Args:
+        state_dict: arrays by PyTorch name (or this package's), in any order.
+        config: the network; None to work it out.
+
+    Raises:
+        WeightsMismatch: if a name is missing or left over, or a shape differs.
+        ValueError: if the names are of no known layout.
+    """
+    shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
+    detection = detect(shapes, config)
+    expected = leaves(detection.config, detection.layout, classifier=detection.classifier)
+    by_name = {leaf.name: leaf for leaf in expected}
+    given = {name: shapes[original] for name, original in detection.names.items()}
+    missing = {name: leaf.stored_shape for name, leaf in by_name.items() if name not in given}
+    unexpected = {name: shape for name, shape in given.items() if name not in by_name}
+    misshaped = {
+        name: (given[name], leaf.stored_shape)
+        for name, leaf in by_name.items()
+        if name in given and given[name] != leaf.stored_shape
+    }
+    if missing or unexpected or misshaped:
+        network = detection.variant or "non-standard PoolFormer"
+        source = "the config given" if config else "its names and shapes"
+        what = (
+            f"These weights are not those of the {network} in the layout of {detection.layout} that {source} tell of:"
+        )
+        raise WeightsMismatch(what, missing, unexpected, misshaped)
+    return ImportPlan(detection, expected)
+
+
+def from_torch_state_dict(
+    state_dict: Mapping[str, ArrayLike],
+    config: PoolFormerConfig | None = None,
+    *,
+    param_dtype: DTypeLike | None = np.float32,
+) -> tuple[PoolFormerConfig, dict[str, Any]]:
+    """Turns a PyTorch state dict into a config and variables for `PoolFormerForImageClassification`.
+
+    Layout (sail, transformers, timm), variant, classes and order of the head are worked out from names and shapes;
+    their order does not matter. Prefixes of wrappers (`module.`) are passed over.
+
+    Two things show in no array. Pooling and identity mixers look alike and are read as pooling: pass
+    `config=PoolFormerConfig.from_variant("metaformer_id_s12")` for the other. Networks with attention are read as the
+    published ones, which normalise over channels.
+
+    Args:
+        state_dict: arrays by name. CPU tensors of PyTorch do, except bfloat16 ones: `tensor.float()` them.
+        config: the network, where the arrays do not tell it.
+        param_dtype: type of the parameters. float16 and bfloat16 become float32 without a change of value, float64 is
+            rounded; None keeps every array's own type.
+
+    Returns:
+        The config, and `{"params": tree}` of NumPy arrays. A state dict of the backbone alone (transformers'
+        PoolFormerModel) gives the tree of `PoolFormerModel`, and a config with num_labels=0.
+
+    Raises:
+        WeightsMismatch: naming everything that is missing, unexpected or misshaped.
+        ValueError: if the names are of no known layout.
+    """
+    plan = plan_import(state_dict, config)
+    params: dict[str, Any] = {}
+    for leaf in plan.leaves:
+        *parents, last = leaf.path.split("/")
+        branch = params
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = read_leaf(leaf, state_dict[plan.given_name(leaf)], param_dtype)
+    return plan.detection.config, {"params": params}
+
+
+def read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None = np.float32) -> np.ndarray:
+    """One array as the parameter tree holds it: laid out for it, contiguous, and the caller's own."""
+    array = TRANSFORMS[leaf.transform].here(np.asarray(stored))
+    return np.array(array, dtype=param_dtype or array.dtype, order="C")
+
+
+def to_torch_state_dict(config: PoolFormerConfig, variables: Mapping[str, Any], layout: str) -> dict[str, np.ndarray]:
+    """Turns variables into a state dict; the exact inverse of `from_torch_state_dict`, bit for bit.
+
+    Args:
+        config: the network.
+        variables: `{"params": tree}`, of the classifier or of the backbone alone.
+        layout: "sail", "hf" or "timm" ("jax" gives the tree's own '/'-joined names). timm's model pools before it
+            normalises, so that the same weights compute other logits there than in sail's and transformers'.
+
+    Returns:
+        Contiguous arrays by name, in the order of that home's state dict.
+
+    Raises:
+        WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
+        ValueError: if the layout has no name for a part of the network.
+    """
+    return {name: np.ascontiguousarray(array) for name, array in stored_views(config, variables, layout)}
+
+
+def stored_views(
+    config: PoolFormerConfig, variables: Mapping[str, Any], layout: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """As `to_torch_state_dict`, one array at a time, and each a view of the tree's own memory."""
+    tree = flatten(variables)
+    # The backbone's tree has no final norm, and that is how the two are told apart.
+    classifier = any(path.startswith("norm/") for path in tree)
+    expected = leaves(config, layout, classifier=classifier)
+    shapes = {leaf.path: leaf.shape for leaf in expected}
+    missing = {path: shape for path, shape in shapes.items() if path not in tree}
+    unexpected = {path: np.shape(array) for path, array in tree.items() if path not in shapes}
+    misshaped = {
+        path: (np.shape(tree[path]), shape)
+        for path, shape in shapes.items()
+        if path in tree and np.shape(tree[path]) != shape
+    }
+    if missing or unexpected or misshaped:
+        raise WeightsMismatch("These variables are not those of the config given:", missing, unexpected, misshaped)
+    return ((leaf.name, TRANSFORMS[leaf.transform].there(np.asarray(tree[leaf.path]))) for leaf in expected)
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of `{"params": tree}` by their '/'-joined paths.
+
+    Raises:
+        ValueError: if there is no "params", or anything beside it.
+    """
+    if set(variables) != {"params"}:
+        raise ValueError(
+            f"variables holds {sorted(variables) or 'nothing'}. Expected {{'params': tree}} and nothing else, "
+            "as model.init and load_pretrained return."
+        )
+    return dict(_walk(variables["params"], ()))
+
+
+def _walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, (*path, key))
+        else:
+            yield "/".join((*path, key)), value
