@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from poolformer_jax.image_processor import PoolFormerImageProcessor
+from train.data.random_augment import RandAugment
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
@@ -54,6 +55,8 @@ class HostAugmentation:
             ("max_rotation", 0 <= self.max_rotation <= 180, "degrees from 0 to 180"),
         ]
         _refuse(self, rules)
+        if self.randaugment != "none":
+            RandAugment.from_notation(self.randaugment)  # raises if it has no meaning
 
 
 @dataclasses.dataclass(frozen=True)

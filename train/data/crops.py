@@ -1,0 +1,89 @@
+"""Cutting an image to the network's size, and moving it a little: geometry chosen at random, pixels by Pillow.
+
+The random-resized crop is torchvision's and timm's (Inception's, arXiv 1409.4842): an area and an aspect ratio are
+drawn up to ten times until they fit, else the middle is taken. The part is cut out before it is resized, so nothing
+from outside it gets in at the edges.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+_ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A part of an image in pixels, as Pillow counts them."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.bottom - self.top
+
+
+def random_resized_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Which part of an image of `width` x `height` pixels to cut out.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        scale: smallest and largest area, as a share of the image's; drawn uniformly.
+        ratio: smallest and largest width over height; drawn uniformly in the logarithm.
+        rng: where the numbers come from.
+    """
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    for _ in range(_ATTEMPTS):
+        area = rng.uniform(*scale) * width * height
+        aspect = math.exp(rng.uniform(*log_ratio))
+        box_width = round(math.sqrt(area * aspect))
+        box_height = round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = int(rng.integers(0, width - box_width, endpoint=True))
+            top = int(rng.integers(0, height - box_height, endpoint=True))
+            return Box(left, top, left + box_width, top + box_height)
+    return _largest_middle(width, height, ratio)
+
+
+def _largest_middle(width: int, height: int, ratio: tuple[float, float]) -> Box:
+    """The largest part in the middle whose aspect ratio is allowed."""
+    box_width = max(1, min(width, round(height * ratio[1])))
+    box_height = max(1, min(height, round(width / ratio[0])))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return Box(left, top, left + box_width, top + box_height)
+
+
+def resize_part(image: Image.Image, box: Box, size: int, resample: Image.Resampling) -> Image.Image:
+    """One part of an image that is in memory already, resized to `size` x `size` pixels."""
+    return image.crop(box).resize((size, size), resample)
+
+
+def shift_and_rotate(
+    image: Image.Image, max_shift: float, max_rotation: float, rng: np.random.Generator
+) -> Image.Image:
+    """The image moved and turned about its middle by random amounts; what comes in from outside is black.
+
+    Args:
+        image: any mode that Pillow can transform.
+        max_shift: largest shift along each axis, as a share of that edge.
+        max_rotation: largest angle in degrees, either way.
+        rng: where the numbers come from.
+    """
+    if max_shift == 0 and max_rotation == 0:
+        return image
+    angle = float(rng.uniform(-max_rotation, max_rotation))
+    shift = rng.uniform(-max_shift, max_shift, size=2) * image.size
+    return image.rotate(angle, resample=Image.Resampling.BILINEAR, translate=(float(shift[0]), float(shift[1])))

@@ -1,0 +1,88 @@
+"""From the bytes of an image file to the pixels of one part of it, at the network's size, as cheaply as Pillow can.
+
+What a file may hold and how it becomes RGB or greyscale is the library's business (`poolformer_jax.image_reading`);
+this is the short cut for training's random parts of JPEG photographs:
+
+- Only the header is read before the part is chosen.
+- An upright JPEG in the wanted colours is cut from the decoder's own memory, without the copies that turning and
+  converting make. The pixels are those of the long way.
+- Scaled decoding, where it is allowed: a JPEG decoder can produce an image at 1/2, 1/4 or 1/8 of its size for less
+  than the price of the whole (it computes smaller inverse DCTs). It is used where the part is at least that many times
+  larger than the network's input, so detail is never made up: the filter then shrinks by what is left. The pixels
+  differ a little from those of a full decode.
+"""
+
+from collections.abc import Callable
+from io import BytesIO
+
+from PIL import ExifTags, Image
+
+from poolformer_jax.image_reading import ImageError, read_image
+from train.data.crops import Box, resize_part
+
+_SCALES = (8, 4, 2)
+
+
+def decode_part(
+    data: bytes,
+    choose_box: Callable[[int, int], Box],
+    size: int,
+    resample: Image.Resampling,
+    *,
+    num_channels: int = 3,
+    scaled_decoding: bool = False,
+) -> Image.Image:
+    """Decodes one part of an image, resized to `size` x `size` pixels.
+
+    Args:
+        data: the bytes of an image file of any format that Pillow reads.
+        choose_box: called with the upright image's width and height.
+        size: of the result, in pixels.
+        resample: the filter.
+        num_channels: 3 for mode "RGB", 1 for mode "L".
+        scaled_decoding: whether a JPEG may be decoded at a fraction of its size.
+
+    Raises:
+        ImageError: if the image cannot be read.
+    """
+    mode = "L" if num_channels == 1 else "RGB"
+    try:
+        with Image.open(BytesIO(data)) as image:
+            if image.format == "JPEG" and image.mode == mode and _is_upright(image):
+                return _decode_upright_jpeg(image, choose_box, size, resample, scaled_decoding)
+            upright = read_image(image, num_channels)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
+        raise ImageError(f"not an image that Pillow can read: {error}") from error
+    return resize_part(upright, choose_box(*upright.size), size, resample)
+
+
+def _decode_upright_jpeg(
+    image: Image.Image,
+    choose_box: Callable[[int, int], Box],
+    size: int,
+    resample: Image.Resampling,
+    scaled_decoding: bool,
+) -> Image.Image:
+    width, height = image.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ImageError(f"{width} x {height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS, {limit}")
+    box = choose_box(width, height)
+    excess = min(box.width, box.height) // size
+    scale = next((scale for scale in _SCALES if excess >= scale), 1)
+    if not scaled_decoding or scale == 1:
+        return resize_part(image, box, size, resample)
+    drafted = image.draft(None, (width // scale, height // scale))
+    # The decoder rounds its size up, so that what was at x is at x / scale whatever the size.
+    scale = 1 if drafted is None else width / drafted[1][2]
+    part = (box.left / scale, box.top / scale, box.right / scale, box.bottom / scale)
+    return image.resize((size, size), resample, box=part)
+
+
+def _is_upright(image: Image.Image) -> bool:
+    """Whether the file does not ask for the image to be turned. Without EXIF or XMP there is nothing to parse."""
+    if not any(name in image.info for name in ("exif", "xmp")):
+        return True
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)

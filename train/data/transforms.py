@@ -1,0 +1,92 @@
+"""What happens to one example between its source and a batch: small picklable functions that workers carry."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from poolformer_jax.image_processor import PoolFormerImageProcessor
+from poolformer_jax.image_reading import read_image
+from train.data.config import DataConfig
+from train.data.crops import Box, random_resized_box, resize_part, shift_and_rotate
+from train.data.decode import decode_part
+from train.data.random_augment import RandAugment
+
+_FILTERS = {
+    "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
+    "bilinear": (Image.Resampling.BILINEAR,),
+    "bicubic": (Image.Resampling.BICUBIC,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTransform:
+    """Exactly what inference does to an image, up to the 8-bit pixels."""
+
+    processor: PoolFormerImageProcessor
+
+    def __call__(self, image: Any) -> UInt8[np.ndarray, "h w c"]:
+        """Pixels for the bytes of an image file or an array of pixels.
+
+        Raises:
+            ImageError: if the image cannot be read.
+        """
+        return self.processor.resize_and_crop(image)
+
+
+class TrainingTransform:
+    """Crop, flip, RandAugment, shift and rotation; all numbers come from the generator given."""
+
+    def __init__(self, config: DataConfig) -> None:
+        augment = config.augment
+        self._augment = augment
+        self._size = config.image_size
+        self._channels = config.num_channels
+        self._filters = _FILTERS[augment.interpolation]
+        self._evaluation = EvaluationTransform(config.image_processor())
+        self._policy = None
+        if augment.randaugment != "none":
+            fill = tuple(min(255, round(255 * mean)) for mean in config.image_mean)
+            self._policy = RandAugment.from_notation(
+                augment.randaugment,
+                fill=fill if len(fill) > 1 else fill[0],
+                resample=tuple(int(resample) for resample in self._filters),
+            )
+
+    def __call__(self, image: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
+        """Pixels for the bytes of an image file or an array of pixels.
+
+        Raises:
+            ImageError: if the image cannot be read.
+        """
+        picture = self._crop(image, rng)
+        if rng.random() < self._augment.horizontal_flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self._policy is not None:
+            picture = self._policy(picture, rng)
+        picture = shift_and_rotate(picture, self._augment.max_shift, self._augment.max_rotation, rng)
+        pixels = np.asarray(picture)
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+
+    def _crop(self, image: Any, rng: np.random.Generator) -> Image.Image:
+        if self._augment.crop == "evaluation":
+            pixels = self._evaluation(image)
+            return Image.fromarray(pixels if self._channels == 3 else pixels[..., 0])
+        resample = self._filters[rng.integers(len(self._filters))]
+
+        def choose_box(width: int, height: int) -> Box:
+            return random_resized_box(width, height, self._augment.crop_scale, self._augment.crop_ratio, rng)
+
+        if isinstance(image, bytes):
+            return decode_part(
+                image,
+                choose_box,
+                self._size,
+                resample,
+                num_channels=self._channels,
+                scaled_decoding=self._augment.scaled_decoding,
+            )
+        picture = read_image(image, self._channels)
+        return resize_part(picture, choose_box(*picture.size), self._size, resample)
