@@ -37,7 +37,7 @@ class PoolFormerConfig:
         num_labels: classes of the head; 0 means no head, and the pooled features in the place of the logits.
         id2label: class names by index, for every index below `num_labels`; None if unknown.
         dropout_rate: dropout after both layers of the MLP.
-        token_mixers: one name per stage, of `token_mixers.TOKEN_MIXERS`; in place of a sequence, one name for all.
+        token_mixers: one name per stage, of `token_mixers.TOKEN_MIXERS`.
         norm: "group_norm" (one group over height, width and channels) or "layer_norm" (over channels at each position,
             as in the ablations with attention).
         head_order: "norm_pool" (sail and transformers: normalise the map, then average) or "pool_norm" (timm: average,
@@ -72,14 +72,11 @@ class PoolFormerConfig:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        # JSON has lists and string keys where a hashable value needs tuples and a frozen mapping of integers.
+        # Hashable, whatever sequences and mappings were given: a config is a key of compiled programs.
         for name in _PER_STAGE:
-            value = getattr(self, name)
-            spread = (value,) * len(self.depths) if isinstance(value, str) else tuple(value)
-            object.__setattr__(self, name, spread)
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.id2label is not None:
-            labels = {int(index): str(label) for index, label in self.id2label.items()}
-            object.__setattr__(self, "id2label", FrozenDict(labels))  # type: ignore[no-untyped-call]
+            object.__setattr__(self, "id2label", FrozenDict(self.id2label))  # type: ignore[no-untyped-call]
         if problems := _problems(self):
             raise ValueError("This PoolFormerConfig describes no network:\n  " + "\n  ".join(problems))
 
@@ -122,12 +119,15 @@ class PoolFormerConfig:
             raise ValueError(f"This config.json is of a {model_type!r} model. Expected model_type 'poolformer'.")
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {name: value for name, value in data.items() if name in known}
-        if fields.get("id2label") and "num_labels" not in fields:
-            fields["num_labels"] = len(fields["id2label"])
-        depths = fields.get("depths", cls.depths)
+        # JSON has lists for tuples, string keys for integers and, from some writers, 4 for 4.0.
+        fields |= {name: tuple(fields[name]) for name in _PER_STAGE if name in fields}
+        fields |= {name: float(fields[name]) for name in _REAL if name in fields}
+        if labels := fields.pop("id2label", None):
+            fields["id2label"] = {int(index): str(label) for index, label in labels.items()}
+            fields.setdefault("num_labels", len(labels))
         # transformers knows nothing of these two; their default follows the number of stages.
-        fields.setdefault("token_mixers", ("pooling",) * len(depths))
-        fields.setdefault("position_embeddings", (False,) * len(depths))
+        stages = len(fields.get("depths", cls.depths))
+        fields = {"token_mixers": ("pooling",) * stages, "position_embeddings": (False,) * stages, **fields}
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +154,7 @@ _PER_STAGE = (
     "token_mixers",
     "position_embeddings",
 )
+_REAL = ("mlp_ratio", "drop_path_rate", "layer_scale_init_value", "dropout_rate")
 
 
 def _refuse_unknown_fields(changes: Mapping[str, Any]) -> None:

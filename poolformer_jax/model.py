@@ -6,10 +6,12 @@ parameters float32, and `dtype` sets the type that activations are computed in.
 
 from collections.abc import Callable
 from functools import partial
+from typing import no_type_check
 
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Int, Num
 
@@ -18,9 +20,16 @@ from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.layers import KERNEL_INIT, DropPath, GroupNorm, LayerNorm, LayerScale, Mlp, PatchEmbedding
 from poolformer_jax.token_mixers import make_token_mixer
 
+# As the two public modules take them; `_check_pixel_values` checks the shape and says more than an annotation can.
+Pixels = Num[Array | np.ndarray, "..."]
+Labels = Int[Array | np.ndarray, " b"] | Float[Array | np.ndarray, "b labels"]
+
 _NORMS: dict[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm": LayerNorm}
 
 
+# Outputs are pytrees, and JAX fills pytrees with more than arrays: shapes, shardings, axes. So their fields are typed
+# for the reader, and not checked.
+@no_type_check
 @flax.struct.dataclass
 class PoolFormerModelOutput:
     """What the backbone returns.
@@ -34,6 +43,7 @@ class PoolFormerModelOutput:
     hidden_states: tuple[Float[Array, "b _h _w _c"], ...]
 
 
+@no_type_check
 @flax.struct.dataclass
 class ImageClassifierOutput:
     """What the classifier returns.
@@ -122,7 +132,7 @@ class PoolFormerModel(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, pixel_values: Num[Array, "b h w c"], train: bool = False) -> PoolFormerModelOutput:
+    def __call__(self, pixel_values: Pixels, train: bool = False) -> PoolFormerModelOutput:
         """Feature maps of a batch of images.
 
         Args:
@@ -152,8 +162,8 @@ class PoolFormerForImageClassification(nn.Module):
     @nn.compact
     def __call__(
         self,
-        pixel_values: Num[Array, "b h w c"],
-        labels: Int[Array, " b"] | Float[Array, "b labels"] | None = None,
+        pixel_values: Pixels,
+        labels: Labels | None = None,
         train: bool = False,
     ) -> ImageClassifierOutput:
         """Logits of a batch of images, and the loss where labels are given.
@@ -175,18 +185,18 @@ class PoolFormerForImageClassification(nn.Module):
         if config.num_labels:
             features = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=self.dtype, name="head")(features)
         logits = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-        loss = None if labels is None else functional.cross_entropy(logits, labels).mean()
+        loss = None if labels is None else functional.cross_entropy(logits, jnp.asarray(labels)).mean()
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 
 
 def _stages(
-    config: PoolFormerConfig, dtype: Dtype, remat: bool, pixel_values: Num[Array, "b h w c"], train: bool
+    config: PoolFormerConfig, dtype: Dtype, remat: bool, pixel_values: Pixels, train: bool
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """Stem and stages, as submodules of the module that calls this: backbone and classifier share one tree."""
     _check_pixel_values(config, pixel_values.shape)
     # `train` is Python's, so a rematerialised stage must not trace it.
     stage = nn.remat(Stage, static_argnums=(2,)) if remat else Stage
-    x = _patch_embedding(config, 0, dtype, "stem")(pixel_values.astype(dtype))
+    x = _patch_embedding(config, 0, dtype, "stem")(jnp.asarray(pixel_values, dtype))
     hidden_states = []
     for index in range(len(config.depths)):
         x = stage(config, index, dtype, name=f"stages_{index}")(x, train)

@@ -1,0 +1,10 @@
+"""What every test runs under: CPU, eight virtual devices to shard over, and one compilation cache for all processes."""
+
+import os
+from pathlib import Path
+
+# Set before jax is imported, and inherited by the programs that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
