@@ -1,0 +1,219 @@
+"""The same network for inference, with every constant factor multiplied into a matrix beforehand.
+
+Exact algebra, no approximation; only the rounding of float32 differs. Write a norm as `n * gain + shift` where
+`n = (x - mean) / std` has no parameters, and `s` for a layer scale (1 where the network has none). All of these are
+vectors over channels, so each commutes with everything that treats channels alike.
+
+1. Pooling branch: `s * (pool(n * gain + shift) - (n * gain + shift))`. The pooling mean counts only pixels inside the
+   image, so the mean of a constant is that constant: `pool(shift) - shift = 0`, and shift is gone.
+2. `gain` is the same at every position, hence `pool(n * gain) = pool(n) * gain`: one vector `s * gain` is left.
+3. Group norm only: mean and std are one number per image. The mean is a constant again and cancels as shift did, and
+   1 / std moves out: the branch is `(s * gain / std) * (pool(x) - x)`. No normalised map is ever written.
+4. Identity branch: `s * (n * gain + shift) = n * (s * gain) + s * shift`.
+5. Other mixers stay as they are between their norm and their layer scale.
+6. First MLP layer: `(n * gain + shift) @ K + b = n @ (gain[:, None] * K) + (shift @ K + b)`.
+7. Second MLP layer: `s * (h @ K + b) = h @ (K * s) + b * s`.
+8. Head: averaging over positions commutes with `* gain + shift`, which then goes into the head's kernel and bias as
+   in 6. With one group, `mean(n) = (mean over positions of x - mean) / std`: the map is not normalised either.
+   Without a head (num_labels=0) gain and shift are applied to the pooled vector.
+
+Line 3 reads as in Section 3.2 of arXiv 2111.11418; the rest is common practice for batch norm (arXiv 1712.05877,
+Section 3.2), which here works for norms that depend on the image because their statistics are left where they are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jax import lax
+from jaxtyping import Array, Float, Num
+
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.functional import activation, pooling_mixer
+from poolformer_jax.token_mixers import make_token_mixer
+
+# Nested dictionaries of float32 arrays; `fold` says which.
+FoldedParams = dict[str, Any]
+
+_EPSILON = 1e-5
+_POOLED_EPSILON = 1e-6  # of the norm after pooling, head_order="pool_norm"
+
+
+def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams:
+    """The folded parameters of a `PoolFormerForImageClassification`, computed in float64 and rounded once.
+
+    Args:
+        config: the architecture.
+        variables: `{"params": tree}` as `model.init` or `load_pretrained` gives it.
+
+    Returns:
+        `stem` and `stages_{s}/downsample` {kernel, bias}; `stages_{s}/position_embedding` where there is one;
+        `stages_{s}/blocks_{b}/mlp/fc1`, `fc2` {kernel, bias} and `token_mixer`: {scale} for pooling, {scale, shift} for
+        identity, {norm, mixer, scale} for the others; `head` {kernel, bias}, or `norm` {scale, bias} without labels.
+    """
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables["params"]))
+    folded: FoldedParams = {"stem": params["stem"]["conv"]}
+    for index, depth in enumerate(config.depths):
+        stage = params[f"stages_{index}"]
+        folded[f"stages_{index}"] = {
+            **({"downsample": stage["downsample"]["conv"]} if index > 0 else {}),
+            **{name: stage[name] for name in ("position_embedding",) if name in stage},
+            **{name: _fold_block(config.token_mixers[index], stage[name]) for name in _block_names(depth)},
+        }
+    if config.num_labels:
+        folded["head"] = _fold_affine(params["norm"], params["head"])
+    else:
+        folded["norm"] = params["norm"]
+    rounded: FoldedParams = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), folded)
+    return rounded
+
+
+def _block_names(depth: int) -> list[str]:
+    return [f"blocks_{number}" for number in range(depth)]
+
+
+def _fold_block(mixer: str, block: Mapping[str, Any]) -> FoldedParams:
+    ones = np.ones_like(block["norm1"]["scale"])
+    scale_1, scale_2 = (block.get(f"layer_scale_{branch}", {"scale": ones})["scale"] for branch in (1, 2))
+    norm, fc2 = block["norm1"], block["mlp"]["fc2"]
+    match mixer:
+        case "pooling":  # lines 1 and 2
+            token_mixer = {"scale": scale_1 * norm["scale"]}
+        case "identity":  # line 4
+            token_mixer = {"scale": scale_1 * norm["scale"], "shift": scale_1 * norm["bias"]}
+        case _:  # line 5
+            token_mixer = {"norm": norm, "mixer": block.get("token_mixer", {}), "scale": scale_1}
+    return {
+        "token_mixer": token_mixer,
+        "mlp": {
+            "fc1": _fold_affine(block["norm2"], block["mlp"]["fc1"]),
+            "fc2": {"kernel": fc2["kernel"] * scale_2, "bias": fc2["bias"] * scale_2},  # line 7
+        },
+    }
+
+
+def _fold_affine(norm: Mapping[str, Any], dense: Mapping[str, Any]) -> FoldedParams:
+    """Line 6: a norm's gain and shift, taken into the dense layer that follows it."""
+    kernel = dense["kernel"]
+    return {"kernel": norm["scale"][:, None] * kernel, "bias": norm["bias"] @ kernel + dense["bias"]}
+
+
+def folded_apply(
+    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Num[Array, "b h w c"], dtype: Dtype = jnp.float32
+) -> Float[Array, "b labels"]:
+    """The logits of `PoolFormerForImageClassification(config, dtype)` with train=False, in float32.
+
+    Args:
+        folded: what `fold` returns.
+        config: the architecture.
+        pixel_values: [batch, height, width, num_channels], normalised.
+        dtype: type that feature maps are computed in; the statistics and the head always use float32.
+    """
+    return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype)[-1])
+
+
+def folded_features(
+    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Num[Array, "b h w c"], dtype: Dtype = jnp.float32
+) -> tuple[Float[Array, "b _h _w _c"], ...]:
+    """The feature map of every stage: the `hidden_states` of the model."""
+    x = _convolve(folded["stem"], config, 0, pixel_values.astype(dtype))
+    hidden_states = []
+    for index, depth in enumerate(config.depths):
+        stage = folded[f"stages_{index}"]
+        if index > 0:
+            x = _convolve(stage["downsample"], config, index, x)
+        if "position_embedding" in stage:
+            x = x + stage["position_embedding"].astype(dtype)
+        for name in _block_names(depth):
+            x = _mix_tokens(stage[name]["token_mixer"], config, config.token_mixers[index], x)
+            x = _mix_channels(stage[name]["mlp"], config, x)
+        hidden_states.append(x)
+    return tuple(hidden_states)
+
+
+def folded_head(
+    folded: FoldedParams, config: PoolFormerConfig, features: Float[Array, "b h w c"]
+) -> Float[Array, "b labels"]:
+    """The logits for the last feature map; with num_labels=0 the pooled, normalised features."""
+    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    if config.head_order == "pool_norm":
+        pooled = _standardize(features.mean((1, 2)), (-1,), _POOLED_EPSILON)
+    elif config.norm == "group_norm":  # line 8
+        mean, inverse_std = _statistics(features, (1, 2, 3))
+        pooled = (features.mean((1, 2)) - mean[:, 0, 0]) * inverse_std[:, 0, 0]
+    else:
+        pooled = _standardize(features, (-1,)).mean((1, 2))
+    if "head" in folded:
+        return _dense(folded["head"], pooled)
+    gain, shift = _vectors(folded["norm"], pooled.dtype, "scale", "bias")
+    return pooled * gain + shift
+
+
+def _convolve(
+    conv: Mapping[str, Array], config: PoolFormerConfig, index: int, x: Float[Array, "b h w c"]
+) -> Float[Array, "b h2 w2 c2"]:
+    stride, padding = config.strides[index], config.padding[index]
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(
+        x, conv["kernel"].astype(x.dtype), (stride, stride), [(padding, padding)] * 2, dimension_numbers=dimensions
+    )
+    return y + conv["bias"].astype(x.dtype)
+
+
+def _mix_tokens(
+    params: FoldedParams, config: PoolFormerConfig, mixer: str, x: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """The first residual branch and its input."""
+    if mixer == "pooling" and config.norm == "group_norm":  # line 3
+        _, inverse_std = _statistics(x, (1, 2, 3))
+        (scale,) = _vectors(params, inverse_std.dtype, "scale")
+        return x + pooling_mixer(x, config.pool_size) * (inverse_std * scale).astype(x.dtype)
+    normalised = _standardize(x, _axes(config))
+    (scale,) = _vectors(params, x.dtype, "scale")
+    if mixer == "pooling":
+        return x + pooling_mixer(normalised, config.pool_size) * scale
+    if mixer == "identity":
+        (shift,) = _vectors(params, x.dtype, "shift")
+        return x + (normalised * scale + shift)
+    gain, shift = _vectors(params["norm"], x.dtype, "scale", "bias")
+    module = make_token_mixer(mixer, config, x.dtype, "token_mixer")
+    mixed: Any = module.apply({"params": params["mixer"]}, normalised * gain + shift)
+    return x + jnp.asarray(mixed) * scale
+
+
+def _mix_channels(
+    params: FoldedParams, config: PoolFormerConfig, x: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """The second residual branch and its input."""
+    hidden = _dense(params["fc1"], _standardize(x, _axes(config)))
+    return x + _dense(params["fc2"], activation(config.hidden_act)(hidden))
+
+
+def _dense(params: Mapping[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b c2"]:
+    return x @ params["kernel"].astype(x.dtype) + params["bias"].astype(x.dtype)
+
+
+def _vectors(params: FoldedParams, dtype: Dtype, *names: str) -> tuple[Float[Array, " _c"], ...]:
+    return tuple(params[name].astype(dtype) for name in names)
+
+
+def _axes(config: PoolFormerConfig) -> tuple[int, ...]:
+    """What a block's norm averages over."""
+    return (1, 2, 3) if config.norm == "group_norm" else (-1,)
+
+
+def _statistics(
+    x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = _EPSILON
+) -> tuple[Float[Array, "*s2"], Float[Array, "*s2"]]:
+    """Mean and 1 / std with the axes kept, in at least float32, the variance from centred values."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = x.mean(axes, keepdims=True)
+    return mean, lax.rsqrt(jnp.square(x - mean).mean(axes, keepdims=True) + epsilon)
+
+
+def _standardize(x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = _EPSILON) -> Float[Array, "*s"]:
+    mean, inverse_std = _statistics(x, axes, epsilon)
+    return ((x - mean) * inverse_std).astype(x.dtype)
