@@ -1,0 +1,139 @@
+"""Class folders, as torchvision and timm users have them: one folder per class, the images anywhere below it.
+
+    PATH/train/tench/1.jpg  PATH/validation/tench/9.jpg        two splits
+    PATH/tench/1.jpg                                           one pool; a share of every class is held out
+
+Labels follow the sorted names of the class folders. A file that cannot be an image by its name is left alone.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from train.data.sources import Example, SourceError, held_out
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+_ALIASES = {"validation": ("validation", "val", "valid")}
+_READING_THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Image files and their labels. Names are kept as one array: a million of them pickle in no time."""
+
+    root: Path
+    names: np.ndarray
+    """File names relative to root, as the bytes the file system uses: [n], dtype S."""
+    labels: np.ndarray
+    """int32 [n]."""
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.root / os.fsdecode(bytes(self.names[index]))
+        return {"image": path.read_bytes(), "label": int(self.labels[index]), "id": str(path)}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several at once, read by threads."""
+        with ThreadPoolExecutor(min(_READING_THREADS, max(1, len(indices)))) as threads:
+            return list(threads.map(self.__getitem__, indices))
+
+    def select(self, rows: np.ndarray) -> "FolderSource":
+        """The source of only these examples."""
+        return dataclasses.replace(self, names=self.names[rows], labels=self.labels[rows])
+
+
+def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSource:
+    """The split named `split` of the class folders below `path`.
+
+    Raises:
+        SourceError: if the folder has no such split, no class, or classes that training does not know.
+    """
+    root = Path(path).expanduser().resolve()
+    if not root.is_dir():
+        raise SourceError(f"folder:{path}: there is no folder {root}.")
+    own_train, own_split = _split_folder(root, "train"), _split_folder(root, split)
+    own_validation = _split_folder(root, "validation")
+    if own_split is None and split not in ("train", "validation"):
+        found = ", ".join(entry.name for entry in _folders(root)) or "no folder at all"
+        raise SourceError(f"folder:{path} has no split {split!r}: {root} holds {found}.")
+    if own_split is not None and split != "train":
+        classes = _class_names(own_train) if own_train is not None else None
+        return read_class_folders(own_split, classes)
+    if own_train is None and own_validation is not None:
+        raise SourceError(f"folder:{path} has {own_validation.name}/ but no train/. Expected both, or class folders.")
+    pool = read_class_folders(own_train or root)
+    if own_validation is not None:
+        return pool
+    ids = [os.fsdecode(bytes(name)) for name in pool.names]
+    chosen = held_out(ids, pool.labels.tolist(), held_out_share)
+    return pool.select(np.flatnonzero(chosen == (split == "validation")))
+
+
+def read_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -> FolderSource:
+    """Every image below the class folders of `root`, in the order of their names.
+
+    Args:
+        root: the folder that holds one folder per class.
+        class_names: the labels' names where another split decides them. Default: the folders here.
+
+    Raises:
+        SourceError: naming every class without an image, or unknown to `class_names`.
+    """
+    found = _class_names(root)
+    if not found:
+        raise SourceError(f"{root} holds no folder. Expected one per class, with images in it.")
+    names_of = found if class_names is None else class_names
+    if unknown := [name for name in found if name not in set(names_of)]:
+        raise SourceError(f"{root} has classes that training does not: {', '.join(unknown)}. Rename or remove them.")
+    label_of = {name: label for label, name in enumerate(names_of)}
+    files: list[bytes] = []
+    labels: list[int] = []
+    empty = []
+    for name in found:
+        below = sorted(os.fsencode(file) for file in _images_below(root / name, name))
+        files += below
+        labels += [label_of[name]] * len(below)
+        if not below:
+            empty.append(name)
+    if empty and class_names is None:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise SourceError(f"{root}: no image in {', '.join(empty)}. Expected files that end in one of {kinds}.")
+    return FolderSource(root, np.array(files, dtype=np.bytes_), np.array(labels, np.int32), names_of)
+
+
+def _split_folder(root: Path, split: str) -> Path | None:
+    return next((root / name for name in _ALIASES.get(split, (split,)) if (root / name).is_dir()), None)
+
+
+def _folders(root: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(root) as entries:
+        return sorted((e for e in entries if e.is_dir() and not e.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _class_names(root: Path) -> tuple[str, ...]:
+    return tuple(entry.name for entry in _folders(root))
+
+
+def _images_below(folder: Path, prefix: str) -> Iterator[str]:
+    """Names of image files, relative to the parent of the class folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = f"{prefix}/{entry.name}"
+            if entry.is_dir():
+                yield from _images_below(folder / entry.name, name)
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - a million times
+                yield name

@@ -1,0 +1,262 @@
+"""The Grain chain: a source becomes batches that depend on (seed, step) and nothing else.
+
+    record numbers -> shuffled anew every epoch, without end -> paired with their global position g
+    -> local batches, of which process p of P takes every P-th from p on -> read, decoded, transformed -> workers
+
+Everything before the reading is arithmetic on numbers, so starting at a late step costs nothing. A worker makes whole
+batches, and Grain hands them out in order whatever the number of workers.
+"""
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from multiprocessing import parent_process
+from typing import Self
+
+import grain
+import numpy as np
+from absl import flags
+
+from poolformer_jax.image_reading import ImageError
+from train.data.config import DataConfig
+from train.data.sources import ArraySource, Source
+from train.data.transforms import EvaluationTransform, TrainingTransform
+
+Batch = dict[str, np.ndarray]
+_LOG = logging.getLogger(__name__)
+_MOST_BAD_IN_A_ROW = 100
+
+
+class BadImageError(ValueError):
+    """An image of the data set that cannot be read; names it and says how to go on."""
+
+
+class Batches:
+    """An iterator over batches that can be closed, and knows which images it could not read."""
+
+    def __init__(self, dataset: grain.IterDataset[Batch], source: Source) -> None:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only absl's own programs parse
+        # Held in a list that the finalizer empties: an iterator of Grain that outlives the modules it was made of, at
+        # the end of a program that did not close it, complains.
+        self._running = [iter(dataset)]
+        self._finalizer = weakref.finalize(self, _stop, self._running)
+        self._source = source
+        self.bad_images: dict[str, str] = {}
+        """Id and complaint of every image that was replaced or left out so far."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._running:
+            raise ValueError("These batches were closed. Make new ones from the step to go on with.")
+        batch = next(self._running[0])
+        self._report(batch.pop("bad"))
+        return batch
+
+    def _report(self, bad: np.ndarray) -> None:
+        """Workers only say where they were; what is wrong there is found out here, once for every image."""
+        for index in bad[bad >= 0]:
+            name = f"{index}"
+            try:
+                example = self._source[int(index)]
+                name = example["id"]
+                if name in self.bad_images:
+                    continue
+                EvaluationTransform(DataConfig().image_processor())(example["image"])
+                reason = "it was unreadable in a worker, and is readable now"
+            except (ImageError, OSError) as error:
+                reason = str(error)
+            self.bad_images[name] = reason
+            _LOG.warning("Skipped a bad image, %d so far: %s: %s", len(self.bad_images), name, reason)
+
+    def close(self) -> None:
+        """Stops the workers. Nothing more can be read."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _stop(running: list[grain.DatasetIterator[Batch]]) -> None:
+    while running:
+        running.pop().close()
+
+
+def train_batches(
+    config: DataConfig, source: Source, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
+) -> Batches:
+    """This process's part of the training batches from `start_step` on, without end.
+
+    Every batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int64 [b]}, b = batch_size /
+    process_count; index counts the source's examples. It is a pure function of (config.seed, step): see the package's
+    docstring.
+
+    Raises:
+        ValueError: if the batch size is not a multiple of process_count.
+        BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
+    """
+    size = _local_size(config.batch_size, process_count)
+    numbers = (
+        grain.MapDataset.range(len(source))
+        .shuffle(seed=_shuffle_seed(config.seed))
+        .repeat()
+        .map_with_index(_Place)
+        .batch(size, batch_fn=list)
+    )
+    mine = numbers[start_step * process_count + process_index :: process_count]
+    return Batches(_spread(mine.map(_MakeTrainingBatch(config, source)), config, source), source)
+
+
+def evaluation_batches(
+    config: DataConfig, source: Source, *, process_index: int = 0, process_count: int = 1
+) -> Batches:
+    """This process's part of the batches that hold every example once, in order.
+
+    Batches are as in training, with "mask": bool [b]: False for what only fills the last batch up, and for images that
+    on_bad_image="skip" leaves out. Every process gets the same number of batches of the same size.
+
+    Raises:
+        ValueError: if the batch size is not a multiple of process_count.
+        BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
+    """
+    whole = config.evaluation_batch_size or config.batch_size
+    size = _local_size(whole, process_count)
+    numbers = grain.MapDataset.range(-(-len(source) // whole) * whole).batch(size, batch_fn=list)
+    mine = numbers[process_index::process_count]
+    return Batches(_spread(mine.map(_MakeEvaluationBatch(config, source)), config, source), source)
+
+
+def default_workers(source: Source) -> int:
+    """Worker processes for a source when nobody says how many."""
+    if isinstance(source, ArraySource):
+        return 0  # its transforms take less time than the way to another process
+    return max(1, len(os.sched_getaffinity(0)) - 1 if sys.platform == "linux" else (os.cpu_count() or 2) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """One example of training: the global position that keys its luck, and the number it has in the source."""
+
+    position: int
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeTrainingBatch:
+    """From places to pixels. Runs in the workers."""
+
+    config: DataConfig
+    source: Source
+
+    def __call__(self, places: Sequence[_Place]) -> Batch:
+        transform = TrainingTransform(self.config)
+        examples = self.source.__getitems__([place.index for place in places])
+        batch = _empty_batch(self.config, len(places))
+        for row, (place, example) in enumerate(zip(places, examples)):
+            index = place.index
+            while True:
+                # The stream starts afresh for a replacement: what the bad image drew is nobody's business.
+                rng = np.random.Generator(np.random.Philox(key=[self.config.seed, place.position]))
+                try:
+                    batch["image"][row] = transform(example["image"], rng)
+                    break
+                except ImageError as error:
+                    _complain_or_go_on(self.config, example["id"], error)
+                    batch["bad"][row] = place.index
+                    if index - place.index == min(_MOST_BAD_IN_A_ROW, len(self.source) - 1):
+                        raise BadImageError(f"{index - place.index + 1} images in a row cannot be read.") from None
+                    index += 1
+                    example = self.source[index % len(self.source)]
+            batch["label"][row] = example["label"]
+            batch["index"][row] = index % len(self.source)
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeEvaluationBatch:
+    """From numbers to pixels; numbers beyond the end fill up. Runs in the workers."""
+
+    config: DataConfig
+    source: Source
+
+    def __call__(self, numbers: Sequence[int]) -> Batch:
+        transform = EvaluationTransform(self.config.image_processor())
+        real = [number for number in numbers if number < len(self.source)]
+        batch = _empty_batch(self.config, len(numbers))
+        batch["mask"] = np.zeros(len(numbers), bool)
+        for row, (index, example) in enumerate(zip(real, self.source.__getitems__(real))):
+            batch["index"][row] = index
+            batch["label"][row] = example["label"]
+            try:
+                batch["image"][row] = transform(example["image"])
+                batch["mask"][row] = True
+            except ImageError as error:
+                _complain_or_go_on(self.config, example["id"], error)
+                batch["bad"][row] = index
+        return batch
+
+
+def _empty_batch(config: DataConfig, size: int) -> Batch:
+    return {
+        "image": np.zeros((size, config.image_size, config.image_size, config.num_channels), np.uint8),
+        "label": np.zeros(size, np.int32),
+        "index": np.full(size, -1, np.int64),
+        "bad": np.full(size, -1, np.int64),
+    }
+
+
+def _complain_or_go_on(config: DataConfig, name: str, error: ImageError) -> None:
+    if config.on_bad_image == "error":
+        raise BadImageError(
+            f"The image {name} cannot be read: {error}\nReplace it, or train without such images: "
+            "--data.on-bad-image skip counts and reports them."
+        ) from error
+
+
+def _local_size(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        raise ValueError(
+            f"A batch of {batch_size} images cannot be shared evenly by {process_count} processes. Expected a multiple "
+            f"of {process_count}."
+        )
+    return batch_size // process_count
+
+
+def _shuffle_seed(seed: int) -> int:
+    # Grain adds the epoch to its 32-bit seed; spread apart, the runs of two seeds do not share epochs.
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def _spread(batches: grain.MapDataset[Batch], config: DataConfig, source: Source) -> grain.IterDataset[Batch]:
+    """The batches made ahead of time: by workers, or by a thread of this process."""
+    workers = default_workers(source) if config.workers is None else config.workers
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else config.worker_batches)
+    dataset = batches.to_iter_dataset(options)
+    if workers == 0:
+        return dataset
+    multiprocessing = grain.MultiprocessingOptions(workers, per_worker_buffer_size=config.worker_batches)
+    return dataset.mp_prefetch(multiprocessing, worker_init_fn=_start_worker)
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """Leaves signals to the program, which stops its workers itself; and does not outlive it if it is killed."""
+    del worker, workers
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+
+    def follow_parent() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
