@@ -1,6 +1,6 @@
 """PoolFormer in JAX / Flax: the public names, and nothing else.
 
-A name is imported when it is first asked for, so that a data-loading process can use the image processor without jax.
+A name is imported when it is first asked for: data-loading processes use the image processor and must not import jax.
 """
 
 import importlib
@@ -8,33 +8,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from poolformer_jax.config import PoolFormerConfig
-    from poolformer_jax.image_processor import PoolFormerImageProcessor
+    from poolformer_jax.image_processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.model import (
         ImageClassifierOutput,
         PoolFormerForImageClassification,
         PoolFormerModel,
         PoolFormerModelOutput,
     )
+    from poolformer_jax.torch_weights import from_torch_state_dict, to_torch_state_dict
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "ImageClassifierOutput",
     "PoolFormerConfig",
+    "PoolFormerFeatureExtractor",
     "PoolFormerForImageClassification",
     "PoolFormerImageProcessor",
     "PoolFormerModel",
     "PoolFormerModelOutput",
+    "from_torch_state_dict",
+    "to_torch_state_dict",
 ]
 
-# The module each public name lives in.
+# The module that each public name comes from.
 _HOME = {
     "ImageClassifierOutput": "model",
     "PoolFormerConfig": "config",
+    "PoolFormerFeatureExtractor": "image_processor",
     "PoolFormerForImageClassification": "model",
     "PoolFormerImageProcessor": "image_processor",
     "PoolFormerModel": "model",
     "PoolFormerModelOutput": "model",
+    "from_torch_state_dict": "torch_weights",
+    "to_torch_state_dict": "torch_weights",
 }
 
 
