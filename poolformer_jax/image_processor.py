@@ -269,3 +269,7 @@ def _problems(processor: PoolFormerImageProcessor) -> list[str]:
         ("rescale_factor", processor.rescale_factor > 0, "a positive number"),
     ]
     return [f"{name}={getattr(processor, name)!r}: expected {wanted}." for name, good, wanted in rules if not good]
+
+
+# Its name before transformers renamed feature extractors.
+PoolFormerFeatureExtractor = PoolFormerImageProcessor
