@@ -34,7 +34,7 @@ def pixels(*shape, seed=0):
 
 def initialised(config, size=64, **options):
     model = PoolFormerForImageClassification(config, **options)
-    return model, model.init(jax.random.key(0), jnp.zeros((1, size, size, config.num_channels)))
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, config.num_channels)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -65,7 +65,7 @@ def test_the_ablations_run_forward_and_backward(variant):
     )
     model, variables = initialised(config)
     loss = lambda variables: model.apply(variables, pixels(2, 64, 64, 3), labels=jnp.array([0, 2])).loss  # noqa: E731
-    gradient = jax.grad(loss)(variables)
+    gradient = jax.jit(jax.grad(loss))(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -109,6 +109,7 @@ def test_drop_path_and_dropout_act_in_training_only_and_follow_their_key():
     model, variables = initialised(config)
     x = pixels(4, 32, 32, 3)
 
+    @jax.jit
     def train(seed):
         return model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}).logits
 
@@ -136,7 +137,7 @@ def test_rematerialised_stages_compute_the_same_loss_and_gradient():
 
 def test_bfloat16_keeps_float32_parameters_and_logits():
     model, variables = initialised(TINY, dtype=jnp.bfloat16)
-    output = model.apply(variables, pixels(2, 64, 64, 3), labels=jnp.array([0, 1]))
+    output = jax.jit(model.apply)(variables, pixels(2, 64, 64, 3), labels=jnp.array([0, 1]))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert {state.dtype for state in output.hidden_states} == {jnp.dtype("bfloat16")}
     assert output.logits.dtype == output.loss.dtype == jnp.float32
