@@ -1,0 +1,54 @@
+"""The commands of `python -m poolformer_jax`: thin fronts of the library, one module each.
+
+A command module has NAME, HELP, EXAMPLE, `add_arguments(parser)` and `run(arguments) -> exit code`. It imports what is
+slow to import, or belongs to an extra, only when it runs.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from poolformer_jax.cli import predict, summary, variants
+
+COMMANDS = (predict, variants, summary)
+
+# Exit codes: argparse itself ends with 2 on wrong usage.
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has seen enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError) as error:  # what the library raises for bad input; the rest is a bug
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m poolformer_jax",
+        description="PoolFormer in JAX: classify images with it, look inside it, export it.",
+        epilog="Every command explains itself: python -m poolformer_jax predict --help",
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=command.HELP,
+            epilog=f"example:\n{command.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser

@@ -1,0 +1,47 @@
+"""Arguments that several commands take, and the line that says what a command is waiting for."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+DEFAULT_WEIGHTS = "sail/poolformer_s12"
+
+
+def add_weights(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """The weights to use, as `--weights` or as the positional SOURCE."""
+    explained = "a name on the Hugging Face Hub, a model folder, or a weights file"
+    if positional:
+        parser.add_argument("source", metavar="SOURCE", help=explained)
+    else:
+        parser.add_argument(
+            "--weights", metavar="SOURCE", default=DEFAULT_WEIGHTS, help=f"{explained} (default: %(default)s)"
+        )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The type feature maps are computed in."""
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type (default: %(default)s)"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1; argparse turns the error into its usage message."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+@contextmanager
+def waiting(message: str) -> Iterator[None]:
+    """Says on the terminal what is being waited for, and takes it back; says nothing into files and pipes."""
+    visible = sys.stderr.isatty()
+    if visible:
+        print(f"{message} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if visible:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,50 @@
+"""`summary`: the layers of one network."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poolformer_jax.cli.arguments import positive, waiting
+
+if TYPE_CHECKING:
+    from poolformer_jax.config import PoolFormerConfig
+
+NAME = "summary"
+HELP = "Print a network's layers with their output shapes, parameters and MACs."
+EXAMPLE = """  python -m poolformer_jax summary s12
+  python -m poolformer_jax summary runs/digits/model --image-size 32"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("network", metavar="NETWORK", help="a variant (see list), a model folder, or a config.json")
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="side of the input image (default: 224)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the table; returns the exit code."""
+    with waiting("Starting JAX"):
+        from poolformer_jax.config import PoolFormerConfig
+        from poolformer_jax.summary import layer_table
+    config = _config(arguments.network, PoolFormerConfig)
+    side = arguments.image_size or config.image_size or 224
+    rows = layer_table(config, side, side)
+    width = max(len(row.name) for row in rows)
+    print(f"{'layer':{width}} {'output':>15} {'parameters':>11} {'MACs':>9}")
+    for row in rows:
+        shape = " x ".join(map(str, row.output_shape))
+        print(f"{row.name:{width}} {shape:>15} {row.parameters:11,} {row.macs / 1e6:7.1f} M")
+    parameters, macs = sum(row.parameters for row in rows), sum(row.macs for row in rows)
+    print(f"{'total':{width}} {'':15} {parameters:11,} {macs / 1e6:7.1f} M")
+    print(f"\nOutput shapes (height x width x channels) and MACs are for one {side} x {side} image.")
+    return 0
+
+
+def _config(network: str, config_class: "type[PoolFormerConfig]") -> "PoolFormerConfig":
+    path = Path(network)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.is_file():
+        return config_class.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    return config_class.from_variant(network)

@@ -1,0 +1,32 @@
+"""`list`: the networks there are."""
+
+import argparse
+
+from poolformer_jax.cli.arguments import waiting
+
+NAME = "list"
+HELP = "List the variants with their parameters, MACs and published accuracy."
+EXAMPLE = "  python -m poolformer_jax list"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """This command has none."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a row per variant as it is counted; returns the exit code."""
+    with waiting("Starting JAX"):
+        from poolformer_jax.config import VARIANTS, PoolFormerConfig
+        from poolformer_jax.published import RESULTS, SOURCE
+        from poolformer_jax.summary import count_macs, count_parameters, parameter_shapes
+    print(f"{'variant':24} {'parameters':>11} {'MACs':>8} {'top-1':>7}  depths")
+    for name in VARIANTS:
+        with waiting(f"Counting {name}"):
+            config = PoolFormerConfig.from_variant(name)
+            parameters, macs = count_parameters(parameter_shapes(config)), count_macs(config)
+        top_1 = f"{RESULTS[name].top_1:.1f} %" if name in RESULTS else "-"
+        depths = "-".join(map(str, config.depths))
+        print(f"{name:24} {parameters:11,} {macs / 1e9:6.2f} G {top_1:>7}  {depths}")
+    print("\nMACs of one 224 x 224 image, counted here by fvcore's rules. Parameters with 1000 labels.")
+    print(f"Top-1: {SOURCE}.")
+    return 0

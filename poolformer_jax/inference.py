@@ -1,0 +1,292 @@
+"""Images in, labels out: an image classifier that is compiled once per batch size and keeps every device busy.
+
+While the devices compute one batch, threads decode the next. Eight-bit pixels cross to the devices and are normalised
+there, and the network is the folded one (`folding`).
+"""
+
+import collections
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Float32, UInt8
+
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.folding import fold, folded_apply
+from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
+from poolformer_jax.image_reading import ImageError, ImageLike
+from poolformer_jax.imagenet_labels import imagenet_labels
+from poolformer_jax.model import PoolFormerForImageClassification
+from poolformer_jax.published import published_variant
+
+
+class Prediction(NamedTuple):
+    """A class and how probable the network finds it."""
+
+    label: str
+    probability: float
+
+
+class ImageClassifier:
+    """Classifies images with the most probable labels.
+
+    Every batch is padded to one of `batch_sizes`, so that a stream of any length compiles at most
+    `len(classifier.batch_sizes)` programs. Batches are sharded over the devices, parameters are on each of them.
+
+    Args:
+        config: the architecture.
+        variables: `{"params": tree}`.
+        image_processor: the preprocessing; its results must have one size.
+        id2label: class names by index; by default the config's, or ImageNet's for a published architecture with 1000
+            classes, or the indices.
+        dtype: type that feature maps are computed in, float32 or bfloat16.
+        batch_size: images per batch, rounded up to a multiple of the number of devices.
+        fold_parameters: whether to compute with the folded network; it is the same function (see `folding`).
+        devices: what to compute on; by default all devices of this process.
+        decode_threads: threads that decode and resize; by default one per processor.
+
+    Raises:
+        ValueError: for a network without a head, or preprocessing that does not fit it.
+    """
+
+    def __init__(
+        self,
+        config: PoolFormerConfig,
+        variables: Mapping[str, Any],
+        image_processor: PoolFormerImageProcessor,
+        *,
+        id2label: Mapping[int, str] | None = None,
+        dtype: Dtype = jnp.float32,
+        batch_size: int = 32,
+        fold_parameters: bool = True,
+        devices: Sequence[jax.Device] | None = None,
+        decode_threads: int | None = None,
+    ) -> None:
+        _check(config, image_processor, batch_size)
+        mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("batch",))
+        self.config = config
+        self.image_processor = image_processor
+        self.id2label = _names(config) if id2label is None else dict(id2label)
+        self.decode_threads = decode_threads or os.cpu_count() or 1
+        self.batch_sizes = _bucket_sizes(batch_size, mesh.size)
+        self._batch_sharding, replicated = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
+        self._params = jax.device_put(fold(config, variables) if fold_parameters else variables["params"], replicated)
+        self._probabilities = jax.jit(
+            partial(_probabilities, config, image_processor, dtype, fold_parameters),
+            in_shardings=(replicated, self._batch_sharding),
+            out_shardings=self._batch_sharding,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        image_processor: PoolFormerImageProcessor | None = None,
+        compilation_cache_dir: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> "ImageClassifier":
+        """The classifier of published or trained weights.
+
+        Args:
+            source: a name on the Hub ("sail/poolformer_s12"), a model folder, or a weights file.
+            image_processor: the preprocessing; by default what `source` has written down, or else what the published
+                variant of this architecture was evaluated with.
+            compilation_cache_dir: a folder that keeps compiled programs for the next process. This sets jax's cache,
+                for the whole process.
+            options: the constructor's (dtype, batch_size, ...), and revision, cache_dir, local_files_only, token and
+                use_ema as in `load_pretrained`.
+
+        Raises:
+            ValueError: if no preprocessing is known for the weights.
+        """
+        from poolformer_jax.pretrained import load_pretrained
+
+        if compilation_cache_dir is not None:
+            keep_compiled_programs(compilation_cache_dir)
+        load_options = {name: options.pop(name) for name in (*_HUB_OPTIONS, "use_ema") if name in options}
+        model, variables = load_pretrained(source, **load_options)
+        if image_processor is None:
+            hub_options = {name: value for name, value in load_options.items() if name in _HUB_OPTIONS}
+            image_processor = find_image_processor(source, model.config, **hub_options)
+        return cls(model.config, variables, image_processor, **options)
+
+    def __call__(self, images: ImageLike, top_k: int = 5) -> list[Prediction] | list[list[Prediction] | ImageError]:
+        """The most probable labels of one image or of several.
+
+        Args:
+            images: anything `PoolFormerImageProcessor.preprocess` takes.
+            top_k: how many labels, at most the number of classes.
+
+        Returns:
+            For one image, its predictions with the most probable first. For several, a list of these in the order
+            given, with an ImageError in the place of an image that cannot be read.
+
+        Raises:
+            ImageError: if the one image given cannot be read.
+        """
+        if not is_one_image(images):
+            return list(self.stream(images, top_k))
+        (result,) = self.stream([images], top_k)
+        if isinstance(result, ImageError):
+            raise result
+        return result
+
+    def stream(self, images: Iterable[ImageLike], top_k: int = 5) -> Iterator[list[Prediction] | ImageError]:
+        """As `__call__`, one result at a time for images of any number, in the order given.
+
+        At most three batches of images are held at a time.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}. Expected at least 1.")
+        return self._stream(images, top_k)
+
+    def _stream(self, images: Iterable[ImageLike], top_k: int) -> Iterator[list[Prediction] | ImageError]:
+        running: collections.deque[tuple[list[ImageError | None], Array | None]] = collections.deque()
+        for batch in _batches(self._decode(images), self.batch_sizes[-1]):
+            running.append(self._start(batch))
+            if len(running) > 1:  # the devices work on the batch just started while the one before is reported
+                yield from self._finish(*running.popleft(), top_k)
+        while running:
+            yield from self._finish(*running.popleft(), top_k)
+
+    def _decode(self, images: Iterable[ImageLike]) -> Iterator[UInt8[np.ndarray, "h w c"] | ImageError]:
+        """Every image read, resized and cropped by threads that keep one batch ahead; in order."""
+        ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
+        pool = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
+        try:
+            for image in images:
+                ahead.append(pool.submit(self._read, image))
+                if len(ahead) > self.batch_sizes[-1]:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, image: ImageLike) -> UInt8[np.ndarray, "h w c"] | ImageError:
+        try:
+            return self.image_processor.resize_and_crop(image)
+        except ImageError as error:
+            return error
+
+    def _start(
+        self, batch: list[UInt8[np.ndarray, "h w c"] | ImageError]
+    ) -> tuple[list[ImageError | None], Array | None]:
+        """Hands a batch to the devices without waiting for them: the errors by position, and the probabilities."""
+        errors = [item if isinstance(item, ImageError) else None for item in batch]
+        pixels = [item for item in batch if not isinstance(item, ImageError)]
+        if not pixels:
+            return errors, None
+        size = next(size for size in self.batch_sizes if size >= len(pixels))
+        padded = np.zeros((size, *pixels[0].shape), np.uint8)
+        padded[: len(pixels)] = pixels
+        return errors, self._probabilities(self._params, jax.device_put(padded, self._batch_sharding))
+
+    def _finish(
+        self, errors: list[ImageError | None], probabilities: Array | None, top_k: int
+    ) -> Iterator[list[Prediction] | ImageError]:
+        rows = iter([] if probabilities is None else np.asarray(probabilities))
+        for error in errors:
+            yield self._most_probable(next(rows), top_k) if error is None else error
+
+    def _most_probable(self, probabilities: Float32[np.ndarray, " labels"], top_k: int) -> list[Prediction]:
+        best = np.argsort(-probabilities, stable=True)[:top_k]
+        return [Prediction(self.id2label[int(index)], float(probabilities[index])) for index in best]
+
+
+def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
+    """Sets jax's persistent compilation cache to `folder`, for programs of any size and compile time."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    settings = {
+        "jax_compilation_cache_dir": os.fspath(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+
+
+def find_image_processor(
+    source: str | os.PathLike[str], config: PoolFormerConfig, **hub_options: Any
+) -> PoolFormerImageProcessor:
+    """The preprocessing written down at `source`, or else that of the published variant of this architecture.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    try:
+        return PoolFormerImageProcessor.from_pretrained(source, **hub_options)
+    except FileNotFoundError as error:
+        if (variant := published_variant(config)) is None:
+            raise ValueError(f"{error} Or pass image_processor=PoolFormerImageProcessor(...).") from error
+    return PoolFormerImageProcessor.for_variant(variant)
+
+
+_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
+
+
+def _names(config: PoolFormerConfig) -> dict[int, str]:
+    if config.id2label is not None:
+        return dict(config.id2label)
+    if config.num_labels == 1000 and published_variant(config) is not None:
+        return imagenet_labels()
+    return {index: f"class {index}" for index in range(config.num_labels)}
+
+
+def _check(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, batch_size: int) -> None:
+    problems = []
+    if config.num_labels == 0:
+        problems.append("The network has no head (num_labels=0): expected at least one label. Call the model instead.")
+    if image_processor.num_channels != config.num_channels:
+        problems.append(
+            f"The preprocessing makes {image_processor.num_channels} channels and the network takes "
+            f"{config.num_channels}: expected image_mean and image_std to have one value per channel."
+        )
+    if (size := image_processor.output_size) is None:
+        problems.append("The preprocessing makes images of many sizes: expected one. Set do_center_crop=True.")
+    elif min(size) < config.total_stride or config.image_size not in (None, size[0], size[1]):
+        wanted = config.image_size or f"at least {config.total_stride}"
+        problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
+    if batch_size < 1:
+        problems.append(f"batch_size={batch_size}: expected at least 1.")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _bucket_sizes(batch_size: int, devices: int) -> tuple[int, ...]:
+    """Batch sizes to compile for: multiples of the number of devices, each four times the one before."""
+    largest = -(-batch_size // devices) * devices
+    growing = itertools.takewhile(lambda size: size < largest, (devices * 4**power for power in itertools.count()))
+    return (*growing, largest)
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _probabilities(
+    config: PoolFormerConfig,
+    image_processor: PoolFormerImageProcessor,
+    dtype: Dtype,
+    folded: bool,
+    params: Mapping[str, Any],
+    pixels: UInt8[Array, "b h w c"],
+) -> Float[Array, "b labels"]:
+    scale, shift = image_processor.scale_and_shift()
+    pixel_values = pixels.astype(jnp.float32) * scale + shift
+    if folded:
+        return jax.nn.softmax(folded_apply(dict(params), config, pixel_values, dtype))
+    output: Any = PoolFormerForImageClassification(config, dtype).apply({"params": params}, pixel_values)
+    return jax.nn.softmax(output.logits)

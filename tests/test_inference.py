@@ -1,0 +1,262 @@
+"""ImageClassifier: the labels of the network, in order, with few compilations and in spite of bad images."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, PoolFormerModel
+from poolformer_jax.image_reading import ImageError
+from poolformer_jax.imagenet_labels import imagenet_labels
+from poolformer_jax.inference import ImageClassifier
+from poolformer_jax.summary import parameter_shapes
+
+IMAGES = Path(__file__).parent / "images"
+PHOTOGRAPHS = sorted(path for path in IMAGES.iterdir() if path.suffix in (".jpg", ".png"))
+LABELS = {index: f"label {index}" for index in range(7)}
+CONFIG = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=7, id2label=LABELS)
+PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+
+
+def make_variables(config=CONFIG):
+    pixels = jnp.zeros((1, 64, 64, config.num_channels))
+    return jax.jit(PoolFormerForImageClassification(config).init)(jax.random.key(0), pixels)
+
+
+def exaggerate(variables):
+    """Kernels large enough that images differ in their labels."""
+    return jax.tree.map(lambda leaf: leaf * 20 if leaf.ndim > 1 else leaf, variables)
+
+
+VARIABLES = exaggerate(make_variables())
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=16)
+
+
+@pytest.fixture
+def compilations():
+    """Counts the programs compiled while the test runs."""
+    count = []
+    listener = lambda event, *_, **__: count.append(event) if event.endswith("backend_compile_duration") else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def random_images(number, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (*rng.integers(20, 90, 2), 3), np.uint8) for _ in range(number)]
+
+
+def expected_probabilities(images):
+    pixels = PROCESSOR.preprocess(images)["pixel_values"]
+    return np.asarray(jax.nn.softmax(PoolFormerForImageClassification(CONFIG).apply(VARIABLES, pixels).logits))
+
+
+@pytest.mark.parametrize("fold_parameters", [True, False])
+def test_probabilities_are_the_softmax_of_the_models_logits(fold_parameters):
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, fold_parameters=fold_parameters)
+    expected = expected_probabilities(PHOTOGRAPHS)
+    results = classifier(PHOTOGRAPHS, top_k=7)
+    assert len({result[0].label for result in results}) > 1
+    for result, probabilities in zip(results, expected, strict=True):
+        assert [label for label, _ in result] == [LABELS[i] for i in np.argsort(-probabilities, stable=True)]
+        np.testing.assert_allclose([p for _, p in result], np.sort(probabilities)[::-1], atol=1e-5)
+
+
+def test_one_image_gives_one_list_and_several_give_a_list_of_lists(classifier):
+    one = classifier(PHOTOGRAPHS[0], top_k=2)
+    assert len(one) == 2
+    assert one[0].label in LABELS.values()
+    assert one[0].probability >= one[1].probability
+    assert classifier(Image.open(PHOTOGRAPHS[0]), top_k=2) == one
+    assert classifier([PHOTOGRAPHS[0]], top_k=2) == [one]
+    assert len(classifier(PHOTOGRAPHS[0], top_k=100)) == 7
+    assert classifier([]) == []
+
+
+def test_a_mixed_stream_stays_in_order_and_compiles_a_bounded_number_of_programs(compilations):
+    images = random_images(150)
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=32)
+    expected = np.argmax(expected_probabilities(images), -1)
+    list(classifier.stream(images[:1]))
+    before = len(compilations)
+    for number in (1, 2, 5, 9, 33, 40, 64, 97, 150):
+        results = classifier(images[:number], top_k=1)
+        assert [result[0].label for result in results] == [LABELS[index] for index in expected[:number]]
+    assert classifier.batch_sizes == (8, 32)
+    assert len(compilations) - before <= len(classifier.batch_sizes) - 1
+
+
+def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
+    make = lambda size, devices: ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=size, devices=devices)  # noqa: E731
+    assert make(32, jax.devices()[:1]).batch_sizes == (1, 4, 16, 32)
+    assert make(1, jax.devices()[:1]).batch_sizes == (1,)
+    assert make(30, jax.devices()[:4]).batch_sizes == (4, 16, 32)
+
+
+def test_every_device_computes_its_share_of_a_batch(classifier):
+    assert jax.local_device_count() == 8
+    _, probabilities = classifier._start([PROCESSOR.resize_and_crop(path) for path in PHOTOGRAPHS])
+    shares = {shard.device: shard.data.shape for shard in probabilities.addressable_shards}
+    assert shares == dict.fromkeys(jax.local_devices(), (1, 7))
+    alone = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, devices=jax.local_devices()[:1])
+    for ours, theirs in zip(classifier(PHOTOGRAPHS), alone(PHOTOGRAPHS), strict=True):
+        assert [prediction.label for prediction in ours] == [prediction.label for prediction in theirs]
+
+
+def test_a_bad_image_is_reported_in_its_place_and_the_rest_of_the_batch_survives(classifier):
+    images = [*PHOTOGRAPHS[:2], "missing.jpg", *PHOTOGRAPHS[2:], b"nonsense"]
+    results = classifier(images)
+    assert [index for index, result in enumerate(results) if isinstance(result, ImageError)] == [2, 7]
+    assert "missing.jpg" in str(results[2])
+    assert [result for result in results if isinstance(result, list)] == classifier(PHOTOGRAPHS)
+    assert all(isinstance(result, ImageError) for result in classifier([b"", "nowhere.png"]))
+    with pytest.raises(ImageError, match=r"missing\.jpg"):
+        classifier("missing.jpg")
+
+
+def test_a_stream_is_read_as_it_is_needed_and_its_threads_end(classifier):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(None)
+            yield np.zeros((64, 64, 3), np.uint8)
+
+    stream = classifier.stream(endless(), top_k=1)
+    for _ in range(3):
+        next(stream)
+    assert len(taken) <= 3 * classifier.batch_sizes[-1] + 1
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_an_error_of_the_stream_itself_is_not_swallowed(classifier):
+    def failing():
+        yield PHOTOGRAPHS[0]
+        raise RuntimeError("the camera is gone")
+
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        list(classifier.stream(failing()))
+
+
+def test_bfloat16_agrees_with_float32_to_its_precision(classifier):
+    # An untrained network's moderate logits; VARIABLES would turn rounding into other labels.
+    variables = make_variables()
+    results = [
+        ImageClassifier(CONFIG, variables, PROCESSOR, dtype=dtype)(PHOTOGRAPHS, 7) for dtype in ("float32", "bfloat16")
+    ]
+    exact, rounded = (
+        np.array([[dict(row)[label] for label in LABELS.values()] for row in result]) for result in results
+    )
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_allclose(rounded, exact, atol=2e-3)
+
+
+def test_a_network_of_one_channel_classifies_colour_photographs():
+    config = PoolFormerConfig(
+        num_channels=1, depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=3, id2label=None
+    )
+    processor = PoolFormerImageProcessor(crop_size={"height": 64, "width": 64}, image_mean=(0.5,), image_std=(0.5,))
+    results = ImageClassifier(config, make_variables(config), processor)(PHOTOGRAPHS)
+    assert {prediction.label for prediction in results[0]} == {"class 0", "class 1", "class 2"}
+
+
+def test_imagenets_names_come_with_published_architectures():
+    labels = imagenet_labels()
+    assert sorted(labels) == list(range(1000))
+    assert labels[0] == "tench, Tinca tinca"
+    assert labels[281] == "tabby, tabby cat"
+    assert labels[999] == "toilet tissue, toilet paper, bathroom tissue"
+    config = PoolFormerConfig.from_variant("s12")
+    zeros = {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameter_shapes(config))}
+    assert ImageClassifier(config, zeros, PoolFormerImageProcessor(), devices=jax.devices()[:1]).id2label == labels
+    other = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16))
+    assert ImageClassifier(other, make_variables(other), PROCESSOR).id2label[281] == "class 281"
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"num_labels": 0, "id2label": None}, {}, "no head"),
+        ({"num_channels": 1}, {}, "3 channels and the network takes 1"),
+        ({}, {"image_processor": PoolFormerImageProcessor(do_center_crop=False)}, "images of many sizes"),
+        (
+            {},
+            {"image_processor": PoolFormerImageProcessor(crop_size={"height": 64, "width": 16})},
+            "at least 32 pixels",
+        ),
+        ({"image_size": 96}, {}, r"images of \(64, 64\): expected 96 pixels"),
+        ({}, {"batch_size": 0}, "batch_size=0: expected at least 1"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_at_once(changes, options, message):
+    config = PoolFormerConfig(**{**{field: getattr(CONFIG, field) for field in CONFIG.__dataclass_fields__}, **changes})
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier(config, VARIABLES, **{"image_processor": PROCESSOR, **options})
+
+
+def test_top_k_below_one_is_refused(classifier):
+    with pytest.raises(ValueError, match="top_k=0"):
+        classifier.stream([], top_k=0)
+
+
+CACHED = """
+import sys
+import jax, jax.monitoring
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
+from test_inference import CONFIG, PHOTOGRAPHS, PROCESSOR, VARIABLES
+from poolformer_jax.inference import ImageClassifier, keep_compiled_programs
+keep_compiled_programs(sys.argv[1])
+classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR)
+hits.clear()
+classifier(PHOTOGRAPHS)
+print(len(hits))
+"""
+
+
+def test_the_next_process_finds_the_compiled_program(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", CACHED, str(tmp_path / "cache")]
+    runs = [
+        subprocess.run(command, env=environment, cwd=Path(__file__).parent, text=True, capture_output=True, check=True)
+        for _ in range(2)
+    ]
+    assert [int(run.stdout) for run in runs] == [0, 1]
+
+
+class TestFeatures:
+    """What the network computes before its labels."""
+
+    def test_hidden_states_are_a_backbone_at_strides_4_to_32_for_any_size(self):
+        # Published strides and the paper's widths; 97 x 130 is no multiple of 32.
+        config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))
+        model = PoolFormerModel(config)
+        pixels = jnp.zeros((1, 97, 130, 3))
+        shapes = jax.eval_shape(lambda key: model.init_with_output(key, pixels)[0], jax.random.key(0))
+        maps = [state.shape for state in shapes.hidden_states]
+        assert maps == [(1, 24, 32, 64), (1, 12, 16, 128), (1, 6, 8, 320), (1, 3, 4, 512)]
+        assert shapes.last_hidden_state.shape == maps[-1]
+
+    def test_a_network_without_head_returns_the_embedding_the_head_would_see(self):
+        headless = PoolFormerConfig(depths=CONFIG.depths, hidden_sizes=CONFIG.hidden_sizes, num_labels=0)
+        params = {name: value for name, value in VARIABLES["params"].items() if name != "head"}
+        pixels = PROCESSOR.preprocess(PHOTOGRAPHS)["pixel_values"]
+        embedding = PoolFormerForImageClassification(headless).apply({"params": params}, pixels).logits
+        assert embedding.shape == (len(PHOTOGRAPHS), 16)
+        head = VARIABLES["params"]["head"]
+        logits = PoolFormerForImageClassification(CONFIG).apply(VARIABLES, pixels).logits
+        np.testing.assert_allclose(embedding @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
