@@ -21,6 +21,11 @@ The seam with the training loop, in the order in which a run uses it (`...` stan
     pixels, targets = augment_batch(key, image, label, config, num_classes=n, dtype=jnp.bfloat16)
     pixels = normalize_batch(image, config, dtype)
 
+    from train.data.prepare import PrepareConfig, prepare
+    prepare(PrepareConfig(source="folder:PATH", output=FOLDER), on_progress) -> Prepared(folder, images, left_out)
+
+Whatever a person can mend is a ValueError or an OSError with one message that says how.
+
 b is config.batch_size / process_count: this process's consecutive part of the global batch. The batch at step s is a
 pure function of (config.seed, s), whatever the number of processes, workers and restarts: its example j is the one at
 global position g = s * batch_size + j, which is place g % N of the permutation that belongs to epoch g // N, and its

@@ -1,0 +1,214 @@
+"""Random changes made on the device inside the training step: mixup, cutmix, normalisation, random erasing.
+
+So 8-bit pixels cross the bus, and the order is the authors' (timm's FastCollateMixup, then its loader): images are
+mixed as 8-bit values and rounded, then normalised, then erased with noise.
+
+Papers: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; Random Erasing, arXiv 1708.04896; label smoothing, arXiv
+1512.00567. Semantics: timm/data/mixup.py in mode "batch" and timm/data/random_erasing.py in mode "pixel".
+
+Everything is pure and made for `jax.jit`: shapes depend on the config alone. Two numbers for each image of a group
+are all that images share, and groups never mix, so a sharded batch needs no communication here (`mix_group`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from train.data.config import DataConfig, DeviceAugmentation
+
+_ATTEMPTS = 10  # to find a rectangle that fits
+
+
+def augment_batch(
+    key: Key[Array, ""],
+    images: UInt8[Array, "b h w c"],
+    labels: Int[Array, " b"],
+    config: DataConfig,
+    *,
+    num_classes: int,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
+    """The network's input and the targets of a training step.
+
+    Args:
+        key: the step's random key.
+        images: 8-bit pixels.
+        labels: from 0 to num_classes - 1.
+        config: its `mix`, `image_mean` and `image_std` count.
+        num_classes: k.
+        dtype: of the pixels. All arithmetic before the last cast is float32.
+
+    Returns:
+        Normalised pixels of `dtype`, and for every image a distribution over the classes, float32.
+
+    Raises:
+        ValueError: while tracing, if the batch does not hold whole groups.
+    """
+    mix_key, erase_key = jax.random.split(key)
+    targets = smooth_one_hot(labels, num_classes, config.mix.label_smoothing)
+    values = images.astype(jnp.float32)
+    if config.mix.mixes:
+        values, targets = mix_groups(mix_key, values, targets, config.mix)
+    pixels = _normalize(values, config)
+    if config.mix.erase_probability > 0:
+        pixels = erase_rectangles(erase_key, pixels, config.mix)
+    return pixels.astype(dtype), targets
+
+
+def normalize_batch(
+    images: UInt8[Array, "b h w c"], config: DataConfig, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "b h w c"]:
+    """The network's input for evaluation: what the image processor's `normalize` computes, to float32 rounding."""
+    return _normalize(images.astype(jnp.float32), config).astype(dtype)
+
+
+def smooth_one_hot(labels: Int[Array, " b"], num_classes: int, smoothing: float) -> Float[Array, "b k"]:
+    """Targets 1 - smoothing on the label, plus smoothing / k on every class."""
+    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * (1 - smoothing) + smoothing / num_classes
+
+
+def mix_groups(
+    key: Key[Array, ""],
+    values: Float[Array, "b h w c"],
+    targets: Float[Array, "b k"],
+    augment: DeviceAugmentation,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
+    """Mixes every image with the one that mirrors it in its group, by mixup or cutmix.
+
+    Args:
+        key: random key.
+        values: 0 to 255.
+        targets: distributions over k classes.
+        augment: alphas, probabilities and the size of a group.
+
+    Returns:
+        Mixed values, whole numbers again, and the targets mixed in the same proportion.
+    """
+    batch, height, width, _ = values.shape
+    size = group_size(batch, augment)
+    mixing = _draw_mixing(key, batch // size, height, width, augment)
+    grouped = values.reshape(batch // size, size, *values.shape[1:])
+    share = mixing.share[:, None, :, :, None]
+    mixed = jnp.round(grouped * share + grouped[:, ::-1] * (1 - share))
+    grouped_targets = targets.reshape(batch // size, size, -1)
+    ratio = mixing.ratio[:, None, None]
+    mixed_targets = grouped_targets * ratio + grouped_targets[:, ::-1] * (1 - ratio)
+    return mixed.reshape(values.shape), mixed_targets.reshape(targets.shape)
+
+
+def group_size(batch: int, augment: DeviceAugmentation) -> int:
+    """How many images of a batch share a mixing ratio.
+
+    Raises:
+        ValueError: if the batch does not hold whole groups, or its only group has no pairs.
+    """
+    size = min(augment.mix_group or batch, batch)
+    if batch % size or size % 2:
+        raise ValueError(
+            f"Mixup and cutmix need groups of an even number of images, and whole ones: a batch of {batch} is no "
+            f"multiple of groups of {size}. Choose another batch size, or an even divisor with --data.mix.mix-group."
+        )
+    return size
+
+
+class _Mixing(NamedTuple):
+    share: Float[Array, "g h w"]
+    """Of every pixel, how much of it stays."""
+    ratio: Float[Array, " g"]
+    """How much of the image stays."""
+
+
+def _draw_mixing(key: Key[Array, ""], groups: int, height: int, width: int, augment: DeviceAugmentation) -> _Mixing:
+    mix_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
+    shape = (groups,)
+    # A group that is not mixed has the ratio 1, with which both methods change nothing.
+    mixes = jax.random.uniform(mix_key, shape) < augment.mix_probability
+    uses_cutmix = _choose_cutmix(switch_key, shape, augment)
+    mixup_ratio = _draw_ratio(mixup_key, shape, augment.mixup, mixes & ~uses_cutmix)
+    cutmix_ratio = _draw_ratio(cutmix_key, shape, augment.cutmix, mixes & uses_cutmix)
+    inside = _draw_box(box_key, cutmix_ratio, height, width)
+    # What the image's border cut off the box counts as not mixed.
+    outside_share = 1 - inside.mean((1, 2), dtype=jnp.float32)
+    return _Mixing(
+        share=jnp.where(uses_cutmix[:, None, None], ~inside, mixup_ratio[:, None, None]).astype(jnp.float32),
+        ratio=jnp.where(uses_cutmix, outside_share, mixup_ratio),
+    )
+
+
+def _choose_cutmix(key: Key[Array, ""], shape: tuple[int], augment: DeviceAugmentation) -> Bool[Array, " g"]:
+    if augment.mixup == 0 or augment.cutmix == 0:
+        return jnp.full(shape, augment.cutmix > 0)
+    return jax.random.uniform(key, shape) < augment.switch_to_cutmix
+
+
+def _draw_ratio(key: Key[Array, ""], shape: tuple[int], alpha: float, where: Bool[Array, " g"]) -> Float[Array, " g"]:
+    if alpha == 0:
+        return jnp.ones(shape)
+    return jnp.where(where, jax.random.beta(key, alpha, alpha, shape), 1.0)
+
+
+def _draw_box(key: Key[Array, ""], ratio: Float[Array, " g"], height: int, width: int) -> Bool[Array, "g h w"]:
+    """Boxes of the images' shape and a share of 1 - ratio of their area, around any pixel, cut off at the border."""
+    edge = jnp.sqrt(1 - ratio)
+
+    def draw_span(key: Key[Array, ""], length: int) -> Bool[Array, "g n"]:
+        half = jnp.floor(length * edge).astype(jnp.int32) // 2
+        middle = jax.random.randint(key, ratio.shape, 0, length)
+        return _span(middle - half, 2 * half, length)
+
+    y_key, x_key = jax.random.split(key)
+    return draw_span(y_key, height)[:, :, None] & draw_span(x_key, width)[:, None, :]
+
+
+def _span(start: Int[Array, " b"], count: Int[Array, " b"], length: int) -> Bool[Array, "b n"]:
+    """Which of the positions 0 to length - 1 lie in [start, start + count)."""
+    position = jnp.arange(length)
+    return (position >= start[:, None]) & (position < (start + count)[:, None])
+
+
+def erase_rectangles(
+    key: Key[Array, ""], pixels: Float[Array, "b h w c"], augment: DeviceAugmentation
+) -> Float[Array, "b h w c"]:
+    """Replaces a random rectangle of some images by normal noise, pixel for pixel.
+
+    Args:
+        key: random key.
+        pixels: normalised, so that the noise has their mean and variance.
+        augment: probability, area and aspect ratio.
+    """
+    box_key, noise_key = jax.random.split(key)
+    batch, height, width, _ = pixels.shape
+    inside = _draw_rectangles(box_key, batch, height, width, augment)
+    noise = jax.random.normal(noise_key, pixels.shape, pixels.dtype)
+    return jnp.where(inside[..., None], noise, pixels)
+
+
+def _draw_rectangles(
+    key: Key[Array, ""], batch: int, height: int, width: int, augment: DeviceAugmentation
+) -> Bool[Array, "b h w"]:
+    """The first of ten rectangles that is smaller than the image; none where no one is, or the dice say so."""
+    happens_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
+    shape = (batch, _ATTEMPTS)
+    smallest, largest = augment.erase_area
+    area = jax.random.uniform(area_key, shape, minval=smallest, maxval=largest) * (height * width)
+    low, high = jnp.log(jnp.asarray(augment.erase_ratio))
+    ratio = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
+    box_height = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
+    box_width = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    fits = (box_height < height) & (box_width < width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    box_height = jnp.take_along_axis(box_height, first, axis=1)[:, 0]
+    box_width = jnp.take_along_axis(box_width, first, axis=1)[:, 0]
+    happens = (jax.random.uniform(happens_key, (batch,)) < augment.erase_probability) & fits.any(axis=1)
+    top = jax.random.randint(top_key, (batch,), 0, jnp.maximum(height - box_height, 0) + 1)
+    left = jax.random.randint(left_key, (batch,), 0, jnp.maximum(width - box_width, 0) + 1)
+    rows, columns = _span(top, box_height, height), _span(left, box_width, width)
+    return happens[:, None, None] & rows[:, :, None] & columns[:, None, :]
+
+
+def _normalize(values: Float[Array, "b h w c"], config: DataConfig) -> Float[Array, "b h w c"]:
+    mean, std = jnp.asarray(config.image_mean, jnp.float32), jnp.asarray(config.image_std, jnp.float32)
+    return (values * jnp.float32(1 / 255) - mean) / std

@@ -1,0 +1,286 @@
+"""`python -m train prepare`: class folders or ImageNet's archives into TFDS's ArrayRecord shards.
+
+Why: a pod's storage reads a thousand large files well and a million small ones badly. Images keep their bytes, nothing
+is encoded again. The result is an ordinary TFDS data set (`tfds.builder_from_directory` reads it), made by our own
+writer because TFDS's starts from nothing after an interruption:
+
+    OUTPUT/NAME/1.0.0.incomplete/    while it runs: finished shards, each renamed when it is whole
+    OUTPUT/NAME/1.0.0/               the data set, renamed when all shards and the metadata are there
+
+Running the same command again goes on with the shards that are missing. Examples are shuffled once (with a fixed
+seed), so that a shard, and a slice of a split, is a fair sample.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from train.data.archives import open_imagenet
+from train.data.folders import FolderSource, open_folder
+from train.data.sources import Source, SourceError
+
+_VERSION = "1.0.0"
+_SHUFFLE_SEED = 0
+_FINGERPRINT = "fingerprint.json"
+# Every record by itself: random access reads nothing else. JPEG does not get smaller by compressing it again.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """What to pack, and where to."""
+
+    source: str
+    """"folder:PATH" (class folders) or "imagenet:PATH" (a folder with the three archives of ILSVRC2012)."""
+    output: Path
+    """Folder for data sets; NAME/1.0.0 is made in it."""
+    name: str | None = None
+    """Name of the data set. Default: the folder's, or imagenet2012."""
+    held_out: float = 0.1
+    """Share of every class for validation, where class folders have no split of their own."""
+    images_per_shard: int = 1024
+    """Images in a file. A thousand photographs of ImageNet make 120 MB."""
+    threads: int = 8
+    """Shards written at the same time."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do about a file that is no image: name all of them and stop, or leave them out and list them."""
+
+    def __post_init__(self) -> None:
+        kind, _, path = self.source.partition(":")
+        if kind not in ("folder", "imagenet") or not path:
+            raise ValueError(f"source={self.source!r}: expected folder:PATH or imagenet:PATH.")
+        if self.images_per_shard < 1 or self.threads < 1:
+            raise ValueError("images_per_shard and threads: expected positive numbers.")
+        if not re.fullmatch(r"[a-z]\w*", self.dataset_name):
+            raise ValueError(f"name={self.name!r}: expected a lower-case letter, then letters, digits and _.")
+
+    @property
+    def path(self) -> Path:
+        """What `source` points to."""
+        return Path(self.source.partition(":")[2]).expanduser()
+
+    @property
+    def dataset_name(self) -> str:
+        """As TFDS knows it."""
+        if self.name is not None:
+            return self.name
+        if self.source.startswith("imagenet:"):
+            return "imagenet2012"
+        cleaned = re.sub(r"\W+", "_", self.path.resolve().name.lower()).strip("_")
+        return cleaned if cleaned[:1].isalpha() else f"images_{cleaned}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the finished data set is."""
+        return self.output.expanduser() / self.dataset_name / _VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far it is, for whoever shows it."""
+
+    images: int
+    """Found so far while the source is listed, packed so far afterwards."""
+    total_images: int | None
+    """None while the source is listed."""
+
+
+class Prepared(NamedTuple):
+    """What became of it."""
+
+    folder: Path
+    """Holds the finished data set: read it as `tfds:FOLDER`."""
+    images: dict[str, int]
+    """Images in every split."""
+    left_out: list[str]
+    """Files that are no images, which on_bad_image="skip" left out in this run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    split: str
+    number: int
+    of: int
+    rows: np.ndarray
+
+    def path(self, folder: Path, name: str) -> Path:
+        return folder / f"{name}-{self.split}.array_record-{self.number:05d}-of-{self.of:05d}"
+
+
+def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> Prepared:
+    """Packs the data set, or what an interrupted run left to do. A data set that is finished stays as it is.
+
+    Args:
+        config: what and where.
+        on_progress: called with every class listed and every shard written.
+
+    Raises:
+        SourceError: if there is nothing to pack, files are no images, or the folder holds another data set.
+    """
+    if (config.folder / "dataset_info.json").is_file():
+        return _finished(config, [])
+    sources = _open_sources(config, on_progress)
+    work = config.folder.with_name(f"{_VERSION}.incomplete")
+    work.mkdir(parents=True, exist_ok=True)
+    _claim(work, sources, config)
+    shards = [shard for split, source in sources.items() for shard in _plan(split, len(source), config)]
+    bad = _write_missing(config, sources, shards, work, on_progress)
+    if bad and config.on_bad_image == "error":
+        raise SourceError(
+            f"{len(bad)} files are no images:\n  " + "\n  ".join(bad) + "\nReplace or remove them and run the command "
+            "again (what is packed stays packed), or leave them out with --on-bad-image skip."
+        )
+    _write_metadata(config, sources, shards, work)
+    for leftover in [work / _FINGERPRINT, *work.glob(".*.tmp")]:
+        leftover.unlink()
+    work.rename(config.folder)
+    return _finished(config, bad)
+
+
+def _finished(config: PrepareConfig, left_out: list[str]) -> Prepared:
+    import tensorflow_datasets as tfds
+
+    splits = tfds.builder_from_directory(config.folder).info.splits
+    return Prepared(config.folder, {name: split.num_examples for name, split in splits.items()}, left_out)
+
+
+def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]) -> Mapping[str, Source]:
+    if config.source.startswith("imagenet:"):
+        return open_imagenet(config.path, lambda count: on_progress(Progress(count, None)))
+    return {split: open_folder(config.path, split, config.held_out) for split in ("train", "validation")}
+
+
+def _claim(work: Path, sources: Mapping[str, Source], config: PrepareConfig) -> None:
+    """Makes sure that the shards already in `work` are of these very examples."""
+    digest = hashlib.sha256()
+    for split, source in sources.items():
+        digest.update(json.dumps([split, source.class_names, config.images_per_shard]).encode())
+        digest.update(np.ascontiguousarray(source.names).tobytes() + np.ascontiguousarray(source.labels).tobytes())  # type: ignore[attr-defined]
+    content = json.dumps({"examples": digest.hexdigest()})
+    path = work / _FINGERPRINT
+    if not path.exists():
+        path.with_suffix(".tmp").write_text(content, encoding="utf-8")
+        path.with_suffix(".tmp").replace(path)
+    elif path.read_text(encoding="utf-8") != content:
+        raise SourceError(
+            f"{work} holds shards of other files than {config.source} has now, or of other settings. Remove that "
+            "folder to start again, or choose another --output."
+        )
+
+
+def _plan(split: str, examples: int, config: PrepareConfig) -> list[_Shard]:
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(examples)
+    count = -(-examples // config.images_per_shard)
+    return [_Shard(split, number, count, rows) for number, rows in enumerate(np.array_split(order, count))]
+
+
+def _write_missing(
+    config: PrepareConfig,
+    sources: Mapping[str, Source],
+    shards: list[_Shard],
+    work: Path,
+    on_progress: Callable[[Progress], None],
+) -> list[str]:
+    """Writes the shards that are not there yet; returns the names of files that are no images."""
+    total = sum(len(shard.rows) for shard in shards)
+    missing = [shard for shard in shards if not shard.path(work, config.dataset_name).exists()]
+    images = total - sum(len(shard.rows) for shard in missing)
+    on_progress(Progress(images, total))
+    bad: list[str] = []
+    with ThreadPoolExecutor(config.threads) as threads:
+        try:
+            tasks = {
+                threads.submit(_write_shard, config, sources[shard.split], shard, work): shard for shard in missing
+            }
+            for task in as_completed(tasks):
+                bad += task.result()
+                images += len(tasks[task].rows)
+                on_progress(Progress(images, total))
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return sorted(bad)
+
+
+def _write_shard(config: PrepareConfig, source: Source, shard: _Shard, work: Path) -> list[str]:
+    """One file, whole or not at all. Returns the names of files that are no images."""
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    features = _features(source)
+    path = shard.path(work, config.dataset_name)
+    temporary = path.with_name(f".{path.name}.tmp")
+    writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+    bad = []
+    try:
+        for row in shard.rows:
+            example = source[int(row)]
+            if (reason := _why_no_image(example["image"])) is not None:
+                bad.append(f"{example['id']}: {reason}")
+                continue
+            name = os.path.relpath(example["id"], source.root) if isinstance(source, FolderSource) else example["id"]
+            record = {"image": example["image"], "label": example["label"], "file_name": name}
+            writer.write(features.serialize_example(features.encode_example(record)))
+    finally:
+        writer.close()
+    if bad and config.on_bad_image == "error":
+        temporary.unlink()
+        return bad
+    if (written := ArrayRecordReader(str(temporary)).num_records()) != len(shard.rows) - len(bad):
+        temporary.unlink()
+        raise OSError(f"{path} holds {written} of {len(shard.rows) - len(bad)} images. Is the disk full?")
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    return bad
+
+
+def _why_no_image(data: bytes) -> str | None:
+    """Looks at the header only; what is damaged further on shows when it is decoded."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return None if min(image.size) > 0 else "no pixels"
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ... for foreign bytes
+        return str(error).replace("<_io.BytesIO object at ", "").split(" 0x")[0] or type(error).__name__
+
+
+def _features(source: Source) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "label": tfds.features.ClassLabel(names=list(source.class_names)),
+            "file_name": tfds.features.Text(),
+        }
+    )
+
+
+def _write_metadata(config: PrepareConfig, sources: Mapping[str, Source], shards: list[_Shard], work: Path) -> None:
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    splits = []
+    for split in sources:
+        paths = [shard.path(work, config.dataset_name) for shard in shards if shard.split == split]
+        lengths = [ArrayRecordReader(str(path)).num_records() for path in paths]
+        size = sum(path.stat().st_size for path in paths)
+        splits.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
+    tfds.folder_dataset.write_metadata(
+        data_dir=work,
+        features=_features(next(iter(sources.values()))),
+        split_infos=splits,
+        version=_VERSION,
+        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        check_data=False,  # its check needs TensorFlow
+        description=f"Packed from {config.source.partition(':')[0]} by poolformer-jax.",
+    )
