@@ -1,0 +1,88 @@
+"""A recipe turned into what runs: the mesh, the network, the state's shape and place, and the compiled functions.
+
+The loop and the doctor build on this, so what the doctor measures is what the loop runs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from train.data.device_augment import augment_batch, normalize_batch
+from train.evaluation import EvaluationStep, make_evaluation_step
+from train.network import Network, make_network
+from train.optimizer import make_optimizer, make_schedule
+from train.recipes import TrainConfig
+from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_shardings
+from train.state import TrainState, new_state
+from train.step import Batch, Metrics, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """The parts of a run.
+
+    Attributes:
+        mesh: all devices.
+        network: the model, and where its first parameters come from.
+        state: shapes, types and shardings of the state; no memory.
+        init: makes the state, in place, from `network.argument`.
+        step: the compiled training step; it consumes the state it is given.
+        evaluation_step: the compiled sums of an evaluation batch.
+    """
+
+    mesh: Mesh
+    network: Network
+    state: TrainState
+    init: Callable[[Any], TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    evaluation_step: EvaluationStep
+
+
+def assemble(config: TrainConfig, class_names: Sequence[str], examples: int) -> Assembly:
+    """The parts of a run on `examples` images of classes `class_names`.
+
+    Raises:
+        ValueError: if devices, batch, data and network do not fit each other.
+    """
+    data = config.data
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, data.batch_size, config.optimizer.accumulate)
+    check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
+    network = make_network(
+        config.model, class_names, data.image_size, data.num_channels, config.dtype, config.remat, config.seed
+    )
+    optimizer = make_optimizer(config.optimizer)
+    schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)
+    keeps_ema = config.optimizer.ema_decay is not None
+
+    def init(argument: Any) -> TrainState:
+        return new_state(network.make_params(argument), optimizer, keeps_ema)
+
+    shapes = jax.eval_shape(init, network.argument)
+    shardings = state_shardings(mesh, shapes, config.mesh.fsdp_min_size)
+    dtype = jnp.dtype(config.dtype)
+    augment = functools.partial(augment_batch, config=data, num_classes=len(class_names), dtype=dtype)
+    normalize = functools.partial(normalize_batch, config=data, dtype=dtype)
+    step = make_train_step(network.model, optimizer, schedule, augment, config.optimizer, config.seed, mesh)
+    return Assembly(
+        mesh=mesh,
+        network=network,
+        state=jax.tree.map(_place, shapes, shardings),
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(
+            step,
+            in_shardings=(shardings, batch_sharding(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+        ),
+        evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.params),
+    )
+
+
+def _place(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

@@ -1,0 +1,103 @@
+"""One run on many hosts: how processes find each other, and stop together.
+
+On TPU pods (GCE and GKE), under Slurm's srun, on Kubernetes and under Open MPI the processes find each other by
+themselves, because `jax.distributed` knows these environments. Anywhere else they are told by flags.
+"""
+
+import dataclasses
+import logging
+import signal
+from types import FrameType, TracebackType
+from typing import Literal
+
+import jax
+from jax.experimental import multihost_utils
+
+from train.checks import refuse
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a run on several hosts find each other."""
+
+    mode: Literal["auto", "off"] = "auto"
+    """"auto" asks the environment (TPU pod, Slurm, GKE, Open MPI) and runs alone where there is none; "off" runs
+    alone."""
+    coordinator_address: str | None = None
+    """host:port of process 0, where the environment does not tell."""
+    num_processes: int | None = None
+    """Number of processes, one for every host; with coordinator_address."""
+    process_id: int | None = None
+    """Number of this process, from 0; with coordinator_address."""
+
+    def __post_init__(self) -> None:
+        explicit = (self.coordinator_address, self.num_processes, self.process_id)
+        complete = None not in explicit or explicit == (None, None, None)
+        count, index = self.num_processes or 1, self.process_id or 0
+        rules = [
+            ("coordinator_address", complete, "all of coordinator_address, num_processes and process_id, or none"),
+            ("num_processes", count >= 1, "a positive number"),
+            ("process_id", 0 <= index < count, f"a number from 0 to {count - 1}, because num_processes={count}"),
+        ]
+        refuse(self, rules)
+
+
+def initialize(config: DistributedConfig) -> None:
+    """Joins the other processes of the run, if there are any; before anything else touches a device.
+
+    Raises:
+        RuntimeError: if they do not answer.
+    """
+    if config.mode == "off" or jax.distributed.is_initialized():
+        return
+    if config.coordinator_address is not None:
+        jax.distributed.initialize(config.coordinator_address, config.num_processes, config.process_id)
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        # What jax says where no environment told it of other processes; so there are none.
+        if "coordinator_address" not in str(error):
+            raise
+        logging.getLogger(__name__).debug("No other processes: %s", error)
+
+
+class StopRequest:
+    """Whether the run was asked to stop: SIGTERM (what schedulers and preemption send) or Ctrl-C.
+
+    With several processes, jax tells all of them of a SIGTERM to any of them and settles on one step at which all of
+    them stop; so `at(step)` has to be called at every step. A second signal ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        # With several processes SIGTERM belongs to jax's preemption service, which was there first.
+        for number in (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after `step` steps, the same on all processes."""
+        if jax.process_count() > 1:
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.signal = signal.SIGTERM
+            elif self.signal is signal.SIGINT:
+                raise KeyboardInterrupt
+        return self.signal is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before.clear()

@@ -1,0 +1,130 @@
+"""The training loop, from a recipe to a trained model."""
+
+import dataclasses
+import json
+import signal
+
+import jax
+from rich.console import Console
+
+from train import results
+from train.assembly import Assembly, assemble
+from train.checkpoints import Checkpoints
+from train.data.pipeline import evaluation_batches, train_batches
+from train.data.sources import Source, open_source
+from train.distributed import StopRequest, initialize
+from train.evaluation import Evaluation, evaluate
+from train.journal import Journal
+from train.progress import Meter, Record
+from train.recipes import TrainConfig, differences
+from train.reports import write_json
+from train.sharding import process_part, to_devices
+from train.state import TrainState
+
+
+class TrainingError(Exception):
+    """The run cannot go on; its last good checkpoint stands."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: steps done.
+        evaluations: of the whole evaluation split at the end, by kind of weights; empty if the run was stopped.
+        stopped_by: the signal that stopped it, or None.
+    """
+
+    step: int
+    evaluations: dict[str, Evaluation]
+    stopped_by: signal.Signals | None
+
+
+def run(config: TrainConfig, console: Console) -> Outcome:
+    """Trains as `config` says, on from the newest checkpoint in `config.run_dir` if there is one.
+
+    Raises:
+        ValueError: if the parts of the recipe, the data, the devices and the run's folder do not fit each other.
+        TrainingError: if the gradient stays without a finite value.
+        CheckpointError: if states can be neither written nor read.
+    """
+    initialize(config.distributed)
+    source = open_source(config.data, config.data.train_split)
+    held_out = open_source(config.data, config.data.evaluation_split)
+    parts = assemble(config, source.class_names, len(source))
+    steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
+    evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
+
+    with Checkpoints(config.run_dir / "checkpoints", config.keep_checkpoints) as checkpoints:
+        _note_recipe(config, checkpoints)
+        state = checkpoints.restore(parts.state) or parts.init(parts.network.argument)
+        step = start = int(state.step)
+        meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
+        with (
+            Journal(config, console, start, total, steps_per_epoch) as journal,
+            train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
+            StopRequest() as stop,
+        ):
+            while step < total and not stop.at(step):
+                with meter.waiting():
+                    batch = next(batches)
+                state, metrics = parts.step(state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")}))
+                step += 1
+                journal.advance(step)
+                for record in meter.add(metrics):
+                    journal.train(record)
+                    _refuse_to_go_on_blind(record, config)
+                    checkpoints.check()
+                with meter.paused():
+                    if step % evaluate_every == 0 and step < total:
+                        journal.evaluation(step, _evaluate(config, parts, state, held_out))
+                    if step % save_every == 0:
+                        checkpoints.save(state)
+            for record in meter.rest():
+                journal.train(record)
+            checkpoints.save(state, wait=True)
+            if step < total:
+                return Outcome(step, {}, stop.signal)
+            evaluations = _evaluate(config, parts, state, held_out)
+            journal.evaluation(step, evaluations)
+    results.write(config, parts, state, held_out, evaluations)
+    return Outcome(step, evaluations, None)
+
+
+def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out: Source) -> dict[str, Evaluation]:
+    """The weights over the whole evaluation split, and their running mean where there is one."""
+    evaluations = {}
+    for weights in ("params", "ema") if state.ema is not None else ("params",):
+        with evaluation_batches(config.data, held_out, **process_part(parts.mesh)) as batches:
+            evaluations[weights] = evaluate(parts.evaluation_step, getattr(state, weights), batches, parts.mesh)
+    return evaluations
+
+
+def _note_recipe(config: TrainConfig, checkpoints: Checkpoints) -> None:
+    """Writes the recipe into the run's folder, unless the run there is another one.
+
+    Raises:
+        ValueError: naming every field in which the recipes differ.
+    """
+    path = config.run_dir / "recipe.json"
+    if checkpoints.steps and path.exists():
+        changed = differences(json.loads(path.read_text()), config.to_dict())
+        if changed:
+            raise ValueError(
+                f"{config.run_dir} holds a run of another recipe, at step {checkpoints.steps[-1]}. What differs:\n  "
+                + "\n  ".join(changed)
+                + "\nExpected the same values to go on with it, or another folder with --run-dir to begin a new run."
+            )
+    if jax.process_index() == 0:
+        write_json(path, config.to_dict())
+
+
+def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
+    if record.skipped_in_a_row >= config.max_skipped:
+        raise TrainingError(
+            f"The last {record.skipped_in_a_row} steps up to step {record.step} had no finite gradient, and at most "
+            f"max_skipped={config.max_skipped} in a row are passed over. The checkpoints from before them stand in "
+            f"{config.run_dir}. Expected a lower --optimizer.learning-rate, --optimizer.clip-norm 1, or --dtype "
+            "float32 to help."
+        )

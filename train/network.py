@@ -1,0 +1,107 @@
+"""The network that a run trains: a fresh one, or one whose weights are there already."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, load_pretrained
+from train.checks import refuse
+
+ComputeType = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedNetwork:
+    """Weights to go on from, with a new head for the classes of the data."""
+
+    source: str = "sail/poolformer_s12"
+    """A model on the Hub (sail/poolformer_s12, timm/poolformer_m48.sail_in1k), a folder of a model, or a file of
+    weights: whatever `poolformer_jax.load_pretrained` opens."""
+    use_ema: bool = False
+    """Take the running mean of the weights, where the file has one."""
+    keep_head: bool = False
+    """Go on with the head as well. Its classes must be those of the data, in their order."""
+    drop_path_rate: float = 0.1
+    """Probability of dropping the last block's residual branches; it grows linearly from 0 over all blocks."""
+    dropout_rate: float = 0.0
+    """Dropout after both layers of the MLP."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("source", bool(self.source), "the name of a model, or a path"),
+            ("drop_path_rate", 0 <= self.drop_path_rate < 1, "a probability in [0, 1)"),
+            ("dropout_rate", 0 <= self.dropout_rate < 1, "a probability in [0, 1)"),
+        ]
+        refuse(self, rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network and where its first parameters come from.
+
+    Attributes:
+        model: the network, in the run's compute type.
+        make_params: its parameters, from `argument`; traceable, so that they can be made where they are to live.
+        argument: what `make_params` takes: a key, or the parameters that were read.
+    """
+
+    model: PoolFormerForImageClassification
+    make_params: Callable[[Any], Any]
+    argument: Any
+
+
+def make_network(
+    wanted: PoolFormerConfig | PretrainedNetwork,
+    class_names: Sequence[str],
+    image_size: int,
+    num_channels: int,
+    dtype: ComputeType,
+    remat: bool,
+    seed: int,
+) -> Network:
+    """The network for data with `class_names` and images of `image_size` pixels; labels and channels follow the data.
+
+    Raises:
+        ValueError: if the weights are of a network for other images or classes.
+    """
+    kind = jnp.dtype(dtype)
+    if kind == jnp.float64 and not jax.config.jax_enable_x64:
+        raise ValueError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1. Expected it, or float32.")
+    wide = jnp.promote_types(kind, jnp.float32)
+    labels = {"num_labels": len(class_names), "id2label": dict(enumerate(class_names))}
+
+    if isinstance(wanted, PretrainedNetwork):
+        loaded, variables = _load(wanted, len(class_names))
+        if loaded.config.num_channels != num_channels:
+            raise ValueError(
+                f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
+                f"{num_channels} values. Expected as many."
+            )
+        rates = {"drop_path_rate": wanted.drop_path_rate, "dropout_rate": wanted.dropout_rate}
+        config = dataclasses.replace(loaded.config, **labels, **rates)
+        model = PoolFormerForImageClassification(config, dtype=kind, remat=remat)
+        return Network(model, lambda params: jax.tree.map(lambda p: p.astype(wide), params), variables["params"])
+
+    config = dataclasses.replace(wanted, **labels, num_channels=num_channels)
+    model = PoolFormerForImageClassification(config, dtype=kind, remat=remat)
+
+    def fresh(key: jax.Array) -> Any:
+        pixels = jnp.zeros((1, image_size, image_size, num_channels), kind)
+        return jax.tree.map(lambda p: p.astype(wide), model.init(key, pixels)["params"])
+
+    return Network(model, fresh, jax.random.key(seed))
+
+
+def _load(wanted: PretrainedNetwork, num_labels: int) -> tuple[PoolFormerForImageClassification, Any]:
+    if not wanted.keep_head:
+        return load_pretrained(wanted.source, num_labels=num_labels, reset_head=True, use_ema=wanted.use_ema)
+    loaded, variables = load_pretrained(wanted.source, use_ema=wanted.use_ema)
+    if loaded.config.num_labels != num_labels:
+        raise ValueError(
+            f"The head of {wanted.source} is for {loaded.config.num_labels} classes, and the data has {num_labels}. "
+            "Expected the same number; leave --model.keep-head away to start with a new head."
+        )
+    return loaded, variables

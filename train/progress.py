@@ -1,0 +1,182 @@
+"""What a person sees while a run goes on, and the numbers behind it.
+
+`Meter` turns the metrics of single steps into one record per interval, without making the devices wait for the host;
+`Display` shows records: a bar with two lines below it on a terminal, plain lines in a log file.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+
+import jax
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+# Steps the host may be ahead of the devices. Each of them keeps a batch waiting in device memory.
+_STEPS_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Means over an interval of steps.
+
+    Attributes:
+        step: the interval's last step.
+        epoch: the same in epochs.
+        loss: mean training loss in nats, of the augmented images and smoothed targets.
+        accuracy: share of augmented images classified as their (largest) target.
+        learning_rate: of the last step.
+        gradient_norm: mean of the global norm of the gradient.
+        images_per_second: over all processes, without evaluations and the wait for checkpoints.
+        data_wait: share of the time in which the devices waited for the next batch.
+        skipped: steps without a finite gradient, since the start of the run.
+        skipped_in_a_row: how many of these were the last steps.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    accuracy: float
+    learning_rate: float
+    gradient_norm: float
+    images_per_second: float
+    data_wait: float
+    skipped: int
+    skipped_in_a_row: int
+
+
+class Meter:
+    """Collects the metrics of steps, and reports each interval when the next one is over.
+
+    By then its numbers have long been computed, and fetching them stops nothing.
+    """
+
+    def __init__(self, start_step: int, every: int, steps_per_epoch: int, batch_size: int) -> None:
+        self._every, self._steps_per_epoch, self._batch_size = every, steps_per_epoch, batch_size
+        self._step = start_step
+        self._metrics: list[Mapping[str, jax.Array]] = []
+        self._complete: tuple[int, list[Mapping[str, jax.Array]], float, float] | None = None
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for a batch."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around anything else that is not training."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
+
+    def add(self, metrics: Mapping[str, jax.Array]) -> list[Record]:
+        """Takes a step's metrics; at the end of an interval, returns the record of the one before, if there is one."""
+        self._step += 1
+        self._metrics.append(metrics)
+        if len(self._metrics) > _STEPS_AHEAD:
+            jax.block_until_ready(self._metrics[-1 - _STEPS_AHEAD])
+        return self._turn() if self._step % self._every == 0 else []
+
+    def rest(self) -> list[Record]:
+        """What has not been reported yet; waits for the devices."""
+        return self._turn() + self._turn()
+
+    def _turn(self) -> list[Record]:
+        """Starts a new interval and returns the record of the last but one."""
+        before, now = self._complete, time.perf_counter()
+        self._complete = (self._step, self._metrics, now - self._since, self._waited) if self._metrics else None
+        self._metrics, self._waited, self._since = [], 0.0, now
+        return [] if before is None else [self._record(*before)]
+
+    def _record(self, step: int, metrics: list[Mapping[str, jax.Array]], seconds: float, waited: float) -> Record:
+        rows = jax.device_get(metrics)
+        mean = {name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]}
+        return Record(
+            step=step,
+            epoch=step / self._steps_per_epoch,
+            loss=mean["loss"],
+            accuracy=mean["accuracy"],
+            learning_rate=float(rows[-1]["learning_rate"]),
+            gradient_norm=mean["gradient_norm"],
+            images_per_second=len(rows) * self._batch_size / seconds,
+            data_wait=min(waited / seconds, 1.0),
+            skipped=int(rows[-1]["skipped"]),
+            skipped_in_a_row=int(rows[-1]["skipped_in_a_row"]),
+        )
+
+
+class Display:
+    """The run on the screen of process 0; nothing on the others."""
+
+    def __init__(self, console: Console, start_step: int, total_steps: int, epochs: int) -> None:
+        self._console, self._epochs, self._total = console, epochs, total_steps
+        self._train = Text("compiling the training step ...", style="dim")
+        self._evaluation = Text("")
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self._bar = Progress(*columns, console=console, expand=True)
+        self._task = self._bar.add_task("", total=total_steps, completed=start_step)
+        group = Group(self._bar, self._train, self._evaluation)
+        self._live = Live(group, console=console, refresh_per_second=4) if self._shows_bar else None
+
+    @property
+    def _shows_bar(self) -> bool:
+        return self._console.is_terminal and jax.process_index() == 0
+
+    def __enter__(self) -> "Display":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step` steps done."""
+        if self._live is not None:
+            self._bar.update(self._task, completed=step)
+
+    def show(self, record: Record) -> None:
+        """Shows the numbers of an interval."""
+        line = (
+            f"epoch {record.epoch:.1f}/{self._epochs}  loss {record.loss:.3f}  accuracy {record.accuracy:6.1%}  "
+            f"lr {record.learning_rate:.1e}  {record.images_per_second:,.0f} images/s  "
+        )
+        # On a line of its own on narrow terminals, where rich wraps at the space.
+        line += f"data wait {record.data_wait:.0%}"
+        if record.skipped:
+            line += f"  skipped {record.skipped}"
+        if self._live is not None:
+            self._train.plain = line
+        elif jax.process_index() == 0:
+            self.say(f"step {record.step}/{self._total}  {line}")
+
+    def show_evaluation(self, line: str) -> None:
+        """Shows the result of an evaluation."""
+        if self._live is not None:
+            self._evaluation.plain = line
+        else:
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        """Prints one line that stays, on process 0."""
+        if jax.process_index() == 0:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,271 @@
+"""Recipes: everything a run depends on, as one typed value, and the values that are known to work.
+
+A recipe is what `python -m train NAME` runs; every field is a flag. The ImageNet recipes are the authors' training
+(sail-sg/poolformer: the defaults of train.py, and the README's drop-path rates), written out.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from poolformer_jax import PoolFormerConfig
+from train.checks import refuse
+from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
+from train.distributed import DistributedConfig
+from train.network import ComputeType, PretrainedNetwork
+from train.optimizer import OptimizerConfig
+from train.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run depends on."""
+
+    run_dir: Path
+    """Folder of the run. If it holds an unfinished run of the same recipe, that run goes on."""
+    model: PoolFormerConfig | PretrainedNetwork
+    """The network. Its labels and channels follow the data."""
+    data: DataConfig
+    """Images, and how they are changed."""
+    optimizer: OptimizerConfig
+    """How the weights move."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """How the devices share the work."""
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    """How the processes of several hosts find each other."""
+    dtype: ComputeType = "float32"
+    """Type of the activations; the weights are float32 in any case. bfloat16 is the fast one on TPUs and GPUs.
+    float64 checks numerics, with JAX_ENABLE_X64=1."""
+    remat: bool = False
+    """Compute each stage's activations again for the gradient instead of keeping them: less memory, a third more
+    time."""
+    seed: int = 42
+    """Seed of the first weights and of everything random on the device. The order of the images has data.seed."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    evaluate_every: int = 1
+    """Epochs between two evaluations. The last step is evaluated in any case."""
+    save_every: int | None = None
+    """Steps between two checkpoints. Default: one epoch."""
+    keep_checkpoints: int = 3
+    """Number of checkpoints to keep."""
+    max_skipped: int = 20
+    """Stop after this many steps in a row without a finite gradient; each of them leaves the weights alone."""
+    max_steps: int | None = None
+    """End the run after this step, in the middle of its schedule. For trying out."""
+    examples: int = 5
+    """Images of the evaluation split to write into the run's folder, for trying the trained model."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
+            ("log_every", self.log_every >= 1, "at least 1"),
+            ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
+            ("save_every", (self.save_every or 1) >= 1, "at least 1, or None"),
+            ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
+            ("max_skipped", self.max_skipped >= 1, "at least 1"),
+            ("max_steps", (self.max_steps or 1) >= 1, "at least 1, or None"),
+            ("examples", self.examples >= 0, "0 or more"),
+        ]
+        refuse(self, rules)
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Whole batches in `examples` images, at least 1."""
+        return max(examples // self.data.batch_size, 1)
+
+    def total_steps(self, examples: int) -> int:
+        """The step after which the run is done."""
+        steps = self.optimizer.total_epochs * self.steps_per_epoch(examples)
+        return min(steps, self.max_steps or steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-ready values, as the run's folder keeps it."""
+        data = json.loads(json.dumps(dataclasses.asdict(self), default=_as_json))
+        data["model"]["kind"] = type(self.model).__name__
+        return data
+
+
+def _as_json(value: Any) -> Any:
+    return dict(value) if hasattr(value, "items") else str(value)
+
+
+# What may change between the parts of one run: none of it changes what a step computes.
+FREE_TO_CHANGE = (
+    "run_dir",
+    "mesh",
+    "distributed",
+    "log_every",
+    "evaluate_every",
+    "save_every",
+    "keep_checkpoints",
+    "max_skipped",
+    "max_steps",
+    "examples",
+    "remat",
+    "data/data_dir",
+    "data/workers",
+    "data/worker_batches",
+    "data/on_bad_image",
+    "data/evaluation_split",
+    "data/evaluation_batch_size",
+)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Fields, as "name: before -> now", in which two `to_dict()`s would not continue each other."""
+    left, right = _flat(before), _flat(now)
+    names = [name for name in {**left, **right} if not name.startswith(FREE_TO_CHANGE)]
+    return [
+        f"{name.replace('/', '.')}: {left.get(name)!r} -> {right.get(name)!r}"
+        for name in names
+        if left.get(name) != right.get(name)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A run that is known to work: what it is for, and its value."""
+
+    summary: str
+    details: str
+    config: TrainConfig
+
+
+def _imagenet(variant: str, drop_path_rate: float, crop_pct: float, top1: float, gmacs: float) -> Recipe:
+    """The authors' ImageNet-1k training of one size."""
+    # Forward and backward are three forward passes, of two operations a multiply-add: an estimate, not a measurement.
+    images = 310 * 1_281_167
+    hours = images * gmacs * 1e9 * 6 / (0.25 * 16 * 275e12) / 3600
+    return Recipe(
+        summary=f"PoolFormer-{variant.upper()} on ImageNet-1k as the authors train it, to {top1} % top-1",
+        details=f"""
+        PoolFormer-{variant.upper()} on ImageNet-1k as the authors train it: 300 epochs and 10 of cool-down, AdamW at
+        1e-3 per 1024 images, RandAugment, mixup, cutmix, random erasing, drop path {drop_path_rate}.
+
+        Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012 --dtype bfloat16
+
+        Expected: {top1} % top-1 at 224 pixels, the authors' own result (README of sail-sg/poolformer); this program
+        has not been run to the end on ImageNet. About {hours:.0f} hours on a TPU v4-32 if its 16 chips reach a quarter
+        of their peak and the hosts keep up: an estimate from the number of operations, not a measurement.
+        """,
+        config=TrainConfig(
+            run_dir=Path(f"runs/imagenet-{variant}"),
+            model=PoolFormerConfig.from_variant(variant, drop_path_rate=drop_path_rate),
+            # One mixing ratio for the 128 images of each of the authors' 8 GPUs.
+            data=DataConfig(source="tfds:imagenet2012", crop_pct=crop_pct, mix=DeviceAugmentation(mix_group=128)),
+            optimizer=OptimizerConfig(),
+        ),
+    )
+
+
+_SMALL = PoolFormerConfig(
+    depths=(2, 2),
+    hidden_sizes=(32, 64),
+    patch_sizes=(7, 3),
+    strides=(4, 2),
+    padding=(2, 1),
+    num_channels=1,
+    num_labels=10,
+    token_mixers=("pooling",) * 2,
+    position_embeddings=(False,) * 2,
+    layer_scale_init_value=1e-1,
+)
+
+DIGITS_RECIPE = Recipe(
+    summary="a small PoolFormer on scikit-learn's scans of handwritten digits: no download, about a minute",
+    details="""
+    A small PoolFormer on scikit-learn's 1,797 scans of handwritten digits, which come with the package. The scans are
+    8 x 8 pixels, enlarged to 32 x 32; a fifth of them is held out.
+
+    Command:  python -m train
+    """,
+    config=TrainConfig(
+        run_dir=Path("runs/digits"),
+        model=_SMALL,
+        data=DIGITS,
+        optimizer=OptimizerConfig(
+            learning_rate=4e-3,
+            learning_rate_batch=None,
+            epochs=40,
+            warmup_epochs=3,
+            cooldown_epochs=0,
+            schedule_every="step",
+        ),
+        log_every=11,
+        evaluate_every=5,
+        save_every=110,
+    ),
+)
+
+_FINETUNE = Recipe(
+    summary="published or trained weights, fine-tuned to the classes of your own images",
+    details="""
+    Published or trained weights with a new head, fine-tuned to the classes of your own images: a small learning rate
+    that falls further with the distance from the head, few epochs, gentle augmentation.
+
+    Command:  python -m train finetune --model.source sail/poolformer_s12 --data.source folder:PATH
+
+    Take a larger --data.image-size for small details: the network takes any. See docs/fine-tuning.md.
+    """,
+    config=TrainConfig(
+        run_dir=Path("runs/finetune"),
+        model=PretrainedNetwork(),
+        data=DataConfig(
+            source="folder:PATH",
+            batch_size=128,
+            augment=HostAugmentation(crop_scale=(0.35, 1.0), interpolation="bicubic", scaled_decoding=False),
+            mix=DeviceAugmentation(mixup=0.0, cutmix=0.0, erase_probability=0.1),
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4,
+            learning_rate_batch=128,
+            epochs=20,
+            warmup_epochs=1,
+            cooldown_epochs=0,
+            schedule_every="step",
+            layer_decay=0.85,
+            clip_norm=1.0,
+        ),
+        log_every=10,
+    ),
+)
+
+_SMOKE = Recipe(
+    summary="a minute that shows whether devices, processes, checkpoints and folders work on this machine",
+    details="""
+    A few steps of a small network on made-up images, through everything that a long run needs: all devices and
+    processes, augmentation, evaluation, checkpoints, the final folder. The result means nothing.
+
+    Command:  python -m train smoke
+    """,
+    config=TrainConfig(
+        run_dir=Path("runs/smoke"),
+        model=dataclasses.replace(_SMALL, drop_path_rate=0.1, num_channels=3),
+        data=DataConfig(
+            source="synthetic", image_size=32, batch_size=64, synthetic_examples=256, crop_pct=None, workers=0
+        ),
+        optimizer=OptimizerConfig(epochs=4, warmup_epochs=1, cooldown_epochs=1, ema_decay=0.9),
+        log_every=2,
+        save_every=4,
+        examples=2,
+    ),
+)
+
+RECIPES: dict[str, Recipe] = {
+    "digits": DIGITS_RECIPE,
+    "imagenet-s12": _imagenet("s12", drop_path_rate=0.1, crop_pct=0.9, top1=77.2, gmacs=1.8),
+    "imagenet-s24": _imagenet("s24", drop_path_rate=0.1, crop_pct=0.9, top1=80.3, gmacs=3.4),
+    "imagenet-s36": _imagenet("s36", drop_path_rate=0.2, crop_pct=0.9, top1=81.4, gmacs=5.0),
+    "imagenet-m36": _imagenet("m36", drop_path_rate=0.3, crop_pct=0.95, top1=82.1, gmacs=8.8),
+    "imagenet-m48": _imagenet("m48", drop_path_rate=0.4, crop_pct=0.95, top1=82.5, gmacs=11.6),
+    "finetune": _FINETUNE,
+    "smoke": _SMOKE,
+}

@@ -1,0 +1,168 @@
+"""What a run leaves for people and for other programs: metrics.jsonl, TensorBoard events, pictures, results.
+
+Only process 0 writes. Every file is either appended to by whole lines, or written under a temporary name and renamed.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from tensorboardX import SummaryWriter
+
+from train.evaluation import Evaluation
+from train.progress import Record
+
+
+class Reports:
+    """The files of a run, on from the step that was restored: what was written of later steps is dropped.
+
+    Args:
+        folder: the run's folder.
+        start_step: the step that the run goes on from.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        self._folder = folder
+        self._path = folder / "metrics.jsonl"
+        self._open = contextlib.ExitStack()
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _lines(self._path) if line["step"] <= start_step]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._open.enter_context(self._path.open("a"))
+        self._board = self._open.enter_context(
+            SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        )
+
+    def __enter__(self) -> "Reports":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def train(self, record: Record) -> None:
+        """Notes an interval of training."""
+        self._note("train", dataclasses.asdict(record))
+
+    def evaluation(self, step: int, epoch: float, weights: str, evaluation: Evaluation) -> None:
+        """Notes an evaluation of the parameters ("params") or their running mean ("ema")."""
+        kind = "evaluation" if weights == "params" else f"evaluation_{weights}"
+        self._note(kind, {"step": step, "epoch": epoch, **evaluation.summary()})
+
+    def curves(self) -> None:
+        """Draws curves.png from everything noted so far."""
+        if self._writes:
+            self._file.flush()
+            draw_curves(_lines(self._path), self._folder / "curves.png")
+
+    def _note(self, kind: str, values: dict[str, Any]) -> None:
+        if not self._writes:
+            return
+        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if name not in ("step", "epoch"):
+                self._board.add_scalar(f"{kind}/{name}", value, values["step"])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it is either the old or the new one."""
+    _replace(path, lambda temporary: temporary.write_text(text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON for people to read."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write(temporary)
+    os.replace(temporary, path)  # noqa: PTH105 -- Path.replace is the same, and hides that it is atomic
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that a killed process left half written does not count."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy and learning rate over the epochs, side by side, as a PNG."""
+    train = [line for line in lines if line["kind"] == "train"]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    _curve(loss, train, "loss", "training", "tab:blue")
+    _curve(accuracy, train, "accuracy", "training", "tab:blue")
+    for kind, name, color in (
+        ("evaluation", "held out", "tab:orange"),
+        ("evaluation_ema", "EMA, held out", "tab:green"),
+    ):
+        chosen = [line for line in lines if line["kind"] == kind]
+        _curve(loss, chosen, "loss", name, color, marker="o")
+        _curve(accuracy, chosen, "top1", name, color, marker="o")
+    _curve(rate, train, "learning_rate", None, "tab:gray")
+    for axes, title in ((loss, "Loss (nats)"), (accuracy, "Top-1 accuracy"), (rate, "Learning rate")):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    for axes in (loss, accuracy):
+        if axes.has_data():
+            axes.legend()
+    _replace(path, lambda temporary: figure.savefig(temporary, dpi=120))
+
+
+def _curve(axes: Any, lines: Sequence[dict[str, Any]], name: str, label: str | None, color: str, **style: Any) -> None:
+    if lines:
+        values = [line[name] for line in lines]
+        axes.plot([line["epoch"] for line in lines], values, label=label, color=color, markersize=4, **style)
+
+
+def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:
+    """Right class against most probable class as a PNG, rows in percent; nothing where there are too many classes."""
+    if evaluation.confusion is None:
+        return
+    counts = evaluation.confusion
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.5 + 0.38 * len(class_names)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(class_names))
+    axes.set_xticks(ticks, class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
+    axes.set_yticks(ticks, class_names)
+    axes.set_xlabel("most probable class")
+    axes.set_ylabel("right class")
+    axes.set_title(f"{evaluation.top1:.2%} of {evaluation.examples:,} images right")
+    if len(class_names) <= 20:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8, format=lambda value, _: f"{value:.0%}")
+    _replace(path, lambda temporary: figure.savefig(temporary, dpi=120))
+
+
+def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
+    """An evaluation with every class's accuracy, JSON-ready."""
+    classes = [
+        {"class": name, "examples": int(count), "top1": int(right) / int(count) if count else None}
+        for name, count, right in zip(class_names, evaluation.class_examples, evaluation.class_correct)
+    ]
+    return {**evaluation.summary(), "classes": classes}

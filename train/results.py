@@ -1,0 +1,87 @@
+"""What a finished run leaves: the model folder, the evaluation, pictures, and images to try the model on."""
+
+import io
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from poolformer_jax import save_pretrained
+from train.assembly import Assembly
+from train.data.sources import Example, Source
+from train.evaluation import Evaluation
+from train.recipes import TrainConfig
+from train.reports import draw_confusion, evaluation_report, write_json
+from train.sharding import to_host
+from train.state import TrainState
+
+_FOLDERS = {"params": "model", "ema": "model-ema"}
+
+
+def write(
+    config: TrainConfig, parts: Assembly, state: TrainState, held_out: Source, evaluations: dict[str, Evaluation]
+) -> None:
+    """Writes everything into `config.run_dir`; all processes have to call it, and process 0 writes."""
+    for weights, evaluation in evaluations.items():
+        params = to_host(parts.mesh, getattr(state, weights))
+        if jax.process_index() == 0:
+            _write_model(config.run_dir / _FOLDERS[weights], config, parts, params)
+            report = evaluation_report(evaluation, held_out.class_names)
+            write_json(config.run_dir / _FOLDERS[weights] / "evaluation.json", report)
+    if jax.process_index() == 0:
+        draw_confusion(evaluations["params"], held_out.class_names, config.run_dir / "confusion.png")
+        write_examples(config.run_dir / "examples", held_out, config.examples)
+
+
+def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any) -> None:
+    narrow = jax.tree.map(lambda array: array.astype(np.float32), params)
+    save_pretrained(
+        folder, parts.network.model, {"params": narrow}, layout="jax", image_processor=config.data.image_processor()
+    )
+
+
+def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
+    """Writes up to `count` images of a split, of different classes first, as PNGs named after their class."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    paths = []
+    for index in _spread(source, count):
+        example = source[index]
+        folder.mkdir(parents=True, exist_ok=True)
+        name = source.class_names[example["label"]]
+        path = folder / f"{''.join(c if c.isalnum() else '_' for c in name)}-{index}.png"
+        _picture(example).save(path)
+        paths.append(path)
+    return paths
+
+
+def _spread(source: Source, count: int) -> Sequence[int]:
+    """Places all over the split: it may be sorted by class."""
+    return [int(place) for place in np.linspace(0, len(source) - 1, min(count, len(source)))]
+
+
+def _picture(example: Example) -> Image.Image:
+    if isinstance(example["image"], bytes):
+        return Image.open(io.BytesIO(example["image"])).convert("RGB")
+    pixels = np.asarray(example["image"])
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+
+
+def closing_words(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> str:
+    """What a person is told at the end: where things are, how good the model is, and what to do next."""
+    if not evaluations:
+        return f"\nStopped after step {step}; its state is saved. The same command goes on from there."
+    run_dir, result = config.run_dir, evaluations["params"]
+    lines = [f"\nHeld-out accuracy {result.top1:.2%} ({result.examples:,} images), loss {result.loss:.3f}"]
+    if "ema" in evaluations:
+        lines.append(f"Running mean of the weights: {evaluations['ema'].top1:.2%}  ({run_dir / _FOLDERS['ema']})")
+    lines += [f"Model     {run_dir / _FOLDERS['params']}", f"Curves    {run_dir / 'curves.png'}"]
+    if images := sorted((run_dir / "examples").glob("*.png")):
+        image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
+        lines += ["\nNext, classify an image:", f"python -m poolformer_jax predict {image} --weights {model} --top-k 5"]
+    return "\n".join(lines)
