@@ -1,4 +1,4 @@
-"""The network is the published one: every variant, layout, input size and gradient agrees with PyTorch.
+"""The network is the published one: every variant, layout, input size, ablation and gradient agrees with PyTorch.
 
 The golden arrays are PyTorch's, in float64; tests/golden/README.md says how they were made.
 """
@@ -12,7 +12,12 @@ from golden import published
 from reference_network import MISTAKES
 from reference_network import logits as reference_logits
 
-from poolformer_jax import PoolFormerForImageClassification, from_torch_state_dict, to_torch_state_dict
+from poolformer_jax import (
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    from_torch_state_dict,
+    to_torch_state_dict,
+)
 
 # Of the largest logit, or of the largest value of a stage. float64 differs by the order of summation alone.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
@@ -23,15 +28,21 @@ def converted(layout, variant):
     return from_torch_state_dict(published.state_dict(layout, variant))
 
 
-def run(layout, variant, size, dtype):
-    config, variables = converted(layout, variant)
-    model = PoolFormerForImageClassification(config, dtype=dtype)
-    return jax.jit(model.apply)(variables, published.pixel_values(size))
+def compare(config, variables, golden, size, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        model = PoolFormerForImageClassification(config, dtype=dtype)
+        output = jax.jit(model.apply)(variables, published.pixel_values(size))
+        assert output.hidden_states[0].dtype == dtype
+    for stage, feature_map in zip(published.stages(golden, size), output.hidden_states, strict=True):
+        nchw = np.asarray(feature_map, np.float64).transpose(0, 3, 1, 2)
+        assert nchw.shape == stage.shape_nchw
+        assert relative_error(nchw.ravel()[stage.index], stage.value) < TOLERANCE[dtype]
+        assert relative_error([nchw.mean(), nchw.std()], stage.mean_std) < TOLERANCE[dtype]
+    assert relative_error(output.logits, golden[f"{size}/logits"]) < TOLERANCE[dtype]
 
 
-def relative_error(actual, expected, scale=None):
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected)
-    return np.abs(actual - expected).max() / np.abs(expected if scale is None else scale).max()
+def relative_error(actual, expected):
+    return np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
 
 
 SIZES = [(variant, size) for variant in published.VARIANTS for size in ("224x224", "160x224", "225x193")]
@@ -42,16 +53,17 @@ SIZES = [(variant, size) for variant, size in SIZES if variant == "s12" or size 
 @pytest.mark.parametrize(("variant", "size"), SIZES)
 @pytest.mark.parametrize("layout", published.LAYOUTS)
 def test_logits_and_every_stage_are_those_of_pytorch(layout, variant, size, dtype):
-    golden = published.arrays(layout, variant)
-    with jax.enable_x64(dtype == "float64"):
-        output = run(layout, variant, size, dtype)
-        assert output.hidden_states[0].dtype == dtype
-    for stage, feature_map in zip(published.stages(golden, size), output.hidden_states, strict=True):
-        nchw = np.asarray(feature_map, np.float64).transpose(0, 3, 1, 2)
-        assert nchw.shape == stage.shape_nchw
-        assert relative_error(nchw.ravel()[stage.index], stage.value) < TOLERANCE[dtype]
-        assert relative_error([nchw.mean(), nchw.std()], stage.mean_std) < TOLERANCE[dtype]
-    assert relative_error(output.logits, golden[f"{size}/logits"]) < TOLERANCE[dtype]
+    compare(*converted(layout, variant), published.arrays(layout, variant), size, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("variant", published.ABLATIONS)
+def test_the_ablations_are_those_of_the_authors(variant, dtype):
+    # Identity and pooling have no parameters and both norms have the same: the weights do not tell, so the config does.
+    config, variables = from_torch_state_dict(
+        published.state_dict("sail", variant), config=PoolFormerConfig.from_variant(variant)
+    )
+    compare(config, variables, published.arrays("sail", variant), "224x224", dtype)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])

@@ -1,4 +1,4 @@
-"""What the published PyTorch models compute, for tests to compare with. README.md beside this file says how it was made."""
+"""What the published PyTorch models compute, for tests to compare with. README.md here says how it was made."""
 
 import dataclasses
 import json
@@ -12,6 +12,13 @@ from golden import fixture_values
 FOLDER = Path(__file__).parent
 LAYOUTS = ("hf", "sail", "timm")
 VARIANTS = ("s12", "s24", "s36", "m36", "m48")
+ABLATIONS = (
+    "metaformer_id_s12",
+    "metaformer_pppa_s12_224",
+    "metaformer_ppaa_s12_224",
+    "metaformer_pppf_s12_224",
+    "metaformer_ppff_s12_224",
+)
 
 
 def shapes(layout: str, variant: str) -> dict[str, tuple[int, ...]]:
