@@ -14,12 +14,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from scipy.special import betaincinv
 
 from train.data.config import DataConfig, DeviceAugmentation
 
 _ATTEMPTS = 10  # to find a rectangle that fits
+_TABLE = 4097  # points of a distribution function
 
 
 def augment_batch(
@@ -145,9 +148,17 @@ def _choose_cutmix(key: Key[Array, ""], shape: tuple[int], augment: DeviceAugmen
 
 
 def _draw_ratio(key: Key[Array, ""], shape: tuple[int], alpha: float, where: Bool[Array, " g"]) -> Float[Array, " g"]:
+    """From Beta(alpha, alpha) where it is wanted, else 1.
+
+    By the inverse of the distribution function, tabulated: `jax.random.beta` rejects and draws again in a loop, and a
+    loop over sharded values asks all devices in every round whether it is done.
+    """
     if alpha == 0:
         return jnp.ones(shape)
-    return jnp.where(where, jax.random.beta(key, alpha, alpha, shape), 1.0)
+    probability = np.linspace(0, 1, _TABLE)
+    quantiles = jnp.asarray(betaincinv(alpha, alpha, probability), jnp.float32)
+    drawn = jnp.interp(jax.random.uniform(key, shape), jnp.asarray(probability, jnp.float32), quantiles)
+    return jnp.where(where, drawn, 1.0)
 
 
 def _draw_box(key: Key[Array, ""], ratio: Float[Array, " g"], height: int, width: int) -> Bool[Array, "g h w"]:
