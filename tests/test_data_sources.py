@@ -1,0 +1,142 @@
+"""Data sets: what is found in them, how it is split, and what is said when they are not as expected."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.data.config import DIGITS, DataConfig
+from train.data.sources import SourceError, held_out, open_source
+
+IMAGES = Path(__file__).parent / "images"
+
+
+def write_images(folder, count, kind="jpg"):
+    folder.mkdir(parents=True, exist_ok=True)
+    with Image.open(IMAGES / "coffee.jpg") as image:
+        picture = image.resize((48, 40))
+    for number in range(count):
+        picture.rotate(7 * number).save(folder / f"{number:03d}.{kind}")
+
+
+def splits(config):
+    return open_source(config, config.train_split), open_source(config, config.evaluation_split)
+
+
+def ids(source):
+    return [source[index]["id"] for index in range(len(source))]
+
+
+def test_digits_are_split_once_and_for_all_with_the_same_share_of_every_digit():
+    train, validation = splits(DIGITS)
+    assert (len(train), len(validation)) == (1438, 359)
+    assert not set(ids(train)) & set(ids(validation))
+    share = np.bincount(validation.labels) / (np.bincount(train.labels) + np.bincount(validation.labels))
+    assert np.abs(share - 0.2).max() < 0.005
+    assert train.class_names == tuple("0123456789")
+    # This very choice: a run that is resumed after an upgrade must not train on what it was evaluated on.
+    assert ids(validation)[:4] == ids(splits(DIGITS)[1])[:4] == FIRST_HELD_OUT_DIGITS
+    assert (train.images.dtype, train.images.shape[1:], train.images.max()) == (np.uint8, (8, 8), 255)
+
+
+FIRST_HELD_OUT_DIGITS = ["digits/0004", "digits/0027", "digits/0034", "digits/0052"]
+
+
+def test_held_out_examples_depend_on_names_alone():
+    names = [f"{number}.jpg" for number in range(40)]
+    labels = [number % 2 for number in range(40)]
+    chosen = {name for name, out in zip(names, held_out(names, labels, 0.25)) if out}
+    assert len(chosen) == 10
+    backwards = held_out(names[::-1], labels[::-1], 0.25)
+    assert {name for name, out in zip(names[::-1], backwards) if out} == chosen
+
+
+def test_held_out_never_takes_all_or_none_of_a_class():
+    labels = [0, 1, 1, 2, 2, 2]
+    chosen = held_out(list("abcdef"), labels, 0.01)
+    assert np.bincount(labels, weights=chosen, minlength=3).tolist() == [0, 1, 1]
+    assert np.bincount(labels, weights=held_out(list("abcdef"), labels, 0.99)).tolist() == [0, 1, 2]
+
+
+def test_synthetic_images_have_any_size_and_their_splits_share_no_image():
+    config = DataConfig(source="synthetic", image_size=40, synthetic_examples=30)
+    train, validation = splits(config)
+    assert train.images.shape == (30, 40, 40, 3)
+    np.testing.assert_array_equal(train.images, splits(config)[0].images)
+    assert not np.array_equal(train.images[0], validation.images[0])
+    with pytest.raises(SourceError, match="no split 'test'"):
+        open_source(config, "test")
+
+
+@pytest.mark.parametrize("name", ["validation", "val"])
+def test_class_folders_below_splits(tmp_path, name):
+    write_images(tmp_path / "train" / "cat", 3)
+    write_images(tmp_path / "train" / "ant" / "deeper", 2, "PNG")
+    write_images(tmp_path / name / "cat", 1)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "cat" / ".hidden.jpg").write_text("no image")
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}"))
+    assert train.class_names == validation.class_names == ("ant", "cat")
+    assert train.labels.tolist() == [0, 0, 1, 1, 1]
+    assert validation.labels.tolist() == [1]
+    example = validation[0]
+    assert example["id"] == str(tmp_path / name / "cat" / "000.jpg")
+    assert example["image"] == Path(example["id"]).read_bytes()
+    assert [one["id"] for one in train.__getitems__([4, 0])] == [ids(train)[4], ids(train)[0]]
+
+
+def test_class_folders_alone_are_split_without_overlap(tmp_path):
+    for name in ("cat", "dög"):
+        write_images(tmp_path / name, 10)
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}", held_out=0.2))
+    assert np.bincount(train.labels).tolist() == [8, 8]
+    assert np.bincount(validation.labels).tolist() == [2, 2]
+    assert sorted(ids(train) + ids(validation)) == sorted(map(str, tmp_path.glob("*/*.jpg")))
+
+
+def test_sources_pickle_small(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 10)
+    source = open_source(DataConfig(source=f"folder:{tmp_path}"), "train")
+    again = pickle.loads(pickle.dumps(source))
+    assert ids(again) == ids(source)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: None, "holds no folder. Expected one per class"),
+        (lambda root: (root / "cat").mkdir(), r"no image in cat\. Expected files that end in one of \.bmp"),
+        (lambda root: write_images(root / "validation" / "cat", 1), "has validation/ but no train/"),
+        (
+            lambda root: [write_images(root / "train" / "cat", 2), write_images(root / "val" / "dog", 1)],
+            "has classes that training does not: dog",
+        ),
+    ],
+)
+def test_folders_that_are_not_as_expected_are_refused(tmp_path, prepare, message):
+    prepare(tmp_path)
+    with pytest.raises(SourceError, match=message):
+        splits(DataConfig(source=f"folder:{tmp_path}"))
+
+
+def test_splits_and_folders_that_do_not_exist_are_named(tmp_path):
+    write_images(tmp_path / "train" / "cat", 2)
+    with pytest.raises(SourceError, match=r"has no split 'test': .* holds train"):
+        open_source(DataConfig(source=f"folder:{tmp_path}"), "test")
+    with pytest.raises(SourceError, match="there is no folder"):
+        open_source(DataConfig(source=f"folder:{tmp_path}/nowhere"), "train")
+
+
+def test_every_field_of_a_config_that_is_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"(?s)DataConfig cannot work.*source='folder:'.*batch_size=0.*seed=-1"):
+        DataConfig(source="folder:", batch_size=0, seed=-1)
+    with pytest.raises(ValueError, match=r"crop_scale=\(0.5, 0.1\): expected 0 < smallest <= largest <= 1"):
+        dataclasses.replace(DataConfig().augment, crop_scale=(0.5, 0.1))
+    with pytest.raises(ValueError, match="'x3' has no meaning"):
+        dataclasses.replace(DataConfig().augment, randaugment="rand-x3")
+    with pytest.raises(ValueError, match="mix_group=3: expected 0 or an even number"):
+        dataclasses.replace(DataConfig().mix, mix_group=3)
