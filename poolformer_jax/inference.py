@@ -76,7 +76,7 @@ class ImageClassifier:
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("batch",))
         self.config = config
         self.image_processor = image_processor
-        self.id2label = _names(config) if id2label is None else dict(id2label)
+        self.id2label = class_names(config) if id2label is None else dict(id2label)
         self.decode_threads = decode_threads or os.cpu_count() or 1
         self.batch_sizes = _bucket_sizes(batch_size, mesh.size)
         self._batch_sharding, replicated = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
@@ -236,7 +236,8 @@ def find_image_processor(
 _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 
 
-def _names(config: PoolFormerConfig) -> dict[int, str]:
+def class_names(config: PoolFormerConfig) -> dict[int, str]:
+    """The config's names, or ImageNet's for a published architecture with 1000 classes, or numbers."""
     if config.id2label is not None:
         return dict(config.id2label)
     if config.num_labels == 1000 and published_variant(config) is not None:

@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from poolformer_jax.cli import predict, summary, variants
+from poolformer_jax.cli import export, predict, summary, variants
 
-COMMANDS = (predict, variants, summary)
+COMMANDS = (predict, variants, summary, export)
 
 # Exit codes: argparse itself ends with 2 on wrong usage.
 DONE, FAILED, INTERRUPTED = 0, 1, 130

@@ -1,0 +1,59 @@
+"""`export`: the network as one file that runs without this package."""
+
+import argparse
+from pathlib import Path
+
+from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, waiting
+
+NAME = "export"
+HELP = "Write a network as StableHLO (for jax) or ONNX (for other runtimes)."
+EXAMPLE = """  python -m poolformer_jax export sail/poolformer_s12 s12.onnx
+  python -m poolformer_jax export runs/digits/model digits.stablehlo
+
+The ending chooses the format. Load the first with onnxruntime.InferenceSession(FILE), the second with
+jax.export.deserialize(bytes); neither needs this package. Labels and preprocessing are in the ONNX metadata
+and in FILE.json beside the StableHLO. Needs: pip install 'poolformer-jax[export]'"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_weights(parser, positional=True)
+    parser.add_argument("file", metavar="FILE", help="what to write; ends in .stablehlo or .onnx")
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the input (default: what the network was made for)",
+    )
+    add_dtype(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the file and says how exact it is; returns the exit code."""
+    with waiting("Starting JAX"):
+        from poolformer_jax.export import FORMATS, export_model
+        from poolformer_jax.inference import class_names, find_image_processor
+        from poolformer_jax.pretrained import load_pretrained
+    if Path(arguments.file).suffix not in FORMATS:
+        raise ValueError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
+    with waiting(f"Loading {arguments.source}"):
+        model, variables = load_pretrained(arguments.source)
+        processor = find_image_processor(arguments.source, model.config)
+    side = arguments.image_size
+    with waiting("Converting, and comparing with the network"):
+        difference = export_model(
+            arguments.file,
+            model.config,
+            variables,
+            processor,
+            class_names(model.config),
+            image_size=(side, side) if side else None,
+            dtype=arguments.dtype,
+        )
+    size = Path(arguments.file).stat().st_size / 1e6
+    if difference is None:
+        exactness = "not compared with the network: install onnxruntime for that"
+    else:
+        exactness = f"logits within {difference:.1e} of the network's, relative to the largest"
+    print(f"{arguments.file}: {size:.1f} MB, {exactness}")
+    return 0

@@ -1,0 +1,203 @@
+"""The network as one file that runs without this package: StableHLO for jax, ONNX for everything else.
+
+Both hold the folded network with its parameters: float32 `pixel_values` [batch, height, width, channels], normalised,
+to float32 `logits` [batch, num_labels], for a batch of any size. What has to happen before and after travels along as
+metadata (see `metadata`): in ONNX as metadata_props, for StableHLO in a JSON file beside it. A stranger runs
+
+    network = jax.export.deserialize(bytearray(open("s12.stablehlo", "rb").read()))
+    logits = network.call(pixel_values)
+    facts = json.load(open("s12.stablehlo.json"))
+
+    session = onnxruntime.InferenceSession("s12.onnx")
+    (logits,) = session.run(None, {"pixel_values": pixel_values})
+    facts = session.get_modelmeta().custom_metadata_map
+
+The folded network is what is written, and the network itself is what it is checked against before a file appears.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jaxtyping import Array, Float, Float32
+
+import poolformer_jax
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.folding import fold, folded_apply
+from poolformer_jax.image_processor import PoolFormerImageProcessor
+from poolformer_jax.model import PoolFormerForImageClassification
+
+FORMATS = (".stablehlo", ".onnx")
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Old enough for the runtimes of phones and browsers; nothing in the network needs a newer one.
+ONNX_OPSET = 18
+# Of the largest logit. Rounding stays well below, a wrong operation does not.
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def export_model(
+    file: str | os.PathLike[str],
+    config: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    image_processor: PoolFormerImageProcessor,
+    id2label: Mapping[int, str],
+    *,
+    image_size: tuple[int, int] | None = None,
+    dtype: Dtype = jnp.float32,
+) -> float | None:
+    """Writes the network to `file`, whole or not at all.
+
+    Args:
+        file: ends in .stablehlo (a second file, `file` + ".json", has the metadata) or in .onnx.
+        config: the architecture.
+        variables: `{"params": tree}`.
+        image_processor: the preprocessing that the metadata describes.
+        id2label: class names by index, for the metadata.
+        image_size: height and width of the input in pixels; by default what `image_processor` makes.
+        dtype: type that feature maps are computed in; ONNX takes float32 only.
+
+    Returns:
+        The largest difference from the network's own logits, relative to the largest of these; None where ONNX Runtime
+        is not installed to compute it.
+
+    Raises:
+        ValueError: for another ending, or an image size that the network does not take.
+        ModuleNotFoundError: naming the extra to install.
+        RuntimeError: if the converted network computes other logits; nothing is written then.
+    """
+    path = Path(file)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")
+    size = image_size or image_processor.output_size
+    if size is None:
+        raise ValueError("The preprocessing makes images of many sizes. Say image_size=(height, width) in pixels.")
+    facts = metadata(config, image_processor, id2label, size)
+    example = np.random.default_rng(0).standard_normal((2, *size, config.num_channels), np.float32)
+    if path.suffix == ".onnx":
+        if jnp.dtype(dtype) != jnp.float32:
+            raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported to ONNX. Expected float32.")
+        data = to_onnx(config, variables, size, facts)
+        difference = _difference(config, variables, dtype, example, _run_onnx(data, example))
+        _write(path, data)
+    else:
+        data = to_stablehlo(config, variables, size, dtype)
+        logits = jax.export.deserialize(bytearray(data)).call(example)  # type: ignore[no-untyped-call]
+        difference = _difference(config, variables, dtype, example, logits)
+        _write(path.with_name(f"{path.name}.json"), (json.dumps(facts, indent=2) + "\n").encode())
+        _write(path, data)
+    return difference
+
+
+def metadata(
+    config: PoolFormerConfig,
+    image_processor: PoolFormerImageProcessor,
+    id2label: Mapping[int, str],
+    image_size: tuple[int, int],
+) -> dict[str, str]:
+    """What one has to know to use the exported file; every value is text, where it has parts JSON.
+
+    Keys: `config`, `preprocessor_config` (both as on the Hub), `id2label`, `input`, `output`, `producer`.
+    """
+    height, width = image_size
+    return {
+        "config": json.dumps(config.to_dict()),
+        "preprocessor_config": json.dumps(image_processor.to_dict()),
+        "id2label": json.dumps({str(index): label for index, label in sorted(id2label.items())}),
+        "input": f"pixel_values: float32 [batch, {height}, {width}, {config.num_channels}], resized, cropped, rescaled "
+        "and normalised as preprocessor_config says; channels last, RGB",
+        "output": f"logits: float32 [batch, {config.num_labels}]; their softmax is the probability of each id2label",
+        "producer": f"poolformer-jax {poolformer_jax.__version__}",
+    }
+
+
+def to_stablehlo(
+    config: PoolFormerConfig, variables: Mapping[str, Any], image_size: tuple[int, int], dtype: Dtype = jnp.float32
+) -> bytes:
+    """What `jax.export.deserialize` reads: the network for every one of `PLATFORMS`, with a symbolic batch.
+
+    jax promises to read it for six months of later versions, and a runtime three weeks older.
+    """
+    (batch,) = jax.export.symbolic_shape("batch")
+    pixels = jax.ShapeDtypeStruct((batch, *image_size, config.num_channels), jnp.float32)  # type: ignore[no-untyped-call]
+    network = partial(_logits, fold(config, variables), config, dtype)
+    try:
+        return bytes(jax.export.export(jax.jit(network), platforms=PLATFORMS)(pixels).serialize())
+    except ImportError as error:
+        raise _missing("flatbuffers", error) from error
+
+
+def to_onnx(
+    config: PoolFormerConfig, variables: Mapping[str, Any], image_size: tuple[int, int], facts: Mapping[str, str]
+) -> bytes:
+    """An ONNX model with the input "pixel_values", whose batch is free, and the output "logits"."""
+    try:
+        import jax2onnx
+        import onnx
+    except ImportError as error:
+        raise _missing("jax2onnx and onnx", error) from error
+    model = jax2onnx.to_onnx(
+        partial(_logits, fold(config, variables), config, jnp.float32),
+        inputs=[("batch", *image_size, config.num_channels)],
+        model_name="poolformer",
+        opset=ONNX_OPSET,
+        input_names=["pixel_values"],
+        output_names=["logits"],
+    )
+    onnx.helper.set_model_props(model, dict(facts))
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _logits(
+    folded: dict[str, Any], config: PoolFormerConfig, dtype: Dtype, pixel_values: Float[Array, "b h w c"]
+) -> Float[Array, "b labels"]:
+    return folded_apply(folded, config, pixel_values, dtype)
+
+
+def _run_onnx(data: bytes, pixel_values: Float32[np.ndarray, "b h w c"]) -> Float32[np.ndarray, "b labels"] | None:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"pixel_values": pixel_values})
+    return np.asarray(logits)
+
+
+def _difference(
+    config: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    dtype: Dtype,
+    pixel_values: Float32[np.ndarray, "b h w c"],
+    logits: Any,
+) -> float | None:
+    """How far the exported logits are from the network's own, which neither folding nor conversion has touched."""
+    if logits is None:
+        return None
+    output: Any = jax.jit(PoolFormerForImageClassification(config).apply)(variables, pixel_values)
+    expected = np.asarray(output.logits)
+    difference = float(np.abs(np.asarray(logits) - expected).max() / np.abs(expected).max())
+    if not difference <= _TOLERANCE[jnp.dtype(dtype).name]:
+        raise RuntimeError(
+            f"The converted network computes other logits: they differ by {difference:.1e} of the largest one. "
+            "Nothing was written. Please report this with the versions of jax, jax2onnx and onnxruntime."
+        )
+    return difference
+
+
+def _missing(names: str, error: ImportError) -> ModuleNotFoundError:
+    return ModuleNotFoundError(f"Exporting needs {names} ({error}). Install: pip install 'poolformer-jax[export]'")
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -1,0 +1,148 @@
+"""Exported files compute the network's logits where this package is not installed, pooling's edges included."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
+from poolformer_jax.export import export_model
+from test_folding import EVERY_MIXER, TINY, random_variables
+
+PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+LABELS = {index: f"label {index}" for index in range(7)}
+CONFIGS = {
+    "published": PoolFormerConfig(**TINY),
+    "timm": PoolFormerConfig(**TINY, head_order="pool_norm"),
+    "ablation": PoolFormerConfig(**TINY, token_mixers=EVERY_MIXER, norm="layer_norm", image_size=64),
+}
+
+# Tools of ONNX that this project does not own warn about their own deprecations.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+STRANGER = """
+import sys
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "poolformer_jax":
+            raise ModuleNotFoundError("this package is not installed here")
+
+
+sys.meta_path.insert(0, NotInstalled())
+import jax, jax.export, numpy
+
+folder = sys.argv[1]
+network = jax.export.deserialize(bytearray(open(f"{folder}/network.stablehlo", "rb").read()))
+for batch in (1, 3):
+    pixels = numpy.load(f"{folder}/pixels.npy")[:batch]
+    numpy.save(f"{folder}/logits_{batch}.npy", network.call(pixels))
+print(sorted(network.platforms))
+"""
+
+
+def pixels_and_logits(config, batch=3):
+    model, variables = random_variables(config, 64)
+    pixels = np.random.default_rng(3).standard_normal((batch, 64, 64, config.num_channels)).astype(np.float32)
+    return variables, pixels, np.asarray(jax.jit(model.apply)(variables, pixels).logits)
+
+
+@pytest.mark.parametrize("name", ["published", "ablation"])
+def test_stablehlo_runs_without_this_package(name, tmp_path):
+    config = CONFIGS[name]
+    variables, pixels, expected = pixels_and_logits(config)
+    difference = export_model(tmp_path / "network.stablehlo", config, variables, PROCESSOR, LABELS)
+    assert 0 < difference < 1e-5
+    np.save(tmp_path / "pixels.npy", pixels)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", STRANGER, str(tmp_path)]
+    output = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=True).stdout
+    assert output.strip() == "['cpu', 'cuda', 'tpu']"
+    for batch in (1, 3):
+        logits = np.load(tmp_path / f"logits_{batch}.npy")
+        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
+    check_metadata(json.loads((tmp_path / "network.stablehlo.json").read_text()), config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    config = CONFIGS[name]
+    variables, pixels, expected = pixels_and_logits(config)
+    path = tmp_path / "network.onnx"
+    assert 0 < export_model(path, config, variables, PROCESSOR, LABELS) < 1e-5
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        (logits,) = session.run(["logits"], {"pixel_values": pixels[:batch]})
+        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
+    check_metadata(session.get_modelmeta().custom_metadata_map, config)
+    assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
+
+
+def test_onnx_pools_edges_and_corners_as_the_network_does(tmp_path):
+    # The last stage of a 33 pixel image is 2 x 2: every position of it is a corner. Wider than high, so that a
+    # transposed pooling window would show too; an impulse in each corner of the image, so that each one matters.
+    onnxruntime = pytest.importorskip("onnxruntime")
+    config = CONFIGS["published"]
+    model, variables = random_variables(config, 64)
+    path = tmp_path / "network.onnx"
+    export_model(path, config, variables, PROCESSOR, LABELS, image_size=(33, 70))
+    pixels = np.zeros((4, 33, 70, 3), np.float32)
+    for index, (row, column) in enumerate([(0, 0), (0, -1), (-1, 0), (-1, -1)]):
+        pixels[index, row, column] = 50
+    (logits,) = onnxruntime.InferenceSession(path).run(None, {"pixel_values": pixels})
+    expected = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
+    assert np.abs(expected - expected[0]).max(1)[1:].min() > 1e-3
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def check_metadata(facts, config):
+    assert PoolFormerConfig.from_dict(json.loads(facts["config"])) == config
+    assert PoolFormerImageProcessor.from_dict(json.loads(facts["preprocessor_config"])) == PROCESSOR
+    assert json.loads(facts["id2label"]) == {str(index): label for index, label in LABELS.items()}
+    assert facts["input"].startswith("pixel_values: float32 [batch, 64, 64, 3]")
+    assert facts["producer"].startswith("poolformer-jax ")
+
+
+def test_bfloat16_goes_into_stablehlo_and_not_into_onnx(tmp_path):
+    config = CONFIGS["published"]
+    _, variables = random_variables(config, 64)
+    options = {"dtype": jnp.bfloat16}
+    assert 1e-5 < export_model(tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS, **options) < 5e-2
+    with pytest.raises(ValueError, match="bfloat16 cannot be exported to ONNX"):
+        export_model(tmp_path / "n.onnx", config, variables, PROCESSOR, LABELS, **options)
+
+
+def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):
+    config = CONFIGS["published"]
+    _, variables = random_variables(config, 64)
+    wrong = lambda folded, config, pixels, dtype: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
+    monkeypatch.setattr("poolformer_jax.export.folded_apply", wrong)
+    for name in ("n.stablehlo", "n.onnx"):
+        with pytest.raises(RuntimeError, match="computes other logits"):
+            export_model(tmp_path / name, config, variables, PROCESSOR, LABELS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Expected it to end in \.stablehlo or \.onnx"):
+        export_model(tmp_path / "network.pb", CONFIGS["published"], {}, PROCESSOR, LABELS)
+
+
+def test_a_missing_converter_is_named_with_its_extra(tmp_path, monkeypatch):
+    def serialize(exported):
+        raise ModuleNotFoundError("No module named 'flatbuffers'")
+
+    monkeypatch.setattr(jax.export.Exported, "serialize", serialize)
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    _, variables = random_variables(CONFIGS["published"], 64)
+    for ending, module in ((".onnx", "jax2onnx"), (".stablehlo", "flatbuffers")):
+        with pytest.raises(ModuleNotFoundError, match=rf"(?s){module}.*pip install 'poolformer-jax\[export\]'"):
+            export_model(tmp_path / f"n{ending}", CONFIGS["published"], variables, PROCESSOR, LABELS)
+    assert not list(tmp_path.iterdir())
