@@ -45,7 +45,7 @@ class PrepareConfig:
     output: Path
     """Folder for data sets; NAME/1.0.0 is made in it."""
     name: str | None = None
-    """Name of the data set. Default: the folder's, or imagenet2012."""
+    """Name of the data set. Default: the folder's, or ilsvrc2012."""
     held_out: float = 0.1
     """Share of every class for validation, where class folders have no split of their own."""
     images_per_shard: int = 1024
@@ -75,7 +75,7 @@ class PrepareConfig:
         if self.name is not None:
             return self.name
         if self.source.startswith("imagenet:"):
-            return "imagenet2012"
+            return "ilsvrc2012"  # TFDS has an imagenet2012 of its own
         cleaned = re.sub(r"\W+", "_", self.path.resolve().name.lower()).strip("_")
         return cleaned if cleaned[:1].isalpha() else f"images_{cleaned}"
 

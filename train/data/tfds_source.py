@@ -6,12 +6,14 @@ file_format="array_record".
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from train.data.sources import Example, SourceError
 
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAMES_OF_IDS = ("file_name", "filename", "image/filename", "id")
 
 
@@ -80,27 +82,31 @@ def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
 
 
 def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        versions = sorted(path.parent for path in folder.glob("*/dataset_info.json"))
-        if (folder / "dataset_info.json").is_file():
-            versions = [folder]
-        if not versions:
-            raise SourceError(
-                f"tfds:{name}: {folder} holds no dataset_info.json. An interrupted `python -m train prepare` leaves "
-                "none until it has been run again to the end."
-            )
-        return tfds.builder_from_directory(versions[-1])
+    # Folders come first: whatever lies there can be read, whether or not TFDS has code by that name.
+    for folder in [Path(name), *([data_dir / name] if data_dir else [])]:
+        if (found := _prepared_version(folder.expanduser())) is not None:
+            return tfds.builder_from_directory(found)
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except (tfds.core.DatasetNotFoundError, AttributeError, ImportError) as error:
-        raise SourceError(f"tfds:{name}: TFDS knows no such data set, and there is no such folder. {error}") from error
+    except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, ImportError) as error:
+        raise SourceError(
+            f"tfds:{name}: no prepared data set is there, and TFDS knows none of that name. An interrupted `python -m "
+            "train prepare` leaves none until it has been run again to the end."
+        ) from error
     if not builder.info.splits:
         raise SourceError(
             f"tfds:{name} is not prepared in {builder.data_dir}. Prepare it once with python -m train prepare, or with "
             f"tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')."
         )
     return builder
+
+
+def _prepared_version(folder: Path) -> Path | None:
+    """`folder` itself if it holds a data set, else its newest version that does."""
+    if (folder / "dataset_info.json").is_file():
+        return folder
+    versions = [path.parent for path in folder.glob("*/dataset_info.json") if _VERSION.fullmatch(path.parent.name)]
+    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
 def _require_image_and_label(tfds: Any, name: str, features: Any) -> None:
