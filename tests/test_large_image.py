@@ -1,0 +1,53 @@
+"""One image over several devices: the same maps and logits, with a share of the memory."""
+
+import jax
+import numpy as np
+import pytest
+
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.large_image import HeightShardedModel
+from test_folding import TINY, random_variables
+
+CONFIG = PoolFormerConfig(**TINY)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return random_variables(CONFIG, 64)
+
+
+@pytest.fixture(scope="module")
+def four(variables):
+    return HeightShardedModel(CONFIG, variables[1], devices=jax.local_devices()[:4])
+
+
+def test_four_devices_compute_what_the_model_computes_on_one(variables, four):
+    model, params = variables
+    pixels = np.random.default_rng(0).standard_normal((1, 256, 128, 3)).astype(np.float32)
+    expected = jax.jit(model.apply)(params, pixels)
+    output = four(pixels)
+    np.testing.assert_allclose(output.logits, expected.logits, rtol=0, atol=1e-5 * np.abs(expected.logits).max())
+    for ours, theirs in zip(output.hidden_states, expected.hidden_states, strict=True):
+        # Every row, so those on both sides of the bands' borders as well.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_every_device_holds_its_band_of_rows(four):
+    output = four(np.zeros((1, 256, 128, 3), np.float32))
+    for state, stride in zip(output.hidden_states, (4, 8, 16, 32)):
+        bands = {shard.device: shard.data.shape[1] for shard in state.addressable_shards}
+        assert bands == dict.fromkeys(jax.local_devices()[:4], 256 // stride // 4)
+
+
+def test_every_device_needs_a_share_of_the_memory(variables, four):
+    one = HeightShardedModel(CONFIG, variables[1], devices=jax.local_devices()[:1])
+    alone, shared = one.memory_per_device(512, 512), four.memory_per_device(512, 512)
+    # A quarter, and halo rows; gathering a single map whole would take as much again.
+    assert shared.temporaries < alone.temporaries / 4 * 1.2
+    assert shared.results < alone.results / 4 * 1.1
+    assert "MiB per device" in str(shared)
+
+
+def test_a_height_that_makes_unequal_bands_is_refused(four):
+    with pytest.raises(ValueError, match=r"1000 pixels high.*multiple of 128.*resize it to 1024"):
+        four(np.zeros((1, 1000, 64, 3), np.float32))
