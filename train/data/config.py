@@ -34,13 +34,11 @@ class HostAugmentation:
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
     """Filter that resizes the random part; "random" chooses one of the two for every image."""
     scaled_decoding: bool = True
-    """Let the JPEG decoder shrink an image whose random part will be halved or more anyway. Faster for large
-    photographs, and the pixels differ a little from those of a full decode followed by the same filter."""
+    """Let the JPEG decoder halve what the crop would at least halve anyway: faster, and the pixels differ a little."""
     horizontal_flip: float = 0.5
     """Probability of mirroring left and right."""
     randaugment: str = "rand-m9-mstd0.5-inc1"
-    """RandAugment in timm's notation: m magnitude, mstd its standard deviation, n operations per image, p probability
-    of each, mmax largest magnitude, inc1 operations that grow stronger with the magnitude. "none" for none."""
+    """RandAugment in timm's notation (m magnitude, mstd its noise, n operations, p probability, inc1), or "none"."""
     max_shift: float = 0.0
     """Largest random shift along each axis, as a share of the image's edge; the gap is filled with black."""
     max_rotation: float = 0.0
@@ -63,6 +61,9 @@ class HostAugmentation:
 class DeviceAugmentation:
     """Random changes to whole batches, made on the device inside the training step."""
 
+    # Groups: the authors' 8 GPUs mixed groups of 128 images. Smaller ones leave every image the same distribution, and
+    # mixing needs no communication while a device's part of the batch holds whole groups.
+
     mixup: float = 0.8
     """Alpha of mixup's Beta(alpha, alpha); 0 switches mixup off."""
     cutmix: float = 1.0
@@ -72,9 +73,7 @@ class DeviceAugmentation:
     switch_to_cutmix: float = 0.5
     """Probability of cutmix rather than mixup where both are on."""
     mix_group: int = 32
-    """Images that share one mixing ratio and are mixed among themselves; a batch is cut into such groups. While a
-    device's part of the batch holds whole groups, mixing needs no communication. An even divisor of the batch size;
-    0 makes the whole batch one group. The authors' 8 GPUs had groups of 128."""
+    """Images that share a mixing ratio and are mixed among themselves; divides the batch size. 0: the whole batch."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
     erase_probability: float = 0.25
@@ -109,8 +108,7 @@ class DataConfig:
     """Where images come from, how they are read, and how they are changed."""
 
     source: str = "digits"
-    """"digits" (scikit-learn's scans, nothing to download), "folder:PATH" (one folder of images per class),
-    "tfds:NAME" or "tfds:PATH" (ArrayRecord, see `python -m train prepare`), or "synthetic"."""
+    """digits, folder:PATH (a folder per class), tfds:NAME or tfds:PATH (see `python -m train prepare`), synthetic."""
     data_dir: Path | None = None
     """Where TFDS keeps its data sets, for "tfds:NAME". Default: TFDS's own."""
     train_split: str = "train"
@@ -118,13 +116,11 @@ class DataConfig:
     evaluation_split: str = "validation"
     """Split to evaluate on."""
     held_out: float = 0.1
-    """Share of every class that makes the evaluation split where a source has none of its own (digits, class folders
-    that are not below train/ and validation/). Which images they are depends on nothing but their names."""
+    """Share of every class kept for evaluation where a source has no split for it; chosen by the images' names."""
     image_size: int = 224
     """Height and width of the network's input in pixels."""
     crop_pct: float | None = 0.9
-    """Evaluation's crop, as a share of the resized image's edge: 0.9 for s12, s24, s36, and 0.95 for m36, m48. None
-    resizes to image_size directly."""
+    """Evaluation's crop as a share of the resized image's edge: 0.9 for s*, 0.95 for m*; None resizes directly."""
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean per channel of pixels in 0..1. One value makes greyscale images, three make RGB."""
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -136,13 +132,11 @@ class DataConfig:
     seed: int = 42
     """Seed of the order of the images and of every random change made on the host."""
     workers: int | None = None
-    """Worker processes on every host that decode and transform images; 0 does it in threads of the program itself.
-    Default: one for every core but one, and none for the built-in data sets."""
+    """Processes per host that decode images; 0: a thread of the program. Default: a core less than there are."""
     worker_batches: int = 2
     """Batches that every worker keeps ready."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """What to do about an image that cannot be read: stop and name it, or put the next readable one in its place,
-    count it and say so. In evaluation, skip leaves it out of the score."""
+    """An unreadable image stops the run and is named, or is counted and replaced (in evaluation: left out)."""
     synthetic_examples: int = 1024
     """Number of images in every split of the "synthetic" source."""
     augment: HostAugmentation = HostAugmentation()
