@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from poolformer_jax.cli import cam, export, predict, summary, variants
+from poolformer_jax.cli import cam, demo, export, predict, summary, variants
 
-COMMANDS = (predict, variants, summary, cam, export)
+COMMANDS = (predict, variants, summary, cam, export, demo)
 
 # Exit codes: argparse itself ends with 2 on wrong usage.
 DONE, FAILED, INTERRUPTED = 0, 1, 130

@@ -1,0 +1,34 @@
+"""`demo`: a web page to try a network on."""
+
+import argparse
+
+from poolformer_jax.cli.arguments import add_weights, positive, waiting
+
+NAME = "demo"
+HELP = "Serve a web page that shows the labels of a picture and what speaks for them."
+EXAMPLE = """  python -m poolformer_jax demo --weights runs/digits/model
+
+Needs: pip install 'poolformer-jax[demo]'. Ctrl-C ends it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_weights(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: this machine only)")
+    parser.add_argument("--port", type=positive, help="port to serve on (default: the first free one from 7860)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves the page until Ctrl-C; returns the exit code."""
+    with waiting("Starting JAX"):
+        from poolformer_jax.cam import GradCam
+        from poolformer_jax.demo import build_page, serve
+        from poolformer_jax.inference import ImageClassifier, find_image_processor
+        from poolformer_jax.pretrained import load_pretrained
+    with waiting(f"Loading {arguments.weights}"):
+        model, variables = load_pretrained(arguments.weights)
+        processor = find_image_processor(arguments.weights, model.config)
+        classifier = ImageClassifier(model.config, variables, processor, batch_size=1)
+        page = build_page(classifier, GradCam(model.config, variables, processor), f"PoolFormer: {arguments.weights}")
+    serve(page, arguments.host, arguments.port)
+    return 0

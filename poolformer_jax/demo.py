@@ -1,0 +1,83 @@
+"""A web page to try a network on: drop a picture, see its labels and what speaks for them.
+
+Needs the extra `demo` (gradio). The page is served by this machine and loads nothing from elsewhere.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from poolformer_jax.cam import GradCam
+from poolformer_jax.image_reading import ImageError
+from poolformer_jax.inference import ImageClassifier
+
+if TYPE_CHECKING:
+    import gradio
+
+# Pictures for small networks are enlarged to about this side, to be seen.
+_VISIBLE = 224
+
+
+def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int = 5) -> "gradio.Blocks":
+    """The page; `.launch()` serves it.
+
+    Args:
+        classifier: gives the labels.
+        cam: gives the map, for the most probable label.
+        title: the page's heading.
+        top_k: how many labels to show.
+
+    Raises:
+        ModuleNotFoundError: if gradio is not installed, naming the extra.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"The demo page needs gradio ({error}). Install it with: pip install 'poolformer-jax[demo]'"
+        ) from error
+
+    def look(path: str | None) -> tuple[dict[str, float] | None, UInt8[np.ndarray, "h w 3"] | None]:
+        if path is None:
+            return None, None
+        (predictions,) = classifier.stream([path], top_k)
+        if isinstance(predictions, ImageError):
+            raise gradio.Error(str(predictions))
+        # Two classes of ImageNet share a name; the more probable one comes first and stays.
+        probabilities: dict[str, float] = {}
+        for label, probability in predictions:
+            probabilities.setdefault(label, probability)
+        return probabilities, _enlarge(cam(path).overlay())
+
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Markdown(f"# {title}\nDrop a picture, or paste one. It does not leave the machine that runs this page.")
+        with gradio.Row():
+            picture = gradio.Image(type="filepath", label="Picture", sources=["upload", "clipboard"], elem_id="picture")
+            overlay = gradio.Image(
+                label="Grad-CAM of the first label",
+                elem_id="overlay",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+            )
+        labels = gradio.Label(num_top_classes=top_k, label="Labels", elem_id="labels")
+        picture.change(look, picture, [labels, overlay])
+    return page
+
+
+def _enlarge(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    image = Image.fromarray(picture)
+    factor = max(1, _VISIBLE // min(image.size))
+    return np.asarray(image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST))
+
+
+def serve(page: "gradio.Blocks", host: str, port: int | None = None, *, wait: bool = True) -> str:
+    """Serves the page and returns its address: after Ctrl-C, or at once if not `wait`."""
+    import gradio
+
+    # The machine's own fonts: gradio's themes fetch theirs from the network.
+    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    options = {"share": False, "footer_links": [], "theme": theme, "prevent_thread_lock": not wait}
+    _, address, _ = page.launch(server_name=host, server_port=port, **options)
+    return str(address)
