@@ -7,7 +7,7 @@ at once, with the nearest name that is there.
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -20,6 +20,7 @@ _SHOWN = 20  # problems of one kind that a message spells out
 _COMPARED = 2000  # names that are searched for the nearest one
 
 
+@runtime_checkable
 class ArrayLike(Protocol):
     """An array, or anything that knows its shape and type and becomes one with `numpy.asarray`.
 
@@ -104,6 +105,7 @@ def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | 
         WeightsMismatch: if a name is missing or left over, or a shape differs.
         ValueError: if the names are of no known layout.
     """
+    _refuse_quantized(state_dict)
     shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
     detection = detect(shapes, config)
     expected = leaves(detection.config, detection.layout, classifier=detection.classifier)
@@ -124,6 +126,18 @@ def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | 
         )
         raise WeightsMismatch(what, missing, unexpected, misshaped)
     return ImportPlan(detection, expected)
+
+
+def _refuse_quantized(state_dict: Mapping[str, ArrayLike]) -> None:
+    """Whole numbers are weights of another meaning: a quantized network's, which a scale belongs to."""
+    # "float32" is np.float32's name, and "torch.float32" how PyTorch writes its own.
+    types = {
+        name: str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
+        for name, array in state_dict.items()
+    }
+    if wrong := [f"{name} ({kind})" for name, kind in types.items() if "float" not in kind]:
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise ValueError(f"These weights are no floating-point numbers: {shown}. Expected float16, bfloat16, 32 or 64.")
 
 
 def from_torch_state_dict(

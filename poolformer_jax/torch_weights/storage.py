@@ -1,0 +1,175 @@
+"""Tensors that are still in their file: where they lie, and how to read one without the others."""
+
+import io
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import DTypeLike
+
+# PyTorch's name of a type, safetensors' name of it, and ours.
+DTYPES: tuple[tuple[str, str, np.dtype[Any]], ...] = (
+    ("FloatStorage", "F32", np.dtype(np.float32)),
+    ("HalfStorage", "F16", np.dtype(np.float16)),
+    ("BFloat16Storage", "BF16", np.dtype(jnp.bfloat16)),
+    ("DoubleStorage", "F64", np.dtype(np.float64)),
+    ("LongStorage", "I64", np.dtype(np.int64)),
+    ("IntStorage", "I32", np.dtype(np.int32)),
+    ("ShortStorage", "I16", np.dtype(np.int16)),
+    ("CharStorage", "I8", np.dtype(np.int8)),
+    ("ByteStorage", "U8", np.dtype(np.uint8)),
+    ("BoolStorage", "BOOL", np.dtype(np.bool_)),
+)
+MAX_DIMENSIONS = 32  # no parameter has more than four
+_MAX_READ = 1 << 26  # bytes of names and structure in one piece; a checkpoint with optimizer state has under 1 MiB
+
+
+class WeightsFileError(ValueError):
+    """A weights file that is damaged, hostile, or of no known kind. Nothing in it was run."""
+
+
+class BoundedReader:
+    """A binary file that refuses to read more in one piece than names and structure can need.
+
+    `zipfile` and `pickletools` ask for whatever length a file claims, and a buffered file allocates it before it reads.
+    """
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+        begin = file.tell()
+        self._end = file.seek(0, io.SEEK_END)
+        file.seek(begin)
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._end - self._file.tell(), 0)
+        wanted = left if size < 0 else size
+        if wanted > _MAX_READ:
+            raise WeightsFileError(f"it claims {wanted} bytes in one piece of its structure, more than {_MAX_READ}")
+        return self._file.read(min(wanted, left))
+
+    def readline(self) -> bytes:
+        return self._file.readline(_MAX_READ)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+
+@dataclass(eq=False)
+class Storage:
+    """A flat run of numbers in a file.
+
+    Args:
+        path: the file.
+        dtype: type of the numbers, with their byte order.
+        count: how many there are.
+        position: byte of the file at which they begin; -1 until it is known (the legacy format tells it last).
+        checksum: their CRC-32, or None if the file has none.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    count: int
+    position: int = -1
+    checksum: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor in a file; `numpy.asarray` reads it, and only it.
+
+    Args:
+        storage: the numbers it is a view of.
+        shape: its sizes.
+        strides: distance of neighbours along each dimension, in elements.
+        offset: place of its first element in the storage.
+
+    Raises:
+        WeightsFileError: if it reaches outside the storage, or meets the same number twice.
+    """
+
+    storage: Storage
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        given = f"a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset}"
+        numbers = (*self.shape, *self.strides, self.offset)
+        if len(self.shape) != len(self.strides) or len(self.shape) > MAX_DIMENSIONS:
+            raise WeightsFileError(f"it holds {_brief(given)}, which is no shape of a tensor")
+        if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
+            raise WeightsFileError(f"it holds {_brief(given)}: expected integers of 0 or more")
+        if self.span and self.offset + self.span > self.storage.count:
+            raise WeightsFileError(f"it holds {given}, which reaches outside its {self.storage.count} stored numbers")
+        reach = 0  # elements between the first and the last one met along the dimensions seen so far
+        for stride, size in sorted((stride, size) for size, stride in zip(self.shape, self.strides) if size > 1):
+            if self.span and stride <= reach:
+                raise WeightsFileError(f"it holds {given}, whose strides overlap: it would be larger than its storage")
+            reach += stride * (size - 1)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type it is stored in."""
+        return self.storage.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def span(self) -> int:
+        """Elements of the storage from its first to its last one, both counted; 0 if it has none."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("A tensor in a file cannot become an array without a copy. Leave out copy=False.")
+        array = self._read()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def _read(self) -> np.ndarray:
+        storage, itemsize = self.storage, self.dtype.itemsize
+        start = storage.position + self.offset * itemsize
+        data = np.fromfile(storage.path, np.uint8, self.span * itemsize, offset=start)
+        if data.size != self.span * itemsize:
+            raise WeightsFileError(f"{storage.path} became shorter while it was read. Expected it to stay as it was.")
+        whole = self.span == storage.count
+        if whole and storage.checksum is not None and zlib.crc32(data.data) != storage.checksum:
+            raise WeightsFileError(
+                f"{storage.path} is damaged: the checksum of the {storage.nbytes} bytes from byte {storage.position} "
+                "is not the one that was saved with them. Copy or download it again."
+            )
+        flat = data.view(self.dtype)
+        strides = [stride * itemsize for stride in self.strides]
+        array = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides, in elements, of an array whose last dimension lies next to each other."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides[: len(shape)]))
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + " ..."

@@ -1,0 +1,66 @@
+"""Builds files as `torch.save` does, byte by byte, so that a test can get any byte of them wrong."""
+
+import struct
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def text(value: str) -> bytes:
+    encoded = value.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def integer(value: int) -> bytes:
+    encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(encoded)]) + encoded
+
+
+def tuple_of(*items: bytes) -> bytes:
+    return b"(" + b"".join(items) + b"t"
+
+
+def dict_of(items: Mapping[str, bytes]) -> bytes:
+    return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+
+
+def name_of(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def call(function: bytes, *arguments: bytes) -> bytes:
+    return function + tuple_of(*arguments) + b"R"
+
+
+def storage(key: str, count: int, kind: str = "FloatStorage") -> bytes:
+    parts = (text("storage"), name_of("torch", kind), text(key), text("cpu"), integer(count))
+    return tuple_of(*parts) + b"Q"
+
+
+def tensor(stored: bytes, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> bytes:
+    sizes, steps = tuple_of(*map(integer, shape)), tuple_of(*map(integer, strides))
+    hooks = call(name_of("collections", "OrderedDict"))
+    rebuild = name_of("torch._utils", "_rebuild_tensor_v2")
+    return call(rebuild, stored, integer(offset), sizes, steps, b"\x89", hooks)
+
+
+def program(body: bytes) -> bytes:
+    return b"\x80\x02" + body + b"."
+
+
+def zip_archive(path, pickled: bytes, storages: Mapping[str, bytes], compression=zipfile.ZIP_STORED):
+    """A zip archive with the records of `torch.save`; the path."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/byteorder", b"little")
+        for key, content in storages.items():
+            archive.writestr(f"archive/data/{key}", content)
+        archive.writestr("archive/version", b"3\n")
+    return path
+
+
+def one_tensor(path, shape=(2, 3), strides=(3, 1), offset=0, count=6, stored=6):
+    """An archive with one float32 tensor "weight" of the given view of `count` numbers, `stored` of which are there."""
+    pickled = program(dict_of({"weight": tensor(storage("0", count), shape, strides, offset)}))
+    return zip_archive(path, pickled, {"0": np.arange(stored, dtype=np.float32).tobytes()})

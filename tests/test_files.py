@@ -1,0 +1,156 @@
+"""Weights files that PyTorch really wrote read as what PyTorch wrote; the files in fixtures/ say how they were made."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from golden.fixture_values import parameter
+from poolformer_jax.torch_weights import from_torch_state_dict
+from poolformer_jax.torch_weights.files import WeightsFileError, open_weights
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def read(path, **options):
+    return {name: np.asarray(tensor) for name, tensor in open_weights(path, **options).tensors.items()}
+
+
+def assert_holds_the_values_of_its_names(tensors, prefix="", name_of=lambda name: name):
+    assert len(tensors) > 50
+    for name, array in tensors.items():
+        expected = parameter(prefix + name_of(name), array.shape).astype(array.dtype)
+        np.testing.assert_array_equal(array, expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "container"),
+    [
+        ("hf.bin", "torch zip"),
+        ("hf_protocol4.bin", "torch zip"),
+        ("hf_no_checksum.bin", "torch zip"),
+        ("hf_sharded/model.safetensors.index.json", "sharded safetensors"),
+        ("timm_float16.pth", "torch zip"),
+        ("timm_bfloat16.pth", "torch zip"),
+        ("timm_float64.pth", "torch zip"),
+        ("timm_float16_legacy.pth", "torch legacy"),
+        ("timm_bfloat16_legacy.pth", "torch legacy"),
+        ("timm_float64_legacy.pth", "torch legacy"),
+    ],
+)
+def test_every_container_and_type_reads_as_pytorch_wrote_it(file, container):
+    opened = open_weights(FIXTURES / file)
+    assert (opened.container, opened.wrapping, opened.has_ema) == (container, None, False)
+    types = {tensor.dtype.name for tensor in opened.tensors.values()}
+    assert types == {next((name for name in ("bfloat16", "float16", "float64") if f"_{name}" in file), "float32")}
+    assert_holds_the_values_of_its_names(read(FIXTURES / file))
+
+
+@pytest.mark.parametrize("file", ["views.pth", "views_legacy.pth"])
+def test_views_of_a_storage_keep_their_values(file):
+    tensors = read(FIXTURES / file)
+    base = np.arange(24, dtype=np.float32)
+    expected = {
+        "transposed": base.reshape(2, 3, 4).T,
+        "channels_last": base.reshape(1, 2, 3, 4),
+        "first_half": np.arange(5, dtype=np.float32),
+        "second_half": np.arange(5, 10, dtype=np.float32),
+        "every_other": np.arange(0, 10, 2, dtype=np.float32),
+        "scalar": np.array(7, np.float32),
+        "empty": np.zeros((0, 3), np.float32),
+        "parameter": np.ones(2, np.float32),
+        "steps": np.array(41, np.int64),
+    }
+    assert tensors.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(tensors[name], array, strict=True)
+
+
+@pytest.mark.parametrize("file", ["timm_checkpoint.pth.tar", "sail_checkpoint_legacy.pth.tar"])
+def test_a_training_checkpoint_gives_its_weights_or_on_request_their_average(file):
+    opened = open_weights(FIXTURES / file)
+    assert (opened.wrapping, opened.has_ema) == ("state_dict", True)
+    assert set(opened.others) == {"epoch", "arch", "optimizer", "version", "args", "state_dict_ema", "metric"}
+    assert_holds_the_values_of_its_names(read(FIXTURES / file))
+    assert_holds_the_values_of_its_names(read(FIXTURES / file, use_ema=True), prefix="ema.")
+
+
+@pytest.mark.parametrize(
+    ("file", "layout_name"),
+    [
+        ("hf.bin", "poolformer.encoder.block.2.1.output.conv1.weight"),
+        ("hf_parallel.bin", "module.poolformer.encoder.block.2.1.output.conv1.weight"),
+        ("timm_float64.pth", "stages.2.blocks.1.mlp.fc1.weight"),
+        ("timm_checkpoint.pth.tar", "stages.2.blocks.1.mlp.fc1.weight"),
+        ("sail_checkpoint_legacy.pth.tar", "network.4.1.mlp.fc1.weight"),
+    ],
+)
+def test_a_file_becomes_a_network_without_a_word_about_it(file, layout_name):
+    config, variables = from_torch_state_dict(open_weights(FIXTURES / file).tensors)
+    assert (config.depths, config.hidden_sizes, config.num_labels) == ((1, 1, 2, 1), (2, 4, 6, 8), 3)
+    kernel = variables["params"]["stages_2"]["blocks_1"]["mlp"]["fc1"]["kernel"]
+    expected = parameter(layout_name.removeprefix("module."), (24, 6, 1, 1))[:, :, 0, 0].T
+    np.testing.assert_array_equal(kernel, expected, strict=True)
+
+
+def test_bfloat16_and_float16_become_float32_without_a_change_of_value():
+    for name, dtype in (("float16", np.float16), ("bfloat16", jnp.bfloat16)):
+        _, variables = from_torch_state_dict(open_weights(FIXTURES / f"timm_{name}.pth").tensors)
+        expected = parameter("stem.conv.bias", (2,)).astype(dtype).astype(np.float32)
+        np.testing.assert_array_equal(variables["params"]["stem"]["conv"]["bias"], expected, strict=True)
+
+
+def test_a_safetensors_file_reads_in_every_type(tmp_path):
+    arrays = {
+        "single": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "double": np.arange(3.0),
+        "half": np.ones((2, 2), np.float16),
+        "brain": np.array([1.5, -2.0], jnp.bfloat16),
+        "scalar": np.array(3, np.int64),
+    }
+    safetensors.numpy.save_file(arrays, tmp_path / "some.safetensors", metadata={"format": "pt"})
+    opened = open_weights(tmp_path / "some.safetensors")
+    assert (opened.container, opened.metadata) == ("safetensors", {"format": "pt"})
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(opened.tensors[name]), array, strict=True)
+
+
+def test_the_name_of_a_file_does_not_decide_how_it_is_read(tmp_path):
+    shutil.copy(FIXTURES / "hf.bin", tmp_path / "weights.pth.tar")
+    shutil.copy(FIXTURES / "timm_float16_legacy.pth", tmp_path / "weights")
+    assert open_weights(tmp_path / "weights.pth.tar").container == "torch zip"
+    assert open_weights(tmp_path / "weights").container == "torch legacy"
+
+
+def test_sharded_torch_files_are_read_through_their_index(tmp_path):
+    shutil.copy(FIXTURES / "hf.bin", tmp_path / "pytorch_model-00001-of-00001.bin")
+    names = open_weights(FIXTURES / "hf.bin").tensors
+    index = {"weight_map": dict.fromkeys(names, "pytorch_model-00001-of-00001.bin")}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    opened = open_weights(tmp_path / "pytorch_model.bin.index.json")
+    assert opened.container == "sharded torch"
+    assert opened.tensors.keys() == names.keys()
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        ("hf.bin", {"use_ema": True}, "no moving average of the weights"),
+        ("torchscript.pt", {}, "TorchScript program. Save the state dict"),
+        ("whole_model.bin", {}, r"asks for torch\.nn\.modules\.linear\.Linear, .* save model\.state_dict\(\) alone"),
+        ("hf_sharded/config.json", {}, "begins with .* expected a safetensors file or one that torch.save wrote"),
+    ],
+)
+def test_a_file_that_holds_something_else_says_what_and_how_to_mend_it(file, options, message):
+    with pytest.raises(WeightsFileError, match=message) as raised:
+        open_weights(FIXTURES / file, **options)
+    assert str(FIXTURES / file) in str(raised.value)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*nothing\.pth"):
+        open_weights(tmp_path / "nothing.pth")
