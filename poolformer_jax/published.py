@@ -27,7 +27,17 @@ RESULTS: Mapping[str, PublishedResult] = {
     "m48": PublishedResult(82.5, 11.6),
 }
 
-_ARCHITECTURE = ("depths", "hidden_sizes", "token_mixers", "num_channels", "patch_sizes", "strides", "norm")
+_ARCHITECTURE = (
+    "depths",
+    "hidden_sizes",
+    "mlp_ratio",
+    "token_mixers",
+    "position_embeddings",
+    "num_channels",
+    "patch_sizes",
+    "strides",
+    "norm",
+)
 
 
 def published_variant(config: PoolFormerConfig) -> str | None:

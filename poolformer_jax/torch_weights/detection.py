@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from poolformer_jax.config import VARIANTS, PoolFormerConfig
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, PARAMETERS, TRANSFORMS, Row
 
 # DataParallel, torch.compile and training wrappers put these before every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 # transformers' PoolFormerModel saves the backbone without the classifier's attribute name.
 _HF_BACKBONE = "encoder."
-_ARCHITECTURE = ("depths", "hidden_sizes", "mlp_ratio", "patch_sizes", "token_mixers", "position_embeddings", "norm")
 
 Shape = tuple[int, ...]
 
@@ -47,7 +47,7 @@ class Detection:
     @property
     def variant(self) -> str | None:
         """The published name of the network, or None if it is none of those."""
-        return variant_of(self.config)
+        return published_variant(self.config)
 
 
 class _Match(NamedTuple):
@@ -75,15 +75,6 @@ def detect(shapes: Mapping[str, Shape], config: PoolFormerConfig | None = None) 
         raise ValueError(_unknown(shapes))
     classifier = any(PARAMETERS[m.row.path].when in ("classifier", "labels") for m in matches[layout])
     return Detection(layout, config or _infer(layout, matches[layout], len(shapes)), names, classifier)
-
-
-def variant_of(config: PoolFormerConfig) -> str | None:
-    """The published network with this architecture, whatever its labels and rates; None if there is none."""
-    for name in VARIANTS:
-        published = PoolFormerConfig.from_variant(name)
-        if all(getattr(published, field) == getattr(config, field) for field in _ARCHITECTURE):
-            return name
-    return None
 
 
 def _unwrap(names: Iterable[str]) -> dict[str, str]:
@@ -243,9 +234,9 @@ def _image_size(strides: tuple[int, ...], winner: Any, stages: range) -> int | N
 
 def _as_published(config: PoolFormerConfig) -> PoolFormerConfig:
     """The same network; if it is a published one, with that one's remaining fields (initial layer scale)."""
-    if (variant := variant_of(config)) is None:
+    if (variant := published_variant(config)) is None:
         return config
-    kept = ("num_channels", "num_labels", "head_order", "use_layer_scale", "image_size")
+    kept = ("num_labels", "head_order", "use_layer_scale", "image_size")
     return PoolFormerConfig.from_variant(variant, **{field: getattr(config, field) for field in kept})
 
 

@@ -206,12 +206,15 @@ def to_torch_state_dict(config: PoolFormerConfig, variables: Mapping[str, Any], 
 
 
 def stored_views(
-    config: PoolFormerConfig, variables: Mapping[str, Any], layout: str
+    config: PoolFormerConfig, variables: Mapping[str, Any], layout: str, *, classifier: bool | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """As `to_torch_state_dict`, one array at a time, and each a view of the tree's own memory."""
+    """As `to_torch_state_dict`, one array at a time, and each a view of the tree's own memory.
+
+    The backbone's tree has no final norm, and that is how the two are told apart where `classifier` is None.
+    """
     tree = flatten(variables)
-    # The backbone's tree has no final norm, and that is how the two are told apart.
-    classifier = any(path.startswith("norm/") for path in tree)
+    if classifier is None:
+        classifier = any(path.startswith("norm/") for path in tree)
     expected = leaves(config, layout, classifier=classifier)
     shapes = {leaf.path: leaf.shape for leaf in expected}
     missing = {path: shape for path, shape in shapes.items() if path not in tree}

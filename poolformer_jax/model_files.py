@@ -1,0 +1,194 @@
+"""Where a model's files are, and what its config.json says: on the Hugging Face Hub, in a folder, or one file.
+
+Weights are looked for under the names that transformers and timm give them, safetensors first. A config.json is read in
+three dialects: transformers', timm's, and this package's, which is transformers' with more fields.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+# In the order of preference. An index names shards that lie beside it.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.pth",
+    "model.pth.tar",
+    "model.pth",
+)
+_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one model.
+
+    Args:
+        weights: the weights, or the index of their shards.
+        config: config.json; None if there is none.
+    """
+
+    weights: Path
+    config: Path | None
+
+
+def find_model_files(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> ModelFiles:
+    """Finds the files of a model, and downloads them if `source` is a name on the Hub.
+
+    Args:
+        source: a folder, a weights file, or a name on the Hub ("sail/poolformer_s12").
+        revision: branch, tag or commit on the Hub.
+        cache_dir: the Hub's cache; by default where huggingface_hub keeps it (HF_HOME).
+        local_files_only: whether to take what the cache has and ask nobody. HF_HUB_OFFLINE=1 does so too.
+        token: for private models; by default the one that `hf auth login` stored.
+
+    Raises:
+        FileNotFoundError: if there is no such model, or it has no weights.
+        ValueError: if a folder has several weights files and none of a usual name.
+        ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        config = path.with_name(CONFIG)
+        return ModelFiles(path, config if config.is_file() else None)
+    if not _HUB_ID.fullmatch(str(source)) or str(source).endswith(_ENDINGS) or str(source).startswith("."):
+        raise FileNotFoundError(
+            f"There is no model at {source}. Expected a folder with weights, a weights file, or a name on the Hugging "
+            "Face Hub such as 'sail/poolformer_s12'."
+        )
+    options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    return _on_hub(str(source), options)
+
+
+def _in_folder(folder: Path) -> ModelFiles:
+    config = folder / CONFIG
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        found = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.is_file())
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ValueError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")
+    if not found:
+        raise FileNotFoundError(
+            f"The folder {folder} holds no weights. Expected {WEIGHTS[0]}, or another weights file."
+        )
+    return ModelFiles(found[0], config if config.is_file() else None)
+
+
+def _on_hub(name: str, options: Mapping[str, Any]) -> ModelFiles:
+    try:
+        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    except ImportError:
+        raise ModuleNotFoundError(
+            f"{name!r} is no file or folder here, and to look for it on the Hugging Face Hub needs huggingface_hub. "
+            "Install it with: pip install 'poolformer-jax[hub]'"
+        ) from None
+    try:
+        config = _download(name, CONFIG, options)
+        weights = next((path for file in WEIGHTS if (path := _download(name, file, options))), None)
+        if weights is not None and weights.name.endswith(".index.json"):
+            _download_shards(name, weights, options)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = f"revision {options['revision']!r} of {name}" if isinstance(error, RevisionNotFoundError) else name
+        raise FileNotFoundError(
+            f"There is no {what} on the Hugging Face Hub, nor a file or folder of that name here. Expected a name such "
+            "as 'sail/poolformer_s12'; a private model needs token=..."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name!r} is no file or folder here and not in the Hub's cache, and the Hub was not asked or cannot be "
+            "reached. Connect and leave out local_files_only and HF_HUB_OFFLINE, or give cache_dir=... that holds it."
+        ) from error
+    if weights is None:
+        raise FileNotFoundError(
+            f"{name} on the Hugging Face Hub holds no weights. Expected one of {', '.join(WEIGHTS)}."
+        )
+    return ModelFiles(weights, config)
+
+
+def _download(name: str, file: str, options: Mapping[str, Any]) -> Path | None:
+    """A file of a repository in the Hub's cache; None if the repository does not have it."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file, **options))
+    except LocalEntryNotFoundError:
+        # Offline nobody knows what a repository lacks. Another file in the cache shows that it was fetched.
+        known = {"cache_dir": options["cache_dir"], "revision": options["revision"]}
+        if any(isinstance(try_to_load_from_cache(name, other, **known), str) for other in (CONFIG, *WEIGHTS)):
+            return None
+        raise
+    except EntryNotFoundError:
+        return None
+
+
+def _download_shards(name: str, index: Path, options: Mapping[str, Any]) -> None:
+    weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+    for shard in sorted({str(shard) for shard in weight_map.values()}):
+        _download(name, shard, options)
+
+
+@dataclass(frozen=True)
+class WrittenConfig:
+    """What a config.json says about a network.
+
+    Args:
+        dialect: "transformers" (and this package's own), or "timm".
+        data: its entries.
+    """
+
+    dialect: str
+    data: Mapping[str, Any]
+
+    @property
+    def id2label(self) -> dict[int, str] | None:
+        """Class names by index; None if it names none."""
+        if self.dialect == "transformers":
+            labels = self.data.get("id2label")
+            return {int(index): str(label) for index, label in labels.items()} if labels else None
+        cfg = self.data.get("pretrained_cfg", self.data)
+        names = self.data.get("label_names") or cfg.get("label_names") or self.data.get("labels")
+        texts = self.data.get("label_descriptions") or cfg.get("label_descriptions") or {}
+        if not names:
+            return None
+        by_index = names.items() if isinstance(names, Mapping) else enumerate(names)
+        return {int(index): str(texts.get(label, label)) for index, label in by_index}
+
+
+def read_config(path: Path) -> WrittenConfig:
+    """Reads a config.json.
+
+    Raises:
+        ValueError: if it is no JSON object, or of another kind of model.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}). Expected the config.json of a PoolFormer.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}. Expected an object, the config.json of a PoolFormer.")
+    if "architecture" in data:
+        return WrittenConfig("timm", data)
+    if data.get("model_type") != "poolformer":
+        raise ValueError(
+            f"{path} is of a {data.get('model_type')!r} model. Expected model_type 'poolformer', or timm's config.json."
+        )
+    return WrittenConfig("transformers", data)

@@ -1,0 +1,170 @@
+"""What a model folder for each home of PoolFormer holds, and how it comes to be there whole or not at all."""
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.image_processor import PoolFormerImageProcessor
+from poolformer_jax.model_files import CONFIG, WEIGHTS
+from poolformer_jax.published import published_variant
+from poolformer_jax.torch_weights.names import LAYOUTS, leaves
+from poolformer_jax.torch_weights.writers import Names, write_safetensors, write_torch
+
+# A lone safetensors file of ours carries its config under this entry, so that it needs no config.json.
+CARRIED_CONFIG = "poolformer_jax.config"
+# transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
+_HF_FIELDS = (
+    "model_type architectures num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding "
+    "drop_path_rate hidden_act use_layer_scale layer_scale_init_value num_labels id2label label2id num_encoder_blocks"
+)
+_TIMM_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+
+
+def write_model(
+    folder: str | os.PathLike[str],
+    config: PoolFormerConfig,
+    layout: str,
+    arrays: Iterable[np.ndarray],
+    image_processor: PoolFormerImageProcessor | None = None,
+) -> None:
+    """As `save_pretrained`, of arrays that are asked for one by one, in the order of `names.leaves(config, layout)`."""
+    names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]  # also refuses an unknown layout
+    _refuse_inexpressible(config, layout)
+    _warn_of_head_order(config, layout)
+    processor = image_processor or _default_processor(config)
+    there = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
+    file, write = _WEIGHTS[layout]
+    with _staged(Path(folder), file) as stage:
+        processor.save_pretrained(stage)
+        text = json.dumps(_config_json(there, layout, processor), indent=2) + "\n"
+        (stage / CONFIG).write_text(text, encoding="utf-8")
+        write(stage / file, there, names, arrays)
+
+
+def _write_jax(path: Path, config: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
+    metadata = {"format": "flax", CARRIED_CONFIG: json.dumps(config.to_dict())}
+    write_safetensors(path, names, arrays, metadata)
+
+
+def _write_hf_or_timm(path: Path, _: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
+    # transformers asks for this entry.
+    write_safetensors(path, names, arrays, {"format": "pt"})
+
+
+def _write_sail(path: Path, _: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
+    write_torch(path, names, arrays)
+
+
+_WEIGHTS: Mapping[str, tuple[str, Callable[[Path, PoolFormerConfig, Names, Iterable[np.ndarray]], None]]] = {
+    "jax": ("model.safetensors", _write_jax),
+    "hf": ("model.safetensors", _write_hf_or_timm),
+    "timm": ("model.safetensors", _write_hf_or_timm),
+    "sail": ("model.pth.tar", _write_sail),
+}
+
+
+def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
+    """The names may fit a model that computes something else; better no folder than that one."""
+    stages = len(config.depths)
+    wanted: dict[str, Any] = {}
+    if layout in ("hf", "timm"):
+        wanted = {"token_mixers": ("pooling",) * stages, "norm": "group_norm", "position_embeddings": (False,) * stages}
+    if layout == "timm":
+        if published_variant(config) is None:
+            raise ValueError(
+                f"timm.create_model has no network of depths {config.depths}, widths {config.hidden_sizes}. Expected "
+                "one of the published s12, s24, s36, m36 and m48; save this one as 'hf', 'sail' or 'jax'."
+            )
+        wanted |= {"pool_size": 3, "hidden_act": "gelu", "use_layer_scale": True}
+    if wrong := [
+        f"{name}={getattr(config, name)!r}" for name, value in wanted.items() if getattr(config, name) != value
+    ]:
+        raise ValueError(
+            f"The model of {layout} cannot compute a network with {', '.join(wrong)}. Expected "
+            f"{', '.join(f'{name}={value!r}' for name, value in wanted.items())}; 'jax' holds every network."
+        )
+
+
+def _warn_of_head_order(config: PoolFormerConfig, layout: str) -> None:
+    there = LAYOUTS[layout].head_order
+    if there is not None and there != config.head_order:
+        warnings.warn(
+            f"This network has head_order={config.head_order!r}, and the model of {layout} computes {there!r}: the "
+            "weights are the same, its logits will differ a little.",
+            stacklevel=4,
+        )
+
+
+def _default_processor(config: PoolFormerConfig) -> PoolFormerImageProcessor:
+    if config.num_channels != 3:
+        raise ValueError(
+            f"The published preprocessing is for three channels, and this network has {config.num_channels}. Pass "
+            "image_processor=PoolFormerImageProcessor(...) with their mean and standard deviation."
+        )
+    return PoolFormerImageProcessor.for_variant(published_variant(config) or "s12")
+
+
+def _config_json(config: PoolFormerConfig, layout: str, processor: PoolFormerImageProcessor) -> dict[str, Any]:
+    if layout == "timm":
+        return _timm_config(config, processor)
+    data = config.to_dict()
+    return {name: data[name] for name in _HF_FIELDS.split() if name in data} if layout == "hf" else data
+
+
+def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor) -> dict[str, Any]:
+    height, width = processor.output_size or (224, 224)
+    data: dict[str, Any] = {
+        "architecture": f"poolformer_{published_variant(config)}",
+        "num_classes": config.num_labels,
+        "num_features": config.hidden_sizes[-1],
+        "global_pool": "avg",
+        "pretrained_cfg": {
+            "num_classes": config.num_labels,
+            "input_size": [config.num_channels, height, width],
+            "pool_size": [height // config.total_stride, width // config.total_stride],
+            "crop_pct": processor.crop_pct or 1.0,
+            "crop_mode": "center",
+            "interpolation": _TIMM_FILTERS[processor.resample],
+            "mean": list(processor.image_mean),
+            "std": list(processor.image_std),
+            "classifier": "head.fc",
+            "first_conv": "stem.conv",
+        },
+    }
+    if config.id2label is not None:
+        data["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
+    return data
+
+
+@contextmanager
+def _staged(target: Path, weights: str) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when all is written, and vanishes when something fails."""
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file. Expected the name of a folder to write a model into.")
+    if others := [name for name in WEIGHTS if name != weights and (target / name).exists()]:
+        raise ValueError(
+            f"{target} holds other weights already ({', '.join(others)}), and a reader could take them for these. "
+            "Expected a new folder, or one that holds a model of the same layout."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    stage.mkdir()
+    try:
+        yield stage
+        if target.exists():
+            for file in stage.iterdir():
+                file.replace(target / file.name)
+        else:
+            stage.rename(target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""Models from anywhere into memory, and from memory into a folder.
+
+Finding files and reading config.json is in `model_files`, names and containers in `torch_weights`, what a folder for
+each home of PoolFormer holds in `model_folder`. Here they meet the network: its config, its labels, and a new head.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.image_processor import PoolFormerImageProcessor
+from poolformer_jax.layers import KERNEL_INIT
+from poolformer_jax.model import PoolFormerForImageClassification
+from poolformer_jax.model_files import ModelFiles, WrittenConfig, find_model_files, read_config
+from poolformer_jax.model_folder import CARRIED_CONFIG, write_model
+from poolformer_jax.torch_weights import from_torch_state_dict
+from poolformer_jax.torch_weights.files import WeightsFile, open_weights
+from poolformer_jax.torch_weights.names import LAYOUTS
+from poolformer_jax.torch_weights.transfer import plan_import, stored_views
+
+
+def load_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    num_labels: int | None = None,
+    reset_head: bool = False,
+    dtype: Dtype = jnp.float32,
+    use_ema: bool = False,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> tuple[PoolFormerForImageClassification, dict[str, Any]]:
+    """A model and its weights, from the Hub, a folder or a file of any home of PoolFormer.
+
+    Args:
+        source: a name on the Hugging Face Hub ("sail/poolformer_s12", "timm/poolformer_s12.sail_in1k"), a folder, or
+            a weights file (.safetensors, .bin, .pth, .pth.tar).
+        num_labels: the number of classes wanted; None for the file's.
+        reset_head: whether to begin a new head, with random weights, for `num_labels` classes.
+        dtype: type that the model computes in, float32 or bfloat16. Parameters are float32.
+        use_ema: whether to take the moving average of the weights, where a training checkpoint holds one.
+        revision: branch, tag or commit on the Hub.
+        cache_dir: the Hub's cache; by default where huggingface_hub keeps it (HF_HOME).
+        local_files_only: whether to take what the cache has and ask nobody.
+        token: for private models on the Hub.
+
+    Returns:
+        The model, with the config that the files tell of, and variables `{"params": tree}` for `model.apply`.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if its files are damaged, hostile or of another network, or `num_labels` is not the file's.
+    """
+    hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    files = find_model_files(source, **hub)  # type: ignore[arg-type]
+    weights = open_weights(files.weights, use_ema=use_ema)
+    config, variables = from_torch_state_dict(weights.tensors, network_of(files, weights))
+    config, params = _with_head(config, variables["params"], num_labels, reset_head, files.weights)
+    model = PoolFormerForImageClassification(config, dtype=dtype)
+    return model, {"params": jax.tree.map(jnp.asarray, params)}
+
+
+def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
+    """The network that a model's files tell of: config.json where it speaks, names and shapes for the rest.
+
+    Raises:
+        ValueError: if they contradict each other, or are of no PoolFormer.
+    """
+    written = read_config(files.config) if files.config else _carried_config(weights)
+    if written is not None and written.dialect == "transformers":
+        data = dict(written.data)
+        if "num_labels" not in data and not data.get("id2label"):
+            data["num_labels"] = plan_import(weights.tensors).detection.config.num_labels
+        return PoolFormerConfig.from_dict(data)
+    config = plan_import(weights.tensors).detection.config
+    if files.weights.name.startswith("metaformer_id_"):
+        # The authors' release of this ablation is told from a PoolFormer by nothing but its name.
+        config = dataclasses.replace(config, token_mixers=("identity",) * len(config.depths))
+    if written is None:
+        return config
+    id2label = written.id2label if len(written.id2label or ()) == config.num_labels else None
+    # timm's model pools first, whatever names its weights have: it reads the authors' names too.
+    return dataclasses.replace(config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label)
+
+
+def _carried_config(weights: WeightsFile) -> WrittenConfig | None:
+    carried = weights.metadata.get(CARRIED_CONFIG)
+    return WrittenConfig("transformers", json.loads(carried)) if carried else None
+
+
+def _with_head(
+    config: PoolFormerConfig, params: dict[str, Any], num_labels: int | None, reset_head: bool, path: Path
+) -> tuple[PoolFormerConfig, dict[str, Any]]:
+    """The network with the head that was asked for."""
+    wanted = config.num_labels if num_labels is None else num_labels
+    if not reset_head:
+        if "norm" not in params:
+            raise ValueError(
+                f"{path} holds a backbone without final norm and head. Pass num_labels=... and reset_head=True for new "
+                "ones, or take from_torch_state_dict(...) and PoolFormerModel for the backbone alone."
+            )
+        if wanted != config.num_labels:
+            raise ValueError(
+                f"{path} has a head for {config.num_labels} classes, and num_labels={wanted} was asked for. Expected "
+                f"{config.num_labels} or None; pass reset_head=True to begin a new head."
+            )
+        return config, params
+    width = config.hidden_sizes[-1]
+    fresh_norm = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
+    params = {"norm": fresh_norm, **{name: branch for name, branch in params.items() if name != "head"}}
+    if wanted:
+        kernel = KERNEL_INIT(jax.random.key(0), (width, wanted), jnp.float32)
+        params["head"] = {"kernel": np.asarray(kernel), "bias": np.zeros(wanted, np.float32)}
+    return dataclasses.replace(config, num_labels=wanted, id2label=None), params
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    model: PoolFormerForImageClassification,
+    variables: Mapping[str, Any],
+    layout: str = "jax",
+    image_processor: PoolFormerImageProcessor | None = None,
+) -> None:
+    """Writes a model folder, whole or not at all, that `load_pretrained` and the layout's own home read.
+
+    Args:
+        folder: where to; made if there is none. Files of the same names in it are replaced.
+        model: gives the config.
+        variables: `{"params": tree}`.
+        layout: "jax" (the tree's own names), "hf" (`transformers`' from_pretrained reads the folder), "timm"
+            (`timm.create_model(..., checkpoint_path=folder/model.safetensors)`), or "sail" (`model.pth.tar` for
+            torch.load and a strict load_state_dict).
+        image_processor: the preprocessing to save with it; None for that of the published variant.
+
+    Raises:
+        ValueError: if the layout's model cannot compute this network, or the variables are of another one.
+    """
+    views = stored_views(model.config, variables, layout, classifier=True)
+    write_model(folder, model.config, layout, (array for _, array in views), image_processor)
