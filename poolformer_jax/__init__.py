@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poolformer_jax.config import PoolFormerConfig
     from poolformer_jax.image_processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
+    from poolformer_jax.inference import ImageClassifier
     from poolformer_jax.model import (
         ImageClassifierOutput,
         PoolFormerForImageClassification,
         PoolFormerModel,
         PoolFormerModelOutput,
     )
+    from poolformer_jax.pretrained import load_pretrained, save_pretrained
     from poolformer_jax.torch_weights import from_torch_state_dict, to_torch_state_dict
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "ImageClassifier",
     "ImageClassifierOutput",
     "PoolFormerConfig",
     "PoolFormerFeatureExtractor",
@@ -28,11 +31,14 @@ __all__ = [
     "PoolFormerModel",
     "PoolFormerModelOutput",
     "from_torch_state_dict",
+    "load_pretrained",
+    "save_pretrained",
     "to_torch_state_dict",
 ]
 
 # The module that each public name comes from.
 _HOME = {
+    "ImageClassifier": "inference",
     "ImageClassifierOutput": "model",
     "PoolFormerConfig": "config",
     "PoolFormerFeatureExtractor": "image_processor",
@@ -41,6 +47,8 @@ _HOME = {
     "PoolFormerModel": "model",
     "PoolFormerModelOutput": "model",
     "from_torch_state_dict": "torch_weights",
+    "load_pretrained": "pretrained",
+    "save_pretrained": "pretrained",
     "to_torch_state_dict": "torch_weights",
 }
 
