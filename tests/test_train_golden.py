@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import fixture_values
 
+from golden import fixture_values
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.torch_weights.transfer import from_torch_state_dict, to_torch_state_dict
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule

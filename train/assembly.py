@@ -43,14 +43,16 @@ class Assembly:
     evaluation_step: EvaluationStep
 
 
-def assemble(config: TrainConfig, class_names: Sequence[str], examples: int) -> Assembly:
-    """The parts of a run on `examples` images of classes `class_names`.
+def assemble(
+    config: TrainConfig, class_names: Sequence[str], examples: int, devices: Sequence[jax.Device] | None = None
+) -> Assembly:
+    """The parts of a run on `examples` images of classes `class_names`, on all devices or on those given.
 
     Raises:
         ValueError: if devices, batch, data and network do not fit each other.
     """
     data = config.data
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
     check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
     network = make_network(

@@ -173,11 +173,11 @@ def _agree(good: bool) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """The heart of an error that may carry a page of context."""
+    """The heart of an error that may carry a page of context: where it began, and what was the matter at last."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 300 else lines[0][:300] + "..."
+    return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:100]} ... {lines[0][-100:]}"
 
 
 def _fingerprints(state: TrainState) -> dict[str, int]:

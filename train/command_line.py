@@ -3,6 +3,7 @@
 Exit codes: 0 done (or stopped by SIGTERM, its state saved), 1 failed, 2 the command line is wrong, 130 Ctrl-C.
 """
 
+import inspect
 import logging
 import signal
 import sys
@@ -61,7 +62,7 @@ def _train(name: str, arguments: Sequence[str]) -> int:
     config = tyro.cli(
         TrainConfig,
         prog=f"python -m train {name}",
-        description=recipe.details,
+        description=inspect.cleandoc(recipe.details),
         default=recipe.config,
         args=list(arguments),
         config=(tyro.conf.AvoidSubcommands,),

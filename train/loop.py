@@ -66,23 +66,29 @@ def run(config: TrainConfig, console: Console) -> Outcome:
             train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
             StopRequest() as stop,
         ):
+
+            def note(records: list[Record]) -> None:
+                for record in records:
+                    journal.train(record)
+                    _refuse_to_go_on_blind(record, config)
+                checkpoints.check()
+
             while step < total and not stop.at(step):
                 with meter.waiting():
                     batch = next(batches)
                 state, metrics = parts.step(state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")}))
                 step += 1
                 journal.advance(step)
-                for record in meter.add(metrics):
-                    journal.train(record)
-                    _refuse_to_go_on_blind(record, config)
-                    checkpoints.check()
+                note(meter.add(metrics))
+                if step % save_every == 0:
+                    # Before the state, so that a run that goes on from it lacks no line.
+                    note(meter.rest())
                 with meter.paused():
                     if step % evaluate_every == 0 and step < total:
                         journal.evaluation(step, _evaluate(config, parts, state, held_out))
                     if step % save_every == 0:
                         checkpoints.save(state)
-            for record in meter.rest():
-                journal.train(record)
+            note(meter.rest())
             checkpoints.save(state, wait=True)
             if step < total:
                 return Outcome(step, {}, stop.signal)

@@ -1,16 +1,26 @@
 """The network that a run trains: a fresh one, or one whose weights are there already."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, load_pretrained
 from train.checks import refuse
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FreshNetwork(PoolFormerConfig):
+    """A network with new weights. What follows from the data is no flag: labels, their names, and channels."""
+
+    num_channels: tyro.conf.Suppress[int] = 3
+    num_labels: tyro.conf.Suppress[int] = 0
+    id2label: tyro.conf.Suppress[Mapping[int, str] | None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Network:
 
 
 def make_network(
-    wanted: PoolFormerConfig | PretrainedNetwork,
+    wanted: FreshNetwork | PretrainedNetwork,
     class_names: Sequence[str],
     image_size: int,
     num_channels: int,
@@ -85,7 +95,8 @@ def make_network(
         model = PoolFormerForImageClassification(config, dtype=kind, remat=remat)
         return Network(model, lambda params: jax.tree.map(lambda p: p.astype(wide), params), variables["params"])
 
-    config = dataclasses.replace(wanted, **labels, num_channels=num_channels)
+    fields = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(PoolFormerConfig)}
+    config = PoolFormerConfig(**{**fields, **labels, "num_channels": num_channels})
     model = PoolFormerForImageClassification(config, dtype=kind, remat=remat)
 
     def fresh(key: jax.Array) -> Any:

@@ -9,11 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from poolformer_jax import PoolFormerConfig
 from train.checks import refuse
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
-from train.network import ComputeType, PretrainedNetwork
+from train.network import ComputeType, FreshNetwork, PretrainedNetwork
 from train.optimizer import OptimizerConfig
 from train.sharding import MeshConfig
 
@@ -24,8 +23,8 @@ class TrainConfig:
 
     run_dir: Path
     """Folder of the run. If it holds an unfinished run of the same recipe, that run goes on."""
-    model: PoolFormerConfig | PretrainedNetwork
-    """The network. Its labels and channels follow the data."""
+    model: FreshNetwork | PretrainedNetwork
+    """The network. Its labels and channels follow from the data."""
     data: DataConfig
     """Images, and how they are changed."""
     optimizer: OptimizerConfig
@@ -158,7 +157,7 @@ def _imagenet(variant: str, drop_path_rate: float, crop_pct: float, top1: float,
         """,
         config=TrainConfig(
             run_dir=Path(f"runs/imagenet-{variant}"),
-            model=PoolFormerConfig.from_variant(variant, drop_path_rate=drop_path_rate),
+            model=FreshNetwork.from_variant(variant, drop_path_rate=drop_path_rate),
             # One mixing ratio for the 128 images of each of the authors' 8 GPUs.
             data=DataConfig(source="tfds:imagenet2012", crop_pct=crop_pct, mix=DeviceAugmentation(mix_group=128)),
             optimizer=OptimizerConfig(),
@@ -166,14 +165,12 @@ def _imagenet(variant: str, drop_path_rate: float, crop_pct: float, top1: float,
     )
 
 
-_SMALL = PoolFormerConfig(
+_SMALL = FreshNetwork(
     depths=(2, 2),
     hidden_sizes=(32, 64),
     patch_sizes=(7, 3),
     strides=(4, 2),
     padding=(2, 1),
-    num_channels=1,
-    num_labels=10,
     token_mixers=("pooling",) * 2,
     position_embeddings=(False,) * 2,
     layer_scale_init_value=1e-1,
@@ -248,11 +245,13 @@ _SMOKE = Recipe(
     """,
     config=TrainConfig(
         run_dir=Path("runs/smoke"),
-        model=dataclasses.replace(_SMALL, drop_path_rate=0.1, num_channels=3),
+        model=dataclasses.replace(_SMALL, drop_path_rate=0.1),
         data=DataConfig(
             source="synthetic", image_size=32, batch_size=64, synthetic_examples=256, crop_pct=None, workers=0
         ),
-        optimizer=OptimizerConfig(epochs=4, warmup_epochs=1, cooldown_epochs=1, ema_decay=0.9),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3, learning_rate_batch=None, epochs=4, warmup_epochs=1, cooldown_epochs=1, ema_decay=0.9
+        ),
         log_every=2,
         save_every=4,
         examples=2,

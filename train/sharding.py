@@ -7,6 +7,7 @@ Sources: arXiv 2004.13336 and 1910.02054 (ZeRO), arXiv 2105.04663 (GSPMD).
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,13 +40,13 @@ class MeshConfig:
         refuse(self, rules)
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """All devices of all processes as a (data, fsdp) mesh.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices, by default all of all processes, as a (data, fsdp) mesh.
 
     Raises:
         ValueError: if the devices cannot be arranged so.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     data = len(devices) // config.fsdp if config.data == -1 else config.data
     if data * config.fsdp != len(devices):
         raise ValueError(

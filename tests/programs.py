@@ -1,0 +1,96 @@
+"""Running `python -m train` as a person or a scheduler does: as processes of its own, with signals and deadlines."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# A run of seconds: `smoke` with a network of two small blocks.
+TINY = (
+    *("smoke", "--model.depths", "1", "1", "--model.hidden-sizes", "8", "16", "--data.image-size", "16"),
+    *("--data.batch-size", "16", "--data.synthetic-examples", "64", "--data.mix.mix-group", "2"),
+    *("--log-every", "1", "--save-every", "2", "--evaluate-every", "100", "--examples", "1"),
+)
+DEADLINE = 180.0  # seconds; far above what anything here takes, so that a hang fails instead of lasting
+
+
+def start(arguments: Sequence[str], devices: int = 1, **environment: str) -> subprocess.Popen[str]:
+    """Begins `python -m train ARGUMENTS` on so many CPU devices."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "COLUMNS": "120", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int | None = 0) -> str:
+    """Waits for the end, checks the exit code, and returns everything that was printed."""
+    try:
+        output, _ = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"still running after {DEADLINE} s:\n{output}") from None
+    assert code is None or process.returncode == code, f"exit code {process.returncode}, not {code}:\n{output}"
+    return output
+
+
+def run(arguments: Sequence[str], code: int | None = 0, devices: int = 1, **environment: str) -> str:
+    """Runs `python -m train ARGUMENTS` to its end."""
+    return finish(start(arguments, devices, **environment), code)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+    """Whether it came true before the process ended."""
+    deadline = time.monotonic() + DEADLINE
+    while process.poll() is None and time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return condition()
+
+
+def kill_when(condition: Callable[[], bool], arguments: Sequence[str], number: signal.Signals, devices: int = 1) -> int:
+    """Starts the program, sends a signal once the condition holds, and returns its exit code."""
+    process = start(arguments, devices)
+    wait_until(condition, process)
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
+    finish(process, code=None)
+    return process.returncode
+
+
+def start_together(arguments: Sequence[str], processes: int, devices: int = 1) -> list[subprocess.Popen[str]]:
+    """Begins one run in several processes that find each other by flags."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = f"--distributed.coordinator-address 127.0.0.1:{port} --distributed.num-processes {processes}".split()
+    return [start([*arguments, *flags, "--distributed.process-id", str(index)], devices) for index in range(processes)]
+
+
+def run_together(arguments: Sequence[str], processes: int, devices: int = 1) -> list[str]:
+    """Runs the program in several processes to its end, and returns what each printed."""
+    with stopping(start_together(arguments, processes, devices)) as started:
+        return [finish(process) for process in started]
+
+
+@contextlib.contextmanager
+def stopping(started: list[subprocess.Popen[str]]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Ends what is still running when a test fails."""
+    try:
+        yield started
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()

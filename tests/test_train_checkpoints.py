@@ -1,0 +1,170 @@
+"""A state on the disk comes back bit for bit, on any devices, or says that it cannot."""
+
+import json
+import logging
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.checkpoints import CheckpointError, Checkpoints
+from train.state import TrainState
+from training import first_state, open_and_assemble, sharded, tiny
+
+
+@pytest.fixture(scope="module")
+def parts():
+    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    return parts
+
+
+@pytest.fixture(scope="module")
+def states() -> list[TrainState]:
+    """States of steps 1, 2 and 3 that differ in every array."""
+    state = first_state(tiny(mesh=sharded(1, 1)))
+    return [_of_step(state, number) for number in (1, 2, 3)]
+
+
+def _of_step(state: TrainState, number: int) -> TrainState:
+    moved = jax.tree.map(lambda leaf: leaf + jnp.asarray(number, leaf.dtype), state)
+    return moved.replace(skipped=jnp.int32(number % 2), skipped_in_a_row=jnp.int32(0))
+
+
+def save(folder: Path, states: list[TrainState], keep: int = 3) -> None:
+    with Checkpoints(folder, keep) as checkpoints:
+        for state in states:
+            checkpoints.save(state)
+
+
+def assert_equal(left: TrainState, right: TrainState) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), left, right)
+
+
+def data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path, parts, states):
+    save(tmp_path, states)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1, 2, 3]
+        assert_equal(checkpoints.restore(parts.state), states[-1])
+
+
+def test_an_empty_folder_has_no_state(tmp_path, parts):
+    with Checkpoints(tmp_path / "new") as checkpoints:
+        assert checkpoints.restore(parts.state) is None
+
+
+def test_only_the_newest_are_kept(tmp_path, states):
+    save(tmp_path, states, keep=2)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2, 3]
+
+
+def test_eight_devices_hand_over_to_one_two_and_four(tmp_path, states):
+    _, eight = open_and_assemble(tiny(mesh=sharded(4, 2)))
+    spread = jax.device_put(states[0], jax.tree.map(lambda leaf: leaf.sharding, eight.state))
+    save(tmp_path, [spread])
+    for count, mesh in ((1, sharded(1, 1)), (2, sharded(1, 2)), (4, sharded(2, 2)), (8, sharded(8, 1))):
+        _, fewer = open_and_assemble(tiny(mesh=mesh), jax.devices()[:count])
+        with Checkpoints(tmp_path) as checkpoints:
+            restored = checkpoints.restore(fewer.state)
+        assert_equal(restored, states[0])
+        kernel = restored.params["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+        assert len(kernel.sharding.device_set) == count
+
+
+def damage(path: Path, kind: str, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["truncated", "bit-flipped"])
+def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_path, parts, states, kind, caplog):
+    save(tmp_path, states[:2])
+    rng = random.Random(0)
+    # The largest files hold the arrays.
+    for path in sorted(data_files(tmp_path / "2"), key=lambda path: path.stat().st_size)[-2:]:
+        damage(path, kind, rng)
+    with caplog.at_level(logging.WARNING), Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.state), states[0])
+        assert "The checkpoint of step 2" in caplog.text
+        assert (tmp_path / "damaged" / "2").is_dir()
+        # The run goes on from step 1 and comes past step 2 again.
+        checkpoints.save(states[1], wait=True)
+        assert checkpoints.steps == [1, 2]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_flipped_bit_anywhere_never_gives_another_state(tmp_path, parts, states, seed):
+    save(tmp_path, states[:2])
+    rng = random.Random(seed)
+    damage(rng.choice(data_files(tmp_path / "2")), "bit-flipped", rng)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(parts.state)
+    assert_equal(restored, states[int(restored.step) - 1])
+
+
+def test_with_no_sound_state_the_error_names_every_one(tmp_path, parts, states):
+    save(tmp_path, states[:2])
+    for step in ("1", "2"):
+        (tmp_path / step / "step" / "metadata").write_text("{}")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"(?s)step 2: .*step 1: "):
+        checkpoints.restore(parts.state)
+
+
+def test_a_state_amid_steps_without_a_finite_gradient_is_not_written(tmp_path, states):
+    save(tmp_path, [states[0], states[1].replace(skipped_in_a_row=jnp.int32(3))])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small disk needs root: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_state_before(small_disk, parts, states):
+    with Checkpoints(small_disk) as checkpoints:
+        checkpoints.save(states[0], wait=True)
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+        (small_disk / "ballast").write_bytes(b"\0" * max(0, free - 16_384))
+        with pytest.raises(CheckpointError, match=r"(?s)No space left on device.*written before it are complete"):
+            checkpoints.save(states[1], wait=True)
+    (small_disk / "ballast").unlink()
+    with Checkpoints(small_disk) as checkpoints:
+        assert_equal(checkpoints.restore(parts.state), states[0])
+        checkpoints.save(states[1], wait=True)
+        assert_equal(checkpoints.restore(parts.state), states[1])
+
+
+def test_half_written_states_are_cleared_away(tmp_path, parts, states):
+    save(tmp_path, states[:1])
+    (tmp_path / "1").rename(tmp_path / "2.orbax-checkpoint-tmp")
+    save(tmp_path, states[:1])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.state), states[0])
+    assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_the_record_says_which_step_it_is(tmp_path, states):
+    save(tmp_path, states[:1])
+    record = json.loads((tmp_path / "1" / "step" / "metadata").read_text())
+    assert (record["step"], record["skipped"], record["skipped_in_a_row"]) == (1, 1, 0)

@@ -1,0 +1,147 @@
+"""A run that dies goes on as if nothing had happened. These are real processes, ended by real signals."""
+
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import programs
+from training import train_losses
+
+
+def lines(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def saved(run_dir: Path) -> list[int]:
+    folder = run_dir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    """A run of 20 steps from start to end."""
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    programs.run([*programs.TINY, "--run-dir", str(run_dir)])
+    return run_dir
+
+
+def test_killed_at_random_moments_the_losses_are_those_of_an_uninterrupted_run(tmp_path, uninterrupted):
+    kill_at_random_moments(tmp_path / "run", kills=3, seed=0)
+    assert train_losses(tmp_path / "run") == train_losses(uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_many_times_the_losses_are_those_of_an_uninterrupted_run(tmp_path, uninterrupted, seed):
+    kill_at_random_moments(tmp_path / "run", kills=12, seed=100 + seed)
+    assert train_losses(tmp_path / "run") == train_losses(uninterrupted)
+
+
+def kill_at_random_moments(run_dir: Path, kills: int, seed: int) -> None:
+    rng = random.Random(seed)
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--save-every", "1"]
+    for _ in range(kills):
+        before, more = lines(run_dir), rng.randrange(1, 5)
+        # Anything from the middle of compiling the first step to the middle of writing a state.
+        process = programs.start(arguments)
+        programs.wait_until(lambda before=before, more=more: lines(run_dir) >= before + more, process)
+        with pytest.raises(programs.subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, 0.02))
+        process.send_signal(signal.SIGKILL)
+        programs.finish(process, code=-signal.SIGKILL)
+    programs.run(arguments)
+
+
+def test_killed_while_a_state_is_written_the_one_before_stands(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir)]
+
+    def is_writing_the_second_state() -> bool:
+        return bool(saved(run_dir)) and any((run_dir / "checkpoints").glob("*tmp*"))
+
+    assert programs.kill_when(is_writing_the_second_state, arguments, signal.SIGKILL) == -signal.SIGKILL
+    assert any((run_dir / "checkpoints").glob("*tmp*")), "the moment was missed"
+    step = saved(run_dir)[-1]
+    assert f"Going on from step {step}" in programs.run(arguments)
+    assert not any((run_dir / "checkpoints").glob("*tmp*"))
+    assert train_losses(run_dir) == train_losses(uninterrupted)
+
+
+def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--save-every", "1000"]
+    process = programs.start(arguments)
+    programs.wait_until(lambda: lines(run_dir) >= 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert "its state is saved" in programs.finish(process, code=0)
+    (step,) = saved(run_dir)
+    assert f"Going on from step {step}" in programs.run(arguments)
+    assert train_losses(run_dir) == train_losses(uninterrupted)
+
+
+def test_a_run_goes_on_with_other_devices_and_processes(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--mesh.fsdp-min-size", "0"]
+    programs.run([*arguments, "--max-steps", "6", "--mesh.fsdp", "2"], devices=4)
+    programs.run_together([*arguments, "--max-steps", "12", "--mesh.fsdp", "2"], processes=2)
+    programs.run([*arguments, "--mesh.fsdp", "1"], devices=2)
+    found, wanted = train_losses(run_dir), train_losses(uninterrupted)
+    assert found.keys() == wanted.keys()
+    # The same images and the same random numbers; only sums are rounded in another order.
+    np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_train_as_one(tmp_path, uninterrupted, processes):
+    run_dir = tmp_path / "run"
+    outputs = programs.run_together([*programs.TINY, "--run-dir", str(run_dir)], processes)
+    found, wanted = train_losses(run_dir), train_losses(uninterrupted)
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
+    assert "Held-out accuracy" in outputs[0]
+    assert all("step 1/" not in output for output in outputs[1:]), "only process 0 reports"
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--save-every", "1000", "--optimizer.epochs", "400"]
+    with programs.stopping(programs.start_together(arguments, 2)) as started:
+        programs.wait_until(lambda: lines(run_dir) >= 3, started[0])
+        started[1].send_signal(signal.SIGTERM)
+        outputs = [programs.finish(process, code=0) for process in started]
+    (step,) = saved(run_dir)
+    assert all(f"Stopped after step {step}" in output for output in outputs)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    before = train_losses(run_dir)
+    assert "Held-out accuracy" in programs.run([*programs.TINY, "--run-dir", str(run_dir)])
+    assert train_losses(run_dir) == before
+
+
+def test_another_recipe_does_not_go_on_with_a_run(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.learning-rate", "0.5"]
+    output = programs.run(arguments, code=1)
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in output
+    assert "--run-dir" in output
+
+
+def test_a_gradient_that_stays_infinite_stops_the_run_and_the_last_good_state_stands(tmp_path):
+    run_dir = tmp_path / "run"
+    # The second step's learning rate throws the weights out of float32's range.
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.warmup-epochs", "2", "--max-skipped", "4"]
+    output = programs.run([*arguments, "--optimizer.learning-rate", "1e30", "--save-every", "1"], code=1)
+    assert "no finite gradient" in output
+    assert "--optimizer.learning-rate" in output
+    losses = train_losses(run_dir)
+    assert saved(run_dir)[-1] < max(losses)
+    assert np.isfinite([losses[step] for step in saved(run_dir) if step in losses]).all()

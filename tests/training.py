@@ -1,0 +1,100 @@
+"""Tiny runs that the training tests share: a network of two blocks on made-up images of 16 pixels."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train.assembly import Assembly, assemble
+from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
+from train.data.pipeline import train_batches
+from train.data.sources import Source, open_source
+from train.network import FreshNetwork
+from train.optimizer import OptimizerConfig
+from train.recipes import TrainConfig
+from train.sharding import MeshConfig, to_devices
+from train.state import TrainState
+
+NETWORK = FreshNetwork(
+    depths=(1, 1),
+    hidden_sizes=(8, 16),
+    patch_sizes=(7, 3),
+    strides=(4, 2),
+    padding=(2, 1),
+    token_mixers=("pooling",) * 2,
+    position_embeddings=(False,) * 2,
+    layer_scale_init_value=0.1,
+    drop_path_rate=0.2,
+)
+DATA = DataConfig(
+    source="synthetic",
+    image_size=16,
+    crop_pct=None,
+    image_mean=(0.5,),
+    image_std=(0.25,),
+    batch_size=32,
+    workers=0,
+    synthetic_examples=96,
+    augment=HostAugmentation(crop="evaluation", randaugment="none"),
+    mix=DeviceAugmentation(mixup=0.0, cutmix=0.0, erase_probability=0.0),
+)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=3e-3, learning_rate_batch=None, epochs=4, warmup_epochs=1, cooldown_epochs=0, ema_decay=0.5
+)
+
+
+def tiny(run_dir: Path = Path("unused"), **changes: Any) -> TrainConfig:
+    """A run of 12 steps; `changes` name fields, those inside of a part as `optimizer__epochs=2`."""
+    config = TrainConfig(run_dir=run_dir, model=NETWORK, data=DATA, optimizer=OPTIMIZER, log_every=1, save_every=2)
+    for name, value in changes.items():
+        part, _, field = name.partition("__")
+        if field:
+            value = dataclasses.replace(getattr(config, part), **{field: value})
+        config = dataclasses.replace(config, **{part: value})
+    return config
+
+
+def sharded(data: int, fsdp: int) -> MeshConfig:
+    """A mesh on which even the smallest arrays are cut up."""
+    return MeshConfig(data=data, fsdp=fsdp, fsdp_min_size=0)
+
+
+def open_and_assemble(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> tuple[Source, Assembly]:
+    source = open_source(config.data, "train")
+    return source, assemble(config, source.class_names, len(source), devices)
+
+
+@functools.cache
+def first_state(config: TrainConfig) -> TrainState:
+    """The state before the first step, on one device: compiled once for all meshes."""
+    alone = dataclasses.replace(
+        config, mesh=sharded(1, 1), optimizer=dataclasses.replace(config.optimizer, accumulate=1)
+    )
+    _, parts = open_and_assemble(alone, jax.devices()[:1])
+    return parts.init(parts.network.argument)
+
+
+def train(
+    config: TrainConfig, steps: int, devices: Sequence[jax.Device] | None = None
+) -> tuple[TrainState, list[dict[str, Any]]]:
+    """The state after some steps from the start, and every step's metrics."""
+    source, parts = open_and_assemble(config, devices)
+    alike = dataclasses.replace(config, mesh=sharded(1, 1), remat=False)
+    state = jax.device_put(first_state(alike), jax.tree.map(lambda leaf: leaf.sharding, parts.state), may_alias=False)
+    rows = []
+    with train_batches(config.data, source) as batches:
+        for _ in range(steps):
+            batch = next(batches)
+            state, metrics = parts.step(state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")}))
+            rows.append(jax.device_get(metrics))
+    return state, rows
+
+
+def train_losses(run_dir: Path) -> dict[int, float]:
+    """Loss by step, as a run's metrics.jsonl has it."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
