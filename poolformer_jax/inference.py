@@ -27,6 +27,7 @@ from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_imag
 from poolformer_jax.image_reading import ImageError, ImageLike
 from poolformer_jax.imagenet_labels import imagenet_labels
 from poolformer_jax.model import PoolFormerForImageClassification
+from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.published import published_variant
 
 
@@ -110,8 +111,6 @@ class ImageClassifier:
         Raises:
             ValueError: if no preprocessing is known for the weights.
         """
-        from poolformer_jax.pretrained import load_pretrained
-
         if compilation_cache_dir is not None:
             keep_compiled_programs(compilation_cache_dir)
         load_options = {name: options.pop(name) for name in (*_HUB_OPTIONS, "use_ema") if name in options}

@@ -110,7 +110,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
 def _download(repository: str, **hub_options: Any) -> list[Path]:
     try:
         import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError:
         raise ModuleNotFoundError(
             f"{repository!r} is no folder here, and to look for it on the Hugging Face Hub needs huggingface_hub. "
@@ -120,6 +120,6 @@ def _download(repository: str, **hub_options: Any) -> list[Path]:
     for name in (FILE, TIMM_FILE):
         try:
             paths.append(Path(huggingface_hub.hf_hub_download(repository, name, **hub_options)))
-        except EntryNotFoundError:
+        except (EntryNotFoundError, LocalEntryNotFoundError):  # the repository has none; or the cache, when offline
             continue
     return paths

@@ -319,6 +319,20 @@ def test_a_source_without_preprocessing_says_what_was_missing(tmp_path):
         PoolFormerImageProcessor.from_pretrained(tmp_path)
 
 
+def test_the_hubs_cache_is_read_without_asking_the_hub(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    repository = tmp_path / "models--sail--poolformer_m36"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    PoolFormerImageProcessor.for_variant("m36").save_pretrained(snapshot)
+    offline = {"cache_dir": tmp_path, "local_files_only": True}
+    processor = PoolFormerImageProcessor.from_pretrained("sail/poolformer_m36", **offline)
+    assert processor == PoolFormerImageProcessor.for_variant("m36")
+    with pytest.raises(FileNotFoundError, match=r"sail/poolformer_s99 has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained("sail/poolformer_s99", **offline)
+
+
 def test_bad_settings_are_listed_together():
     with pytest.raises(ValueError, match=r"(?s)size=\{'longest': 3\}.*crop_pct=1.5.*resample=9.*image_std=\(1.0,\)"):
         PoolFormerImageProcessor(size={"longest": 3}, crop_pct=1.5, resample=9, image_std=(1.0,))

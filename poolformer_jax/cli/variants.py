@@ -27,6 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
         top_1 = f"{RESULTS[name].top_1:.1f} %" if name in RESULTS else "-"
         depths = "-".join(map(str, config.depths))
         print(f"{name:24} {parameters:11,} {macs / 1e9:6.2f} G {top_1:>7}  {depths}")
-    print("\nMACs of one 224 x 224 image, counted here by fvcore's rules. Parameters with 1000 labels.")
+    print("\nParameters with 1000 labels. MACs of a 224 x 224 image by fvcore's rules.")
     print(f"Top-1: {SOURCE}.")
     return 0

@@ -1,0 +1,33 @@
+"""Every example of docs/inference.md does what it says."""
+
+import doctest
+import shutil
+from pathlib import Path
+
+import pytest
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from poolformer_jax.pretrained import save_pretrained
+from test_inference import IMAGES, PROCESSOR, exaggerate, make_variables
+
+GUIDE = Path(__file__).parent.parent / "docs" / "inference.md"
+
+
+@pytest.fixture
+def somewhere_with_a_model(tmp_path, monkeypatch):
+    """A folder with what the examples name: photographs, and "model"."""
+    labels = {0: "lynx", 1: "tiger cat", 2: "tabby", 3: "Egyptian cat"}
+    config = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=4, id2label=labels)
+    variables = exaggerate(make_variables(config))
+    save_pretrained(tmp_path / "model", PoolFormerForImageClassification(config), variables, image_processor=PROCESSOR)
+    for name in ("chelsea.jpg", "coffee.jpg", "rocket.jpg"):
+        shutil.copy(IMAGES / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("somewhere_with_a_model")
+def test_the_examples_of_the_inference_guide_are_true():
+    result = doctest.testfile(str(GUIDE), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 40
+    assert result.failed == 0
