@@ -63,8 +63,12 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
+    def parameters(self, features: int) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        """Scale and bias alone, for computations that take several layers at once."""
+        return _scale_and_bias(self, features)
+
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return functional.group_norm(x, *_scale_and_bias(self, x.shape[-1]), self.epsilon)
+        return functional.group_norm(x, *self.parameters(x.shape[-1]), self.epsilon)
 
 
 class LayerNorm(nn.Module):
@@ -89,9 +93,13 @@ class LayerScale(nn.Module):
     init_value: float
 
     @nn.compact
+    def parameters(self, features: int) -> Float[Array, " c"]:
+        """The factors alone, for computations that take several layers at once."""
+        factors: Float[Array, " c"] = self.param("scale", initializers.constant(self.init_value), (features,))
+        return factors
+
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        scale = self.param("scale", initializers.constant(self.init_value), (x.shape[-1],))
-        return x * scale.astype(x.dtype)
+        return x * self.parameters(x.shape[-1]).astype(x.dtype)
 
 
 class DropPath(nn.Module):
@@ -119,4 +127,32 @@ class Mlp(nn.Module):
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         hidden = nn.Dense(self.hidden_features, kernel_init=KERNEL_INIT, dtype=self.dtype, name="fc1")(x)
         hidden = dropout(self.activation(hidden))
-        return dropout(nn.Dense(x.shape[-1], kernel_init=KERNEL_INIT, dtype=self.dtype, name="fc2")(hidden))
+        out: Float[Array, "b h w c"] = nn.Dense(x.shape[-1], kernel_init=KERNEL_INIT, dtype=self.dtype, name="fc2")(
+            hidden
+        )
+        return dropout(out)
+
+
+class MlpParameters(nn.Module):
+    """The kernels and biases of an `Mlp`, for computations that take several layers at once."""
+
+    hidden_features: int
+
+    @nn.compact
+    def __call__(
+        self, features: int
+    ) -> tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]:
+        kernel1, bias1 = _DenseParameters(features, self.hidden_features, name="fc1")()
+        kernel2, bias2 = _DenseParameters(self.hidden_features, features, name="fc2")()
+        return kernel1, bias1, kernel2, bias2
+
+
+class _DenseParameters(nn.Module):
+    inputs: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"]]:
+        kernel: Float[Array, "inputs outputs"] = self.param("kernel", KERNEL_INIT, (self.inputs, self.outputs))
+        bias: Float[Array, " outputs"] = self.param("bias", initializers.zeros, (self.outputs,))
+        return kernel, bias

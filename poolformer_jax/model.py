@@ -15,9 +15,18 @@ import numpy as np
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Int, Num
 
-from poolformer_jax import functional
+from poolformer_jax import functional, fused
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.layers import KERNEL_INIT, DropPath, GroupNorm, LayerNorm, LayerScale, Mlp, PatchEmbedding
+from poolformer_jax.layers import (
+    KERNEL_INIT,
+    DropPath,
+    GroupNorm,
+    LayerNorm,
+    LayerScale,
+    Mlp,
+    MlpParameters,
+    PatchEmbedding,
+)
 from poolformer_jax.token_mixers import make_token_mixer
 
 # As the two public modules take them; `_check_pixel_values` checks the shape and says more than an annotation can.
@@ -84,12 +93,50 @@ class MetaFormerBlock(nn.Module):
         return DropPath(self.drop_path_rate, name=f"drop_path_{index}")(x, train)
 
 
+class PoolFormerBlock(nn.Module):
+    """`MetaFormerBlock` with pooling and group norm: the same parameters and function, in the passes of `fused`."""
+
+    pool_size: int
+    hidden_features: int
+    activation: Callable[[Array], Array]
+    layer_scale_init_value: float | None
+    drop_path_rate: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], moments: fused.Moments, train: bool
+    ) -> tuple[Float[Array, "b h w c"], fused.Moments]:
+        channels, wide = x.shape[-1], moments.mean.dtype
+        # norm1's bias is a constant over the image, and the mixer subtracts it again.
+        gain1, _ = GroupNorm(name="norm1").parameters(channels)
+        gain2, shift2 = GroupNorm(name="norm2").parameters(channels)
+        mlp = MlpParameters(self.hidden_features, name="mlp")(channels)
+        scale1, scale2 = self._layer_scale("1", channels), self._layer_scale("2", channels)
+        keep1, keep2 = self._keep("1", x, train), self._keep("2", x, train)
+
+        gain = gain1.astype(wide) * scale1.astype(wide)
+        x, moments = fused.pooling_residual(self.pool_size, x, moments, gain, keep1)
+        weights = fused.fold_mlp(gain2, shift2, *mlp, scale2, dtype=wide)
+        return fused.mlp_residual(self.activation, x, moments, weights, keep2)
+
+    def _layer_scale(self, index: str, channels: int) -> Float[Array, " c"]:
+        if self.layer_scale_init_value is None:
+            return jnp.ones(channels)
+        return LayerScale(self.layer_scale_init_value, name=f"layer_scale_{index}").parameters(channels)
+
+    def _keep(self, index: str, x: Float[Array, "b h w c"], train: bool) -> Float[Array, " b"]:
+        """Drop path's factor for each image: what it makes of 1."""
+        ones = jnp.ones(len(x), jnp.promote_types(x.dtype, jnp.float32))
+        return DropPath(self.drop_path_rate, name=f"drop_path_{index}")(ones, train)
+
+
 class Stage(nn.Module):
     """Blocks of one resolution, after the convolution that leads to it (the first stage follows the stem)."""
 
     config: PoolFormerConfig
     index: int
     dtype: Dtype = jnp.float32
+    fused: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
@@ -98,7 +145,12 @@ class Stage(nn.Module):
             x = _patch_embedding(config, index, self.dtype, "downsample")(x)
         if config.position_embeddings[index]:
             x = x + self.param("position_embedding", nn.initializers.zeros, x.shape[1:]).astype(x.dtype)
-        for number, rate in enumerate(functional.drop_path_rates(config.drop_path_rate, config.depths)[index]):
+        rates = functional.drop_path_rates(config.drop_path_rate, config.depths)[index]
+        return self._fused_blocks(x, rates, train) if self._can_fuse(train) else self._blocks(x, rates, train)
+
+    def _blocks(self, x: Float[Array, "b h w c"], rates: tuple[float, ...], train: bool) -> Float[Array, "b h w c"]:
+        config, index = self.config, self.index
+        for number, rate in enumerate(rates):
             x = MetaFormerBlock(
                 token_mixer=partial(make_token_mixer, config.token_mixers[index], config, self.dtype),
                 norm=_NORMS[config.norm],
@@ -110,6 +162,26 @@ class Stage(nn.Module):
                 dtype=self.dtype,
                 name=f"blocks_{number}",
             )(x, train)
+        return x
+
+    def _can_fuse(self, train: bool) -> bool:
+        config = self.config
+        pools = config.token_mixers[self.index] == "pooling" and config.norm == "group_norm"
+        return self.fused and pools and not (train and config.dropout_rate)
+
+    def _fused_blocks(
+        self, x: Float[Array, "b h w c"], rates: tuple[float, ...], train: bool
+    ) -> Float[Array, "b h w c"]:
+        config, moments = self.config, fused.moments(x)
+        for number, rate in enumerate(rates):
+            x, moments = PoolFormerBlock(
+                pool_size=config.pool_size,
+                hidden_features=int(config.hidden_sizes[self.index] * config.mlp_ratio),
+                activation=functional.activation(config.hidden_act),
+                layer_scale_init_value=config.layer_scale_init_value if config.use_layer_scale else None,
+                drop_path_rate=rate,
+                name=f"blocks_{number}",
+            )(x, moments, train)
         return x
 
 
@@ -125,11 +197,14 @@ class PoolFormerModel(nn.Module):
         config: the architecture.
         dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
         remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
+        fused: whether blocks that can be are computed in the passes of `fused`; False computes all of them as the
+            paper writes them, which also has a forward-mode derivative.
     """
 
     config: PoolFormerConfig
     dtype: Dtype = jnp.float32
     remat: bool = False
+    fused: bool = True
 
     @nn.compact
     def __call__(self, pixel_values: Pixels, train: bool = False) -> PoolFormerModelOutput:
@@ -142,7 +217,7 @@ class PoolFormerModel(nn.Module):
         Raises:
             ValueError: for another layout than NHWC, another number of channels, or too small an image.
         """
-        hidden_states = _stages(self.config, self.dtype, self.remat, pixel_values, train)
+        hidden_states = _stages(self.config, self.dtype, self.remat, self.fused, pixel_values, train)
         return PoolFormerModelOutput(last_hidden_state=hidden_states[-1], hidden_states=hidden_states)
 
 
@@ -153,11 +228,14 @@ class PoolFormerForImageClassification(nn.Module):
         config: the architecture.
         dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
         remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
+        fused: whether blocks that can be are computed in the passes of `fused`; False computes all of them as the
+            paper writes them, which also has a forward-mode derivative.
     """
 
     config: PoolFormerConfig
     dtype: Dtype = jnp.float32
     remat: bool = False
+    fused: bool = True
 
     @nn.compact
     def __call__(
@@ -177,7 +255,7 @@ class PoolFormerForImageClassification(nn.Module):
             ValueError: for another layout than NHWC, another number of channels, or too small an image.
         """
         config = self.config
-        hidden_states = _stages(config, self.dtype, self.remat, pixel_values, train)
+        hidden_states = _stages(config, self.dtype, self.remat, self.fused, pixel_values, train)
         if config.head_order == "norm_pool":
             features = _NORMS[config.norm](name="norm")(hidden_states[-1]).mean((1, 2))
         else:
@@ -190,7 +268,7 @@ class PoolFormerForImageClassification(nn.Module):
 
 
 def _stages(
-    config: PoolFormerConfig, dtype: Dtype, remat: bool, pixel_values: Pixels, train: bool
+    config: PoolFormerConfig, dtype: Dtype, remat: bool, fused: bool, pixel_values: Pixels, train: bool
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """Stem and stages, as submodules of the module that calls this: backbone and classifier share one tree."""
     _check_pixel_values(config, pixel_values.shape)
@@ -199,7 +277,7 @@ def _stages(
     x = _patch_embedding(config, 0, dtype, "stem")(jnp.asarray(pixel_values, dtype))
     hidden_states = []
     for index in range(len(config.depths)):
-        x = stage(config, index, dtype, name=f"stages_{index}")(x, train)
+        x = stage(config, index, dtype, fused, name=f"stages_{index}")(x, train)
         hidden_states.append(x)
     return tuple(hidden_states)
 

@@ -1,0 +1,231 @@
+"""A PoolFormer block's two residual branches, each in as few passes over the feature map as the algebra allows.
+
+The same function as `MetaFormerBlock` with group norm and pooling, written for accelerators, where a block is bounded
+by how often it reads and writes its feature map, not by its arithmetic:
+
+1. `pool(norm(x)) - norm(x) = gain * (pool(x) - x) / std`: the branch needs one number of norm1 per image, and no
+   normalised map is ever written. The mean of a constant is the constant, so norm1's mean and shift cancel.
+2. Vectors over channels go into the matrices beforehand: norm2's gain and shift into the first, layer scale into the
+   second. Their gradients follow from the matrices' by the chain rule, in float32 and without touching a feature map.
+3. The mean and variance of what a branch returns are summed where it is computed, and travel with it (`Moments`).
+   One pass is enough for that because the sums are taken around a value known beforehand, the mean of the branch's
+   input: `E[d²] - E[d]²` cancels only where a branch moves the mean of an image by many standard deviations.
+4. The backward pass keeps each branch's input and output, nothing else. It computes the MLP's hidden layer again,
+   which costs less than writing it and reading it back.
+
+Both branches are functions of the map AND of its moments, and give a gradient for each: together the chain rule of the
+norm, to any order. There is no forward-mode derivative (`jax.jvp`); `MetaFormerBlock` has one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jax import lax
+from jaxtyping import Array, Float
+
+from poolformer_jax import functional
+
+EPSILON = 1e-5
+
+_Map = Float[Array, "b h w c"]
+_PerImage = Float[Array, " b"]
+_AXES = (1, 2, 3)
+
+
+class Moments(NamedTuple):
+    """Mean and variance of each image over height, width and channels, in at least float32."""
+
+    mean: _PerImage
+    variance: _PerImage
+
+    @property
+    def inverse_std(self) -> _PerImage:
+        """What group norm multiplies with."""
+        return lax.rsqrt(self.variance + EPSILON)
+
+
+class MlpWeights(NamedTuple):
+    """Two dense layers with everything around them folded in; float32, like all parameters.
+
+    `kernel1 [c, hidden]` and `bias1 [hidden]` take standardised maps, without gain and shift.
+    """
+
+    kernel1: Float[Array, "c hidden"]
+    bias1: Float[Array, " hidden"]
+    kernel2: Float[Array, "hidden c"]
+    bias2: Float[Array, " c"]
+
+
+# What the backward passes keep: inputs, then the outputs.
+_PoolingResiduals = tuple[_Map, Moments, Float[Array, " c"], _PerImage, _Map, Moments]
+_MlpResiduals = tuple[_Map, Moments, MlpWeights, _PerImage, _Map, Moments]
+
+
+def fold_mlp(
+    gain: Float[Array, " c"],
+    shift: Float[Array, " c"],
+    kernel1: Float[Array, "c hidden"],
+    bias1: Float[Array, " hidden"],
+    kernel2: Float[Array, "hidden c"],
+    bias2: Float[Array, " c"],
+    scale: Float[Array, " c"],
+    *,
+    dtype: Dtype,
+) -> MlpWeights:
+    """Norm2's gain and shift and the layer scale, taken into the two layers; computed in `dtype`."""
+    gain, shift, kernel1, bias1, kernel2, bias2, scale = (
+        jnp.asarray(parameter, dtype) for parameter in (gain, shift, kernel1, bias1, kernel2, bias2, scale)
+    )
+    return MlpWeights(gain[:, None] * kernel1, shift @ kernel1 + bias1, kernel2 * scale, bias2 * scale)
+
+
+def moments(x: _Map) -> Moments:
+    """The moments of a map that comes without: mean first, then the variance from centred values."""
+    x = _wide(x)
+    mean = jnp.mean(x, _AXES)
+    return Moments(mean, jnp.mean(jnp.square(x - _over_map(mean)), _AXES))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def pooling_residual(
+    pool_size: int, x: _Map, x_moments: Moments, gain: Float[Array, " c"], keep: _PerImage
+) -> tuple[_Map, Moments]:
+    """`x + keep * gain * (pool(x) - x) / std(x)`, and the moments of that.
+
+    Args:
+        pool_size: the window's side in pixels; odd.
+        x: feature maps.
+        x_moments: their moments.
+        gain: norm1's gain times the layer scale.
+        keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
+    """
+    # `pool(x) - x` cancels: in bfloat16 only the result is rounded, once.
+    wide = _wide(x)
+    branch = functional.pooling_mixer(wide, pool_size) * _over_channels(gain, x_moments.inverse_std * keep)
+    y = (wide + branch).astype(x.dtype)
+    return y, _moments_around(x_moments.mean, y)
+
+
+def _pooling_forward(
+    pool_size: int, x: _Map, x_moments: Moments, gain: Float[Array, " c"], keep: _PerImage
+) -> tuple[tuple[_Map, Moments], _PoolingResiduals]:
+    y, y_moments = pooling_residual(pool_size, x, x_moments, gain, keep)
+    return (y, y_moments), (x, x_moments, gain, keep, y, y_moments)
+
+
+def _pooling_backward(
+    pool_size: int, residuals: _PoolingResiduals, cotangents: tuple[_Map, Moments]
+) -> tuple[_Map, Moments, Float[Array, " c"], _PerImage]:
+    x, x_moments, gain, keep, y, y_moments = residuals
+    dy = _through_moments(y, y_moments, *cotangents)
+    # Gain, std and keep are the same all over an image, so the window slides over dy alone; what multiplies x then
+    # serves both dx and the two scalar gradients.
+    dy = _wide(dy)
+    mixed = functional.pooling_mixer_transpose(dy, pool_size)
+    inverse_std = x_moments.inverse_std
+    dx = (dy + mixed * _over_channels(gain, inverse_std * keep)).astype(x.dtype)
+    per_channel = jnp.sum(_wide(x) * mixed, (1, 2)) * keep[:, None]
+    dgain = inverse_std @ per_channel
+    dvariance = -0.5 * inverse_std**3 * (per_channel @ gain)
+    return dx, Moments(jnp.zeros_like(dvariance), dvariance), dgain, jnp.zeros_like(keep)
+
+
+pooling_residual.defvjp(_pooling_forward, _pooling_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def mlp_residual(
+    activation: Callable[[Array], Array], x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
+) -> tuple[_Map, Moments]:
+    """`x + keep * mlp((x - mean(x)) / std(x))`, and the moments of that.
+
+    Args:
+        activation: of the hidden layer, elementwise.
+        x: feature maps.
+        x_moments: their moments.
+        weights: the two layers with norm2 and the layer scale folded in.
+        keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
+    """
+    cast = MlpWeights(*(weight.astype(x.dtype) for weight in weights))
+    hidden = activation(_standardize(x, x_moments) @ cast.kernel1 + cast.bias1)
+    y = x + (hidden @ cast.kernel2 + cast.bias2) * _over_map(keep).astype(x.dtype)
+    return y, _moments_around(x_moments.mean, y)
+
+
+def _mlp_forward(
+    activation: Callable[[Array], Array], x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
+) -> tuple[tuple[_Map, Moments], _MlpResiduals]:
+    y, y_moments = mlp_residual(activation, x, x_moments, weights, keep)
+    return (y, y_moments), (x, x_moments, weights, keep, y, y_moments)
+
+
+def _mlp_backward(
+    activation: Callable[[Array], Array], residuals: _MlpResiduals, cotangents: tuple[_Map, Moments]
+) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
+    x, x_moments, weights, keep, y, y_moments = residuals
+    dy = _through_moments(y, y_moments, *cotangents)
+    cast = MlpWeights(*(weight.astype(x.dtype) for weight in weights))
+    standard = _standardize(x, x_moments)
+    hidden, activation_vjp = jax.vjp(activation, standard @ cast.kernel1 + cast.bias1)
+
+    dout = dy * _over_map(keep).astype(dy.dtype)
+    (dhidden,) = activation_vjp(dout @ cast.kernel2.T)
+    dstandard = dhidden @ cast.kernel1.T
+    dweights = MlpWeights(
+        kernel1=_matmul_over_positions(standard, dhidden).astype(weights.kernel1.dtype),
+        bias1=jnp.sum(_wide(dhidden), (0, 1, 2)).astype(weights.bias1.dtype),
+        kernel2=_matmul_over_positions(hidden, dout).astype(weights.kernel2.dtype),
+        bias2=jnp.sum(_wide(dout), (0, 1, 2)).astype(weights.bias2.dtype),
+    )
+    # Of `standard = (x - mean) * inverse_std`, by each of the three.
+    inverse_std = x_moments.inverse_std
+    dx = dy + (_wide(dstandard) * _over_map(inverse_std)).astype(dy.dtype)
+    dmean = -inverse_std * jnp.sum(_wide(dstandard), _AXES)
+    dvariance = -0.5 * inverse_std**2 * jnp.sum(_wide(dstandard) * _wide(standard), _AXES)
+    return dx, Moments(dmean, dvariance), dweights, jnp.zeros_like(keep)
+
+
+mlp_residual.defvjp(_mlp_forward, _mlp_backward)
+
+
+def _moments_around(pivot: _PerImage, y: _Map) -> Moments:
+    """Moments in one pass, from sums around a value near the mean."""
+    distance = _wide(y) - _over_map(pivot)
+    offset = jnp.mean(distance, _AXES)
+    # Rounding may leave less than nothing where an image is constant.
+    return Moments(pivot + offset, jnp.maximum(jnp.mean(jnp.square(distance), _AXES) - jnp.square(offset), 0))
+
+
+def _through_moments(y: _Map, y_moments: Moments, dy: _Map, dmoments: Moments) -> _Map:
+    """The whole gradient of `y`: its own, and what reaches it through its mean and variance."""
+    size = y[0].size
+    offset = dmoments.mean / size - 2 * dmoments.variance / size * y_moments.mean
+    slope = 2 * dmoments.variance / size
+    return (_wide(dy) + _wide(y) * _over_map(slope) + _over_map(offset)).astype(dy.dtype)
+
+
+def _standardize(x: _Map, x_moments: Moments) -> _Map:
+    return ((_wide(x) - _over_map(x_moments.mean)) * _over_map(x_moments.inverse_std)).astype(x.dtype)
+
+
+def _matmul_over_positions(left: Float[Array, "b h w c"], right: Float[Array, "b h w d"]) -> Float[Array, "c d"]:
+    """`left.T @ right` over all positions, summed in at least float32."""
+    accumulator = jnp.promote_types(left.dtype, jnp.float32)
+    return lax.dot_general(left, right, (((0, 1, 2), (0, 1, 2)), ((), ())), preferred_element_type=accumulator)
+
+
+def _over_map(per_image: _PerImage) -> Float[Array, "b 1 1 1"]:
+    return per_image[:, None, None, None]
+
+
+def _over_channels(per_channel: Float[Array, " c"], per_image: _PerImage) -> Float[Array, "b 1 1 c"]:
+    return (per_image[:, None] * per_channel)[:, None, None, :]
+
+
+def _wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """At least float32, for sums."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
