@@ -151,7 +151,7 @@ def test_every_command_has_help_with_an_example_in_80_columns(command, capsys, m
     output = capsys.readouterr().out
     assert exit.value.code == 0
     assert f"python -m poolformer_jax {command.NAME}" in output.split("example:")[1]
-    assert max(map(len, output.splitlines())) <= 110
+    assert max(map(len, output.splitlines())) <= 80
 
 
 # rich, optax and orbax come with flax.

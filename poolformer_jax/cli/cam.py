@@ -9,7 +9,7 @@ from poolformer_jax.cli.arguments import add_weights, waiting
 NAME = "cam"
 HELP = "Write a picture of what speaks for a class (Grad-CAM)."
 EXAMPLE = """  python -m poolformer_jax cam cat.jpg
-  python -m poolformer_jax cam 7.png --weights runs/digits/model --label 1 --output why_1.png"""
+  python -m poolformer_jax cam 7.png --weights runs/digits/model --label 1"""
 
 # Pictures for small networks are enlarged to about this side, to be seen.
 _VISIBLE = 224

@@ -10,9 +10,11 @@ HELP = "Write a network as StableHLO (for jax) or ONNX (for other runtimes)."
 EXAMPLE = """  python -m poolformer_jax export sail/poolformer_s12 s12.onnx
   python -m poolformer_jax export runs/digits/model digits.stablehlo
 
-The ending chooses the format. Load the first with onnxruntime.InferenceSession(FILE), the second with
-jax.export.deserialize(bytes); neither needs this package. Labels and preprocessing are in the ONNX metadata
-and in FILE.json beside the StableHLO. Needs: pip install 'poolformer-jax[export]'"""
+The ending chooses the format. Load the first with
+onnxruntime.InferenceSession(FILE), the second with
+jax.export.deserialize(bytes); neither needs this package. Labels and
+preprocessing are in the ONNX metadata and in FILE.json beside the StableHLO.
+Needs: pip install 'poolformer-jax[export]'"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,10 +10,11 @@ from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, waiti
 
 NAME = "predict"
 HELP = "Print the most probable labels of images."
-EXAMPLE = """  python -m poolformer_jax predict cat.jpg dog.png --weights runs/digits/model --top-k 3
+EXAMPLE = """  python -m poolformer_jax predict cat.jpg dog.png --weights runs/digits/model
   python -m poolformer_jax predict photographs/ --json > labels.jsonl
 
-Exit code 0 if every image was classified, 1 if one could not be (the others are printed all the same)."""
+Exit code 0 if every image was classified, 1 if one could not be; the others
+are printed all the same."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
