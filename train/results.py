@@ -3,6 +3,7 @@
 import io
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,5 +84,15 @@ def closing_words(config: TrainConfig, step: int, evaluations: dict[str, Evaluat
     lines += [f"Model     {run_dir / _FOLDERS['params']}", f"Curves    {run_dir / 'curves.png'}"]
     if images := sorted((run_dir / "examples").glob("*.png")):
         image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
-        lines += ["\nNext, classify an image:", f"python -m poolformer_jax predict {image} --weights {model} --top-k 5"]
+        command = f"{_this_python()} -m poolformer_jax predict {image} --weights {model} --top-k 5"
+        lines += ["\nNext, classify an image:", command]
     return "\n".join(lines)
+
+
+def _this_python() -> str:
+    """How the shell reaches the interpreter that runs now: a virtual environment need not be an active one."""
+    running = Path(sys.executable)
+    if (found := shutil.which("python")) and Path(found) == running:
+        return "python"
+    here = Path.cwd()
+    return shlex.quote(str(running.relative_to(here) if running.is_relative_to(here) else running))
