@@ -72,11 +72,12 @@ def sail(module):
     replaced = {m.__name__: m for m in (helpers, old_layers, registry)}
     before = {name: sys.modules.get(name) for name in replaced}
     sys.modules.update(replaced)
+    # A package of that folder, so that its modules find each other, under a name of its own.
+    package = types.ModuleType("sail_models")
+    package.__path__ = [str(sail_source() / "models")]
+    sys.modules.setdefault("sail_models", package)
     try:
-        spec = importlib.util.spec_from_file_location(f"sail_{module}", sail_source() / "models" / f"{module}.py")
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        return loaded
+        return importlib.import_module(f"sail_models.{module}")
     finally:
         for name, old in before.items():
             if old is None:
