@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# A run of seconds: `smoke` with a network of two small blocks.
+# A run of seconds: `smoke` with a network of one small block, and without what takes long to compile.
 TINY = (
-    *("smoke", "--model.depths", "1", "1", "--model.hidden-sizes", "8", "16", "--data.image-size", "16"),
-    *("--data.batch-size", "16", "--data.synthetic-examples", "64", "--data.mix.mix-group", "2"),
-    *("--log-every", "1", "--save-every", "2", "--evaluate-every", "100", "--examples", "1"),
+    *("smoke", "--model.depths", "1", "--model.hidden-sizes", "8", "--model.patch-sizes", "7", "--model.strides", "4"),
+    *("--model.padding", "2", "--model.token-mixers", "pooling", "--model.position-embeddings", "False"),
+    *("--model.dropout-rate", "0.1", "--data.image-size", "16", "--data.batch-size", "16"),
+    *("--data.synthetic-examples", "64", "--data.augment.randaugment", "none", "--data.mix.mixup", "0"),
+    *("--data.mix.cutmix", "0", "--data.mix.erase-probability", "0", "--log-every", "1", "--save-every", "2"),
+    *("--evaluate-every", "100", "--examples", "1"),
 )
 DEADLINE = 180.0  # seconds; far above what anything here takes, so that a hang fails instead of lasting
 

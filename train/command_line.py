@@ -1,6 +1,7 @@
 """What `python -m train` understands: a recipe with its flags, or one of the commands around it.
 
-Exit codes: 0 done (or stopped by SIGTERM, its state saved), 1 failed, 2 the command line is wrong, 130 Ctrl-C.
+Exit codes: 0 done (or stopped by SIGTERM with its state saved), 1 failed, 2 the command line is wrong, 130 Ctrl-C.
+Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
 import inspect
@@ -8,30 +9,31 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-COMMANDS = {
-    "evaluate": "top-1, top-5 and loss of any model over a whole split",
-    "prepare": "pack class folders into shards for fast random access",
-    "doctor": "check a recipe, its data and this machine before a long run",
-}
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from train.recipes import TrainConfig
+
+_DEFAULT = "digits"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
-    command, rest = (arguments[0], list(arguments[1:])) if arguments else ("digits", [])
-    if command.startswith("-") and command not in ("-h", "--help"):
-        command, rest = "digits", list(arguments)
-    if command in ("-h", "--help"):
+    name, rest = (arguments[0], list(arguments[1:])) if arguments else (_DEFAULT, [])
+    if name in ("-h", "--help"):
         return _overview()
-    # Only now: whatever imports jax takes seconds, and data-loading workers must do without.
-    from train import recipes
+    if name.startswith("-"):
+        name, rest = _DEFAULT, list(arguments)
+    if name in COMMANDS:
+        return _guarded(lambda: COMMANDS[name][1](rest))
+    from train.recipes import RECIPES
 
-    if command in recipes.RECIPES:
-        return _guarded(lambda: _train(command, rest))
-    if command in COMMANDS:
-        return _guarded(lambda: _around(command, rest))
-    known = ", ".join([*recipes.RECIPES, *COMMANDS])
-    print(f"There is no recipe or command {command!r}. Expected one of: {known}.", file=sys.stderr)
+    if name in RECIPES:
+        return _guarded(lambda: _train(name, rest))
+    known = ", ".join([*RECIPES, *COMMANDS])
+    print(f"There is no recipe or command {name!r}. Expected one of: {known}.", file=sys.stderr)
     return 2
 
 
@@ -42,7 +44,7 @@ def _guarded(action: Callable[[], int]) -> int:
 
     try:
         return action()
-    except (CheckpointError, TrainingError, ValueError, OSError, RuntimeError) as error:
+    except (CheckpointError, TrainingError, ValueError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -51,28 +53,125 @@ def _guarded(action: Callable[[], int]) -> int:
 
 
 def _train(name: str, arguments: Sequence[str]) -> int:
-    import tyro
-    from rich.console import Console
-    from rich.logging import RichHandler
-
+    config = _recipe(name, arguments, f"python -m train {name}")
     from train import loop, results
+
+    outcome = loop.run(config, _console())
+    print(results.closing_words(config, outcome.step, outcome.evaluations))
+    return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
+
+
+def _recipe(name: str, arguments: Sequence[str], program: str) -> "TrainConfig":
+    import tyro
+
     from train.recipes import RECIPES, TrainConfig
 
     recipe = RECIPES[name]
-    config = tyro.cli(
+    return tyro.cli(
         TrainConfig,
-        prog=f"python -m train {name}",
+        prog=program,
         description=inspect.cleandoc(recipe.details),
         default=recipe.config,
         args=list(arguments),
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _console() -> "Console":
+    """The screen, with the program's warnings on it: above a progress bar, not through it."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    outcome = loop.run(config, console)
-    print(results.closing_words(config, outcome.step, outcome.evaluations))
-    return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
+    return console
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    """Top-1, top-5 and loss of a model over a whole split.
+
+    Example:  python -m train evaluate sail/poolformer_s12 --data folder:/data/imagenet
+    """
+    import tyro
+
+    from train import evaluate
+
+    description = inspect.cleandoc(_evaluate.__doc__ or "")
+    config = tyro.cli(
+        evaluate.EvaluateConfig, prog="python -m train evaluate", description=description, args=list(arguments)
+    )
+    evaluate.run(config, _console())
+    return 0
+
+
+def _prepare(arguments: Sequence[str]) -> int:
+    """Pack class folders, or ImageNet's archives, into shards for fast random access.
+
+    An interrupted run goes on with the same command.
+
+    Example:  python -m train prepare folder:/data/flowers /data/packed
+    """
+    import tyro
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from train.data.prepare import PrepareConfig, prepare
+
+    config = tyro.cli(
+        PrepareConfig,
+        prog="python -m train prepare",
+        description=inspect.cleandoc(_prepare.__doc__ or ""),
+        args=list(arguments),
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console()) as bar:
+        task = bar.add_task("listing", total=None)
+
+        def show(progress: object) -> None:
+            images, total = progress.images, progress.total_images  # type: ignore[attr-defined]
+            bar.update(task, completed=images, total=total, description="listing" if total is None else "packing")
+
+        prepared = prepare(config, show)
+    for split, images in prepared.images.items():
+        print(f"{split}: {images:,} images")
+    for name in prepared.left_out:
+        print(f"left out: {name}")
+    print(f"Train on it with --data.source tfds:{prepared.folder}")
+    return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    """Check a recipe, its data and this machine before a long run.
+
+    Example:  python -m train doctor imagenet-s12 --data.source tfds:/data/packed/ilsvrc2012/1.0.0
+    """
+    from train.recipes import RECIPES
+
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print("usage: python -m train doctor RECIPE [--FIELD VALUE ...]\n\n" + inspect.cleandoc(_doctor.__doc__ or ""))
+        print(f"\nRecipes: {', '.join(RECIPES)}. The flags are those of the recipe.")
+        return 0
+    if name not in RECIPES:
+        print(f"doctor {name!r}: expected a recipe, one of: {', '.join(RECIPES)}.", file=sys.stderr)
+        return 2
+    config = _recipe(name, arguments[1:], f"python -m train doctor {name}")
+    from train import doctor
+
+    console = _console()
+
+    def show(text: str, style: str) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    return doctor.report(doctor.examine(config), show, console.width)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "evaluate": ("top-1, top-5 and loss of any model over a whole split", _evaluate),
+    "prepare": ("pack class folders or ImageNet's archives for fast random access", _prepare),
+    "doctor": ("check a recipe, its data and this machine before a long run", _doctor),
+}
 
 
 def _overview() -> int:
@@ -83,14 +182,12 @@ def _overview() -> int:
     for name, recipe in RECIPES.items():
         print(f"  {name:<{width}}{recipe.summary}")
     print("\ncommands:")
-    for name, summary in COMMANDS.items():
+    for name, (summary, _) in COMMANDS.items():
         print(f"  {name:<{width}}{summary}")
     print(
-        "\nWithout a recipe, digits. Every field of a recipe is a flag: python -m train imagenet-s12 --help\n"
-        "example: python -m train digits --run-dir runs/mine --optimizer.epochs 30"
+        "\nWithout a recipe: digits. Every field of a recipe is a flag, listed by\n"
+        "  python -m train imagenet-s12 --help\n"
+        "example:\n"
+        "  python -m train digits --run-dir runs/mine --optimizer.epochs 30"
     )
     return 0
-
-
-def _around(command: str, arguments: Sequence[str]) -> int:
-    raise NotImplementedError(command)

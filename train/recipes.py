@@ -144,7 +144,7 @@ def _imagenet(variant: str, drop_path_rate: float, crop_pct: float, top1: float,
     images = 310 * 1_281_167
     hours = images * gmacs * 1e9 * 6 / (0.25 * 16 * 275e12) / 3600
     return Recipe(
-        summary=f"PoolFormer-{variant.upper()} on ImageNet-1k as the authors train it, to {top1} % top-1",
+        summary=f"PoolFormer-{variant.upper()} on ImageNet-1k, as the authors train it",
         details=f"""
         PoolFormer-{variant.upper()} on ImageNet-1k as the authors train it: 300 epochs and 10 of cool-down, AdamW at
         1e-3 per 1024 images, RandAugment, mixup, cutmix, random erasing, drop path {drop_path_rate}.
@@ -177,7 +177,7 @@ _SMALL = FreshNetwork(
 )
 
 DIGITS_RECIPE = Recipe(
-    summary="a small PoolFormer on scikit-learn's scans of handwritten digits: no download, about a minute",
+    summary="a small PoolFormer on scikit-learn's handwritten digits, in a minute",
     details="""
     A small PoolFormer on scikit-learn's 1,797 scans of handwritten digits, which come with the package. The scans are
     8 x 8 pixels, enlarged to 32 x 32; a fifth of them is held out.
@@ -187,9 +187,9 @@ DIGITS_RECIPE = Recipe(
     config=TrainConfig(
         run_dir=Path("runs/digits"),
         model=_SMALL,
-        data=DIGITS,
+        data=dataclasses.replace(DIGITS, batch_size=64),
         optimizer=OptimizerConfig(
-            learning_rate=4e-3,
+            learning_rate=3e-3,
             learning_rate_batch=None,
             epochs=40,
             warmup_epochs=3,
@@ -198,12 +198,12 @@ DIGITS_RECIPE = Recipe(
         ),
         log_every=11,
         evaluate_every=5,
-        save_every=110,
+        save_every=220,
     ),
 )
 
 _FINETUNE = Recipe(
-    summary="published or trained weights, fine-tuned to the classes of your own images",
+    summary="published or trained weights, fine-tuned to your own images",
     details="""
     Published or trained weights with a new head, fine-tuned to the classes of your own images: a small learning rate
     that falls further with the distance from the head, few epochs, gentle augmentation.
@@ -236,7 +236,7 @@ _FINETUNE = Recipe(
 )
 
 _SMOKE = Recipe(
-    summary="a minute that shows whether devices, processes, checkpoints and folders work on this machine",
+    summary="a few steps that show whether everything works on this machine",
     details="""
     A few steps of a small network on made-up images, through everything that a long run needs: all devices and
     processes, augmentation, evaluation, checkpoints, the final folder. The result means nothing.

@@ -1,0 +1,87 @@
+"""An evaluation counts exactly the split's examples, whatever the batch, the filler and the devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from poolformer_jax.functional import cross_entropy
+from train.data.device_augment import normalize_batch
+from train.data.pipeline import evaluation_batches
+from train.data.sources import open_source
+from train.evaluation import evaluate
+from training import first_state, open_and_assemble, sharded, tiny
+
+
+@pytest.fixture(scope="module")
+def split():
+    """89 examples, which no batch size divides."""
+    return open_source(dataclasses.replace(tiny().data, synthetic_examples=89), "validation")
+
+
+@pytest.fixture(scope="module")
+def params():
+    # Far from the start, so that classes differ.
+    state = first_state(tiny(mesh=sharded(1, 1)))
+    return jax.tree.map(lambda leaf: np.asarray(leaf) * 3, state.params)
+
+
+def evaluate_on(split, params, batch_size, data, fsdp):
+    config = tiny(mesh=sharded(data, fsdp), data__batch_size=batch_size)
+    _, parts = open_and_assemble(config, jax.devices()[: data * fsdp])
+    placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, parts.state.params))
+    with evaluation_batches(config.data, split) as batches:
+        return evaluate(parts.evaluation_step, placed, batches, parts.mesh)
+
+
+@pytest.fixture(scope="module")
+def by_hand(split, params):
+    """Everything at once, on one device, without batches or masks."""
+    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    config = tiny(data__batch_size=89)
+    with evaluation_batches(config.data, split) as batches:
+        (batch,) = list(batches)
+    pixels = normalize_batch(jnp.asarray(batch["image"]), config.data, jnp.float32)
+    logits = np.asarray(jax.jit(parts.network.model.apply)({"params": params}, pixels).logits)
+    order = np.argsort(-logits, axis=1)
+    hits = order == batch["label"][:, None]
+    return {
+        "loss": float(cross_entropy(jnp.asarray(logits), jnp.asarray(batch["label"])).mean()),
+        "top1": hits[:, 0].mean(),
+        "top5": hits[:, :5].any(1).mean(),
+        "labels": batch["label"],
+        "best": order[:, 0],
+    }
+
+
+@pytest.mark.parametrize(("batch_size", "data", "fsdp"), [(32, 1, 1), (8, 1, 1), (64, 4, 2), (96, 1, 8)])
+def test_any_batch_and_mesh_gives_the_result_of_the_whole_split(split, params, by_hand, batch_size, data, fsdp):
+    found = evaluate_on(split, params, batch_size, data, fsdp)
+    assert found.examples == 89
+    assert (found.top1, found.top5) == (pytest.approx(by_hand["top1"]), pytest.approx(by_hand["top5"]))
+    assert found.loss == pytest.approx(by_hand["loss"], rel=1e-5)
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (by_hand["labels"], by_hand["best"]), 1)
+    np.testing.assert_array_equal(found.confusion, confusion)
+    np.testing.assert_array_equal(found.class_examples, np.bincount(by_hand["labels"], minlength=10))
+    np.testing.assert_array_equal(found.class_correct, confusion.diagonal())
+
+
+def test_filler_counts_for_nothing_even_where_its_loss_is_infinite(split, params):
+    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    image = np.zeros((32, 16, 16, 1), np.uint8)
+    batch = {"image": image, "label": np.zeros(32, np.int32), "mask": np.arange(32) < 3}
+    broken = {**params, "head": {**params["head"], "bias": jnp.full(10, jnp.inf).at[0].set(0.0)}}
+    found = evaluate(parts.evaluation_step, params, [batch], parts.mesh)
+    assert (found.examples, found.class_examples.tolist()) == (3, [3] + [0] * 9)
+    everything_masked = {**batch, "mask": np.zeros(32, bool)}
+    with pytest.raises(ValueError, match="No image"):
+        evaluate(parts.evaluation_step, broken, [everything_masked], parts.mesh)
+
+
+def test_an_empty_split_is_refused(params):
+    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    with pytest.raises(ValueError, match="no example"):
+        evaluate(parts.evaluation_step, params, [], parts.mesh)

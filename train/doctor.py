@@ -1,0 +1,227 @@
+"""`python -m train doctor RECIPE`: what would go wrong in a long run, found in a minute, each with its remedy.
+
+Nothing is trained and nothing is written. The training step is compiled exactly as the run would compile it.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from poolformer_jax.image_reading import ImageError
+from train.assembly import Assembly, assemble
+from train.data.pipeline import default_workers
+from train.data.sources import ArraySource, Source, open_source
+from train.data.transforms import TrainingTransform
+from train.distributed import initialize
+from train.recipes import TrainConfig, differences
+from train.sharding import batch_sharding
+
+Level = Literal["fine", "warning", "failure"]
+
+# Images of each split that are read; the chance to miss 1 % bad ones is 0.99**256, about 8 %.
+_SAMPLE = 256
+_READERS = 16
+# Below this many random reads a second, sixteen at a time, storage cannot feed even one accelerator.
+_FEW_READS = 500.0
+_WORKER_BYTES = 300e6  # a worker process before it holds a batch: Python, NumPy, Pillow, Grain
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what was found, and unless it is fine, how to mend it."""
+
+    level: Level
+    subject: str
+    found: str
+    remedy: str = ""
+
+
+def examine(config: TrainConfig) -> Iterator[Finding]:
+    """Findings, in the order in which a run would meet them; ends early where nothing further can be looked at."""
+    initialize(config.distributed)
+    yield Finding("fine", "devices", f"{jax.device_count()} of kind {jax.devices()[0].device_kind}")
+    sources: dict[str, Source] = {}
+    for split in (config.data.train_split, config.data.evaluation_split):
+        try:
+            sources[split] = open_source(config.data, split)
+        except (ValueError, OSError, ImportError) as error:
+            yield Finding("failure", f"data, {split}", str(error), "Mend the source or the split's name.")
+            continue
+        yield from _look_at_split(config, split, sources[split])
+    if config.data.train_split not in sources:
+        return
+    train = sources[config.data.train_split]
+    yield from _look_at_classes(list(sources.values()))
+    yield _look_at_host_memory(config, train)
+    try:
+        parts = assemble(config, train.class_names, len(train))
+    except ValueError as error:
+        yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
+        return
+    yield _look_at_disk(config, parts)
+    yield _look_at_run_folder(config)
+    yield _look_at_device_memory(config, parts)
+
+
+def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
+    subject = f"data, {split}"
+    yield Finding("fine", subject, f"{len(source):,} images of {source.num_classes:,} classes")
+    if split == config.data.train_split and len(source) < config.data.batch_size:
+        yield Finding(
+            "warning",
+            subject,
+            f"a batch of {config.data.batch_size} repeats images, because there are only {len(source)}",
+            "Choose a smaller --data.batch-size.",
+        )
+    rows = np.random.default_rng(0).choice(len(source), min(_SAMPLE, len(source)), replace=False)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(_READERS) as threads:
+        examples = list(threads.map(lambda row: source[int(row)], rows))
+    reads = len(rows) / (time.perf_counter() - start)
+    if not isinstance(source, ArraySource):
+        yield Finding(
+            "fine" if reads >= _FEW_READS else "warning",
+            f"storage, {split}",
+            f"{reads:,.0f} random reads a second, {_READERS} at a time",
+            "Pack the images for fast random access with python -m train prepare, or bring them closer.",
+        )
+    yield _look_at_images(config, subject, examples)
+
+
+def _look_at_images(config: TrainConfig, subject: str, examples: Sequence[Any]) -> Finding:
+    transform, rng, bad = TrainingTransform(config.data), np.random.default_rng(0), []
+    start = time.perf_counter()
+    for example in examples:
+        try:
+            transform(example["image"], rng)
+        except ImageError as error:
+            bad.append(f"{example['id']}: {error}")
+    milliseconds = 1e3 * (time.perf_counter() - start) / len(examples)
+    if bad:
+        listed = "\n".join(bad[:10])
+        return Finding(
+            "failure" if config.data.on_bad_image == "error" else "warning",
+            subject,
+            f"{len(bad)} of {len(examples)} sampled images cannot be read:\n{listed}",
+            "Replace them, or train without them: --data.on-bad-image skip.",
+        )
+    found = f"{len(examples)} sampled images are all readable; {milliseconds:.1f} ms each to decode and transform"
+    return Finding("fine", subject, found)
+
+
+def _look_at_classes(sources: Sequence[Source]) -> Iterator[Finding]:
+    first = sources[0]
+    for other in sources[1:]:
+        if other.class_names != first.class_names:
+            missing = sorted(set(first.class_names) ^ set(other.class_names)) or ["their order"]
+            yield Finding(
+                "failure", "classes", f"the splits differ in {', '.join(missing[:10])}", "Give both the same classes."
+            )
+
+
+def _look_at_host_memory(config: TrainConfig, source: Source) -> Finding:
+    data = config.data
+    workers = default_workers(source) if data.workers is None else data.workers
+    batch = data.batch_size / jax.process_count() * data.image_size**2 * data.num_channels
+    needed = max(workers, 1) * (data.worker_batches + 1) * batch + workers * _WORKER_BYTES
+    free = _available_memory()
+    found = f"{workers} data workers need about {_size(needed)} of the {_size(free)} available"
+    level: Level = "fine" if needed < 0.8 * free else "failure"
+    return Finding(level, "host memory", found, "Choose fewer --data.workers or --data.worker-batches 1.")
+
+
+def _available_memory() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
+        if line.startswith("MemAvailable:"):
+            return float(line.split()[1]) * 1024
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.state))
+    needed = state * (config.keep_checkpoints + 1)
+    folder = next(path for path in (config.run_dir.absolute(), *config.run_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    found = f"{config.keep_checkpoints + 1} states of {_size(state)} in {config.run_dir}, {_size(free)} free"
+    remedy = "Free space, choose another --run-dir, or keep fewer: --keep-checkpoints 1."
+    return Finding("fine" if needed < 0.9 * free else "failure", "disk", found, remedy)
+
+
+def _look_at_run_folder(config: TrainConfig) -> Finding:
+    checkpoints, recipe = config.run_dir / "checkpoints", config.run_dir / "recipe.json"
+    steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.exists() else []
+    if not steps or not recipe.exists():
+        return Finding("fine", "run folder", f"{config.run_dir} holds no run yet")
+    if changed := differences(json.loads(recipe.read_text()), config.to_dict()):
+        listed = "\n".join(changed)
+        found = f"{config.run_dir} holds a run of another recipe, at step {max(steps)}:\n{listed}"
+        return Finding("failure", "run folder", found, "Choose a new --run-dir, or give the values of that run.")
+    return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {max(steps)}")
+
+
+def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
+    data, sharding = config.data, batch_sharding(parts.mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct(
+            (data.batch_size, data.image_size, data.image_size, data.num_channels), np.uint8, sharding=sharding
+        ),
+        "label": jax.ShapeDtypeStruct((data.batch_size,), np.int32, sharding=sharding),
+    }
+    analysis = parts.step.lower(parts.state, batch).compile().memory_analysis()
+    # The new state takes the place of the old one.
+    needed = (
+        analysis.temp_size_in_bytes
+        + analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+    device = parts.mesh.local_devices[0]
+    stats = device.memory_stats() or {}
+    # CPU devices share the host's memory.
+    free = stats.get("bytes_limit") or _available_memory() / len(parts.mesh.local_devices)
+    found = f"the compiled step needs {_size(needed)} of the {_size(free)} of each device"
+    remedy = (
+        "Choose --optimizer.accumulate 2 (or more), --remat, --dtype bfloat16, a larger --mesh.fsdp, or a smaller "
+        "--data.batch-size."
+    )
+    return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def report(findings: Iterator[Finding], show: Callable[[str, str], None], width: int) -> int:
+    """Shows every finding as it is made, and returns the exit code: 1 if a run would fail.
+
+    Args:
+        findings: from `examine`.
+        show: prints a text in a style of rich.
+        width: columns of the screen.
+    """
+    signs = {"fine": ("ok", "green"), "warning": ("warning", "yellow"), "failure": ("FAILS", "red")}
+    failures = 0
+    for finding in findings:
+        sign, style = signs[finding.level]
+        lines = f"{finding.subject}: {finding.found}".splitlines()
+        if finding.level != "fine":
+            lines.append(f"-> {finding.remedy}")
+        indents = [f"{sign:<9}", *[" " * 9] * len(lines)]
+        wrapped = (
+            textwrap.fill(line, width, initial_indent=indent, subsequent_indent=" " * 11)
+            for line, indent in zip(lines, indents)
+        )
+        show("\n".join(wrapped), style)
+        failures += finding.level == "failure"
+    show(f"\n{failures} of these would stop the run." if failures else "\nNothing here would stop the run.", "bold")
+    return min(failures, 1)

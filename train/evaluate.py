@@ -1,0 +1,155 @@
+"""`python -m train evaluate SOURCE --data ...`: how good any model is on a whole split.
+
+With ImageNet at hand, this is the one command that reproduces the paper's table from the published weights.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
+from poolformer_jax.inference import find_image_processor
+from train.checks import refuse
+from train.data.config import DataConfig, HostAugmentation
+from train.data.device_augment import normalize_batch
+from train.data.pipeline import evaluation_batches
+from train.data.sources import Source, open_source
+from train.distributed import DistributedConfig, initialize
+from train.evaluation import Evaluation, evaluate, make_evaluation_step
+from train.reports import draw_confusion, evaluation_report, write_json
+from train.sharding import MeshConfig, make_mesh, process_part, replicated
+
+_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+# Classes in the table on the screen; the report has all.
+_MOST_ROWS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """A model and the split to evaluate it on."""
+
+    source: tyro.conf.Positional[str]
+    """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), or a file of weights."""
+    data: str
+    """folder:PATH (class folders), tfds:NAME or tfds:PATH, digits, or synthetic."""
+    split: str = "validation"
+    """The split. TFDS's slices work for tfds sources: "validation[:5000]"."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets. Default: TFDS's own."""
+    held_out: float | None = None
+    """Share of every class that is the validation split of a source that has none. Default: digits 0.2, others 0.1,
+    as training has it."""
+    use_ema: bool = False
+    """Evaluate the running mean of the weights, where a checkpoint of PyTorch has one."""
+    batch_size: int = 256
+    """Images in a step, over all processes; rounded up to a multiple of the devices."""
+    workers: int | None = None
+    """Worker processes on every host that decode images. Default: one for every core but one."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """Stop at an image that cannot be read and name it, or leave it out of the score and say so."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the activations."""
+    output: Path | None = None
+    """Folder for evaluation.json, with every class's accuracy, and for up to 100 classes confusion.png."""
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    """How the processes of several hosts find each other."""
+
+    def __post_init__(self) -> None:
+        refuse(self, [("batch_size", self.batch_size >= 1, "a positive number of images")])
+
+
+def run(config: EvaluateConfig, console: Console) -> Evaluation:
+    """Evaluates, prints the result, and writes it where asked to.
+
+    Raises:
+        ValueError: if model and data do not fit each other.
+    """
+    initialize(config.distributed)
+    mesh = make_mesh(MeshConfig())
+    model, variables = load_pretrained(config.source, dtype=jnp.dtype(config.dtype), use_ema=config.use_ema)
+    processor = find_image_processor(config.source, model.config)
+    data = _data_config(config, processor, mesh.devices.size)
+    source = open_source(data, config.split)
+    _check_classes(config, model.config, source)
+    normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
+    step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
+    params = jax.device_put(variables["params"], replicated(mesh))
+    with evaluation_batches(data, source, **process_part(mesh)) as batches:
+        count = -(-len(source) // data.batch_size)
+        watched = track(batches, "Evaluating", total=count, console=console, disable=jax.process_index() > 0)
+        evaluation = evaluate(step, params, watched, mesh)
+        left_out = dict(batches.bad_images)
+    if jax.process_index() == 0:
+        _report(config, evaluation, source.class_names, left_out)
+    return evaluation
+
+
+def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, devices: int) -> DataConfig:
+    """The pipeline that does to images what the model's own preprocessing says."""
+    own_share = 0.2 if config.data == "digits" else 0.1
+    data = DataConfig(
+        source=config.data,
+        data_dir=config.data_dir,
+        held_out=own_share if config.held_out is None else config.held_out,
+        image_size=processor.crop_size["height"],
+        crop_pct=processor.crop_pct,
+        image_mean=tuple(processor.image_mean),
+        image_std=tuple(processor.image_std),
+        batch_size=-(-config.batch_size // devices) * devices,
+        workers=config.workers,
+        on_bad_image=config.on_bad_image,
+        augment=HostAugmentation(interpolation=_FILTERS.get(processor.resample, "bicubic")),
+    )
+    made, wanted = data.image_processor().to_dict(), processor.to_dict()
+    if different := [name for name in wanted if made[name] != wanted[name]]:
+        raise ValueError(
+            f"The preprocessing of {config.source} cannot be evaluated with here: "
+            + ", ".join(f"{name}={wanted[name]!r}" for name in different)
+            + f". Expected {', '.join(f'{name}={made[name]!r}' for name in different)}."
+        )
+    return data
+
+
+def _check_classes(config: EvaluateConfig, network: PoolFormerConfig, source: Source) -> None:
+    if network.num_labels != source.num_classes:
+        raise ValueError(
+            f"{config.source} tells {network.num_labels} classes apart, and {config.data} has {source.num_classes}. "
+            "Expected the same classes; fine-tune the model to these with python -m train finetune."
+        )
+    names = [network.id2label[label] for label in range(network.num_labels)] if network.id2label else []
+    if set(names) == set(source.class_names) and names != list(source.class_names):
+        raise ValueError(
+            f"{config.source} and {config.data} have the same classes in another order, so labels would not agree. "
+            f"The model's order begins with {', '.join(names[:3])}, the data's with "
+            f"{', '.join(source.class_names[:3])}."
+        )
+
+
+def _report(
+    config: EvaluateConfig, evaluation: Evaluation, class_names: Sequence[str], left_out: dict[str, str]
+) -> None:
+    print(f"{config.source} on {config.data}, split {config.split}: {evaluation.examples:,} images")
+    print(f"top-1 {evaluation.top1:.2%}   top-5 {evaluation.top5:.2%}   loss {evaluation.loss:.4f}")
+    if left_out:
+        print(f"{len(left_out)} images could not be read and are not in the score.")
+    report = evaluation_report(evaluation, class_names)
+    rows = sorted((row for row in report["classes"] if row["examples"]), key=lambda row: row["top1"])
+    table = Table(title=f"The {_MOST_ROWS} worst classes" if len(rows) > _MOST_ROWS else None)
+    for heading in ("class", "images", "top-1"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for row in rows[:_MOST_ROWS]:
+        table.add_row(row["class"], f"{row['examples']:,}", f"{row['top1']:.1%}")
+    Console().print(table)
+    if config.output is not None:
+        write_json(config.output / "evaluation.json", {"model": config.source, "data": config.data, **report})
+        draw_confusion(evaluation, class_names, config.output / "confusion.png")
+        print(f"Written to {config.output}")
