@@ -1,9 +1,10 @@
-"""Where a model's files are, and what its config.json says: on the Hugging Face Hub, in a folder, or one file.
+"""Where a model's files are, and which network they are of: on the Hugging Face Hub, in a folder, or one file.
 
 Weights are looked for under the names that transformers and timm give them, safetensors first. A config.json is read in
 three dialects: transformers', timm's, and this package's, which is transformers' with more fields.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.torch_weights.files import WeightsFile
+from poolformer_jax.torch_weights.names import LAYOUTS
+from poolformer_jax.torch_weights.transfer import plan_import
 
 CONFIG = "config.json"
 # In the order of preference. An index names shards that lie beside it.
@@ -23,6 +29,8 @@ WEIGHTS = (
     "model.pth.tar",
     "model.pth",
 )
+# A lone safetensors file of ours carries its config under this entry of its metadata, and needs no config.json.
+CARRIED_CONFIG = "poolformer_jax.config"
 _ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -192,3 +200,31 @@ def read_config(path: Path) -> WrittenConfig:
             f"{path} is of a {data.get('model_type')!r} model. Expected model_type 'poolformer', or timm's config.json."
         )
     return WrittenConfig("transformers", data)
+
+
+def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
+    """The network that a model's files tell of: config.json where it speaks, names and shapes for the rest.
+
+    Raises:
+        ValueError: if they contradict each other, or are of no PoolFormer.
+    """
+    written = read_config(files.config) if files.config else _carried_config(weights)
+    if written is not None and written.dialect == "transformers":
+        data = dict(written.data)
+        if "num_labels" not in data and not data.get("id2label"):
+            data["num_labels"] = plan_import(weights.tensors).detection.config.num_labels
+        return PoolFormerConfig.from_dict(data)
+    config = plan_import(weights.tensors).detection.config
+    if files.weights.name.startswith("metaformer_id_"):
+        # The authors' release of this ablation is told from a PoolFormer by nothing but its name.
+        config = dataclasses.replace(config, token_mixers=("identity",) * len(config.depths))
+    if written is None:
+        return config
+    id2label = written.id2label if len(written.id2label or ()) == config.num_labels else None
+    # timm's model pools first, whatever names its weights have: it reads the authors' names too.
+    return dataclasses.replace(config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label)
+
+
+def _carried_config(weights: WeightsFile) -> WrittenConfig | None:
+    carried = weights.metadata.get(CARRIED_CONFIG)
+    return WrittenConfig("transformers", json.loads(carried)) if carried else None

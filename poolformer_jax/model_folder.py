@@ -15,13 +15,11 @@ import numpy as np
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.image_processor import PoolFormerImageProcessor
-from poolformer_jax.model_files import CONFIG, WEIGHTS
+from poolformer_jax.model_files import CARRIED_CONFIG, CONFIG, WEIGHTS
 from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import Names, write_safetensors, write_torch
 
-# A lone safetensors file of ours carries its config under this entry, so that it needs no config.json.
-CARRIED_CONFIG = "poolformer_jax.config"
 # transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
 _HF_FIELDS = (
     "model_type architectures num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding "

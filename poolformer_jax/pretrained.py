@@ -1,11 +1,10 @@
 """Models from anywhere into memory, and from memory into a folder.
 
-Finding files and reading config.json is in `model_files`, names and containers in `torch_weights`, what a folder for
-each home of PoolFormer holds in `model_folder`. Here they meet the network: its config, its labels, and a new head.
+Finding files and what they say of the network is in `model_files`, names and containers in `torch_weights`, what a
+folder for each home of PoolFormer holds in `model_folder`. Here they meet the network, which may get a new head.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +19,11 @@ from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.layers import KERNEL_INIT
 from poolformer_jax.model import PoolFormerForImageClassification
-from poolformer_jax.model_files import ModelFiles, WrittenConfig, find_model_files, read_config
-from poolformer_jax.model_folder import CARRIED_CONFIG, write_model
+from poolformer_jax.model_files import find_model_files, network_of
+from poolformer_jax.model_folder import write_model
 from poolformer_jax.torch_weights import from_torch_state_dict
-from poolformer_jax.torch_weights.files import WeightsFile, open_weights
-from poolformer_jax.torch_weights.names import LAYOUTS
-from poolformer_jax.torch_weights.transfer import plan_import, stored_views
+from poolformer_jax.torch_weights.files import open_weights
+from poolformer_jax.torch_weights.transfer import stored_views
 
 
 def load_pretrained(
@@ -68,34 +66,6 @@ def load_pretrained(
     config, params = _with_head(config, variables["params"], num_labels, reset_head, files.weights)
     model = PoolFormerForImageClassification(config, dtype=dtype)
     return model, {"params": jax.tree.map(jnp.asarray, params)}
-
-
-def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
-    """The network that a model's files tell of: config.json where it speaks, names and shapes for the rest.
-
-    Raises:
-        ValueError: if they contradict each other, or are of no PoolFormer.
-    """
-    written = read_config(files.config) if files.config else _carried_config(weights)
-    if written is not None and written.dialect == "transformers":
-        data = dict(written.data)
-        if "num_labels" not in data and not data.get("id2label"):
-            data["num_labels"] = plan_import(weights.tensors).detection.config.num_labels
-        return PoolFormerConfig.from_dict(data)
-    config = plan_import(weights.tensors).detection.config
-    if files.weights.name.startswith("metaformer_id_"):
-        # The authors' release of this ablation is told from a PoolFormer by nothing but its name.
-        config = dataclasses.replace(config, token_mixers=("identity",) * len(config.depths))
-    if written is None:
-        return config
-    id2label = written.id2label if len(written.id2label or ()) == config.num_labels else None
-    # timm's model pools first, whatever names its weights have: it reads the authors' names too.
-    return dataclasses.replace(config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label)
-
-
-def _carried_config(weights: WeightsFile) -> WrittenConfig | None:
-    carried = weights.metadata.get(CARRIED_CONFIG)
-    return WrittenConfig("transformers", json.loads(carried)) if carried else None
 
 
 def _with_head(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 DTYPES: tuple[tuple[str, str, np.dtype[Any]], ...] = (
     ("FloatStorage", "F32", np.dtype(np.float32)),
     ("HalfStorage", "F16", np.dtype(np.float16)),
-    ("BFloat16Storage", "BF16", np.dtype(jnp.bfloat16)),
+    ("BFloat16Storage", "BF16", np.dtype(ml_dtypes.bfloat16)),
     ("DoubleStorage", "F64", np.dtype(np.float64)),
     ("LongStorage", "I64", np.dtype(np.int64)),
     ("IntStorage", "I32", np.dtype(np.int32)),

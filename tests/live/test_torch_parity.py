@@ -1,11 +1,14 @@
 """Both ways between this package and the PyTorch models themselves: strict loading, and the same logits and stages."""
 
 import importlib
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from convert.conversion import convert, open_source
+from convert.verification import verify
 from golden.fixture_values import parameter
 from live import peers
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, from_torch_state_dict
@@ -15,6 +18,7 @@ from poolformer_jax.torch_weights.files import open_weights
 
 # The peers' own warnings are not ours to mend.
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 TOLERANCE = 1e-4  # of the largest value, in float32: sums in another order
 ABLATIONS = [name for name in VARIANTS if name.startswith("metaformer")]
 
@@ -178,3 +182,18 @@ def test_what_this_version_of_pytorch_saves_is_read_bit_for_bit(tmp_path, torch,
     torch.save(saved, tmp_path / "some.pth", _use_new_zipfile_serialization=not legacy)
     for name, tensor in open_weights(tmp_path / "some.pth").tensors.items():
         np.testing.assert_array_equal(np.asarray(tensor), saved[name].numpy(), strict=True)
+
+
+def test_verification_by_pytorch_names_the_first_stage_that_differs(tmp_path, torch, transformers):
+    source = open_source(str(FIXTURES / "hf.bin"))
+    mapped = convert(source, tmp_path / "model", "jax", lambda size: None)
+    result = verify(source, tmp_path / "model", mapped)
+    assert result.passed and list(result.differences) == ["stage 0", "stage 1", "stage 2", "stage 3", "logits"]
+    path = tmp_path / "model" / "model.safetensors"
+    content = path.read_bytes()
+    mine = parameter("poolformer.encoder.block.2.0.output.conv1.bias", (24,)).tobytes()
+    assert content.count(mine) == 1
+    path.write_bytes(content.replace(mine, np.ones(24, np.float32).tobytes()))
+    result = verify(source, tmp_path / "model", mapped)
+    assert (result.first_difference, result.passed) == ("stage 2", False)
+    assert result.different == ("poolformer.encoder.block.2.0.output.conv1.bias",)

@@ -1,0 +1,197 @@
+"""`python -m convert` as a person runs it: what it writes, what it says, and how it ends."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from convert.command_line import main
+from convert.conversion import convert, open_source
+from convert.verification import verify
+from golden.fixture_values import parameter
+from poolformer_jax.pretrained import load_pretrained
+from poolformer_jax.torch_weights.files import open_weights
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
+@pytest.mark.parametrize("file", ["hf_sharded", "sail_checkpoint_legacy.pth.tar", "timm_checkpoint.pth.tar"])
+def test_every_source_becomes_a_folder_of_every_layout_with_the_same_weights(tmp_path, capsys, file, layout):
+    assert run(FIXTURES / file, tmp_path / "model", "--to", layout, "--verify") == 0
+    model, variables = load_pretrained(tmp_path / "model")
+    original_model, original = load_pretrained(FIXTURES / file)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, original))
+    assert model.config.id2label == original_model.config.id2label
+    report = report_of(tmp_path / "model")
+    assert report["verification"]["passed"] and report["verification"]["arrays"] == 62
+    assert not report["missing"] + report["unexpected"] + report["misshaped"]
+    said = capsys.readouterr()
+    assert "62 of 62 arrays are the source's, bit for bit" in said.out
+    # A network that pools first computes a little else in a home that normalises first, and that is said.
+    assert ("its logits will differ" in said.err) == (file.startswith("timm") and layout != "jax")
+
+
+def test_the_report_tells_everything(tmp_path):
+    file = FIXTURES / "sail_checkpoint_legacy.pth.tar"
+    assert run(file, tmp_path / "model") == 0
+    report = report_of(tmp_path / "model")
+    source = report["source"]
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert source["files"] == [{"path": str(file), "bytes": file.stat().st_size, "sha256": sha256}]
+    assert (source["container"], source["wrapping"], source["has_ema"]) == ("torch legacy", "state_dict", True)
+    assert (source["layout"], source["variant"], source["head_order"]) == ("sail", None, "norm_pool")
+    assert (source["dtypes"], source["parameters"], source["num_labels"]) == ({"float32": 62}, 2611, 3)
+    assert report["destination"]["layout"] == "jax"
+    by_name = {array["source"]: array for array in report["arrays"]}
+    assert by_name.keys() == open_weights(file).tensors.keys()
+    assert by_name["network.1.proj.weight"] == {
+        "source": "network.1.proj.weight",
+        "destination": "stages_1/downsample/conv/kernel",
+        "parameter": "stages_1/downsample/conv/kernel",
+        "source_shape": [4, 2, 3, 3],
+        "destination_shape": [3, 3, 2, 4],
+        "transform": "OIHW -> HWIO",
+        "dtype": "float32",
+        "rounded": False,
+    }
+    transforms = {array["transform"] for array in report["arrays"]}
+    assert transforms == {"OIHW -> HWIO", "OI11 -> IO", "OI -> IO", "as it is"}
+
+
+def test_it_runs_as_a_program_and_prints_within_eighty_columns(tmp_path):
+    command = [sys.executable, "-m", "convert", FIXTURES / "hf.bin", tmp_path / "model", "--verify"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    table = done.stdout.split("\nModel ")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert any("poolformer.encoder.patch_embeddings.*.projection.weight  OIHW -> HWIO" in line for line in table)
+
+
+def test_the_moving_average_is_converted_on_request(tmp_path):
+    assert run(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "model", "--ema") == 0
+    _, variables = load_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(variables["params"]["norm"]["bias"], parameter("ema.head.norm.bias", (8,)))
+
+
+def test_the_network_can_be_named_where_arrays_do_not_tell_it(tmp_path):
+    assert run(FIXTURES / "hf.bin", tmp_path / "model", "--variant", "metaformer_id_s12") == 1
+    assert not (tmp_path / "model").exists()
+
+
+def test_float64_is_said_to_be_rounded(tmp_path):
+    assert run(FIXTURES / "timm_float64.pth", tmp_path / "model", "--verify") == 0
+    assert all(array["rounded"] for array in report_of(tmp_path / "model")["arrays"])
+
+
+def test_names_left_over_end_it_with_a_list_of_them_and_no_folder(tmp_path, capsys):
+    arrays = {name: np.asarray(tensor) for name, tensor in open_weights(FIXTURES / "hf.bin").tensors.items()}
+    arrays["norm.wieght"] = arrays.pop("norm.weight")
+    safetensors.numpy.save_file(arrays, tmp_path / "wrong.safetensors")
+    report = tmp_path / "reports" / "wrong.json"
+    assert run(tmp_path / "wrong.safetensors", tmp_path / "model", "--report", report) == 1
+    assert "missing: norm.weight [8]; the nearest name on the other side is norm.wieght" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    told = json.loads(report.read_text())
+    assert (told["missing"], told["unexpected"]) == (
+        [{"name": "norm.weight", "shape": [8]}],
+        [{"name": "norm.wieght", "shape": [8]}],
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("whole_model.bin", "Nothing was run"),
+        ("hf_backbone.bin", "backbone without final norm and head"),
+        ("nothing.pth", "There is no model at"),
+    ],
+)
+def test_what_cannot_be_converted_ends_in_one_message_and_no_folder(tmp_path, capsys, source, message):
+    assert run(FIXTURES / source, tmp_path / "model") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_timm_gets_published_networks_only(tmp_path, capsys):
+    assert run(FIXTURES / "hf.bin", tmp_path / "model", "--to", "timm") == 1
+    assert "timm.create_model has no network of depths (1, 1, 2, 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [([], 2), (["a"], 2), (["a", "b", "--to", "keras"], 2), (["inspect"], 2), (["--help"], 0)]
+)
+def test_wrong_usage_and_help_end_as_scripts_expect(capsys, arguments, code):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code
+    if code == 0:
+        assert "python -m convert poolformer_m48.pth.tar models/m48 --verify" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "told"),
+    [
+        (
+            "timm_checkpoint.pth.tar",
+            0,
+            ["torch zip, under the key 'state_dict'", "yes, with --ema", "timm", "pool, then"],
+        ),
+        ("hf_sharded", 0, ["sharded safetensors", "hf", "2,611", "3, named", "depths 1-1-2-1, widths 2-4-6-8"]),
+        ("timm_bfloat16_legacy.pth", 0, ["torch legacy", "62 bfloat16"]),
+        ("views.pth", 1, ["torch zip", "8 float32, 1 int64"]),
+    ],
+)
+def test_inspect_says_what_a_file_is(capsys, file, code, told):
+    assert run("inspect", FIXTURES / file) == code
+    said = capsys.readouterr()
+    assert all(text in said.out for text in told), said.out
+    assert said.err.startswith("error: ") == bool(code)
+
+
+def test_verification_finds_a_single_bit(tmp_path):
+    source = open_source(str(FIXTURES / "hf.bin"))
+    mapped = convert(source, tmp_path / "model", "jax", lambda size: None)
+    assert verify(source, tmp_path / "model", mapped).passed
+    path = tmp_path / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[content.index(parameter("norm.weight", (8,)).tobytes())] ^= 1
+    path.write_bytes(content)
+    result = verify(source, tmp_path / "model", mapped)
+    assert (result.different, result.passed) == (("norm.weight",), False)
+
+
+def test_a_model_of_ours_converts_to_another_home_and_back(tmp_path):
+    assert run(FIXTURES / "hf_sharded", tmp_path / "ours") == 0
+    assert run(tmp_path / "ours", tmp_path / "theirs", "--to", "hf") == 0
+    transform = {array["source"]: array["transform"] for array in report_of(tmp_path / "theirs")["arrays"]}
+    assert transform["stages_1/downsample/conv/kernel"] == "HWIO -> OIHW"
+    written = {
+        name: np.asarray(tensor) for name, tensor in open_weights(tmp_path / "theirs/model.safetensors").tensors.items()
+    }
+    for name, array in written.items():
+        np.testing.assert_array_equal(array, parameter(name, array.shape), strict=True)
+    shutil.rmtree(tmp_path / "ours")
+    assert load_pretrained(tmp_path / "theirs")[0].config.id2label == {0: "cat", 1: "dog", 2: "axolotl"}
