@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from train.evaluation import Evaluation
@@ -103,10 +102,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def _figure(width: float, height: float) -> Any:
+    # Matplotlib takes a second to import; a run that is stopped early draws nothing.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss, accuracy and learning rate over the epochs, side by side, as a PNG."""
     train = [line for line in lines if line["kind"] == "train"]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = _figure(12, 3.6)
     loss, accuracy, rate = figure.subplots(1, 3)
     _curve(loss, train, "loss", "training", "tab:blue")
     _curve(accuracy, train, "accuracy", "training", "tab:blue")
@@ -142,7 +148,7 @@ def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
     counts = evaluation.confusion
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.5 + 0.38 * len(class_names)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = _figure(side + 1, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(class_names))

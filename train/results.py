@@ -3,7 +3,6 @@
 import io
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,26 +72,19 @@ def _picture(example: Example) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
-def closing_words(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> str:
-    """What a person is told at the end: where things are, how good the model is, and what to do next."""
+def tell(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> None:
+    """Prints, on process 0, how good the model is, where things are, and what to do next."""
+    if jax.process_index() > 0:
+        return
     if not evaluations:
-        return f"\nStopped after step {step}; its state is saved. The same command goes on from there."
+        print(f"\nStopped after step {step}; its state is saved. The same command goes on from there.")
+        return
     run_dir, result = config.run_dir, evaluations["params"]
-    lines = [f"\nHeld-out accuracy {result.top1:.2%} ({result.examples:,} images), loss {result.loss:.3f}"]
+    print(f"\nHeld-out accuracy {result.top1:.2%} ({result.examples:,} images), loss {result.loss:.3f}")
     if "ema" in evaluations:
-        lines.append(f"Running mean of the weights: {evaluations['ema'].top1:.2%}  ({run_dir / _FOLDERS['ema']})")
-    lines += [f"Model     {run_dir / _FOLDERS['params']}", f"Curves    {run_dir / 'curves.png'}"]
+        print(f"Running mean of the weights: {evaluations['ema'].top1:.2%}  ({run_dir / _FOLDERS['ema']})")
+    print(f"Model     {run_dir / _FOLDERS['params']}\nCurves    {run_dir / 'curves.png'}")
     if images := sorted((run_dir / "examples").glob("*.png")):
         image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
-        command = f"{_this_python()} -m poolformer_jax predict {image} --weights {model} --top-k 5"
-        lines += ["\nNext, classify an image:", command]
-    return "\n".join(lines)
-
-
-def _this_python() -> str:
-    """How the shell reaches the interpreter that runs now: a virtual environment need not be an active one."""
-    running = Path(sys.executable)
-    if (found := shutil.which("python")) and Path(found) == running:
-        return "python"
-    here = Path.cwd()
-    return shlex.quote(str(running.relative_to(here) if running.is_relative_to(here) else running))
+        print("\nNext, classify an image:")
+        print(f"python -m poolformer_jax predict {image} --weights {model} --top-k 5")
