@@ -16,7 +16,6 @@ from rich.console import Console
 
 from convert import display, report
 from convert.conversion import Source, convert, open_source
-from convert.verification import Verification, verify
 from poolformer_jax.model_files import find_model_files
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import open_weights
@@ -82,7 +81,9 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     return DONE
 
 
-def _verify(source: Source, destination: Path, mapped: Any, console: Console) -> Verification:
+def _verify(source: Source, destination: Path, mapped: Any, console: Console) -> Any:
+    from convert.verification import verify  # the network, which a conversion does not need
+
     with console.status("verifying"):
         result = verify(source, destination, mapped)
     display.show_verification(console, result)

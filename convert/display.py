@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.conversion import Mapped
-from convert.verification import TOLERANCE, Verification
+
+if TYPE_CHECKING:
+    from convert.verification import Verification
 
 
 def progress(console: Console) -> Progress:
@@ -78,7 +80,7 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<=stages_|blocks_)\d+|(?<=\.)\d+(?=\.)", "*", name)
 
 
-def show_verification(console: Console, result: Verification) -> None:
+def show_verification(console: Console, result: "Verification") -> None:
     """What was compared with what, and how far apart it is."""
     same = result.arrays - len(result.different)
     console.print(f"Read back: {same} of {result.arrays} arrays are the source's, bit for bit.")
@@ -89,7 +91,7 @@ def show_verification(console: Console, result: Verification) -> None:
         return
     table = Table("Compared with PyTorch", "Largest difference", "", box=None, header_style="bold")
     for name, difference in result.differences.items():
-        verdict = "same" if difference <= TOLERANCE else "DIFFERS"
+        verdict = "same" if difference <= result.tolerance else "DIFFERS"
         table.add_row(name, f"{difference:.1e} of the largest value", verdict)
     console.print(table)
     if result.first_difference:

@@ -26,18 +26,20 @@ class Verification:
         different: names of those that are not the source's, bit for bit.
         differences: largest difference from PyTorch by stage and for the logits, as a share of the largest value.
         not_compared: why PyTorch was not asked; None if it was.
+        tolerance: the difference up to which outputs count as the same.
     """
 
     arrays: int
     different: tuple[str, ...]
     differences: dict[str, float]
     not_compared: str | None
+    tolerance: float = TOLERANCE
 
     @property
     def first_difference(self) -> str | None:
         """The first stage whose output differs from PyTorch's; None if none does."""
         # A comparison that is false also for NaN.
-        return next((name for name, value in self.differences.items() if not value <= TOLERANCE), None)
+        return next((name for name, value in self.differences.items() if not value <= self.tolerance), None)
 
     @property
     def passed(self) -> bool:

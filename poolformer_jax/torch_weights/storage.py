@@ -158,8 +158,11 @@ class StoredTensor:
                 "is not the one that was saved with them. Copy or download it again."
             )
         flat = data.view(self.dtype)
-        strides = [stride * itemsize for stride in self.strides]
-        array = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+        if self.strides == contiguous_strides(self.shape):
+            array = flat.reshape(self.shape)
+        else:
+            strides = [stride * itemsize for stride in self.strides]
+            array = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

@@ -1,0 +1,181 @@
+"""How long a conversion takes and how much memory, and whether every round trip returns every bit.
+
+    python -m benchmarks.convert
+
+Each conversion is a process of its own, `python -m convert SOURCE DESTINATION`, timed from start to end, imports and
+hash included; its memory is the peak resident set that the operating system counted. Weights are random.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from convert.conversion import convert, open_source
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.torch_weights.files import open_weights
+from poolformer_jax.torch_weights.names import LAYOUTS, leaves
+from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
+
+VARIANTS = ("s12", "s24", "s36", "m36", "m48")
+# What the project promises of m48.
+SECONDS, MEMORY_PER_BYTE = 3.0, 2.2
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Conversions of one file.
+
+    Args:
+        source: layout and container of the file.
+        to: layout of the folder.
+        file_bytes: size of the file.
+        seconds: of every run, in order.
+        processor_seconds: of every run; other programs on the machine add less to them.
+        peak_bytes: largest resident set of all runs.
+        import_seconds: of a run that does nothing but import and print its help.
+    """
+
+    source: str
+    to: str
+    file_bytes: int
+    seconds: tuple[float, ...]
+    processor_seconds: tuple[float, ...]
+    peak_bytes: int
+    import_seconds: float
+
+    @property
+    def memory_per_byte(self) -> float:
+        return self.peak_bytes / self.file_bytes
+
+
+def random_arrays(shapes: Sequence[tuple[int, ...]], seed: int = 0) -> Iterator[np.ndarray]:
+    """Arrays of any bits that a float32 can have but NaN's."""
+    rng = np.random.default_rng(seed)
+    for shape in shapes:
+        yield rng.standard_normal(shape, np.float32)
+
+
+def make_file(folder: Path, variant: str, layout: str) -> Path:
+    """A weights file of `layout`: as torch.save writes it for sail and timm, safetensors for the others."""
+    config = PoolFormerConfig.from_variant(variant, head_order=LAYOUTS[layout].head_order or "norm_pool")
+    names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]
+    torch = layout in ("sail", "timm")
+    path = folder / f"{layout}_{variant}{'.pth' if torch else '.safetensors'}"
+    (write_torch if torch else write_safetensors)(path, names, random_arrays([shape for _, shape in names]))
+    return path
+
+
+def run(*arguments: str | Path) -> tuple[float, float, int]:
+    """Seconds from start to end, seconds of processor time, and peak bytes of one run of the program."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convert", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"python -m convert {' '.join(map(str, arguments))} ended with {process.returncode}.")
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def measure(path: Path, layout: str, to: str, runs: int) -> Measurement:
+    """Converts one file several times, each into a new folder."""
+    import_seconds = min(run("--help")[0] for _ in range(2))
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        results = [run(path, Path(folder) / f"{number}", "--to", to) for number in range(runs)]
+    seconds, processor, peaks = zip(*results)
+    source = f"{layout}, {'torch.save' if path.suffix == '.pth' else 'safetensors'}"
+    return Measurement(source, to, path.stat().st_size, seconds, processor, max(peaks), import_seconds)
+
+
+def round_trip(folder: Path, variant: str, layout: str) -> bool:
+    """Whether a file of `layout` comes back bit for bit after it went through this package's own layout."""
+    path = make_file(folder, variant, layout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        convert(open_source(str(path)), folder / "ours", "jax", lambda _: None)
+        source = open_source(str(folder / "ours"))
+        convert(source, folder / "back", layout, lambda _: None)
+    before = open_weights(path).tensors
+    after = open_weights(next(file for file in (folder / "back").iterdir() if file.name.startswith("model."))).tensors
+    return before.keys() == after.keys() and all(
+        np.array_equal(np.asarray(before[name]).view(np.uint32), np.asarray(after[name]).view(np.uint32))
+        for name in before
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints a table, and returns 1 if a promise is not kept."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", choices=VARIANTS, default="m48", help="whose conversion is timed (default: m48)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of every conversion (default: 3)")
+    parser.add_argument("--no-round-trips", action="store_true", help="leave out the round trips")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the measurements")
+    options = parser.parse_args(arguments)
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        measurements = _measure_all(Path(folder), options.variant, options.runs)
+    console.print(_table(options.variant, measurements))
+    trips = {} if options.no_round_trips else _round_trips(console)
+    if options.json:
+        data = {"measurements": [asdict(one) for one in measurements], "round_trips": trips}
+        options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    kept = all(statistics.median(m.seconds) < SECONDS and m.memory_per_byte < MEMORY_PER_BYTE for m in measurements)
+    return 0 if kept and all(trips.values()) else 1
+
+
+def _measure_all(folder: Path, variant: str, runs: int) -> list[Measurement]:
+    found = []
+    for layout, to in (("hf", "jax"), ("sail", "jax"), ("jax", "hf"), ("timm", "sail")):
+        path = make_file(folder, variant, layout)
+        found.append(measure(path, layout, to, runs))
+        path.unlink()
+    return found
+
+
+def _table(variant: str, measurements: list[Measurement]) -> Table:
+    table = Table(
+        "From", "To", "Median", "Processor", "Imports", "Peak", "Per byte", title=f"python -m convert, {variant}"
+    )
+    for one in measurements:
+        table.add_row(
+            one.source,
+            one.to,
+            f"{statistics.median(one.seconds):.2f} s",
+            f"{statistics.median(one.processor_seconds):.2f} s",
+            f"{one.import_seconds:.2f} s",
+            f"{one.peak_bytes / 1e6:.0f} MB",
+            f"{one.memory_per_byte:.2f}",
+        )
+    return table
+
+
+def _round_trips(console: Console) -> dict[str, bool]:
+    results = {}
+    for variant in VARIANTS:
+        for layout in LAYOUTS:
+            with tempfile.TemporaryDirectory() as folder, console.status(f"round trip of {variant} in {layout}"):
+                results[f"{variant} {layout}"] = round_trip(Path(folder), variant, layout)
+    same = sum(results.values())
+    console.print(f"Round trips (layout -> jax -> layout): {same} of {len(results)} return every bit.")
+    for name, good in results.items():
+        if not good:
+            console.print(f"  differs: {name}")
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())
