@@ -72,12 +72,10 @@ def _enlarge(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"
     return np.asarray(image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST))
 
 
-def serve(page: "gradio.Blocks", host: str, port: int | None = None, *, wait: bool = True) -> str:
-    """Serves the page and returns its address: after Ctrl-C, or at once if not `wait`."""
+def serve(page: "gradio.Blocks", host: str, port: int | None = None) -> None:
+    """Prints the page's address and serves it until Ctrl-C."""
     import gradio
 
     # The machine's own fonts: gradio's themes fetch theirs from the network.
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    options = {"share": False, "footer_links": [], "theme": theme, "prevent_thread_lock": not wait}
-    _, address, _ = page.launch(server_name=host, server_port=port, **options)
-    return str(address)
+    page.launch(server_name=host, server_port=port, share=False, footer_links=[], theme=theme)

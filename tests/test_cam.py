@@ -9,7 +9,7 @@ import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, functional
 from poolformer_jax.cam import Explanation, GradCam, jet
-from test_folding import TINY, random_variables
+from small_networks import TINY, random_variables
 
 PHOTOGRAPH = Path(__file__).parent / "images" / "chelsea.jpg"
 PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
@@ -17,7 +17,7 @@ PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"hei
 
 def test_the_map_is_grad_cam_of_the_last_stage():
     config = PoolFormerConfig(**TINY)
-    model, variables = random_variables(config, 64)
+    model, variables = random_variables(config)
     explanation = GradCam(config, variables, PROCESSOR)(PHOTOGRAPH)
     output = model.apply(variables, PROCESSOR.preprocess(PHOTOGRAPH)["pixel_values"])
     assert explanation.label == int(output.logits.argmax())
@@ -45,7 +45,7 @@ def test_the_map_is_hottest_where_the_evidence_is(row, column):
         depths=(1, 1), hidden_sizes=(2, 2), patch_sizes=(7, 3), strides=(4, 4), padding=(2, 1), num_labels=2,
         token_mixers=("pooling",) * 2, position_embeddings=(False,) * 2,
     )  # fmt: skip
-    _, variables = random_variables(config, 64)
+    _, variables = random_variables(config)
     variables = jax.tree.map(jnp.zeros_like, variables)
     params = variables["params"]
     params["stem"]["conv"]["kernel"] = jnp.zeros((7, 7, 3, 2)).at[..., 0].set(1 / 147)
@@ -76,7 +76,7 @@ def test_the_overlay_mixes_picture_and_colours():
 
 def test_a_class_can_be_chosen_and_must_exist():
     config = PoolFormerConfig(**TINY)
-    _, variables = random_variables(config, 64)
+    _, variables = random_variables(config)
     cam = GradCam(config, variables, PROCESSOR)
     first, second = cam(PHOTOGRAPH, 2), cam(PHOTOGRAPH, 5)
     assert (first.label, second.label) == (2, 5)

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from poolformer_jax import PoolFormerForImageClassification
 from poolformer_jax.cli import COMMANDS, main
 from poolformer_jax.inference import ImageClassifier
 from poolformer_jax.pretrained import save_pretrained
-from test_inference import CONFIG, IMAGES, PROCESSOR, VARIABLES
+from small_networks import CONFIG, IMAGES, MODEL, PROCESSOR, VARIABLES
 
 CAT, COFFEE = str(IMAGES / "chelsea.jpg"), str(IMAGES / "coffee.jpg")
 
@@ -25,7 +24,7 @@ CAT, COFFEE = str(IMAGES / "chelsea.jpg"), str(IMAGES / "coffee.jpg")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "model"
-    save_pretrained(folder, PoolFormerForImageClassification(CONFIG), VARIABLES, image_processor=PROCESSOR)
+    save_pretrained(folder, MODEL, VARIABLES, image_processor=PROCESSOR)
     return str(folder)
 
 
@@ -105,7 +104,7 @@ def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"network.stablehlo", "network.stablehlo.json"}
     pixels = np.random.default_rng(0).standard_normal((1, 96, 96, 3), np.float32)
     network = jax.export.deserialize(bytearray((tmp_path / "network.stablehlo").read_bytes()))
-    logits = PoolFormerForImageClassification(CONFIG).apply(VARIABLES, pixels).logits
+    logits = MODEL.apply(VARIABLES, pixels).logits
     np.testing.assert_allclose(network.call(pixels), logits, atol=1e-4)
 
 

@@ -1,19 +1,22 @@
 """The demo page works in a browser: a picture goes in, labels and the Grad-CAM overlay come out."""
 
+import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from poolformer_jax.cam import GradCam
-from poolformer_jax.demo import build_page, serve
+from poolformer_jax.demo import build_page
 from poolformer_jax.inference import ImageClassifier
-from test_inference import CONFIG, IMAGES, PROCESSOR, VARIABLES
+from poolformer_jax.pretrained import save_pretrained
+from small_networks import CONFIG, IMAGES, MODEL, PROCESSOR, VARIABLES
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-
-# gradio and its web server warn about their own deprecations.
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture
@@ -22,12 +25,28 @@ def classifier():
 
 
 @pytest.fixture
-def address(classifier, monkeypatch):
+def address(tmp_path):
+    """Where `python -m poolformer_jax demo` serves the page; ended as a person would, with Ctrl-C."""
     pytest.importorskip("gradio")
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    page = build_page(classifier, GradCam(CONFIG, VARIABLES, PROCESSOR), "PoolFormer: a test", top_k=3)
-    yield serve(page, "127.0.0.1", wait=False)
-    page.close()
+    save_pretrained(tmp_path / "model", MODEL, VARIABLES, image_processor=PROCESSOR)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "poolformer_jax", "demo", "--weights", str(tmp_path / "model"), "--port", port]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONUNBUFFERED": "1"}
+    root = Path(__file__).parent.parent
+    server = subprocess.Popen(command, env=environment, cwd=root, text=True, stdout=subprocess.PIPE)
+    try:
+        started = next((line for line in server.stdout if "http://" in line), "")
+        assert f"http://127.0.0.1:{port}" in started
+        yield f"http://127.0.0.1:{port}/"
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+        assert server.returncode == 0
+    finally:
+        server.kill()
+        server.stdout.close()
+        server.wait()
 
 
 @pytest.fixture
@@ -46,9 +65,7 @@ def browser(tmp_path):
     driver.quit()
 
 
-def test_a_picture_dropped_on_the_page_shows_its_labels_and_what_speaks_for_them(
-    address, browser, classifier, tmp_path
-):
+def test_a_picture_dropped_on_the_page_shows_its_labels_and_what_speaks_for_them(address, browser, classifier):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 

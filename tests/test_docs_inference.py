@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from poolformer_jax import PoolFormerConfig
 from poolformer_jax.pretrained import save_pretrained
-from test_inference import IMAGES, PROCESSOR, exaggerate, make_variables
+from small_networks import IMAGES, PROCESSOR, random_variables
 
 GUIDE = Path(__file__).parent.parent / "docs" / "inference.md"
 
@@ -16,10 +16,9 @@ GUIDE = Path(__file__).parent.parent / "docs" / "inference.md"
 @pytest.fixture
 def somewhere_with_a_model(tmp_path, monkeypatch):
     """A folder with what the examples name: photographs, and "model"."""
-    labels = {0: "lynx", 1: "tiger cat", 2: "tabby", 3: "Egyptian cat"}
+    labels = {0: "tiger cat", 1: "tabby", 2: "lynx", 3: "Egyptian cat"}
     config = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=4, id2label=labels)
-    variables = exaggerate(make_variables(config))
-    save_pretrained(tmp_path / "model", PoolFormerForImageClassification(config), variables, image_processor=PROCESSOR)
+    save_pretrained(tmp_path / "model", *random_variables(config), image_processor=PROCESSOR)
     for name in ("chelsea.jpg", "coffee.jpg", "rocket.jpg"):
         shutil.copy(IMAGES / name, tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -9,28 +9,7 @@ import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.folding import fold, folded_apply, folded_features
-
-VARIANTS = ["s12", "s24", "s36", "m36", "m48"]
-TINY = {"depths": (1, 2, 1, 1), "hidden_sizes": (32, 32, 64, 64), "num_labels": 7}
-# One stage of each: what the published ablations combine.
-EVERY_MIXER = ("pooling", "identity", "attention", "spatial_fc")
-
-
-def random_variables(config, size, key=0):
-    """Parameters of ordinary size everywhere, so that no gain, shift or layer scale goes unnoticed."""
-    model = PoolFormerForImageClassification(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, config.num_channels)))
-    rng = np.random.default_rng(key)
-
-    def draw(path, leaf):
-        values = rng.standard_normal(leaf.shape)
-        if path[-1].key == "kernel":
-            values = values * np.prod(leaf.shape[:-1]) ** -0.5
-        else:
-            values = 0.7 + 0.3 * values if path[-1].key == "scale" else 0.3 * values
-        return jnp.asarray(values, jnp.float32)
-
-    return model, jax.tree_util.tree_map_with_path(draw, shapes)
+from small_networks import EVERY_MIXER, TINY, random_variables
 
 
 @partial(jax.jit, static_argnums=(1, 3))
@@ -40,7 +19,7 @@ def apply_folded(folded, config, pixels, dtype=jnp.float32):
 
 def assert_same_function(config, size, batch=2, tolerance=1e-5):
     height, width = (size, size) if isinstance(size, int) else size
-    model, variables = random_variables(config, 64)
+    model, variables = random_variables(config)
     pixels = jax.random.normal(jax.random.key(1), (batch, height, width, config.num_channels))
     expected = jax.jit(model.apply)(variables, pixels)
     logits, features = apply_folded(fold(config, variables), config, pixels)
@@ -50,9 +29,9 @@ def assert_same_function(config, size, batch=2, tolerance=1e-5):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * float(jnp.abs(theirs).max()))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# s24 and s36 have the widths of s12, m48 has those of m36: they differ in the number of blocks, each folded by itself.
+@pytest.mark.parametrize("name", ["s12", "m36"])
 def test_every_published_width_folds_exactly(name):
-    # The widths of the variant; fewer blocks, because each folds by itself.
     assert_same_function(PoolFormerConfig.from_variant(name, depths=(1, 1, 2, 1), num_labels=50), 64)
 
 
@@ -72,11 +51,8 @@ def test_every_token_mixer_folds_exactly(norm):
     [
         {"head_order": "pool_norm"},
         {"head_order": "pool_norm", "num_labels": 0},
-        {"num_labels": 0},
-        {"use_layer_scale": False},
-        {"pool_size": 5, "hidden_act": "relu"},
-        {"num_channels": 1, "mlp_ratio": 2.0},
-        {"patch_sizes": (3, 3, 3, 3), "strides": (2, 2, 2, 2), "padding": (1, 1, 1, 1)},
+        {"num_labels": 0, "use_layer_scale": False},
+        {"num_channels": 1, "mlp_ratio": 2.0, "pool_size": 5, "hidden_act": "relu"},
     ],
     ids=str,
 )
@@ -92,7 +68,7 @@ def test_folding_is_exact_and_not_merely_close():
     # In float64 only the rounding of the folded parameters to float32 is left.
     with jax.enable_x64(True):
         config = PoolFormerConfig(**TINY)
-        _, variables = random_variables(config, 64)
+        _, variables = random_variables(config)
         pixels = jax.random.normal(jax.random.key(1), (1, 64, 64, 3), jnp.float64)
         expected = jax.jit(PoolFormerForImageClassification(config, dtype=jnp.float64).apply)(variables, pixels).logits
         logits, _ = apply_folded(fold(config, variables), config, pixels, jnp.float64)
@@ -102,7 +78,7 @@ def test_folding_is_exact_and_not_merely_close():
 
 def test_bfloat16_stays_as_close_as_the_model_in_bfloat16():
     config = PoolFormerConfig(**TINY)
-    model, variables = random_variables(config, 64)
+    model, variables = random_variables(config)
     pixels = jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
     exact = jax.jit(model.apply)(variables, pixels).logits
     rounded = PoolFormerForImageClassification(config, dtype=jnp.bfloat16)
@@ -114,7 +90,7 @@ def test_bfloat16_stays_as_close_as_the_model_in_bfloat16():
 
 def test_the_folded_network_is_smaller():
     config = PoolFormerConfig(**TINY)
-    _, variables = random_variables(config, 64)
+    _, variables = random_variables(config)
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     # Per block: norm1 and norm2 (2c each), both layer scales (c each) become one vector; and the final norm.
     blocks = [channels for channels, depth in zip(config.hidden_sizes, config.depths) for _ in range(depth)]

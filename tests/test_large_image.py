@@ -6,14 +6,14 @@ import pytest
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.large_image import HeightShardedModel
-from test_folding import TINY, random_variables
+from small_networks import TINY, random_variables
 
 CONFIG = PoolFormerConfig(**TINY)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return random_variables(CONFIG, 64)
+    return random_variables(CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,43 @@
+"""What the tests of inference share: photographs, and small networks with parameters of ordinary size everywhere."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor
+
+IMAGES = Path(__file__).parent / "images"
+PHOTOGRAPHS = sorted(path for path in IMAGES.iterdir() if path.suffix in (".jpg", ".png"))
+
+TINY = {"depths": (1, 2, 1, 1), "hidden_sizes": (32, 32, 64, 64), "num_labels": 7}
+# One stage of each: what the published ablations combine.
+EVERY_MIXER = ("pooling", "identity", "attention", "spatial_fc")
+
+
+def random_variables(config, size=64, key=0):
+    """A model, and parameters drawn so that no gain, shift or layer scale goes unnoticed.
+
+    As initialised, gains are 1, shifts 0 and layer scales next to 0: much could be forgotten without a test noticing.
+    """
+    model = PoolFormerForImageClassification(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, config.num_channels)))
+    rng = np.random.default_rng(key)
+
+    def draw(path, leaf):
+        values = rng.standard_normal(leaf.shape)
+        if path[-1].key == "kernel":
+            values = values * np.prod(leaf.shape[:-1]) ** -0.5
+        else:
+            values = 0.7 + 0.3 * values if path[-1].key == "scale" else 0.3 * values
+        return jnp.asarray(values, jnp.float32)
+
+    return model, jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+# A classifier of 64 x 64 pixels; this key is one whose parameters give the photographs different labels.
+LABELS = {index: f"label {index}" for index in range(7)}
+CONFIG = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=7, id2label=LABELS)
+PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+MODEL, VARIABLES = random_variables(CONFIG, key=13)
