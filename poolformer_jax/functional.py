@@ -103,9 +103,12 @@ def _window_sum(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b h
 
 
 def _window_counts(x: Float[Array, "b h w c"], pool_size: int) -> Float[np.ndarray, "1 h w 1"]:
+    return window_counts(x.shape[1], x.shape[2], pool_size)[None, :, :, None].astype(x.dtype)
+
+
+def window_counts(height: int, width: int, pool_size: int) -> Int[np.ndarray, "h w"]:
     """How many pixels of the window around each pixel lie inside the image."""
-    inside = np.outer(_window_sizes(x.shape[1], pool_size), _window_sizes(x.shape[2], pool_size))
-    return inside[None, :, :, None].astype(x.dtype)
+    return np.outer(_window_sizes(height, pool_size), _window_sizes(width, pool_size))
 
 
 def _window_sizes(length: int, window: int) -> np.ndarray:

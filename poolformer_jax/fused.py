@@ -27,12 +27,14 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float
 
-from poolformer_jax import functional
+from poolformer_jax import lanes
 
 EPSILON = 1e-5
 
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
+_PerChannel = Float[Array, " c"]
+_Activation = Callable[[Array], Array]
 _AXES = (1, 2, 3)
 
 
@@ -61,7 +63,7 @@ class MlpWeights(NamedTuple):
 
 
 # What the backward passes keep: inputs, then the outputs.
-_PoolingResiduals = tuple[_Map, Moments, Float[Array, " c"], _PerImage, _Map, Moments]
+_PoolingResiduals = tuple[_Map, Moments, _PerChannel, _PerImage, _Map, Moments]
 _MlpResiduals = tuple[_Map, Moments, MlpWeights, _PerImage, _Map, Moments]
 
 
@@ -92,7 +94,7 @@ def moments(x: _Map) -> Moments:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def pooling_residual(
-    pool_size: int, x: _Map, x_moments: Moments, gain: Float[Array, " c"], keep: _PerImage
+    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
 ) -> tuple[_Map, Moments]:
     """`x + keep * gain * (pool(x) - x) / std(x)`, and the moments of that.
 
@@ -103,15 +105,21 @@ def pooling_residual(
         gain: norm1's gain times the layer scale.
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
     """
+    return lanes.choose(_pixels(x), partial(_pooling_residual, pool_size), x, x_moments, gain, keep)
+
+
+def _pooling_residual(
+    pool_size: int, pixels: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
+) -> tuple[_Map, Moments]:
+    x, gain = lanes.group(x, pixels), lanes.per_pixel(gain, pixels)
     # `pool(x) - x` cancels: in bfloat16 only the result is rounded, once.
-    wide = _wide(x)
-    branch = functional.pooling_mixer(wide, pool_size) * _over_channels(gain, x_moments.inverse_std * keep)
-    y = (wide + branch).astype(x.dtype)
-    return y, _moments_around(x_moments.mean, y)
+    branch = lanes.pooling_mixer(pixels, x, pool_size) * _over_channels(gain, x_moments.inverse_std * keep)
+    y = (_wide(x) + branch).astype(x.dtype)
+    return lanes.ungroup(y, pixels), _moments_around(x_moments.mean, y)
 
 
 def _pooling_forward(
-    pool_size: int, x: _Map, x_moments: Moments, gain: Float[Array, " c"], keep: _PerImage
+    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
 ) -> tuple[tuple[_Map, Moments], _PoolingResiduals]:
     y, y_moments = pooling_residual(pool_size, x, x_moments, gain, keep)
     return (y, y_moments), (x, x_moments, gain, keep, y, y_moments)
@@ -119,19 +127,36 @@ def _pooling_forward(
 
 def _pooling_backward(
     pool_size: int, residuals: _PoolingResiduals, cotangents: tuple[_Map, Moments]
-) -> tuple[_Map, Moments, Float[Array, " c"], _PerImage]:
-    x, x_moments, gain, keep, y, y_moments = residuals
-    dy = _through_moments(y, y_moments, *cotangents)
+) -> tuple[_Map, Moments, _PerChannel, _PerImage]:
+    dx, dvariance, dgain = lanes.choose(
+        _pixels(residuals[0]), partial(_pooling_gradient, pool_size), *residuals, *cotangents
+    )
+    zeros = jnp.zeros_like(dvariance)
+    return dx, Moments(zeros, dvariance), dgain, zeros
+
+
+def _pooling_gradient(
+    pool_size: int,
+    pixels: int,
+    x: _Map,
+    x_moments: Moments,
+    gain: _PerChannel,
+    keep: _PerImage,
+    y: _Map,
+    y_moments: Moments,
+    dy: _Map,
+    dmoments: Moments,
+) -> tuple[_Map, _PerImage, _PerChannel]:
+    x, y, dy = (lanes.group(z, pixels) for z in (x, y, dy))
+    dy = _through_moments(y, y_moments, dy, dmoments)
     # Gain, std and keep are the same all over an image, so the window slides over dy alone; what multiplies x then
     # serves both dx and the two scalar gradients.
-    dy = _wide(dy)
-    mixed = functional.pooling_mixer_transpose(dy, pool_size)
+    mixed = lanes.pooling_mixer_transpose(pixels, dy, pool_size)
     inverse_std = x_moments.inverse_std
-    dx = (dy + mixed * _over_channels(gain, inverse_std * keep)).astype(x.dtype)
-    per_channel = jnp.sum(_wide(x) * mixed, (1, 2)) * keep[:, None]
-    dgain = inverse_std @ per_channel
-    dvariance = -0.5 * inverse_std**3 * (per_channel @ gain)
-    return dx, Moments(jnp.zeros_like(dvariance), dvariance), dgain, jnp.zeros_like(keep)
+    scale = _over_channels(lanes.per_pixel(gain, pixels), inverse_std * keep)
+    dx = (_wide(dy) + mixed * scale).astype(x.dtype)
+    per_channel = lanes.over_pixels(jnp.sum(_wide(x) * mixed, (1, 2)), pixels) * keep[:, None]
+    return lanes.ungroup(dx, pixels), -0.5 * inverse_std**3 * (per_channel @ gain), inverse_std @ per_channel
 
 
 pooling_residual.defvjp(_pooling_forward, _pooling_backward)
@@ -139,7 +164,7 @@ pooling_residual.defvjp(_pooling_forward, _pooling_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def mlp_residual(
-    activation: Callable[[Array], Array], x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
+    activation: _Activation, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
 ) -> tuple[_Map, Moments]:
     """`x + keep * mlp((x - mean(x)) / std(x))`, and the moments of that.
 
@@ -150,46 +175,81 @@ def mlp_residual(
         weights: the two layers with norm2 and the layer scale folded in.
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
     """
-    cast = MlpWeights(*(weight.astype(x.dtype) for weight in weights))
-    hidden = activation(_standardize(x, x_moments) @ cast.kernel1 + cast.bias1)
-    y = x + (hidden @ cast.kernel2 + cast.bias2) * _over_map(keep).astype(x.dtype)
-    return y, _moments_around(x_moments.mean, y)
+    return lanes.choose(_pixels(x), partial(_mlp_residual, activation), x, x_moments, weights, keep)
+
+
+def _mlp_residual(
+    activation: _Activation, pixels: int, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
+) -> tuple[_Map, Moments]:
+    x, weights = lanes.group(x, pixels), _cast(weights, x.dtype)
+    hidden = lanes.dense(pixels, _standardize(x, x_moments), weights.kernel1)
+    hidden = activation(hidden + lanes.per_pixel(weights.bias1, pixels))
+    branch = lanes.dense(pixels, hidden, weights.kernel2) + lanes.per_pixel(weights.bias2, pixels)
+    y = x + branch * _over_map(keep).astype(x.dtype)
+    return lanes.ungroup(y, pixels), _moments_around(x_moments.mean, y)
 
 
 def _mlp_forward(
-    activation: Callable[[Array], Array], x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
+    activation: _Activation, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
 ) -> tuple[tuple[_Map, Moments], _MlpResiduals]:
     y, y_moments = mlp_residual(activation, x, x_moments, weights, keep)
     return (y, y_moments), (x, x_moments, weights, keep, y, y_moments)
 
 
 def _mlp_backward(
-    activation: Callable[[Array], Array], residuals: _MlpResiduals, cotangents: tuple[_Map, Moments]
+    activation: _Activation, residuals: _MlpResiduals, cotangents: tuple[_Map, Moments]
 ) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
-    x, x_moments, weights, keep, y, y_moments = residuals
-    dy = _through_moments(y, y_moments, *cotangents)
-    cast = MlpWeights(*(weight.astype(x.dtype) for weight in weights))
-    standard = _standardize(x, x_moments)
-    hidden, activation_vjp = jax.vjp(activation, standard @ cast.kernel1 + cast.bias1)
+    dx, dmoments, dweights = lanes.choose(
+        _pixels(residuals[0]), partial(_mlp_gradient, activation), *residuals, *cotangents
+    )
+    return dx, dmoments, dweights, jnp.zeros_like(residuals[3])
 
-    dout = dy * _over_map(keep).astype(dy.dtype)
-    (dhidden,) = activation_vjp(dout @ cast.kernel2.T)
-    dstandard = dhidden @ cast.kernel1.T
+
+def _mlp_gradient(
+    activation: _Activation,
+    pixels: int,
+    x: _Map,
+    x_moments: Moments,
+    weights: MlpWeights,
+    keep: _PerImage,
+    y: _Map,
+    y_moments: Moments,
+    dy: _Map,
+    dmoments: Moments,
+) -> tuple[_Map, Moments, MlpWeights]:
+    x, y, dy = (lanes.group(z, pixels) for z in (x, y, dy))
+    dy = _through_moments(y, y_moments, dy, dmoments)
+    cast = _cast(weights, x.dtype)
+    standard = _standardize(x, x_moments)
+    hidden = lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels)
+    hidden, activation_vjp = jax.vjp(activation, hidden)
+
+    dbranch = dy * _over_map(keep).astype(dy.dtype)
+    (dhidden,) = activation_vjp(lanes.dense(pixels, dbranch, cast.kernel2.T))
+    dstandard = lanes.dense(pixels, dhidden, cast.kernel1.T)
     dweights = MlpWeights(
-        kernel1=_matmul_over_positions(standard, dhidden).astype(weights.kernel1.dtype),
-        bias1=jnp.sum(_wide(dhidden), (0, 1, 2)).astype(weights.bias1.dtype),
-        kernel2=_matmul_over_positions(hidden, dout).astype(weights.kernel2.dtype),
-        bias2=jnp.sum(_wide(dout), (0, 1, 2)).astype(weights.bias2.dtype),
+        kernel1=lanes.dense_gradient(pixels, standard, dhidden),
+        bias1=lanes.over_pixels(jnp.sum(_wide(dhidden), (0, 1, 2)), pixels),
+        kernel2=lanes.dense_gradient(pixels, hidden, dbranch),
+        bias2=lanes.over_pixels(jnp.sum(_wide(dbranch), (0, 1, 2)), pixels),
     )
     # Of `standard = (x - mean) * inverse_std`, by each of the three.
     inverse_std = x_moments.inverse_std
     dx = dy + (_wide(dstandard) * _over_map(inverse_std)).astype(dy.dtype)
     dmean = -inverse_std * jnp.sum(_wide(dstandard), _AXES)
     dvariance = -0.5 * inverse_std**2 * jnp.sum(_wide(dstandard) * _wide(standard), _AXES)
-    return dx, Moments(dmean, dvariance), dweights, jnp.zeros_like(keep)
+    return lanes.ungroup(dx, pixels), Moments(dmean, dvariance), dweights
 
 
 mlp_residual.defvjp(_mlp_forward, _mlp_backward)
+
+
+def _pixels(x: _Map) -> int:
+    return lanes.group_size(x.shape[2], x.shape[3], x.dtype)
+
+
+def _cast(weights: MlpWeights, dtype: Dtype) -> MlpWeights:
+    return MlpWeights(*(weight.astype(dtype) for weight in weights))
 
 
 def _moments_around(pivot: _PerImage, y: _Map) -> Moments:
@@ -210,12 +270,6 @@ def _through_moments(y: _Map, y_moments: Moments, dy: _Map, dmoments: Moments) -
 
 def _standardize(x: _Map, x_moments: Moments) -> _Map:
     return ((_wide(x) - _over_map(x_moments.mean)) * _over_map(x_moments.inverse_std)).astype(x.dtype)
-
-
-def _matmul_over_positions(left: Float[Array, "b h w c"], right: Float[Array, "b h w d"]) -> Float[Array, "c d"]:
-    """`left.T @ right` over all positions, summed in at least float32."""
-    accumulator = jnp.promote_types(left.dtype, jnp.float32)
-    return lax.dot_general(left, right, (((0, 1, 2), (0, 1, 2)), ((), ())), preferred_element_type=accumulator)
 
 
 def _over_map(per_image: _PerImage) -> Float[Array, "b 1 1 1"]:

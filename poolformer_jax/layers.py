@@ -15,7 +15,7 @@ from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from poolformer_jax import functional
+from poolformer_jax import functional, lanes
 
 # The authors truncate at ±2 in absolute terms, a hundred standard deviations away: a plain normal distribution.
 # `initializers.truncated_normal` would cut at ±2 standard deviations instead.
@@ -46,6 +46,7 @@ class PatchEmbedding(nn.Module):
             kernel_init=init,
             bias_init=init,
             dtype=self.dtype,
+            conv_general_dilated=lanes.convolve,
             name="conv",
         )(x)
 
@@ -127,10 +128,9 @@ class Mlp(nn.Module):
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         hidden = nn.Dense(self.hidden_features, kernel_init=KERNEL_INIT, dtype=self.dtype, name="fc1")(x)
         hidden = dropout(self.activation(hidden))
-        out: Float[Array, "b h w c"] = nn.Dense(x.shape[-1], kernel_init=KERNEL_INIT, dtype=self.dtype, name="fc2")(
-            hidden
-        )
-        return dropout(out)
+        fc2 = nn.Dense(x.shape[-1], kernel_init=KERNEL_INIT, dtype=self.dtype, name="fc2")
+        out: Float[Array, "b h w c"] = dropout(fc2(hidden))
+        return out
 
 
 class MlpParameters(nn.Module):

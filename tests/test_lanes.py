@@ -1,0 +1,110 @@
+"""Grouping pixels to fill a TPU's lanes changes where numbers are held, never which numbers they are.
+
+The TPU's branch is plain XLA, so these tests call it here with a group size of their own.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from poolformer_jax import functional, fused, lanes
+
+RNG = np.random.default_rng(0)
+
+
+def random(*shape, dtype=jnp.float32):
+    return jnp.asarray(RNG.normal(size=shape), dtype)
+
+
+@pytest.fixture
+def on_tpu(monkeypatch):
+    """Takes the TPU's branch on this machine, in groups of `PIXELS` also in float32."""
+    monkeypatch.setattr(lanes, "group_size", lambda width, channels, dtype: lanes.LANES // channels)
+    monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, tpu, default: tpu(*arguments))
+
+
+def test_only_narrow_16_bit_maps_whose_rows_divide_are_grouped():
+    assert lanes.group_size(56, 64, jnp.bfloat16) == 2
+    assert lanes.group_size(56, 32, jnp.bfloat16) == 4
+    for width, channels, dtype in (
+        (57, 64, jnp.bfloat16),
+        (56, 96, jnp.bfloat16),
+        (28, 128, jnp.bfloat16),
+        (14, 320, jnp.bfloat16),
+        (56, 64, jnp.float32),
+        (224, 3, jnp.bfloat16),
+    ):
+        assert lanes.group_size(width, channels, dtype) == 1
+
+
+@pytest.mark.parametrize("pool_size", [3, 5])
+@pytest.mark.parametrize("pixels", [2, 4])
+@pytest.mark.parametrize("name", ["pooling_mixer", "pooling_mixer_transpose"])
+def test_pooling_and_its_gradient_in_groups(name, pixels, pool_size):
+    x = random(2, 7, 8, 3)
+    grouped = getattr(lanes, name)(pixels, lanes.group(x, pixels), pool_size)
+    exact = getattr(functional, name)(x, pool_size)
+    np.testing.assert_allclose(lanes.ungroup(grouped, pixels), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool_size", [3, 5])
+def test_the_transpose_is_the_gradient_of_pooling(pool_size):
+    x, dy = random(2, 6, 5, 3), random(2, 6, 5, 3)
+    _, vjp = jax.vjp(partial(functional.pooling_mixer, pool_size=pool_size), x)
+    np.testing.assert_allclose(functional.pooling_mixer_transpose(dy, pool_size), vjp(dy)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "channels", "kernel", "stride", "padding"),
+    [
+        (32, (3, 64), 7, 4, 2),  # the stem: groups leave
+        (16, (64, 128), 3, 2, 1),  # the downsampling: groups arrive
+        (16, (32, 64), 3, 2, 1),  # both
+        (16, (64, 64), 3, 1, 1),
+        (16, (64, 128), 5, 2, 0),  # the last column of pixels reaches no window
+    ],
+)
+def test_convolutions_in_groups(on_tpu, monkeypatch, width, channels, kernel, stride, padding):
+    monkeypatch.setattr(lanes, "group_size", lambda w, c, dtype: 1 if 128 % c or w % (128 // c) else 128 // c)
+    x, k = random(2, 9, width, channels[0]), random(kernel, kernel, *channels)
+    arguments = {"window_strides": (stride,) * 2, "padding": [(padding, padding)] * 2}
+    plain = partial(lax.conv_general_dilated, **arguments, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    grouped = partial(lanes.convolve, strides=(stride,) * 2, padding=[(padding, padding)] * 2)
+    assert "reshape" in str(jax.make_jaxpr(grouped)(x, k))  # not the plain one by mistake
+    np.testing.assert_allclose(grouped(x, k), plain(x, k), atol=1e-3)
+    dy = random(*plain(x, k).shape)
+    for fast, exact in zip(jax.vjp(grouped, x, k)[1](dy), jax.vjp(plain, x, k)[1](dy), strict=True):
+        np.testing.assert_allclose(fast, exact, atol=1e-3 * np.abs(exact).max())
+
+
+def branches(x, gain, weights, keep):
+    moments = fused.moments(x)
+    y, moments = fused.pooling_residual(3, x, moments, gain, keep)
+    y, moments = fused.mlp_residual(functional.gelu, y, moments, weights, keep)
+    return jnp.sum(jnp.sin(y)) + jnp.sum(moments.mean * moments.variance)
+
+
+def test_a_block_in_groups_has_the_same_value_and_gradients(request):
+    c, hidden = 64, 96
+    x = random(3, 5, 6, c)
+    weights = fused.MlpWeights(random(c, hidden) / 8, random(hidden), random(hidden, c) / 10, random(c))
+    arguments = (x, random(c), weights)
+    branch = jax.value_and_grad(partial(branches, keep=jnp.array([1.0, 0.0, 2.0])), argnums=(0, 1, 2))
+    plain_value, plain = branch(*arguments)
+    request.getfixturevalue("on_tpu")
+    value, gradients = branch(*arguments)
+    np.testing.assert_allclose(value, plain_value, rtol=1e-4)
+    for fast, exact in zip(jax.tree.leaves(gradients), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(fast, exact, atol=1e-4 * np.abs(exact).max())
+
+
+def test_pooling_in_groups_rounds_bfloat16_no_more_than_the_plain_one():
+    x = random(2, 8, 8, 16, dtype=jnp.bfloat16)
+    exact = functional.pooling_mixer_transpose(x.astype(jnp.float32), 3)
+    error = lambda y: float(jnp.linalg.norm(y.astype(jnp.float32) - exact))  # noqa: E731
+    grouped = lanes.ungroup(lanes.pooling_mixer_transpose(4, lanes.group(x, 4), 3), 4)
+    assert error(grouped) < error(functional.pooling_mixer_transpose(x, 3))
