@@ -13,6 +13,7 @@ from train.assembly import Assembly, assemble
 from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
 from train.data.pipeline import train_batches
 from train.data.sources import Source, open_source
+from train.distributed import DistributedConfig
 from train.network import FreshNetwork
 from train.optimizer import OptimizerConfig
 from train.recipes import TrainConfig
@@ -42,6 +43,8 @@ DATA = DataConfig(
     augment=HostAugmentation(crop="evaluation", randaugment="none"),
     mix=DeviceAugmentation(mixup=0.0, cutmix=0.0, erase_probability=0.0),
 )
+# Other processes are looked for before jax is used, and tests have used it.
+ALONE = DistributedConfig(mode="off")
 OPTIMIZER = OptimizerConfig(
     learning_rate=3e-3, learning_rate_batch=None, epochs=4, warmup_epochs=1, cooldown_epochs=0, ema_decay=0.5
 )
@@ -49,7 +52,7 @@ OPTIMIZER = OptimizerConfig(
 
 def tiny(run_dir: Path = Path("unused"), **changes: Any) -> TrainConfig:
     """A run of 12 steps; `changes` name fields, those inside of a part as `optimizer__epochs=2`."""
-    config = TrainConfig(run_dir=run_dir, model=NETWORK, data=DATA, optimizer=OPTIMIZER, log_every=1, save_every=2)
+    config = TrainConfig(run_dir, NETWORK, DATA, OPTIMIZER, distributed=ALONE, log_every=1, save_every=2)
     for name, value in changes.items():
         part, _, field = name.partition("__")
         if field:

@@ -169,7 +169,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "evaluate": ("top-1, top-5 and loss of any model over a whole split", _evaluate),
-    "prepare": ("pack class folders or ImageNet's archives for fast random access", _prepare),
+    "prepare": ("pack folders or ImageNet's archives for fast random access", _prepare),
     "doctor": ("check a recipe, its data and this machine before a long run", _doctor),
 }
 

@@ -177,7 +177,7 @@ _SMALL = FreshNetwork(
 )
 
 DIGITS_RECIPE = Recipe(
-    summary="a small PoolFormer on scikit-learn's handwritten digits, in a minute",
+    summary="a small PoolFormer on scikit-learn's digits, in a minute",
     details="""
     A small PoolFormer on scikit-learn's 1,797 scans of handwritten digits, which come with the package. The scans are
     8 x 8 pixels, enlarged to 32 x 32; a fifth of them is held out.

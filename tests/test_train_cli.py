@@ -1,0 +1,175 @@
+"""What a person types and reads: help, usage errors, exit codes, reports, and the commands around a run."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import programs
+from train.command_line import main
+from train.recipes import RECIPES, differences
+from train.reports import Reports
+from training import tiny
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_the_overview_names_every_recipe_and_command_in_80_columns(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in [*RECIPES, "evaluate", "prepare", "doctor"])
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_field_of_a_recipe_is_a_flag_with_help_and_default(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert f"python -m train {name}" in text
+    flags = set(re.findall(r"--[a-z0-9-]+(?:\.[a-z0-9-]+)*", text))
+    assert {"--run-dir", "--data.source", "--data.mix.cutmix", "--optimizer.learning-rate", "--mesh.fsdp"} <= flags
+    # A flag is followed by its type, its help and its default; without help, by type and default.
+    words = " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
+    without_help = re.findall(r"(--[a-z0-9.-]+) [^-.]{1,20} \(default", words)
+    assert without_help == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["bogus"], "There is no recipe or command 'bogus'. Expected one of: digits"),
+        (["doctor"], "expected a recipe, one of: digits"),
+        (["doctor", "bogus"], "expected a recipe, one of: digits"),
+    ],
+)
+def test_an_unknown_name_is_a_usage_error_that_lists_the_known_ones(arguments, told, capsys):
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["digits", "--bogus", "1"], ["digits", "--seed", "x"], ["evaluate"], ["--optimizer.epochs", "0"]]
+)
+def test_a_wrong_flag_or_value_is_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_an_error_is_one_message_without_a_traceback(tmp_path):
+    output = programs.run(["smoke", "--run-dir", str(tmp_path), "--data.batch-size", "33"], code=1, devices=2)
+    assert "error: data.batch_size=33 cannot be shared evenly by 2 devices. Expected a multiple of 2" in output
+    assert "Traceback" not in output
+
+
+def test_the_imagenet_recipes_are_the_authors_training():
+    # The defaults of sail-sg/poolformer's train.py, the drop-path rates of its README, crops of models/poolformer.py.
+    expected = {"s12": (0.1, 0.9), "s24": (0.1, 0.9), "s36": (0.2, 0.9), "m36": (0.3, 0.95), "m48": (0.4, 0.95)}
+    for variant, (drop_path_rate, crop_pct) in expected.items():
+        config = RECIPES[f"imagenet-{variant}"].config
+        optimizer, augment, mix = config.optimizer, config.data.augment, config.data.mix
+        assert (config.model.drop_path_rate, config.data.crop_pct) == (drop_path_rate, crop_pct)
+        assert (optimizer.epochs, optimizer.warmup_epochs, optimizer.cooldown_epochs) == (300, 5, 10)
+        assert (optimizer.learning_rate, optimizer.learning_rate_batch, config.data.batch_size) == (1e-3, 1024, 1024)
+        assert (optimizer.weight_decay, optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.05, 0.9, 0.999, 1e-8)
+        assert (optimizer.warmup_learning_rate, optimizer.final_learning_rate) == (1e-6, 1e-5)
+        assert (optimizer.schedule_every, optimizer.clip_norm, optimizer.ema_decay) == ("epoch", None, None)
+        assert (augment.crop_scale, augment.interpolation) == ((0.08, 1.0), "random")
+        assert (augment.horizontal_flip, augment.randaugment) == (0.5, "rand-m9-mstd0.5-inc1")
+        assert (mix.mixup, mix.cutmix, mix.switch_to_cutmix, mix.mix_probability) == (0.8, 1.0, 0.5, 1.0)
+        assert (mix.label_smoothing, mix.erase_probability, mix.mix_group) == (0.1, 0.25, 128)
+
+
+def test_a_recipe_says_what_to_expect():
+    for name, recipe in RECIPES.items():
+        assert f"python -m train {name}".removesuffix(" digits") in recipe.details
+        if name.startswith("imagenet"):
+            assert re.search(r"\d\d\.\d % top-1", recipe.details)
+            assert re.search(r"\d+ hours on a TPU v4-32", recipe.details)
+
+
+def test_recipes_that_continue_each_other_differ_in_what_changes_no_step():
+    before = tiny(Path("a")).to_dict()
+    assert (
+        differences(before, tiny(Path("b"), mesh__fsdp=2, save_every=7, data__workers=3, max_steps=5).to_dict()) == []
+    )
+    changed = tiny(Path("a"), optimizer__beta2=0.99, data__seed=7, seed=3).to_dict()
+    assert [line.partition(":")[0] for line in differences(before, changed)] == ["data.seed", "optimizer.beta2", "seed"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("finished")
+    programs.run([*programs.TINY, "--run-dir", str(run_dir)])
+    return run_dir
+
+
+def test_a_run_leaves_everything_that_people_and_programs_need(finished):
+    left = {path.relative_to(finished).parts[0] for path in finished.rglob("*")}
+    assert left == {
+        *("recipe.json", "metrics.jsonl", "curves.png", "confusion.png"),
+        *("checkpoints", "examples", "model", "model-ema", "tensorboard"),
+    }
+    assert not list(finished.rglob("*partial*"))
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(finished / name) as picture:
+            picture.verify()
+    recipe = json.loads((finished / "recipe.json").read_text())
+    assert (recipe["data"]["batch_size"], recipe["model"]["depths"]) == (16, [1])
+    report = json.loads((finished / "model" / "evaluation.json").read_text())
+    assert report["examples"] == 64
+    assert len(report["classes"]) == 10
+
+
+def test_tensorboard_events_hold_what_metrics_jsonl_holds(finished):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (finished / "tensorboard").iterdir()
+    content, events = path.read_bytes(), []
+    while content:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    found = {
+        event.step: value.simple_value for event in events for value in event.summary.value if value.tag == "train/loss"
+    }
+    lines = map(json.loads, (finished / "metrics.jsonl").read_text().splitlines())
+    wanted = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose([found[step] for step in wanted], list(wanted.values()), rtol=1e-6)
+
+
+def test_evaluate_refuses_classes_in_another_order(finished, tmp_path):
+    # The model's classes are by angle (0, 18, 36, ... degrees), and folders are sorted by name (0, 108, 126, ...).
+    for split in ("train", "validation"):
+        for angle in range(0, 180, 18):
+            folder = tmp_path / split / f"{angle} degrees"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(folder / "image.png")
+    output = programs.run(["evaluate", str(finished / "model"), "--data", f"folder:{tmp_path}"], code=1)
+    assert "in another order" in output
+    assert "0 degrees, 18 degrees" in output
+
+
+def test_lines_of_later_steps_are_dropped_when_a_run_goes_back(tmp_path):
+    lines = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"kind": "tra')
+    with Reports(tmp_path, start_step=2):
+        pass
+    kept = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in kept.splitlines()] == [1, 2]
+
+
+def test_configuration_mistakes_are_named_together():
+    with pytest.raises(ValueError, match=r"(?s)log_every=0: expected.*max_skipped=0: expected"):
+        dataclasses.replace(tiny(), log_every=0, max_skipped=0)

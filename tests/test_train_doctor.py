@@ -1,0 +1,90 @@
+"""The doctor finds before a long run what would stop it, and says how to mend it."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.doctor import examine, report
+from training import sharded, tiny
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders with two classes and two splits."""
+    for split in ("train", "validation"):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for number in range(8):
+                pixels = np.random.default_rng(number).integers(0, 255, (20, 20, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{number}.png")
+    return tmp_path / "data"
+
+
+def of_folder(folder, tmp_path, **changes):
+    config = tiny(tmp_path / "run", data__source=f"folder:{folder}", data__batch_size=8, mesh=sharded(8, 1))
+    return dataclasses.replace(config, **changes)
+
+
+def findings(config):
+    return list(examine(config))
+
+
+def failures(config):
+    return [finding for finding in findings(config) if finding.level == "failure"]
+
+
+def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path):
+    found = findings(of_folder(folder, tmp_path))
+    assert {finding.level for finding in found} <= {"fine", "warning"}
+    subjects = [finding.subject for finding in found]
+    assert {"devices", "data, train", "data, validation", "host memory", "disk", "run folder", "device memory"} <= set(
+        subjects
+    )
+    memory = next(finding for finding in found if finding.subject == "device memory")
+    assert re.search(r"the compiled step needs [\d.]+ [MG]B of the [\d.]+ [MG]B", memory.found)
+    assert not (tmp_path / "run").exists(), "the doctor writes nothing"
+
+
+def test_an_unreadable_image_is_named(folder, tmp_path):
+    (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert "cat/3.png" in found.found
+    assert "--data.on-bad-image skip" in found.remedy
+
+
+def test_a_missing_split_is_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation_split="test"))
+    assert [finding.subject for finding in failures(config)] == ["data, test"]
+
+
+def test_a_batch_that_devices_cannot_share_is_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=12))
+    (found,) = failures(config)
+    assert "data.batch_size=12" in found.found
+
+
+def test_a_folder_with_another_run_is_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    other = dataclasses.replace(config, seed=1).to_dict()
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(other))
+    (found,) = failures(config)
+    assert "seed: 1 -> 42" in found.found
+    assert "--run-dir" in found.remedy
+
+
+def test_the_report_fits_the_screen_and_gives_an_exit_code(folder, tmp_path):
+    (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    shown = []
+    assert report(iter(findings(of_folder(folder, tmp_path))), lambda text, style: shown.append(text), width=80) == 1
+    text = "\n".join(shown)
+    assert "1 of these would stop the run" in text
+    words = [word for word in text.split() if len(word) > 60]
+    assert max(len(line) for line in text.splitlines() if not any(word in line for word in words)) <= 80
+    assert report(iter([]), lambda text, style: None, width=80) == 0
