@@ -111,8 +111,12 @@ def convert(source: Source, destination: Path, layout: str, advance: Callable[[i
         The way of every array, in the order of the destination.
 
     Raises:
-        ValueError: if the layout's model cannot compute this network.
+        ValueError: if the layout's model cannot compute this network, or the folder is the source's own.
     """
+    if destination.resolve() in {path.parent.resolve() for path in source.weights.files}:
+        raise ValueError(
+            f"{destination} is the folder of the source itself. Expected another one, to leave it as it is."
+        )
     mapped = pair(source, layout)
 
     def arrays() -> Iterator[np.ndarray]:

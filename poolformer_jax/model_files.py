@@ -172,7 +172,7 @@ class WrittenConfig:
         if self.dialect == "transformers":
             labels = self.data.get("id2label")
             return {int(index): str(label) for index, label in labels.items()} if labels else None
-        cfg = self.data.get("pretrained_cfg", self.data)
+        cfg = self.data.get("pretrained_cfg") or self.data
         names = self.data.get("label_names") or cfg.get("label_names") or self.data.get("labels")
         texts = self.data.get("label_descriptions") or cfg.get("label_descriptions") or {}
         if not names:
@@ -187,17 +187,26 @@ def read_config(path: Path) -> WrittenConfig:
     Raises:
         ValueError: if it is no JSON object, or of another kind of model.
     """
+    return _written(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def _written(text: str, path: Path) -> WrittenConfig:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}). Expected the config.json of a PoolFormer.") from error
+        raise ValueError(
+            f"The config in {path} is no JSON ({error}). Expected the config.json of a PoolFormer."
+        ) from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}. Expected an object, the config.json of a PoolFormer.")
+        raise ValueError(
+            f"The config in {path} holds a {type(data).__name__}. Expected an object, the config.json of a PoolFormer."
+        )
     if "architecture" in data:
         return WrittenConfig("timm", data)
     if data.get("model_type") != "poolformer":
         raise ValueError(
-            f"{path} is of a {data.get('model_type')!r} model. Expected model_type 'poolformer', or timm's config.json."
+            f"The config in {path} is of a {data.get('model_type')!r} model. Expected model_type 'poolformer', or "
+            "timm's config.json."
         )
     return WrittenConfig("transformers", data)
 
@@ -209,6 +218,14 @@ def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
         ValueError: if they contradict each other, or are of no PoolFormer.
     """
     written = read_config(files.config) if files.config else _carried_config(weights)
+    try:
+        return _network(files, weights, written)
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+        where = files.config or files.weights
+        raise ValueError(f"The config in {where} is malformed ({error}). Expected that of a PoolFormer.") from error
+
+
+def _network(files: ModelFiles, weights: WeightsFile, written: WrittenConfig | None) -> PoolFormerConfig:
     if written is not None and written.dialect == "transformers":
         data = dict(written.data)
         if "num_labels" not in data and not data.get("id2label"):
@@ -227,4 +244,4 @@ def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
 
 def _carried_config(weights: WeightsFile) -> WrittenConfig | None:
     carried = weights.metadata.get(CARRIED_CONFIG)
-    return WrittenConfig("transformers", json.loads(carried)) if carried else None
+    return _written(carried, weights.path) if carried else None

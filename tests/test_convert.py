@@ -135,6 +135,14 @@ def test_what_cannot_be_converted_ends_in_one_message_and_no_folder(tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
+def test_a_source_is_not_overwritten_by_its_own_conversion(tmp_path, capsys):
+    shutil.copytree(FIXTURES / "hf_sharded", tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert run(tmp_path / "model", tmp_path / "." / "model") == 1
+    assert "is the folder of the source itself" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+
 def test_timm_gets_published_networks_only(tmp_path, capsys):
     assert run(FIXTURES / "hf.bin", tmp_path / "model", "--to", "timm") == 1
     assert "timm.create_model has no network of depths (1, 1, 2, 1)" in capsys.readouterr().err

@@ -242,6 +242,10 @@ def test_safetensors_are_preferred_and_an_ambiguous_folder_is_told(tmp_path):
         ("{", "is no JSON"),
         ("[]", "holds a list. Expected an object"),
         ('{"model_type": "vit"}', "is of a 'vit' model"),
+        ('{"model_type": "poolformer", "depths": 3}', "malformed"),
+        ('{"model_type": "poolformer", "id2label": ["cat"]}', "malformed"),
+        ('{"model_type": "poolformer", "depths": [1000000000, 1, 1, 1], "num_labels": 3}', "1000000003 blocks in all"),
+        ('{"architecture": "poolformer_s12", "pretrained_cfg": 7}', "malformed"),
         (
             '{"model_type": "poolformer", "depths": [1, 1, 3, 1], "hidden_sizes": [2, 4, 6, 8], "num_labels": 3}',
             "missing",

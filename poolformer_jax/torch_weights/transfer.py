@@ -108,6 +108,12 @@ def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | 
     _refuse_quantized(state_dict)
     shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
     detection = detect(shapes, config)
+    if (blocks := sum(detection.config.depths)) > len(shapes):
+        # Told before a list is made of every parameter of a config that may come from a file too.
+        raise ValueError(
+            f"The config given has depths {str(detection.config.depths)[:80]}, {str(blocks)[:40]} blocks in all, and "
+            f"these weights are {len(shapes)} arrays. Expected the config of these weights."
+        )
     expected = leaves(detection.config, detection.layout, classifier=detection.classifier)
     by_name = {leaf.name: leaf for leaf in expected}
     given = {name: shapes[original] for name, original in detection.names.items()}
