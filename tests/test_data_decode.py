@@ -8,8 +8,10 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from poolformer_jax.image_reading import ImageError
+from train.data import partial_jpeg
 from train.data.crops import Box, random_resized_box, resize_part, shift_and_rotate
 from train.data.decode import decode_part
+from train.data.partial_jpeg import decode_rows
 
 IMAGES = Path(__file__).parent / "images"
 BOX = Box(31, 22, 267, 245)
@@ -86,6 +88,46 @@ def test_scaled_decoding_shows_the_same_part(size, scale):
     moved = np.asarray(decoded(data, Box(301 + scale, 117, 749 + scale, 565), size), np.float64)
     error, error_of_a_pixel = np.abs(fast - exact).mean(), np.abs(moved - exact).mean()
     assert error < error_of_a_pixel / 4
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_decoding_stops_below_the_last_row_with_the_rows_of_a_full_decode(options, mode):
+    data = encoded(photograph().convert(mode), **options)
+    for rows in (1, 7, 200, 359, 361, 400):
+        with Image.open(io.BytesIO(data)) as part, Image.open(io.BytesIO(data)) as whole:
+            decode_rows(part, rows, len(data))
+            np.testing.assert_array_equal(part.crop((0, 0, 600, rows)), whole.crop((0, 0, 600, rows)), str(rows))
+
+
+def test_decoding_really_stops():
+    """The rest of the file is missing, and nobody asks for it."""
+    assert partial_jpeg.WORKS
+    data = encoded(photograph())
+    with Image.open(io.BytesIO(data[: len(data) * 3 // 4])) as part:
+        decode_rows(part, 200, len(data))
+        assert np.asarray(part.crop((0, 0, 600, 200))).any()
+
+
+def test_black_rows_are_decoded_like_any_other():
+    picture = photograph()
+    picture.paste("black", (0, 100, 600, 400))
+    picture.paste("white", (0, 130, 600, 135))
+    data = encoded(picture, quality=100, subsampling=0)
+    with Image.open(io.BytesIO(data)) as part, Image.open(io.BytesIO(data)) as whole:
+        decode_rows(part, 200, len(data))
+        np.testing.assert_array_equal(part.crop((0, 0, 600, 200)), whole.crop((0, 0, 600, 200)))
+
+
+@pytest.mark.parametrize("size", [224, 112, 56])
+def test_scaled_decoding_gives_the_same_whether_it_stops_early_or_not(monkeypatch, size):
+    data = encoded(large_photograph(), quality=95)
+    for top in (0, 5, 100):
+        box = Box(301, top, 301 + 448, top + 448)
+        early = decoded(data, box, size, scaled_decoding=True)
+        with monkeypatch.context() as context:
+            context.setattr(partial_jpeg, "WORKS", False)
+            np.testing.assert_array_equal(early, decoded(data, box, size, scaled_decoding=True))
 
 
 @pytest.mark.parametrize("cut", [0, 3, 200, 20_000])

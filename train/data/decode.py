@@ -4,21 +4,23 @@ What a file may hold and how it becomes RGB or greyscale is the library's busine
 this is the short cut for training's random parts of JPEG photographs:
 
 - Only the header is read before the part is chosen.
-- An upright JPEG in the wanted colours is cut from the decoder's own memory, without the copies that turning and
-  converting make. The pixels are those of the long way.
+- An upright JPEG in the wanted colours is decoded down to the part's last row (`partial_jpeg`) and cut from the
+  decoder's own memory, without the copies that turning and converting make. The pixels are those of the long way.
 - Scaled decoding, where it is allowed: a JPEG decoder can produce an image at 1/2, 1/4 or 1/8 of its size for less
   than the price of the whole (it computes smaller inverse DCTs). It is used where the part is at least that many times
   larger than the network's input, so detail is never made up: the filter then shrinks by what is left. The pixels
   differ a little from those of a full decode.
 """
 
+import math
 from collections.abc import Callable
 from io import BytesIO
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from poolformer_jax.image_reading import ImageError, read_image
 from train.data.crops import Box, resize_part
+from train.data.partial_jpeg import decode_rows
 
 _SCALES = (8, 4, 2)
 
@@ -49,7 +51,7 @@ def decode_part(
     try:
         with Image.open(BytesIO(data)) as image:
             if image.format == "JPEG" and image.mode == mode and _is_upright(image):
-                return _decode_upright_jpeg(image, choose_box, size, resample, scaled_decoding)
+                return _decode_upright_jpeg(image, len(data), choose_box, size, resample, scaled_decoding)
             upright = read_image(image, num_channels)
     except ImageError:
         raise
@@ -59,7 +61,8 @@ def decode_part(
 
 
 def _decode_upright_jpeg(
-    image: Image.Image,
+    image: ImageFile.ImageFile,
+    file_size: int,
     choose_box: Callable[[int, int], Box],
     size: int,
     resample: Image.Resampling,
@@ -73,11 +76,15 @@ def _decode_upright_jpeg(
     excess = min(box.width, box.height) // size
     scale = next((scale for scale in _SCALES if excess >= scale), 1)
     if not scaled_decoding or scale == 1:
+        decode_rows(image, box.bottom, file_size)
         return resize_part(image, box, size, resample)
     drafted = image.draft(None, (width // scale, height // scale))
     # The decoder rounds its size up, so that what was at x is at x / scale whatever the size.
     scale = 1 if drafted is None else width / drafted[1][2]
     part = (box.left / scale, box.top / scale, box.right / scale, box.bottom / scale)
+    # Beyond the part's lower edge the filter looks at a few rows more, at most at bicubic's two steps of the shrinking.
+    reach = math.ceil(part[3] + 2 * box.height / scale / size) + 1
+    decode_rows(image, min(reach, image.height), file_size)
     return image.resize((size, size), resample, box=part)
 
 

@@ -7,6 +7,7 @@ Labels follow the sorted names of the class folders. A file that cannot be an im
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,12 +47,17 @@ class FolderSource:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several at once, read by threads."""
-        with ThreadPoolExecutor(min(_READING_THREADS, max(1, len(indices)))) as threads:
-            return list(threads.map(self.__getitem__, indices))
+        return list(_readers().map(self.__getitem__, indices))
 
     def select(self, rows: np.ndarray) -> "FolderSource":
         """The source of only these examples."""
         return dataclasses.replace(self, names=self.names[rows], labels=self.labels[rows])
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    """One set of threads for the life of a process."""
+    return ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="image-reader")
 
 
 def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSource:

@@ -1,0 +1,115 @@
+"""A PyTorch DataLoader with Pillow transforms, as torchvision and timm users write it. Run by input_pipeline.py.
+
+    python pytorch_loader.py FOLDER BATCH [--randaugment]
+
+Answers every line N on the standard input with "done" after N batches. Batches are uint8, as timm's prefetcher takes
+them: the float32 tensors of torchvision's ToTensor would cost more.
+"""
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+FILL = (124, 116, 104)
+
+
+class Photographs(torch.utils.data.Dataset):
+    """Class folders, decoded, cropped, flipped and augmented."""
+
+    def __init__(self, folder: Path, randaugment: bool) -> None:
+        self.files = sorted(folder.glob("*/*.jpg"))
+        self.labels = {name: label for label, name in enumerate(sorted({file.parent.name for file in self.files}))}
+        self.randaugment = randaugment
+
+    def __len__(self) -> int:
+        return 1_000_000  # as many as asked for, so that no epoch ends inside a measurement
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        file = self.files[index % len(self.files)]
+        with file.open("rb") as opened:
+            image = Image.open(opened).convert("RGB")
+        image = random_resized_crop(image)
+        if random.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.randaugment:
+            image = rand_augment(image)
+        return torch.from_numpy(np.array(image).transpose(2, 0, 1)), self.labels[file.parent.name]
+
+
+def random_resized_crop(image: Image.Image) -> Image.Image:
+    """Area 0.08 to 1, aspect ratio 3/4 to 4/3, to 224 pixels."""
+    width, height = image.size
+    for _ in range(10):
+        area = random.uniform(0.08, 1.0) * width * height
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if w <= width and h <= height:
+            break
+    else:
+        w, h = min(width, height), min(width, height)
+    left, top = random.randint(0, width - w), random.randint(0, height - h)
+    return image.crop((left, top, left + w, top + h)).resize((224, 224), random.choice(FILTERS))
+
+
+def rand_augment(image: Image.Image) -> Image.Image:
+    """Two of timm's increasing operations, each with probability 1/2."""
+    for operation in random.choices(OPERATIONS, k=2):
+        if random.random() < 0.5:
+            level = min(10.0, max(0.0, random.gauss(9, 0.5))) / 10
+            image = operation(image, level, level if random.random() < 0.5 else -level)
+    return image
+
+
+def _move(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=random.choice(FILTERS), fillcolor=FILL)
+
+
+def _solarize_add(image: Image.Image, level: float) -> Image.Image:
+    return image.point([min(255, v + int(level * 110)) if v < 128 else v for v in range(256)] * 3)
+
+
+OPERATIONS = [
+    lambda image, level, signed: ImageOps.autocontrast(image),
+    lambda image, level, signed: ImageOps.equalize(image),
+    lambda image, level, signed: ImageOps.invert(image),
+    lambda image, level, signed: image.rotate(signed * 30, resample=random.choice(FILTERS), fillcolor=FILL),
+    lambda image, level, signed: ImageOps.posterize(image, max(1, 4 - int(level * 4))),
+    lambda image, level, signed: ImageOps.solarize(image, 256 - int(level * 256)),
+    lambda image, level, signed: _solarize_add(image, level),
+    lambda image, level, signed: ImageEnhance.Color(image).enhance(max(0.1, 1 + signed * 0.9)),
+    lambda image, level, signed: ImageEnhance.Contrast(image).enhance(max(0.1, 1 + signed * 0.9)),
+    lambda image, level, signed: ImageEnhance.Brightness(image).enhance(max(0.1, 1 + signed * 0.9)),
+    lambda image, level, signed: ImageEnhance.Sharpness(image).enhance(max(0.1, 1 + signed * 0.9)),
+    lambda image, level, signed: _move(image, (1, signed * 0.3, 0, 0, 1, 0)),
+    lambda image, level, signed: _move(image, (1, 0, 0, signed * 0.3, 1, 0)),
+    lambda image, level, signed: _move(image, (1, 0, signed * 0.45 * image.width, 0, 1, 0)),
+    lambda image, level, signed: _move(image, (1, 0, 0, 0, 1, signed * 0.45 * image.height)),
+]
+
+
+def main() -> None:
+    """Serves batches on request."""
+    torch.set_num_threads(1)
+    folder, batch, randaugment = Path(sys.argv[1]), int(sys.argv[2]), "--randaugment" in sys.argv
+    loader = torch.utils.data.DataLoader(
+        Photographs(folder, randaugment), batch_size=batch, shuffle=True, num_workers=1, prefetch_factor=2
+    )
+    batches = iter(loader)
+    next(batches)[0].clone()
+    print(json.dumps({"torch": torch.__version__, "pillow": PIL.__version__}), flush=True)
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            next(batches)[0].clone()
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Images a second per core: our input pipeline against tf.data and a PyTorch DataLoader, on the same JPEG files.
+
+    python -m benchmarks input-pipeline [--tensorflow-python PATH] [--rounds 7] [--json FILE]
+
+Every pipeline runs in a process of its own, with one worker, pinned to one core together with its workers and threads.
+They take turns: while one is measured the others are stopped (SIGSTOP), and the batches a pipeline had made ahead are
+thrown away before its clock starts. What counts is the processor time of the whole process group, user and system, so
+that a busy machine does not change the figure: images per core-second.
+
+Two jobs: random-resized crop + flip, and the same + RandAugment (rand-m9-mstd0.5-inc1). Two sets of JPEGs made from the
+photographs in tests/images: ImageNet's usual sizes, and large photographs.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+PEERS = Path(__file__).parent / "input_peers"
+BATCH = 32
+AHEAD = 6
+"""Batches thrown away before the clock starts: more than any of the pipelines makes ahead."""
+
+COPIES = 63
+"""Further names of every file: thousands of examples, as in real data sets, for tens of files in the page cache."""
+
+# Width and height in pixels. The first are the most frequent ones of ImageNet's training images.
+SIZES = {
+    "imagenet": [(500, 375), (375, 500), (500, 333), (500, 334), (500, 500), (333, 500), (500, 374), (400, 300)],
+    "large": [(1600, 1200), (1200, 1600), (1920, 1280), (2048, 1536)],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One pipeline and how to start it."""
+
+    name: str
+    command: list[str]
+    note: str
+    randaugment: bool = False
+
+
+@dataclasses.dataclass
+class Result:
+    """What a pipeline needed, round by round."""
+
+    name: str
+    note: str
+    versions: dict[str, str]
+    images_per_core_second: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Over the rounds."""
+        return statistics.median(self.images_per_core_second)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks input-pipeline", description=__doc__.splitlines()[0])
+    parser.add_argument("--tensorflow-python", default=sys.executable, help="interpreter that has tensorflow")
+    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every pipeline (default: 7)")
+    parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} in a turn (default: 16)")
+    parser.add_argument("--images", type=int, default=64, help="different JPEGs in a set (default: 64)")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    options = parser.parse_args(arguments)
+    if sys.platform != "linux":
+        print("error: this benchmark stops and pins processes, and reads /proc. It needs Linux.", file=sys.stderr)
+        return 1
+    console = Console()
+    report = {"machine": machine(), "batch": BATCH, "sets": {}}
+    with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
+        for name, sizes in SIZES.items():
+            files = write_jpegs(Path(folder) / name, sizes, options.images)
+            kilobytes = sum(file.stat().st_size for file in files) / 1e3 / len(files)
+            described = {"files": len(files), "kilobytes": round(kilobytes)}
+            report["sets"][name] = described
+            for randaugment in (False, True):
+                results = measure(contenders(Path(folder) / name, randaugment, options), options)
+                key = "crop+flip+randaugment" if randaugment else "crop+flip"
+                described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
+                show(console, f"{name}, {described['kilobytes']} kB a file: {key}", results)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        console.print(f"written to {options.json}")
+    return 0
+
+
+def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> list[Contender]:
+    """The pipelines for one job, ours first."""
+    jobs = "rand-m9-mstd0.5-inc1" if randaugment else "none"
+    ours = [sys.executable, "-m", "train.data.throughput", "--on-request", "--source", f"folder:{folder}"]
+    ours += ["--batch-size", str(BATCH), "--workers", "1", "--randaugment", jobs, "--held-out", "0.01"]
+    flag = ["--randaugment"] if randaugment else []
+    torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
+    found = [
+        Contender("ours", [*ours, "--scaled-decoding"], "the default"),
+        Contender("ours, full decode", [*ours, "--no-scaled-decoding"], "the pixels of the long way"),
+        Contender("PyTorch DataLoader", torch, "Pillow transforms, uint8 batches; the same pixels"),
+    ]
+    if not randaugment:  # TensorFlow has no RandAugment of its own
+        tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
+        found.append(Contender("tf.data", tensorflow, "resize without antialiasing: cheaper, aliased pixels"))
+        found.append(Contender("tf.data, antialias", [*tensorflow, "--antialias"], "the same filters as Pillow's"))
+    return found
+
+
+def measure(found: Sequence[Contender], options: argparse.Namespace) -> list[Result]:
+    """Lets the pipelines take turns. One that cannot start is left out with a word about it."""
+    with ExitStack() as stack:
+        running = []
+        for contender in found:
+            process = stack.enter_context(started(contender.command))
+            versions = process.stdout.readline()
+            if not versions:
+                reason = process.stderr.read().strip().splitlines()
+                print(f"{contender.name} is left out: {reason[-1] if reason else 'it did not start'}", file=sys.stderr)
+                continue
+            running.append((process, Result(contender.name, contender.note, json.loads(versions))))
+            os.killpg(process.pid, signal.SIGSTOP)
+        for _ in range(options.rounds):
+            for process, result in running:
+                os.killpg(process.pid, signal.SIGCONT)
+                request(process, AHEAD)
+                before = core_seconds(process.pid)
+                request(process, options.batches)
+                seconds = core_seconds(process.pid) - before
+                os.killpg(process.pid, signal.SIGSTOP)
+                result.images_per_core_second.append(options.batches * BATCH / seconds)
+        return [result for _, result in running]
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A pipeline in a process group of its own, on one core."""
+    core = max(os.sched_getaffinity(0))
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(
+        ["taskset", "--cpu-list", str(core), *command],
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"},
+        **pipes,
+    )
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def request(process: subprocess.Popen[str], batches: int) -> None:
+    """Has a pipeline consume some batches."""
+    process.stdin.write(f"{batches}\n")
+    process.stdin.flush()
+    if process.stdout.readline() != "done\n":
+        raise RuntimeError(f"A pipeline failed:\n{process.stderr.read()}")
+
+
+def core_seconds(group: int) -> float:
+    """User and system time of all processes of a session so far, in seconds."""
+    ticks = 0
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended just now
+            continue
+        if int(fields[3]) == group:  # session
+            ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int) -> list[Path]:
+    """JPEG files of two classes: parts of real photographs, enlarged, and given back the noise that enlarging took.
+
+    Noise and quality are such that a file is as large as ImageNet's are on average, 110 kB: decoding costs as much.
+    """
+    rng = np.random.default_rng(0)
+    photographs = []
+    for name in ("astronaut.jpg", "coffee.jpg", "chelsea.jpg", "rocket.jpg"):
+        with Image.open(ROOT / "tests" / "images" / name) as image:
+            photographs.append(image.convert("RGB"))
+    files = []
+    for number in range(count):
+        width, height = sizes[number % len(sizes)]
+        photograph = photographs[number % len(photographs)]
+        share = rng.uniform(0.6, 1.0)
+        part_width, part_height = int(photograph.width * share), int(photograph.height * share)
+        left = int(rng.integers(photograph.width - part_width + 1))
+        top = int(rng.integers(photograph.height - part_height + 1))
+        part = photograph.crop((left, top, left + part_width, top + part_height))
+        pixels = np.asarray(part.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        noisy = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
+        path = folder / f"class_{number // len(sizes) % 2}" / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy).save(path, quality=95)
+        files.append(path)
+        for copy in range(COPIES):
+            os.link(path, path.with_name(f"{number:04d}-{copy}.jpg"))
+    return files
+
+
+def show(console: Console, title: str, results: Sequence[Result]) -> None:
+    """One table; the last column compares with the first row."""
+    table = Table(title=title, title_justify="left")
+    for column in ("pipeline", "images / core-second", "spread", "ours is", "pixels"):
+        table.add_column(column, justify="left" if column in ("pipeline", "pixels") else "right")
+    for result in results:
+        values = result.images_per_core_second
+        spread = f"{min(values):.0f} to {max(values):.0f}"
+        ratio = statistics.median(a / b for a, b in zip(results[0].images_per_core_second, values))
+        table.add_row(result.name, f"{result.median:.0f}", spread, f"{ratio:.2f} x", result.note)
+    console.print(table)
+
+
+def machine() -> dict[str, str | int]:
+    """Where the figures come from."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+
+
+if __name__ == "__main__":
+    if shutil.which("taskset") is None:
+        sys.exit("error: taskset (util-linux) pins the pipelines to a core, and is not installed.")
+    sys.exit(main(sys.argv[1:]))
