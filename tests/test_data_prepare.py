@@ -168,7 +168,7 @@ def test_a_finished_data_set_is_left_alone(tmp_path):
     [
         ({"source": "tfds:x"}, "expected folder:PATH or imagenet:PATH"),
         ({"name": "My Photos"}, "expected a lower-case letter, then letters, digits and _"),
-        ({"images_per_shard": 0}, "expected positive numbers"),
+        ({"images_per_shard": 0}, "images_per_shard=0: expected a positive number"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):

@@ -9,16 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from poolformer_jax.image_processor import PoolFormerImageProcessor
+from train.checks import refuse
 from train.data.random_augment import RandAugment
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
-
-
-def _refuse(config: object, rules: list[tuple[str, object, str]]) -> None:
-    """Raises one ValueError that names every field whose rule does not hold."""
-    problems = [f"{name}={getattr(config, name)!r}: expected {wanted}." for name, good, wanted in rules if not good]
-    if problems:
-        raise ValueError(f"{type(config).__name__} cannot work:\n  " + "\n  ".join(problems))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +46,7 @@ class HostAugmentation:
             ("max_shift", 0 <= self.max_shift < 1, "a share in [0, 1)"),
             ("max_rotation", 0 <= self.max_rotation <= 180, "degrees from 0 to 180"),
         ]
-        _refuse(self, rules)
+        refuse(self, rules)
         if self.randaugment != "none":
             RandAugment.from_notation(self.randaugment)  # raises if it has no meaning
 
@@ -95,7 +89,7 @@ class DeviceAugmentation:
             ("erase_area", 0 < self.erase_area[0] <= self.erase_area[1] < 1, "0 < smallest <= largest < 1"),
             ("erase_ratio", 0 < self.erase_ratio[0] <= self.erase_ratio[1], "0 < smallest <= largest"),
         ]
-        _refuse(self, rules)
+        refuse(self, rules)
 
     @property
     def mixes(self) -> bool:
@@ -160,7 +154,7 @@ class DataConfig:
             ("worker_batches", self.worker_batches > 0, "a positive number of batches"),
             ("synthetic_examples", self.synthetic_examples > 0, "a positive number of images"),
         ]
-        _refuse(self, rules)
+        refuse(self, rules)
 
     @property
     def num_channels(self) -> int:

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from train.checks import refuse
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
 from train.data.sources import Source, SourceError
@@ -57,12 +58,14 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         kind, _, path = self.source.partition(":")
-        if kind not in ("folder", "imagenet") or not path:
-            raise ValueError(f"source={self.source!r}: expected folder:PATH or imagenet:PATH.")
-        if self.images_per_shard < 1 or self.threads < 1:
-            raise ValueError("images_per_shard and threads: expected positive numbers.")
-        if not re.fullmatch(r"[a-z]\w*", self.dataset_name):
-            raise ValueError(f"name={self.name!r}: expected a lower-case letter, then letters, digits and _.")
+        rules = [
+            ("source", kind in ("folder", "imagenet") and path, "folder:PATH or imagenet:PATH"),
+            ("name", re.fullmatch(r"[a-z]\w*", self.dataset_name), "a lower-case letter, then letters, digits and _"),
+            ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
+            ("images_per_shard", self.images_per_shard > 0, "a positive number of images"),
+            ("threads", self.threads > 0, "a positive number"),
+        ]
+        refuse(self, rules)
 
     @property
     def path(self) -> Path:
