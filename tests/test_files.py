@@ -151,6 +151,20 @@ def test_a_file_that_holds_something_else_says_what_and_how_to_mend_it(file, opt
     assert str(FIXTURES / file) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n", "Run: git lfs pull"),
+        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "it is a web page"),
+    ],
+)
+def test_what_often_lies_in_the_place_of_weights_is_named(tmp_path, content, message):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(WeightsFileError, match=message):
+        open_weights(tmp_path / "model.safetensors")
+
+
 def test_a_missing_file_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*nothing\.pth"):
         open_weights(tmp_path / "nothing.pth")

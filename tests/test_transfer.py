@@ -142,6 +142,18 @@ def test_one_damaged_array_does_not_hide_which_network_it_is(layout):
         assert raised.value.misshaped == {leaf.name: ((11, 13, 1), leaf.stored_shape)}
 
 
+def test_a_hostile_name_neither_stalls_the_message_nor_commands_the_terminal():
+    hostile = {"module." * 200_000 + "a": 1, "\x1b[2Jnorm.weight": 1, "norm.weight" * 100_000: 1}
+    broken = state_dict(SMALL, "sail") | {name: np.zeros(size, np.float32) for name, size in hostile.items()}
+    with pytest.raises(WeightsMismatch) as raised:
+        from_torch_state_dict(broken)
+    assert len(str(raised.value)) < 2000
+    assert "\x1b" not in str(raised.value)
+    with pytest.raises(ValueError, match="of no PoolFormer") as unknown:
+        from_torch_state_dict({name: np.zeros(1, np.float32) for name in hostile})
+    assert len(str(unknown.value)) < 2000
+
+
 def test_a_long_list_of_problems_is_cut_and_counted():
     broken = state_dict(SMALL, "hf") | {f"more.{index}": np.zeros(1, np.float32) for index in range(50)}
     with pytest.raises(WeightsMismatch, match="unexpected: and 30 more"):

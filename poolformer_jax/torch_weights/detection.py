@@ -19,6 +19,7 @@ import numpy as np
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, PARAMETERS, TRANSFORMS, Row
+from poolformer_jax.torch_weights.storage import plain
 
 # DataParallel, torch.compile and training wrappers put these before every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -80,7 +81,8 @@ def detect(shapes: Mapping[str, Shape], config: PoolFormerConfig | None = None) 
 def _unwrap(names: Iterable[str]) -> dict[str, str]:
     """Names without the prefixes that every one of them has, and what they were."""
     bare = {name: name for name in names}
-    while prefix := next((p for p in _WRAPPERS if bare and all(name.startswith(p) for name in bare)), None):
+    for _ in _WRAPPERS:  # each of them once at most, in any order
+        prefix = next((p for p in _WRAPPERS if bare and all(name.startswith(p) for name in bare)), "")
         bare = {name.removeprefix(prefix): given for name, given in bare.items()}
     if any(name.startswith(_HF_BACKBONE) for name in bare):
         bare = {f"poolformer.{name}" if name.startswith(_HF_BACKBONE) else name: bare[name] for name in bare}
@@ -241,7 +243,7 @@ def _as_published(config: PoolFormerConfig) -> PoolFormerConfig:
 
 
 def _unknown(shapes: Mapping[str, Shape]) -> str:
-    shown = ", ".join(list(shapes)[:4]) or "nothing"
+    shown = ", ".join(plain(name) for name in list(shapes)[:4]) or "nothing"
     return (
         f"These {len(shapes)} names are of no PoolFormer: {shown}, ... Expected those of sail "
         "('network.0.0.norm1.weight'), transformers ('poolformer.encoder.block.0.0.before_norm.weight'), timm "

@@ -20,6 +20,7 @@ from poolformer_jax.torch_weights.storage import (
     StoredTensor,
     WeightsFileError,
     contiguous_strides,
+    plain,
 )
 
 __all__ = ["StoredTensor", "WeightsFile", "WeightsFileError", "open_weights"]
@@ -89,6 +90,7 @@ def _open_one(path: Path, use_ema: bool) -> WeightsFile:
     with path.open("rb") as file:
         start = file.read(len(torch_files.LEGACY_MAGIC))
         file.seek(0)
+        _refuse_stand_ins(start)
         if start.startswith(torch_files.ZIP_MAGIC):
             return _checkpoint(path, "torch zip", torch_files.read_zip(path, file, size), use_ema)
         if start == torch_files.LEGACY_MAGIC:
@@ -97,11 +99,17 @@ def _open_one(path: Path, use_ema: bool) -> WeightsFile:
         if use_ema:
             raise WeightsFileError("it is a safetensors file, which holds one set of weights. Leave out use_ema")
         return _open_safetensors(path)
-    raise WeightsFileError(
-        f"it begins with {start[:8]!r}, expected a safetensors file or one that torch.save wrote"
-        if start
-        else "it is empty"
-    )
+    raise WeightsFileError(f"it begins with {start[:8]!r}, expected a safetensors file or one that torch.save wrote")
+
+
+def _refuse_stand_ins(start: bytes) -> None:
+    """What often lies where a weights file should: nothing, a reference to it, or the page that links to it."""
+    if not start:
+        raise WeightsFileError("it is empty")
+    if start.startswith(b"version https:"):
+        raise WeightsFileError("it is Git LFS's note about the file and not the file. Run: git lfs pull")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise WeightsFileError("it is a web page. Download the file that the page links to")
 
 
 def _open_safetensors(path: Path) -> WeightsFile:
@@ -173,7 +181,7 @@ def _checkpoint(path: Path, container: str, loaded: Any, use_ema: bool) -> Weigh
         raise WeightsFileError(f"it holds {_kind(loaded)}, expected a state dict or a checkpoint with one")
     ema = [key for key in _EMA_KEYS if isinstance(loaded.get(key), dict)]
     wrapped = ema if use_ema else [key for key in _WEIGHTS_KEYS if isinstance(loaded.get(key), dict)]
-    others = tuple(str(key)[:80] for key in loaded if key not in wrapped[:1])
+    others = tuple(plain(str(key)) for key in loaded if key not in wrapped[:1])
     if use_ema and not ema:
         raise WeightsFileError(f"it holds no moving average of the weights, only {_some(others)}. Leave out use_ema")
     if not wrapped and ema and not any(isinstance(value, StoredTensor) for value in loaded.values()):
@@ -188,7 +196,7 @@ def _state_dict(loaded: Mapping[Any, Any]) -> dict[str, StoredTensor]:
     if wrong := [
         key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, StoredTensor))
     ]:
-        shown = _some(f"{str(key)[:80]} ({_kind(loaded[key])})" for key in wrong)
+        shown = _some(f"{plain(str(key))} ({_kind(loaded[key])})" for key in wrong)
         raise WeightsFileError(f"its state dict holds something else than tensors by name: {shown}")
     if not loaded:
         raise WeightsFileError("its state dict is empty")
@@ -210,5 +218,5 @@ def _kind(value: Any) -> str:
 
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
-    shown = ", ".join(name[:80] for name in names[:3]) or "nothing"
+    shown = ", ".join(plain(name) for name in names[:3]) or "nothing"
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -18,6 +18,7 @@ from poolformer_jax.torch_weights.storage import (
     Storage,
     StoredTensor,
     WeightsFileError,
+    plain,
 )
 
 MAX_INSTRUCTIONS = 1_000_000  # m48 with AdamW's state and a moving average has some 80,000
@@ -326,7 +327,7 @@ def _look_up(name: str) -> _Global | StorageType:
         return StorageType(_STORAGE_TYPES[name])
     if name not in _CONSTRUCTORS:
         raise WeightsFileError(
-            f"its pickle asks for {name[:100]}, which is neither a tensor nor a container. Nothing was run. If you "
+            f"its pickle asks for {plain(name)}, which is neither a tensor nor a container. Nothing was run. If you "
             "trust the file, load it with PyTorch and save model.state_dict() alone"
         )
     return _Global(name, _CONSTRUCTORS[name])

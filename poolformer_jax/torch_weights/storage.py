@@ -111,9 +111,9 @@ class StoredTensor:
         given = f"a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset}"
         numbers = (*self.shape, *self.strides, self.offset)
         if len(self.shape) != len(self.strides) or len(self.shape) > MAX_DIMENSIONS:
-            raise WeightsFileError(f"it holds {_brief(given)}, which is no shape of a tensor")
+            raise WeightsFileError(f"it holds {plain(given, 200)}, which is no shape of a tensor")
         if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
-            raise WeightsFileError(f"it holds {_brief(given)}: expected integers of 0 or more")
+            raise WeightsFileError(f"it holds {plain(given, 200)}: expected integers of 0 or more")
         if self.span and self.offset + self.span > self.storage.count:
             raise WeightsFileError(f"it holds {given}, which reaches outside its {self.storage.count} stored numbers")
         reach = 0  # elements between the first and the last one met along the dimensions seen so far
@@ -174,5 +174,7 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides[: len(shape)]))
 
 
-def _brief(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + " ..."
+def plain(text: str, limit: int = 100) -> str:
+    """Text that a file chose, as a message may show it: short, and without what a terminal would obey."""
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    return shown if shown.isprintable() else ascii(shown)

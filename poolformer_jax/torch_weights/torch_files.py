@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from poolformer_jax.torch_weights import pickles
-from poolformer_jax.torch_weights.storage import DTYPES, BoundedReader, Storage, WeightsFileError
+from poolformer_jax.torch_weights.storage import DTYPES, BoundedReader, Storage, WeightsFileError, plain
 
 ZIP_MAGIC = b"PK\x03\x04"
 # A pickle of protocol 2 with one long integer, torch.serialization.MAGIC_NUMBER.
@@ -116,7 +116,7 @@ def _records(file: io.BufferedIOBase) -> dict[str, zipfile.ZipInfo]:
 
 def _position(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int) -> int:
     """The byte at which a record's content begins, after making sure that all of it is there as it is."""
-    name = record.filename[:80]
+    name = plain(record.filename)
     if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 or record.compress_size != record.file_size:
         raise WeightsFileError(f"its record {name!r} is compressed or encrypted, and torch.save does neither")
     # Of an archive that lost bytes in the middle, zipfile may count the offset from before the file.
@@ -141,7 +141,7 @@ def _read_record(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int) ->
     file.seek(position)
     content = BoundedReader(file).read(record.file_size)
     if (checksum := _checksum(record)) is not None and zlib.crc32(content) != checksum:
-        raise WeightsFileError(f"its record {record.filename[:80]!r} is damaged: the checksum differs")
+        raise WeightsFileError(f"its record {plain(record.filename)!r} is damaged: the checksum differs")
     return content
 
 

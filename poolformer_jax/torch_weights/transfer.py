@@ -15,9 +15,10 @@ from numpy.typing import DTypeLike
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.torch_weights.detection import Detection, detect
 from poolformer_jax.torch_weights.names import TRANSFORMS, Leaf, leaves
+from poolformer_jax.torch_weights.storage import plain
 
 _SHOWN = 20  # problems of one kind that a message spells out
-_COMPARED = 2000  # names that are searched for the nearest one
+_COMPARED, _COMPARED_LENGTH = 2000, 120  # names that are searched for the nearest one, and their characters
 
 
 @runtime_checkable
@@ -64,12 +65,14 @@ class WeightsMismatch(ValueError):
 
 
 def _line(name: str, shape: Sequence[int]) -> str:
-    return f"{name} {list(shape)}"
+    return f"{plain(name)} {list(shape)}"
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names)[:_COMPARED], n=1, cutoff=0.7)
-    return f"; the nearest name on the other side is {near[0]}" if near else ""
+    # Comparing takes time with the square of the length, and a hostile name has any length.
+    comparable = [other for other in names if len(other) <= _COMPARED_LENGTH][:_COMPARED]
+    near = difflib.get_close_matches(name[:_COMPARED_LENGTH], comparable, n=1, cutoff=0.7)
+    return f"; the nearest name on the other side is {plain(near[0])}" if near else ""
 
 
 def _shown(kind: str, lines: Iterator[str], count: int) -> list[str]:
@@ -141,7 +144,7 @@ def _refuse_quantized(state_dict: Mapping[str, ArrayLike]) -> None:
         name: str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
         for name, array in state_dict.items()
     }
-    if wrong := [f"{name} ({kind})" for name, kind in types.items() if "float" not in kind]:
+    if wrong := [f"{plain(name)} ({kind})" for name, kind in types.items() if "float" not in kind]:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise ValueError(f"These weights are no floating-point numbers: {shown}. Expected float16, bfloat16, 32 or 64.")
 
