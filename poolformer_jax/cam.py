@@ -21,6 +21,9 @@ from poolformer_jax.folding import fold, folded_features, folded_head
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.image_reading import ImageLike
 
+# Side in pixels that a picture of a small network is enlarged to for people, that of the published networks' input.
+VISIBLE_SIDE = 224
+
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
@@ -38,11 +41,16 @@ class Explanation:
     picture: UInt8[np.ndarray, "h w c"]
     heatmap: Float32[np.ndarray, "h w"]
 
-    def overlay(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture with the heatmap over it: red speaks for the class, blue does not."""
+    def overlay(self, smallest_side: int = 1) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """The picture with the heatmap over it: red speaks for the class, blue does not.
+
+        Args:
+            smallest_side: a smaller picture is enlarged, by the largest whole factor that keeps its sides within this.
+        """
         mixed = jet(self.heatmap) + self.picture / 255
+        factor = max(1, smallest_side // min(self.heatmap.shape))
         rounded: UInt8[np.ndarray, "h w 3"] = np.rint(255 * mixed / mixed.max()).astype(np.uint8)
-        return rounded
+        return rounded.repeat(factor, 0).repeat(factor, 1)
 
 
 class GradCam:

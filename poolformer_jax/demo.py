@@ -7,17 +7,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from poolformer_jax.cam import GradCam
+from poolformer_jax.cam import VISIBLE_SIDE, GradCam
 from poolformer_jax.image_reading import ImageError
 from poolformer_jax.inference import ImageClassifier
 
 # A gradio.Blocks; the core is typed without gradio.
 Page = Any
-
-# Pictures for small networks are enlarged to about this side, to be seen.
-_VISIBLE = 224
 
 
 def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int = 5) -> Page:
@@ -49,7 +45,7 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
         probabilities: dict[str, float] = {}
         for label, probability in predictions:
             probabilities.setdefault(label, probability)
-        return probabilities, _enlarge(cam(path).overlay())
+        return probabilities, cam(path).overlay(VISIBLE_SIDE)
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}\nDrop a picture, or paste one. It does not leave the machine that runs this page.")
@@ -64,12 +60,6 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
         labels = gradio.Label(num_top_classes=top_k, label="Labels", elem_id="labels")
         picture.change(look, picture, [labels, overlay])
     return page
-
-
-def _enlarge(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    image = Image.fromarray(picture)
-    factor = max(1, _VISIBLE // min(image.size))
-    return np.asarray(image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST))
 
 
 def serve(page: Page, host: str, port: int | None = None) -> None:

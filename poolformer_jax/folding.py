@@ -29,10 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax import lax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.functional import activation, pooling_mixer
+from poolformer_jax.model import Pixels, check_pixel_values
 from poolformer_jax.token_mixers import make_token_mixer
 
 # Nested dictionaries of float32 arrays; `fold` says which.
@@ -102,7 +103,7 @@ def _fold_affine(norm: Mapping[str, Any], dense: Mapping[str, Any]) -> FoldedPar
 
 
 def folded_apply(
-    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Num[Array, "b h w c"], dtype: Dtype = jnp.float32
+    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Pixels, dtype: Dtype = jnp.float32
 ) -> Float[Array, "b labels"]:
     """The logits of `PoolFormerForImageClassification(config, dtype)` with train=False, in float32.
 
@@ -116,10 +117,15 @@ def folded_apply(
 
 
 def folded_features(
-    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Num[Array, "b h w c"], dtype: Dtype = jnp.float32
+    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Pixels, dtype: Dtype = jnp.float32
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    """The feature map of every stage: the `hidden_states` of the model."""
-    x = _convolve(folded["stem"], config, 0, pixel_values.astype(dtype))
+    """The feature map of every stage: the `hidden_states` of the model.
+
+    Raises:
+        ValueError: for an input that the model refuses too.
+    """
+    check_pixel_values(config, pixel_values.shape)
+    x = _convolve(folded["stem"], config, 0, jnp.asarray(pixel_values).astype(dtype))
     hidden_states = []
     for index, depth in enumerate(config.depths):
         stage = folded[f"stages_{index}"]

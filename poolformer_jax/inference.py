@@ -73,7 +73,7 @@ class ImageClassifier:
         devices: Sequence[jax.Device] | None = None,
         decode_threads: int | None = None,
     ) -> None:
-        _check(config, image_processor, batch_size)
+        _check(config, image_processor, dtype, batch_size)
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("batch",))
         self.config = config
         self.image_processor = image_processor
@@ -144,7 +144,7 @@ class ImageClassifier:
     def stream(self, images: Iterable[ImageLike], top_k: int = 5) -> Iterator[list[Prediction] | ImageError]:
         """As `__call__`, one result at a time for images of any number, in the order given.
 
-        At most three batches of images are held at a time.
+        At most four batches are held at a time: one being decoded, one assembled, two on the devices.
         """
         if top_k < 1:
             raise ValueError(f"top_k={top_k}. Expected at least 1.")
@@ -244,8 +244,10 @@ def class_names(config: PoolFormerConfig) -> dict[int, str]:
     return {index: f"class {index}" for index in range(config.num_labels)}
 
 
-def _check(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, batch_size: int) -> None:
+def _check(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, dtype: Dtype, batch_size: int) -> None:
     problems = []
+    if not jnp.issubdtype(dtype, jnp.floating):
+        problems.append(f"dtype={dtype!r}: expected float32 or bfloat16.")
     if config.num_labels == 0:
         problems.append("The network has no head (num_labels=0): expected at least one label. Call the model instead.")
     if image_processor.num_channels != config.num_channels:

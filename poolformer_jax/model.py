@@ -6,7 +6,7 @@ parameters float32, and `dtype` sets the type that activations are computed in.
 
 from collections.abc import Callable
 from functools import partial
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -29,7 +29,7 @@ from poolformer_jax.layers import (
 )
 from poolformer_jax.token_mixers import make_token_mixer
 
-# As the two public modules take them; `_check_pixel_values` checks the shape and says more than an annotation can.
+# As the two public modules take them; `check_pixel_values` checks the shape and says more than an annotation can.
 Pixels = Num[Array | np.ndarray, "..."]
 Labels = Int[Array | np.ndarray, " b"] | Float[Array | np.ndarray, "b labels"]
 
@@ -271,7 +271,7 @@ def _stages(
     config: PoolFormerConfig, dtype: Dtype, remat: bool, fused: bool, pixel_values: Pixels, train: bool
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """Stem and stages, as submodules of the module that calls this: backbone and classifier share one tree."""
-    _check_pixel_values(config, pixel_values.shape)
+    check_pixel_values(config, pixel_values.shape)
     # `train` is Python's, so a rematerialised stage must not trace it.
     stage = nn.remat(Stage, static_argnums=(2,)) if remat else Stage
     x = _patch_embedding(config, 0, dtype, "stem")(jnp.asarray(pixel_values, dtype))
@@ -282,7 +282,8 @@ def _stages(
     return tuple(hidden_states)
 
 
-def _check_pixel_values(config: PoolFormerConfig, shape: tuple[int, ...]) -> None:
+def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # a symbolic batch is no int
+    """Raises ValueError, with how to mend it, if the network cannot take an input of this shape."""
     channels, smallest = config.num_channels, config.total_stride
     wanted = f"Expected [batch, height, width, {channels}]"
     if len(shape) != 4:

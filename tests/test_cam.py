@@ -70,6 +70,7 @@ def test_the_overlay_mixes_picture_and_colours():
     overlay = Explanation(0, 1.0, picture, np.float32([[1, 0]])).overlay()
     # Half each, then stretched so that the brightest sample is 255: (0.5, 0, 0) and (1, 1, 1.5) over 1.5.
     assert overlay.tolist() == [[[85, 0, 0], [170, 170, 255]]]
+    assert Explanation(0, 1.0, picture, np.float32([[1, 0]])).overlay(3).shape == (3, 6, 3)
     grey = Explanation(0, 1.0, np.zeros((2, 2, 1), np.uint8), np.zeros((2, 2), np.float32))
     assert grey.overlay().shape == (2, 2, 3)
 

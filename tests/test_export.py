@@ -130,6 +130,15 @@ def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_a_size_that_the_network_does_not_take_is_refused(tmp_path):
+    config = CONFIGS["ablation"]  # made for 64 x 64 pixels
+    _, variables = random_variables(config)
+    for ending in (".stablehlo", ".onnx"):
+        with pytest.raises(ValueError, match=r"parameters for every position of images of 64 by 64"):
+            export_model(tmp_path / f"n{ending}", config, variables, PROCESSOR, LABELS, image_size=(96, 96))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_ending_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Expected it to end in \.stablehlo or \.onnx"):
         export_model(tmp_path / "network.pb", CONFIGS["published"], {}, PROCESSOR, LABELS)

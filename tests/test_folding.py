@@ -88,6 +88,18 @@ def test_bfloat16_stays_as_close_as_the_model_in_bfloat16():
     assert jnp.abs(folded - exact).mean() <= 1.5 * jnp.abs(unfolded - exact).mean()
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (1, 16, 64, 3), (64, 64, 3)], ids=str)
+def test_what_the_model_refuses_the_folded_network_refuses(shape):
+    config = PoolFormerConfig(**TINY)
+    model, variables = random_variables(config)
+    messages = []
+    for apply in (lambda x: model.apply(variables, x), lambda x: folded_apply(fold(config, variables), config, x)):
+        with pytest.raises(ValueError, match=r"pixel_values has shape") as error:
+            apply(jnp.zeros(shape))
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
 def test_the_folded_network_is_smaller():
     config = PoolFormerConfig(**TINY)
     _, variables = random_variables(config)

@@ -180,6 +180,7 @@ def test_imagenets_names_come_with_published_architectures():
             "at least 32 pixels",
         ),
         ({"image_size": 96}, {}, r"images of \(64, 64\): expected 96 pixels"),
+        ({}, {"dtype": "int8"}, "dtype='int8': expected float32 or bfloat16"),
         ({}, {"batch_size": 0}, "batch_size=0: expected at least 1"),
     ],
 )

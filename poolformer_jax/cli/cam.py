@@ -11,9 +11,6 @@ HELP = "Write a picture of what speaks for a class (Grad-CAM)."
 EXAMPLE = """  python -m poolformer_jax cam cat.jpg
   python -m poolformer_jax cam 7.png --weights runs/digits/model --label 1"""
 
-# Pictures for small networks are enlarged to about this side, to be seen.
-_VISIBLE = 224
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -31,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     with waiting("Starting JAX"):
         from PIL import Image
 
-        from poolformer_jax.cam import GradCam
+        from poolformer_jax.cam import VISIBLE_SIDE, GradCam
         from poolformer_jax.inference import class_names, find_image_processor
         from poolformer_jax.pretrained import load_pretrained
     if output.suffix.lower() not in Image.registered_extensions():
@@ -43,11 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     label = None if arguments.label is None else _index(arguments.label, names)
     with waiting(f"Explaining {arguments.image}"):
         explanation = cam(arguments.image, label)
-        picture = Image.fromarray(explanation.overlay())
-        factor = max(1, _VISIBLE // min(picture.size))
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
         temporary = output.with_name(f".tmp_{output.name}")
-        picture.save(temporary)
+        Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
         temporary.replace(output)
     print(f"{output}: {names[explanation.label]}, {100 * explanation.probability:.1f} %")
     return 0
