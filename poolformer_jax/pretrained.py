@@ -65,7 +65,17 @@ def load_pretrained(
     config, variables = from_torch_state_dict(weights.tensors, network_of(files, weights))
     config, params = _with_head(config, variables["params"], num_labels, reset_head, files.weights)
     model = PoolFormerForImageClassification(config, dtype=dtype)
-    return model, {"params": jax.tree.map(jnp.asarray, params)}
+    _to_device(params)
+    return model, {"params": params}
+
+
+def _to_device(tree: dict[str, Any]) -> None:
+    """Turns NumPy's leaves into jax's one by one, so that one of them at a time is in memory twice."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _to_device(value)
+        else:
+            tree[name] = jnp.asarray(value)
 
 
 def _with_head(
