@@ -3,6 +3,7 @@
 import io
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,4 +88,12 @@ def tell(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> 
     if images := sorted((run_dir / "examples").glob("*.png")):
         image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
         print("\nNext, classify an image:")
-        print(f"python -m poolformer_jax predict {image} --weights {model} --top-k 5")
+        print(f"{shlex.quote(_python())} -m poolformer_jax predict {image} --weights {model} --top-k 5")
+
+
+def _python() -> str:
+    """What to type for this interpreter, which need not be on the path when it is of a virtual environment."""
+    this = Path(sys.executable)
+    if (found := shutil.which("python")) is not None and Path(found) == this:
+        return "python"
+    return str(this.relative_to(Path.cwd())) if this.is_relative_to(Path.cwd()) else str(this)
