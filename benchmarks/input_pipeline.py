@@ -85,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     if sys.platform != "linux":
         print("error: this benchmark stops and pins processes, and reads /proc. It needs Linux.", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pipelines are ended, too
     console = Console()
     report = {"machine": machine(), "batch": BATCH, "sets": {}}
     with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
@@ -112,15 +113,17 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     ours += ["--batch-size", str(BATCH), "--workers", "1", "--randaugment", jobs, "--held-out", "0.01"]
     flag = ["--randaugment"] if randaugment else []
     torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
+    default = "the default; here exact" if folder.name == "imagenet" else "the default"
     found = [
-        Contender("ours", [*ours, "--scaled-decoding"], "the default"),
-        Contender("ours, full decode", [*ours, "--no-scaled-decoding"], "the pixels of the long way"),
-        Contender("PyTorch DataLoader", torch, "Pillow transforms, uint8 batches; the same pixels"),
+        Contender("ours", [*ours, "--scaled-decoding"], default),
+        Contender("ours, full decode", [*ours, "--no-scaled-decoding"], "exact"),
+        Contender("PyTorch, uint8", torch, "the same, as timm makes them"),
+        Contender("PyTorch, float32", [*torch, "--float"], "the same, as torchvision makes them"),
     ]
     if not randaugment:  # TensorFlow has no RandAugment of its own
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
-        found.append(Contender("tf.data", tensorflow, "resize without antialiasing: cheaper, aliased pixels"))
-        found.append(Contender("tf.data, antialias", [*tensorflow, "--antialias"], "the same filters as Pillow's"))
+        found.append(Contender("tf.data", tensorflow, "aliased: a cheaper filter"))
+        found.append(Contender("tf.data, antialias", [*tensorflow, "--antialias"], "the same kind of filter"))
     return found
 
 

@@ -1,9 +1,9 @@
 """A PyTorch DataLoader with Pillow transforms, as torchvision and timm users write it. Run by input_pipeline.py.
 
-    python pytorch_loader.py FOLDER BATCH [--randaugment]
+    python pytorch_loader.py FOLDER BATCH [--randaugment] [--float]
 
-Answers every line N on the standard input with "done" after N batches. Batches are uint8, as timm's prefetcher takes
-them: the float32 tensors of torchvision's ToTensor would cost more.
+Answers every line N on the standard input with "done" after N batches. Batches are uint8, as timm's CUDA prefetcher
+takes them, or normalised float32, as torchvision's ToTensor and Normalize make them.
 """
 
 import json
@@ -19,15 +19,18 @@ from PIL import Image, ImageEnhance, ImageOps
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 FILL = (124, 116, 104)
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 class Photographs(torch.utils.data.Dataset):
     """Class folders, decoded, cropped, flipped and augmented."""
 
-    def __init__(self, folder: Path, randaugment: bool) -> None:
+    def __init__(self, folder: Path, randaugment: bool, normalize: bool) -> None:
         self.files = sorted(folder.glob("*/*.jpg"))
         self.labels = {name: label for label, name in enumerate(sorted({file.parent.name for file in self.files}))}
         self.randaugment = randaugment
+        self.normalize = normalize
 
     def __len__(self) -> int:
         return 1_000_000  # as many as asked for, so that no epoch ends inside a measurement
@@ -41,7 +44,10 @@ class Photographs(torch.utils.data.Dataset):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.randaugment:
             image = rand_augment(image)
-        return torch.from_numpy(np.array(image).transpose(2, 0, 1)), self.labels[file.parent.name]
+        pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1))
+        if self.normalize:
+            pixels = pixels.contiguous().to(torch.float32).div(255).sub_(MEAN).div_(STD)
+        return pixels, self.labels[file.parent.name]
 
 
 def random_resized_crop(image: Image.Image) -> Image.Image:
@@ -98,10 +104,9 @@ OPERATIONS = [
 def main() -> None:
     """Serves batches on request."""
     torch.set_num_threads(1)
-    folder, batch, randaugment = Path(sys.argv[1]), int(sys.argv[2]), "--randaugment" in sys.argv
-    loader = torch.utils.data.DataLoader(
-        Photographs(folder, randaugment), batch_size=batch, shuffle=True, num_workers=1, prefetch_factor=2
-    )
+    photographs = Photographs(Path(sys.argv[1]), "--randaugment" in sys.argv, "--float" in sys.argv)
+    batch = int(sys.argv[2])
+    loader = torch.utils.data.DataLoader(photographs, batch_size=batch, shuffle=True, num_workers=1, prefetch_factor=2)
     batches = iter(loader)
     next(batches)[0].clone()
     print(json.dumps({"torch": torch.__version__, "pillow": PIL.__version__}), flush=True)
