@@ -173,6 +173,7 @@ def test_a_whole_block_that_was_lost_is_missing_rather_than_a_shallower_network(
     [
         ({}, "These 0 names are of no PoolFormer"),
         ({"layer1.0.conv1.weight": (64, 64, 3, 3)}, r"of no PoolFormer: layer1\.0\.conv1\.weight.*Expected those of"),
+        ({"stem.conv.weight": (64, 3, 7, 7), "stem.norm.weight": (64,)}, "of the second paper's networks"),
         ({"stages.999999999.blocks.0.norm1.weight": (4,)}, "speak of 1000000000 stages"),
         ({"stages.0.blocks.999999999.norm1.weight": (4,)}, "1000000000 blocks"),
         ({"network.0.0.norm1.weight": (4,), "network.9.proj.weight": (4, 4, 3, 3)}, "holds nothing of stage|missing"),

@@ -25,6 +25,8 @@ from poolformer_jax.torch_weights.storage import plain
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 # transformers' PoolFormerModel saves the backbone without the classifier's attribute name.
 _HF_BACKBONE = "encoder."
+# Networks of "MetaFormer Baselines for Vision" normalise before or after the stem, in timm's names and the authors'.
+_SECOND_PAPER = ("stem.norm.weight", "downsample_layers.0.conv.weight")
 
 Shape = tuple[int, ...]
 
@@ -70,6 +72,11 @@ def detect(shapes: Mapping[str, Shape], config: PoolFormerConfig | None = None) 
         ValueError: if the names are of no known layout, or do not tell the network.
     """
     names = _unwrap(shapes)
+    if any(name in names for name in _SECOND_PAPER):
+        raise ValueError(
+            "These weights are of the second paper's networks (PoolFormerV2, IdentityFormer, RandFormer, ConvFormer, "
+            "CAFormer), which this version does not have. Expected a PoolFormer or MetaFormer of the first paper."
+        )
     matches = {layout: _read(layout, names, shapes) for layout in LAYOUTS}
     layout = max(matches, key=lambda name: len(matches[name]))
     if not any(match.row.path.startswith("stages") for match in matches[layout]):
@@ -101,7 +108,7 @@ def _pattern(layout: str) -> re.Pattern[str]:
 
 
 def _read(layout: str, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> list[_Match]:
-    """Every name that some row of the layout explains, with as many dimensions as the row has."""
+    """Every name that some row of the layout explains."""
     found = []
     for name, given in names.items():
         if (match := _pattern(layout).fullmatch(name)) is None:
@@ -113,7 +120,7 @@ def _read(layout: str, names: Mapping[str, str], shapes: Mapping[str, Shape]) ->
     return found
 
 
-def _stages(layout: str, matches: list[_Match]) -> list[tuple[int | None, _Match]]:
+def _stages(matches: list[_Match]) -> list[tuple[int | None, _Match]]:
     """Every match with the number of its stage; None for those of no stage."""
     # sail counts places in one list. The n-th place that holds blocks is stage n, and a downsampling or position
     # embedding belongs to the stage whose blocks follow it.
@@ -130,7 +137,7 @@ def _stages(layout: str, matches: list[_Match]) -> list[tuple[int | None, _Match
 
 def _infer(layout: str, matches: list[_Match], names: int) -> PoolFormerConfig:
     """The network that explains the matches."""
-    placed = _stages(layout, matches)
+    placed = _stages(matches)
     count = 1 + max(stage for stage, _ in placed if stage is not None)
     depths: Counter[int] = Counter()
     votes: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
