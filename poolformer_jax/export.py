@@ -43,6 +43,10 @@ ONNX_OPSET = 18
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
+class ExportError(RuntimeError):
+    """A conversion that computes something else than the network."""
+
+
 def export_model(
     file: str | os.PathLike[str],
     config: PoolFormerConfig,
@@ -71,7 +75,7 @@ def export_model(
     Raises:
         ValueError: for another ending, or an image size that the network does not take.
         ModuleNotFoundError: naming the extra to install.
-        RuntimeError: if the converted network computes other logits; nothing is written then.
+        ExportError: if the converted network computes other logits; nothing is written then.
     """
     path = Path(file)
     if path.suffix not in FORMATS:
@@ -186,7 +190,7 @@ def _difference(
     expected = np.asarray(output.logits)
     difference = float(np.abs(np.asarray(logits) - expected).max() / np.abs(expected).max())
     if not difference <= _TOLERANCE[jnp.dtype(dtype).name]:
-        raise RuntimeError(
+        raise ExportError(
             f"The converted network computes other logits: they differ by {difference:.1e} of the largest one. "
             "Nothing was written. Please report this with the versions of jax, jax2onnx and onnxruntime."
         )

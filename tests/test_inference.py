@@ -16,9 +16,10 @@ from PIL import Image
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, PoolFormerModel
 from poolformer_jax.image_reading import ImageError
 from poolformer_jax.imagenet_labels import imagenet_labels
-from poolformer_jax.inference import ImageClassifier
+from poolformer_jax.inference import ImageClassifier, find_image_processor
+from poolformer_jax.pretrained import save_pretrained
 from poolformer_jax.summary import parameter_shapes
-from small_networks import CONFIG, LABELS, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
+from small_networks import CONFIG, LABELS, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,25 @@ def test_a_network_of_one_channel_classifies_colour_photographs():
     processor = PoolFormerImageProcessor(crop_size={"height": 64, "width": 64}, image_mean=(0.5,), image_std=(0.5,))
     results = ImageClassifier(config, random_variables(config)[1], processor)(PHOTOGRAPHS)
     assert {prediction.label for prediction in results[0]} == {"class 0", "class 1", "class 2"}
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf"])
+def test_a_folder_brings_its_labels_and_its_preprocessing(layout, classifier, tmp_path):
+    save_pretrained(tmp_path, MODEL, VARIABLES, layout=layout, image_processor=PROCESSOR)
+    loaded = ImageClassifier.from_pretrained(tmp_path, batch_size=16)
+    assert loaded.image_processor == PROCESSOR
+    assert loaded.id2label == LABELS
+    assert loaded(PHOTOGRAPHS) == classifier(PHOTOGRAPHS)
+
+
+def test_bare_weights_get_the_preprocessing_of_their_published_variant_or_an_error(tmp_path):
+    small = tmp_path / "small"
+    save_pretrained(small, MODEL, VARIABLES)
+    (small / "preprocessor_config.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"no preprocessor_config\.json.*pass image_processor="):
+        ImageClassifier.from_pretrained(small)
+    assert ImageClassifier.from_pretrained(small, image_processor=PROCESSOR).image_processor == PROCESSOR
+    assert find_image_processor(tmp_path, PoolFormerConfig.from_variant("m36")).crop_pct == 0.95
 
 
 def test_imagenets_names_come_with_published_architectures():

@@ -1,6 +1,7 @@
 """`export`: the network as one file that runs without this package."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, waiting
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file and says how exact it is; returns the exit code."""
     with waiting("Starting JAX"):
-        from poolformer_jax.export import FORMATS, export_model
+        from poolformer_jax.export import FORMATS, ExportError, export_model
         from poolformer_jax.inference import class_names, find_image_processor
         from poolformer_jax.pretrained import load_pretrained
     if Path(arguments.file).suffix not in FORMATS:
@@ -42,20 +43,18 @@ def run(arguments: argparse.Namespace) -> int:
         model, variables = load_pretrained(arguments.source)
         processor = find_image_processor(arguments.source, model.config)
     side = arguments.image_size
-    with waiting("Converting, and comparing with the network"):
-        difference = export_model(
-            arguments.file,
-            model.config,
-            variables,
-            processor,
-            class_names(model.config),
-            image_size=(side, side) if side else None,
-            dtype=arguments.dtype,
-        )
-    size = Path(arguments.file).stat().st_size / 1e6
+    size = (side, side) if side else None
+    what = (arguments.file, model.config, variables, processor, class_names(model.config))
+    try:
+        with waiting("Converting, and comparing with the network"):
+            difference = export_model(*what, image_size=size, dtype=arguments.dtype)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    megabytes = Path(arguments.file).stat().st_size / 1e6
     if difference is None:
         exactness = "not compared with the network: install onnxruntime for that"
     else:
         exactness = f"logits within {difference:.1e} of the network's, relative to the largest"
-    print(f"{arguments.file}: {size:.1f} MB, {exactness}")
+    print(f"{arguments.file}: {megabytes:.1f} MB, {exactness}")
     return 0
