@@ -125,6 +125,23 @@ def test_a_stream_is_read_as_it_is_needed_and_its_threads_end(classifier):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
+def test_threads_decode_the_next_batch_before_the_devices_are_asked_for_the_first(classifier):
+    decoded_by = []
+
+    class Photograph:
+        def __array__(self, dtype=None, copy=None):
+            decoded_by.append(threading.current_thread().name)
+            return np.zeros((64, 64, 3), np.uint8)
+
+    size = classifier.batch_sizes[-1]
+    stream = classifier.stream((Photograph() for _ in range(4 * size)), top_k=1)
+    next(stream)
+    assert len(decoded_by) >= 2 * size  # the first batch is computed while the second is decoded
+    assert len(list(stream)) == 4 * size - 1
+    assert len(decoded_by) == 4 * size
+    assert all(name.startswith("decode") for name in decoded_by)
+
+
 def test_an_error_of_the_stream_itself_is_not_swallowed(classifier):
     def failing():
         yield PHOTOGRAPHS[0]
