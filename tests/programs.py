@@ -81,10 +81,15 @@ def start_together(arguments: Sequence[str], processes: int, devices: int = 1) -
     return [start([*arguments, *flags, "--distributed.process-id", str(index)], devices) for index in range(processes)]
 
 
-def run_together(arguments: Sequence[str], processes: int, devices: int = 1) -> list[str]:
-    """Runs the program in several processes to its end, and returns what each printed."""
-    with stopping(start_together(arguments, processes, devices)) as started:
-        return [finish(process) for process in started]
+def start_under_slurm(arguments: Sequence[str], processes: int) -> list[subprocess.Popen[str]]:
+    """Begins one run in several processes with nothing but what `srun` puts into their environment."""
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()),  # from which jax chooses the port
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": str(processes),
+    }
+    return [start(arguments, **job, SLURM_PROCID=str(index), SLURM_LOCALID=str(index)) for index in range(processes)]
 
 
 @contextlib.contextmanager

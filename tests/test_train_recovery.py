@@ -105,7 +105,9 @@ def assert_close(found: dict[int, float], wanted: dict[int, float]) -> None:
 def test_a_run_goes_on_with_other_processes_and_devices(tmp_path, uninterrupted):
     run_dir = tmp_path / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--mesh.fsdp-min-size", "0"]
-    outputs = programs.run_together([*arguments, "--max-steps", "8", "--mesh.fsdp", "2"], processes=2)
+    first = programs.start_under_slurm([*arguments, "--max-steps", "8", "--mesh.fsdp", "2"], processes=2)
+    with programs.stopping(first):
+        outputs = [programs.finish(process) for process in first]
     assert "step 8/8" in outputs[0]
     assert "loss" not in outputs[1], "only process 0 reports"
     programs.run([*arguments, "--max-steps", "14", "--mesh.fsdp", "2"], devices=4)
@@ -117,7 +119,9 @@ def test_a_run_goes_on_with_other_processes_and_devices(tmp_path, uninterrupted)
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
 def test_several_processes_train_as_one(tmp_path, uninterrupted, processes, devices):
     run_dir = tmp_path / "run"
-    outputs = programs.run_together([*programs.TINY, "--run-dir", str(run_dir)], processes, devices)
+    together = programs.start_together([*programs.TINY, "--run-dir", str(run_dir)], processes, devices)
+    with programs.stopping(together):
+        outputs = [programs.finish(process) for process in together]
     assert "Held-out accuracy" in outputs[0]
     assert_close(train_losses(run_dir), train_losses(uninterrupted))
 

@@ -21,8 +21,7 @@ class DistributedConfig:
     """How the processes of a run on several hosts find each other."""
 
     mode: Literal["auto", "off"] = "auto"
-    """"auto" asks the environment (TPU pod, Slurm, GKE, Open MPI) and runs alone where there is none; "off" runs
-    alone."""
+    """auto: find the processes of a TPU pod, Slurm, GKE or Open MPI, and run alone elsewhere; off: run alone."""
     coordinator_address: str | None = None
     """host:port of process 0, where the environment does not tell."""
     num_processes: int | None = None

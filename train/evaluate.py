@@ -46,8 +46,7 @@ class EvaluateConfig:
     data_dir: Path | None = None
     """Where TFDS keeps its data sets. Default: TFDS's own."""
     held_out: float | None = None
-    """Share of every class that is the validation split of a source that has none. Default: digits 0.2, others 0.1,
-    as training has it."""
+    """Share of every class that makes a missing validation split. Default: training's, digits 0.2 and others 0.1."""
     use_ema: bool = False
     """Evaluate the running mean of the weights, where a checkpoint of PyTorch has one."""
     batch_size: int = 256

@@ -28,8 +28,7 @@ class PretrainedNetwork:
     """Weights to go on from, with a new head for the classes of the data."""
 
     source: str = "sail/poolformer_s12"
-    """A model on the Hub (sail/poolformer_s12, timm/poolformer_m48.sail_in1k), a folder of a model, or a file of
-    weights: whatever `poolformer_jax.load_pretrained` opens."""
+    """What load_pretrained opens: a model on the Hub (sail/poolformer_s12), a model folder, or a weights file."""
     use_ema: bool = False
     """Take the running mean of the weights, where the file has one."""
     keep_head: bool = False

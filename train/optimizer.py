@@ -49,8 +49,7 @@ class OptimizerConfig:
     clip_norm: float | None = None
     """Scale the gradient down to this global norm where it is larger. None: never."""
     layer_decay: float | None = None
-    """Multiply the learning rate by this for every block further from the head. For fine-tuning; None: the same rate
-    everywhere."""
+    """Multiply the learning rate by this for every block further from the head, for fine-tuning. None: never."""
     accumulate: int = 1
     """Parts that a batch is cut into, their gradients summed before one update: less memory, the same result."""
     ema_decay: float | None = None

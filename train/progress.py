@@ -1,7 +1,7 @@
 """What a person sees while a run goes on, and the numbers behind it.
 
 `Meter` turns the metrics of single steps into one record per interval, without making the devices wait for the host;
-`Display` shows records: a bar with two lines below it on a terminal, plain lines in a log file.
+`Display` shows records: a bar with lines below it on a terminal, plain lines in a log file.
 """
 
 import contextlib
@@ -156,18 +156,17 @@ class Display:
 
     def show(self, record: Record) -> None:
         """Shows the numbers of an interval."""
-        line = (
+        learning = (
             f"epoch {record.epoch:.1f}/{self._epochs}  loss {record.loss:.3f}  accuracy {record.accuracy:6.1%}  "
-            f"lr {record.learning_rate:.1e}  {record.images_per_second:,.0f} images/s  "
+            f"lr {record.learning_rate:.1e}"
         )
-        # On a line of its own on narrow terminals, where rich wraps at the space.
-        line += f"data wait {record.data_wait:.0%}"
+        speed = f"{record.images_per_second:,.0f} images/s  data wait {record.data_wait:.0%}"
         if record.skipped:
-            line += f"  skipped {record.skipped}"
+            speed += f"  skipped {record.skipped}"
         if self._live is not None:
-            self._train.plain = line
-        elif jax.process_index() == 0:
-            self.say(f"step {record.step}/{self._total}  {line}")
+            self._train.plain = f"{learning}\n{speed}"
+        else:
+            self.say(f"step {record.step}/{self._total}  {learning}  {speed}")
 
     def show_evaluation(self, line: str) -> None:
         """Shows the result of an evaluation."""

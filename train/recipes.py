@@ -34,11 +34,9 @@ class TrainConfig:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     """How the processes of several hosts find each other."""
     dtype: ComputeType = "float32"
-    """Type of the activations; the weights are float32 in any case. bfloat16 is the fast one on TPUs and GPUs.
-    float64 checks numerics, with JAX_ENABLE_X64=1."""
+    """Type of the activations: bfloat16 is fast on TPUs and GPUs, float64 checks numerics with JAX_ENABLE_X64=1."""
     remat: bool = False
-    """Compute each stage's activations again for the gradient instead of keeping them: less memory, a third more
-    time."""
+    """Keep only the stages' inputs and compute the rest again for the gradient: less memory, a third more time."""
     seed: int = 42
     """Seed of the first weights and of everything random on the device. The order of the images has data.seed."""
     log_every: int = 50
