@@ -251,9 +251,10 @@ def test_closed_batches_say_so():
         next(batches)
 
 
-# A program with two workers. `train` is imported first thing, as by `python -m train`: workers run this file again.
+# A program with two workers, started as `python program.py` or `python -m package`: Python prepares their children in
+# different ways. It imports jax before anything else, as a person's script may.
 PROGRAM = """
-    import train
+    import jax
     import sys
     import numpy as np
     from train.data.config import DIGITS
@@ -267,7 +268,6 @@ PROGRAM = """
 
     if __name__ == "__main__":
         import dataclasses
-        import jax
 
         source = Spy(np.zeros((64, 8, 8), np.uint8), np.zeros(64, int), ("id",) * 64, ("no", "yes"))
         batches = train_batches(dataclasses.replace(DIGITS, batch_size=8, workers=2), source)
@@ -278,14 +278,14 @@ PROGRAM = """
 
 
 @contextlib.contextmanager
-def program_with_workers(tmp_path):
-    path = tmp_path / "program.py"
-    path.write_text(textwrap.dedent(PROGRAM))
+def program_with_workers(tmp_path, *start):
+    (tmp_path / "package").mkdir()
+    for path in (tmp_path / "program.py", tmp_path / "package" / "__main__.py"):
+        path.write_text(textwrap.dedent(PROGRAM))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(
-        [sys.executable, path], text=True, env=environment, start_new_session=True, **pipes
-    ) as program:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, *(start or ("program.py",))]
+    with subprocess.Popen(command, text=True, cwd=tmp_path, env=environment, **pipes) as program:
         try:
             yield program
         finally:
@@ -309,8 +309,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes t
 
 
 @linux
-def test_workers_never_import_jax(tmp_path):
-    with program_with_workers(tmp_path) as program:
+@pytest.mark.parametrize("start", [("program.py",), ("-m", "package")])
+def test_workers_never_import_jax(tmp_path, start):
+    with program_with_workers(tmp_path, *start) as program:
         assert program.stdout.readline() == "[0, 0, 0, 0]\n", program.stderr.read()
         workers = workers_of(program.pid)
         assert len(workers) == 2
@@ -350,11 +351,13 @@ def test_workers_do_not_outlive_a_program_that_is_killed(tmp_path):
         time.sleep(0.05)
 
 
-def test_a_worker_that_dies_is_reported(tmp_path):
+@linux
+def test_a_worker_that_dies_is_reported():
     config = dataclasses.replace(SMALL, workers=1)
     with train_batches(config, open_source(config, "validation")) as batches:
         next(batches)
         for worker in workers_of(os.getpid()):
+            assert "jaxlib" not in Path(f"/proc/{worker}/maps").read_text()
             os.kill(worker, signal.SIGKILL)
         with pytest.raises(RuntimeError, match="terminated unexpectedly"):
             for _ in range(20):

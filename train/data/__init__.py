@@ -33,6 +33,6 @@ random transforms are keyed by (seed, g). `train_batches` never ends and starts 
 only thing that a checkpoint has to keep. `evaluation_batches` goes through the split once, in order, with the same
 number of batches on every process.
 
-Host work is NumPy and Pillow, in Grain's worker processes. They must not import jax: keep it out of everything that
-`train/__main__.py` imports at module level (a worker runs that file again), and see `train.data.worker_process`.
+Host work is NumPy and Pillow, in Grain's worker processes, which never import jax (see `worker_process`): keep it
+out of everything here but `device_augment`.
 """

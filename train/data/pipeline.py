@@ -26,6 +26,7 @@ from poolformer_jax.image_reading import ImageError
 from train.data.config import DataConfig
 from train.data.sources import ArraySource, Source
 from train.data.transforms import EvaluationTransform, TrainingTransform
+from train.data.worker_process import name_as_main_of_workers
 
 Batch = dict[str, np.ndarray]
 _LOG = logging.getLogger(__name__)
@@ -244,6 +245,7 @@ def _spread(batches: grain.MapDataset[Batch], config: DataConfig, source: Source
     dataset = batches.to_iter_dataset(options)
     if workers == 0:
         return dataset
+    name_as_main_of_workers()
     multiprocessing = grain.MultiprocessingOptions(workers, per_worker_buffer_size=config.worker_batches)
     return dataset.mp_prefetch(multiprocessing, worker_init_fn=_start_worker)
 
