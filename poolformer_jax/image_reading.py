@@ -12,7 +12,8 @@ The rules, all of which a test holds. A picture that none of them covers is refu
 - Arrays are [h, w], [h, w, c] or [c, h, w] of 1, 3 or 4 channels. Where both ends could be the channels,
   `input_data_format` has to say which. uint8 holds 0 to 255, uint16 0 to 65535, floating point 0 to 1 (rounded to
   8 bits, because Pillow resizes 8 bits). Anything else is refused.
-- Truncated and damaged files are refused, and so is a picture of more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+- Truncated and damaged files are refused, and so is a picture of more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, and
+  EPS and WMF, which are programs to draw a picture (Pillow would run Ghostscript on them).
 """
 
 import os
@@ -29,6 +30,7 @@ from PIL import Image, ImageOps
 ImageLike = Any
 
 _CHANNELS = (1, 3, 4)
+_DRAWINGS = ("EPS", "WMF")
 DATA_FORMATS = ("channels_last", "channels_first")
 
 
@@ -83,6 +85,8 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     # Pillow only warns from here up to twice as many pixels, and warnings are lost in threads.
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise ImageError(_too_large(f"{name}, {image.width} x {image.height} pixels,"))
+    if image.format in _DRAWINGS:
+        raise ImageError(f"{name} is a drawing ({image.format}). Expected pixels: convert it to PNG first.")
     if image.width == 0 or image.height == 0:
         raise ImageError(f"{name} is {image.width} x {image.height} pixels. Expected at least one pixel.")
     if image.mode == "I" and image.format == "PPM":  # Pillow scales every sample of more than 8 bits to 16

@@ -226,6 +226,11 @@ def test_decompression_bombs_are_refused_where_warnings_are_silent(monkeypatch):
         raw(encode(Image.new("L", (40, 40))))
 
 
+def test_drawings_are_refused_before_anything_runs_them():
+    with pytest.raises(ImageError, match=r"is a drawing \(EPS\)"):
+        raw(encode(Image.new("RGB", (8, 8)), "EPS"))
+
+
 def test_the_first_frame_of_an_animation_counts():
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
