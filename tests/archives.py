@@ -49,11 +49,12 @@ def program(body: bytes) -> bytes:
     return b"\x80\x02" + body + b"."
 
 
-def zip_archive(path, pickled: bytes, storages: Mapping[str, bytes], compression=zipfile.ZIP_STORED):
-    """A zip archive with the records of `torch.save`; the path."""
+def zip_archive(path, pickled: bytes, storages: Mapping[str, bytes], compression=zipfile.ZIP_STORED, order=b"little"):
+    """A zip archive with the records of `torch.save`; the path. Before PyTorch 2.1 there was no record of the order."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/byteorder", b"little")
+        if order is not None:
+            archive.writestr("archive/byteorder", order)
         for key, content in storages.items():
             archive.writestr(f"archive/data/{key}", content)
         archive.writestr("archive/version", b"3\n")

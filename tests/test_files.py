@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import archives
 from golden.fixture_values import parameter
 from poolformer_jax.torch_weights import from_torch_state_dict
 from poolformer_jax.torch_weights.files import WeightsFileError, open_weights
@@ -117,6 +118,16 @@ def test_a_safetensors_file_reads_in_every_type(tmp_path):
     assert (opened.container, opened.metadata) == ("safetensors", {"format": "pt"})
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(opened.tensors[name]), array, strict=True)
+
+
+@pytest.mark.parametrize(("order", "dtype"), [(None, "<f4"), (b"little", "<f4"), (b"big", ">f4")])
+def test_files_of_machines_of_either_byte_order_read_the_same(tmp_path, order, dtype):
+    values = np.array([1.5, -2.0, 3.25], np.float32)
+    pickled = archives.program(archives.dict_of({"w": archives.tensor(archives.storage("0", 3), (3,), (1,))}))
+    stored = {"0": values.astype(dtype).tobytes()}
+    archives.zip_archive(tmp_path / "some.pth", pickled, stored, order=order)
+    np.testing.assert_array_equal(read(tmp_path / "some.pth")["w"], values, strict=True)
+    assert open_weights(tmp_path / "some.pth").tensors["w"].dtype.name == "float32"
 
 
 def test_the_name_of_a_file_does_not_decide_how_it_is_read(tmp_path):
