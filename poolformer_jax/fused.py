@@ -85,11 +85,25 @@ def fold_mlp(
     return MlpWeights(gain[:, None] * kernel1, shift @ kernel1 + bias1, kernel2 * scale, bias2 * scale)
 
 
+@jax.custom_vjp
 def moments(x: _Map) -> Moments:
     """The moments of a map that comes without: mean first, then the variance from centred values."""
     x = _wide(x)
     mean = jnp.mean(x, _AXES)
     return Moments(mean, jnp.mean(jnp.square(x - _over_map(mean)), _AXES))
+
+
+def _moments_forward(x: _Map) -> tuple[Moments, tuple[_Map, Moments]]:
+    x_moments = moments(x)
+    return x_moments, (x, x_moments)
+
+
+def _moments_backward(residuals: tuple[_Map, Moments], dmoments: Moments) -> tuple[_Map]:
+    x, x_moments = residuals
+    return (_through_moments(x, x_moments, jnp.zeros_like(x), dmoments),)
+
+
+moments.defvjp(_moments_forward, _moments_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -154,8 +168,8 @@ def _pooling_gradient(
     mixed = lanes.pooling_mixer_transpose(pixels, dy, pool_size)
     inverse_std = x_moments.inverse_std
     scale = _over_channels(lanes.per_pixel(gain, pixels), inverse_std * keep)
-    dx = (_wide(dy) + mixed * scale).astype(x.dtype)
-    per_channel = lanes.over_pixels(jnp.sum(_wide(x) * mixed, (1, 2)), pixels) * keep[:, None]
+    dx = (_wide(dy) + _wide(mixed) * scale).astype(x.dtype)
+    per_channel = lanes.over_pixels(jnp.sum(_wide(x) * _wide(mixed), (1, 2)), pixels) * keep[:, None]
     return lanes.ungroup(dx, pixels), -0.5 * inverse_std**3 * (per_channel @ gain), inverse_std @ per_channel
 
 
@@ -221,23 +235,27 @@ def _mlp_gradient(
     dy = _through_moments(y, y_moments, dy, dmoments)
     cast = _cast(weights, x.dtype)
     standard = _standardize(x, x_moments)
-    hidden = lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels)
-    hidden, activation_vjp = jax.vjp(activation, hidden)
+    inner = lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels)
+    hidden, activation_vjp = jax.vjp(activation, inner)
 
     dbranch = dy * _over_map(keep).astype(dy.dtype)
-    (dhidden,) = activation_vjp(lanes.dense(pixels, dbranch, cast.kernel2.T))
-    dstandard = lanes.dense(pixels, dhidden, cast.kernel1.T)
+    (dinner,) = activation_vjp(lanes.dense(pixels, dbranch, cast.kernel2.T))
+    inner_sums = lanes.over_pixels(jnp.sum(_wide(dinner), (1, 2)), pixels)
+    product_sums = lanes.over_pixels(jnp.sum(_wide(dinner) * _wide(inner), (1, 2)), pixels)
     dweights = MlpWeights(
-        kernel1=lanes.dense_gradient(pixels, standard, dhidden),
-        bias1=lanes.over_pixels(jnp.sum(_wide(dhidden), (0, 1, 2)), pixels),
+        kernel1=lanes.dense_gradient(pixels, standard, dinner),
+        bias1=jnp.sum(inner_sums, 0),
         kernel2=lanes.dense_gradient(pixels, hidden, dbranch),
         bias2=lanes.over_pixels(jnp.sum(_wide(dbranch), (0, 1, 2)), pixels),
     )
-    # Of `standard = (x - mean) * inverse_std`, by each of the three.
+    # The gradient of `standard = (x - mean) * inverse_std` by x, mean and variance. The last two are sums of it over
+    # the map; taken from sums over the hidden layer, they are known before it and need no pass of their own:
+    # sum(dstandard) = sum(dinner) @ kernel1.T, and standard @ kernel1 = inner - bias1.
     inverse_std = x_moments.inverse_std
-    dx = dy + (_wide(dstandard) * _over_map(inverse_std)).astype(dy.dtype)
-    dmean = -inverse_std * jnp.sum(_wide(dstandard), _AXES)
-    dvariance = -0.5 * inverse_std**2 * jnp.sum(_wide(dstandard) * _wide(standard), _AXES)
+    dstandard = _wide(lanes.dense(pixels, dinner, cast.kernel1.T))
+    dx = (_wide(dy) + dstandard * _over_map(inverse_std)).astype(dy.dtype)
+    dmean = -inverse_std * (inner_sums @ jnp.sum(_wide(cast.kernel1), 0))
+    dvariance = -0.5 * inverse_std**2 * (jnp.sum(product_sums, 1) - inner_sums @ _wide(cast.bias1))
     return lanes.ungroup(dx, pixels), Moments(dmean, dvariance), dweights
 
 

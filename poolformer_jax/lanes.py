@@ -94,14 +94,14 @@ def pooling_mixer(pixels: int, x: Float[Array, "b h w2 c2"], pool_size: int) -> 
 
 
 def pooling_mixer_transpose(pixels: int, dy: Float[Array, "b h w2 c2"], pool_size: int) -> Float[Array, "b h w2 c2"]:
-    """`functional.pooling_mixer_transpose` of a grouped map, in at least float32."""
+    """`functional.pooling_mixer_transpose` of a grouped map, rounded once."""
     wide = dy.astype(jnp.promote_types(dy.dtype, jnp.float32))
     if pixels == 1:
-        return functional.pooling_mixer_transpose(wide, pool_size)
+        return functional.pooling_mixer_transpose(wide, pool_size).astype(dy.dtype)
     # Relative to a whole window: a factor of 1, which rounds nothing, at all pixels but the image's border.
     whole = pool_size**2
     weighted = (wide * (whole / _window_counts(pixels, dy, pool_size))).astype(dy.dtype)
-    return _window_sum(pixels, weighted, pool_size) / whole - wide
+    return (_window_sum(pixels, weighted, pool_size) / whole - wide).astype(dy.dtype)
 
 
 def _window_sum(pixels: int, x: Float[Array, "b h w2 c2"], pool_size: int) -> Float[Array, "b h w2 c2"]:
