@@ -65,7 +65,7 @@ def browser(tmp_path):
     driver.quit()
 
 
-def test_a_picture_dropped_on_the_page_shows_its_labels_and_what_speaks_for_them(address, browser, classifier):
+def test_a_picture_dropped_on_the_page_shows_its_labels_and_what_speaks_for_them(browser, address, classifier):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
