@@ -1,8 +1,10 @@
 """A run that dies goes on as if nothing had happened. These are real processes, ended by real signals."""
 
 import random
+import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,6 +137,30 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
         outputs = [programs.finish(process, code=0) for process in started]
     (step,) = saved(run_dir)
     assert f"Stopped after step {step}" in outputs[0]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system that is too small for the states of a run."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small disk needs root: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(small_disk, uninterrupted):
+    run_dir = small_disk / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--keep-checkpoints", "100"]
+    output = programs.run(arguments, code=1)
+    assert re.search(r"error: .*No space left on device", output)
+    assert "Traceback" not in output
+    step = saved(run_dir)[-1]
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    assert f"Going on from step {step}" in programs.run(arguments)
+    assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):

@@ -5,6 +5,7 @@ leaves the states before it alone. What it does not notice is data that changed 
 state is kept with fingerprints of its arrays, computed on the devices, and compared when it is read.
 """
 
+import contextlib
 import logging
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +53,9 @@ class Checkpoints:
     ) -> None:
         if error is None:
             self.wait()
-        self._manager.close()
+        # What went wrong first is what a person has to know.
+        with contextlib.suppress(Exception) if error is not None else contextlib.nullcontext():
+            self._manager.close()
 
     @property
     def steps(self) -> list[int]:

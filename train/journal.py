@@ -36,8 +36,12 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reports.curves()
-        self._open.close()
+        # What went wrong first is what a person has to know.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            try:
+                self._reports.curves()
+            finally:
+                self._open.close()
 
     def advance(self, step: int) -> None:
         """A step was handed to the devices."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from train.evaluation import Evaluation
 from train.progress import Record
+from train.tensorboard import EventFile
 
 
 class Reports:
@@ -39,9 +39,7 @@ class Reports:
         kept = [line for line in _lines(self._path) if line["step"] <= start_step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._open.enter_context(self._path.open("a"))
-        self._board = self._open.enter_context(
-            SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
-        )
+        self._events = self._open.enter_context(contextlib.closing(EventFile(folder / "tensorboard", start_step)))
 
     def __enter__(self) -> "Reports":
         return self
@@ -69,11 +67,13 @@ class Reports:
     def _note(self, kind: str, values: dict[str, Any]) -> None:
         if not self._writes:
             return
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if name not in ("step", "epoch"):
-                self._board.add_scalar(f"{kind}/{name}", value, values["step"])
+        figures = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "epoch")}
+        try:
+            self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._file.flush()
+            self._events.add(values["step"], figures)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
 
 def write_text(path: Path, text: str) -> None:
