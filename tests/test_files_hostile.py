@@ -304,6 +304,14 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path, header, data):
     refused(path, "the safetensors library refuses it|which no PoolFormer has")
 
 
+def test_a_header_or_index_of_endless_text_is_refused_unread(tmp_path):
+    header = b"{}" + b" " * (17 << 20)
+    (tmp_path / "long.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    refused(tmp_path / "long.safetensors", "claims a header of 17825794 bytes")
+    (tmp_path / "model.safetensors.index.json").write_bytes(header)
+    refused(tmp_path / "model.safetensors.index.json", "no index of a PoolFormer needs that many")
+
+
 def test_a_state_dict_with_something_else_in_it_is_refused_by_name(tmp_path):
     stored = archives.tensor(archives.storage("0", 2), (2,), (1,))
     body = archives.dict_of({"weight": stored, "version": archives.integer(3)})

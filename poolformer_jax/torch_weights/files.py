@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from poolformer_jax.torch_weights import torch_files
 from poolformer_jax.torch_weights.storage import (
     DTYPES,
+    MAX_STRUCTURE,
     Storage,
     StoredTensor,
     WeightsFileError,
@@ -29,7 +30,6 @@ __all__ = ["StoredTensor", "WeightsFile", "WeightsFileError", "open_weights"]
 # DeiT's (model, model_ema), DeepSpeed's (module).
 _WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "module")
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-_MAX_INDEX = 1 << 26  # bytes of a shard index; one of 1,000 tensors has some 100 kB
 _SAFETENSORS_DTYPES = {name: dtype for _, name, dtype in DTYPES}
 
 
@@ -113,14 +113,18 @@ def _refuse_stand_ins(start: bytes) -> None:
 
 
 def _open_safetensors(path: Path) -> WeightsFile:
-    # The library checks the header: its length, that every tensor's bytes are there, and that none overlap.
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_STRUCTURE:
+        raise WeightsFileError(f"it claims a header of {length} bytes, more than {MAX_STRUCTURE}")
+    # The library checks the header: that it fits the file, that every tensor's bytes are there, and that none overlap.
     try:
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise WeightsFileError(f"the safetensors library refuses it ({error}); it is truncated or damaged") from error
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        file.seek(8)
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     tensors = {}
@@ -156,8 +160,8 @@ def _open_index(path: Path, use_ema: bool) -> WeightsFile:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _MAX_INDEX:
-        raise WeightsFileError(f"it has more than {_MAX_INDEX} bytes, no index of a PoolFormer needs that many")
+    if path.stat().st_size > MAX_STRUCTURE:
+        raise WeightsFileError(f"it has more than {MAX_STRUCTURE} bytes, no index of a PoolFormer needs that many")
     try:
         index = json.loads(path.read_bytes())
         weight_map = index["weight_map"]

@@ -26,7 +26,9 @@ DTYPES: tuple[tuple[str, str, np.dtype[Any]], ...] = (
     ("BoolStorage", "BOOL", np.dtype(np.bool_)),
 )
 MAX_DIMENSIONS = 32  # no parameter has more than four
-_MAX_READ = 1 << 26  # bytes of names and structure in one piece; a checkpoint with optimizer state has under 1 MiB
+# Bytes of names and structure in one piece (a pickle, an archive's directory, a JSON header), which become some twenty
+# times as much in memory. m48 with its optimizer's state and a moving average has under 1 MiB.
+MAX_STRUCTURE = 1 << 24
 
 
 class WeightsFileError(ValueError):
@@ -48,12 +50,12 @@ class BoundedReader:
     def read(self, size: int = -1) -> bytes:
         left = max(self._end - self._file.tell(), 0)
         wanted = left if size < 0 else size
-        if wanted > _MAX_READ:
-            raise WeightsFileError(f"it claims {wanted} bytes in one piece of its structure, more than {_MAX_READ}")
+        if wanted > MAX_STRUCTURE:
+            raise WeightsFileError(f"it claims {wanted} bytes in one piece of its structure, more than {MAX_STRUCTURE}")
         return self._file.read(min(wanted, left))
 
     def readline(self) -> bytes:
-        return self._file.readline(_MAX_READ)
+        return self._file.readline(MAX_STRUCTURE)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
