@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.torch_weights.files import WeightsFile
+from poolformer_jax.torch_weights.files import WeightsFile, WeightsFileError, read_index
 from poolformer_jax.torch_weights.names import LAYOUTS
 from poolformer_jax.torch_weights.transfer import plan_import
 
@@ -149,8 +149,11 @@ def _download(name: str, file: str, options: Mapping[str, Any]) -> Path | None:
 
 
 def _download_shards(name: str, index: Path, options: Mapping[str, Any]) -> None:
-    weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-    for shard in sorted({str(shard) for shard in weight_map.values()}):
+    try:
+        shards = read_index(index)
+    except WeightsFileError as error:
+        raise WeightsFileError(f"Cannot read the weights in {index}: {error}.") from error
+    for shard in sorted(shards):
         _download(name, shard, options)
 
 

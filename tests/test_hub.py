@@ -23,7 +23,7 @@ for name, options in json.loads(sys.argv[1]):
     try:
         model, variables = load_pretrained(name, **options)
         result = {"labels": dict(model.config.id2label), "bias": variables["params"]["head"]["bias"].tolist()}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         result = {"error": str(error)}
     print(json.dumps(result))
 """
@@ -73,7 +73,9 @@ class Hub:
 
 
 @pytest.fixture(scope="module")
-def hub():
+def hub(tmp_path_factory):
+    index = tmp_path_factory.mktemp("hostile") / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"norm.bias": "../../config.json"}}))
     sharded = {path.name: path for path in (FIXTURES / "hf_sharded").iterdir()}
     config = FIXTURES / "hf_sharded" / "config.json"
     served = Hub(
@@ -81,6 +83,7 @@ def hub():
             "someone/sharded": {**sharded, "pytorch_model.bin": FIXTURES / "whole_model.bin"},
             "someone/old": {"config.json": config, "pytorch_model.bin": FIXTURES / "hf.bin"},
             "someone/empty": {"config.json": config},
+            "someone/hostile": {"config.json": config, index.name: index},
         }
     )
     yield served
@@ -127,9 +130,14 @@ def test_what_the_hub_does_not_have_is_told(load):
     messages = [answer["error"] for answer in load(*requests)]
     assert messages[0].startswith("There is no someone/nothing on the Hugging Face Hub, nor a file or folder")
     assert messages[1].startswith("There is no revision 'v9' of someone/old")
-    assert messages[2].startswith(
-        "someone/empty on the Hugging Face Hub holds no weights. Expected one of model.safete"
-    )
+    assert messages[2].startswith("someone/empty on the Hugging Face Hub holds no weights. Expected one of model.sa")
+
+
+def test_an_index_on_the_hub_reaches_no_other_file(hub, load):
+    (answer,) = load(("someone/hostile", {}))
+    assert answer["error"].startswith("Cannot read the weights in ")
+    assert "expected the name of a file beside it" in answer["error"]
+    assert {file for _, file in hub.asked} == {"config.json", "model.safetensors", "model.safetensors.index.json"}
 
 
 @pytest.mark.slow  # huggingface_hub tries again for half a minute

@@ -24,7 +24,7 @@ from poolformer_jax.torch_weights.storage import (
     plain,
 )
 
-__all__ = ["StoredTensor", "WeightsFile", "WeightsFileError", "open_weights"]
+__all__ = ["StoredTensor", "WeightsFile", "WeightsFileError", "open_weights", "read_index"]
 
 # Where training scripts put the weights in a checkpoint: timm and sail's (state_dict, state_dict_ema), detectron's and
 # DeiT's (model, model_ema), DeepSpeed's (module).
@@ -138,16 +138,25 @@ def _open_safetensors(path: Path) -> WeightsFile:
     return WeightsFile(path, "safetensors", tensors, metadata=metadata, files=(path,))
 
 
-def _open_index(path: Path, use_ema: bool) -> WeightsFile:
-    """A sharded file: the index says which shard holds which name, and both must agree."""
+def read_index(path: Path) -> dict[str, set[str]]:
+    """The shards that an index names, and the tensors that it places in each.
+
+    Raises:
+        WeightsFileError: if it is no index, or names a file that does not lie beside it.
+    """
     shards: dict[str, set[str]] = {}
     for name, shard in _weight_map(path).items():
         # A shard lies beside its index. Anything else would let a file name what else it wants to read.
         if Path(shard).name != shard or "\\" in shard or shard in ("", ".", ".."):
             raise WeightsFileError(f"it places {name[:80]!r} in {shard[:80]!r}, expected the name of a file beside it")
         shards.setdefault(shard, set()).add(name)
+    return shards
+
+
+def _open_index(path: Path, use_ema: bool) -> WeightsFile:
+    """A sharded file: the index says which shard holds which name, and both must agree."""
     tensors: dict[str, StoredTensor] = {}
-    opened = [(_open_shard(path, shard, use_ema), names) for shard, names in sorted(shards.items())]
+    opened = [(_open_shard(path, shard, use_ema), names) for shard, names in sorted(read_index(path).items())]
     for one, names in opened:
         if lost := names - one.tensors.keys():
             raise WeightsFileError(f"it places {_some(lost)} in {one.path.name}, which does not hold that")
