@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import track
@@ -81,7 +82,8 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     _check_classes(config, model.config, source)
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
-    params = jax.device_put(variables["params"], replicated(mesh))
+    # By way of NumPy, because a process's own device arrays cannot become arrays of all processes.
+    params = jax.device_put(jax.tree.map(np.asarray, variables["params"]), replicated(mesh))
     with evaluation_batches(data, source, **process_part(mesh)) as batches:
         count = -(-len(source) // data.batch_size)
         watched = track(batches, "Evaluating", total=count, console=console, disable=jax.process_index() > 0)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, load_pretrained
@@ -92,7 +93,9 @@ def make_network(
         rates = {"drop_path_rate": wanted.drop_path_rate, "dropout_rate": wanted.dropout_rate}
         config = dataclasses.replace(loaded.config, **labels, **rates)
         model = PoolFormerForImageClassification(config, dtype=kind, remat=remat)
-        return Network(model, lambda params: jax.tree.map(lambda p: p.astype(wide), params), variables["params"])
+        # NumPy's, because a process's own device arrays cannot become arrays of all processes.
+        params = jax.tree.map(np.asarray, variables["params"])
+        return Network(model, lambda params: jax.tree.map(lambda p: p.astype(wide), params), params)
 
     fields = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(PoolFormerConfig)}
     config = PoolFormerConfig(**{**fields, **labels, "num_channels": num_channels})
