@@ -82,8 +82,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, default=64, help="different JPEGs in a set (default: 64)")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     options = parser.parse_args(arguments)
-    if sys.platform != "linux":
-        print("error: this benchmark stops and pins processes, and reads /proc. It needs Linux.", file=sys.stderr)
+    if sys.platform != "linux" or shutil.which("taskset") is None:
+        print("error: this benchmark pins processes and reads /proc. It needs Linux, and taskset.", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pipelines are ended, too
     console = Console()
@@ -99,9 +99,10 @@ def main(arguments: Sequence[str]) -> int:
                 key = "crop+flip+randaugment" if randaugment else "crop+flip"
                 described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
                 show(console, f"{name}, {described['kilobytes']} kB a file: {key}", results)
+                if options.json is not None:  # after every table: the whole takes many minutes
+                    options.json.parent.mkdir(parents=True, exist_ok=True)
+                    options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         console.print(f"written to {options.json}")
     return 0
 
@@ -113,17 +114,23 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     ours += ["--batch-size", str(BATCH), "--workers", "1", "--randaugment", jobs, "--held-out", "0.01"]
     flag = ["--randaugment"] if randaugment else []
     torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
-    default = "the default; here exact" if folder.name == "imagenet" else "the default"
+    default = "the default, which at these sizes decodes in full" if folder.name == "imagenet" else "the default"
     found = [
         Contender("ours", [*ours, "--scaled-decoding"], default),
-        Contender("ours, full decode", [*ours, "--no-scaled-decoding"], "exact"),
-        Contender("PyTorch, uint8", torch, "the same, as timm makes them"),
-        Contender("PyTorch, float32", [*torch, "--float"], "the same, as torchvision makes them"),
+        Contender("ours, full decode", [*ours, "--no-scaled-decoding"], "the pixels of the long way"),
+        Contender("PyTorch, uint8", torch, "the same pixels, 8 bits, as timm's loader makes them"),
+        Contender(
+            "PyTorch, float32",
+            [*torch, "--float"],
+            "the same pixels, normalised, as torchvision's transforms make them",
+        ),
     ]
     if not randaugment:  # TensorFlow has no RandAugment of its own
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
-        found.append(Contender("tf.data", tensorflow, "aliased: a cheaper filter"))
-        found.append(Contender("tf.data, antialias", [*tensorflow, "--antialias"], "the same kind of filter"))
+        found.append(Contender("tf.data", tensorflow, "no antialiasing: a cheaper filter, other pixels"))
+        found.append(
+            Contender("tf.data, antialias", [*tensorflow, "--antialias"], "antialiased, as Pillow's filters are")
+        )
     return found
 
 
@@ -226,14 +233,17 @@ def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int) -> l
 def show(console: Console, title: str, results: Sequence[Result]) -> None:
     """One table; the last column compares with the first row."""
     table = Table(title=title, title_justify="left")
-    for column in ("pipeline", "images / core-second", "spread", "ours is", "pixels"):
-        table.add_column(column, justify="left" if column in ("pipeline", "pixels") else "right")
+    table.add_column("pipeline")
+    for column in ("images / core-second", "spread", "ours is"):
+        table.add_column(column, justify="right")
     for result in results:
         values = result.images_per_core_second
         spread = f"{min(values):.0f} to {max(values):.0f}"
         ratio = statistics.median(a / b for a, b in zip(results[0].images_per_core_second, values))
-        table.add_row(result.name, f"{result.median:.0f}", spread, f"{ratio:.2f} x", result.note)
+        table.add_row(result.name, f"{result.median:.0f}", spread, f"{ratio:.2f} x")
     console.print(table)
+    for result in results:
+        console.print(f"  {result.name}: {result.note}", highlight=False)
 
 
 def machine() -> dict[str, str | int]:
@@ -246,6 +256,4 @@ def machine() -> dict[str, str | int]:
 
 
 if __name__ == "__main__":
-    if shutil.which("taskset") is None:
-        sys.exit("error: taskset (util-linux) pins the pipelines to a core, and is not installed.")
     sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,41 @@
+"""The command that measures the input pipeline: what it prints, and what it says when it cannot."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--source", "synthetic", "--synthetic-examples", "64", "--image-size", "32", "--batch-size", "8"]
+
+
+def run(*arguments, answers=None):
+    command = [sys.executable, "-m", "train.data.throughput", *arguments]
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, input=answers, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_it_prints_a_rate_for_every_round():
+    done = run(*SMALL, "--rounds", "2", "--batches", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *rounds = done.stdout.splitlines()
+    assert re.fullmatch(r"64 images, 0 worker processes on \d+ cores", first)
+    assert len(rounds) == 2
+    assert all(re.fullmatch(r" *\d+ images/s +\d+\.\d ms a batch", line) for line in rounds)
+
+
+def test_on_request_it_answers_every_line():
+    done = run(*SMALL, "--on-request", answers="1\n2\n")
+    assert done.returncode == 0
+    versions, *answers = done.stdout.splitlines()
+    assert "grain" in versions
+    assert answers == ["done", "done"]
+
+
+def test_a_data_set_that_is_not_there_is_one_line():
+    done = run("--source", "folder:/nowhere/at/all")
+    assert done.returncode == 1
+    assert done.stderr == "error: folder:/nowhere/at/all: there is no folder /nowhere/at/all.\n"
