@@ -84,7 +84,7 @@ def _console() -> "Console":
 
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     # Orbax logs, with pages of traceback, the errors that it raises as well and that are told here in a sentence.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     return console
