@@ -98,7 +98,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_pat
         damage(path, kind, rng)
     with caplog.at_level(logging.WARNING), Checkpoints(tmp_path) as checkpoints:
         assert_equal(checkpoints.restore(parts.state), states[0])
-        assert "The checkpoint of step 2" in caplog.text
+        assert "The checkpoint of step 2 is damaged" in caplog.text
         assert (tmp_path / "damaged" / "2").is_dir()
         # The run goes on from step 1 and comes past step 2 again.
         checkpoints.save(states[1], wait=True)

@@ -118,8 +118,10 @@ class Checkpoints:
                 reason = _first_line(error)
             if _agree(reason is None):
                 return state
-            reasons.append(f"step {step}: {reason or 'another process could not read it'}")
-            self._log.warning("The checkpoint of %s. It goes to %s.", reasons[-1], self._folder / "damaged")
+            reason = reason or "another process could not read it"
+            reasons.append(f"step {step}: {reason}")
+            aside = self._folder / "damaged"
+            self._log.warning("The checkpoint of step %d is damaged: %s. It is moved to %s.", step, reason, aside)
             self._set_aside(step)
         if reasons:
             raise CheckpointError(
