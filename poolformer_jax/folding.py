@@ -39,6 +39,8 @@ from poolformer_jax.token_mixers import make_token_mixer
 # Nested dictionaries of float32 arrays; `fold` says which.
 FoldedParams = dict[str, Any]
 
+IMAGES_AT_ONCE_ON_CPU = 2
+
 _EPSILON = 1e-5
 _POOLED_EPSILON = 1e-6  # of the norm after pooling, head_order="pool_norm"
 
@@ -103,7 +105,11 @@ def _fold_affine(norm: Mapping[str, Any], dense: Mapping[str, Any]) -> FoldedPar
 
 
 def folded_apply(
-    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Pixels, dtype: Dtype = jnp.float32
+    folded: FoldedParams,
+    config: PoolFormerConfig,
+    pixel_values: Pixels,
+    dtype: Dtype = jnp.float32,
+    images_at_once: int | None = None,
 ) -> Float[Array, "b labels"]:
     """The logits of `PoolFormerForImageClassification(config, dtype)` with train=False, in float32.
 
@@ -112,7 +118,14 @@ def folded_apply(
         config: the architecture.
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
+        images_at_once: work through the batch in parts of this size, where it divides the batch; None does all at once.
+            `IMAGES_AT_ONCE_ON_CPU` keeps a part's hidden layers in a processor's caches, which is 2 to 3 times as fast
+            as a large batch.
     """
+    if images_at_once is not None and len(pixel_values) > images_at_once and len(pixel_values) % images_at_once == 0:
+        parts = jnp.reshape(pixel_values, (-1, images_at_once, *pixel_values.shape[1:]))
+        logits: Float[Array, "parts n labels"] = lax.map(lambda part: folded_apply(folded, config, part, dtype), parts)
+        return logits.reshape(len(pixel_values), -1)
     return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype)[-1])
 
 

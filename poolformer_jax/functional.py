@@ -90,16 +90,13 @@ def average_pool(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b 
 
 
 def _window_sum(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b h w c"]:
+    # Columns, then rows: 2k additions instead of k², and XLA vectorises a one-dimensional window several times better.
     margin = pool_size // 2
-    total: Float[Array, "b h w c"] = lax.reduce_window(
-        x,
-        np.zeros((), x.dtype),
-        lax.add,
-        window_dimensions=(1, pool_size, pool_size, 1),
-        window_strides=(1, 1, 1, 1),
-        padding=((0, 0), (margin, margin), (margin, margin), (0, 0)),
-    )
-    return total
+    for axis in (1, 2):
+        dimensions, padding = [1] * 4, [(0, 0)] * 4
+        dimensions[axis], padding[axis] = pool_size, (margin, margin)
+        x = lax.reduce_window(x, np.zeros((), x.dtype), lax.add, dimensions, (1,) * 4, padding)
+    return x
 
 
 def _window_counts(x: Float[Array, "b h w c"], pool_size: int) -> Float[np.ndarray, "1 h w 1"]:

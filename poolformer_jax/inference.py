@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, UInt8
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.folding import fold, folded_apply
+from poolformer_jax.folding import IMAGES_AT_ONCE_ON_CPU, fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
 from poolformer_jax.image_reading import ImageError, ImageLike
 from poolformer_jax.imagenet_labels import imagenet_labels
@@ -83,7 +83,7 @@ class ImageClassifier:
         self.batch_sharding, replicated = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
         self._params = jax.device_put(fold(config, variables) if fold_parameters else variables["params"], replicated)
         self._probabilities = jax.jit(
-            partial(_probabilities, config, image_processor, dtype, fold_parameters),
+            partial(_probabilities, config, image_processor, dtype, fold_parameters, _images_at_once(mesh)),
             in_shardings=(replicated, self.batch_sharding),
             out_shardings=self.batch_sharding,
         )
@@ -278,17 +278,24 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
+def _images_at_once(mesh: Mesh) -> int | None:
+    # Several CPU devices cut the batch up already, and a loop over a batch that is cut up would fetch every part.
+    one_processor = mesh.size == 1 and mesh.devices.item().platform == "cpu"
+    return IMAGES_AT_ONCE_ON_CPU if one_processor else None
+
+
 def _probabilities(
     config: PoolFormerConfig,
     image_processor: PoolFormerImageProcessor,
     dtype: Dtype,
     folded: bool,
+    images_at_once: int | None,
     params: Mapping[str, Any],
     pixels: UInt8[Array, "b h w c"],
 ) -> Float[Array, "b labels"]:
     scale, shift = image_processor.scale_and_shift()
     pixel_values = pixels.astype(jnp.float32) * scale + shift
     if folded:
-        return jax.nn.softmax(folded_apply(dict(params), config, pixel_values, dtype))
+        return jax.nn.softmax(folded_apply(dict(params), config, pixel_values, dtype, images_at_once))
     output: Any = PoolFormerForImageClassification(config, dtype).apply({"params": params}, pixel_values)
     return jax.nn.softmax(output.logits)

@@ -107,3 +107,14 @@ def test_the_folded_network_is_smaller():
     # Per block: norm1 and norm2 (2c each), both layer scales (c each) become one vector; and the final norm.
     blocks = [channels for channels, depth in zip(config.hidden_sizes, config.depths) for _ in range(depth)]
     assert count(variables) - count(fold(config, variables)) == 5 * sum(blocks) + 2 * config.hidden_sizes[-1]
+
+
+def test_a_batch_worked_through_in_parts_has_the_same_logits():
+    config = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 12, 16, 20), num_labels=5)
+    model = PoolFormerForImageClassification(config)
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
+    folded = fold(config, model.init(jax.random.key(0), pixels))
+    whole = folded_apply(folded, config, pixels)
+    for images_at_once in (1, 2, 4, 6, 8):  # 4 does not divide the batch
+        parts = folded_apply(folded, config, pixels, images_at_once=images_at_once)
+        np.testing.assert_allclose(parts, whole, atol=1e-6)
