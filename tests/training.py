@@ -73,12 +73,10 @@ def open_and_assemble(config: TrainConfig, devices: Sequence[jax.Device] | None 
 
 @functools.cache
 def first_state(config: TrainConfig) -> TrainState:
-    """The state before the first step, on one device: compiled once for all meshes."""
-    alone = dataclasses.replace(
-        config, mesh=sharded(1, 1), optimizer=dataclasses.replace(config.optimizer, accumulate=1)
-    )
+    """The state before the first step, in NumPy: compiled once for all meshes, and safe from steps that consume it."""
+    alone = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=1))
     _, parts = open_and_assemble(alone, jax.devices()[:1])
-    return parts.init(parts.network.argument)
+    return jax.device_get(parts.init(parts.network.argument))
 
 
 def train(
