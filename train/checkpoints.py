@@ -40,10 +40,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path | str, keep: int = 3) -> None:
-        self._folder = epath.Path(folder)
+        # The path of a bucket ("gs://...") is absolute, and `absolute` would take it for a local name.
+        self._folder = epath.Path(folder) if "://" in str(folder) else epath.Path(folder).absolute()
         self._log = logging.getLogger(__name__)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from etils import epath
 
 from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
@@ -153,15 +154,19 @@ def _available_memory() -> float:
 def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.state))
     needed = state * (config.keep_checkpoints + 1)
-    folder = next(path for path in (config.run_dir.absolute(), *config.run_dir.absolute().parents) if path.exists())
+    found = f"{config.keep_checkpoints + 1} states of {_size(state)} in {config.checkpoints}"
+    if "://" in config.checkpoints:
+        return Finding("fine", "disk", f"{found}, a bucket of unknown size")
+    checkpoints = Path(config.checkpoints).absolute()
+    folder = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    found = f"{config.keep_checkpoints + 1} states of {_size(state)} in {config.run_dir}, {_size(free)} free"
-    remedy = "Free space, choose another --run-dir, or keep fewer: --keep-checkpoints 1."
+    found += f", {_size(free)} free"
+    remedy = "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints 1."
     return Finding("fine" if needed < 0.9 * free else "failure", "disk", found, remedy)
 
 
 def _look_at_run_folder(config: TrainConfig) -> Finding:
-    checkpoints, recipe = config.run_dir / "checkpoints", config.run_dir / "recipe.json"
+    checkpoints, recipe = epath.Path(config.checkpoints), config.run_dir / "recipe.json"
     steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.exists() else []
     if not steps or not recipe.exists():
         return Finding("fine", "run folder", f"{config.run_dir} holds no run yet")

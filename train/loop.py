@@ -56,7 +56,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
     steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
 
-    with Checkpoints(config.run_dir / "checkpoints", config.keep_checkpoints) as checkpoints:
+    with Checkpoints(config.checkpoints, config.keep_checkpoints) as checkpoints:
         _note_recipe(config, checkpoints)
         state = checkpoints.restore(parts.state) or parts.init(parts.network.argument)
         step = start = int(state.step)
@@ -131,6 +131,6 @@ def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
         raise TrainingError(
             f"The last {record.skipped_in_a_row} steps up to step {record.step} had no finite gradient, and at most "
             f"max_skipped={config.max_skipped} in a row are passed over. The checkpoints from before them stand in "
-            f"{config.run_dir}. Expected a lower --optimizer.learning-rate, --optimizer.clip-norm 1, or --dtype "
+            f"{config.checkpoints}. Expected a lower --optimizer.learning-rate, --optimizer.clip-norm 1, or --dtype "
             "float32 to help."
         )

@@ -45,6 +45,8 @@ class TrainConfig:
     """Epochs between two evaluations. The last step is evaluated in any case."""
     save_every: int | None = None
     """Steps between two checkpoints. Default: one epoch."""
+    checkpoint_dir: str | None = None
+    """Folder of the checkpoints, which all hosts share. Default: checkpoints in run_dir."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep."""
     max_skipped: int = 20
@@ -66,6 +68,11 @@ class TrainConfig:
             ("examples", self.examples >= 0, "0 or more"),
         ]
         refuse(self, rules)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where the checkpoints are."""
+        return self.checkpoint_dir or str(self.run_dir / "checkpoints")
 
     def steps_per_epoch(self, examples: int) -> int:
         """Whole batches in `examples` images, at least 1."""
@@ -95,6 +102,7 @@ FREE_TO_CHANGE = (
     "log_every",
     "evaluate_every",
     "save_every",
+    "checkpoint_dir",
     "keep_checkpoints",
     "max_skipped",
     "max_steps",

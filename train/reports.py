@@ -6,6 +6,7 @@ Only process 0 writes. Every file is either appended to by whole lines, or writt
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,8 +69,10 @@ class Reports:
         if not self._writes:
             return
         figures = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "epoch")}
+        # JSON has no word for a loss that is not a number.
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
-            self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._file.write(json.dumps({"kind": kind, **line}) + "\n")
             self._file.flush()
             self._events.add(values["step"], figures)
         except OSError as error:
