@@ -224,10 +224,12 @@ class PoolFormerImageProcessor:
 
 def is_one_image(images: ImageLike) -> bool:
     """Whether `images` is one picture, rather than an iterable of pictures or an array of them."""
-    if hasattr(images, "__array__") and not isinstance(images, Image.Image):
-        return np.ndim(images) != 4
-    is_several = isinstance(images, Iterable) and not isinstance(images, str | bytes | bytearray | memoryview | Path)
-    return isinstance(images, Image.Image) or not is_several
+    if isinstance(images, Image.Image | str | bytes | bytearray | memoryview | os.PathLike):
+        return True
+    if hasattr(images, "__array__"):
+        return len(getattr(images, "shape", ())) != 4
+    # An open file is an iterable too, of lines: one thing, which `read_image` refuses.
+    return not isinstance(images, Iterable) or hasattr(images, "read")
 
 
 def _center_crop(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h2 w2 c"]:

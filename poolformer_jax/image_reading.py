@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Whatever `read_image` accepts; a jax.Array counts as an array. Spelled Any, because np.ndarray and the rest of the
 # world's arrays share no type.
@@ -50,13 +50,13 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
         ImageError: if the picture is not one that the rules cover.
     """
     if isinstance(image, str | os.PathLike):
-        upright = _open(image, repr(os.fspath(image)))
+        upright = _open(image, repr(str(os.fspath(image))))
     elif isinstance(image, bytes | bytearray | memoryview):
         upright = _open(BytesIO(image), f"the {len(image)} bytes given")
     elif isinstance(image, Image.Image):
         upright = _decode(image, "the Pillow image")
     elif hasattr(image, "__array__"):
-        upright = _from_array(np.asarray(image), input_data_format)
+        upright = _from_array(_as_numpy(image), input_data_format)
     else:
         raise ImageError(
             f"An image of type {type(image).__name__} cannot be read. Expected a path, the bytes of an image file, "
@@ -66,14 +66,16 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
 
 
 def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
-    if not isinstance(file, BytesIO) and not Path(file).is_file():
-        hint = " Addresses are not downloaded: give the bytes instead." if "://" in name else ""
-        raise ImageError(f"There is no image file {name}.{hint}")
     try:
+        if not isinstance(file, BytesIO) and not Path(file).is_file():
+            hint = " Addresses are not downloaded: give the bytes instead." if "://" in name else ""
+            raise ImageError(f"There is no image file {name}.{hint}")
         with Image.open(file) as image:
             return _decode(image, name)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image that Pillow can read: it is of no format that it knows.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(_too_large(name)) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
@@ -96,6 +98,13 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # see _open
         raise ImageError(f"{name} is truncated or damaged: {error}") from error
+
+
+def _as_numpy(array: Any) -> Shaped[np.ndarray, "..."]:
+    try:
+        return np.asarray(array)
+    except Exception as error:  # of another library: PyTorch raises RuntimeError for an array that needs gradients
+        raise ImageError(f"A {type(array).__name__} does not become a NumPy array: {error}") from error
 
 
 def _too_large(name: str) -> str:

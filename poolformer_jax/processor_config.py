@@ -6,7 +6,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,56 @@ def fields_from(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """The processor's fields for a preprocessor_config.json of any age, or for a `pretrained_cfg` of timm.
 
     Raises:
-        ValueError: for entries that would change the pixels in a way that is not implemented here, all at once.
+        ValueError: for entries that would change the pixels in a way that is not implemented here, or hold something
+            else than they should, all at once.
     """
-    if "interpolation" in data:
-        return _from_timm(data)
+    fields = _from_timm(data) if "interpolation" in data else _from_transformers(data, known)
+    if wrong := [
+        f"{name}={value!r}: expected {expected}."
+        for name, value in fields.items()
+        for is_right, expected in [_EXPECTED[name]]
+        if not is_right(value)
+    ]:
+        raise ValueError("\n  ".join(["These entries of the preprocessing are malformed:", *wrong]))
+    return fields
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_sides(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(side, int) for side in value.values())
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_number, value))
+
+
+# What JSON has to hold for each field; whether a number is in range is the processor's business.
+_EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("do_resize", "do_center_crop", "do_rescale", "do_normalize"),
+        (lambda value: isinstance(value, bool), "true or false"),
+    ),
+    **dict.fromkeys(("size", "crop_size"), (_is_sides, 'pixels, or pixels by name such as {"shortest_edge": 224}')),
+    **dict.fromkeys(("image_mean", "image_std"), (_are_numbers, "a list of numbers, one per channel")),
+    "crop_pct": (lambda value: value is None or _is_number(value), "a number or null"),
+    "resample": (lambda value: isinstance(value, int), "the number of one of Pillow's filters"),
+    "rescale_factor": (_is_number, "a number"),
+}
+
+
+def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     fields = {
         name: value for name, value in data.items() if name in known and (value is not None or name == "crop_pct")
     }
     if "do_resize_and_center_crop" in data:  # one flag for both until 2022, and in the published files
         both = data["do_resize_and_center_crop"]
         fields = {"do_resize": both, "do_center_crop": both, **fields}
-    if isinstance(size := fields.get("size"), int):  # plain numbers, of that time too
+    if _is_number(size := fields.get("size")):  # plain numbers, of that time too
         fields["size"] = {"shortest_edge": size}
-    if isinstance(size := fields.get("crop_size"), int):
+    if _is_number(size := fields.get("crop_size")):
         fields["crop_size"] = {"height": size, "width": size}
     unknown = [
         f"{name}={value!r}"
@@ -66,12 +103,14 @@ def fields_from(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
 
 def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
     """timm too scales the shorter edge to floor(size / crop_pct) and crops the middle, under other names."""
-    if data.get("crop_mode", "center") != "center" or data["interpolation"] not in _TIMM_FILTERS:
+    if missing := [name for name in ("input_size", "mean", "std") if not isinstance(data.get(name), list | tuple)]:
+        raise ValueError(f"timm's pretrained_cfg has no list {', '.join(missing)}. Expected all of them.")
+    if data.get("crop_mode", "center") != "center" or str(data["interpolation"]) not in _TIMM_FILTERS:
         raise ValueError(
             f"timm's crop_mode={data.get('crop_mode')!r} with interpolation={data['interpolation']!r} is not "
             f"implemented. Expected crop_mode 'center' and one of {', '.join(_TIMM_FILTERS)}."
         )
-    _, height, width = data["input_size"]
+    height, width = data["input_size"][-2:]
     return {
         "size": {"shortest_edge": height} if height == width else {"height": height, "width": width},
         "crop_size": {"height": height, "width": width},
@@ -96,7 +135,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
         candidates = _download(str(source), **hub_options)
     for candidate in candidates:
         if candidate.is_file():
-            data: dict[str, Any] = json.loads(candidate.read_text(encoding="utf-8"))
+            data = _json_object(candidate)
             if candidate.name == FILE:
                 return data
             if isinstance(timm := data.get("pretrained_cfg"), dict):
@@ -105,6 +144,17 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
         f"{source} has no {FILE}, and no config.json of timm with a pretrained_cfg. Expected one of them beside the "
         "weights; PoolFormerImageProcessor(...).save_pretrained(folder) writes it."
     )
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    expected = "Expected an object, as PoolFormerImageProcessor(...).save_pretrained(folder) writes it"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}). {expected}.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}. {expected}.")
+    return data
 
 
 def _download(repository: str, **hub_options: Any) -> list[Path]:

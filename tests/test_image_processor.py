@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -242,9 +243,12 @@ def test_the_first_frame_of_an_animation_counts():
     [
         ("missing.jpg", "no image file 'missing.jpg'"),
         ("https://example.org/cat.jpg", "not downloaded"),
-        (b"", "0 bytes given is not an image"),
+        ("long" * 2000, "File name too long"),
+        (b"", "0 bytes given is not an image that Pillow can read: it is of no format that it knows"),
         (b"%PDF-1.4 not a picture", "not an image that Pillow can read"),
         (12, "type int cannot be read"),
+        (io.BytesIO(b"an open file, which has lines"), "type BytesIO cannot be read"),
+        (SimpleNamespace(__array__=None), "SimpleNamespace does not become a NumPy array"),
         (np.zeros((5, 5, 2), np.uint8), "is no image"),
         (np.zeros((3, 200, 3), np.uint8), "channels first or last"),
         (np.zeros((2, 2, 2, 2, 3), np.uint8), "is no image"),
@@ -254,7 +258,7 @@ def test_the_first_frame_of_an_animation_counts():
         (np.full((8, 8), -0.5), "values from -0.5 to 0"),
         (np.full((8, 8), np.nan), "nan"),
     ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+    ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_picture_is_refused_with_the_reason(image, message):
     with pytest.raises(ImageError, match=message):
@@ -343,6 +347,21 @@ def test_bad_settings_are_listed_together():
         PoolFormerImageProcessor(size={"longest": 3}, crop_pct=1.5, resample=9, image_std=(1.0,))
     with pytest.raises(ValueError, match=r"do_pad=True, pad_size=\{'height': 3\}"):
         PoolFormerImageProcessor.from_dict({"do_pad": True, "pad_size": {"height": 3}})
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{broken", r"preprocessor_config\.json is no JSON .*save_pretrained\(folder\) writes it"),
+        ("[224]", r"preprocessor_config\.json holds a list"),
+        ('{"size": "224", "image_mean": 0.5, "crop_pct": "0.9"}', "(?s)size='224'.*image_mean=0.5.*crop_pct='0.9'"),
+        ('{"interpolation": "bicubic", "mean": [0.5]}', "no list input_size, std"),
+    ],
+)
+def test_a_malformed_file_is_named_or_its_entries_are_listed(written, message, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(written)
+    with pytest.raises(ValueError, match=message):
+        PoolFormerImageProcessor.from_pretrained(tmp_path)
 
 
 @pytest.mark.skipif(not features.check("webp"), reason="this Pillow was built without WebP")
