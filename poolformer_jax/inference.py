@@ -7,8 +7,9 @@ there, and the network is the folded one (`folding`).
 import collections
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,12 +74,16 @@ class ImageClassifier:
         devices: Sequence[jax.Device] | None = None,
         decode_threads: int | None = None,
     ) -> None:
-        _check(config, image_processor, dtype, batch_size)
-        mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("batch",))
+        devices = jax.local_devices() if devices is None else devices
+        threads = (os.cpu_count() or 1) if decode_threads is None else decode_threads
+        names = class_names(config) if id2label is None else dict(id2label)
+        _check(config, image_processor, dtype, names)
+        _check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
+        mesh = Mesh(np.asarray(devices), ("batch",))
         self.config = config
         self.image_processor = image_processor
-        self.id2label = class_names(config) if id2label is None else dict(id2label)
-        self.decode_threads = decode_threads or os.cpu_count() or 1
+        self.id2label = names
+        self.decode_threads = threads
         self.batch_sizes = _bucket_sizes(batch_size, mesh.size)
         self.batch_sharding, replicated = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
         self._params = jax.device_put(fold(config, variables) if fold_parameters else variables["params"], replicated)
@@ -144,22 +149,27 @@ class ImageClassifier:
     def stream(self, images: Iterable[ImageLike], top_k: int = 5) -> Iterator[list[Prediction] | ImageError]:
         """As `__call__`, one result at a time for images of any number, in the order given.
 
-        At most four batches are held at a time: one being decoded, one assembled, two on the devices.
+        At most four batches are held at a time: one being decoded, one assembled, two on the devices. What `images`
+        itself raises is raised here, after the results of the images that came before.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k={top_k}. Expected at least 1.")
+        _check_at_least_one(top_k=top_k)
         return self._stream(images, top_k)
 
     def _stream(self, images: Iterable[ImageLike], top_k: int) -> Iterator[list[Prediction] | ImageError]:
         running: collections.deque[tuple[list[ImageError | None], Array | None]] = collections.deque()
-        for batch in _batches(self._decode(images), self.batch_sizes[-1]):
-            running.append(self._start(batch))
-            if len(running) > 1:  # the devices work on the batch just started while the one before is reported
-                yield from self._finish(*running.popleft(), top_k)
+        failures: list[Exception] = []
+        # Closed at once, not when it is collected: the threads end with the stream.
+        with closing(self._decode(_until_failure(images, failures))) as decoded:
+            for batch in _batches(decoded, self.batch_sizes[-1]):
+                running.append(self._start(batch))
+                if len(running) > 1:  # the devices work on the batch just started while the one before is reported
+                    yield from self._finish(*running.popleft(), top_k)
         while running:
             yield from self._finish(*running.popleft(), top_k)
+        if failures:
+            raise failures[0]
 
-    def _decode(self, images: Iterable[ImageLike]) -> Iterator[UInt8[np.ndarray, "h w c"] | ImageError]:
+    def _decode(self, images: Iterable[ImageLike]) -> Generator[UInt8[np.ndarray, "h w c"] | ImageError]:
         """Every image read, resized and cropped by threads that keep one batch ahead; in order."""
         ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
         pool = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
@@ -244,9 +254,11 @@ def class_names(config: PoolFormerConfig) -> dict[int, str]:
     return {index: f"class {index}" for index in range(config.num_labels)}
 
 
-def _check(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, dtype: Dtype, batch_size: int) -> None:
+def _check(
+    config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, dtype: Dtype, id2label: Mapping[int, str]
+) -> None:
     problems = []
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
         problems.append(f"dtype={dtype!r}: expected float32 or bfloat16.")
     if config.num_labels == 0:
         problems.append("The network has no head (num_labels=0): expected at least one label. Call the model instead.")
@@ -260,10 +272,15 @@ def _check(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, 
     elif min(size) < config.total_stride or config.image_size not in (None, size[0], size[1]):
         wanted = config.image_size or f"at least {config.total_stride}"
         problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
-    if batch_size < 1:
-        problems.append(f"batch_size={batch_size}: expected at least 1.")
+    if unnamed := sorted(set(range(config.num_labels)) - set(id2label)):
+        problems.append(f"id2label has no name for class {unnamed[0]}: expected one for each of {config.num_labels}.")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _check_at_least_one(**counts: int) -> None:
+    if wrong := [f"{name}={count!r}" for name, count in counts.items() if count < 1]:
+        raise ValueError(f"{', '.join(wrong)}: expected at least 1.")
 
 
 def _bucket_sizes(batch_size: int, devices: int) -> tuple[int, ...]:
@@ -271,6 +288,14 @@ def _bucket_sizes(batch_size: int, devices: int) -> tuple[int, ...]:
     largest = -(-batch_size // devices) * devices
     growing = itertools.takewhile(lambda size: size < largest, (devices * 4**power for power in itertools.count()))
     return (*growing, largest)
+
+
+def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:
+    """The images up to an exception of theirs, which is put into `failures`."""
+    try:
+        yield from images
+    except Exception as error:
+        failures.append(error)
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

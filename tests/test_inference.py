@@ -37,6 +37,10 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listener)
 
 
+def decode_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
 def random_images(number, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (*rng.integers(20, 90, 2), 3), np.uint8) for _ in range(number)]
@@ -122,7 +126,7 @@ def test_a_stream_is_read_as_it_is_needed_and_its_threads_end(classifier):
         next(stream)
     assert len(taken) <= 3 * classifier.batch_sizes[-1] + 1
     stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert not decode_threads()
 
 
 def test_threads_decode_the_next_batch_before_the_devices_are_asked_for_the_first(classifier):
@@ -142,13 +146,16 @@ def test_threads_decode_the_next_batch_before_the_devices_are_asked_for_the_firs
     assert all(name.startswith("decode") for name in decoded_by)
 
 
-def test_an_error_of_the_stream_itself_is_not_swallowed(classifier):
+def test_an_error_of_the_images_themselves_comes_after_the_results_of_those_before(classifier):
     def failing():
-        yield PHOTOGRAPHS[0]
+        yield from PHOTOGRAPHS * 4  # more than a batch
         raise RuntimeError("the camera is gone")
 
+    stream = classifier.stream(failing())
+    assert [next(stream) for _ in range(24)] == classifier(PHOTOGRAPHS * 4)
     with pytest.raises(RuntimeError, match="the camera is gone"):
-        list(classifier.stream(failing()))
+        next(stream)
+    assert not decode_threads()
 
 
 def test_bfloat16_agrees_with_float32_to_its_precision(classifier):
@@ -218,7 +225,9 @@ def test_imagenets_names_come_with_published_architectures():
         ),
         ({"image_size": 96}, {}, r"images of \(64, 64\): expected 96 pixels"),
         ({}, {"dtype": "int8"}, "dtype='int8': expected float32 or bfloat16"),
-        ({}, {"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({}, {"dtype": "float"}, "dtype='float': expected float32 or bfloat16"),
+        ({}, {"id2label": {0: "cat"}}, "no name for class 1: expected one for each of 7"),
+        ({}, {"batch_size": 0, "devices": []}, "batch_size=0, devices=0: expected at least 1"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_at_once(changes, options, message):
