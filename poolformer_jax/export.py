@@ -15,9 +15,12 @@ metadata (see `metadata`): in ONNX as metadata_props, for StableHLO in a JSON fi
 The folded network is what is written, and the network itself is what it is checked against before a file appears.
 """
 
+import dataclasses
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,29 +77,36 @@ def export_model(
 
     Raises:
         ValueError: for another ending, or an image size that the network does not take.
+        OSError: if there is no folder for `file`, or a folder in its place.
         ModuleNotFoundError: naming the extra to install.
         ExportError: if the converted network computes other logits; nothing is written then.
     """
     path = Path(file)
     if path.suffix not in FORMATS:
         raise ValueError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")
+    if not path.parent.is_dir():  # before the minutes that a conversion can take
+        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Expected the name of a file to write.")
     size = image_size or image_processor.output_size
     if size is None:
         raise ValueError("The preprocessing makes images of many sizes. Say image_size=(height, width) in pixels.")
     facts = metadata(config, image_processor, id2label, size)
     example = np.random.default_rng(0).standard_normal((2, *size, config.num_channels), np.float32)
+    if jnp.dtype(dtype).name not in _TOLERANCE:
+        raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported. Expected {' or '.join(_TOLERANCE)}.")
     if path.suffix == ".onnx":
         if jnp.dtype(dtype) != jnp.float32:
             raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported to ONNX. Expected float32.")
         data = to_onnx(config, variables, size, facts)
         difference = _difference(config, variables, dtype, example, _run_onnx(data, example))
-        _write(path, data)
+        contents = {path: data}
     else:
         data = to_stablehlo(config, variables, size, dtype)
         logits = jax.export.deserialize(bytearray(data)).call(example)  # type: ignore[no-untyped-call]
         difference = _difference(config, variables, dtype, example, logits)
-        _write(path.with_name(f"{path.name}.json"), (json.dumps(facts, indent=2) + "\n").encode())
-        _write(path, data)
+        contents = {path.with_name(f"{path.name}.json"): (json.dumps(facts, indent=2) + "\n").encode(), path: data}
+    _write(contents)
     return difference
 
 
@@ -111,15 +121,29 @@ def metadata(
     Keys: `config`, `preprocessor_config` (both as on the Hub), `id2label`, `input`, `output`, `producer`.
     """
     height, width = image_size
+    colours = "greyscale" if config.num_channels == 1 else "RGB"
+    if config.num_labels:
+        output = f"logits: float32 [batch, {config.num_labels}]; their softmax is the probability of each id2label"
+    else:
+        output = f"logits: float32 [batch, {config.hidden_sizes[-1]}]; pooled and normalised, there is no head"
     return {
         "config": json.dumps(config.to_dict()),
-        "preprocessor_config": json.dumps(image_processor.to_dict()),
+        "preprocessor_config": json.dumps(_making(image_processor, image_size).to_dict()),
         "id2label": json.dumps({str(index): label for index, label in sorted(id2label.items())}),
         "input": f"pixel_values: float32 [batch, {height}, {width}, {config.num_channels}], resized, cropped, rescaled "
-        "and normalised as preprocessor_config says; channels last, RGB",
-        "output": f"logits: float32 [batch, {config.num_labels}]; their softmax is the probability of each id2label",
+        f"and normalised as preprocessor_config says; channels last, {colours}",
+        "output": output,
         "producer": f"poolformer-jax {poolformer_jax.__version__}",
     }
+
+
+def _making(image_processor: PoolFormerImageProcessor, image_size: tuple[int, int]) -> PoolFormerImageProcessor:
+    """The same preprocessing, for pictures of `image_size`."""
+    if image_processor.output_size == image_size:
+        return image_processor
+    sides = dict(zip(("height", "width"), image_size))
+    size = {"shortest_edge": image_size[0]} if image_size[0] == image_size[1] else sides
+    return dataclasses.replace(image_processor, do_resize=True, size=size, do_center_crop=True, crop_size=sides)
 
 
 def to_stablehlo(
@@ -147,17 +171,30 @@ def to_onnx(
         import onnx
     except ImportError as error:
         raise _missing("jax2onnx and onnx", error) from error
-    model = jax2onnx.to_onnx(
-        partial(_logits, fold(config, variables), config, jnp.float32),
-        inputs=[("batch", *image_size, config.num_channels)],
-        model_name="poolformer",
-        opset=ONNX_OPSET,
-        input_names=["pixel_values"],
-        output_names=["logits"],
-    )
+    with _quiet("onnx_ir"):
+        model = jax2onnx.to_onnx(
+            partial(_logits, fold(config, variables), config, jnp.float32),
+            inputs=[("batch", *image_size, config.num_channels)],
+            model_name="poolformer",
+            opset=ONNX_OPSET,
+            input_names=["pixel_values"],
+            output_names=["logits"],
+        )
     onnx.helper.set_model_props(model, dict(facts))
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without a logger's warnings: onnx_ir has one for every shape that jax2onnx leaves to ONNX's own inference."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _logits(
@@ -201,7 +238,17 @@ def _missing(names: str, error: ImportError) -> ModuleNotFoundError:
     return ModuleNotFoundError(f"Exporting needs {names} ({error}). Install: pip install 'poolformer-jax[export]'")
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _write(contents: Mapping[Path, bytes]) -> None:
+    """All files or none: each under a temporary name first."""
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
+    try:
+        for path, data in contents.items():
+            temporary[path].write_bytes(data)
+        for path in contents:
+            temporary[path].replace(path)
+    except OSError as error:
+        names = " and ".join(map(str, contents))
+        raise OSError(f"Cannot write {names}: {error.strerror or error}.") from error
+    finally:
+        for file in temporary.values():
+            file.unlink(missing_ok=True)

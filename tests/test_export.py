@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
-from poolformer_jax.export import ExportError, export_model
+from poolformer_jax.export import ExportError, export_model, metadata
 from small_networks import EVERY_MIXER, TINY, random_variables
 
 PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
@@ -142,6 +142,33 @@ def test_a_size_that_the_network_does_not_take_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"parameters for every position of images of 64 by 64"):
             export_model(tmp_path / f"n{ending}", config, variables, PROCESSOR, LABELS, image_size=(96, 96))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_metadata_describe_the_input_that_the_file_takes():
+    facts = metadata(CONFIGS["published"], PROCESSOR, LABELS, (96, 96))
+    assert "[batch, 96, 96, 3]" in facts["input"] and facts["input"].endswith("RGB")
+    assert PoolFormerImageProcessor.from_dict(json.loads(facts["preprocessor_config"])).output_size == (96, 96)
+    wide = PoolFormerImageProcessor.from_dict(
+        json.loads(metadata(CONFIGS["published"], PROCESSOR, LABELS, (33, 70))["preprocessor_config"])
+    )
+    assert wide(np.zeros((50, 50), np.uint8))["pixel_values"].shape == (1, 33, 70, 3)
+    headless = PoolFormerConfig(**{**TINY, "num_labels": 0, "num_channels": 1})
+    facts = metadata(headless, PoolFormerImageProcessor(image_mean=(0.5,), image_std=(0.5,)), {}, (224, 224))
+    assert facts["input"].endswith("greyscale")
+    assert facts["output"] == "logits: float32 [batch, 64]; pooled and normalised, there is no head"
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
+    config = CONFIGS["published"]
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere to write n\.onnx into"):
+        export_model(tmp_path / "nowhere" / "n.onnx", config, {}, PROCESSOR, LABELS)
+    (tmp_path / "n.onnx").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"n\.onnx is a folder"):
+        export_model(tmp_path / "n.onnx", config, {}, PROCESSOR, LABELS)
+    (tmp_path / "n.stablehlo.json").mkdir()
+    with pytest.raises(OSError, match=r"Cannot write .*n\.stablehlo\.json and .*n\.stablehlo: "):
+        export_model(tmp_path / "n.stablehlo", config, random_variables(config)[1], PROCESSOR, LABELS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n.onnx", "n.stablehlo.json"]
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
