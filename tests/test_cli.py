@@ -14,6 +14,9 @@ import pytest
 from PIL import Image
 
 from poolformer_jax.cli import COMMANDS, main
+from poolformer_jax.cli.arguments import waiting
+from poolformer_jax.cli.cam import label_index
+from poolformer_jax.imagenet_labels import imagenet_labels
 from poolformer_jax.inference import ImageClassifier
 from poolformer_jax.pretrained import save_pretrained
 from small_networks import CONFIG, IMAGES, MODEL, PROCESSOR, VARIABLES
@@ -52,6 +55,7 @@ def test_predict_prints_the_most_probable_labels_of_each_image(folder, expected,
 def test_predict_as_json_is_one_object_per_line_and_bad_images_do_not_stop_it(folder, expected, capsys, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     (tmp_path / "notes.txt").write_text("no image either, but nobody said so")
+    (tmp_path / "manual.pdf").write_text("Pillow writes PDF and does not read it")
     shutil.copy(CAT, tmp_path / "a.jpg")
     code = main(["predict", str(tmp_path), COFFEE, "--weights", folder, "--json", "--top-k", "1"])
     captured = capsys.readouterr()
@@ -82,8 +86,9 @@ def test_summary_shows_layers_of_a_variant_or_a_trained_folder(folder, capsys):
     assert "11,915,176" in output
     assert "stages_2/blocks_0..5 (pooling)" in output
     assert max(map(len, output.splitlines())) <= 80
-    assert main(["summary", folder, "--image-size", "64"]) == 0
-    assert "16 x 16 x 8" in capsys.readouterr().out
+    for source in (folder, f"{folder}/model.safetensors", f"{folder}/config.json"):
+        assert main(["summary", source, "--image-size", "64"]) == 0
+        assert "16 x 16 x 8" in capsys.readouterr().out
 
 
 def test_cam_writes_the_overlay_of_the_class_asked_for(folder, expected, capsys, tmp_path, monkeypatch):
@@ -96,6 +101,23 @@ def test_cam_writes_the_overlay_of_the_class_asked_for(folder, expected, capsys,
     assert pictures[0].shape == (192, 192, 3)  # 64 x 64, enlarged to be seen
     assert not np.array_equal(*pictures)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chelsea_cam.png", "other.png"]
+
+
+def test_a_name_that_two_classes_have_asks_for_the_index():
+    with pytest.raises(ValueError, match="classes 134 and 517 are both called 'crane'"):
+        label_index("crane", imagenet_labels())
+    assert label_index("tabby cat", imagenet_labels()) == 281
+    assert label_index("134", imagenet_labels()) == 134
+
+
+def test_what_is_waited_for_stays_on_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    with waiting(f"Loading {'very/' * 20}long/path"):
+        shown = capsys.readouterr().err
+    assert shown.startswith("Loading very/") and shown.endswith("… ...")
+    assert len(shown) < 40
+    assert capsys.readouterr().err == "\r\x1b[K"
 
 
 def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path):
@@ -115,7 +137,12 @@ def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path)
         (["predict", "{empty}", "--weights", "{folder}"], "has no image file"),
         (["cam", "missing.jpg", "--weights", "{folder}"], "no image file 'missing.jpg'"),
         (["cam", CAT, "--weights", "{folder}", "--label", "unicorn"], "no class 'unicorn'"),
-        (["cam", CAT, "--weights", "{folder}", "--output", "why"], "ending of an image format"),
+        (["cam", CAT, "--weights", "{folder}", "--output", "why"], "ending of a picture, .png"),
+        (["cam", CAT, "--weights", "{folder}", "--output", "why.psd"], "ending of a picture, .png"),
+        (["cam", CAT, "--weights", "{folder}", "--output", "there/why.png"], "there is no folder there"),
+        (["export", "{folder}", "there/network.onnx"], "There is no folder there"),
+        (["summary", "{folder}/preprocessor_config.json"], "Expected model_type 'poolformer'"),
+        (["summary", "no/such/network"], "There is no model at no/such/network"),
         (["export", "{folder}", "network.pb"], ".stablehlo or .onnx"),
         (["summary", "s13"], "no variant 's13'"),
     ],

@@ -1,6 +1,7 @@
 """Arguments that several commands take, and the line that says what a command is waiting for."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +29,9 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """A whole number of at least 1; argparse turns the error into its usage message."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 @contextmanager
@@ -39,7 +39,10 @@ def waiting(message: str) -> Iterator[None]:
     """Says on the terminal what is being waited for, and takes it back; says nothing into files and pipes."""
     visible = sys.stderr.isatty()
     if visible:
-        print(f"{message} ...", end="", file=sys.stderr, flush=True)
+        # A line that wraps could not be taken back.
+        width = shutil.get_terminal_size().columns - len(" ...") - 1
+        shown = message if len(message) <= width else f"{message[: width - 1]}…"
+        print(f"{shown} ...", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:

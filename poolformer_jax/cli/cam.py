@@ -11,6 +11,9 @@ HELP = "Write a picture of what speaks for a class (Grad-CAM)."
 EXAMPLE = """  python -m poolformer_jax cam cat.jpg
   python -m poolformer_jax cam 7.png --weights runs/digits/model --label 1"""
 
+# What Pillow writes that a person can look at.
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -25,31 +28,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the overlay; returns the exit code."""
     output = Path(arguments.output or f"{Path(arguments.image).stem}_cam.png")
+    _check(output)
     with waiting("Starting JAX"):
         from PIL import Image
 
         from poolformer_jax.cam import VISIBLE_SIDE, GradCam
         from poolformer_jax.inference import class_names, find_image_processor
         from poolformer_jax.pretrained import load_pretrained
-    if output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output {output}: expected the ending of an image format, such as .png.")
     with waiting(f"Loading {arguments.weights}"):
         model, variables = load_pretrained(arguments.weights)
         cam = GradCam(model.config, variables, find_image_processor(arguments.weights, model.config))
     names = class_names(model.config)
-    label = None if arguments.label is None else _index(arguments.label, names)
+    label = None if arguments.label is None else label_index(arguments.label, names)
     with waiting(f"Explaining {arguments.image}"):
         explanation = cam(arguments.image, label)
         temporary = output.with_name(f".tmp_{output.name}")
-        Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
-        temporary.replace(output)
+        try:
+            Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
+            temporary.replace(output)
+        finally:
+            temporary.unlink(missing_ok=True)
     print(f"{output}: {names[explanation.label]}, {100 * explanation.probability:.1f} %")
     return 0
 
 
-def _index(label: str, names: Mapping[int, str]) -> int:
+def _check(output: Path) -> None:
+    """Refuses what cannot be written, before the network is loaded."""
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}. Make it first.")
+    if output.suffix.lower() not in _PICTURES:
+        raise ValueError(f"--output {output}: expected the ending of a picture, {', '.join(_PICTURES)}.")
+
+
+def label_index(label: str, names: Mapping[int, str]) -> int:
     """The class called `label`, or with that index."""
-    if matches := [index for index, name in names.items() if label in (name, *name.split(", "))]:
+    matches = [index for index, name in names.items() if label in (name, *name.split(", "))]
+    if len(matches) > 1:  # two of ImageNet's are called "crane"
+        raise ValueError(f"The classes {' and '.join(map(str, matches))} are both called {label!r}. Give the index.")
+    if matches:
         return matches[0]
     if label.isdecimal() and int(label) in names:
         return int(label)

@@ -75,7 +75,8 @@ def _files(names: list[str]) -> Iterator[Path]:
             continue
         from PIL import Image
 
-        readable = Image.registered_extensions()
+        formats = Image.registered_extensions()  # of which Pillow only writes some, PDF for one
+        readable = {ending for ending, format in formats.items() if format in Image.OPEN}
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in readable and file.is_file())
         if not inside:
             raise FileNotFoundError(f"The folder {name} has no image file. Expected at least one.")

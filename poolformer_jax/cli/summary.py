@@ -1,7 +1,6 @@
 """`summary`: the layers of one network."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +17,20 @@ EXAMPLE = """  python -m poolformer_jax summary s12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("network", metavar="NETWORK", help="a variant (see list), a model folder, or a config.json")
+    parser.add_argument(
+        "network",
+        metavar="NETWORK",
+        help="a variant (see list), a model folder, a weights file, a config.json, or a name on the Hugging Face Hub",
+    )
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="side of the input image (default: 224)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table; returns the exit code."""
     with waiting("Starting JAX"):
-        from poolformer_jax.config import PoolFormerConfig
         from poolformer_jax.summary import layer_table
-    config = _config(arguments.network, PoolFormerConfig)
+    with waiting(f"Reading {arguments.network}"):
+        config = _config(arguments.network)
     side = arguments.image_size or config.image_size or 224
     rows = layer_table(config, side, side)
     width = max(len(row.name) for row in rows)
@@ -41,10 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config(network: str, config_class: "type[PoolFormerConfig]") -> "PoolFormerConfig":
+def _config(network: str) -> "PoolFormerConfig":
+    from poolformer_jax.config import VARIANTS, PoolFormerConfig
+    from poolformer_jax.model_files import find_model_files, network_of, read_config
+    from poolformer_jax.torch_weights.files import open_weights
+
     path = Path(network)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.is_file():
-        return config_class.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    return config_class.from_variant(network)
+    if network.removeprefix("poolformer_") in VARIANTS or not (path.exists() or "/" in network):
+        return PoolFormerConfig.from_variant(network)
+    if path.suffix == ".json":
+        written = read_config(path)
+        if written.dialect == "transformers":
+            return PoolFormerConfig.from_dict(written.data)
+        path = path.parent  # timm's says nothing of the layers: the weights beside it do
+    files = find_model_files(path)
+    return network_of(files, open_weights(files.weights))
