@@ -6,6 +6,7 @@ other packages. Exit codes: 0 done, 1 failed (one message on stderr says why), 2
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,6 +34,8 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one benchmark and returns its exit code."""
     name, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    # As an exception, so that the processes of contenders end with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name].module}")
         code: int = module.main(rest)

@@ -1,0 +1,101 @@
+"""Inference on the CPU beside PyTorch, ONNX Runtime and OpenVINO: the same weights, the same pixels, all cores.
+
+Ours is the folded network that ImageClassifier compiles, from normalised pixels to logits. PyTorch runs transformers'
+PoolFormer: eager, with channels_last, and through torch.compile with either layout. ONNX Runtime and OpenVINO run the
+file that torch.onnx (its default exporter) makes of that same model, at a fixed batch. Everything is float32.
+
+Weights are random, and such that every branch has a say in the logits; these are compared before anything is timed.
+Each contender is a process of its own with all cores, and only the one whose turn it is runs.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.inputs import write_inputs
+from benchmarks.turns import ROOT, Contender, measure
+from poolformer_jax import PoolFormerConfig
+
+# Float32 logits of deep networks, summed in other orders: the largest differences seen are 2e-6 (s12) and 1e-5 (m36).
+TOLERANCE = 1e-4
+EXAMPLE = "example:\n  python -m benchmarks cpu-inference --variants s12 --batches 1 --rounds 3"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    machine, contests = report.machine(), []
+    for variant in options.variants:
+        for batch in options.batches:
+            with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name, console.status("") as status:
+                folder = Path(name)
+                status.update(f"{variant}, batch {batch}: writing the weights, and their ONNX file")
+                write_inputs(folder, PoolFormerConfig.from_variant(variant), batch)
+                export_onnx(folder)
+                results, left_out = measure(
+                    contenders(folder),
+                    rounds=options.rounds,
+                    seconds=options.seconds,
+                    tolerance=TOLERANCE,
+                    say=lambda what, title=f"{variant}, batch {batch}": status.update(f"{title}: {what}"),
+                )
+            summaries = report.summarise(results, images=batch)
+            title = f"{variant}, batch {batch}, float32, {machine['cores']} cores"
+            report.show(console, title, summaries, left_out)
+            contests.append({"variant": variant, "batch": batch, "results": summaries, "left_out": left_out})
+    command = " ".join(["python -m benchmarks cpu-inference", *arguments])
+    found = {"command": command, "machine": machine, "load_after": report.load(), "contests": contests}
+    report.write(options.json, found)
+    console.print(f"written to {options.json}", soft_wrap=True)
+    return 0
+
+
+def contenders(folder: Path) -> list[Contender]:
+    """Ours first: the others' logits are compared with it."""
+    where = {"folder": str(folder)}
+    torch, onnx = "benchmarks.peers.pytorch:inference", "benchmarks.peers.onnx_runtimes"
+    last = {"channels_last": True}
+    return [
+        Contender("ours", "benchmarks.peers.ours:inference", where, ours=True, environment={"JAX_PLATFORMS": "cpu"}),
+        Contender("PyTorch", torch, where),
+        Contender("PyTorch, channels_last", torch, where | last),
+        Contender("torch.compile", torch, where | {"compiled": True}),
+        Contender("torch.compile, channels_last", torch, where | {"compiled": True} | last),
+        Contender("ONNX Runtime", f"{onnx}:onnx_runtime", where),
+        Contender("OpenVINO", f"{onnx}:openvino", where),
+    ]
+
+
+def export_onnx(folder: Path) -> None:
+    """Has PyTorch write model.onnx in a process of its own. If it cannot, those that need the file say so."""
+    code = "import sys; from benchmarks.peers.pytorch import export_onnx; export_onnx(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks cpu-inference",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    variants = ("s12", "s24", "s36", "m36", "m48")
+    parser.add_argument("--variants", nargs="+", choices=variants, default=["s12", "m36"], help="default: s12 m36")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images in a call (default: 1 16)")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of every contender (default: 9)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn (default: 1)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=report.RESULTS / "cpu-inference.json",
+        help="where to write the figures (default: benchmarks/results/cpu-inference.json)",
+    )
+    return parser

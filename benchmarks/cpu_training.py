@@ -1,0 +1,89 @@
+"""A training step on the CPU beside PyTorch: forward, backward and AdamW's update, on all cores, in float32.
+
+Ours is the step that `python -m train` compiles, without augmentation, drop path and learning-rate schedule. PyTorch
+trains transformers' PoolFormer with AdamW's fused update: eager, with channels_last, and through torch.compile with
+either layout. Weights, images, labels and hyperparameters are the same, and the losses of the first steps are compared
+before anything is timed.
+
+Each contender is a process of its own with all cores, and only the one whose turn it is runs.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.inputs import write_inputs
+from benchmarks.turns import Contender, measure
+from poolformer_jax import PoolFormerConfig
+
+STEPS = 3
+"""Whose losses are compared: the first tests the forward pass, the others the gradient and the update."""
+
+LEARNING_RATE = 1e-4
+# Adam divides every gradient by its own size, and so makes rounding errors of small gradients visible.
+TOLERANCE = 1e-3
+EXAMPLE = "example:\n  python -m benchmarks cpu-training --variant s12 --batch 4 --rounds 3"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the benchmark, prints its table, writes JSON, and returns the exit code."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    machine = report.machine()
+    with tempfile.TemporaryDirectory(prefix="cpu-training-") as folder, console.status("") as status:
+        status.update("writing the weights")
+        write_inputs(Path(folder), PoolFormerConfig.from_variant(options.variant), options.batch)
+        results, left_out = measure(
+            contenders(Path(folder)),
+            rounds=options.rounds,
+            seconds=options.seconds,
+            tolerance=TOLERANCE,
+            say=status.update,
+        )
+    summaries = report.summarise(results, images=options.batch)
+    title = f"training step, {options.variant}, batch {options.batch}, float32, {machine['cores']} cores"
+    report.show(console, title, summaries, left_out)
+    contest = {"variant": options.variant, "batch": options.batch, "results": summaries, "left_out": left_out}
+    command = " ".join(["python -m benchmarks cpu-training", *arguments])
+    found = {"command": command, "machine": machine, "load_after": report.load(), "contests": [contest]}
+    report.write(options.json, found)
+    console.print(f"written to {options.json}", soft_wrap=True)
+    return 0
+
+
+def contenders(folder: Path) -> list[Contender]:
+    """Ours first: the others' losses are compared with its."""
+    where = {"folder": str(folder), "learning_rate": LEARNING_RATE, "steps": STEPS}
+    torch, last = "benchmarks.peers.pytorch:training", {"channels_last": True}
+    return [
+        Contender("ours", "benchmarks.peers.ours:training", where, ours=True, environment={"JAX_PLATFORMS": "cpu"}),
+        Contender("PyTorch", torch, where),
+        Contender("PyTorch, channels_last", torch, where | last),
+        Contender("torch.compile", torch, where | {"compiled": True}),
+        Contender("torch.compile, channels_last", torch, where | {"compiled": True} | last),
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks cpu-training",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--variant", choices=("s12", "s24", "s36", "m36", "m48"), default="s12", help="default: s12")
+    parser.add_argument("--batch", type=int, default=16, help="images in a step (default: 16)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every contender (default: 7)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn, a step at least (default: 1)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=report.RESULTS / "cpu-training.json",
+        help="where to write the figures (default: benchmarks/results/cpu-training.json)",
+    )
+    return parser

@@ -1,0 +1,32 @@
+"""What a contender of a benchmark is inside its own process: something to call again and again."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Job:
+    """A contender, made ready.
+
+    Args:
+        call: does the work once, and returns when it is done.
+        result: numbers that must agree with those of the other contenders: logits, or losses of the first steps.
+        versions: of what does the work.
+        threads: how many it computes with.
+        facts: what else the report should hold.
+    """
+
+    call: Callable[[], Any]
+    result: np.ndarray
+    versions: Mapping[str, str]
+    threads: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def available_cores() -> int:
+    """The cores that this process may use: fewer than the machine has, under taskset or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,70 @@
+"""poolformer_jax: the folded network that ImageClassifier compiles, and the step that `python -m train` compiles."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import poolformer_jax
+from benchmarks.inputs import read_labels, read_pixels
+from benchmarks.job import Job, available_cores
+from poolformer_jax.folding import IMAGES_AT_ONCE_ON_CPU, fold, folded_apply
+from poolformer_jax.pretrained import load_pretrained
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.state import new_state
+from train.step import make_train_step
+
+VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__, "flax": flax.__version__}
+
+
+def inference(folder: str, dtype: str = "float32") -> Job:
+    """Logits of a batch."""
+    model, variables = load_pretrained(folder)
+    folded = jax.device_put(fold(model.config, variables))
+    pixels = jax.device_put(read_pixels(Path(folder)))
+    # As ImageClassifier does on one device.
+    at_once = IMAGES_AT_ONCE_ON_CPU if jax.default_backend() == "cpu" else None
+    apply = jax.jit(partial(folded_apply, config=model.config, dtype=jnp.dtype(dtype), images_at_once=at_once))
+    compiled = apply.lower(folded, pixel_values=pixels).compile()
+
+    def call() -> jax.Array:
+        return jax.block_until_ready(compiled(folded, pixel_values=pixels))
+
+    return Job(call, np.asarray(call()), VERSIONS, available_cores(), _cost(compiled))
+
+
+def training(folder: str, learning_rate: float, steps: int, dtype: str = "float32") -> Job:
+    """A step: forward, backward, and AdamW's update. The result is the loss of each of the first steps."""
+    model, variables = load_pretrained(folder, dtype=jnp.dtype(dtype))
+    config = OptimizerConfig()
+    optimizer = make_optimizer(config)
+    labels = model.config.num_labels
+    step = make_train_step(
+        model,
+        optimizer,
+        schedule=lambda _: jnp.float32(learning_rate),
+        augment=lambda _, image, label: (image, jax.nn.one_hot(label, labels)),
+        config=config,
+        seed=0,
+    )
+    state = new_state(variables["params"], optimizer, ema=False)
+    batch = {"image": jnp.asarray(read_pixels(Path(folder))), "label": jnp.asarray(read_labels(Path(folder)))}
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+    def call() -> float:
+        nonlocal state
+        state, metrics = jax.block_until_ready(compiled(state, batch))
+        return float(metrics["loss"])
+
+    losses = np.asarray([call() for _ in range(steps)])
+    return Job(call, losses, VERSIONS, available_cores(), _cost(compiled))
+
+
+def _cost(compiled: Any) -> dict[str, float]:
+    """What XLA counts for one call."""
+    cost = compiled.cost_analysis() or {}
+    return {name.replace(" ", "_"): cost[name] for name in ("flops", "bytes accessed") if name in cost}

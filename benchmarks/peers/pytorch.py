@@ -1,0 +1,140 @@
+"""PyTorch: the PoolFormer of transformers (and timm's, where it is installed), as it is and by torch.compile."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.nn.functional import cross_entropy
+
+from benchmarks.inputs import read_labels, read_pixels
+from benchmarks.job import Job, available_cores
+from train.optimizer import OptimizerConfig
+
+
+def inference(
+    folder: str,
+    compiled: bool = False,
+    channels_last: bool = False,
+    home: str = "transformers",
+    device: str = "cpu",
+    autocast: bool = False,
+) -> Job:
+    """Logits of a batch."""
+    model, pixels = _prepare(folder, channels_last, home, device)
+    forward = torch.compile(model.eval()) if compiled else model.eval()
+
+    @torch.inference_mode()
+    def call() -> torch.Tensor:
+        with _autocast(device, autocast):
+            logits = _logits(forward(pixels))
+        _wait(device)
+        return logits
+
+    return Job(call, call().float().cpu().numpy(), _versions(home), torch.get_num_threads())
+
+
+def training(
+    folder: str,
+    learning_rate: float,
+    steps: int,
+    compiled: bool = False,
+    channels_last: bool = False,
+    home: str = "transformers",
+    device: str = "cpu",
+    autocast: bool = False,
+) -> Job:
+    """A step: forward, backward, and AdamW's update. The result is the loss of each of the first steps."""
+    model, pixels = _prepare(folder, channels_last, home, device)
+    labels = torch.from_numpy(read_labels(Path(folder))).to(device)
+    optimizer = _adamw(model, learning_rate)
+    forward = torch.compile(model.train()) if compiled else model.train()
+
+    def call() -> float:
+        with _autocast(device, autocast):
+            logits = _logits(forward(pixels))
+        loss = cross_entropy(logits.float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait(device)
+        return float(loss)
+
+    losses = np.asarray([call() for _ in range(steps)])
+    return Job(call, losses, _versions(home), torch.get_num_threads())
+
+
+def export_onnx(folder: str) -> None:
+    """Writes model.onnx into the folder: transformers' network, for a batch of the size of the pixels."""
+    model, pixels = _prepare(folder, channels_last=False, home="transformers", device="cpu")
+    names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
+    torch.onnx.export(_Logits(model.eval()), (pixels,), str(Path(folder) / "model.onnx"), dynamo=True, **names)
+
+
+class _Logits(torch.nn.Module):
+    """A network that returns nothing but its logits."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return _logits(self.model(pixel_values))
+
+
+def _logits(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def _prepare(folder: str, channels_last: bool, home: str, device: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    torch.set_num_threads(available_cores())
+    torch.backends.cudnn.benchmark = True
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = _HOMES[home](Path(folder)).to(device=device, memory_format=layout)
+    pixels = torch.from_numpy(read_pixels(Path(folder))).permute(0, 3, 1, 2)
+    return model, pixels.to(device).contiguous(memory_format=layout)
+
+
+def _transformers(folder: Path) -> torch.nn.Module:
+    return transformers.PoolFormerForImageClassification.from_pretrained(folder)
+
+
+def _timm(folder: Path) -> torch.nn.Module:
+    """timm's network with the same weights; it averages before the last norm, so its logits are others."""
+    import timm
+
+    return timm.create_model((folder / "timm" / "variant").read_text(), checkpoint_path=folder / "timm" / WEIGHTS)
+
+
+WEIGHTS = "model.safetensors"
+_HOMES: dict[str, Callable[[Path], torch.nn.Module]] = {"transformers": _transformers, "timm": _timm}
+
+
+def _adamw(model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Ours in PyTorch: decay for what has two dimensions or more, and the fused update, its fastest."""
+    config = OptimizerConfig()
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, learning_rate, betas, config.epsilon, fused=True)
+
+
+def _autocast(device: str, enabled: bool) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device, torch.bfloat16) if enabled else contextlib.nullcontext()
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _versions(home: str) -> dict[str, str]:
+    import importlib.metadata
+
+    return {"torch": torch.__version__, home: importlib.metadata.version(home)}

@@ -1,0 +1,114 @@
+"""What a benchmark tells: the machine, medians and spread, the ratio to the fastest peer; as a table and as JSON."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.job import available_cores
+from benchmarks.turns import Result
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Where and when figures come from, and how busy it was there."""
+    return {
+        "processor": _processor(),
+        "cores": available_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        "load_before": load(),
+    }
+
+
+def load() -> float | None:
+    """How many processes wanted a core over the last minute; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def summarise(results: Sequence[Result], images: int) -> list[dict[str, Any]]:
+    """The results with what the table shows.
+
+    `milliseconds_per_image` is the median over the rounds and `middle_half` its quartiles. `to_fastest_peer` is the
+    median over the rounds of the time beside the fastest peer's of the same round: below 1 is faster than that.
+    """
+    peers = [result for result in results if not result.ours]
+    fastest = min(peers, key=lambda peer: statistics.median(peer.seconds)) if peers else None
+    return [_summary(result, fastest, images) for result in results]
+
+
+def _summary(result: Result, fastest: Result | None, images: int) -> dict[str, Any]:
+    milliseconds = [seconds * 1e3 / images for seconds in result.seconds]
+    ratio = None
+    if fastest is not None:
+        ratio = statistics.median(own / peer for own, peer in zip(result.seconds, fastest.seconds, strict=True))
+    return {
+        **asdict(result),
+        "milliseconds_per_image": statistics.median(milliseconds),
+        "middle_half": _quartiles(milliseconds),
+        "to_fastest_peer": ratio,
+    }
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def table(title: str, summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each contender, ours in bold."""
+    made = Table(title=title, title_justify="left", caption_justify="left")
+    made.add_column("", no_wrap=True)
+    for heading in ("ms an image", "middle half", "x fastest peer"):
+        made.add_column(heading, justify="right")
+    for summary in summaries:
+        low, high = summary["middle_half"]
+        ratio = summary["to_fastest_peer"]
+        made.add_row(
+            summary["name"],
+            _figure(summary["milliseconds_per_image"]),
+            f"{_figure(low)} to {_figure(high)}",
+            "" if ratio is None else f"{ratio:.2f}",
+            style="bold" if summary["ours"] else None,
+        )
+    largest = max(summary["difference"] for summary in summaries)
+    made.caption = f"What they compute differs by at most {largest:.0e} of the largest number."
+    return made
+
+
+def _figure(milliseconds: float) -> str:
+    """Three digits that count."""
+    return f"{milliseconds:.{0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2}f}"
+
+
+def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> None:
+    """Prints a table, and who is missing from it."""
+    console.print(table(title, summaries))
+    for reason in left_out.values():
+        console.print(f"left out: {reason}", highlight=False, markup=False)
+
+
+def write(path: Path, report: Mapping[str, Any]) -> None:
+    """JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp_{path.name}")
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
