@@ -34,8 +34,6 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one benchmark and returns its exit code."""
     name, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
-    # As an exception, so that the processes of contenders end with this one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name].module}")
         code: int = module.main(rest)
@@ -73,4 +71,6 @@ def _parse(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 if __name__ == "__main__":
+    # As an exception, so that the processes of contenders end with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

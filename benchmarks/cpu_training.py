@@ -23,7 +23,7 @@ from poolformer_jax import PoolFormerConfig
 STEPS = 3
 """Whose losses are compared: the first tests the forward pass, the others the gradient and the update."""
 
-LEARNING_RATE = 1e-4
+ADAMW = {"learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.05}
 # Adam divides every gradient by its own size, and so makes rounding errors of small gradients visible.
 TOLERANCE = 1e-3
 EXAMPLE = "example:\n  python -m benchmarks cpu-training --variant s12 --batch 4 --rounds 3"
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def contenders(folder: Path) -> list[Contender]:
     """Ours first: the others' losses are compared with its."""
-    where = {"folder": str(folder), "learning_rate": LEARNING_RATE, "steps": STEPS}
+    where = {"folder": str(folder), "adamw": ADAMW, "steps": STEPS}
     torch, last = "benchmarks.peers.pytorch:training", {"channels_last": True}
     return [
         Contender("ours", "benchmarks.peers.ours:training", where, ours=True, environment={"JAX_PLATFORMS": "cpu"}),

@@ -1,7 +1,12 @@
 """What all contenders are given: a network's weights in a folder that all of them read, pixels, and labels."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+# Contenders have the devices; this process makes shapes, and must not take a GPU's memory for that.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
@@ -19,6 +24,12 @@ def write_inputs(folder: Path, config: PoolFormerConfig, batch: int, image_size:
     rng = np.random.default_rng(1)
     np.save(folder / "pixels.npy", rng.standard_normal((batch, image_size, image_size, 3), np.float32))
     np.save(folder / "labels.npy", rng.integers(config.num_labels, size=batch))
+
+
+def write_timm_weights(folder: Path, config: PoolFormerConfig) -> None:
+    """The same parameters for timm, in the folder's `timm`."""
+    model = PoolFormerForImageClassification(replace(config, head_order="pool_norm"))
+    save_pretrained(folder / "timm", model, {"params": random_parameters(config)}, layout="timm")
 
 
 def random_parameters(config: PoolFormerConfig, seed: int = 0) -> Any:
@@ -41,13 +52,3 @@ def random_parameters(config: PoolFormerConfig, seed: int = 0) -> Any:
                 return 0.1 * values
 
     return jax.tree.map_with_path(draw, parameter_shapes(config))
-
-
-def read_pixels(folder: Path) -> np.ndarray:
-    """The normalised images, [batch, height, width, 3], float32."""
-    return np.load(folder / "pixels.npy")
-
-
-def read_labels(folder: Path) -> np.ndarray:
-    """A class for each of them."""
-    return np.load(folder / "labels.npy")

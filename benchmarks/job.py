@@ -1,8 +1,12 @@
-"""What a contender of a benchmark is inside its own process: something to call again and again."""
+"""What a contender of a benchmark is inside its own process: something to call again and again, and what it is given.
+
+Nothing here imports jax, which has no business in a peer's process.
+"""
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,3 +34,13 @@ class Job:
 def available_cores() -> int:
     """The cores that this process may use: fewer than the machine has, under taskset or in a container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_pixels(folder: str) -> np.ndarray:
+    """The normalised images that `inputs` wrote, [batch, height, width, 3], float32."""
+    return np.load(Path(folder) / "pixels.npy")
+
+
+def read_labels(folder: str) -> np.ndarray:
+    """A class for each of them."""
+    return np.load(Path(folder) / "labels.npy")

@@ -89,7 +89,7 @@ def table(title: str, summaries: Sequence[Mapping[str, Any]]) -> Table:
             "" if ratio is None else f"{ratio:.2f}",
             style="bold" if summary["ours"] else None,
         )
-    largest = max(summary["difference"] for summary in summaries)
+    largest = max(summary["difference"] or 0 for summary in summaries)
     made.caption = f"What they compute differs by at most {largest:.0e} of the largest number."
     return made
 

@@ -31,6 +31,7 @@ class Contender:
         factory: `module:function`, which makes its `Job`.
         options: what the function is called with.
         ours: whether it is this package's.
+        comparable: whether it computes the same function; False where it is known not to, as timm's head.
         environment: variables of its process.
     """
 
@@ -38,6 +39,7 @@ class Contender:
     factory: str
     options: Mapping[str, Any]
     ours: bool = False
+    comparable: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -49,7 +51,8 @@ class Result:
         name: of the contender.
         ours: whether it is this package's.
         seconds: of one call, by round.
-        difference: largest distance of its result to the first contender's, relative to the largest number there.
+        difference: largest distance of its result to the first contender's, relative to the largest number there;
+            None where they are not comparable.
         versions: of what did the work.
         threads: how many it computed with.
         facts: what its job told besides.
@@ -58,7 +61,7 @@ class Result:
     name: str
     ours: bool
     seconds: tuple[float, ...]
-    difference: float
+    difference: float | None
     versions: Mapping[str, str]
     threads: int
     facts: Mapping[str, Any]
@@ -113,10 +116,11 @@ def measure(
         if all(worker.contender.ours for worker in workers.values()):
             reasons = "\n".join(f"  {name}: {reason}" for name, reason in left_out.items())
             raise ValueError(f"There is nothing to compare with. Expected one of these to start:\n{reasons}")
-        differences = compare({name: worker.result for name, worker in workers.items()}, tolerance)
+        comparable = {name: worker.result for name, worker in workers.items() if worker.contender.comparable}
+        differences = compare(comparable, tolerance)
         seconds_of = take_turns(workers, rounds=rounds, seconds=seconds, say=say)
     results = [
-        Result(name, worker.contender.ours, tuple(seconds_of[name]), differences[name], **worker.told)
+        Result(name, worker.contender.ours, tuple(seconds_of[name]), differences.get(name), **worker.told)
         for name, worker in workers.items()
     ]
     return results, left_out

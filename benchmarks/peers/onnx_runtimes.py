@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.inputs import read_pixels
-from benchmarks.job import Job, available_cores
+from benchmarks.job import Job, available_cores, read_pixels
 
 
 def onnx_runtime(folder: str) -> Job:
@@ -49,4 +48,4 @@ def _model(folder: str) -> str:
 
 
 def _pixels(folder: str) -> np.ndarray:
-    return np.ascontiguousarray(read_pixels(Path(folder)).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(read_pixels(folder).transpose(0, 3, 1, 2))

@@ -1,7 +1,7 @@
 """poolformer_jax: the folded network that ImageClassifier compiles, and the step that `python -m train` compiles."""
 
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax
@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import poolformer_jax
-from benchmarks.inputs import read_labels, read_pixels
-from benchmarks.job import Job, available_cores
+from benchmarks.job import Job, available_cores, read_labels, read_pixels
 from poolformer_jax.folding import IMAGES_AT_ONCE_ON_CPU, fold, folded_apply
 from poolformer_jax.pretrained import load_pretrained
 from train.optimizer import OptimizerConfig, make_optimizer
@@ -25,7 +24,7 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     """Logits of a batch."""
     model, variables = load_pretrained(folder)
     folded = jax.device_put(fold(model.config, variables))
-    pixels = jax.device_put(read_pixels(Path(folder)))
+    pixels = jax.device_put(read_pixels(folder))
     # As ImageClassifier does on one device.
     at_once = IMAGES_AT_ONCE_ON_CPU if jax.default_backend() == "cpu" else None
     apply = jax.jit(partial(folded_apply, config=model.config, dtype=jnp.dtype(dtype), images_at_once=at_once))
@@ -37,22 +36,22 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     return Job(call, np.asarray(call()), VERSIONS, available_cores(), _cost(compiled))
 
 
-def training(folder: str, learning_rate: float, steps: int, dtype: str = "float32") -> Job:
+def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "float32") -> Job:
     """A step: forward, backward, and AdamW's update. The result is the loss of each of the first steps."""
     model, variables = load_pretrained(folder, dtype=jnp.dtype(dtype))
-    config = OptimizerConfig()
+    config = OptimizerConfig(**adamw)
     optimizer = make_optimizer(config)
     labels = model.config.num_labels
     step = make_train_step(
         model,
         optimizer,
-        schedule=lambda _: jnp.float32(learning_rate),
+        schedule=lambda _: jnp.float32(config.learning_rate),
         augment=lambda _, image, label: (image, jax.nn.one_hot(label, labels)),
         config=config,
         seed=0,
     )
     state = new_state(variables["params"], optimizer, ema=False)
-    batch = {"image": jnp.asarray(read_pixels(Path(folder))), "label": jnp.asarray(read_labels(Path(folder)))}
+    batch = {"image": jnp.asarray(read_pixels(folder)), "label": jnp.asarray(read_labels(folder))}
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
     def call() -> float:

@@ -1,7 +1,9 @@
 """PyTorch: the PoolFormer of transformers (and timm's, where it is installed), as it is and by torch.compile."""
 
 import contextlib
-from collections.abc import Callable
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,7 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from benchmarks.inputs import read_labels, read_pixels
-from benchmarks.job import Job, available_cores
-from train.optimizer import OptimizerConfig
+from benchmarks.job import Job, available_cores, read_labels, read_pixels
 
 
 def inference(
@@ -39,7 +39,7 @@ def inference(
 
 def training(
     folder: str,
-    learning_rate: float,
+    adamw: Mapping[str, float],
     steps: int,
     compiled: bool = False,
     channels_last: bool = False,
@@ -49,8 +49,8 @@ def training(
 ) -> Job:
     """A step: forward, backward, and AdamW's update. The result is the loss of each of the first steps."""
     model, pixels = _prepare(folder, channels_last, home, device)
-    labels = torch.from_numpy(read_labels(Path(folder))).to(device)
-    optimizer = _adamw(model, learning_rate)
+    labels = torch.from_numpy(read_labels(folder)).to(device)
+    optimizer = _optimizer(model, **adamw)
     forward = torch.compile(model.train()) if compiled else model.train()
 
     def call() -> float:
@@ -94,7 +94,7 @@ def _prepare(folder: str, channels_last: bool, home: str, device: str) -> tuple[
     torch.backends.cudnn.benchmark = True
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = _HOMES[home](Path(folder)).to(device=device, memory_format=layout)
-    pixels = torch.from_numpy(read_pixels(Path(folder))).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(read_pixels(folder)).permute(0, 3, 1, 2)
     return model, pixels.to(device).contiguous(memory_format=layout)
 
 
@@ -106,23 +106,23 @@ def _timm(folder: Path) -> torch.nn.Module:
     """timm's network with the same weights; it averages before the last norm, so its logits are others."""
     import timm
 
-    return timm.create_model((folder / "timm" / "variant").read_text(), checkpoint_path=folder / "timm" / WEIGHTS)
+    name = json.loads((folder / "timm" / "config.json").read_text())["architecture"]
+    return timm.create_model(name, checkpoint_path=folder / "timm" / "model.safetensors")
 
 
-WEIGHTS = "model.safetensors"
 _HOMES: dict[str, Callable[[Path], torch.nn.Module]] = {"transformers": _transformers, "timm": _timm}
 
 
-def _adamw(model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """Ours in PyTorch: decay for what has two dimensions or more, and the fused update, its fastest."""
-    config = OptimizerConfig()
+def _optimizer(
+    model: torch.nn.Module, learning_rate: float, beta1: float, beta2: float, epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW as ours: decay for what has two dimensions or more. The fused update is PyTorch's fastest."""
     parameters = list(model.parameters())
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, learning_rate, betas, config.epsilon, fused=True)
+    return torch.optim.AdamW(groups, learning_rate, (beta1, beta2), epsilon, fused=True)
 
 
 def _autocast(device: str, enabled: bool) -> contextlib.AbstractContextManager[Any]:
@@ -135,6 +135,4 @@ def _wait(device: str) -> None:
 
 
 def _versions(home: str) -> dict[str, str]:
-    import importlib.metadata
-
     return {"torch": torch.__version__, home: importlib.metadata.version(home)}

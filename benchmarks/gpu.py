@@ -1,0 +1,177 @@
+"""Inference and training on one NVIDIA GPU beside transformers and timm: bfloat16, a batch of 256, s12 and m36.
+
+It has not been run on a GPU yet: no figure of this project comes from it.
+
+The peers run through torch.compile, with channels_last and under autocast, their fastest ordinary way. Ours is the
+folded network of ImageClassifier, and the step of `python -m train`, without augmentation. Weights and images are the
+same; logits and losses are compared first, except timm's: it averages before the last norm, and has other logits.
+
+MFU is the share of the GPU's dense bfloat16 peak: two operations for each multiplication that summary.count_macs
+counts, three times as many in training. Bandwidth is what XLA says our program reads and writes, by time.
+Needs a jax and a torch that see the GPU: pip install 'poolformer-jax[bench]' 'jax[cuda13]'.
+"""
+
+import argparse
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import report
+from benchmarks.cpu_training import ADAMW, STEPS
+from benchmarks.inputs import write_inputs, write_timm_weights
+from benchmarks.turns import Contender, measure
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.summary import count_macs
+
+# bfloat16 keeps 8 bits, and autocast rounds in other places than we do.
+TOLERANCE = 5e-2
+WORK = ("inference", "training")
+EXAMPLE = "example:\n  python -m benchmarks gpu --variants s12 --batch 128 --work inference"
+
+
+class Peak(NamedTuple):
+    """What a GPU can do at most, dense bfloat16 with float32 sums: operations and bytes a second."""
+
+    flops: float
+    bandwidth: float
+
+
+# NVIDIA's data sheets, by the name that nvidia-smi gives.
+PEAKS = {
+    "NVIDIA H200": Peak(989e12, 4.8e12),
+    "NVIDIA H100 80GB HBM3": Peak(989e12, 3.35e12),
+    "NVIDIA H100 PCIe": Peak(756e12, 2.0e12),
+    "NVIDIA A100-SXM4-80GB": Peak(312e12, 2.039e12),
+    "NVIDIA A100-SXM4-40GB": Peak(312e12, 1.555e12),
+    "NVIDIA L40S": Peak(362e12, 0.864e12),
+    "NVIDIA L4": Peak(121e12, 0.3e12),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
+    options = _parser().parse_args(arguments)
+    device = device_name()
+    console = Console()
+    machine, contests = report.machine() | {"gpu": device}, []
+    for variant in options.variants:
+        for work in options.work:
+            config = PoolFormerConfig.from_variant(variant)
+            with tempfile.TemporaryDirectory(prefix="gpu-") as name, console.status("") as status:
+                status.update(f"{variant}, {work}: writing the weights")
+                write_inputs(Path(name), config, options.batch)
+                write_timm_weights(Path(name), config)
+                results, left_out = measure(
+                    contenders(Path(name), work),
+                    rounds=options.rounds,
+                    seconds=options.seconds,
+                    tolerance=TOLERANCE,
+                    say=lambda what, title=f"{variant}, {work}": status.update(f"{title}: {what}"),
+                )
+            summaries = report.summarise(results, images=options.batch)
+            flops = 2 * count_macs(config) * (3 if work == "training" else 1)
+            summaries = [summary | use(summary, options.batch * flops, PEAKS.get(device)) for summary in summaries]
+            title = f"{work}, {variant}, batch {options.batch}, bfloat16, {device}"
+            report.show(console, title, summaries, left_out)
+            console.print(use_table(summaries))
+            contest = {"variant": variant, "work": work, "batch": options.batch}
+            contests.append(contest | {"results": summaries, "left_out": left_out})
+    path = options.json or report.RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', device.lower())}.json"
+    command = " ".join(["python -m benchmarks gpu", *arguments])
+    report.write(path, {"command": command, "machine": machine, "load_after": report.load(), "contests": contests})
+    console.print(f"written to {path}", soft_wrap=True)
+    return 0
+
+
+def device_name() -> str:
+    """What nvidia-smi calls the first GPU.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if shutil.which("nvidia-smi") is None:
+        raise ValueError("There is no NVIDIA GPU here (no nvidia-smi). Expected one; cpu-inference needs none.")
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True)
+    if answer.returncode or not answer.stdout.strip():
+        raise ValueError(f"nvidia-smi finds no GPU: {(answer.stderr or answer.stdout).strip()}. Expected one.")
+    return answer.stdout.splitlines()[0].strip()
+
+
+def contenders(folder: Path, work: str) -> list[Contender]:
+    """Ours first: the others are compared with it."""
+    where: dict[str, Any] = {"folder": str(folder)}
+    if work == "training":
+        where |= {"adamw": ADAMW, "steps": STEPS}
+    torch = where | {"compiled": True, "channels_last": True, "device": "cuda", "autocast": True}
+    # Without preallocation, which would leave nothing for the others' processes.
+    environment = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    peer = f"benchmarks.peers.pytorch:{work}"
+    return [
+        Contender("ours", f"benchmarks.peers.ours:{work}", where | {"dtype": "bfloat16"}, True, True, environment),
+        Contender("transformers, torch.compile", peer, torch),
+        Contender("timm, torch.compile", peer, torch | {"home": "timm"}, comparable=False),
+    ]
+
+
+def use(summary: Mapping[str, Any], flops: float, peak: Peak | None) -> dict[str, float | None]:
+    """How well the GPU was used.
+
+    Args:
+        summary: of a contender.
+        flops: of one call.
+        peak: of the GPU; None if it is not listed here.
+
+    Returns:
+        `mfu`, a share of the peak; `bandwidth` in bytes a second and its share, where the program's bytes are known.
+    """
+    seconds = statistics.median(summary["seconds"])
+    accessed = summary["facts"].get("bytes_accessed")
+    bandwidth = accessed / seconds if accessed else None
+    return {
+        "mfu": flops / seconds / peak.flops if peak else None,
+        "bandwidth": bandwidth,
+        "bandwidth_share": bandwidth / peak.bandwidth if bandwidth and peak else None,
+    }
+
+
+def use_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Images a second and what `use` found."""
+    made = Table("", "images a second", "MFU", "bandwidth")
+    for summary in summaries:
+        bandwidth = f"{summary['bandwidth'] / 1e12:.2f} TB/s" if summary["bandwidth"] else ""
+        share = f" ({summary['bandwidth_share']:.0%})" if summary["bandwidth_share"] else ""
+        mfu = f"{summary['mfu']:.0%}" if summary["mfu"] else ""
+        rate = 1000 / summary["milliseconds_per_image"]
+        made.add_row(summary["name"], f"{rate:,.0f}", mfu, bandwidth + share)
+    return made
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks gpu",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    variants = ("s12", "s24", "s36", "m36", "m48")
+    parser.add_argument("--variants", nargs="+", choices=variants, default=["s12", "m36"], help="default: s12 m36")
+    parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
+    parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of every contender (default: 9)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn (default: 2)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where to write the figures (default: benchmarks/results/gpu-DEVICE.json)",
+    )
+    return parser
