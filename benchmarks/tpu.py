@@ -1,0 +1,227 @@
+"""What the TPU compiler makes of the network, without a TPU: cycles, bytes, memory and collectives of the real program.
+
+    python -m benchmarks tpu
+    python -m benchmarks tpu --topology v5e:16x16 --work training --json FILE
+
+libtpu holds the compiler, and it runs on any Linux host: `pip install 'poolformer-jax[tpu]'`. Nothing is measured. The
+cycles are the compiler's own estimates (`estimated_cycles`), added up as if nothing overlapped; what follows from them,
+images a second and the share of the chip's peak, is an estimate too. Transfers between HBM and VMEM that run beside
+other work have no estimate; the report counts them.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import compiled_text, report
+from benchmarks.chips import chip_of
+
+# Read when libtpu starts: there is no TPU to ask for, and several compilers may run side by side.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from train.assembly import assemble
+from train.recipes import RECIPES, TrainConfig
+from train.sharding import MeshConfig
+
+CLASSES, EXAMPLES, SIZE = 1000, 1_281_167, 224
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compiles, prints and writes. Returns the exit code."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.plain and "training" in parsed.work:
+        parser.error("--plain is for --work forward: the training program always computes the fused blocks.")
+    console = Console(stderr=True)
+    results = {}
+    for topology in parsed.topology:
+        try:
+            chip_of(topology)
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        except (ValueError, RuntimeError) as error:
+            print(f"topology {topology} cannot be compiled for: {error}", file=sys.stderr)
+            return 1
+        for work in parsed.work:
+            with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):
+                result = _RUNS[work](parsed, devices)
+            results[f"{topology} {work}"] = result
+            _print(topology, work, result, parsed)
+            console.print()
+    content = {
+        "command": "python -m benchmarks tpu",
+        "variant": parsed.variant,
+        "fused": not parsed.plain,
+        "images_per_chip": parsed.images_per_chip,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax", "optax")},
+        "estimates_not_measurements": results,
+    }
+    if parsed.json:
+        report.write(parsed.json, content)
+        print(f"wrote {parsed.json}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks tpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
+    parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
+    parser.add_argument("--variant", default="s12", help="s12 ... m48 (default s12)")
+    parser.add_argument("--images-per-chip", type=int, default=64, help="batch of each chip (default 64)")
+    parser.add_argument("--fsdp", type=int, default=1, help="chips that share one copy of the weights (default 1)")
+    parser.add_argument("--augment", action="store_true", help="with mixup, cutmix and random erasing on the chip")
+    parser.add_argument("--plain", action="store_true", help="forward: the blocks as the paper writes them")
+    parser.add_argument("--top", type=int, default=12, help="how many costly instructions to list (default 12)")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--text", type=Path, help="also write the compiled program to this file")
+    return parser
+
+
+def _compile_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Logits and loss of evaluation, the batch cut over all chips."""
+    model = PoolFormerForImageClassification(
+        PoolFormerConfig.from_variant(parsed.variant), dtype=jnp.bfloat16, fused=not parsed.plain
+    )
+    mesh = Mesh(np.asarray(devices), ("batch",))
+    whole, cut = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    variables = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)
+    batch = parsed.images_per_chip * len(devices)
+    pixels = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.bfloat16, sharding=cut)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=cut)
+
+    def forward(variables: Any, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        output = model.apply(variables, pixels, labels)
+        return output.logits, output.loss
+
+    return _describe(jax.jit(forward).lower(variables, pixels, labels), parsed)
+
+
+def _compile_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """The training program's own step: normalisation and augmentation on the chip, gradient, AdamW."""
+    parts = assemble(_recipe(parsed, len(devices)), [str(n) for n in range(CLASSES)], EXAMPLES, devices)
+    sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
+    batch = parsed.images_per_chip * len(devices)
+    return _describe(
+        parts.step.lower(
+            parts.state,
+            {
+                "image": jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8, sharding=sharding),
+                "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharding),
+            },
+        ),
+        parsed,
+    )
+
+
+def _recipe(parsed: argparse.Namespace, chips: int) -> TrainConfig:
+    """The ImageNet recipe of the variant, in bfloat16; without the augmentation unless that is asked for."""
+    recipe = RECIPES[f"imagenet-{parsed.variant}"].config
+    mix = dataclasses.replace(recipe.data.mix, mix_group=parsed.images_per_chip)
+    if not parsed.augment:
+        mix = dataclasses.replace(mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
+    data = dataclasses.replace(recipe.data, batch_size=parsed.images_per_chip * chips, mix=mix)
+    return dataclasses.replace(recipe, data=data, dtype="bfloat16", mesh=MeshConfig(fsdp=parsed.fsdp))
+
+
+_RUNS = {"forward": _compile_forward, "training": _compile_training}
+
+
+def _describe(lowered: jax.stages.Lowered, parsed: argparse.Namespace) -> dict[str, Any]:
+    """Everything the compiled program tells about itself; bytes and operations are those of one chip."""
+    start = time.monotonic()
+    compiled = lowered.compile()
+    seconds = time.monotonic() - start
+    text = compiled.as_text() or ""
+    if parsed.text:
+        parsed.text.write_text(text)
+    program = compiled_text.instructions(text)
+    costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    return {
+        "compile_seconds": round(seconds, 1),
+        "estimated_cycles": compiled_text.total_cycles(program),
+        "flops": costs.get("flops"),
+        "bytes_accessed": costs.get("bytes accessed"),
+        "memory_bytes": {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs_beside_them": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "temporary": memory.temp_size_in_bytes,
+            "program": memory.generated_code_size_in_bytes,
+        },
+        "collectives": [
+            {"opcode": c.opcode, "bytes": compiled_text.collective_bytes(c), "times": c.times, "source": c.source}
+            for c in compiled_text.collectives(program)
+        ],
+        "cycles_by_part": compiled_text.cycles_by_part(program),
+        "costliest": [asdict(instruction) for instruction in compiled_text.costliest(program, parsed.top)],
+        "without_estimate": compiled_text.without_estimate(program),
+    }
+
+
+def _print(topology: str, work: str, result: dict[str, Any], parsed: argparse.Namespace) -> None:
+    chip, cycles = chip_of(topology), result["estimated_cycles"]
+    seconds = cycles / chip.clock
+    memory = sum(result["memory_bytes"].values())
+    # The network's own multiplications, not those of the compiled program, which may compute some of them twice.
+    model_flops = _MODEL_GFLOPS.get(parsed.variant, 0) * 1e9 * parsed.images_per_chip * (3 if work == "training" else 1)
+    facts = {
+        "compile time": f"{result['compile_seconds']:.0f} s",
+        "estimated cycles": f"{cycles:.3g}",
+        "operations": f"{result['flops'] / 1e9:.0f} G",
+        "bytes accessed": f"{result['bytes_accessed'] / 1e9:.2f} GB",
+        "memory": f"{memory / 1e9:.2f} of {chip.hbm_bytes / 1e9:.0f} GB",
+        "images/s (estimate)": f"{parsed.images_per_chip / seconds:.0f}",
+        "MFU (estimate)": f"{model_flops / seconds / chip.peak_flops:.0%}" if model_flops else "unknown",
+    }
+    result |= {"images_per_second_estimate": parsed.images_per_chip / seconds}
+    result |= {"mfu_estimate": model_flops / seconds / chip.peak_flops}
+
+    console = Console()
+    table = Table(title=f"{parsed.variant}, {work}, {topology}: one chip, {parsed.images_per_chip} images, bfloat16")
+    table.add_column("what")
+    table.add_column("compiler's figure", justify="right")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    for name, share in result["cycles_by_part"].items():
+        table.add_row(f"  cycles, {name}", f"{share:.3g}")
+    for opcode, left_out in result["without_estimate"].items():
+        table.add_row(f"  no estimate: {left_out['count']} x {opcode}", f"{left_out['bytes'] / 1e6:.1f} MB")
+    console.print(table)
+    for collective in result["collectives"]:
+        times = f"{collective['times']} x " if collective["times"] > 1 else ""
+        console.print(f"{times}{collective['opcode']} of {collective['bytes'] / 1e6:.3f} MB", highlight=False)
+    if not result["collectives"]:
+        console.print("no collectives")
+    costs = Table(title="costliest instructions")
+    for column in ("cycles", "instruction", "from"):
+        costs.add_column(column, justify="right" if column == "cycles" else "left", overflow="fold")
+    for row in result["costliest"]:
+        source = "/".join(row["source"].split("/")[-4:])
+        costs.add_row(f"{row['cycles'] * row['times']:,}", row["name"], source)
+    console.print(costs)
+
+
+# Two operations a multiply-add: the authors' counts of multiply-adds at 224 pixels (README of sail-sg/poolformer).
+_MODEL_GFLOPS = {"s12": 3.64, "s24": 6.8, "s36": 10.0, "m36": 17.6, "m48": 23.2}

@@ -1,0 +1,124 @@
+"""What the TPU compiler makes of a sharded training step: which exchanges between chips it holds, and of what size.
+
+The real compiler runs here for a topology of four chips, in a process of its own. Where libtpu is absent these tests
+are skipped: `pip install 'poolformer-jax[tpu]'` brings it.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compiled_text
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+COMPILE = """
+import dataclasses, json, sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from benchmarks import compiled_text
+from train.assembly import assemble
+from train.recipes import RECIPES
+from train.sharding import MeshConfig
+
+# The first stages of the published networks, where pixels share the TPU's lanes, on small images.
+recipe = RECIPES["imagenet-s12"].config
+model = dataclasses.replace(
+    recipe.model, depths=(1, 1), hidden_sizes=(64, 128), patch_sizes=(7, 3), strides=(4, 2), padding=(2, 1),
+    token_mixers=("pooling",) * 2, position_embeddings=(False,) * 2,
+)
+data = dataclasses.replace(
+    recipe.data, batch_size=128, image_size=32, mix=dataclasses.replace(recipe.data.mix, mix_group=32)
+)
+mesh = MeshConfig(fsdp=int(sys.argv[1]))
+recipe = dataclasses.replace(recipe, model=model, data=data, dtype="bfloat16", mesh=mesh)
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+parts = assemble(recipe, [str(n) for n in range(10)], 1024, devices)
+sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
+size = recipe.data.image_size, recipe.data.image_size, recipe.data.num_channels
+batch = {
+    "image": jax.ShapeDtypeStruct((recipe.data.batch_size, *size), jnp.uint8, sharding=sharding),
+    "label": jax.ShapeDtypeStruct((recipe.data.batch_size,), jnp.int32, sharding=sharding),
+}
+program = compiled_text.instructions(parts.step.lower(parts.state, batch).compile().as_text())
+gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(parts.state.params))
+print(json.dumps({
+    "collectives": [
+        {"kind": c.opcode.removesuffix("-start"), "bytes": compiled_text.collective_bytes(c), "shape": c.shape}
+        for c in compiled_text.collectives(program)
+    ],
+    "gradient_bytes": gradients,
+}))
+"""
+
+
+def compiled_step(fsdp):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(fsdp)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def test_data_parallel_training_exchanges_its_gradients_once():
+    """One all-reduce for each type of number that gradients are summed in, and nothing else."""
+    step = compiled_step(fsdp=1)
+    assert {collective["kind"] for collective in step["collectives"]} == {"all-reduce"}
+    types = [set(re.findall(r"\b(bf16|f32|s32|u32)\[", collective["shape"])) for collective in step["collectives"]]
+    assert sorted(types, key=str) in ([{"f32"}], [{"bf16"}, {"f32"}])
+    # Grouped layers exchange all blocks of their kernels' gradients, so it is somewhat more than the gradients.
+    exchanged = sum(collective["bytes"] for collective in step["collectives"])
+    assert step["gradient_bytes"] / 2 < exchanged < 2 * step["gradient_bytes"]
+
+
+def test_sharded_training_exchanges_weights_and_gradients_but_no_feature_maps():
+    """The compiler may turn an all-gather that feeds a matrix product into permutes beside its parts."""
+    step = compiled_step(fsdp=4)
+    kinds = {collective["kind"] for collective in step["collectives"]}
+    assert kinds <= {"all-gather", "reduce-scatter", "all-reduce", "collective-permute"}
+    assert kinds & {"all-gather", "collective-permute"}
+    # A chip's maps of the first stage have 32 * 8 * 8 * 64 numbers of two bytes.
+    assert max(collective["bytes"] for collective in step["collectives"]) < 32 * 8 * 8 * 64 * 2 * 4
+    assert sum(collective["bytes"] for collective in step["collectives"]) < 4 * step["gradient_bytes"]
+
+
+PROGRAM = """
+HloModule step, is_scheduled=true
+
+%body.1 (p: (f32[8])) -> (f32[8]) {
+  %add.1 = f32[8]{0:T(128)} add(%x, %y), metadata={op_name="jit(f)/loop/add"}, backend_config={"estimated_cycles":"10"}
+}
+
+ENTRY %main.1 (p0: f32[8]) -> f32[8] {
+  %p0 = f32[8]{0:T(128)} parameter(0)
+  %while.1 = (f32[8]) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"7"}}
+  %fusion.1 = bf16[4,8]{1,0:T(8,128)(2,1)} fusion(%p0), metadata={op_name="jit(f)/transpose(jvp())/stages_1/dot_general"}, backend_config={"estimated_cycles":"100"}
+  %kernel.1 = bf16[4,8]{1,0:T(8,128)(2,1)} custom-call(%p0), custom_call_target="tpu_custom_call"
+  %all-gather-start.1 = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%q)
+  %all-gather-done.1 = f32[8,8]{1,0} all-gather-done(%all-gather-start.1)
+  ROOT %all-reduce.1 = (f32[8]{0}, bf16[3]{0}) all-reduce(%a, %b), replica_groups={}
+}
+"""  # noqa: E501
+
+
+def test_the_report_counts_loops_as_often_as_they_run_and_says_what_has_no_estimate():
+    program = compiled_text.instructions(PROGRAM)
+    assert compiled_text.total_cycles(program) == 7 * 10 + 100
+    assert [i.name for i in compiled_text.costliest(program, 2)] == ["fusion.1", "add.1"]
+    sizes = [(c.opcode, compiled_text.collective_bytes(c)) for c in compiled_text.collectives(program)]
+    assert sizes == [("all-gather-start", 256), ("all-reduce", 32 + 6)]
+    assert compiled_text.without_estimate(program)["custom-call"] == {"count": 1, "bytes": 64}
+    assert compiled_text.cycles_by_part(program)["stages_1 backward"] == 100
