@@ -8,7 +8,7 @@ same; logits and losses are compared first, except timm's: it averages before th
 
 MFU is the share of the GPU's dense bfloat16 peak: two operations for each multiplication that summary.count_macs
 counts, three times as many in training. Bandwidth is what XLA says our program reads and writes, by time.
-Needs a jax and a torch that see the GPU: pip install 'poolformer-jax[bench]' 'jax[cuda13]'.
+Needs a jax and a torch that see the GPU: pip install 'poolformer-jax[bench]' 'jax[cuda13]' timm
 """
 
 import argparse

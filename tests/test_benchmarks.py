@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import report
+from benchmarks import cpu_inference, cpu_training, gpu, report
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import Contender, Result, Unready, compare, measure, started, take_turns
 from benchmarks.worker import seconds_per_call
@@ -197,3 +197,21 @@ def test_a_contender_that_is_ours_must_start():
 def test_the_gpu_benchmark_refuses_without_a_gpu(capsys):
     assert program.main(["gpu"]) == 1
     assert "GPU" in capsys.readouterr().err
+
+
+def test_the_use_of_a_gpu_is_operations_and_bytes_by_time():
+    summary = {"seconds": [1.0, 2.0, 9.0], "facts": {"bytes_accessed": 6e12}}
+    used = gpu.use(summary, flops=1e15, peak=gpu.Peak(flops=2e15, bandwidth=4e12))
+    assert used == {"mfu": 0.25, "bandwidth": 3e12, "bandwidth_share": 0.75}
+    assert gpu.use(summary, flops=1e15, peak=None)["mfu"] is None
+    assert gpu.use({"seconds": [1.0], "facts": {}}, flops=1e15, peak=None)["bandwidth"] is None
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("benchmark", [cpu_inference, cpu_training])
+def test_our_contender_computes_what_pytorchs_do(benchmark, tmp_path):
+    write_inputs(tmp_path, TINY, batch=2, image_size=64)
+    contenders = [one for one in benchmark.contenders(tmp_path) if one.name in ("ours", "PyTorch")]
+    results, left_out = measure(contenders, rounds=1, seconds=0.0, tolerance=benchmark.TOLERANCE)
+    assert not left_out
+    assert [one.name for one in results] == ["ours", "PyTorch"]
