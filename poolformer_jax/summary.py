@@ -66,7 +66,8 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     """
     if min(height, width) < config.total_stride:
         raise ValueError(f"An image of {height} x {width} pixels: expected at least {config.total_stride} each way.")
-    shapes = parameter_shapes(config)
+    # The blocks of a stage are equal: one of each is enough to trace.
+    shapes = parameter_shapes(dataclasses.replace(config, depths=(1,) * len(config.depths)))
     rows: list[LayerCost] = []
     channels = config.num_channels
     for index, depth in enumerate(config.depths):
@@ -80,7 +81,7 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
             positions = count_parameters(stage["position_embedding"])
             rows.append(LayerCost(f"stages_{index}/position_embedding", shape, positions, 0))
         blocks = f"stages_{index}/blocks_0..{depth - 1}" if depth > 1 else f"stages_{index}/blocks_0"
-        learnt = sum(count_parameters(block) for name, block in stage.items() if name.startswith("blocks_"))
+        learnt = depth * count_parameters(stage["blocks_0"])
         macs = depth * _block_macs(config, index, height * width)
         rows.append(LayerCost(f"{blocks} ({config.token_mixers[index]})", shape, learnt, macs))
         channels = config.hidden_sizes[index]

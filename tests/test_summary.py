@@ -51,6 +51,13 @@ def test_macs_are_the_papers(name, billions):
     assert RESULTS[name].macs_g == billions
 
 
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_the_tables_parameters_are_the_networks(name):
+    # Every stage's blocks are equal, which the table relies on; 3 of each stand for up to 24.
+    config = PoolFormerConfig.from_variant(name, depths=(3, 1, 2, 1))
+    assert sum(row.parameters for row in layer_table(config)) == count_parameters(parameter_shapes(config))
+
+
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith(("metaformer", "s12"))])
 def test_macs_are_the_multiplications_that_jax_runs_and_five_per_normed_element(name):
     config = PoolFormerConfig.from_variant(name)

@@ -18,12 +18,13 @@ def run(arguments: argparse.Namespace) -> int:
     with waiting("Starting JAX"):
         from poolformer_jax.config import VARIANTS, PoolFormerConfig
         from poolformer_jax.published import RESULTS, SOURCE
-        from poolformer_jax.summary import count_macs, count_parameters, parameter_shapes
+        from poolformer_jax.summary import layer_table
     print(f"{'variant':24} {'parameters':>11} {'MACs':>8} {'top-1':>7}  depths")
     for name in VARIANTS:
         with waiting(f"Counting {name}"):
             config = PoolFormerConfig.from_variant(name)
-            parameters, macs = count_parameters(parameter_shapes(config)), count_macs(config)
+            layers = layer_table(config)
+        parameters, macs = sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
         top_1 = f"{RESULTS[name].top_1:.1f} %" if name in RESULTS else "-"
         depths = "-".join(map(str, config.depths))
         print(f"{name:24} {parameters:11,} {macs / 1e9:6.2f} G {top_1:>7}  {depths}")
