@@ -1,5 +1,6 @@
 """What the tests of inference share: photographs, and small networks with parameters of ordinary size everywhere."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -16,10 +17,12 @@ TINY = {"depths": (1, 2, 1, 1), "hidden_sizes": (32, 32, 64, 64), "num_labels": 
 EVERY_MIXER = ("pooling", "identity", "attention", "spatial_fc")
 
 
+@lru_cache
 def random_variables(config, size=64, key=0):
     """A model, and parameters drawn so that no gain, shift or layer scale goes unnoticed.
 
     As initialised, gains are 1, shifts 0 and layer scales next to 0: much could be forgotten without a test noticing.
+    What is returned is shared between tests, which leave it as it is.
     """
     model = PoolFormerForImageClassification(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, config.num_channels)))

@@ -1,7 +1,5 @@
 """Grad-CAM shows where the evidence for a class is."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +7,16 @@ import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, functional
 from poolformer_jax.cam import Explanation, GradCam, jet
-from small_networks import TINY, random_variables
+from small_networks import IMAGES, PROCESSOR, TINY, random_variables
 
-PHOTOGRAPH = Path(__file__).parent / "images" / "chelsea.jpg"
-PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+PHOTOGRAPH = IMAGES / "chelsea.jpg"
 
 
 def test_the_map_is_grad_cam_of_the_last_stage():
     config = PoolFormerConfig(**TINY)
     model, variables = random_variables(config)
     explanation = GradCam(config, variables, PROCESSOR)(PHOTOGRAPH)
-    output = model.apply(variables, PROCESSOR.preprocess(PHOTOGRAPH)["pixel_values"])
+    output = jax.jit(model.apply)(variables, PROCESSOR.preprocess(PHOTOGRAPH)["pixel_values"])
     assert explanation.label == int(output.logits.argmax())
     assert explanation.probability == pytest.approx(float(jax.nn.softmax(output.logits).max()), abs=1e-5)
 
@@ -30,7 +27,7 @@ def test_the_map_is_grad_cam_of_the_last_stage():
         return (pooled @ head["kernel"] + head["bias"])[0, explanation.label]
 
     features = output.hidden_states[-1]
-    weights = jax.grad(score)(features).mean((0, 1, 2))
+    weights = jax.jit(jax.grad(score))(features).mean((0, 1, 2))
     evidence = np.maximum(features[0] @ weights, 0)
     enlarged = jax.image.resize(evidence, (64, 64), "bilinear")
     expected = (enlarged - enlarged.min()) / (enlarged.max() - enlarged.min())

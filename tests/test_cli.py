@@ -126,7 +126,7 @@ def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"network.stablehlo", "network.stablehlo.json"}
     pixels = np.random.default_rng(0).standard_normal((1, 96, 96, 3), np.float32)
     network = jax.export.deserialize(bytearray((tmp_path / "network.stablehlo").read_bytes()))
-    logits = MODEL.apply(VARIABLES, pixels).logits
+    logits = jax.jit(MODEL.apply)(VARIABLES, pixels).logits
     np.testing.assert_allclose(network.call(pixels), logits, atol=1e-4)
 
 

@@ -12,14 +12,13 @@ import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.export import ExportError, export_model, metadata
-from small_networks import EVERY_MIXER, TINY, random_variables
+from small_networks import EVERY_MIXER, LABELS, PROCESSOR, TINY, random_variables
 
-PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
-LABELS = {index: f"label {index}" for index in range(7)}
+SMALL = {**TINY, "depths": (1, 1, 1, 1)}
 CONFIGS = {
-    "published": PoolFormerConfig(**TINY),
-    "timm": PoolFormerConfig(**TINY, head_order="pool_norm"),
-    "ablation": PoolFormerConfig(**TINY, token_mixers=EVERY_MIXER, norm="layer_norm", image_size=64),
+    "published": PoolFormerConfig(**SMALL),
+    "timm": PoolFormerConfig(**SMALL, head_order="pool_norm"),
+    "ablation": PoolFormerConfig(**SMALL, token_mixers=EVERY_MIXER, norm="layer_norm", image_size=64),
 }
 
 # Tools of ONNX that this project does not own warn about their own deprecations.
@@ -152,7 +151,7 @@ def test_the_metadata_describe_the_input_that_the_file_takes():
         json.loads(metadata(CONFIGS["published"], PROCESSOR, LABELS, (33, 70))["preprocessor_config"])
     )
     assert wide(np.zeros((50, 50), np.uint8))["pixel_values"].shape == (1, 33, 70, 3)
-    headless = PoolFormerConfig(**{**TINY, "num_labels": 0, "num_channels": 1})
+    headless = PoolFormerConfig(**{**SMALL, "num_labels": 0, "num_channels": 1})
     facts = metadata(headless, PoolFormerImageProcessor(image_mean=(0.5,), image_std=(0.5,)), {}, (224, 224))
     assert facts["input"].endswith("greyscale")
     assert facts["output"] == "logits: float32 [batch, 64]; pooled and normalised, there is no head"

@@ -46,9 +46,12 @@ def random_images(number, seed=0):
     return [rng.integers(0, 256, (*rng.integers(20, 90, 2), 3), np.uint8) for _ in range(number)]
 
 
+apply = jax.jit(MODEL.apply)  # one by one, its operations take much longer to compile
+
+
 def expected_probabilities(images):
     pixels = PROCESSOR.preprocess(images)["pixel_values"]
-    return np.asarray(jax.nn.softmax(PoolFormerForImageClassification(CONFIG).apply(VARIABLES, pixels).logits))
+    return np.asarray(jax.nn.softmax(apply(VARIABLES, pixels).logits))
 
 
 @pytest.mark.parametrize("fold_parameters", [True, False])
@@ -283,8 +286,8 @@ class TestFeatures:
         headless = PoolFormerConfig(depths=CONFIG.depths, hidden_sizes=CONFIG.hidden_sizes, num_labels=0)
         params = {name: value for name, value in VARIABLES["params"].items() if name != "head"}
         pixels = PROCESSOR.preprocess(PHOTOGRAPHS)["pixel_values"]
-        embedding = PoolFormerForImageClassification(headless).apply({"params": params}, pixels).logits
+        embedding = jax.jit(PoolFormerForImageClassification(headless).apply)({"params": params}, pixels).logits
         assert embedding.shape == (len(PHOTOGRAPHS), 16)
         head = VARIABLES["params"]["head"]
-        logits = PoolFormerForImageClassification(CONFIG).apply(VARIABLES, pixels).logits
+        logits = apply(VARIABLES, pixels).logits
         np.testing.assert_allclose(embedding @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
