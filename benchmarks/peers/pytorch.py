@@ -61,7 +61,7 @@ def training(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _wait(device)
-        return float(loss)
+        return float(loss.detach())
 
     losses = np.asarray([call() for _ in range(steps)])
     return Job(call, losses, _versions(home), torch.get_num_threads())
