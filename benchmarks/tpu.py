@@ -3,7 +3,7 @@
     python -m benchmarks tpu
     python -m benchmarks tpu --topology v5e:16x16 --work training --json FILE
 
-libtpu holds the compiler, and it runs on any Linux host: `pip install 'poolformer-jax[tpu]'`. Nothing is measured. The
+libtpu holds the compiler, and it runs on any Linux host: `pip install 'jax[tpu]'`. Nothing is measured. The
 cycles are the compiler's own estimates (`estimated_cycles`), added up as if nothing overlapped; what follows from them,
 images a second and the share of the chip's peak, is an estimate too. Transfers between HBM and VMEM that run beside
 other work have no estimate; the report counts them.

@@ -1,7 +1,7 @@
 """What the TPU compiler makes of a sharded training step: which exchanges between chips it holds, and of what size.
 
 The real compiler runs here for a topology of four chips, in a process of its own. Where libtpu is absent these tests
-are skipped: `pip install 'poolformer-jax[tpu]'` brings it.
+are skipped: `pip install 'jax[tpu]'` brings it.
 """
 
 import importlib.util
