@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import compiled_text
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 COMPILE = """
 import dataclasses, json, sys
@@ -73,6 +73,7 @@ def compiled_step(fsdp):
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+@needs_libtpu
 def test_data_parallel_training_exchanges_its_gradients_once():
     """One all-reduce for each type of number that gradients are summed in, and nothing else."""
     step = compiled_step(fsdp=1)
@@ -84,6 +85,7 @@ def test_data_parallel_training_exchanges_its_gradients_once():
     assert step["gradient_bytes"] / 2 < exchanged < 2 * step["gradient_bytes"]
 
 
+@needs_libtpu
 def test_sharded_training_exchanges_weights_and_gradients_but_no_feature_maps():
     """The compiler may turn an all-gather that feeds a matrix product into permutes beside its parts."""
     step = compiled_step(fsdp=4)
