@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     machine, contests = report.machine(), []
+    command = " ".join(["python -m benchmarks cpu-inference", *arguments])
     for variant in options.variants:
         for batch in options.batches:
             with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name, console.status("") as status:
@@ -49,10 +50,10 @@ def main(arguments: Sequence[str]) -> int:
             summaries = report.summarise(results, images=batch)
             title = f"{variant}, batch {batch}, float32, {machine['cores']} cores"
             report.show(console, title, summaries, left_out)
-            contests.append({"variant": variant, "batch": batch, "results": summaries, "left_out": left_out})
-    command = " ".join(["python -m benchmarks cpu-inference", *arguments])
-    found = {"command": command, "machine": machine, "load_after": report.load(), "contests": contests}
-    report.write(options.json, found)
+            contest = {"variant": variant, "batch": batch, "load_after": report.load()}
+            contests.append(contest | {"results": summaries, "left_out": left_out})
+            found = {"command": command, "machine": machine, "contests": contests}
+            report.write(options.json, found)  # after each, because the next one may take long
     console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 

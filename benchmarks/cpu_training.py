@@ -47,10 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     summaries = report.summarise(results, images=options.batch)
     title = f"training step, {options.variant}, batch {options.batch}, float32, {machine['cores']} cores"
     report.show(console, title, summaries, left_out)
-    contest = {"variant": options.variant, "batch": options.batch, "results": summaries, "left_out": left_out}
+    contest = {"variant": options.variant, "batch": options.batch, "load_after": report.load()}
+    contest |= {"results": summaries, "left_out": left_out}
     command = " ".join(["python -m benchmarks cpu-training", *arguments])
-    found = {"command": command, "machine": machine, "load_after": report.load(), "contests": [contest]}
-    report.write(options.json, found)
+    report.write(options.json, {"command": command, "machine": machine, "contests": [contest]})
     console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 

@@ -62,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     device = device_name()
     console = Console()
     machine, contests = report.machine() | {"gpu": device}, []
+    path = options.json or report.RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', device.lower())}.json"
+    command = " ".join(["python -m benchmarks gpu", *arguments])
     for variant in options.variants:
         for work in options.work:
             config = PoolFormerConfig.from_variant(variant)
@@ -82,11 +84,9 @@ def main(arguments: Sequence[str]) -> int:
             title = f"{work}, {variant}, batch {options.batch}, bfloat16, {device}"
             report.show(console, title, summaries, left_out)
             console.print(use_table(summaries))
-            contest = {"variant": variant, "work": work, "batch": options.batch}
+            contest = {"variant": variant, "work": work, "batch": options.batch, "load_after": report.load()}
             contests.append(contest | {"results": summaries, "left_out": left_out})
-    path = options.json or report.RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', device.lower())}.json"
-    command = " ".join(["python -m benchmarks gpu", *arguments])
-    report.write(path, {"command": command, "machine": machine, "load_after": report.load(), "contests": contests})
+            report.write(path, {"command": command, "machine": machine, "contests": contests})
     console.print(f"written to {path}", soft_wrap=True)
     return 0
 
