@@ -110,11 +110,11 @@ def test_the_folded_network_is_smaller():
 
 
 def test_a_batch_worked_through_in_parts_has_the_same_logits():
-    config = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 12, 16, 20), num_labels=5)
-    model = PoolFormerForImageClassification(config)
+    config = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
+    folded = fold(config, random_variables(config)[1])
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
-    folded = fold(config, model.init(jax.random.key(0), pixels))
-    whole = folded_apply(folded, config, pixels)
-    for images_at_once in (1, 2, 4, 6, 8):  # 4 does not divide the batch
-        parts = folded_apply(folded, config, pixels, images_at_once=images_at_once)
-        np.testing.assert_allclose(parts, whole, atol=1e-6)
+    apply = jax.jit(folded_apply, static_argnums=1, static_argnames="images_at_once")
+    whole = apply(folded, config, pixels)
+    for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch
+        parts = apply(folded, config, pixels, images_at_once=images_at_once)
+        np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
