@@ -125,6 +125,9 @@ class PoolFormerConfig:
         if labels := fields.pop("id2label", None):
             fields["id2label"] = {int(index): str(label) for index, label in labels.items()}
             fields.setdefault("num_labels", len(labels))
+        elif "transformers_version" in data:
+            # It writes neither number nor names of labels where they are its default, two.
+            fields.setdefault("num_labels", 2)
         # transformers knows nothing of these two; their default follows the number of stages.
         stages = len(fields.get("depths", cls.depths))
         fields = {"token_mixers": ("pooling",) * stages, "position_embeddings": (False,) * stages, **fields}

@@ -54,6 +54,13 @@ def test_a_config_of_transformers_is_read_as_it_is():
     assert config.id2label[10] == "brambling"
 
 
+def test_transformers_leaves_its_default_of_two_labels_out():
+    without_labels = {name: value for name, value in HF_CONFIG.items() if name != "id2label"}
+    assert PoolFormerConfig.from_dict(without_labels).num_labels == 2
+    ours = {name: value for name, value in without_labels.items() if name != "transformers_version"}
+    assert PoolFormerConfig.from_dict(ours).num_labels == 1000
+
+
 def test_another_architecture_is_refused():
     with pytest.raises(ValueError, match=r"of a 'vit' model\. Expected model_type 'poolformer'"):
         PoolFormerConfig.from_dict({"model_type": "vit"})
