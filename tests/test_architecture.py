@@ -1,4 +1,4 @@
-"""The house rules: which way imports run, what the core may need, and that the wheel is the library and nothing else."""
+"""The house rules: which way imports run, what the core may need, and that the wheel is the library alone."""
 
 import ast
 import json
@@ -121,7 +121,7 @@ def test_the_wheel_runs_in_an_environment_of_its_own(wheel, tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel]
     subprocess.run(pip, check=True, capture_output=True)
     lent = [folder for folder in sys.path if folder.endswith("site-packages")]
-    # A plain line in a .pth file lends the folder without running its own .pth files, the editable checkout's among them.
+    # A plain line in a .pth file lends the folder without running its own .pth files, such as the editable checkout's.
     (site / "lent.pth").write_text("\n".join(lent))
     run = subprocess.run([python, "-I", "-c", FORWARD], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -8,16 +8,16 @@ from functools import lru_cache
 import jax
 import numpy as np
 import pytest
-from golden import published
-from reference_network import MISTAKES
-from reference_network import logits as reference_logits
 
+from golden import published
 from poolformer_jax import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
     from_torch_state_dict,
     to_torch_state_dict,
 )
+from reference_network import MISTAKES
+from reference_network import logits as reference_logits
 
 # Of the largest logit, or of the largest value of a stage. float64 differs by the order of summation alone.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
