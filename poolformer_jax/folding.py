@@ -119,8 +119,7 @@ def folded_apply(
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: work through the batch in parts of this size, where it divides the batch; None does all at once.
-            `IMAGES_AT_ONCE_ON_CPU` keeps a part's hidden layers in a processor's caches, which is 2 to 3 times as fast
-            as a large batch.
+            `IMAGES_AT_ONCE_ON_CPU` keeps a part's hidden layers in a processor's caches (docs/performance.md).
     """
     if images_at_once is not None and len(pixel_values) > images_at_once and len(pixel_values) % images_at_once == 0:
         parts = jnp.reshape(pixel_values, (-1, images_at_once, *pixel_values.shape[1:]))
