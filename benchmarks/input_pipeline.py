@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -30,6 +29,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.report import machine
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "input_peers"
@@ -244,15 +245,6 @@ def show(console: Console, title: str, results: Sequence[Result]) -> None:
     console.print(table)
     for result in results:
         console.print(f"  {result.name}: {result.note}", highlight=False)
-
-
-def machine() -> dict[str, str | int]:
-    """Where the figures come from."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
 
 
 if __name__ == "__main__":
