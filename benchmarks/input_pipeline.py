@@ -115,23 +115,24 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     ours += ["--batch-size", str(BATCH), "--workers", "1", "--randaugment", jobs, "--held-out", "0.01"]
     flag = ["--randaugment"] if randaugment else []
     torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
+    simd, pillow = [*ours, "--resizer", "simd"], [*ours, "--resizer", "pillow"]
     default = "the default, which at these sizes decodes in full" if folder.name == "imagenet" else "the default"
     found = [
-        Contender("ours", [*ours, "--scaled-decoding"], default),
-        Contender("ours, full decode", [*ours, "--no-scaled-decoding"], "the pixels of the long way"),
-        Contender("PyTorch, uint8", torch, "the same pixels, 8 bits, as timm's loader makes them"),
-        Contender(
-            "PyTorch, float32",
-            [*torch, "--float"],
-            "the same pixels, normalised, as torchvision's transforms make them",
-        ),
+        Contender("ours", [*simd, "--scaled-decoding"], default),
+        Contender("ours, Pillow resizes", [*pillow, "--scaled-decoding"], "where cykooz-resizer is not installed"),
+        Contender("ours, full decode", [*simd, "--no-scaled-decoding"], "every JPEG decoded at its full size"),
+        Contender("PyTorch, uint8", torch, "the same filters by Pillow, 8 bits, as timm's loader makes them"),
+        Contender("PyTorch, float32", [*torch, "--float"], "the same, normalised, as torchvision has them"),
     ]
+    if folder.name == "imagenet":  # where nothing is decoded at a fraction of its size
+        found = [contender for contender in found if contender.name != "ours, full decode"]
     if not randaugment:  # TensorFlow has no RandAugment of its own
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
-        found.append(Contender("tf.data", tensorflow, "no antialiasing: a cheaper filter, other pixels"))
-        found.append(
-            Contender("tf.data, antialias", [*tensorflow, "--antialias"], "antialiased, as Pillow's filters are")
-        )
+        found += [
+            Contender("tf.data", tensorflow, "no antialiasing: a cheaper filter, other pixels"),
+            Contender("tf.data, antialias", [*tensorflow, "--antialias"], "antialiased, as Pillow's filters are"),
+            Contender("tf.data, own crops", [*tensorflow, "--own-crops"], "as the first, and smaller crops"),
+        ]
     return found
 
 

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from poolformer_jax.image_reading import ImageError
 from train.data import partial_jpeg
-from train.data.crops import Box, random_resized_box, resize_part, shift_and_rotate
+from train.data.crops import Box, random_resized_box, shift_and_rotate
 from train.data.decode import decode_part
 from train.data.partial_jpeg import decode_rows
 
@@ -166,13 +166,6 @@ def test_images_too_long_for_any_box_give_their_middle(size, expected):
     assert (box.width, box.height) == expected
     assert abs(box.left + box.right - size[0]) <= 1
     assert abs(box.top + box.bottom - size[1]) <= 1
-
-
-def test_parts_are_cut_out_before_they_are_resized():
-    """A white frame just outside the part leaves no trace in it."""
-    image = Image.new("RGB", (100, 100), "white")
-    image.paste("black", (20, 20, 80, 80))
-    assert not np.asarray(resize_part(image, Box(20, 20, 80, 80), 33, BICUBIC)).any()
 
 
 def test_shift_and_rotation_stay_within_their_bounds():

@@ -1,35 +1,33 @@
 """tf.data as the TPU reference models use it: only the cropped part of a JPEG is decoded. Run by input_pipeline.py.
 
-    python tensorflow_data.py FOLDER BATCH [--antialias]
+    python tensorflow_data.py FOLDER BATCH [--antialias] [--own-crops]
 
-Answers every line N on the standard input with "done" after N batches. `tf.image.resize` has no antialiasing unless
-it is asked for, unlike Pillow's filters; both are measured.
+Answers every line N on the standard input with "done" after N batches.
+
+`tf.image.resize` has no antialiasing unless it is asked for, unlike Pillow's filters; both are measured. The crops are
+drawn beforehand, from the distribution that PyTorch's pipelines and ours use. With --own-crops TensorFlow draws them,
+as its users have it: its sampler draws the height uniformly rather than the area, so that its crops are smaller.
 """
 
 import json
+import math
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 
-def make_dataset(folder: Path, batch: int, antialias: bool) -> tf.data.Dataset:
+def make_dataset(folder: Path, batch: int, antialias: bool, own_crops: bool) -> tf.data.Dataset:
     """Decodes, crops, resizes with a random filter, and flips."""
     files = sorted(str(file) for file in folder.glob("*/*.jpg"))
+    windows = np.array([crop_window(*jpeg_size(file)) for file in files], np.int32)
 
-    def load(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def load(file: tf.Tensor, window: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         data = tf.io.read_file(file)
-        shape = tf.io.extract_jpeg_shape(data)
-        begin, size, _ = tf.image.sample_distorted_bounding_box(
-            shape,
-            bounding_boxes=tf.zeros([1, 0, 4]),
-            min_object_covered=0.0,
-            aspect_ratio_range=(3 / 4, 4 / 3),
-            area_range=(0.08, 1.0),
-            max_attempts=10,
-            use_image_if_no_bounding_boxes=True,
-        )
-        window = tf.stack([begin[0], begin[1], size[0], size[1]])
+        if own_crops:
+            window = tensorflow_window(data)
         image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
         image = tf.cond(
             tf.random.uniform([]) < 0.5,
@@ -42,16 +40,50 @@ def make_dataset(folder: Path, batch: int, antialias: bool) -> tf.data.Dataset:
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
     options.threading.max_intra_op_parallelism = 1
-    dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat()
+    dataset = tf.data.Dataset.from_tensor_slices((files, windows)).shuffle(len(files)).repeat()
     dataset = dataset.map(load, num_parallel_calls=1).batch(batch).prefetch(2)
     return dataset.with_options(options)
+
+
+def jpeg_size(file: str) -> tuple[int, int]:
+    """Width and height in pixels."""
+    height, width, _ = tf.io.extract_jpeg_shape(tf.io.read_file(file)).numpy()
+    return int(width), int(height)
+
+
+def crop_window(width: int, height: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width: area 0.08 to 1, aspect ratio 3/4 to 4/3."""
+    for _ in range(10):
+        area = random.uniform(0.08, 1.0) * width * height
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if w <= width and h <= height:
+            break
+    else:
+        w, h = min(width, height), min(width, height)
+    return random.randint(0, height - h), random.randint(0, width - w), h, w
+
+
+def tensorflow_window(data: tf.Tensor) -> tf.Tensor:
+    """The same from TensorFlow's own sampler."""
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+        tf.io.extract_jpeg_shape(data),
+        bounding_boxes=tf.zeros([1, 0, 4]),
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.stack([begin[0], begin[1], size[0], size[1]])
 
 
 def main() -> None:
     """Serves batches on request."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    batches = make_dataset(Path(sys.argv[1]), int(sys.argv[2]), "--antialias" in sys.argv).as_numpy_iterator()
+    options = ("--antialias" in sys.argv, "--own-crops" in sys.argv)
+    batches = make_dataset(Path(sys.argv[1]), int(sys.argv[2]), *options).as_numpy_iterator()
     next(batches)[0].copy()
     print(json.dumps({"tensorflow": tf.__version__}), flush=True)
     for line in sys.stdin:

@@ -1,8 +1,7 @@
-"""Cutting an image to the network's size, and moving it a little: geometry chosen at random, pixels by Pillow.
+"""Which part of an image to cut out, and moving an image a little: geometry chosen at random.
 
 The random-resized crop is torchvision's and timm's (Inception's, arXiv 1409.4842): an area and an aspect ratio are
-drawn up to ten times until they fit, else the middle is taken. The part is cut out before it is resized, so nothing
-from outside it gets in at the edges.
+drawn up to ten times until they fit, else the middle is taken. `resizing` brings the part to the network's size.
 """
 
 import math
@@ -64,11 +63,6 @@ def _largest_middle(width: int, height: int, ratio: tuple[float, float]) -> Box:
     box_height = max(1, min(height, round(width / ratio[0])))
     left, top = (width - box_width) // 2, (height - box_height) // 2
     return Box(left, top, left + box_width, top + box_height)
-
-
-def resize_part(image: Image.Image, box: Box, size: int, resample: Image.Resampling) -> Image.Image:
-    """One part of an image that is in memory already, resized to `size` x `size` pixels."""
-    return image.crop(box).resize((size, size), resample)
 
 
 def shift_and_rotate(

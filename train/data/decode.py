@@ -19,8 +19,9 @@ from io import BytesIO
 from PIL import ExifTags, Image, ImageFile
 
 from poolformer_jax.image_reading import ImageError, read_image
-from train.data.crops import Box, resize_part
+from train.data.crops import Box
 from train.data.partial_jpeg import decode_rows
+from train.data.resizing import Resizer, filter_reach, resize_part, resize_within
 
 _SCALES = (8, 4, 2)
 
@@ -33,6 +34,7 @@ def decode_part(
     *,
     num_channels: int = 3,
     scaled_decoding: bool = False,
+    resizer: Resizer = "pillow",
 ) -> Image.Image:
     """Decodes one part of an image, resized to `size` x `size` pixels.
 
@@ -43,6 +45,7 @@ def decode_part(
         resample: the filter.
         num_channels: 3 for mode "RGB", 1 for mode "L".
         scaled_decoding: whether a JPEG may be decoded at a fraction of its size.
+        resizer: who resizes.
 
     Raises:
         ImageError: if the image cannot be read.
@@ -51,13 +54,13 @@ def decode_part(
     try:
         with Image.open(BytesIO(data)) as image:
             if image.format == "JPEG" and image.mode == mode and _is_upright(image):
-                return _decode_upright_jpeg(image, len(data), choose_box, size, resample, scaled_decoding)
+                return _decode_upright_jpeg(image, len(data), choose_box, size, resample, scaled_decoding, resizer)
             upright = read_image(image, num_channels)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
         raise ImageError(f"not an image that Pillow can read: {error}") from error
-    return resize_part(upright, choose_box(*upright.size), size, resample)
+    return resize_part(upright, choose_box(*upright.size), size, resample, resizer)
 
 
 def _decode_upright_jpeg(
@@ -67,6 +70,7 @@ def _decode_upright_jpeg(
     size: int,
     resample: Image.Resampling,
     scaled_decoding: bool,
+    resizer: Resizer,
 ) -> Image.Image:
     width, height = image.size
     limit = Image.MAX_IMAGE_PIXELS
@@ -77,15 +81,14 @@ def _decode_upright_jpeg(
     scale = next((scale for scale in _SCALES if excess >= scale), 1)
     if not scaled_decoding or scale == 1:
         decode_rows(image, box.bottom, file_size)
-        return resize_part(image, box, size, resample)
+        return resize_part(image, box, size, resample, resizer)
     drafted = image.draft(None, (width // scale, height // scale))
     # The decoder rounds its size up, so that what was at x is at x / scale whatever the size.
     scale = 1 if drafted is None else width / drafted[1][2]
     part = (box.left / scale, box.top / scale, box.right / scale, box.bottom / scale)
-    # Beyond the part's lower edge the filter looks at a few rows more, at most at bicubic's two steps of the shrinking.
-    reach = math.ceil(part[3] + 2 * box.height / scale / size) + 1
+    reach = math.ceil(part[3]) + filter_reach(part[3] - part[1], size)
     decode_rows(image, min(reach, image.height), file_size)
-    return image.resize((size, size), resample, box=part)
+    return resize_within(image, part, size, resample, resizer)
 
 
 def _is_upright(image: Image.Image) -> bool:

@@ -24,6 +24,7 @@ from absl import flags
 
 from poolformer_jax.image_reading import ImageError
 from train.data.config import DataConfig
+from train.data.resizing import choose_resizer
 from train.data.sources import ArraySource, Source
 from train.data.transforms import EvaluationTransform, TrainingTransform
 from train.data.worker_process import name_as_main_of_workers
@@ -103,10 +104,11 @@ def train_batches(
     docstring.
 
     Raises:
-        ValueError: if the batch size is not a multiple of process_count.
+        ValueError: if the batch size is not a multiple of process_count, or the resizer is not installed.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
     """
     size = _local_size(config.batch_size, process_count)
+    choose_resizer(config.augment.resizer)  # so that what is missing is said here, not by a worker
     numbers = (
         grain.MapDataset.range(len(source))
         .shuffle(seed=_shuffle_seed(config.seed))

@@ -10,9 +10,10 @@ from PIL import Image
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.image_reading import read_image
 from train.data.config import DataConfig
-from train.data.crops import Box, random_resized_box, resize_part, shift_and_rotate
+from train.data.crops import Box, random_resized_box, shift_and_rotate
 from train.data.decode import decode_part
 from train.data.random_augment import RandAugment
+from train.data.resizing import choose_resizer, resize_part
 
 _FILTERS = {
     "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
@@ -45,6 +46,7 @@ class TrainingTransform:
         self._size = config.image_size
         self._channels = config.num_channels
         self._filters = _FILTERS[augment.interpolation]
+        self._resizer = choose_resizer(augment.resizer)
         self._evaluation = EvaluationTransform(config.image_processor())
         self._policy = None
         if augment.randaugment != "none":
@@ -87,6 +89,7 @@ class TrainingTransform:
                 resample,
                 num_channels=self._channels,
                 scaled_decoding=self._augment.scaled_decoding,
+                resizer=self._resizer,
             )
         picture = read_image(image, self._channels)
-        return resize_part(picture, choose_box(*picture.size), self._size, resample)
+        return resize_part(picture, choose_box(*picture.size), self._size, resample, self._resizer)
