@@ -19,7 +19,7 @@ norm, to any order. There is no forward-mode derivative (`jax.jvp`); `MetaFormer
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float
 
-from poolformer_jax import lanes
+from poolformer_jax import caches, lanes
 
 EPSILON = 1e-5
 
@@ -119,7 +119,19 @@ def pooling_residual(
         gain: norm1's gain times the layer scale.
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
     """
-    return lanes.choose(_pixels(x), partial(_pooling_residual, pool_size), x, x_moments, gain, keep)
+    function, in_parts = partial(_pooling_residual, pool_size), partial(_pooling_residual_in_parts, pool_size)
+    return lanes.choose(_pixels(x), function, x, x_moments, gain, keep, cpu=in_parts)
+
+
+def _pooling_residual_in_parts(
+    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
+) -> tuple[_Map, Moments]:
+    def part(x: _Map, images: tuple[Moments, _PerImage]) -> tuple[_Map, Moments, tuple[()]]:
+        x_moments, keep = images
+        return *_pooling_residual(pool_size, 1, x, x_moments, gain, keep), ()
+
+    y, y_moments, _ = caches.in_parts(part, x, (x_moments, keep))
+    return y, y_moments
 
 
 def _pooling_residual(
@@ -142,11 +154,28 @@ def _pooling_forward(
 def _pooling_backward(
     pool_size: int, residuals: _PoolingResiduals, cotangents: tuple[_Map, Moments]
 ) -> tuple[_Map, Moments, _PerChannel, _PerImage]:
-    dx, dvariance, dgain = lanes.choose(
-        _pixels(residuals[0]), partial(_pooling_gradient, pool_size), *residuals, *cotangents
-    )
+    function, in_parts = partial(_pooling_gradient, pool_size), partial(_pooling_gradient_in_parts, pool_size)
+    dx, dvariance, dgain = lanes.choose(_pixels(residuals[0]), function, *residuals, *cotangents, cpu=in_parts)
     zeros = jnp.zeros_like(dvariance)
     return dx, Moments(zeros, dvariance), dgain, zeros
+
+
+def _pooling_gradient_in_parts(
+    pool_size: int,
+    x: _Map,
+    x_moments: Moments,
+    gain: _PerChannel,
+    keep: _PerImage,
+    y: _Map,
+    y_moments: Moments,
+    dy: _Map,
+    dmoments: Moments,
+) -> tuple[_Map, _PerImage, _PerChannel]:
+    def part(dy: _Map, images: Any) -> tuple[_Map, _PerImage, _PerChannel]:
+        x, x_moments, keep, y, y_moments, dmoments = images
+        return _pooling_gradient(pool_size, 1, x, x_moments, gain, keep, y, y_moments, dy, dmoments)
+
+    return caches.in_parts(part, dy, (x, x_moments, keep, y, y_moments, dmoments))
 
 
 def _pooling_gradient(
@@ -189,7 +218,19 @@ def mlp_residual(
         weights: the two layers with norm2 and the layer scale folded in.
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
     """
-    return lanes.choose(_pixels(x), partial(_mlp_residual, activation), x, x_moments, weights, keep)
+    function, in_parts = partial(_mlp_residual, activation), partial(_mlp_residual_in_parts, activation)
+    return lanes.choose(_pixels(x), function, x, x_moments, weights, keep, cpu=in_parts)
+
+
+def _mlp_residual_in_parts(
+    activation: _Activation, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
+) -> tuple[_Map, Moments]:
+    def part(x: _Map, images: tuple[Moments, _PerImage]) -> tuple[_Map, Moments, tuple[()]]:
+        x_moments, keep = images
+        return *_mlp_residual(activation, 1, x, x_moments, weights, keep), ()
+
+    y, y_moments, _ = caches.in_parts(part, x, (x_moments, keep))
+    return y, y_moments
 
 
 def _mlp_residual(
@@ -213,10 +254,27 @@ def _mlp_forward(
 def _mlp_backward(
     activation: _Activation, residuals: _MlpResiduals, cotangents: tuple[_Map, Moments]
 ) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
-    dx, dmoments, dweights = lanes.choose(
-        _pixels(residuals[0]), partial(_mlp_gradient, activation), *residuals, *cotangents
-    )
+    function, in_parts = partial(_mlp_gradient, activation), partial(_mlp_gradient_in_parts, activation)
+    dx, dmoments, dweights = lanes.choose(_pixels(residuals[0]), function, *residuals, *cotangents, cpu=in_parts)
     return dx, dmoments, dweights, jnp.zeros_like(residuals[3])
+
+
+def _mlp_gradient_in_parts(
+    activation: _Activation,
+    x: _Map,
+    x_moments: Moments,
+    weights: MlpWeights,
+    keep: _PerImage,
+    y: _Map,
+    y_moments: Moments,
+    dy: _Map,
+    dmoments: Moments,
+) -> tuple[_Map, Moments, MlpWeights]:
+    def part(dy: _Map, images: Any) -> tuple[_Map, Moments, MlpWeights]:
+        x, x_moments, keep, y, y_moments, dmoments = images
+        return _mlp_gradient(activation, 1, x, x_moments, weights, keep, y, y_moments, dy, dmoments)
+
+    return caches.in_parts(part, dy, (x, x_moments, keep, y, y_moments, dmoments))
 
 
 def _mlp_gradient(

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from poolformer_jax import functional
+from poolformer_jax import caches, functional
 
 LANES = 128
 
@@ -34,14 +34,14 @@ def group_size(width: int, channels: int, dtype: Any) -> int:
     return pixels if jnp.dtype(dtype).itemsize < 4 and rest == 0 and width % pixels == 0 else 1
 
 
-def choose(pixels: int, function: Callable[..., _Result], *arguments: Any) -> _Result:
-    """`function(n, *arguments)` with groups of `pixels` on a TPU, and of 1 elsewhere.
+def choose(pixels: int, function: Callable[..., _Result], *arguments: Any, cpu: Callable[..., _Result]) -> _Result:
+    """`function(n, *arguments)` with groups of `pixels` on a TPU and of 1 on a GPU, and `cpu(*arguments)` on a CPU.
 
     The choice is made for the platform that a computation is compiled for, which need not be the one it is traced on.
     """
-    if pixels == 1:
-        return function(1, *arguments)
-    result: _Result = lax.platform_dependent(*arguments, tpu=partial(function, pixels), default=partial(function, 1))
+    result: _Result = lax.platform_dependent(
+        *arguments, cpu=cpu, tpu=partial(function, pixels), default=partial(function, 1)
+    )
     return result
 
 
@@ -70,7 +70,14 @@ def dense(pixels: int, x: Float[Array, "b h w2 c2"], kernel: Float[Array, "c d"]
 def dense_gradient(pixels: int, x: Float[Array, "b h w2 c2"], dy: Float[Array, "b h w2 d2"]) -> Float[Array, "c d"]:
     """The gradient of `dense` by its kernel, `x.T @ dy` over all positions, summed in at least float32."""
     accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    blocks = lax.dot_general(x, dy, (((0, 1, 2), (0, 1, 2)), ((), ())), preferred_element_type=accumulator)
+    blocks = lax.platform_dependent(
+        x,
+        dy,
+        cpu=partial(caches.kernel_gradient, dtype=accumulator),
+        default=lambda x, dy: lax.dot_general(
+            x, dy, (((0, 1, 2), (0, 1, 2)), ((), ())), preferred_element_type=accumulator
+        ),
+    )
     c, d = blocks.shape
     return jnp.einsum("icid->cd", blocks.reshape(pixels, c // pixels, pixels, d // pixels))
 

@@ -24,7 +24,9 @@ def random(*shape, dtype=jnp.float32):
 def on_tpu(monkeypatch):
     """Takes the TPU's branch on this machine, in groups of `PIXELS` also in float32."""
     monkeypatch.setattr(lanes, "group_size", lambda width, channels, dtype: lanes.LANES // channels)
-    monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, tpu, default: tpu(*arguments))
+    monkeypatch.setattr(
+        lax, "platform_dependent", lambda *arguments, tpu=None, default, cpu=None: (tpu or default)(*arguments)
+    )
 
 
 def test_only_narrow_16_bit_maps_whose_rows_divide_are_grouped():

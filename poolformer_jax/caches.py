@@ -1,0 +1,72 @@
+"""Feature maps of a batch, worked through in parts that stay in a processor's caches.
+
+A CPU computes a block faster than its memory brings the feature maps. A few images at a time are in the caches from the
+first pass over them to the last, and every part uses the same few megabytes: memory that a program asks the system for
+in every step, as it does for the hidden layers of a whole batch, costs more than the arithmetic on it.
+
+Several CPU devices that share a batch would fetch each other's images for this; such meshes are for tests.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jax import lax
+from jaxtyping import Array, Float
+
+PART_BYTES = 2**20
+"""Of a feature map. Its hidden layer is four times as large, and long enough for matrix products at full speed."""
+
+# From some images' maps, and what else there is of each, to new maps, results for each image, and sums over them.
+_Part = Callable[[Float[Array, "n h w c"], Any], tuple[Float[Array, "n h w c"], Any, Any]]
+
+
+def in_parts(function: _Part, x: Float[Array, "b h w c"], images: Any) -> tuple[Float[Array, "b h w c"], Any, Any]:
+    """`function(x, images)`, computed for a few images at a time, the new maps in the place of the old ones.
+
+    Args:
+        function: of the maps and of the rest, to maps of the same shape, results by image, and sums over the images.
+        x: the maps that the new ones take the place of.
+        images: a tree of arrays whose first axis is the batch.
+    """
+    count = images_at_once(x)
+    if count == x.shape[0]:
+        return function(x, images)
+    parts = jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), images)
+
+    def step(carry: tuple[Array, Any], numbered: tuple[Array, Any]) -> tuple[tuple[Array, Any], Any]:
+        (maps, totals), (start, part) = carry, numbered
+        new, results, sums = function(lax.dynamic_slice_in_dim(maps, start, count), part)
+        return (lax.dynamic_update_slice_in_dim(maps, new, start, 0), jax.tree.map(jnp.add, totals, sums)), results
+
+    _, _, sums = jax.eval_shape(function, x[:count], jax.tree.map(lambda array: array[0], parts))
+    zeros = jax.tree.map(lambda total: jnp.zeros(total.shape, total.dtype), sums)
+    starts = jnp.arange(0, x.shape[0], count)
+    (x, totals), results = lax.scan(step, (x, zeros), (starts, parts))
+    return x, jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results), totals
+
+
+def images_at_once(x: Float[Array, "b h w c"]) -> Any:
+    """The largest divisor of the batch whose maps fit into `PART_BYTES`, or 1; all of a batch of unknown size."""
+    batch: Any = x.shape[0]
+    if not isinstance(batch, int):
+        return batch
+    fitting = max(1, PART_BYTES // (x[0].size * x.dtype.itemsize))
+    return next(count for count in range(min(fitting, batch), 0, -1) if batch % count == 0)
+
+
+def kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"], dtype: Dtype) -> Float[Array, "c d"]:
+    """`x.T @ dy` over all positions, summed in `dtype`, in the order that is fast on a CPU.
+
+    As matrices, because XLA would copy maps into another order before it contracts several axes; and with the narrower
+    one transposed, which is up to twice as fast as the wider one. Without the barrier XLA would turn that around again.
+    """
+    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    product = partial(lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), preferred_element_type=dtype)
+    if x.shape[1] <= dy.shape[1]:
+        return product(x, dy)
+    transposed: Float[Array, "d c"] = lax.optimization_barrier(product(dy, x))  # type: ignore[no-untyped-call]
+    return transposed.T
