@@ -8,12 +8,14 @@ thrown away before its clock starts. What counts is the processor time of the wh
 that a busy machine does not change the figure: images per core-second.
 
 Two jobs: random-resized crop + flip, and the same + RandAugment (rand-m9-mstd0.5-inc1). Two sets of JPEGs made from the
-photographs in tests/images: ImageNet's usual sizes, and large photographs.
+photographs in tests/images: ImageNet's usual sizes, and large photographs. Each once as cameras and ImageNet have them,
+and once with the restart markers that `python -m train prepare --restart-markers` adds: all pipelines read those, too.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -46,6 +48,10 @@ SIZES = {
     "imagenet": [(500, 375), (375, 500), (500, 333), (500, 334), (500, 500), (333, 500), (500, 374), (400, 300)],
     "large": [(1600, 1200), (1200, 1600), (1920, 1280), (2048, 1536)],
 }
+
+
+LARGE_TURN = 4
+"""Large photographs take ten times as long: their turns are shorter by this factor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +96,19 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     report = {"machine": machine(), "batch": BATCH, "sets": {}}
     with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
-        for name, sizes in SIZES.items():
-            files = write_jpegs(Path(folder) / name, sizes, options.images)
+        for name, sizes, restarts in [(name, SIZES[name], restarts) for name in SIZES for restarts in (False, True)]:
+            title = f"{name}, restart markers" if restarts else name
+            here = Path(folder) / title.replace(", ", "-").replace(" ", "-")
+            files = write_jpegs(here, sizes, options.images, restarts)
+            batches = options.batches if name == "imagenet" else max(1, options.batches // LARGE_TURN)
             kilobytes = sum(file.stat().st_size for file in files) / 1e3 / len(files)
             described = {"files": len(files), "kilobytes": round(kilobytes)}
-            report["sets"][name] = described
+            report["sets"][title] = described
             for randaugment in (False, True):
-                results = measure(contenders(Path(folder) / name, randaugment, options), options)
+                results = measure(contenders(here, randaugment, options), options.rounds, batches)
                 key = "crop+flip+randaugment" if randaugment else "crop+flip"
                 described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
-                show(console, f"{name}, {described['kilobytes']} kB a file: {key}", results)
+                show(console, f"{title}, {described['kilobytes']} kB a file: {key}", results)
                 if options.json is not None:  # after every table: the whole takes many minutes
                     options.json.parent.mkdir(parents=True, exist_ok=True)
                     options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -116,7 +125,9 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     flag = ["--randaugment"] if randaugment else []
     torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
     simd, pillow = [*ours, "--resizer", "simd"], [*ours, "--resizer", "pillow"]
-    default = "the default, which at these sizes decodes in full" if folder.name == "imagenet" else "the default"
+    default = (
+        "the default, which at these sizes decodes in full" if folder.name.startswith("imagenet") else "the default"
+    )
     found = [
         Contender("ours", [*simd, "--scaled-decoding"], default),
         Contender("ours, Pillow resizes", [*pillow, "--scaled-decoding"], "where cykooz-resizer is not installed"),
@@ -124,7 +135,7 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
         Contender("PyTorch, uint8", torch, "the same filters by Pillow, 8 bits, as timm's loader makes them"),
         Contender("PyTorch, float32", [*torch, "--float"], "the same, normalised, as torchvision has them"),
     ]
-    if folder.name == "imagenet":  # where nothing is decoded at a fraction of its size
+    if folder.name.startswith("imagenet"):  # where nothing is decoded at a fraction of its size
         found = [contender for contender in found if contender.name != "ours, full decode"]
     if not randaugment:  # TensorFlow has no RandAugment of its own
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
@@ -136,7 +147,7 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     return found
 
 
-def measure(found: Sequence[Contender], options: argparse.Namespace) -> list[Result]:
+def measure(found: Sequence[Contender], rounds: int, batches: int) -> list[Result]:
     """Lets the pipelines take turns. One that cannot start is left out with a word about it."""
     with ExitStack() as stack:
         running = []
@@ -149,15 +160,15 @@ def measure(found: Sequence[Contender], options: argparse.Namespace) -> list[Res
                 continue
             running.append((process, Result(contender.name, contender.note, json.loads(versions))))
             os.killpg(process.pid, signal.SIGSTOP)
-        for _ in range(options.rounds):
+        for _ in range(rounds):
             for process, result in running:
                 os.killpg(process.pid, signal.SIGCONT)
                 request(process, AHEAD)
                 before = core_seconds(process.pid)
-                request(process, options.batches)
+                request(process, batches)
                 seconds = core_seconds(process.pid) - before
                 os.killpg(process.pid, signal.SIGSTOP)
-                result.images_per_core_second.append(options.batches * BATCH / seconds)
+                result.images_per_core_second.append(batches * BATCH / seconds)
         return [result for _, result in running]
 
 
@@ -202,7 +213,7 @@ def core_seconds(group: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int) -> list[Path]:
+def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int, restarts: bool) -> list[Path]:
     """JPEG files of two classes: parts of real photographs, enlarged, and given back the noise that enlarging took.
 
     Noise and quality are such that a file is as large as ImageNet's are on average, 110 kB: decoding costs as much.
@@ -225,11 +236,18 @@ def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int) -> l
         noisy = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
         path = folder / f"class_{number // len(sizes) % 2}" / f"{number:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noisy).save(path, quality=95)
+        more = {"optimize": True, "restart_marker_blocks": restart_interval(width)} if restarts else {}
+        Image.fromarray(noisy).save(path, quality=95, **more)
         files.append(path)
         for copy in range(COPIES):
             os.link(path, path.with_name(f"{number:04d}-{copy}.jpg"))
     return files
+
+
+def restart_interval(width: int) -> int:
+    """Blocks of 16 pixels between restart markers, as `prepare` sets them: the part of a row nearest to an eighth."""
+    across = -(-width // 16)
+    return min((n for n in range(1, across + 1) if across % n == 0), key=lambda n: abs(math.log(8 * n / across)))
 
 
 def show(console: Console, title: str, results: Sequence[Result]) -> None:

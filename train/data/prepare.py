@@ -1,8 +1,8 @@
 """`python -m train prepare`: class folders or ImageNet's archives into TFDS's ArrayRecord shards.
 
-Why: a pod's storage reads a thousand large files well and a million small ones badly. Images keep their bytes, nothing
-is encoded again. The result is an ordinary TFDS data set (`tfds.builder_from_directory` reads it), made by our own
-writer because TFDS's starts from nothing after an interruption:
+Why: a pod's storage reads a thousand large files well and a million small ones badly. Images keep their bytes, or with
+`restart_markers` (see `restart_jpeg`) their pixels. The result is an ordinary TFDS data set, which
+`tfds.builder_from_directory` reads, made by our own writer because TFDS's starts from nothing after an interruption:
 
     OUTPUT/NAME/1.0.0.incomplete/    while it runs: finished shards, each renamed when it is whole
     OUTPUT/NAME/1.0.0/               the data set, renamed when all shards and the metadata are there
@@ -28,6 +28,7 @@ from PIL import Image
 from train.checks import refuse
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
+from train.data.restart_jpeg import add_restart_markers, jpegtran_is_installed
 from train.data.sources import Source, SourceError
 
 _VERSION = "1.0.0"
@@ -53,6 +54,8 @@ class PrepareConfig:
     """Images in a file. A thousand photographs of ImageNet make 120 MB."""
     threads: int = 8
     """Shards written at the same time."""
+    restart_markers: bool = False
+    """Rewrite JPEGs, every pixel the same, so that training decodes only the part of each that it needs."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do about a file that is no image: name all of them and stop, or leave them out and list them."""
 
@@ -128,10 +131,16 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
         on_progress: called with every class listed and every shard written.
 
     Raises:
-        SourceError: if there is nothing to pack, files are no images, or the folder holds another data set.
+        SourceError: if there is nothing to pack, files are no images, the folder holds another data set, or there is
+            no jpegtran.
     """
     if (config.folder / "dataset_info.json").is_file():
         return _finished(config, [])
+    if config.restart_markers and not jpegtran_is_installed():
+        raise SourceError(
+            "--restart-markers needs libjpeg-turbo's jpegtran. Install it (Debian and Ubuntu: apt install "
+            "libjpeg-turbo-progs; macOS: brew install jpeg-turbo), or pack without."
+        )
     sources = _open_sources(config, on_progress)
     work = config.folder.with_name(f"{_VERSION}.incomplete")
     work.mkdir(parents=True, exist_ok=True)
@@ -167,7 +176,7 @@ def _claim(work: Path, sources: Mapping[str, Source], config: PrepareConfig) -> 
     """Makes sure that the shards already in `work` are of these very examples."""
     digest = hashlib.sha256()
     for split, source in sources.items():
-        digest.update(json.dumps([split, source.class_names, config.images_per_shard]).encode())
+        digest.update(json.dumps([split, source.class_names, config.images_per_shard, config.restart_markers]).encode())
         digest.update(np.ascontiguousarray(source.names).tobytes() + np.ascontiguousarray(source.labels).tobytes())  # type: ignore[attr-defined]
     content = json.dumps({"examples": digest.hexdigest()})
     path = work / _FINGERPRINT
@@ -231,7 +240,8 @@ def _write_shard(config: PrepareConfig, source: Source, shard: _Shard, work: Pat
                 bad.append(f"{example['id']}: {reason}")
                 continue
             name = os.path.relpath(example["id"], source.root) if isinstance(source, FolderSource) else example["id"]
-            record = {"image": example["image"], "label": example["label"], "file_name": name}
+            image = add_restart_markers(example["image"]) if config.restart_markers else example["image"]
+            record = {"image": image, "label": example["label"], "file_name": name}
             writer.write(features.serialize_example(features.encode_example(record)))
     finally:
         writer.close()
