@@ -9,7 +9,7 @@ Several CPU devices that share a batch would fetch each other's images for this;
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,33 +20,32 @@ from jaxtyping import Array, Float
 PART_BYTES = 2**20
 """Of a feature map. Its hidden layer is four times as large, and long enough for matrix products at full speed."""
 
-# From some images' maps, and what else there is of each, to new maps, results for each image, and sums over them.
-_Part = Callable[[Float[Array, "n h w c"], Any], tuple[Float[Array, "n h w c"], Any, Any]]
+
+_Results = TypeVar("_Results")
+_Sums = TypeVar("_Sums")
 
 
-def in_parts(function: _Part, x: Float[Array, "b h w c"], images: Any) -> tuple[Float[Array, "b h w c"], Any, Any]:
-    """`function(x, images)`, computed for a few images at a time, the new maps in the place of the old ones.
+def in_parts(function: Callable[[Any], tuple[_Results, _Sums]], images: Any) -> tuple[_Results, _Sums]:
+    """`function(images)`, computed for a few images at a time.
 
     Args:
-        function: of the maps and of the rest, to maps of the same shape, results by image, and sums over the images.
-        x: the maps that the new ones take the place of.
-        images: a tree of arrays whose first axis is the batch.
+        function: from such a tree for some of the images to results by image, and sums over them.
+        images: a tree of arrays whose first axis is the batch; the first of them is a feature map.
     """
+    x = jax.tree.leaves(images)[0]
     count = images_at_once(x)
     if count == x.shape[0]:
-        return function(x, images)
+        return function(images)
     parts = jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), images)
 
-    def step(carry: tuple[Array, Any], numbered: tuple[Array, Any]) -> tuple[tuple[Array, Any], Any]:
-        (maps, totals), (start, part) = carry, numbered
-        new, results, sums = function(lax.dynamic_slice_in_dim(maps, start, count), part)
-        return (lax.dynamic_update_slice_in_dim(maps, new, start, 0), jax.tree.map(jnp.add, totals, sums)), results
+    def step(totals: Any, part: Any) -> tuple[Any, Any]:
+        results, sums = function(part)
+        return jax.tree.map(jnp.add, totals, sums), results
 
-    _, _, sums = jax.eval_shape(function, x[:count], jax.tree.map(lambda array: array[0], parts))
+    _, sums = jax.eval_shape(function, jax.tree.map(lambda array: array[0], parts))
     zeros = jax.tree.map(lambda total: jnp.zeros(total.shape, total.dtype), sums)
-    starts = jnp.arange(0, x.shape[0], count)
-    (x, totals), results = lax.scan(step, (x, zeros), (starts, parts))
-    return x, jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results), totals
+    totals, results = lax.scan(step, zeros, parts)
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results), totals
 
 
 def images_at_once(x: Float[Array, "b h w c"]) -> Any:

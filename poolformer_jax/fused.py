@@ -126,12 +126,12 @@ def pooling_residual(
 def _pooling_residual_in_parts(
     pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
 ) -> tuple[_Map, Moments]:
-    def part(x: _Map, images: tuple[Moments, _PerImage]) -> tuple[_Map, Moments, tuple[()]]:
-        x_moments, keep = images
-        return *_pooling_residual(pool_size, 1, x, x_moments, gain, keep), ()
+    def part(images: tuple[_Map, Moments, _PerImage]) -> tuple[tuple[_Map, Moments], tuple[()]]:
+        x, x_moments, keep = images
+        return _pooling_residual(pool_size, 1, x, x_moments, gain, keep), ()
 
-    y, y_moments, _ = caches.in_parts(part, x, (x_moments, keep))
-    return y, y_moments
+    results, _ = caches.in_parts(part, (x, x_moments, keep))
+    return results
 
 
 def _pooling_residual(
@@ -171,11 +171,13 @@ def _pooling_gradient_in_parts(
     dy: _Map,
     dmoments: Moments,
 ) -> tuple[_Map, _PerImage, _PerChannel]:
-    def part(dy: _Map, images: Any) -> tuple[_Map, _PerImage, _PerChannel]:
-        x, x_moments, keep, y, y_moments, dmoments = images
-        return _pooling_gradient(pool_size, 1, x, x_moments, gain, keep, y, y_moments, dy, dmoments)
+    def part(images: Any) -> tuple[tuple[_Map, _PerImage], _PerChannel]:
+        x, x_moments, keep, *rest = images
+        dx, dvariance, dgain = _pooling_gradient(pool_size, 1, x, x_moments, gain, keep, *rest)
+        return (dx, dvariance), dgain
 
-    return caches.in_parts(part, dy, (x, x_moments, keep, y, y_moments, dmoments))
+    (dx, dvariance), dgain = caches.in_parts(part, (x, x_moments, keep, y, y_moments, dy, dmoments))
+    return dx, dvariance, dgain
 
 
 def _pooling_gradient(
@@ -225,12 +227,12 @@ def mlp_residual(
 def _mlp_residual_in_parts(
     activation: _Activation, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
 ) -> tuple[_Map, Moments]:
-    def part(x: _Map, images: tuple[Moments, _PerImage]) -> tuple[_Map, Moments, tuple[()]]:
-        x_moments, keep = images
-        return *_mlp_residual(activation, 1, x, x_moments, weights, keep), ()
+    def part(images: tuple[_Map, Moments, _PerImage]) -> tuple[tuple[_Map, Moments], tuple[()]]:
+        x, x_moments, keep = images
+        return _mlp_residual(activation, 1, x, x_moments, weights, keep), ()
 
-    y, y_moments, _ = caches.in_parts(part, x, (x_moments, keep))
-    return y, y_moments
+    results, _ = caches.in_parts(part, (x, x_moments, keep))
+    return results
 
 
 def _mlp_residual(
@@ -270,11 +272,13 @@ def _mlp_gradient_in_parts(
     dy: _Map,
     dmoments: Moments,
 ) -> tuple[_Map, Moments, MlpWeights]:
-    def part(dy: _Map, images: Any) -> tuple[_Map, Moments, MlpWeights]:
-        x, x_moments, keep, y, y_moments, dmoments = images
-        return _mlp_gradient(activation, 1, x, x_moments, weights, keep, y, y_moments, dy, dmoments)
+    def part(images: Any) -> tuple[tuple[_Map, Moments], MlpWeights]:
+        x, x_moments, keep, *rest = images
+        dx, dmoments, dweights = _mlp_gradient(activation, 1, x, x_moments, weights, keep, *rest)
+        return (dx, dmoments), dweights
 
-    return caches.in_parts(part, dy, (x, x_moments, keep, y, y_moments, dmoments))
+    (dx, dmoments), dweights = caches.in_parts(part, (x, x_moments, keep, y, y_moments, dy, dmoments))
+    return dx, dmoments, dweights
 
 
 def _mlp_gradient(

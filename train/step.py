@@ -58,12 +58,15 @@ def make_train_step(
         learning_rate = schedule(state.step)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
-        ema = _running_mean(state.ema, params, config.ema_decay)
-        moved = state.replace(params=params, ema=ema, optimizer=moments)
-        # Where the gradient is not finite, every array of the state stays as it was.
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+
+        def move(state: TrainState, gradient: Any) -> TrainState:
+            updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+            params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
+            ema = _running_mean(state.ema, params, config.ema_decay)
+            return state.replace(params=params, ema=ema, optimizer=moments)
+
+        # A branch, and no selection between old and new arrays: the update then writes into the old ones.
+        kept = lax.cond(finite, move, lambda state, _: state, state, gradient)
         state = kept.replace(
             step=state.step + 1,
             skipped=state.skipped + ~finite,
