@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from poolformer_jax import PoolFormerForImageClassification
 from train.optimizer import OptimizerConfig, Schedule
@@ -65,9 +65,8 @@ def make_train_step(
             ema = _running_mean(state.ema, params, config.ema_decay)
             return state.replace(params=params, ema=ema, optimizer=moments)
 
-        # A branch, and no selection between old and new arrays: the update then writes into the old ones.
-        kept = lax.cond(finite, move, lambda state, _: state, state, gradient)
-        state = kept.replace(
+        # Where the gradient is not finite, every array of the state stays as it was.
+        state = _move_if(finite, move, state, gradient).replace(
             step=state.step + 1,
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
@@ -83,6 +82,24 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _move_if(
+    finite: Bool[Array, ""], move: Callable[[TrainState, Any], TrainState], state: TrainState, gradient: Any
+) -> TrainState:
+    """`move(state, gradient)`, or the state as it is.
+
+    On a TPU the choice costs nothing where the new arrays are written. On a CPU it would make XLA copy all of the old
+    ones first; a branch writes into them.
+    """
+
+    def select(finite: Array, state: TrainState, gradient: Any) -> TrainState:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), move(state, gradient), state)
+
+    def branch(finite: Array, state: TrainState, gradient: Any) -> TrainState:
+        return lax.cond(finite, move, lambda state, _: state, state, gradient)
+
+    return lax.platform_dependent(finite, state, gradient, cpu=branch, default=select)
 
 
 def _running_mean(mean: Any, params: Any, decay: float | None) -> Any:
