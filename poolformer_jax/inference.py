@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, UInt8
 
+from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.folding import IMAGES_AT_ONCE_ON_CPU, fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
@@ -91,6 +92,7 @@ class ImageClassifier:
             partial(_probabilities, config, image_processor, dtype, fold_parameters, _images_at_once(mesh)),
             in_shardings=(replicated, self.batch_sharding),
             out_shardings=self.batch_sharding,
+            compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )
 
     @classmethod

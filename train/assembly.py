@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from poolformer_jax.compilation import compiler_options
 from train.data.device_augment import augment_batch, normalize_batch
 from train.evaluation import EvaluationStep, make_evaluation_step
 from train.network import Network, make_network
@@ -81,6 +82,7 @@ def assemble(
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
+            compiler_options=compiler_options(mesh.devices.flat[0].platform),
         ),
         evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.params),
     )

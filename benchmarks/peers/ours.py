@@ -11,6 +11,7 @@ import numpy as np
 
 import poolformer_jax
 from benchmarks.job import Job, available_cores, read_labels, read_pixels
+from poolformer_jax.compilation import compiler_options
 from poolformer_jax.folding import IMAGES_AT_ONCE_ON_CPU, fold, folded_apply
 from poolformer_jax.pretrained import load_pretrained
 from train.optimizer import OptimizerConfig, make_optimizer
@@ -27,8 +28,9 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     pixels = jax.device_put(read_pixels(folder))
     # As ImageClassifier does on one device.
     at_once = IMAGES_AT_ONCE_ON_CPU if jax.default_backend() == "cpu" else None
-    apply = jax.jit(partial(folded_apply, config=model.config, dtype=jnp.dtype(dtype), images_at_once=at_once))
-    compiled = apply.lower(folded, pixel_values=pixels).compile()
+    options = compiler_options(jax.default_backend())
+    apply = partial(folded_apply, config=model.config, dtype=jnp.dtype(dtype), images_at_once=at_once)
+    compiled = jax.jit(apply, compiler_options=options).lower(folded, pixel_values=pixels).compile()
 
     def call() -> jax.Array:
         return jax.block_until_ready(compiled(folded, pixel_values=pixels))
@@ -52,7 +54,8 @@ def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "
     )
     state = new_state(variables["params"], optimizer, ema=False)
     batch = {"image": jnp.asarray(read_pixels(folder)), "label": jnp.asarray(read_labels(folder))}
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    options = compiler_options(jax.default_backend())  # as the training program does
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
 
     def call() -> float:
         nonlocal state

@@ -1,0 +1,23 @@
+"""Options for XLA are passed on where it has them, and never stop a program from compiling."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from poolformer_jax import compilation
+from poolformer_jax.compilation import compiler_options
+
+
+def test_programs_compile_with_the_options_of_this_platform():
+    assert compiler_options("cpu") == compilation.ON_CPU
+    assert jax.jit(jnp.sin, compiler_options=compiler_options("cpu"))(0.0) == 0
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_other_platforms_keep_their_defaults(platform):
+    assert compiler_options(platform) is None
+
+
+def test_an_option_that_xla_does_not_have_is_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "ON_CPU", {"xla_cpu_of_another_version": 1})
+    assert compiler_options("cpu") is None
