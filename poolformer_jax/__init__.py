@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from poolformer_jax.config import PoolFormerConfig
     from poolformer_jax.image_processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.inference import ImageClassifier
+    from poolformer_jax.kernels import TpuKernels
     from poolformer_jax.model import (
         ImageClassifierOutput,
         PoolFormerForImageClassification,
@@ -30,6 +31,7 @@ __all__ = [
     "PoolFormerImageProcessor",
     "PoolFormerModel",
     "PoolFormerModelOutput",
+    "TpuKernels",
     "from_torch_state_dict",
     "load_pretrained",
     "save_pretrained",
@@ -46,6 +48,7 @@ _HOME = {
     "PoolFormerImageProcessor": "image_processor",
     "PoolFormerModel": "model",
     "PoolFormerModelOutput": "model",
+    "TpuKernels": "kernels",
     "from_torch_state_dict": "torch_weights",
     "load_pretrained": "pretrained",
     "save_pretrained": "pretrained",

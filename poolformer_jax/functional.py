@@ -24,10 +24,17 @@ def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """
     if x.dtype.itemsize >= 4:
         return x * (0.5 + 0.5 * lax.erf(x * math.sqrt(0.5)))
-    wide = x.astype(jnp.float32)
-    square = jnp.minimum(wide * wide, 20)  # where the fit ends, 1 - Φ is below 4e-6
-    odd = wide * (0.797507862 + square * (0.0370056652 - square * 3.51519695e-4))
-    return (wide * (0.5 + 0.5 * jnp.tanh(odd))).astype(x.dtype)
+    return gelu_fit(x.astype(jnp.float32))[0].astype(x.dtype)
+
+
+def gelu_fit(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    """The GELU of `gelu` in 16-bit types, computed in float32, and its derivative."""
+    square = jnp.minimum(x * x, 20)  # where the fit ends, 1 - Φ is below 4e-6
+    a, b, c = 0.797507862, 0.0370056652, -3.51519695e-4
+    tanh = jnp.tanh(x * (a + square * (b + square * c)))
+    phi = 0.5 + 0.5 * tanh
+    density = 0.5 * (1 - tanh * tanh) * (a + square * (3 * b + square * (5 * c)))
+    return x * phi, phi + x * density
 
 
 # The names that `transformers` gives to activations. Its "gelu" is the exact erf form, and Flax's default is not.

@@ -28,26 +28,21 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from poolformer_jax import caches, lanes
+from poolformer_jax.functional import gelu
+from poolformer_jax.kernels import POOL_SIZE, Pass, TpuKernels
+from poolformer_jax.moments import Moments, around, moments, over_map, standardize, through, wide
 
-EPSILON = 1e-5
+__all__ = ["MlpWeights", "Moments", "fold_mlp", "mlp_residual", "moments", "pooling_residual"]
 
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
 _PerChannel = Float[Array, " c"]
 _Activation = Callable[[Array], Array]
-_AXES = (1, 2, 3)
 
-
-class Moments(NamedTuple):
-    """Mean and variance of each image over height, width and channels, in at least float32."""
-
-    mean: _PerImage
-    variance: _PerImage
-
-    @property
-    def inverse_std(self) -> _PerImage:
-        """What group norm multiplies with."""
-        return lax.rsqrt(self.variance + EPSILON)
+# What a pass needs of every image: a branch's input, its moments and drop path's factor; backward also its output, the
+# output's moments, and the gradients of these two.
+_Inputs = tuple[_Map, Moments, _PerImage]
+_Gradients = tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments]
 
 
 class MlpWeights(NamedTuple):
@@ -63,8 +58,8 @@ class MlpWeights(NamedTuple):
 
 
 # What the backward passes keep: inputs, then the outputs.
-_PoolingResiduals = tuple[_Map, Moments, _PerChannel, _PerImage, _Map, Moments]
-_MlpResiduals = tuple[_Map, Moments, MlpWeights, _PerImage, _Map, Moments]
+_PoolingResiduals = tuple[_Inputs, _PerChannel, tuple[_Map, Moments]]
+_MlpResiduals = tuple[_Inputs, MlpWeights, tuple[_Map, Moments]]
 
 
 def fold_mlp(
@@ -85,30 +80,14 @@ def fold_mlp(
     return MlpWeights(gain[:, None] * kernel1, shift @ kernel1 + bias1, kernel2 * scale, bias2 * scale)
 
 
-@jax.custom_vjp
-def moments(x: _Map) -> Moments:
-    """The moments of a map that comes without: mean first, then the variance from centred values."""
-    x = _wide(x)
-    mean = jnp.mean(x, _AXES)
-    return Moments(mean, jnp.mean(jnp.square(x - _over_map(mean)), _AXES))
-
-
-def _moments_forward(x: _Map) -> tuple[Moments, tuple[_Map, Moments]]:
-    x_moments = moments(x)
-    return x_moments, (x, x_moments)
-
-
-def _moments_backward(residuals: tuple[_Map, Moments], dmoments: Moments) -> tuple[_Map]:
-    x, x_moments = residuals
-    return (_through_moments(x, x_moments, jnp.zeros_like(x), dmoments),)
-
-
-moments.defvjp(_moments_forward, _moments_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def pooling_residual(
-    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
+    pool_size: int,
+    x: _Map,
+    x_moments: Moments,
+    gain: _PerChannel,
+    keep: _PerImage,
+    kernels: TpuKernels | None = None,
 ) -> tuple[_Map, Moments]:
     """`x + keep * gain * (pool(x) - x) / std(x)`, and the moments of that.
 
@@ -118,98 +97,70 @@ def pooling_residual(
         x_moments: their moments.
         gain: norm1's gain times the layer scale.
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
+        kernels: used on TPUs where they can be.
     """
-    function, in_parts = partial(_pooling_residual, pool_size), partial(_pooling_residual_in_parts, pool_size)
-    return lanes.choose(_pixels(x), function, x, x_moments, gain, keep, cpu=in_parts)
-
-
-def _pooling_residual_in_parts(
-    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
-) -> tuple[_Map, Moments]:
-    def part(images: tuple[_Map, Moments, _PerImage]) -> tuple[tuple[_Map, Moments], tuple[()]]:
-        x, x_moments, keep = images
-        return _pooling_residual(pool_size, 1, x, x_moments, gain, keep), ()
-
-    results, _ = caches.in_parts(part, (x, x_moments, keep))
-    return results
+    plain = partial(_pooling_residual, pool_size)
+    result, _ = _run(kernels if pool_size == POOL_SIZE else None, "pooling_residual", plain, (x, x_moments, keep), gain)
+    return result
 
 
 def _pooling_residual(
-    pool_size: int, pixels: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
-) -> tuple[_Map, Moments]:
+    pool_size: int, pixels: int, inputs: _Inputs, gain: _PerChannel
+) -> tuple[tuple[_Map, Moments], tuple[()]]:
+    x, x_moments, keep = inputs
     x, gain = lanes.group(x, pixels), lanes.per_pixel(gain, pixels)
     # `pool(x) - x` cancels: in bfloat16 only the result is rounded, once.
     branch = lanes.pooling_mixer(pixels, x, pool_size) * _over_channels(gain, x_moments.inverse_std * keep)
-    y = (_wide(x) + branch).astype(x.dtype)
-    return lanes.ungroup(y, pixels), _moments_around(x_moments.mean, y)
+    y = (wide(x) + branch).astype(x.dtype)
+    return (lanes.ungroup(y, pixels), around(x_moments.mean, y)), ()
 
 
 def _pooling_forward(
-    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
+    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage, kernels: TpuKernels | None
 ) -> tuple[tuple[_Map, Moments], _PoolingResiduals]:
-    y, y_moments = pooling_residual(pool_size, x, x_moments, gain, keep)
-    return (y, y_moments), (x, x_moments, gain, keep, y, y_moments)
+    result = pooling_residual(pool_size, x, x_moments, gain, keep, kernels)
+    return result, ((x, x_moments, keep), gain, result)
 
 
 def _pooling_backward(
-    pool_size: int, residuals: _PoolingResiduals, cotangents: tuple[_Map, Moments]
+    pool_size: int, kernels: TpuKernels | None, residuals: _PoolingResiduals, cotangents: tuple[_Map, Moments]
 ) -> tuple[_Map, Moments, _PerChannel, _PerImage]:
-    function, in_parts = partial(_pooling_gradient, pool_size), partial(_pooling_gradient_in_parts, pool_size)
-    dx, dvariance, dgain = lanes.choose(_pixels(residuals[0]), function, *residuals, *cotangents, cpu=in_parts)
+    inputs, gain, outputs = residuals
+    plain = partial(_pooling_gradient, pool_size)
+    (dx, dvariance), dgain = _run(
+        kernels if pool_size == POOL_SIZE else None, "pooling_gradient", plain, (*inputs, *outputs, *cotangents), gain
+    )
     zeros = jnp.zeros_like(dvariance)
     return dx, Moments(zeros, dvariance), dgain, zeros
 
 
-def _pooling_gradient_in_parts(
-    pool_size: int,
-    x: _Map,
-    x_moments: Moments,
-    gain: _PerChannel,
-    keep: _PerImage,
-    y: _Map,
-    y_moments: Moments,
-    dy: _Map,
-    dmoments: Moments,
-) -> tuple[_Map, _PerImage, _PerChannel]:
-    def part(images: Any) -> tuple[tuple[_Map, _PerImage], _PerChannel]:
-        x, x_moments, keep, *rest = images
-        dx, dvariance, dgain = _pooling_gradient(pool_size, 1, x, x_moments, gain, keep, *rest)
-        return (dx, dvariance), dgain
-
-    (dx, dvariance), dgain = caches.in_parts(part, (x, x_moments, keep, y, y_moments, dy, dmoments))
-    return dx, dvariance, dgain
-
-
 def _pooling_gradient(
-    pool_size: int,
-    pixels: int,
-    x: _Map,
-    x_moments: Moments,
-    gain: _PerChannel,
-    keep: _PerImage,
-    y: _Map,
-    y_moments: Moments,
-    dy: _Map,
-    dmoments: Moments,
-) -> tuple[_Map, _PerImage, _PerChannel]:
+    pool_size: int, pixels: int, gradients: _Gradients, gain: _PerChannel
+) -> tuple[tuple[_Map, _PerImage], _PerChannel]:
+    x, x_moments, keep, y, y_moments, dy, dmoments = gradients
     x, y, dy = (lanes.group(z, pixels) for z in (x, y, dy))
-    dy = _through_moments(y, y_moments, dy, dmoments)
+    dy = through(y, y_moments, dy, dmoments)
     # Gain, std and keep are the same all over an image, so the window slides over dy alone; what multiplies x then
     # serves both dx and the two scalar gradients.
     mixed = lanes.pooling_mixer_transpose(pixels, dy, pool_size)
     inverse_std = x_moments.inverse_std
     scale = _over_channels(lanes.per_pixel(gain, pixels), inverse_std * keep)
-    dx = (_wide(dy) + _wide(mixed) * scale).astype(x.dtype)
-    per_channel = lanes.over_pixels(jnp.sum(_wide(x) * _wide(mixed), (1, 2)), pixels) * keep[:, None]
-    return lanes.ungroup(dx, pixels), -0.5 * inverse_std**3 * (per_channel @ gain), inverse_std @ per_channel
+    dx = (wide(dy) + wide(mixed) * scale).astype(x.dtype)
+    per_channel = lanes.over_pixels(jnp.sum(wide(x) * wide(mixed), (1, 2)), pixels) * keep[:, None]
+    return (lanes.ungroup(dx, pixels), -0.5 * inverse_std**3 * (per_channel @ gain)), inverse_std @ per_channel
 
 
 pooling_residual.defvjp(_pooling_forward, _pooling_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def mlp_residual(
-    activation: _Activation, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
+    activation: _Activation,
+    x: _Map,
+    x_moments: Moments,
+    weights: MlpWeights,
+    keep: _PerImage,
+    kernels: TpuKernels | None = None,
 ) -> tuple[_Map, Moments]:
     """`x + keep * mlp((x - mean(x)) / std(x))`, and the moments of that.
 
@@ -219,147 +170,105 @@ def mlp_residual(
         x_moments: their moments.
         weights: the two layers with norm2 and the layer scale folded in.
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
+        kernels: used on TPUs where they can be.
     """
-    function, in_parts = partial(_mlp_residual, activation), partial(_mlp_residual_in_parts, activation)
-    return lanes.choose(_pixels(x), function, x, x_moments, weights, keep, cpu=in_parts)
-
-
-def _mlp_residual_in_parts(
-    activation: _Activation, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
-) -> tuple[_Map, Moments]:
-    def part(images: tuple[_Map, Moments, _PerImage]) -> tuple[tuple[_Map, Moments], tuple[()]]:
-        x, x_moments, keep = images
-        return _mlp_residual(activation, 1, x, x_moments, weights, keep), ()
-
-    results, _ = caches.in_parts(part, (x, x_moments, keep))
-    return results
+    plain = partial(_mlp_residual, activation)
+    result, _ = _run(kernels if activation is gelu else None, "mlp_residual", plain, (x, x_moments, keep), weights)
+    return result
 
 
 def _mlp_residual(
-    activation: _Activation, pixels: int, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
-) -> tuple[_Map, Moments]:
+    activation: _Activation, pixels: int, inputs: _Inputs, weights: MlpWeights
+) -> tuple[tuple[_Map, Moments], tuple[()]]:
+    x, x_moments, keep = inputs
     x, weights = lanes.group(x, pixels), _cast(weights, x.dtype)
-    hidden = lanes.dense(pixels, _standardize(x, x_moments), weights.kernel1)
+    hidden = lanes.dense(pixels, standardize(x, x_moments), weights.kernel1)
     hidden = activation(hidden + lanes.per_pixel(weights.bias1, pixels))
     branch = lanes.dense(pixels, hidden, weights.kernel2) + lanes.per_pixel(weights.bias2, pixels)
-    y = x + branch * _over_map(keep).astype(x.dtype)
-    return lanes.ungroup(y, pixels), _moments_around(x_moments.mean, y)
+    y = x + branch * over_map(keep).astype(x.dtype)
+    return (lanes.ungroup(y, pixels), around(x_moments.mean, y)), ()
 
 
 def _mlp_forward(
-    activation: _Activation, x: _Map, x_moments: Moments, weights: MlpWeights, keep: _PerImage
+    activation: _Activation,
+    x: _Map,
+    x_moments: Moments,
+    weights: MlpWeights,
+    keep: _PerImage,
+    kernels: TpuKernels | None,
 ) -> tuple[tuple[_Map, Moments], _MlpResiduals]:
-    y, y_moments = mlp_residual(activation, x, x_moments, weights, keep)
-    return (y, y_moments), (x, x_moments, weights, keep, y, y_moments)
+    result = mlp_residual(activation, x, x_moments, weights, keep, kernels)
+    return result, ((x, x_moments, keep), weights, result)
 
 
 def _mlp_backward(
-    activation: _Activation, residuals: _MlpResiduals, cotangents: tuple[_Map, Moments]
-) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
-    function, in_parts = partial(_mlp_gradient, activation), partial(_mlp_gradient_in_parts, activation)
-    dx, dmoments, dweights = lanes.choose(_pixels(residuals[0]), function, *residuals, *cotangents, cpu=in_parts)
-    return dx, dmoments, dweights, jnp.zeros_like(residuals[3])
-
-
-def _mlp_gradient_in_parts(
     activation: _Activation,
-    x: _Map,
-    x_moments: Moments,
-    weights: MlpWeights,
-    keep: _PerImage,
-    y: _Map,
-    y_moments: Moments,
-    dy: _Map,
-    dmoments: Moments,
-) -> tuple[_Map, Moments, MlpWeights]:
-    def part(images: Any) -> tuple[tuple[_Map, Moments], MlpWeights]:
-        x, x_moments, keep, *rest = images
-        dx, dmoments, dweights = _mlp_gradient(activation, 1, x, x_moments, weights, keep, *rest)
-        return (dx, dmoments), dweights
-
-    (dx, dmoments), dweights = caches.in_parts(part, (x, x_moments, keep, y, y_moments, dy, dmoments))
-    return dx, dmoments, dweights
+    kernels: TpuKernels | None,
+    residuals: _MlpResiduals,
+    cotangents: tuple[_Map, Moments],
+) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
+    inputs, weights, outputs = residuals
+    plain = partial(_mlp_gradient, activation)
+    (dx, dmoments), dweights = _run(
+        kernels if activation is gelu else None, "mlp_gradient", plain, (*inputs, *outputs, *cotangents), weights
+    )
+    return dx, dmoments, MlpWeights(*dweights), jnp.zeros_like(inputs[2])
 
 
 def _mlp_gradient(
-    activation: _Activation,
-    pixels: int,
-    x: _Map,
-    x_moments: Moments,
-    weights: MlpWeights,
-    keep: _PerImage,
-    y: _Map,
-    y_moments: Moments,
-    dy: _Map,
-    dmoments: Moments,
-) -> tuple[_Map, Moments, MlpWeights]:
+    activation: _Activation, pixels: int, gradients: _Gradients, weights: MlpWeights
+) -> tuple[tuple[_Map, Moments], tuple[Array, ...]]:
+    x, x_moments, keep, y, y_moments, dy, dmoments = gradients
     x, y, dy = (lanes.group(z, pixels) for z in (x, y, dy))
-    dy = _through_moments(y, y_moments, dy, dmoments)
+    dy = through(y, y_moments, dy, dmoments)
     cast = _cast(weights, x.dtype)
-    standard = _standardize(x, x_moments)
+    standard = standardize(x, x_moments)
     inner = lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels)
     hidden, activation_vjp = jax.vjp(activation, inner)
 
-    dbranch = dy * _over_map(keep).astype(dy.dtype)
+    dbranch = dy * over_map(keep).astype(dy.dtype)
     (dinner,) = activation_vjp(lanes.dense(pixels, dbranch, cast.kernel2.T))
-    inner_sums = lanes.over_pixels(jnp.sum(_wide(dinner), (1, 2)), pixels)
-    product_sums = lanes.over_pixels(jnp.sum(_wide(dinner) * _wide(inner), (1, 2)), pixels)
-    dweights = MlpWeights(
-        kernel1=lanes.dense_gradient(pixels, standard, dinner),
-        bias1=jnp.sum(inner_sums, 0),
-        kernel2=lanes.dense_gradient(pixels, hidden, dbranch),
-        bias2=lanes.over_pixels(jnp.sum(_wide(dbranch), (0, 1, 2)), pixels),
+    inner_sums = lanes.over_pixels(jnp.sum(wide(dinner), (1, 2)), pixels)
+    product_sums = lanes.over_pixels(jnp.sum(wide(dinner) * wide(inner), (1, 2)), pixels)
+    dweights = (
+        lanes.dense_gradient(pixels, standard, dinner),
+        jnp.sum(inner_sums, 0),
+        lanes.dense_gradient(pixels, hidden, dbranch),
+        lanes.over_pixels(jnp.sum(wide(dbranch), (0, 1, 2)), pixels),
     )
     # The gradient of `standard = (x - mean) * inverse_std` by x, mean and variance. The last two are sums of it over
     # the map; taken from sums over the hidden layer, they are known before it and need no pass of their own:
     # sum(dstandard) = sum(dinner) @ kernel1.T, and standard @ kernel1 = inner - bias1.
     inverse_std = x_moments.inverse_std
-    dstandard = _wide(lanes.dense(pixels, dinner, cast.kernel1.T))
-    dx = (_wide(dy) + dstandard * _over_map(inverse_std)).astype(dy.dtype)
-    dmean = -inverse_std * (inner_sums @ jnp.sum(_wide(cast.kernel1), 0))
-    dvariance = -0.5 * inverse_std**2 * (jnp.sum(product_sums, 1) - inner_sums @ _wide(cast.bias1))
-    return lanes.ungroup(dx, pixels), Moments(dmean, dvariance), dweights
+    dstandard = wide(lanes.dense(pixels, dinner, cast.kernel1.T))
+    dx = (wide(dy) + dstandard * over_map(inverse_std)).astype(dy.dtype)
+    dmean = -inverse_std * (inner_sums @ jnp.sum(wide(cast.kernel1), 0))
+    dvariance = -0.5 * inverse_std**2 * (jnp.sum(product_sums, 1) - inner_sums @ wide(cast.bias1))
+    return (lanes.ungroup(dx, pixels), Moments(dmean, dvariance)), dweights
 
 
 mlp_residual.defvjp(_mlp_forward, _mlp_backward)
 
 
-def _pixels(x: _Map) -> int:
-    return lanes.group_size(x.shape[2], x.shape[3], x.dtype)
+def _run(kernels: TpuKernels | None, name: Pass, plain: Callable[..., Any], cut: Any, whole: Any) -> Any:
+    """(results for each image, sums over all images) of a pass, in the way of the platform that is compiled for."""
+    x = cut[0]
+    pixels = lanes.group_size(x.shape[2], x.shape[3], x.dtype)
+    on_tpu = partial(plain, pixels)
+    if kernels is not None and kernels.take(x):
+        on_tpu = partial(kernels.run, name, pixels)
+        if kernels.interpret:
+            return on_tpu(cut, whole)
+
+    def on_cpu(cut: Any, whole: Any) -> Any:
+        return caches.in_parts(lambda images: plain(1, images, whole), cut)
+
+    return lax.platform_dependent(cut, whole, cpu=on_cpu, tpu=on_tpu, default=partial(plain, 1))
 
 
 def _cast(weights: MlpWeights, dtype: Dtype) -> MlpWeights:
     return MlpWeights(*(weight.astype(dtype) for weight in weights))
 
 
-def _moments_around(pivot: _PerImage, y: _Map) -> Moments:
-    """Moments in one pass, from sums around a value near the mean."""
-    distance = _wide(y) - _over_map(pivot)
-    offset = jnp.mean(distance, _AXES)
-    # Rounding may leave less than nothing where an image is constant.
-    return Moments(pivot + offset, jnp.maximum(jnp.mean(jnp.square(distance), _AXES) - jnp.square(offset), 0))
-
-
-def _through_moments(y: _Map, y_moments: Moments, dy: _Map, dmoments: Moments) -> _Map:
-    """The whole gradient of `y`: its own, and what reaches it through its mean and variance."""
-    size = y[0].size
-    offset = dmoments.mean / size - 2 * dmoments.variance / size * y_moments.mean
-    slope = 2 * dmoments.variance / size
-    return (_wide(dy) + _wide(y) * _over_map(slope) + _over_map(offset)).astype(dy.dtype)
-
-
-def _standardize(x: _Map, x_moments: Moments) -> _Map:
-    return ((_wide(x) - _over_map(x_moments.mean)) * _over_map(x_moments.inverse_std)).astype(x.dtype)
-
-
-def _over_map(per_image: _PerImage) -> Float[Array, "b 1 1 1"]:
-    return per_image[:, None, None, None]
-
-
 def _over_channels(per_channel: Float[Array, " c"], per_image: _PerImage) -> Float[Array, "b 1 1 c"]:
     return (per_image[:, None] * per_channel)[:, None, None, :]
-
-
-def _wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """At least float32, for sums."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -34,17 +34,6 @@ def group_size(width: int, channels: int, dtype: Any) -> int:
     return pixels if jnp.dtype(dtype).itemsize < 4 and rest == 0 and width % pixels == 0 else 1
 
 
-def choose(pixels: int, function: Callable[..., _Result], *arguments: Any, cpu: Callable[..., _Result]) -> _Result:
-    """`function(n, *arguments)` with groups of `pixels` on a TPU and of 1 on a GPU, and `cpu(*arguments)` on a CPU.
-
-    The choice is made for the platform that a computation is compiled for, which need not be the one it is traced on.
-    """
-    result: _Result = lax.platform_dependent(
-        *arguments, cpu=cpu, tpu=partial(function, pixels), default=partial(function, 1)
-    )
-    return result
-
-
 def group(x: Float[Array, "b h w c"], pixels: int) -> Float[Array, "b h w2 c2"]:
     """[b, h, w, c] as [b, h, w / n, n * c]."""
     b, h, w, c = x.shape

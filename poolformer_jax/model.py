@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from poolformer_jax import functional, fused
 from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.kernels import TpuKernels
 from poolformer_jax.layers import (
     KERNEL_INIT,
     DropPath,
@@ -101,6 +102,7 @@ class PoolFormerBlock(nn.Module):
     activation: Callable[[Array], Array]
     layer_scale_init_value: float | None
     drop_path_rate: float = 0.0
+    kernels: TpuKernels | None = None
 
     @nn.compact
     def __call__(
@@ -115,9 +117,9 @@ class PoolFormerBlock(nn.Module):
         keep1, keep2 = self._keep("1", x, train), self._keep("2", x, train)
 
         gain = gain1.astype(wide) * scale1.astype(wide)
-        x, moments = fused.pooling_residual(self.pool_size, x, moments, gain, keep1)
+        x, moments = fused.pooling_residual(self.pool_size, x, moments, gain, keep1, self.kernels)
         weights = fused.fold_mlp(gain2, shift2, *mlp, scale2, dtype=wide)
-        return fused.mlp_residual(self.activation, x, moments, weights, keep2)
+        return fused.mlp_residual(self.activation, x, moments, weights, keep2, self.kernels)
 
     def _layer_scale(self, index: str, channels: int) -> Float[Array, " c"]:
         if self.layer_scale_init_value is None:
@@ -137,6 +139,7 @@ class Stage(nn.Module):
     index: int
     dtype: Dtype = jnp.float32
     fused: bool = True
+    kernels: TpuKernels | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
@@ -180,6 +183,7 @@ class Stage(nn.Module):
                 activation=functional.activation(config.hidden_act),
                 layer_scale_init_value=config.layer_scale_init_value if config.use_layer_scale else None,
                 drop_path_rate=rate,
+                kernels=self.kernels,
                 name=f"blocks_{number}",
             )(x, moments, train)
         return x
@@ -199,12 +203,14 @@ class PoolFormerModel(nn.Module):
         remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
         fused: whether blocks that can be are computed in the passes of `fused`; False computes all of them as the
             paper writes them, which also has a forward-mode derivative.
+        kernels: for TPUs, Pallas kernels for the fused blocks; `TpuKernels` says where they run.
     """
 
     config: PoolFormerConfig
     dtype: Dtype = jnp.float32
     remat: bool = False
     fused: bool = True
+    kernels: TpuKernels | None = None
 
     @nn.compact
     def __call__(self, pixel_values: Pixels, train: bool = False) -> PoolFormerModelOutput:
@@ -217,7 +223,7 @@ class PoolFormerModel(nn.Module):
         Raises:
             ValueError: for another layout than NHWC, another number of channels, or too small an image.
         """
-        hidden_states = _stages(self.config, self.dtype, self.remat, self.fused, pixel_values, train)
+        hidden_states = _stages(self, pixel_values, train)
         return PoolFormerModelOutput(last_hidden_state=hidden_states[-1], hidden_states=hidden_states)
 
 
@@ -230,12 +236,14 @@ class PoolFormerForImageClassification(nn.Module):
         remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
         fused: whether blocks that can be are computed in the passes of `fused`; False computes all of them as the
             paper writes them, which also has a forward-mode derivative.
+        kernels: for TPUs, Pallas kernels for the fused blocks; `TpuKernels` says where they run.
     """
 
     config: PoolFormerConfig
     dtype: Dtype = jnp.float32
     remat: bool = False
     fused: bool = True
+    kernels: TpuKernels | None = None
 
     @nn.compact
     def __call__(
@@ -255,7 +263,7 @@ class PoolFormerForImageClassification(nn.Module):
             ValueError: for another layout than NHWC, another number of channels, or too small an image.
         """
         config = self.config
-        hidden_states = _stages(config, self.dtype, self.remat, self.fused, pixel_values, train)
+        hidden_states = _stages(self, pixel_values, train)
         if config.head_order == "norm_pool":
             features = _NORMS[config.norm](name="norm")(hidden_states[-1]).mean((1, 2))
         else:
@@ -268,16 +276,17 @@ class PoolFormerForImageClassification(nn.Module):
 
 
 def _stages(
-    config: PoolFormerConfig, dtype: Dtype, remat: bool, fused: bool, pixel_values: Pixels, train: bool
+    network: PoolFormerModel | PoolFormerForImageClassification, pixel_values: Pixels, train: bool
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    """Stem and stages, as submodules of the module that calls this: backbone and classifier share one tree."""
+    """Stem and stages, as submodules of the network that calls this: backbone and classifier share one tree."""
+    config, dtype = network.config, network.dtype
     check_pixel_values(config, pixel_values.shape)
     # `train` is Python's, so a rematerialised stage must not trace it.
-    stage = nn.remat(Stage, static_argnums=(2,)) if remat else Stage
+    stage = nn.remat(Stage, static_argnums=(2,)) if network.remat else Stage
     x = _patch_embedding(config, 0, dtype, "stem")(jnp.asarray(pixel_values, dtype))
     hidden_states = []
     for index in range(len(config.depths)):
-        x = stage(config, index, dtype, fused, name=f"stages_{index}")(x, train)
+        x = stage(config, index, dtype, network.fused, network.kernels, name=f"stages_{index}")(x, train)
         hidden_states.append(x)
     return tuple(hidden_states)
 

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from poolformer_jax import TpuKernels
 from poolformer_jax.compilation import compiler_options
+from poolformer_jax.kernels import has_kernels
 from train.data.device_augment import augment_batch, normalize_batch
 from train.evaluation import EvaluationStep, make_evaluation_step
 from train.network import Network, make_network
 from train.optimizer import make_optimizer, make_schedule
 from train.recipes import TrainConfig
-from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_shardings
+from train.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated, state_shardings
 from train.state import TrainState, new_state
 from train.step import Batch, Metrics, make_train_step
 
@@ -57,7 +59,14 @@ def assemble(
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
     check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
     network = make_network(
-        config.model, class_names, data.image_size, data.num_channels, config.dtype, config.remat, config.seed
+        config.model,
+        class_names,
+        data.image_size,
+        data.num_channels,
+        config.dtype,
+        config.remat,
+        TpuKernels(mesh, BATCH_AXES) if config.kernels and has_kernels(mesh.devices.flat) else None,
+        config.seed,
     )
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)

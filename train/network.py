@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, load_pretrained
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, load_pretrained
 from train.checks import refuse
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
@@ -70,6 +70,7 @@ def make_network(
     num_channels: int,
     dtype: ComputeType,
     remat: bool,
+    kernels: TpuKernels | None,
     seed: int,
 ) -> Network:
     """The network for data with `class_names` and images of `image_size` pixels; labels and channels follow the data.
@@ -92,14 +93,14 @@ def make_network(
             )
         rates = {"drop_path_rate": wanted.drop_path_rate, "dropout_rate": wanted.dropout_rate}
         config = dataclasses.replace(loaded.config, **labels, **rates)
-        model = PoolFormerForImageClassification(config, dtype=kind, remat=remat)
+        model = PoolFormerForImageClassification(config, dtype=kind, remat=remat, kernels=kernels)
         # NumPy's, because a process's own device arrays cannot become arrays of all processes.
         params = jax.tree.map(np.asarray, variables["params"])
         return Network(model, lambda params: jax.tree.map(lambda p: p.astype(wide), params), params)
 
     fields = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(PoolFormerConfig)}
     config = PoolFormerConfig(**{**fields, **labels, "num_channels": num_channels})
-    model = PoolFormerForImageClassification(config, dtype=kind, remat=remat)
+    model = PoolFormerForImageClassification(config, dtype=kind, remat=remat, kernels=kernels)
 
     def fresh(key: jax.Array) -> Any:
         pixels = jnp.zeros((1, image_size, image_size, num_channels), kind)

@@ -37,6 +37,8 @@ class TrainConfig:
     """Type of the activations: bfloat16 is fast on TPUs and GPUs, float64 checks numerics with JAX_ENABLE_X64=1."""
     remat: bool = False
     """Keep only the stages' inputs and compute the rest again for the gradient: less memory, a third more time."""
+    kernels: bool = True
+    """On TPUs v5e and v6e in bfloat16: compute the blocks with Pallas kernels. Without, XLA compiles everything."""
     seed: int = 42
     """Seed of the first weights and of everything random on the device. The order of the images has data.seed."""
     log_every: int = 50
@@ -108,6 +110,7 @@ FREE_TO_CHANGE = (
     "max_steps",
     "examples",
     "remat",
+    "kernels",
     "data/data_dir",
     "data/workers",
     "data/worker_batches",
