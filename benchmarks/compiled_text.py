@@ -4,11 +4,14 @@
 JAX operation they came from. Bodies of loops are counted as often as they run.
 """
 
+import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from benchmarks.chips import Chip
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(?P<name>[\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>.+?) (?P<opcode>[a-z][\w\-]*)\(")
@@ -19,7 +22,31 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that do nothing at run time, or that another one waits for and is charged with.
+_KERNEL = "tpu_custom_call"
+_COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"\d+","bytes_accessed":"(\d+)"')
+_LOOPS = re.compile(r'kernel_metadata=\{\s*"rounds":"(\d+)",\s*"tiles":"(\d+)"')
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "while"}
+
+
+@dataclass(frozen=True)
+class KernelCost:
+    """What a Pallas kernel declares of itself; the compiler does not look inside.
+
+    Attributes:
+        flops: operations of one call.
+        bytes: read and written by one call.
+        tiles: how many tiles its grid has.
+        rounds: how often the loop in a tile runs.
+    """
+
+    flops: int
+    bytes: int
+    tiles: int
+    rounds: int
+
+    def bound(self, chip: Chip) -> int:
+        """Cycles that the chip needs at least, by its peak rate and its memory's bandwidth."""
+        return round(max(self.flops / chip.peak_flops, self.bytes / chip.hbm_bandwidth) * chip.clock)
 
 
 @dataclass(frozen=True)
@@ -31,8 +58,9 @@ class Instruction:
         opcode: what it does: fusion, copy, all-reduce, ...
         shape: its result, with layout.
         source: the JAX operation it came from; empty where the compiler does not say.
-        cycles: the compiler's estimate; None where it has none.
+        cycles: the compiler's estimate; None where it has none, as for a Pallas kernel.
         times: how often it runs.
+        kernel: of a Pallas kernel that declares it, its cost.
     """
 
     name: str
@@ -41,6 +69,7 @@ class Instruction:
     source: str
     cycles: int | None
     times: int
+    kernel: KernelCost | None = None
 
     @property
     def bytes(self) -> int:
@@ -61,8 +90,10 @@ def instructions(text: str) -> list[Instruction]:
             name = match["name"]
             entry = name if line.startswith("ENTRY") else entry
             bodies[name] = []
-        elif name:
+        elif name and (line.startswith("  ") or not bodies[name]):
             bodies[name].append(line)
+        elif name:
+            bodies[name][-1] += line  # a kernel's metadata stand on lines of their own
     return list(_run(bodies, entry, 1))
 
 
@@ -79,10 +110,29 @@ def _run(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Instru
             source=source[1] if source else "",
             cycles=int(cycles[1]) if cycles else None,
             times=times,
+            kernel=_kernel_cost(line),
         )
         if match["opcode"] == "while" and (body := _BODY.search(line)):
             trips = _TRIPS.search(line)
             yield from _run(bodies, body[1], times * (int(trips[1]) if trips else 1))
+
+
+def _kernel_cost(line: str) -> KernelCost | None:
+    if _KERNEL not in line or (cost := _COST.search(line)) is None:
+        return None
+    loops = _LOOPS.search(line)
+    rounds, tiles = (int(loops[1]), int(loops[2])) if loops else (1, 1)
+    return KernelCost(int(cost[1]), int(cost[2]), tiles, rounds)
+
+
+def kernels(program: list[Instruction]) -> list[Instruction]:
+    """The Pallas kernels that declare their cost."""
+    return [instruction for instruction in program if instruction.kernel is not None]
+
+
+def with_kernels(program: list[Instruction], cycles: dict[str, int]) -> list[Instruction]:
+    """The program with cycles for its kernels, by name; the compiler has none."""
+    return [dataclasses.replace(i, cycles=cycles[i.name]) if i.name in cycles else i for i in program]
 
 
 def total_cycles(program: list[Instruction]) -> int:
@@ -93,8 +143,7 @@ def total_cycles(program: list[Instruction]) -> int:
 def without_estimate(program: list[Instruction]) -> dict[str, dict[str, int]]:
     """What the sum leaves out: by opcode, how many instructions have no estimate and how many bytes they return.
 
-    Most are transfers between HBM and VMEM that run while something else computes. A `custom-call` that is a kernel of
-    one's own would be here too: the compiler does not look inside.
+    Most are transfers between HBM and VMEM that run while something else computes.
     """
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()

@@ -7,6 +7,9 @@ libtpu holds the compiler, and it runs on any Linux host: `pip install 'jax[tpu]
 cycles are the compiler's own estimates (`estimated_cycles`), added up as if nothing overlapped; what follows from them,
 images a second and the share of the chip's peak, is an estimate too. Transfers between HBM and VMEM that run beside
 other work have no estimate; the report counts them.
+
+The compiler does not estimate Pallas kernels. Each counts with the cycles of the schedule that the compiler makes for
+it (benchmarks/kernel_schedules.py), or with what its own bytes and operations need at least, whichever is more.
 """
 
 import argparse
@@ -23,8 +26,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compiled_text, report
-from benchmarks.chips import chip_of
+from benchmarks import compiled_text, kernel_schedules, report
+from benchmarks.chips import Chip, chip_of
+from benchmarks.compiled_text import Instruction
 
 # Read when libtpu starts: there is no TPU to ask for, and several compilers may run side by side.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -37,7 +41,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from train.assembly import assemble
 from train.recipes import RECIPES, TrainConfig
 from train.sharding import MeshConfig
@@ -53,23 +57,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--plain is for --work forward: the training program always computes the fused blocks.")
     console = Console(stderr=True)
     results = {}
-    for topology in parsed.topology:
-        try:
-            chip_of(topology)
-            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-        except (ValueError, RuntimeError) as error:
-            print(f"topology {topology} cannot be compiled for: {error}", file=sys.stderr)
-            return 1
-        for work in parsed.work:
-            with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):
-                result = _RUNS[work](parsed, devices)
-            results[f"{topology} {work}"] = result
-            _print(topology, work, result, parsed)
-            console.print()
+    with kernel_schedules.recorded() as schedules:
+        for topology in parsed.topology:
+            try:
+                chip = chip_of(topology)
+                devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+            except (ValueError, RuntimeError) as error:
+                print(f"topology {topology} cannot be compiled for: {error}", file=sys.stderr)
+                return 1
+            for work in parsed.work:
+                with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):
+                    result = _describe(_RUNS[work](parsed, devices), parsed, chip, schedules)
+                results[f"{topology} {work}"] = result
+                _print(topology, work, result, parsed)
+                console.print()
     content = {
         "command": "python -m benchmarks tpu",
         "variant": parsed.variant,
         "fused": not parsed.plain,
+        "kernels": not (parsed.plain or parsed.no_kernels),
         "images_per_chip": parsed.images_per_chip,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax", "optax")},
         "estimates_not_measurements": results,
@@ -93,18 +99,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fsdp", type=int, default=1, help="chips that share one copy of the weights (default 1)")
     parser.add_argument("--augment", action="store_true", help="with mixup, cutmix and random erasing on the chip")
     parser.add_argument("--plain", action="store_true", help="forward: the blocks as the paper writes them")
+    parser.add_argument("--no-kernels", action="store_true", help="leave everything to XLA")
     parser.add_argument("--top", type=int, default=12, help="how many costly instructions to list (default 12)")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     parser.add_argument("--text", type=Path, help="also write the compiled program to this file")
     return parser
 
 
-def _compile_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> dict[str, Any]:
+def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """Logits and loss of evaluation, the batch cut over all chips."""
-    model = PoolFormerForImageClassification(
-        PoolFormerConfig.from_variant(parsed.variant), dtype=jnp.bfloat16, fused=not parsed.plain
-    )
     mesh = Mesh(np.asarray(devices), ("batch",))
+    model = PoolFormerForImageClassification(
+        PoolFormerConfig.from_variant(parsed.variant),
+        dtype=jnp.bfloat16,
+        fused=not parsed.plain,
+        kernels=TpuKernels(mesh, ("batch",)) if not parsed.no_kernels else None,
+    )
     whole, cut = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
     variables = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)
@@ -116,23 +126,20 @@ def _compile_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) 
         output = model.apply(variables, pixels, labels)
         return output.logits, output.loss
 
-    return _describe(jax.jit(forward).lower(variables, pixels, labels), parsed)
+    return jax.jit(forward).lower(variables, pixels, labels)
 
 
-def _compile_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> dict[str, Any]:
+def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """The training program's own step: normalisation and augmentation on the chip, gradient, AdamW."""
     parts = assemble(_recipe(parsed, len(devices)), [str(n) for n in range(CLASSES)], EXAMPLES, devices)
     sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
     batch = parsed.images_per_chip * len(devices)
-    return _describe(
-        parts.step.lower(
-            parts.state,
-            {
-                "image": jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8, sharding=sharding),
-                "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharding),
-            },
-        ),
-        parsed,
+    return parts.step.lower(
+        parts.state,
+        {
+            "image": jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharding),
+        },
     )
 
 
@@ -143,13 +150,15 @@ def _recipe(parsed: argparse.Namespace, chips: int) -> TrainConfig:
     if not parsed.augment:
         mix = dataclasses.replace(mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
     data = dataclasses.replace(recipe.data, batch_size=parsed.images_per_chip * chips, mix=mix)
-    return dataclasses.replace(recipe, data=data, dtype="bfloat16", mesh=MeshConfig(fsdp=parsed.fsdp))
+    return dataclasses.replace(
+        recipe, data=data, dtype="bfloat16", mesh=MeshConfig(fsdp=parsed.fsdp), kernels=not parsed.no_kernels
+    )
 
 
-_RUNS = {"forward": _compile_forward, "training": _compile_training}
+_RUNS = {"forward": _lower_forward, "training": _lower_training}
 
 
-def _describe(lowered: jax.stages.Lowered, parsed: argparse.Namespace) -> dict[str, Any]:
+def _describe(lowered: jax.stages.Lowered, parsed: argparse.Namespace, chip: Chip, schedules: Path) -> dict[str, Any]:
     """Everything the compiled program tells about itself; bytes and operations are those of one chip."""
     start = time.monotonic()
     compiled = lowered.compile()
@@ -157,11 +166,14 @@ def _describe(lowered: jax.stages.Lowered, parsed: argparse.Namespace) -> dict[s
     text = compiled.as_text() or ""
     if parsed.text:
         parsed.text.write_text(text)
-    program = compiled_text.instructions(text)
+    instructions = compiled_text.instructions(text)
+    kernels = _kernels(compiled_text.kernels(instructions), chip, schedules)
+    program = compiled_text.with_kernels(instructions, {name: kernel["cycles"] for name, kernel in kernels.items()})
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return {
         "compile_seconds": round(seconds, 1),
         "estimated_cycles": compiled_text.total_cycles(program),
+        "of_these_in_kernels": compiled_text.total_cycles(program) - compiled_text.total_cycles(instructions),
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
         "memory_bytes": {
@@ -176,8 +188,27 @@ def _describe(lowered: jax.stages.Lowered, parsed: argparse.Namespace) -> dict[s
         ],
         "cycles_by_part": compiled_text.cycles_by_part(program),
         "costliest": [asdict(instruction) for instruction in compiled_text.costliest(program, parsed.top)],
+        "kernels": kernels,
         "without_estimate": compiled_text.without_estimate(program),
     }
+
+
+def _kernels(kernels: list[Instruction], chip: Chip, schedules: Path) -> dict[str, dict[str, Any]]:
+    """By name, how long every Pallas kernel takes: by its schedule, and at least."""
+    scheduled = kernel_schedules.cycles(schedules, kernels)
+    described = {}
+    for kernel in kernels:
+        assert kernel.kernel is not None
+        bound = kernel.kernel.bound(chip)
+        described[kernel.name] = {
+            **asdict(kernel.kernel),
+            "scheduled_cycles": scheduled.get(kernel.name),
+            "bound_cycles": bound,
+            "cycles": max(scheduled.get(kernel.name, 0), bound),
+        }
+    for path in schedules.iterdir():  # the next program has kernels of the same names
+        path.unlink()
+    return described
 
 
 def _print(topology: str, work: str, result: dict[str, Any], parsed: argparse.Namespace) -> None:
@@ -189,6 +220,7 @@ def _print(topology: str, work: str, result: dict[str, Any], parsed: argparse.Na
     facts = {
         "compile time": f"{result['compile_seconds']:.0f} s",
         "estimated cycles": f"{cycles:.3g}",
+        "  of these in kernels": f"{result['of_these_in_kernels']:.3g}",
         "operations": f"{result['flops'] / 1e9:.0f} G",
         "bytes accessed": f"{result['bytes_accessed'] / 1e9:.2f} GB",
         "memory": f"{memory / 1e9:.2f} of {chip.hbm_bytes / 1e9:.0f} GB",

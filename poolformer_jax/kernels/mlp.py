@@ -5,6 +5,7 @@ depends on the hidden layer is computed from it on the spot: the input's gradien
 two sums over each image that norm2's gradient needs.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ def forward(
         x_ref: Any, mean_ref: Any, std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
         y_ref: Any, sum_ref: Any, square_ref: Any,
     ) -> None:  # fmt: skip
+        tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
         x, mean = x_ref[...].astype(jnp.float32), mean_ref[...]
         standard = _rows(((x - mean) * std_ref[...]).astype(x_ref.dtype))
         hidden, _ = gelu_fit(_product(standard, w1[...]) + b1[...])
@@ -54,20 +56,29 @@ def forward(
         y = (x + branch.reshape(x.shape) * keep_ref[...]).astype(y_ref.dtype)
         y_ref[...] = y
         distance = y.astype(jnp.float32) - mean
-        tiles.add_up(pl.program_id(1) == 0, (sum_ref, distance.sum(0)), (square_ref, (distance * distance).sum(0)))
+        sum_ref[...] += distance.sum(0)
+        square_ref[...] += (distance * distance).sum(0)
 
     tile, rows = _Tile(x, kernel1), _by_position(x)
     sums = jax.ShapeDtypeStruct(x.shape[2:], jnp.float32)
     matrices = kernel1, bias1[None], kernel2, bias2[None]
+    results = [jax.ShapeDtypeStruct(rows.shape, x.dtype), sums, sums]
+    hidden = math.prod(rows.shape[:2]) * kernel1.shape[1]
     y, total, squares = pl.pallas_call(
         kernel,
         name="mlp_forward",
-        grid=tile.grid,
         in_specs=[tile.map, *[tile.column] * 3, *map(tiles.whole, matrices)],
         out_specs=[tile.map, tile.vectors, tile.vectors],
-        out_shape=[jax.ShapeDtypeStruct(rows.shape, x.dtype), sums, sums],
-        compiler_params=tiles.compiler_params("parallel", "arbitrary"),
+        out_shape=results,
         interpret=interpret,
+        **tiles.options(
+            "parallel",
+            "arbitrary",
+            grid=tile.grid,
+            flops=2 * 2 * hidden * x.shape[3],
+            transcendentals=hidden,
+            arrays=[x, *matrices, *results],
+        ),
     )(rows, *(vector[:, None] for vector in vectors), *matrices)
     return y.reshape(x.shape), (total, squares), ()
 
@@ -102,6 +113,9 @@ def backward(
         offset_ref: Any, w1: Any, b1: Any, w2: Any,
         dx_ref: Any, sum_ref: Any, product_ref: Any, dw1_ref: Any, db1_ref: Any, dw2_ref: Any, db2_ref: Any,
     ) -> None:  # fmt: skip
+        first_of_image = pl.program_id(1) == 0
+        tiles.zero(first_of_image, sum_ref, product_ref)
+        tiles.zero(first_of_image & (pl.program_id(0) == 0), dw1_ref, db1_ref, dw2_ref, db2_ref)
         dtype, wide = x_ref.dtype, jnp.float32
         dy = dy_ref[...].astype(wide) + y_ref[...].astype(wide) * slope_ref[...] + offset_ref[...]
         standard_map = (x_ref[...].astype(wide) - mean_ref[...]) * std_ref[...]
@@ -113,15 +127,12 @@ def backward(
         dstandard = _product(dinner_rounded, w1[...], transpose_right=True).reshape(dy.shape)
         dx_ref[...] = (dy + dstandard * std_ref[...]).astype(dtype)
 
-        first_of_image = pl.program_id(1) == 0
-        tiles.add_up(first_of_image, (sum_ref, dstandard.sum(0)), (product_ref, (dstandard * standard_map).sum(0)))
-        tiles.add_up(
-            first_of_image & (pl.program_id(0) == 0),
-            (dw1_ref, _product_of_blocks(standard, dinner_rounded, pixels)),
-            (db1_ref, dinner.reshape(-1, _SUBLANES, hidden_size).sum(0)),
-            (dw2_ref, _product_of_blocks(hidden, dbranch, pixels)),
-            (db2_ref, dbranch.astype(wide).reshape(-1, _SUBLANES, x_ref.shape[2]).sum(0)),
-        )
+        sum_ref[...] += dstandard.sum(0)
+        product_ref[...] += (dstandard * standard_map).sum(0)
+        dw1_ref[...] += _product_of_blocks(standard, dinner_rounded, pixels)
+        db1_ref[...] += dinner.reshape(-1, _SUBLANES, hidden_size).sum(0)
+        dw2_ref[...] += _product_of_blocks(hidden, dbranch, pixels)
+        db2_ref[...] += dbranch.astype(wide).reshape(-1, _SUBLANES, x_ref.shape[2]).sum(0)
 
     tile, rows, channels = _Tile(x, kernel1), [_by_position(z) for z in maps], x.shape[3]
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
@@ -132,15 +143,23 @@ def backward(
         float32(hidden_size // pixels, channels // pixels),
         float32(_SUBLANES, channels),
     ]
+    results = [jax.ShapeDtypeStruct(rows[0].shape, x.dtype), *sums, *gradients]
+    hidden = math.prod(rows[0].shape[:2]) * hidden_size
     dx, total, products, dkernel1, dbias1, dkernel2, dbias2 = pl.pallas_call(
         kernel,
         name="mlp_backward",
-        grid=tile.grid,
         in_specs=[*[tile.map] * 3, *[tile.column] * 5, *map(tiles.whole, matrices)],
         out_specs=[tile.map, tile.vectors, tile.vectors, *map(tiles.whole, gradients)],
-        out_shape=[jax.ShapeDtypeStruct(rows[0].shape, x.dtype), *sums, *gradients],
-        compiler_params=tiles.compiler_params("arbitrary", "arbitrary"),
+        out_shape=results,
         interpret=interpret,
+        **tiles.options(
+            "arbitrary",
+            "arbitrary",
+            grid=tile.grid,
+            flops=2 * hidden * (3 * channels + 2 * channels // pixels),
+            transcendentals=hidden,
+            arrays=[*maps, *matrices, *results],
+        ),
     )(*rows, *(vector[:, None] for vector in vectors), *matrices)
     dbias1, dbias2 = (partial_sums.reshape(_SUBLANES * pixels, -1).sum(0) for partial_sums in (dbias1, dbias2))
     return dx.reshape(x.shape), (total, products), (dkernel1, dbias1, dkernel2, dbias2)

@@ -45,6 +45,7 @@ def forward(
     height = x.shape[0]
 
     def kernel(x_ref: Any, mean_ref: Any, scale_ref: Any, y_ref: Any, sum_ref: Any, square_ref: Any) -> None:
+        tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
         first, scale = pl.program_id(1) * y_ref.shape[0], scale_ref[...]
         pivot = jnp.broadcast_to(mean_ref[...], scale.shape)
 
@@ -66,19 +67,20 @@ def forward(
 
         zeros = jnp.zeros_like(scale)
         total, squares = lax.fori_loop(0, y_ref.shape[0], do_row, (zeros, zeros))
-        tiles.add_up(pl.program_id(1) == 0, (sum_ref, total), (square_ref, squares))
+        sum_ref[...] += total
+        square_ref[...] += squares
 
     tile = _Tile(x)
     sums = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums]
     y, total, squares = pl.pallas_call(
         kernel,
         name="pooling_forward",
-        grid=tile.grid,
         in_specs=[tile.with_neighbours, tile.column, tile.vectors],
         out_specs=[tile.map, tile.vectors, tile.vectors],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums],
-        compiler_params=tiles.compiler_params("parallel", "arbitrary"),
+        out_shape=results,
         interpret=interpret,
+        **tile.options(14, [x, scale, *results]),
     )(x, mean[:, None], scale)
     return y, (total, squares), ()
 
@@ -109,6 +111,7 @@ def backward(
     def kernel(
         x_ref: Any, y_ref: Any, dy_ref: Any, slope_ref: Any, offset_ref: Any, scale_ref: Any, dx_ref: Any, sum_ref: Any
     ) -> None:
+        tiles.zero(pl.program_id(1) == 0, sum_ref)
         first, scale = pl.program_id(1) * dx_ref.shape[0], scale_ref[...]
         slope, offset = (jnp.broadcast_to(ref[...], scale.shape) for ref in (slope_ref, offset_ref))
 
@@ -130,21 +133,18 @@ def backward(
                 total = total + x_ref[index, j].astype(jnp.float32) * mixed
             return total
 
-        tiles.add_up(pl.program_id(1) == 0, (sum_ref, lax.fori_loop(0, dx_ref.shape[0], do_row, jnp.zeros_like(scale))))
+        sum_ref[...] += lax.fori_loop(0, dx_ref.shape[0], do_row, jnp.zeros_like(scale))
 
     tile = _Tile(x)
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(scale.shape, jnp.float32)]
     dx, total = pl.pallas_call(
         kernel,
         name="pooling_backward",
-        grid=tile.grid,
         in_specs=[tile.map, tile.with_neighbours, tile.with_neighbours, tile.column, tile.column, tile.vectors],
         out_specs=[tile.map, tile.vectors],
-        out_shape=[
-            jax.ShapeDtypeStruct(x.shape, x.dtype),
-            jax.ShapeDtypeStruct(scale.shape, jnp.float32),
-        ],
-        compiler_params=tiles.compiler_params("parallel", "arbitrary"),
+        out_shape=results,
         interpret=interpret,
+        **tile.options(22, [x, y, dy, scale, *results]),
     )(x, y, dy, slope[:, None], offset[:, None], scale)
     return dx, (total,), ()
 
@@ -161,11 +161,17 @@ class _Tile:
         def start(image: Array, row: Array) -> tuple[Any, ...]:
             return _first_read(row * rows, read, height), 0, image * images, 0
 
-        self.grid = batch // images, height // rows
+        self._size, self._rows, self._grid = x.size, rows, (batch // images, height // rows)
         self.map = pl.BlockSpec((rows, width, images, channels), lambda image, row: (row, 0, image, 0))
         self.with_neighbours = pl.BlockSpec(tuple(map(pl.Element, (read, width, images, channels))), start)
         self.vectors = pl.BlockSpec((images, channels), lambda image, row: (image, 0))
         self.column = pl.BlockSpec((images, 1), lambda image, row: (image, 0))
+
+    def options(self, flops: int, arrays: list[Any]) -> dict[str, Any]:
+        """For a kernel of `flops` operations for each number in a map."""
+        return tiles.options(
+            "parallel", "arbitrary", grid=self._grid, rounds=self._rows, flops=flops * self._size, arrays=arrays
+        )
 
 
 class _Row(NamedTuple):

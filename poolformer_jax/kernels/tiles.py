@@ -1,5 +1,6 @@
 """How maps are laid out and cut into tiles that fit into VMEM."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,18 +40,33 @@ def whole(array: Any) -> pl.BlockSpec:
     return pl.BlockSpec(array.shape, lambda *_: (0,) * len(array.shape))
 
 
-def add_up(first: Array, *totals: tuple[Any, Array]) -> None:
-    """Adds to what the tiles before have left in the outputs; the `first` one finds nothing."""
+def zero(first: Array, *totals: Any) -> None:
+    """Clears outputs that tiles add to, for the `first` one; at a kernel's start, as a branch cuts its schedule."""
 
     @pl.when(first)
-    def _start() -> None:
-        for ref, _ in totals:
-            ref[...] = jnp.zeros_like(ref)
-
-    for ref, value in totals:
-        ref[...] += value
+    def _() -> None:
+        for total in totals:
+            total[...] = jnp.zeros_like(total)
 
 
-def compiler_params(*axes: str) -> pltpu.CompilerParams:
-    """What the grid's axes are: "parallel", or "arbitrary" where one tile adds to what another has left."""
-    return pltpu.CompilerParams(dimension_semantics=axes, vmem_limit_bytes=_VMEM_BYTES)
+def options(
+    *axes: str, grid: tuple[int, ...], rounds: int = 1, flops: int, transcendentals: int = 0, arrays: Any
+) -> dict[str, Any]:
+    """What every `pallas_call` here tells the compiler, besides what it computes.
+
+    Args:
+        axes: of the grid: "parallel", or "arbitrary" where one tile adds to what another has left.
+        grid: number of tiles along each axis.
+        rounds: how often the loop in a tile runs.
+        flops: of the whole call.
+        transcendentals: of the whole call.
+        arrays: everything it reads and writes, once each.
+    """
+    sizes = (math.prod(array.shape) * jnp.dtype(array.dtype).itemsize for array in arrays)
+    return {
+        "grid": grid,
+        "compiler_params": pltpu.CompilerParams(dimension_semantics=axes, vmem_limit_bytes=_VMEM_BYTES),
+        "cost_estimate": pl.CostEstimate(flops=flops, transcendentals=transcendentals, bytes_accessed=sum(sizes)),
+        # For whoever reads the compiled program: how often the kernel's loops run.
+        "metadata": {"rounds": str(rounds), "tiles": str(math.prod(grid))},
+    }
