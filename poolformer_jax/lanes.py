@@ -37,13 +37,13 @@ def group_size(width: int, channels: int, dtype: Any) -> int:
 def group(x: Float[Array, "b h w c"], pixels: int) -> Float[Array, "b h w2 c2"]:
     """[b, h, w, c] as [b, h, w / n, n * c]."""
     b, h, w, c = x.shape
-    return x.reshape(b, h, w // pixels, pixels * c)
+    return x.reshape(b, h, w // pixels, pixels, c).reshape(b, h, w // pixels, pixels * c)
 
 
 def ungroup(x: Float[Array, "b h w2 c2"], pixels: int) -> Float[Array, "b h w c"]:
     """The inverse of `group`."""
     b, h, w, c = x.shape
-    return x.reshape(b, h, w * pixels, c // pixels)
+    return x.reshape(b, h, w, pixels, c // pixels).reshape(b, h, w * pixels, c // pixels)
 
 
 def dense(pixels: int, x: Float[Array, "b h w2 c2"], kernel: Float[Array, "c d"]) -> Float[Array, "b h w2 d2"]:

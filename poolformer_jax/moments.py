@@ -4,6 +4,7 @@ A group norm with one group needs two numbers of an image. Where they are known 
 map, so `fused` sums them where a map is computed, and hands them on.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -54,7 +55,7 @@ moments.defvjp(_moments_forward, _moments_backward)
 def around(pivot: _PerImage, y: _Map) -> Moments:
     """Moments in one pass, from sums around a value near the mean."""
     distance = wide(y) - over_map(pivot)
-    return from_sums(pivot, y[0].size, jnp.sum(distance, _AXES), jnp.sum(jnp.square(distance), _AXES))
+    return from_sums(pivot, math.prod(y.shape[1:]), jnp.sum(distance, _AXES), jnp.sum(jnp.square(distance), _AXES))
 
 
 def from_sums(pivot: _PerImage, size: int, total: _PerImage, squares: _PerImage) -> Moments:
@@ -72,7 +73,7 @@ def slope_and_offset(size: int, y_moments: Moments, dmoments: Moments) -> tuple[
 
 def through(y: _Map, y_moments: Moments, dy: _Map, dmoments: Moments) -> _Map:
     """The whole gradient of `y`: its own, and what reaches it through its mean and variance."""
-    slope, offset = slope_and_offset(y[0].size, y_moments, dmoments)
+    slope, offset = slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     return (wide(dy) + wide(y) * over_map(slope) + over_map(offset)).astype(dy.dtype)
 
 

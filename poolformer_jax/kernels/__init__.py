@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import Array
 
 from poolformer_jax import lanes
@@ -45,7 +45,7 @@ class TpuKernels:
 
     Pallas kernels are not cut up by XLA, so several devices have to be named:
 
-        mesh = jax.make_mesh((4,), ("data",))
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         model = PoolFormerForImageClassification(config, jnp.bfloat16, kernels=TpuKernels(mesh, ("data",)))
 
     Inside `jax.shard_map`, and for one device, `TpuKernels()` will do.
@@ -61,12 +61,17 @@ class TpuKernels:
     interpret: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError if an axis is not one of the mesh."""
+        """Raises ValueError if an axis is not one of the mesh, or is explicit."""
         axes = self.mesh.axis_names if self.mesh is not None else ()
         if unknown := set(self.batch_axes) - set(axes):
             raise ValueError(
                 f"batch_axes={self.batch_axes} names {', '.join(sorted(unknown))}, and the mesh has the axes "
                 f"{tuple(axes)}. Expected axes of the mesh that the batch is cut over."
+            )
+        if self.mesh is not None and set(self.mesh.axis_types) != {AxisType.Auto}:
+            raise ValueError(
+                f"The mesh has axes of the types {self.mesh.axis_types}. Expected a mesh of AxisType.Auto: "
+                "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))."
             )
 
     def take(self, x: Array) -> bool:

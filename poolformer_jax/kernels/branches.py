@@ -4,6 +4,7 @@ Each function takes what it needs of every image, then what it needs once, and r
 each image, then sums over all images.
 """
 
+import math
 from functools import partial
 
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def pooling_gradient(
     """The gradient of `pooling_residual` by x, its variance, and gain, of (x, .., keep, y, .., dy, ..)."""
     x, x_moments, keep, y, y_moments, dy, dmoments = cut
     inverse_std = x_moments.inverse_std
-    through_moments = moments_of.slope_and_offset(y[0].size, y_moments, dmoments)
+    through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total,), _ = kernels.on_each_device(
         partial(pooling.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
@@ -78,7 +79,7 @@ def mlp_gradient(
     """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
     x, x_moments, keep, y, y_moments, dy, dmoments = cut
     inverse_std = x_moments.inverse_std
-    through_moments = moments_of.slope_and_offset(y[0].size, y_moments, dmoments)
+    through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
         partial(mlp.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
@@ -94,7 +95,9 @@ def _scale(gain: _PerChannel, per_image: _PerImage, pixels: int) -> Float[Array,
     return per_image[:, None] * lanes.per_pixel(gain, pixels)
 
 
-def _blocks(weights: _Weights, pixels: int) -> _Weights:
+def _blocks(
+    weights: _Weights, pixels: int
+) -> tuple[Float[Array, "c2 hidden2"], Float[Array, " hidden2"], Float[Array, "hidden2 c2"], Float[Array, " c2"]]:
     """Weights for all pixels of a position: block-diagonal matrices in bfloat16, vectors in float32."""
     kernel1, bias1, kernel2, bias2 = weights
     return _block(kernel1, pixels), _vector(bias1, pixels), _block(kernel2, pixels), _vector(bias2, pixels)
@@ -109,4 +112,4 @@ def _vector(bias: Float[Array, " c"], pixels: int) -> Float[Array, " c2"]:
 
 
 def _moments(x: _Map, pivot: _PerImage, total: Float[Array, "b c2"], squares: Float[Array, "b c2"]) -> Moments:
-    return moments_of.from_sums(pivot, x[0].size, total.sum(1), squares.sum(1))
+    return moments_of.from_sums(pivot, math.prod(x.shape[1:]), total.sum(1), squares.sum(1))

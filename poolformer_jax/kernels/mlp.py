@@ -26,6 +26,9 @@ _PerImage = Float[Array, " b"]
 _PerImageAndChannel = Float[Array, "b c"]
 _Kernel1 = Float[Array, "c hidden"]
 _Weights = tuple[_Kernel1, Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]
+_OfOnePixel = tuple[
+    Float[Array, "c1 hidden1"], Float[Array, " hidden1"], Float[Array, "hidden1 c1"], Float[Array, " c1"]
+]
 
 
 def forward(
@@ -90,7 +93,7 @@ def backward(
     *,
     pixels: int,
     interpret: bool,
-) -> tuple[_Map, tuple[_PerImageAndChannel, _PerImageAndChannel], _Weights]:
+) -> tuple[_Map, tuple[_PerImageAndChannel, _PerImageAndChannel], _OfOnePixel]:
     """The gradient of `forward`, where that of `y` is `dy + slope * y + offset`.
 
     Args:

@@ -1,0 +1,179 @@
+"""The TPU kernels compute what XLA's blocks compute, and no less precisely.
+
+There is no TPU here: Pallas interprets the kernels, and lowers them as it does for a TPU. That the TPU compiler takes
+them is in test_tpu_program.py.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
+from poolformer_jax.kernels import mlp, pooling
+
+INTERPRETED = TpuKernels(interpret=True)
+BATCH = 16
+CONFIG = PoolFormerConfig(
+    depths=(1, 1),
+    hidden_sizes=(64, 96),
+    mlp_ratio=1.0,
+    patch_sizes=(7, 3),
+    strides=(4, 2),
+    padding=(2, 1),
+    token_mixers=("pooling",) * 2,
+    position_embeddings=(False,) * 2,
+    num_labels=5,
+    drop_path_rate=0.4,
+    layer_scale_init_value=0.5,
+)
+RNG = np.random.default_rng(0)
+PIXELS = RNG.normal(size=(BATCH, 16, 16, 3)).astype(np.float32)
+LABELS = RNG.integers(5, size=BATCH)
+
+
+def random(*shape, dtype=jnp.float32):
+    return jnp.asarray(RNG.normal(size=shape), dtype)
+
+
+def distance(found, exact):
+    """Relative to the whole, over all arrays of a tree."""
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree)))  # noqa: E731
+    return norm(jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), found, exact)) / norm(
+        exact
+    )
+
+
+def block(x, gain, weights, keep, kernels):
+    """One block as the model computes it: map and moments after both branches."""
+    x, moments = fused.pooling_residual(3, x, fused.moments(x), gain, keep, kernels)
+    return fused.mlp_residual(functional.gelu, x, moments, weights, keep, kernels)
+
+
+def block_and_gradients(shape, kernels, dtype, seed=1):
+    """A block on random maps, whose gradients come from the map and from both moments."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    batch, channels, hidden = shape[0], shape[3], 2 * shape[3]
+    weights = fused.MlpWeights(
+        normal(channels, hidden) / channels**0.5,
+        normal(hidden),
+        normal(hidden, channels) / hidden**0.5,
+        normal(channels),
+    )
+    x, gain, keep = 2 * normal(*shape) + 1, normal(channels), jnp.asarray(rng.choice([0, 1.25], batch), jnp.float32)
+    cotangents = normal(*shape).astype(dtype), fused.Moments(100 * normal(batch), 100 * normal(batch))
+
+    def run(x, gain, weights):
+        (y, moments), vjp = jax.vjp(partial(block, keep=keep, kernels=kernels), x, gain, weights)
+        return {"map": y, "moments": moments, "gradients": vjp(cotangents)}
+
+    return jax.jit(run)(x.astype(dtype), gain, weights)
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 6, 64), (32, 3, 2, 96), (16, 2, 4, 64)], ids=lambda s: "x".join(map(str, s)))
+def test_each_result_and_gradient_of_a_block_is_nearer_to_float32_than_without_kernels(shape):
+    exact = block_and_gradients(shape, None, jnp.float32)
+    plain = block_and_gradients(shape, None, jnp.bfloat16)
+    found = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
+    for (path, f), p, e in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(plain), jax.tree.leaves(exact)):
+        # Moments are sums over the map, in which roundings cancel by chance: both are far below bfloat16's 4e-3.
+        assert distance(f, e) < max(distance(p, e), 1e-3), jax.tree_util.keystr(path)
+
+
+def test_results_do_not_depend_on_how_maps_are_cut_into_tiles(monkeypatch):
+    shape = (32, 6, 4, 64)
+    whole = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
+    monkeypatch.setattr(pooling, "_ROW_BYTES", 2 * 2 * 16 * 128 * 2)  # two rows of 16 images
+    monkeypatch.setattr(pooling, "_NUMBERS_AT_ONCE", 16 * 128)
+    monkeypatch.setattr(mlp, "_IMAGES", 16)
+    monkeypatch.setattr(mlp, "_ROWS", 3 * 16)
+    jax.clear_caches()
+    cut = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
+    # Sums in another order change a rounding to bfloat16 here and there; a tile left out would be a tenth.
+    assert distance(cut, whole) < 1e-3
+
+
+def loss(variables, kernels, dtype=jnp.bfloat16, config=CONFIG, pixels=PIXELS, labels=LABELS, fused=True):
+    model = PoolFormerForImageClassification(config, dtype=dtype, fused=fused, kernels=kernels)
+    return model.apply(variables, pixels, labels, train=True, rngs={"dropout": jax.random.key(7)}).loss
+
+
+@pytest.fixture(scope="module")
+def variables():
+    shapes = jax.eval_shape(PoolFormerForImageClassification(CONFIG).init, jax.random.key(0), PIXELS)
+    return jax.tree.map(lambda leaf: (0.3 * RNG.normal(size=leaf.shape) + (leaf.ndim == 1)).astype(np.float32), shapes)
+
+
+def gradient(variables, kernels, **options):
+    return jax.jit(jax.value_and_grad(partial(loss, kernels=kernels, **options)))(variables)
+
+
+def test_loss_and_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks(variables):
+    exact = gradient(variables, None, dtype=jnp.float32, fused=False)
+    plain = gradient(variables, None, fused=False)
+    found = gradient(variables, INTERPRETED)
+    assert distance(found[1], exact[1]) < distance(plain[1], exact[1])
+    assert abs(found[0] - exact[0]) < 0.02 * abs(exact[0])
+
+
+def test_several_devices_compute_what_one_does(variables):
+    mesh = Mesh(np.reshape(jax.devices()[:4], (2, 2)), ("data", "fsdp"))
+    pixels, labels = np.concatenate([PIXELS] * 4), np.concatenate([LABELS] * 4)
+    config = dataclasses.replace(CONFIG, drop_path_rate=0.0)
+    one = gradient(variables, INTERPRETED, config=config)
+    axes = ("data", "fsdp")
+    cut = jax.device_put((pixels, labels), NamedSharding(mesh, PartitionSpec(axes)))
+    kernels = TpuKernels(mesh, axes, interpret=True)
+    several = jax.jit(
+        jax.value_and_grad(
+            lambda variables, pixels, labels: loss(variables, kernels, pixels=pixels, labels=labels, config=config)
+        )
+    )(variables, *cut)
+    # The same images four times: the same mean.
+    np.testing.assert_allclose(several[0], one[0], rtol=1e-4)
+    assert distance(several[1], one[1]) < 5e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": jnp.float32},
+        {"pixels": PIXELS[:3], "labels": LABELS[:3]},
+        {"config": dataclasses.replace(CONFIG, pool_size=5, hidden_act="silu")},
+    ],
+    ids=["float32", "three images", "another window and activation"],
+)
+def test_what_the_kernels_do_not_cover_is_left_to_xla(variables, change):
+    program = jax.make_jaxpr(jax.grad(partial(loss, kernels=INTERPRETED)))
+    assert "pallas_call" in str(program(variables))
+    assert "pallas_call" not in str(jax.make_jaxpr(jax.grad(partial(loss, kernels=INTERPRETED, **change)))(variables))
+
+
+def test_other_platforms_than_tpus_compute_as_without_kernels():
+    shape = (16, 2, 4, 64)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        block_and_gradients(shape, TpuKernels(), jnp.bfloat16),
+        block_and_gradients(shape, None, jnp.bfloat16),
+    )
+
+
+def test_every_block_becomes_four_kernels_on_a_tpu(variables):
+    """Pallas lowers them here as it does there; XLA's part of the program stays the same everywhere."""
+    step = jax.jit(jax.value_and_grad(partial(loss, kernels=TpuKernels())))
+    program = jax.export.export(step, platforms=["tpu"])(variables).mlir_module()
+    assert program.count("tpu_custom_call") == 4 * sum(CONFIG.depths)
+
+
+def test_a_mesh_that_cannot_be_used_is_refused():
+    mesh = Mesh(jax.devices()[:1], ("data",))
+    with pytest.raises(ValueError, match=r"batch_axes=\('batch',\) names batch, and the mesh has the axes \('data',\)"):
+        TpuKernels(mesh, ("batch",))
+    explicit = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="Expected a mesh of AxisType.Auto"):
+        TpuKernels(explicit, ("data",))
