@@ -175,5 +175,5 @@ def test_a_mesh_that_cannot_be_used_is_refused():
     with pytest.raises(ValueError, match=r"batch_axes=\('batch',\) names batch, and the mesh has the axes \('data',\)"):
         TpuKernels(mesh, ("batch",))
     explicit = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
-    with pytest.raises(ValueError, match="Expected a mesh of AxisType.Auto"):
+    with pytest.raises(ValueError, match=r"Expected a mesh of AxisType\.Auto"):
         TpuKernels(explicit, ("data",))

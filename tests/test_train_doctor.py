@@ -4,11 +4,16 @@ import dataclasses
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from poolformer_jax import TpuKernels
+from poolformer_jax.kernels import mlp
 from train.doctor import examine, report
+from train.kernel_check import TOLERANCE, largest_difference
+from train.sharding import BATCH_AXES, make_mesh
 from training import sharded, tiny
 
 
@@ -88,3 +93,26 @@ def test_the_report_fits_the_screen_and_gives_an_exit_code(folder, tmp_path):
     words = [word for word in text.split() if len(word) > 60]
     assert max(len(line) for line in text.splitlines() if not any(word in line for word in words)) <= 80
     assert report(iter([]), lambda text, style: None, width=80) == 0
+
+
+def difference_of_kernels():
+    """As the doctor finds it on two devices, with kernels that stand in for those of a TPU."""
+    config = tiny(mesh=sharded(2, 1), model__hidden_sizes=(64, 96)).model
+    mesh = make_mesh(sharded(2, 1), jax.devices()[:2])
+    return largest_difference(config, 16, mesh, TpuKernels(mesh, BATCH_AXES, interpret=True))
+
+
+def test_kernels_that_compute_what_xla_computes_are_fine():
+    distance, name = difference_of_kernels()
+    assert 0 < distance < TOLERANCE / 2
+    assert re.fullmatch(r"stage [01]'s (map|moments|gradient of) ?.*", name)
+
+
+def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
+    def forward(maps, vectors, weights, **options):
+        mean, inverse_std, keep = vectors
+        return right(maps, (mean, inverse_std, 0.8 * keep), weights, **options)
+
+    right = mlp.forward
+    monkeypatch.setattr(mlp, "forward", forward)
+    assert difference_of_kernels()[0] > TOLERANCE

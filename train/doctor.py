@@ -18,12 +18,14 @@ import jax
 import numpy as np
 from etils import epath
 
+from poolformer_jax import TpuKernels
 from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
 from train.data.pipeline import default_workers
 from train.data.sources import ArraySource, Source, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
+from train.kernel_check import TOLERANCE, largest_difference
 from train.recipes import TrainConfig, differences
 from train.sharding import batch_sharding
 
@@ -72,6 +74,8 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     yield _look_at_disk(config, parts)
     yield _look_at_run_folder(config)
     yield _look_at_device_memory(config, parts)
+    if (kernels := parts.network.model.kernels) is not None:
+        yield _look_at_kernels(parts, kernels, config.data.image_size)
 
 
 def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
@@ -203,6 +207,16 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
         "--data.batch-size."
     )
     return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
+
+
+def _look_at_kernels(parts: Assembly, kernels: TpuKernels, image_size: int) -> Finding:
+    remedy = "Train with --no-kernels, and please report it with the versions of jax and libtpu."
+    try:
+        distance, name = largest_difference(parts.network.model.config, image_size, parts.mesh, kernels)
+    except jax.errors.JaxRuntimeError as error:
+        return Finding("failure", "kernels", f"they do not run here: {error}", remedy)
+    found = f"what blocks compute with and without them differs by at most {distance:.1%} ({name})"
+    return Finding("fine" if distance < TOLERANCE else "failure", "kernels", found, remedy)
 
 
 def _size(count: float) -> str:

@@ -1,0 +1,85 @@
+"""Whether the Pallas kernels compute on these devices what XLA computes there.
+
+Both are in bfloat16, so they differ by its rounding, a few percent at most. A kernel that is wrong, or was compiled
+wrongly, is off by as much as its result.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from poolformer_jax import PoolFormerConfig, TpuKernels, functional, fused
+from poolformer_jax.kernels import IMAGES
+from train.sharding import batch_sharding, replicated
+
+TOLERANCE = 0.1
+
+
+def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, kernels: TpuKernels) -> tuple[float, str]:
+    """How far the results and gradients of a block are apart with and without kernels, in any stage.
+
+    Args:
+        config: the network.
+        image_size: pixels along height and width.
+        mesh: devices that share the batch; 16 images on each.
+        kernels: on that mesh.
+
+    Returns:
+        The largest distance, relative to the result, and whose it is; infinite where a result is not finite.
+    """
+    found = []
+    for index, (size, channels) in enumerate(_stages(config, image_size)):
+        arguments = _noise(IMAGES * mesh.devices.size, size, channels, int(channels * config.mlp_ratio), mesh)
+        ours, plain = (jax.jit(partial(_results, kernels=k))(*arguments) for k in (kernels, None))
+        for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(plain)):
+            name = f"stage {index}'s {jax.tree_util.keystr(path, simple=True, separator=' ')}"
+            found.append((float(np.nan_to_num(_distance(a, b), nan=np.inf)), name))
+    return max(found)
+
+
+def _stages(config: PoolFormerConfig, size: int) -> Iterator[tuple[int, int]]:
+    shapes = zip(config.patch_sizes, config.strides, config.padding, config.hidden_sizes)
+    for patch_size, stride, padding, channels in shapes:
+        size = (size + 2 * padding - patch_size) // stride + 1
+        yield size, channels
+
+
+def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tuple[Any, ...]:
+    """A map, what is learnt, drop path's factor, and the gradients of a block's results."""
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    pixels, weights = (images, size, size, channels), (
+        normal(channels, hidden) / channels**0.5,
+        normal(hidden),
+        normal(hidden, channels) / hidden**0.5,
+        normal(channels),
+    )  # fmt: skip
+    keep = rng.choice([0, 1.25], images).astype(np.float32)
+    x, dy = (normal(*pixels).astype(jnp.bfloat16) for _ in range(2))
+    cut = x, keep, dy, normal(images), normal(images)
+    x, keep, dy, dmean, dvariance = jax.device_put(cut, batch_sharding(mesh))
+    gain, weights = jax.device_put((normal(channels), fused.MlpWeights(*weights)), replicated(mesh))
+    return x, gain, weights, keep, (dy, fused.Moments(dmean, dvariance))
+
+
+def _results(
+    x: jax.Array, gain: jax.Array, weights: Any, keep: jax.Array, cotangents: Any, kernels: TpuKernels | None
+) -> dict[str, Any]:
+    def block(x: jax.Array, gain: jax.Array, weights: Any) -> Any:
+        y, moments = fused.pooling_residual(3, x, fused.moments(x), gain, keep, kernels)
+        return fused.mlp_residual(functional.gelu, y, moments, weights, keep, kernels)
+
+    (y, moments), vjp = jax.vjp(block, x, gain, weights)
+    dx, dgain, dweights = vjp(cotangents)
+    return {"map": y, "moments": moments, "gradient of": {"x": dx, "gain": dgain, "mlp": dweights}}
+
+
+@jax.jit
+def _distance(found: jax.Array, exact: jax.Array) -> jax.Array:
+    found, exact = (z.astype(jnp.float32) for z in (found, exact))
+    return jnp.linalg.norm((found - exact).ravel()) / jnp.linalg.norm(exact.ravel())
