@@ -1,9 +1,9 @@
 """What the TPU compiler schedules for Pallas kernels, for which it gives no estimate: one instruction word a cycle.
 
-On request libtpu writes the instruction words ("bundles") of every kernel that it compiles, with the depth of loops that
-each of them stands in. The outermost loop runs over tiles, the next over what the kernel declares as rounds of a tile;
-so the bundles at each depth, times how often that loop runs, are the kernel's time in cycles as long as it does not wait
-for memory.
+On request libtpu writes the instruction words ("bundles") of every kernel that it compiles, with the depth of loops
+that each of them stands in. The outermost loop runs over tiles, the next over what the kernel declares as rounds of a
+tile; so the bundles at each depth, times how often that loop runs, are the kernel's time in cycles as long as it does
+not wait for memory.
 
 The flags are libtpu's own and not documented. Where it does not know them there is simply no schedule.
 """

@@ -100,6 +100,7 @@ def pooling_residual(
         kernels: used on TPUs where they can be.
     """
     plain = partial(_pooling_residual, pool_size)
+    result: tuple[_Map, Moments]
     result, _ = _run(kernels if pool_size == POOL_SIZE else None, "pooling_residual", plain, (x, x_moments, keep), gain)
     return result
 
@@ -173,6 +174,7 @@ def mlp_residual(
         kernels: used on TPUs where they can be.
     """
     plain = partial(_mlp_residual, activation)
+    result: tuple[_Map, Moments]
     result, _ = _run(kernels if activation is gelu else None, "mlp_residual", plain, (x, x_moments, keep), weights)
     return result
 

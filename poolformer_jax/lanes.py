@@ -11,9 +11,9 @@ drops the reshapes between one function's end and the next one's start, so that 
 the downsampling.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,6 @@ from poolformer_jax import caches, functional
 
 LANES = 128
 
-_Result = TypeVar("_Result")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 

@@ -17,13 +17,12 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from poolformer_jax import lanes
@@ -122,11 +121,11 @@ class TpuKernels:
             return result, vectors, jax.tree.map(lambda total: total[None], sums)
 
         # The sums leave one for each device, and XLA adds them up as it does all other gradients: in one exchange.
-        of_map, of_vectors = PartitionSpec(None, None, self.batch_axes), PartitionSpec(self.batch_axes)
+        of_map, of_vectors, of_all = P(None, None, self.batch_axes), P(self.batch_axes), P()  # type: ignore[no-untyped-call]
         result, vectors, sums = jax.shard_map(
             local,
             mesh=self.mesh,
-            in_specs=(of_map, of_vectors, PartitionSpec()),
+            in_specs=(of_map, of_vectors, of_all),
             out_specs=(of_map, of_vectors, of_vectors),
             check_vma=False,
         )(maps, vectors, whole)

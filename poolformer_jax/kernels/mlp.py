@@ -8,7 +8,6 @@ two sums over each image that norm2's gradient needs.
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -63,9 +62,9 @@ def forward(
         square_ref[...] += (distance * distance).sum(0)
 
     tile, rows = _Tile(x, kernel1), _by_position(x)
-    sums = jax.ShapeDtypeStruct(x.shape[2:], jnp.float32)
+    sums = tiles.result(x.shape[2:])
     matrices = kernel1, bias1[None], kernel2, bias2[None]
-    results = [jax.ShapeDtypeStruct(rows.shape, x.dtype), sums, sums]
+    results = [tiles.result(rows.shape, x.dtype), sums, sums]
     hidden = math.prod(rows.shape[:2]) * kernel1.shape[1]
     y, total, squares = pl.pallas_call(
         kernel,
@@ -138,15 +137,14 @@ def backward(
         db2_ref[...] += dbranch.astype(wide).reshape(-1, _SUBLANES, x_ref.shape[2]).sum(0)
 
     tile, rows, channels = _Tile(x, kernel1), [_by_position(z) for z in maps], x.shape[3]
-    float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
-    sums, matrices = [float32(*x.shape[2:])] * 2, (kernel1, bias1[None], kernel2)
+    sums, matrices = [tiles.result(x.shape[2:])] * 2, (kernel1, bias1[None], kernel2)
     gradients = [
-        float32(channels // pixels, hidden_size // pixels),
-        float32(_SUBLANES, hidden_size),
-        float32(hidden_size // pixels, channels // pixels),
-        float32(_SUBLANES, channels),
+        tiles.result((channels // pixels, hidden_size // pixels)),
+        tiles.result((_SUBLANES, hidden_size)),
+        tiles.result((hidden_size // pixels, channels // pixels)),
+        tiles.result((_SUBLANES, channels)),
     ]
-    results = [jax.ShapeDtypeStruct(rows[0].shape, x.dtype), *sums, *gradients]
+    results = [tiles.result(rows[0].shape, x.dtype), *sums, *gradients]
     hidden = math.prod(rows[0].shape[:2]) * hidden_size
     dx, total, products, dkernel1, dbias1, dkernel2, dbias2 = pl.pallas_call(
         kernel,

@@ -8,7 +8,6 @@ registers. Windows are 3 x 3 and count only the pixels inside the image.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -71,8 +70,8 @@ def forward(
         square_ref[...] += squares
 
     tile = _Tile(x)
-    sums = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
-    results = [jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums]
+    sums = tiles.result(scale.shape)
+    results = [tiles.result(x.shape, x.dtype), sums, sums]
     y, total, squares = pl.pallas_call(
         kernel,
         name="pooling_forward",
@@ -136,7 +135,7 @@ def backward(
         sum_ref[...] += lax.fori_loop(0, dx_ref.shape[0], do_row, jnp.zeros_like(scale))
 
     tile = _Tile(x)
-    results = [jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(scale.shape, jnp.float32)]
+    results = [tiles.result(x.shape, x.dtype), tiles.result(scale.shape)]
     dx, total = pl.pallas_call(
         kernel,
         name="pooling_backward",
@@ -228,28 +227,19 @@ def _left_pixel(shape: tuple[int, ...]) -> Array:
 
 def _windows(column: _Column, width: int, pixels: int) -> Iterator[tuple[int, Array, Array]]:
     """(j, number at j, sum over the window around j) for each position of a row."""
-    left, here = None, _Swapped.of(*column(0), pixels)
-    for j in range(width):
-        right = _Swapped.of(*column(j + 1), pixels) if j + 1 < width else None
-        yield j, here.own, here.between(left, right)
-        left, here = here, right
+    left, (own, here) = None, column(0)
+    for j in range(width - 1):
+        next_own, right = column(j + 1)
+        yield j, own, _across(left, here, right, pixels)
+        left, here, own = here, right, next_own
+    yield width - 1, own, _across(left, here, None, pixels)
 
 
-class _Swapped(NamedTuple):
-    """Column sums of a position; of two pixels that share it, also in the other's place."""
-
-    own: Array
-    total: Array
-    swapped: Array | None
-
-    @classmethod
-    def of(cls, own: Array, total: Array, pixels: int) -> "_Swapped":
-        return cls(own, total, pltpu.roll(total, total.shape[1] // 2, 1) if pixels == 2 else None)
-
-    def between(self, left: "_Swapped | None", right: "_Swapped | None") -> Array:
-        """The sum over windows of three columns."""
-        if self.swapped is None:
-            return sum((side.total for side in (left, right) if side is not None), self.total)
-        zeros = jnp.zeros_like(self.total)
-        neighbours = (zeros if side is None else side.swapped for side in (left, right))
-        return self.total + self.swapped + jnp.where(_left_pixel(self.total.shape), *neighbours)
+def _across(left: Array | None, here: Array, right: Array | None, pixels: int) -> Array:
+    """The sum of three columns: of neighbouring positions, or of pixels of which two share a position."""
+    left, right = (jnp.zeros_like(here) if side is None else side for side in (left, right))
+    if pixels == 1:
+        return left + here + right
+    # A pixel's neighbours are the other one at its position, and one that has the other place in the next position.
+    swapped_left, swapped_here, swapped_right = (pltpu.roll(z, z.shape[1] // 2, 1) for z in (left, here, right))
+    return here + swapped_here + jnp.where(_left_pixel(here.shape), swapped_left, swapped_right)

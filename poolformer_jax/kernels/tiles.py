@@ -1,15 +1,19 @@
 """How maps are laid out and cut into tiles that fit into VMEM."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from poolformer_jax import lanes
 from poolformer_jax.kernels import IMAGES
+
+Axis = Literal["parallel", "arbitrary"]
 
 _VMEM_BYTES = 100 * 2**20
 
@@ -35,6 +39,11 @@ def images_in_tile(batch: int, limit: int) -> int:
     return largest_divisor(batch, limit, IMAGES)
 
 
+def result(shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
+    """An array that a kernel returns."""
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
 def whole(array: Any) -> pl.BlockSpec:
     """All of an array for every tile: loaded once, or summed up over all tiles."""
     return pl.BlockSpec(array.shape, lambda *_: (0,) * len(array.shape))
@@ -50,7 +59,7 @@ def zero(first: Array, *totals: Any) -> None:
 
 
 def options(
-    *axes: str, grid: tuple[int, ...], rounds: int = 1, flops: int, transcendentals: int = 0, arrays: Any
+    *axes: Axis, grid: tuple[int, ...], rounds: int = 1, flops: int, transcendentals: int = 0, arrays: Any
 ) -> dict[str, Any]:
     """What every `pallas_call` here tells the compiler, besides what it computes.
 
