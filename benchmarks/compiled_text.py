@@ -18,6 +18,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>.+?) (
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _BODY = re.compile(r"body=%([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=(%[\w.\-]+), false_computation=(%[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -25,7 +26,17 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 _KERNEL = "tpu_custom_call"
 _COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"\d+","bytes_accessed":"(\d+)"')
 _LOOPS = re.compile(r'kernel_metadata=\{\s*"rounds":"(\d+)",\s*"tiles":"(\d+)"')
-_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "while"}
+_FREE = {
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "while",
+    "conditional",
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ def _array_bytes(bits: str, shape: str) -> int:
 
 
 def instructions(text: str) -> list[Instruction]:
-    """Every instruction that the program runs by itself, those of loops with their number of rounds."""
+    """Every instruction that the program runs by itself: of loops with their rounds, of branches the costliest."""
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
     for line in text.splitlines():
@@ -115,6 +126,9 @@ def _run(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Instru
         if match["opcode"] == "while" and (body := _BODY.search(line)):
             trips = _TRIPS.search(line)
             yield from _run(bodies, body[1], times * (int(trips[1]) if trips else 1))
+        if match["opcode"] == "conditional" and (branches := _BRANCHES.search(line)):
+            names = re.findall(r"%([\w.\-]+)", branches[0])
+            yield from max((list(_run(bodies, name, times)) for name in names), key=total_cycles)
 
 
 def _kernel_cost(line: str) -> KernelCost | None:

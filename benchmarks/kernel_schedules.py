@@ -53,7 +53,8 @@ def _kind(kernel: Instruction) -> tuple[str, str]:
 
 
 def _cycles(path: Path, kernel: Instruction) -> int | None:
-    depths = Counter(len(match["depth"]) for line in path.open() if (match := _BUNDLE.match(line)))
+    with path.open() as lines:
+        depths = Counter(len(match["depth"]) for line in lines if (match := _BUNDLE.match(line)))
     if kernel.kernel is None or max(depths, default=3) > 2:
         return None  # loops that the kernel does not declare
     return depths[0] + kernel.kernel.tiles * (depths[1] + kernel.kernel.rounds * depths[2])

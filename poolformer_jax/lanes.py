@@ -11,10 +11,12 @@ drops the reshapes between one function's end and the next one's start, so that 
 the downsampling.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -124,51 +126,105 @@ def _window_counts(pixels: int, x: Float[Array, "b h w2 c2"], pool_size: int) ->
 
 
 def convolve(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "kh kw c d"],
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    **unused: Any,
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c d"], stride: int, padding: int
 ) -> Float[Array, "b h2 w2 d"]:
-    """The convolution of a plain map, with groups inside where its input or its output is narrow.
+    """The convolution of a plain map, with groups inside where its input or its output is narrow."""
 
-    `flax.linen.Conv` takes it in place of `lax.conv_general_dilated`, whose other arguments have one value here.
+    def convolve_in(groups: _Groups, x: Array, kernel: Array) -> Array:
+        out = lax.conv_general_dilated(
+            group(x, groups.sources),
+            groups.widen(kernel),
+            groups.strides,
+            groups.padding,
+            dimension_numbers=_DIMENSIONS,
+        )
+        return ungroup(out, groups.targets)
+
+    return _with_groups(convolve_in, x, kernel, kernel.shape, stride, padding)
+
+
+def convolve_gradient(
+    x: Float[Array, "b h w c"], dy: Float[Array, "b h2 w2 d"], shape: tuple[int, ...], stride: int, padding: int
+) -> Float[Array, "kh kw c d"]:
+    """The gradient of `convolve` by its kernel of that `shape`, summed in at least float32."""
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+
+    def gradient_in(groups: _Groups, x: Array, dy: Array) -> Array:
+        x, dy = group(x, groups.sources), group(dy, groups.targets)
+        kernel = jax.ShapeDtypeStruct(shape, accumulator)  # type: ignore[no-untyped-call]
+        size = jax.eval_shape(groups.widen, kernel).shape[:2]
+        # The window of the kernel's first number covers what it is multiplied with, and so on: as many windows along
+        # an axis as the kernel has numbers there.
+        after = [
+            (count - 1) * step + side - length - before
+            for count, step, side, length, (before, _) in zip(
+                dy.shape[1:3], groups.strides, size, x.shape[1:3], groups.padding
+            )
+        ]
+        dwide = lax.conv_general_dilated(
+            x,
+            dy,
+            (1, 1),
+            [(before, end) for (before, _), end in zip(groups.padding, after)],
+            rhs_dilation=groups.strides,
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+            preferred_element_type=accumulator,
+        )
+        dkernel: Array = jax.linear_transpose(groups.widen, kernel)(dwide)[0]
+        return dkernel
+
+    return _with_groups(gradient_in, x, dy, shape, stride, padding)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """A convolution of groups of `sources` pixels to groups of `targets`.
+
+    Attributes:
+        sources: pixels in a group of the input.
+        targets: pixels in a group of the output.
+        befores: where the window of each target starts in the groups that all of them touch.
+        count: how many groups these are.
+        strides: of the convolution of groups.
+        padding: of the convolution of groups.
     """
-    out_width = (x.shape[2] + sum(padding[1]) - kernel.shape[1]) // strides[1] + 1
-    sources = group_size(x.shape[2], x.shape[3], x.dtype)
-    targets = group_size(out_width, kernel.shape[3], x.dtype)
-    plain = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=_DIMENSIONS)
-    if sources == targets == 1 or targets * strides[1] % sources:
-        return plain(x, kernel)
-    grouped = partial(_convolve_groups, sources, targets, strides, padding, out_width)
-    result: Float[Array, "b h2 w2 d"] = lax.platform_dependent(x, kernel, tpu=grouped, default=plain)
-    return result
+
+    sources: int
+    targets: int
+    befores: tuple[int, ...]
+    count: int
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+    def widen(self, kernel: Float[Array, "kh kw c d"]) -> Float[Array, "kh groups c2 d2"]:
+        """The kernel for groups, with zeros where a pixel of a group lies outside a window."""
+        height, width, channels, _ = kernel.shape
+        ends = (self.count * self.sources - before - width for before in self.befores)
+        shifted = [jnp.pad(kernel, ((0, 0), (before, end), (0, 0), (0, 0))) for before, end in zip(self.befores, ends)]
+        return jnp.concatenate(shifted, axis=-1).reshape(height, self.count, self.sources * channels, -1)
 
 
-def _convolve_groups(
-    sources: int,
-    targets: int,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    out_width: int,
+def _with_groups(
+    function: Callable[[_Groups, Array, Array], Array],
     x: Float[Array, "b h w c"],
-    kernel: Float[Array, "kh kw c d"],
-) -> Float[Array, "b h2 w2 d"]:
-    """One group of `targets` pixels for every step over groups of `sources` pixels."""
-    (stride, (left, _)), x = (strides[1], padding[1]), group(x, sources)
-    groups_left = -(-left // sources)
-    start = groups_left * sources - left  # where the first target's window starts in the groups it touches
-    reach = start + stride * (targets - 1) + kernel.shape[1]
-    groups = -(-reach // sources)
-    shifted = [
-        jnp.pad(kernel, ((0, 0), (before, groups * sources - before - kernel.shape[1]), (0, 0), (0, 0)))
-        for before in range(start, start + stride * targets, stride)
-    ]
-    # [kh, groups, sources * c, targets * d]
-    wide = jnp.concatenate(shifted, axis=-1).reshape(kernel.shape[0], groups, x.shape[3], -1)
+    other: Array,
+    shape: tuple[int, ...],
+    stride: int,
+    padding: int,
+) -> Array:
+    """`function(groups, x, other)` with the groups of this platform, for a convolution by a kernel of that `shape`."""
+    (_, _, width, channels), (_, kernel_width, _, features) = x.shape, shape
+    out_width = (width + 2 * padding - kernel_width) // stride + 1
+    single = _Groups(1, 1, (0,), kernel_width, (stride, stride), ((padding, padding),) * 2)
+    sources, targets = group_size(width, channels, x.dtype), group_size(out_width, features, x.dtype)
+    if sources == targets == 1 or targets * stride % sources:
+        return function(single, x, other)
+    left = -(-padding // sources)
+    start = left * sources - padding  # where the first target's window starts
+    befores = tuple(range(start, start + stride * targets, stride))
+    count = -(-(befores[-1] + kernel_width) // sources)
     step = targets * stride // sources
-    groups_right = (out_width // targets - 1) * step + groups - groups_left - x.shape[2]
-    out = lax.conv_general_dilated(
-        x, wide, (strides[0], step), (padding[0], (groups_left, groups_right)), dimension_numbers=_DIMENSIONS
-    )
-    return ungroup(out, targets)
+    right = (out_width // targets - 1) * step + count - left - width // sources
+    grouped = _Groups(sources, targets, befores, count, (stride, step), ((padding, padding), (left, right)))
+    result: Array = lax.platform_dependent(x, other, tpu=partial(function, grouped), default=partial(function, single))
+    return result

@@ -15,7 +15,7 @@ from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from poolformer_jax import functional, lanes
+from poolformer_jax import functional, patches
 
 # The authors truncate at ±2 in absolute terms, a hundred standard deviations away: a plain normal distribution.
 # `initializers.truncated_normal` would cut at ±2 standard deviations instead.
@@ -34,21 +34,25 @@ class PatchEmbedding(nn.Module):
     stride: int
     padding: int
     dtype: Dtype = jnp.float32
+    fused: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
-        init = _uniform_within(1 / math.sqrt(self.patch_size**2 * x.shape[-1]))
-        return nn.Conv(
-            self.features,
-            (self.patch_size, self.patch_size),
-            strides=self.stride,
-            padding=self.padding,
-            kernel_init=init,
-            bias_init=init,
-            dtype=self.dtype,
-            conv_general_dilated=lanes.convolve,
-            name="conv",
-        )(x)
+        shape = (self.patch_size, self.patch_size, x.shape[-1], self.features)
+        kernel, bias = _ConvParameters(shape, name="conv")()
+        convolve = patches.convolve if self.fused else patches.convolve_plainly
+        return convolve(x.astype(self.dtype), kernel, bias, self.stride, self.padding)
+
+
+class _ConvParameters(nn.Module):
+    shape: tuple[int, int, int, int]
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, "kh kw c d"], Float[Array, " d"]]:
+        init = _uniform_within(1 / math.sqrt(math.prod(self.shape[:3])))
+        kernel: Float[Array, "kh kw c d"] = self.param("kernel", init, self.shape)
+        bias: Float[Array, " d"] = self.param("bias", init, self.shape[3:])
+        return kernel, bias
 
 
 def _uniform_within(bound: float) -> Initializer:

@@ -145,7 +145,7 @@ class Stage(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
         config, index = self.config, self.index
         if index > 0:
-            x = _patch_embedding(config, index, self.dtype, "downsample")(x)
+            x = _patch_embedding(config, index, self.dtype, self.fused, "downsample")(x)
         if config.position_embeddings[index]:
             x = x + self.param("position_embedding", nn.initializers.zeros, x.shape[1:]).astype(x.dtype)
         rates = functional.drop_path_rates(config.drop_path_rate, config.depths)[index]
@@ -189,9 +189,9 @@ class Stage(nn.Module):
         return x
 
 
-def _patch_embedding(config: PoolFormerConfig, index: int, dtype: Dtype, name: str) -> PatchEmbedding:
+def _patch_embedding(config: PoolFormerConfig, index: int, dtype: Dtype, fused: bool, name: str) -> PatchEmbedding:
     shape = (config.hidden_sizes[index], config.patch_sizes[index], config.strides[index], config.padding[index])
-    return PatchEmbedding(*shape, dtype=dtype, name=name)
+    return PatchEmbedding(*shape, dtype=dtype, fused=fused, name=name)
 
 
 class PoolFormerModel(nn.Module):
@@ -268,9 +268,11 @@ class PoolFormerForImageClassification(nn.Module):
             features = _NORMS[config.norm](name="norm")(hidden_states[-1]).mean((1, 2))
         else:
             features = LayerNorm(epsilon=1e-6, name="norm")(hidden_states[-1].mean((1, 2)))
+        # The head is float32 also where maps are not: it costs nothing, and its gradients add up with all others.
+        wide = jnp.promote_types(features.dtype, jnp.float32)
+        logits = features.astype(wide)
         if config.num_labels:
-            features = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=self.dtype, name="head")(features)
-        logits = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+            logits = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=wide, name="head")(logits)
         loss = None if labels is None else functional.cross_entropy(logits, jnp.asarray(labels)).mean()
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 
@@ -283,7 +285,7 @@ def _stages(
     check_pixel_values(config, pixel_values.shape)
     # `train` is Python's, so a rematerialised stage must not trace it.
     stage = nn.remat(Stage, static_argnums=(2,)) if network.remat else Stage
-    x = _patch_embedding(config, 0, dtype, "stem")(jnp.asarray(pixel_values, dtype))
+    x = _patch_embedding(config, 0, dtype, network.fused, "stem")(jnp.asarray(pixel_values, dtype))
     hidden_states = []
     for index in range(len(config.depths)):
         x = stage(config, index, dtype, network.fused, network.kernels, name=f"stages_{index}")(x, train)

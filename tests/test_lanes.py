@@ -75,12 +75,28 @@ def test_convolutions_in_groups(on_tpu, monkeypatch, width, channels, kernel, st
     x, k = random(2, 9, width, channels[0]), random(kernel, kernel, *channels)
     arguments = {"window_strides": (stride,) * 2, "padding": [(padding, padding)] * 2}
     plain = partial(lax.conv_general_dilated, **arguments, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    grouped = partial(lanes.convolve, strides=(stride,) * 2, padding=[(padding, padding)] * 2)
+    grouped = partial(lanes.convolve, stride=stride, padding=padding)
     assert "reshape" in str(jax.make_jaxpr(grouped)(x, k))  # not the plain one by mistake
     np.testing.assert_allclose(grouped(x, k), plain(x, k), atol=1e-3)
     dy = random(*plain(x, k).shape)
-    for fast, exact in zip(jax.vjp(grouped, x, k)[1](dy), jax.vjp(plain, x, k)[1](dy), strict=True):
-        np.testing.assert_allclose(fast, exact, atol=1e-3 * np.abs(exact).max())
+    exact = jax.vjp(plain, x, k)[1](dy)
+    of_kernel = lanes.convolve_gradient(x, dy, k.shape, stride, padding)
+    for gradient, expected in zip((*jax.vjp(grouped, x, k)[1](dy), of_kernel), (*exact, exact[1]), strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"), [(9, 7, 4, 2), (8, 3, 2, 1), (7, 3, 2, 0), (6, 4, 3, 2)]
+)
+def test_the_gradient_by_the_kernel_is_summed_in_float32(size, kernel, stride, padding):
+    x, k = random(2, size, size + 1, 3), random(kernel, kernel, 3, 5)
+    y, vjp = jax.vjp(lambda k: lanes.convolve(x, k, stride, padding), k)
+    dy = random(*y.shape)
+    found = lanes.convolve_gradient(x, dy, k.shape, stride, padding)
+    np.testing.assert_allclose(found, vjp(dy)[0], atol=1e-4)
+    narrow = lanes.convolve_gradient(x.astype(jnp.bfloat16), dy.astype(jnp.bfloat16), k.shape, stride, padding)
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, found, atol=0.05 * np.abs(found).max())
 
 
 def branches(x, gain, weights, keep):
