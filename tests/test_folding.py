@@ -60,6 +60,20 @@ def test_every_setting_folds_exactly(changes):
     assert_same_function(PoolFormerConfig(**{**TINY, **changes}), 64)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (70, 50)])
+def test_an_image_alone_has_the_features_it_has_in_a_batch(size):
+    """Alone, its last feature maps have fewer positions than channels, and their convolutions become products."""
+    config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))
+    folded = fold(config, random_variables(config)[1])
+    pixels = jax.random.normal(jax.random.key(1), (200, *size, 3))
+    text = [apply_folded.lower(folded, config, images).as_text() for images in (pixels, pixels[:1])]
+    assert [one.count("stablehlo.convolution") for one in text] == [8, 2]  # in logits and in features
+    _, together = apply_folded(folded, config, pixels)
+    _, alone = apply_folded(folded, config, pixels[:1])
+    for one, many in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one[0], many[0], rtol=0, atol=1e-5 * float(jnp.abs(many).max()))
+
+
 def test_a_non_square_input_folds_exactly():
     assert_same_function(PoolFormerConfig(**TINY), (65, 97))
 
