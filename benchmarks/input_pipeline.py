@@ -2,7 +2,8 @@
 
     python -m benchmarks input-pipeline [--tensorflow-python PATH] [--rounds 7] [--json FILE]
 
-Every pipeline runs in a process of its own, with one worker, pinned to one core together with its workers and threads.
+Every pipeline runs in a process of its own, with one worker (tf.data has threads instead), pinned to one core together
+with its workers and threads.
 They take turns: while one is measured the others are stopped (SIGSTOP), and the batches a pipeline had made ahead are
 thrown away before its clock starts. What counts is the processor time of the whole process group, user and system, so
 that a busy machine does not change the figure: images per core-second.
@@ -132,12 +133,15 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
         Contender("ours", [*simd, "--scaled-decoding"], default),
         Contender("ours, Pillow resizes", [*pillow, "--scaled-decoding"], "where cykooz-resizer is not installed"),
         Contender("ours, full decode", [*simd, "--no-scaled-decoding"], "every JPEG decoded at its full size"),
-        Contender("PyTorch, uint8", torch, "the same filters by Pillow, 8 bits, as timm's loader makes them"),
+        Contender("PyTorch, uint8", torch, "the same filters, 8 bits, as timm's loader has them"),
         Contender("PyTorch, float32", [*torch, "--float"], "the same, normalised, as torchvision has them"),
     ]
     if folder.name.startswith("imagenet"):  # where nothing is decoded at a fraction of its size
         found = [contender for contender in found if contender.name != "ours, full decode"]
-    if not randaugment:  # TensorFlow has no RandAugment of its own
+    if not randaugment:
+        alone = [*simd, "--scaled-decoding", "--workers", "0"]
+        found.insert(1, Contender("ours, one process", alone, "no worker: a thread, as tf.data has it"))
+        # TensorFlow has no RandAugment of its own.
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
         found += [
             Contender("tf.data", tensorflow, "no antialiasing: a cheaper filter, other pixels"),
