@@ -13,6 +13,9 @@ by how often it reads and writes its feature map, not by its arithmetic:
 4. The backward pass keeps each branch's input and output, nothing else. It computes the MLP's hidden layer again,
    which costs less than writing it and reading it back.
 
+Each of the four passes, two branches forward and backward, is written once for XLA. A CPU works through it a few images
+at a time (`caches`), a TPU with pixels grouped to fill its lanes (`lanes`) or by a Pallas kernel (`kernels`).
+
 Both branches are functions of the map AND of its moments, and give a gradient for each: together the chain rule of the
 norm, to any order. There is no forward-mode derivative (`jax.jvp`); `MetaFormerBlock` has one.
 """

@@ -9,8 +9,9 @@ Maps are held position by position, [h, w, batch, channels]: that is how XLA lay
 is copied on the way in; numbers that belong to an image broadcast over positions; and a window slides over axes that
 no register spans. `lanes` fills the registers where there are 64 channels.
 
-The kernels compute what `fused` computes, for bfloat16 maps, windows of 3 x 3 and the exact GELU, on TPUs with 128 MiB
-of VMEM (v5e, v6e). Everything else takes `fused`'s own way.
+The kernels compute what `fused` computes, for bfloat16 maps of a multiple of 16 images on each device, windows of 3 x 3
+and the exact GELU, on TPUs with 128 MiB of VMEM (v5e, v6e). Everything else takes `fused`'s own way. They have gradients
+and no gradients of gradients.
 """
 
 import dataclasses
