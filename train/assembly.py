@@ -80,7 +80,9 @@ def assemble(
     dtype = jnp.dtype(config.dtype)
     augment = functools.partial(augment_batch, config=data, num_classes=len(class_names), dtype=dtype)
     normalize = functools.partial(normalize_batch, config=data, dtype=dtype)
-    step = make_train_step(network.model, optimizer, schedule, augment, config.optimizer, config.seed, mesh)
+    step = make_train_step(
+        network.model, optimizer, schedule, augment, config.optimizer, config.seed, mesh, shardings.params
+    )
     return Assembly(
         mesh=mesh,
         network=network,

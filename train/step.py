@@ -32,6 +32,7 @@ def make_train_step(
     config: OptimizerConfig,
     seed: int,
     mesh: Mesh | None = None,
+    shardings: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step function, not yet compiled.
 
@@ -46,6 +47,7 @@ def make_train_step(
         config: for `accumulate` and `ema_decay`.
         seed: of every random number drawn on the device.
         mesh: devices that share the batch; needed with `accumulate`, to keep every part of it on all of them.
+        shardings: of the parameters, where devices share them: each then receives the gradient of its own share.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -55,6 +57,8 @@ def make_train_step(
         (loss, accuracy), gradient = _accumulated(
             model, state.params, pixels, targets, dropout_key, config.accumulate, mesh
         )
+        if shardings is not None:
+            gradient = lax.with_sharding_constraint(gradient, shardings)
         learning_rate = schedule(state.step)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

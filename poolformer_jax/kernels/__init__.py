@@ -10,8 +10,8 @@ is copied on the way in; numbers that belong to an image broadcast over position
 no register spans. `lanes` fills the registers where there are 64 channels.
 
 The kernels compute what `fused` computes, for bfloat16 maps of a multiple of 16 images on each device, windows of 3 x 3
-and the exact GELU, on TPUs with 128 MiB of VMEM (v5e, v6e). Everything else takes `fused`'s own way. They have gradients
-and no gradients of gradients.
+and the exact GELU, on TPUs with 128 MiB of VMEM (v5e, v6e). Everything else takes `fused`'s own way. They have
+gradients, and no gradients of gradients.
 """
 
 import dataclasses
