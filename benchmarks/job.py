@@ -3,7 +3,6 @@
 Nothing here imports jax, which has no business in a peer's process.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +28,6 @@ class Job:
     versions: Mapping[str, str]
     threads: int
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def available_cores() -> int:
-    """The cores that this process may use: fewer than the machine has, under taskset or in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_pixels(folder: str) -> np.ndarray:

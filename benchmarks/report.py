@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.job import available_cores
 from benchmarks.turns import Result
+from poolformer_jax.cores import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -54,7 +54,12 @@ def images_at_once(x: Float[Array, "b h w c"]) -> Any:
     if not isinstance(batch, int):
         return batch
     fitting = max(1, PART_BYTES // (x[0].size * x.dtype.itemsize))
-    return next(count for count in range(min(fitting, batch), 0, -1) if batch % count == 0)
+    return largest_divisor(batch, fitting)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest number up to `limit` that divides `number`."""
+    return next(count for count in range(min(limit, number), 0, -1) if number % count == 0)
 
 
 def kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"], dtype: Dtype) -> Float[Array, "c d"]:

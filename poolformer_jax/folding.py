@@ -32,7 +32,9 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float
 
+from poolformer_jax.caches import largest_divisor
 from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.cores import available_cores
 from poolformer_jax.functional import activation, pooling_mixer
 from poolformer_jax.model import Pixels, check_pixel_values
 from poolformer_jax.token_mixers import make_token_mixer
@@ -40,7 +42,8 @@ from poolformer_jax.token_mixers import make_token_mixer
 # Nested dictionaries of float32 arrays; `fold` says which.
 FoldedParams = dict[str, Any]
 
-IMAGES_AT_ONCE_ON_CPU = 2
+# As many as keep a core busy, and a part's hidden layers in its caches (docs/performance.md).
+_IMAGES_PER_CORE = 2
 
 _EPSILON = 1e-5
 _POOLED_EPSILON = 1e-6  # of the norm after pooling, head_order="pool_norm"
@@ -119,14 +122,20 @@ def folded_apply(
         config: the architecture.
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
-        images_at_once: work through the batch in parts of this size, where it divides the batch; None does all at once.
-            `IMAGES_AT_ONCE_ON_CPU` keeps a part's hidden layers in a processor's caches (docs/performance.md).
+        images_at_once: work through the batch in equal parts of at most so many images; None does all at once.
+            `images_at_once_on_cpu()` is fast there.
     """
-    if images_at_once is not None and len(pixel_values) > images_at_once and len(pixel_values) % images_at_once == 0:
-        parts = jnp.reshape(pixel_values, (-1, images_at_once, *pixel_values.shape[1:]))
+    if images_at_once is not None and len(pixel_values) > images_at_once:
+        size = largest_divisor(len(pixel_values), images_at_once)
+        parts = jnp.reshape(pixel_values, (-1, size, *pixel_values.shape[1:]))
         logits: Float[Array, "parts n labels"] = lax.map(lambda part: folded_apply(folded, config, part, dtype), parts)
         return logits.reshape(len(pixel_values), -1)
     return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype)[-1])
+
+
+def images_at_once_on_cpu() -> int:
+    """For `folded_apply` on a CPU with as many cores as this process may use."""
+    return _IMAGES_PER_CORE * available_cores()
 
 
 def folded_features(

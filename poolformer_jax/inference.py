@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.folding import IMAGES_AT_ONCE_ON_CPU, fold, folded_apply
+from poolformer_jax.folding import fold, folded_apply, images_at_once_on_cpu
 from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
 from poolformer_jax.image_reading import ImageError, ImageLike
 from poolformer_jax.imagenet_labels import imagenet_labels
@@ -308,7 +308,7 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 def _images_at_once(mesh: Mesh) -> int | None:
     # Several CPU devices cut the batch up already, and a loop over a batch that is cut up would fetch every part.
     one_processor = mesh.size == 1 and mesh.devices.item().platform == "cpu"
-    return IMAGES_AT_ONCE_ON_CPU if one_processor else None
+    return images_at_once_on_cpu() if one_processor else None
 
 
 def _probabilities(

@@ -129,6 +129,6 @@ def test_a_batch_worked_through_in_parts_has_the_same_logits():
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     apply = jax.jit(folded_apply, static_argnums=1, static_argnames="images_at_once")
     whole = apply(folded, config, pixels)
-    for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch
+    for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch: three at a time
         parts = apply(folded, config, pixels, images_at_once=images_at_once)
         np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6 * np.abs(whole).max())

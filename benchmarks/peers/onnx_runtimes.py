@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.job import Job, available_cores, read_pixels
+from benchmarks.job import Job, read_pixels
+from poolformer_jax.cores import available_cores
 
 
 def onnx_runtime(folder: str) -> Job:

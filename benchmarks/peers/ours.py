@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import poolformer_jax
-from benchmarks.job import Job, available_cores, read_labels, read_pixels
+from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.folding import IMAGES_AT_ONCE_ON_CPU, fold, folded_apply
+from poolformer_jax.cores import available_cores
+from poolformer_jax.folding import fold, folded_apply, images_at_once_on_cpu
 from poolformer_jax.pretrained import load_pretrained
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.state import new_state
@@ -27,7 +28,7 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     folded = jax.device_put(fold(model.config, variables))
     pixels = jax.device_put(read_pixels(folder))
     # As ImageClassifier does on one device.
-    at_once = IMAGES_AT_ONCE_ON_CPU if jax.default_backend() == "cpu" else None
+    at_once = images_at_once_on_cpu() if jax.default_backend() == "cpu" else None
     options = compiler_options(jax.default_backend())
     apply = partial(folded_apply, config=model.config, dtype=jnp.dtype(dtype), images_at_once=at_once)
     compiled = jax.jit(apply, compiler_options=options).lower(folded, pixel_values=pixels).compile()

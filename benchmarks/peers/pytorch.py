@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from benchmarks.job import Job, available_cores, read_labels, read_pixels
+from benchmarks.job import Job, read_labels, read_pixels
+from poolformer_jax.cores import available_cores
 
 
 def inference(
