@@ -7,6 +7,7 @@ in every step, as it does for the hidden layers of a whole batch, costs more tha
 Several CPU devices that share a batch would fetch each other's images for this; such meshes are for tests.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +20,6 @@ from jaxtyping import Array, Float
 
 PART_BYTES = 2**20
 """Of a feature map. Its hidden layer is four times as large, and long enough for matrix products at full speed."""
-
 
 _Results = TypeVar("_Results")
 _Sums = TypeVar("_Sums")
@@ -53,13 +53,12 @@ def images_at_once(x: Float[Array, "b h w c"]) -> Any:
     batch: Any = x.shape[0]
     if not isinstance(batch, int):
         return batch
-    fitting = max(1, PART_BYTES // (x[0].size * x.dtype.itemsize))
-    return largest_divisor(batch, fitting)
+    return largest_divisor(batch, PART_BYTES // (math.prod(x.shape[1:]) * x.dtype.itemsize))
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest number up to `limit` that divides `number`."""
-    return next(count for count in range(min(limit, number), 0, -1) if number % count == 0)
+    """The largest number up to `limit` that divides `number`, and at least 1."""
+    return next((count for count in range(min(limit, number), 0, -1) if number % count == 0), 1)
 
 
 def kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"], dtype: Dtype) -> Float[Array, "c d"]:

@@ -72,7 +72,7 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     channels = config.num_channels
     for index, depth in enumerate(config.depths):
         stage = shapes[f"stages_{index}"]
-        height, width = (_convolved(config, index, side) for side in (height, width))
+        height, width = (convolved_side(config, index, side) for side in (height, width))
         shape = (height, width, config.hidden_sizes[index])
         name, conv = ("stem", shapes["stem"]) if index == 0 else (f"stages_{index}/downsample", stage["downsample"])
         patch = config.patch_sizes[index] ** 2 * channels
@@ -93,7 +93,8 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     return rows
 
 
-def _convolved(config: PoolFormerConfig, index: int, side: int) -> int:
+def convolved_side(config: PoolFormerConfig, index: int, side: int) -> int:
+    """Pixels along a side after the convolution that leads to stage `index`."""
     return (side + 2 * config.padding[index] - config.patch_sizes[index]) // config.strides[index] + 1
 
 

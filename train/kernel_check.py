@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig, TpuKernels, functional, fused
 from poolformer_jax.kernels import IMAGES
+from poolformer_jax.summary import convolved_side
 from train.sharding import batch_sharding, replicated
 
 TOLERANCE = 0.1
@@ -43,9 +44,8 @@ def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, ke
 
 
 def _stages(config: PoolFormerConfig, size: int) -> Iterator[tuple[int, int]]:
-    shapes = zip(config.patch_sizes, config.strides, config.padding, config.hidden_sizes)
-    for patch_size, stride, padding, channels in shapes:
-        size = (size + 2 * padding - patch_size) // stride + 1
+    for index, channels in enumerate(config.hidden_sizes):
+        size = convolved_side(config, index, size)
         yield size, channels
 
 

@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
+from poolformer_jax.caches import largest_divisor
 from poolformer_jax.functional import gelu_fit
 from poolformer_jax.kernels import tiles
 
@@ -173,7 +174,7 @@ class _Tile:
         height, width, batch, channels = x.shape
         images = tiles.images_in_tile(batch, _IMAGES)
         rows = min(_ROWS, _HIDDEN_NUMBERS // kernel1.shape[1])
-        positions = tiles.largest_divisor(height * width, rows // images)
+        positions = largest_divisor(height * width, rows // images)
         self.grid = batch // images, height * width // positions
         self.map = pl.BlockSpec((positions, images, channels), lambda image, position: (position, image, 0))
         self.vectors = pl.BlockSpec((images, channels), lambda image, position: (image, 0))

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from poolformer_jax.caches import largest_divisor
 from poolformer_jax.kernels import tiles
 
 _ROW_BYTES = 6 * 2**20  # of one map in a tile
@@ -154,7 +155,7 @@ class _Tile:
     def __init__(self, x: _Map) -> None:
         height, width, batch, channels = x.shape
         images = tiles.images_in_tile(batch, _NUMBERS_AT_ONCE // channels)
-        rows = tiles.largest_divisor(height, _ROW_BYTES // (width * images * channels * x.dtype.itemsize))
+        rows = largest_divisor(height, _ROW_BYTES // (width * images * channels * x.dtype.itemsize))
         read = min(rows + 2, height)
 
         def start(image: Array, row: Array) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from poolformer_jax import lanes
+from poolformer_jax.caches import largest_divisor
 from poolformer_jax.kernels import IMAGES
 
 Axis = Literal["parallel", "arbitrary"]
@@ -28,15 +29,9 @@ def images_first(x: Float[Array, "h w2 b c2"], pixels: int) -> Float[Array, "b h
     return lanes.ungroup(x.transpose(2, 0, 1, 3), pixels)
 
 
-def largest_divisor(number: int, limit: int, unit: int = 1) -> int:
-    """The largest multiple of `unit` up to `limit` that divides `number`; `unit` where none does."""
-    sizes = range(unit, min(number, limit) + 1, unit)
-    return max((size for size in sizes if number % size == 0), default=unit)
-
-
 def images_in_tile(batch: int, limit: int) -> int:
     """How many images a tile holds: whole registers, up to `limit`."""
-    return largest_divisor(batch, limit, IMAGES)
+    return IMAGES * largest_divisor(batch // IMAGES, limit // IMAGES)
 
 
 def result(shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:

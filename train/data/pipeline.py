@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import os
 import signal
-import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from poolformer_jax.cores import available_cores
 from poolformer_jax.image_reading import ImageError
 from train.data.config import DataConfig
 from train.data.resizing import choose_resizer
@@ -143,7 +143,7 @@ def default_workers(source: Source) -> int:
     """Worker processes for a source when nobody says how many."""
     if isinstance(source, ArraySource):
         return 0  # its transforms take less time than the way to another process
-    return max(1, len(os.sched_getaffinity(0)) - 1 if sys.platform == "linux" else (os.cpu_count() or 2) - 1)
+    return max(1, available_cores() - 1)
 
 
 @dataclasses.dataclass(frozen=True)
