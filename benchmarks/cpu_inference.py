@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import report, turns
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import ROOT, Contender, measure
 from poolformer_jax import PoolFormerConfig
@@ -81,17 +81,12 @@ def export_onnx(folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks cpu-inference",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = turns.parser("cpu-inference", __doc__, EXAMPLE)
+    parser.add_argument(
+        "--variants", nargs="+", choices=turns.VARIANTS, default=["s12", "m36"], help="default: s12 m36"
     )
-    variants = ("s12", "s24", "s36", "m36", "m48")
-    parser.add_argument("--variants", nargs="+", choices=variants, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images in a call (default: 1 16)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of every contender (default: 9)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn (default: 1)")
+    turns.add_flags(parser, rounds=9, seconds=1.0)
     parser.add_argument(
         "--json",
         type=Path,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import report, turns
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import Contender, measure
 from poolformer_jax import PoolFormerConfig
@@ -69,16 +69,10 @@ def contenders(folder: Path) -> list[Contender]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks cpu-training",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--variant", choices=("s12", "s24", "s36", "m36", "m48"), default="s12", help="default: s12")
+    parser = turns.parser("cpu-training", __doc__, EXAMPLE)
+    parser.add_argument("--variant", choices=turns.VARIANTS, default="s12", help="default: s12")
     parser.add_argument("--batch", type=int, default=16, help="images in a step (default: 16)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every contender (default: 7)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn, a step at least (default: 1)")
+    turns.add_flags(parser, rounds=7, seconds=1.0)
     parser.add_argument(
         "--json",
         type=Path,

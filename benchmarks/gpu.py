@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report
+from benchmarks import report, turns
 from benchmarks.cpu_training import ADAMW, STEPS
 from benchmarks.inputs import write_inputs, write_timm_weights
 from benchmarks.turns import Contender, measure
@@ -156,18 +156,13 @@ def use_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks gpu",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = turns.parser("gpu", __doc__, EXAMPLE)
+    parser.add_argument(
+        "--variants", nargs="+", choices=turns.VARIANTS, default=["s12", "m36"], help="default: s12 m36"
     )
-    variants = ("s12", "s24", "s36", "m36", "m48")
-    parser.add_argument("--variants", nargs="+", choices=variants, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of every contender (default: 9)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn (default: 2)")
+    turns.add_flags(parser, rounds=9, seconds=2.0)
     parser.add_argument(
         "--json",
         type=Path,

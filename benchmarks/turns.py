@@ -4,6 +4,7 @@ Thread pools of two libraries in one process take the cores from each other; her
 runs, and the others are stopped (SIGSTOP), so that no idle thread spins beside it either.
 """
 
+import argparse
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
+VARIANTS = ("s12", "s24", "s36", "m36", "m48")
 
 
 @dataclass(frozen=True)
@@ -205,3 +207,21 @@ def started(contender: Contender) -> Iterator[Worker]:
         finally:
             process.kill()
             process.communicate()
+
+
+def parser(name: str, description: str | None, example: str) -> argparse.ArgumentParser:
+    """The flags' beginning, for a benchmark called `name`: its description above them, and an example below."""
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmarks {name}",
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_flags(flags: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
+    """How long the turns are, and how many."""
+    flags.add_argument("--rounds", type=int, default=rounds, help=f"turns of every contender (default: {rounds})")
+    flags.add_argument(
+        "--seconds", type=float, default=seconds, help=f"length of a turn, a call at least (default: {seconds:g})"
+    )
