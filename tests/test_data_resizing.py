@@ -82,14 +82,18 @@ def test_the_resizers_differ_by_rounding(mode, resample):
     mode=st.sampled_from(["RGB", "L"]),
     seed=st.integers(0, 99),
 )
-def test_parts_of_any_size_come_out_the_same(width, height, size, resample, mode, seed):
-    """Smooth pictures, because noise makes bicubic overshoot, and there the order of its two steps shows."""
+def test_parts_of_any_size_differ_by_rounding(width, height, size, resample, mode, seed):
+    """As near as 8 bits between the two steps allow. Smooth pictures, so that bicubic is not clipped between them.
+
+    Each step rounds by up to half a level, and bicubic's weights, whose sizes add up to 1.25 at most, carry the first
+    step's on. So either is within 1.125 levels of the exact filter, and they are at most 2 apart.
+    """
     small = np.random.default_rng(seed).integers(60, 196, (2, 2, 3), dtype=np.uint8)
     picture = Image.fromarray(small).convert(mode).resize((100, 100), Image.Resampling.BICUBIC)
     box = Box(5, 3, 5 + width, 3 + height)
     slow, fast = (np.asarray(resize_part(picture, box, size, resample, who), np.int16) for who in ("pillow", "simd"))
     assert slow.shape == fast.shape
-    assert np.abs(slow - fast).max() <= 1
+    assert np.abs(slow - fast).max() <= 2
 
 
 @needs_simd
