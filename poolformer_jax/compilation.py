@@ -5,21 +5,28 @@ from typing import Any
 
 import jax
 
-# XLA keeps to 256 bits, because some processors lower their clock for wider vectors. The matrix products, most of the
-# time here, use the wider ones anyway.
-ON_CPU = {"xla_cpu_prefer_vector_width": 512}
+ON_CPU = {
+    # XLA keeps to 256 bits, because some processors lower their clock for wider vectors. The matrix products, most of
+    # the time here, use the wider ones anyway.
+    "xla_cpu_prefer_vector_width": 512,
+    # What XLA leaves to YNNPACK: matrix products and sums, but not, as is its default, convolutions, which YNNPACK
+    # computes on one core whatever there are (jaxlib 0.10.2).
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+}
 
 
 def compiler_options(platform: str) -> dict[str, Any] | None:
     """`compiler_options` of a `jax.jit` whose program runs on devices of this platform; None for XLA's defaults."""
-    return dict(ON_CPU) if platform == "cpu" and _known(**ON_CPU) else None
+    if platform != "cpu":
+        return None
+    return {name: value for name, value in ON_CPU.items() if _known(name, value)} or None
 
 
 @functools.cache
-def _known(**options: Any) -> bool:
-    """Whether this version of XLA has the options."""
+def _known(name: str, value: Any) -> bool:
+    """Whether this version of XLA has the option."""
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -19,5 +19,8 @@ def test_other_platforms_keep_their_defaults(platform):
 
 
 def test_an_option_that_xla_does_not_have_is_left_out(monkeypatch):
-    monkeypatch.setattr(compilation, "ON_CPU", {"xla_cpu_of_another_version": 1})
+    known = dict(compilation.ON_CPU)
+    monkeypatch.setattr(compilation, "ON_CPU", {"xla_cpu_of_another_version": 1} | known)
+    assert compiler_options("cpu") == known
+    monkeypatch.setattr(compilation, "ON_CPU", {"xla_cpu_prefer_vector_width": "of another type"})
     assert compiler_options("cpu") is None
