@@ -21,7 +21,7 @@ Line 3 reads as in Section 3.2 of arXiv 2111.11418; the rest is common practice 
 Section 3.2), which here works for norms that depend on the image because their statistics are left where they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from poolformer_jax.caches import largest_divisor
@@ -133,9 +135,21 @@ def folded_apply(
     return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype)[-1])
 
 
-def images_at_once_on_cpu() -> int:
-    """For `folded_apply` on a CPU with as many cores as this process may use."""
-    return _IMAGES_PER_CORE * available_cores()
+def images_at_once_on_cpu(devices: int = 1) -> int:
+    """For `folded_apply` on a CPU whose cores, as many as this process may use, are shared by so many devices."""
+    return _IMAGES_PER_CORE * max(1, available_cores() // devices)
+
+
+def on_each_cpu(apply: Callable[[FoldedParams, Array], Array], mesh: Mesh) -> Callable[[FoldedParams, Array], Array]:
+    """`apply(params, images)`, in which several CPU devices each work through the images that they hold.
+
+    Cut up by XLA, a loop over parts of the batch would fetch every part from the other devices. On other platforms, and
+    for one device, it is `apply` itself.
+    """
+    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+        return apply
+    replicated, batch = P(), P(mesh.axis_names)  # type: ignore[no-untyped-call]
+    return jax.shard_map(apply, mesh=mesh, in_specs=(replicated, batch), out_specs=batch)
 
 
 def folded_features(

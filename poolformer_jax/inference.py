@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.folding import fold, folded_apply, images_at_once_on_cpu
+from poolformer_jax.folding import fold, folded_apply, images_at_once_on_cpu, on_each_cpu
 from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
 from poolformer_jax.image_reading import ImageError, ImageLike
 from poolformer_jax.imagenet_labels import imagenet_labels
@@ -88,8 +88,9 @@ class ImageClassifier:
         self.batch_sizes = _bucket_sizes(batch_size, mesh.size)
         self.batch_sharding, replicated = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
         self._params = jax.device_put(fold(config, variables) if fold_parameters else variables["params"], replicated)
+        probabilities = partial(_probabilities, config, image_processor, dtype, fold_parameters, _images_at_once(mesh))
         self._probabilities = jax.jit(
-            partial(_probabilities, config, image_processor, dtype, fold_parameters, _images_at_once(mesh)),
+            on_each_cpu(probabilities, mesh),
             in_shardings=(replicated, self.batch_sharding),
             out_shardings=self.batch_sharding,
             compiler_options=compiler_options(mesh.devices.flat[0].platform),
@@ -306,9 +307,8 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _images_at_once(mesh: Mesh) -> int | None:
-    # Several CPU devices cut the batch up already, and a loop over a batch that is cut up would fetch every part.
-    one_processor = mesh.size == 1 and mesh.devices.item().platform == "cpu"
-    return images_at_once_on_cpu() if one_processor else None
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return images_at_once_on_cpu(mesh.size) if on_cpu else None
 
 
 def _probabilities(

@@ -1,19 +1,20 @@
 """poolformer_jax: the folded network that ImageClassifier compiles, and the step that `python -m train` compiles."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import poolformer_jax
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.cores import available_cores
-from poolformer_jax.folding import fold, folded_apply, images_at_once_on_cpu
+from poolformer_jax.folding import FoldedParams, fold, folded_apply, images_at_once_on_cpu, on_each_cpu
 from poolformer_jax.pretrained import load_pretrained
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.state import new_state
@@ -23,20 +24,28 @@ VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__
 
 
 def inference(folder: str, dtype: str = "float32") -> Job:
-    """Logits of a batch."""
+    """Logits of a batch, as ImageClassifier computes them; on a CPU by a device of every core, if they can share it."""
+    pixels, cores = read_pixels(folder), available_cores()
+    if len(pixels) % cores == 0:
+        jax.config.update("jax_num_cpu_devices", cores)
+    on_cpu = jax.default_backend() == "cpu"
+    mesh = Mesh(np.asarray(jax.local_devices() if on_cpu else jax.local_devices()[:1]), ("batch",))
+    replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     model, variables = load_pretrained(folder)
-    folded = jax.device_put(fold(model.config, variables))
-    pixels = jax.device_put(read_pixels(folder))
-    # As ImageClassifier does on one device.
-    at_once = images_at_once_on_cpu() if jax.default_backend() == "cpu" else None
+    folded = jax.device_put(fold(model.config, variables), replicated)
+    images = jax.device_put(pixels, cut)
+
+    def apply(folded: FoldedParams, images: jax.Array) -> jax.Array:
+        at_once = images_at_once_on_cpu(mesh.size) if on_cpu else None
+        return folded_apply(folded, model.config, images, jnp.dtype(dtype), at_once)
+
     options = compiler_options(jax.default_backend())
-    apply = partial(folded_apply, config=model.config, dtype=jnp.dtype(dtype), images_at_once=at_once)
-    compiled = jax.jit(apply, compiler_options=options).lower(folded, pixel_values=pixels).compile()
+    compiled = jax.jit(on_each_cpu(apply, mesh), compiler_options=options).lower(folded, images).compile()
 
     def call() -> jax.Array:
-        return jax.block_until_ready(compiled(folded, pixel_values=pixels))
+        return jax.block_until_ready(compiled(folded, images))
 
-    return Job(call, np.asarray(call()), VERSIONS, available_cores(), _cost(compiled))
+    return Job(call, np.asarray(call()), VERSIONS, cores, _cost(compiled))
 
 
 def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "float32") -> Job:
