@@ -78,11 +78,6 @@ def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
     if layout in ("hf", "timm"):
         wanted = {"token_mixers": ("pooling",) * stages, "norm": "group_norm", "position_embeddings": (False,) * stages}
     if layout == "timm":
-        if published_variant(config) is None:
-            raise ValueError(
-                f"timm.create_model has no network of depths {config.depths}, widths {config.hidden_sizes}. Expected "
-                "one of the published s12, s24, s36, m36 and m48; save this one as 'hf', 'sail' or 'jax'."
-            )
         wanted |= {"pool_size": 3, "hidden_act": "gelu", "use_layer_scale": True}
     if wrong := [
         f"{name}={getattr(config, name)!r}" for name, value in wanted.items() if getattr(config, name) != value
@@ -90,6 +85,11 @@ def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
         raise ValueError(
             f"The model of {layout} cannot compute a network with {', '.join(wrong)}. Expected "
             f"{', '.join(f'{name}={value!r}' for name, value in wanted.items())}; 'jax' holds every network."
+        )
+    if layout == "timm" and published_variant(config) is None:
+        raise ValueError(
+            f"timm.create_model has no network of depths {config.depths}, widths {config.hidden_sizes}. Expected "
+            "one of the published s12, s24, s36, m36 and m48; save this one as 'hf', 'sail' or 'jax'."
         )
 
 

@@ -31,11 +31,14 @@ _ARCHITECTURE = (
     "depths",
     "hidden_sizes",
     "mlp_ratio",
+    "hidden_act",
+    "pool_size",
     "token_mixers",
     "position_embeddings",
     "num_channels",
     "patch_sizes",
     "strides",
+    "padding",
     "norm",
 )
 

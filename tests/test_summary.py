@@ -86,6 +86,7 @@ def test_the_table_adds_up_and_shows_the_feature_maps():
 
 def test_published_architectures_are_recognised_whatever_their_head():
     assert published_variant(PoolFormerConfig.from_variant("m36", num_labels=3, head_order="pool_norm")) == "m36"
-    assert published_variant(PoolFormerConfig(depths=(1, 1, 1, 1))) is None
+    for change in ({"depths": (1, 1, 1, 1)}, {"pool_size": 5}, {"hidden_act": "relu"}, {"padding": (3, 1, 1, 1)}):
+        assert published_variant(PoolFormerConfig.from_variant("s12", **change)) is None
     for name in VARIANTS:
         assert published_variant(PoolFormerConfig.from_variant(name)) == name
