@@ -104,6 +104,9 @@ def test_sharded_training_gathers_weights_and_scatters_gradients():
     assert total["all-reduce"] <= step["gradient_bytes"] - step["large_gradient_bytes"] + 2**18
     # Weights arrive in bfloat16, blocks of grouped layers with their zeros.
     assert total["all-gather"] < step["gradient_bytes"]
+    # A chip's maps of the first stage have 32 * 8 * 8 * 64 numbers of two bytes.
+    assert max(collective["bytes"] for collective in step["collectives"]) < 32 * 8 * 8 * 64 * 2 * 4
+    assert total.total() < 4 * step["gradient_bytes"]
 
 
 PROGRAM = """
