@@ -25,11 +25,11 @@ from rich.table import Table
 
 from convert.conversion import convert, open_source
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.published import RESULTS
 from poolformer_jax.torch_weights.files import open_weights
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
 
-VARIANTS = ("s12", "s24", "s36", "m36", "m48")
 # What the project promises of m48.
 SECONDS, MEMORY_PER_BYTE = 3.0, 2.2
 
@@ -120,7 +120,7 @@ def round_trip(folder: Path, variant: str, layout: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints a table, and returns 1 if a promise is not kept."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, default="m48", help="whose conversion is timed (default: m48)")
+    parser.add_argument("--variant", choices=RESULTS, default="m48", help="whose conversion is timed (default: m48)")
     parser.add_argument("--runs", type=int, default=3, help="runs of every conversion (default: 3)")
     parser.add_argument("--no-round-trips", action="store_true", help="leave out the round trips")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the measurements")
@@ -165,7 +165,7 @@ def _table(variant: str, measurements: list[Measurement]) -> Table:
 
 def _round_trips(console: Console) -> dict[str, bool]:
     results = {}
-    for variant in VARIANTS:
+    for variant in RESULTS:
         for layout in LAYOUTS:
             with tempfile.TemporaryDirectory() as folder, console.status(f"round trip of {variant} in {layout}"):
                 results[f"{variant} {layout}"] = round_trip(Path(folder), variant, layout)

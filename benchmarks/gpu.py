@@ -29,6 +29,7 @@ from benchmarks.cpu_training import ADAMW, STEPS
 from benchmarks.inputs import write_inputs, write_timm_weights
 from benchmarks.turns import Contender, measure
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.published import RESULTS
 from poolformer_jax.summary import count_macs
 
 # bfloat16 keeps 8 bits, and autocast rounds in other places than we do.
@@ -157,9 +158,7 @@ def use_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 def _parser() -> argparse.ArgumentParser:
     parser = turns.parser("gpu", __doc__, EXAMPLE)
-    parser.add_argument(
-        "--variants", nargs="+", choices=turns.VARIANTS, default=["s12", "m36"], help="default: s12 m36"
-    )
+    parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
     turns.add_flags(parser, rounds=9, seconds=2.0)

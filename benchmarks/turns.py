@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-VARIANTS = ("s12", "s24", "s36", "m36", "m48")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A CPU computes a block faster than its memory brings the feature maps. A few ima
 first pass over them to the last, and every part uses the same few megabytes: memory that a program asks the system for
 in every step, as it does for the hidden layers of a whole batch, costs more than the arithmetic on it.
 
-Several CPU devices that share a batch would fetch each other's images for this; such meshes are for tests.
+Several CPU devices that share a batch would fetch each other's images for this; training meshes of them are for tests,
+and inference keeps each to its own (`folding.on_each_cpu`).
 """
 
 import math

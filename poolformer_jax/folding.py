@@ -125,7 +125,7 @@ def folded_apply(
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: work through the batch in equal parts of at most so many images; None does all at once.
-            `images_at_once_on_cpu()` is fast there.
+            `images_at_once(mesh)` is fast.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         size = largest_divisor(len(pixel_values), images_at_once)
@@ -135,9 +135,11 @@ def folded_apply(
     return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype)[-1])
 
 
-def images_at_once_on_cpu(devices: int = 1) -> int:
-    """For `folded_apply` on a CPU whose cores, as many as this process may use, are shared by so many devices."""
-    return _IMAGES_PER_CORE * max(1, available_cores() // devices)
+def images_at_once(mesh: Mesh) -> int | None:
+    """For `folded_apply` on each device of a mesh; CPU devices share the cores that this process may use."""
+    if not _is_cpu(mesh):
+        return None
+    return _IMAGES_PER_CORE * max(1, available_cores() // mesh.size)
 
 
 def on_each_cpu(apply: Callable[[FoldedParams, Array], Array], mesh: Mesh) -> Callable[[FoldedParams, Array], Array]:
@@ -146,10 +148,14 @@ def on_each_cpu(apply: Callable[[FoldedParams, Array], Array], mesh: Mesh) -> Ca
     Cut up by XLA, a loop over parts of the batch would fetch every part from the other devices. On other platforms, and
     for one device, it is `apply` itself.
     """
-    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+    if mesh.size == 1 or not _is_cpu(mesh):
         return apply
     replicated, batch = P(), P(mesh.axis_names)  # type: ignore[no-untyped-call]
     return jax.shard_map(apply, mesh=mesh, in_specs=(replicated, batch), out_specs=batch)
+
+
+def _is_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def folded_features(

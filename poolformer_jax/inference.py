@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.folding import fold, folded_apply, images_at_once_on_cpu, on_each_cpu
+from poolformer_jax.folding import fold, folded_apply, images_at_once, on_each_cpu
 from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
 from poolformer_jax.image_reading import ImageError, ImageLike
 from poolformer_jax.imagenet_labels import imagenet_labels
@@ -88,7 +88,7 @@ class ImageClassifier:
         self.batch_sizes = _bucket_sizes(batch_size, mesh.size)
         self.batch_sharding, replicated = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
         self._params = jax.device_put(fold(config, variables) if fold_parameters else variables["params"], replicated)
-        probabilities = partial(_probabilities, config, image_processor, dtype, fold_parameters, _images_at_once(mesh))
+        probabilities = partial(_probabilities, config, image_processor, dtype, fold_parameters, images_at_once(mesh))
         self._probabilities = jax.jit(
             on_each_cpu(probabilities, mesh),
             in_shardings=(replicated, self.batch_sharding),
@@ -304,11 +304,6 @@ def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> It
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-def _images_at_once(mesh: Mesh) -> int | None:
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return images_at_once_on_cpu(mesh.size) if on_cpu else None
 
 
 def _probabilities(

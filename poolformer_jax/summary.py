@@ -70,9 +70,9 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     shapes = parameter_shapes(dataclasses.replace(config, depths=(1,) * len(config.depths)))
     rows: list[LayerCost] = []
     channels = config.num_channels
-    for index, depth in enumerate(config.depths):
+    sizes = zip(config.feature_sizes(height), config.feature_sizes(width))
+    for index, (depth, (height, width)) in enumerate(zip(config.depths, sizes)):
         stage = shapes[f"stages_{index}"]
-        height, width = (convolved_side(config, index, side) for side in (height, width))
         shape = (height, width, config.hidden_sizes[index])
         name, conv = ("stem", shapes["stem"]) if index == 0 else (f"stages_{index}/downsample", stage["downsample"])
         patch = config.patch_sizes[index] ** 2 * channels
@@ -91,11 +91,6 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
         head = count_parameters(shapes["head"])
         rows.append(LayerCost("head", (config.num_labels,), head, channels * config.num_labels))
     return rows
-
-
-def convolved_side(config: PoolFormerConfig, index: int, side: int) -> int:
-    """Pixels along a side after the convolution that leads to stage `index`."""
-    return (side + 2 * config.padding[index] - config.patch_sizes[index]) // config.strides[index] + 1
 
 
 def _block_macs(config: PoolFormerConfig, index: int, positions: int) -> int:

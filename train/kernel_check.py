@@ -4,7 +4,6 @@ Both are in bfloat16, so they differ by its rounding, a few percent at most. A k
 wrongly, is off by as much as its result.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,6 @@ from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig, TpuKernels, functional, fused
 from poolformer_jax.kernels import IMAGES
-from poolformer_jax.summary import convolved_side
 from train.sharding import batch_sharding, replicated
 
 TOLERANCE = 0.1
@@ -34,19 +32,13 @@ def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, ke
         The largest distance, relative to the result, and whose it is; infinite where a result is not finite.
     """
     found = []
-    for index, (size, channels) in enumerate(_stages(config, image_size)):
+    for index, (size, channels) in enumerate(zip(config.feature_sizes(image_size), config.hidden_sizes)):
         arguments = _noise(IMAGES * mesh.devices.size, size, channels, int(channels * config.mlp_ratio), mesh)
         ours, plain = (jax.jit(partial(_results, kernels=k))(*arguments) for k in (kernels, None))
         for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(plain)):
             name = f"stage {index}'s {jax.tree_util.keystr(path, simple=True, separator=' ')}"
             found.append((float(np.nan_to_num(_distance(a, b), nan=np.inf)), name))
     return max(found)
-
-
-def _stages(config: PoolFormerConfig, size: int) -> Iterator[tuple[int, int]]:
-    for index, channels in enumerate(config.hidden_sizes):
-        size = convolved_side(config, index, size)
-        yield size, channels
 
 
 def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import poolformer_jax
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.cores import available_cores
-from poolformer_jax.folding import FoldedParams, fold, folded_apply, images_at_once_on_cpu, on_each_cpu
+from poolformer_jax.folding import FoldedParams, fold, folded_apply, images_at_once, on_each_cpu
 from poolformer_jax.pretrained import load_pretrained
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.state import new_state
@@ -28,18 +28,17 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     pixels, cores = read_pixels(folder), available_cores()
     if len(pixels) % cores == 0:
         jax.config.update("jax_num_cpu_devices", cores)
-    on_cpu = jax.default_backend() == "cpu"
-    mesh = Mesh(np.asarray(jax.local_devices() if on_cpu else jax.local_devices()[:1]), ("batch",))
+    platform = jax.default_backend()
+    mesh = Mesh(np.asarray(jax.local_devices() if platform == "cpu" else jax.local_devices()[:1]), ("batch",))
     replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     model, variables = load_pretrained(folder)
     folded = jax.device_put(fold(model.config, variables), replicated)
     images = jax.device_put(pixels, cut)
 
     def apply(folded: FoldedParams, images: jax.Array) -> jax.Array:
-        at_once = images_at_once_on_cpu(mesh.size) if on_cpu else None
-        return folded_apply(folded, model.config, images, jnp.dtype(dtype), at_once)
+        return folded_apply(folded, model.config, images, jnp.dtype(dtype), images_at_once(mesh))
 
-    options = compiler_options(jax.default_backend())
+    options = compiler_options(platform)
     compiled = jax.jit(on_each_cpu(apply, mesh), compiler_options=options).lower(folded, images).compile()
 
     def call() -> jax.Array:
