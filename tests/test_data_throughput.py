@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SMALL = ["--source", "synthetic", "--synthetic-examples", "64", "--image-size", "32", "--batch-size", "8"]
 
@@ -25,6 +27,17 @@ def test_it_prints_a_rate_for_every_round():
     assert re.fullmatch(r"64 images, 0 worker processes on \d+ cores", first)
     assert len(rounds) == 2
     assert all(re.fullmatch(r" *\d+ images/s +\d+\.\d ms a batch", line) for line in rounds)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot keep a process to some cores")
+def test_it_counts_the_cores_it_may_use_and_not_the_machines():
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})  # what a process starts has the cores of its parent
+    try:
+        done = run(*SMALL, "--rounds", "0")
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert done.stdout == "64 images, 0 worker processes on 1 cores\n"
 
 
 def test_on_request_it_answers_every_line():

@@ -6,11 +6,11 @@ below what training consumes, the accelerator waits. Add workers, or pack the da
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 
+from poolformer_jax.cores import available_cores
 from train.data.config import DataConfig
 from train.data.pipeline import Batches, default_workers, train_batches
 from train.data.sources import open_source
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
             _answer_requests(batches)
             return 0
         _consume(batches, max(1, workers) * (config.worker_batches + 1))
-        print(f"{len(source)} images, {workers} worker processes on {os.cpu_count()} cores")
+        print(f"{len(source)} images, {workers} worker processes on {available_cores()} cores")
         for _ in range(measurement.rounds):
             start = time.perf_counter()
             _consume(batches, measurement.batches)
