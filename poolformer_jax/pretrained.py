@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
+from jaxtyping import PRNGKeyArray
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.image_processor import PoolFormerImageProcessor
@@ -31,6 +32,7 @@ def load_pretrained(
     *,
     num_labels: int | None = None,
     reset_head: bool = False,
+    key: PRNGKeyArray | None = None,
     dtype: Dtype = jnp.float32,
     use_ema: bool = False,
     revision: str | None = None,
@@ -45,6 +47,7 @@ def load_pretrained(
             a weights file (.safetensors, .bin, .pth, .pth.tar).
         num_labels: the number of classes wanted; None for the file's.
         reset_head: whether to begin a new head, with random weights, for `num_labels` classes.
+        key: what the new head's weights are drawn from; None for `jax.random.key(0)`.
         dtype: type that the model computes in, float32 or bfloat16. Parameters are float32.
         use_ema: whether to take the moving average of the weights, where a training checkpoint holds one.
         revision: branch, tag or commit on the Hub.
@@ -57,13 +60,22 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if its files are damaged, hostile or of another network, or `num_labels` is not the file's.
+        ValueError: if its files are damaged, hostile or of another network, if `num_labels` is not the file's, or if
+            `key` is given and the head is kept.
     """
+    if key is not None and not reset_head:
+        raise ValueError(
+            "A key was given, and the head is the file's. Expected no key; pass reset_head=True to begin a new head."
+        )
     hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
     files = find_model_files(source, **hub)  # type: ignore[arg-type]
     weights = open_weights(files.weights, use_ema=use_ema)
     config, variables = from_torch_state_dict(weights.tensors, network_of(files, weights))
-    config, params = _with_head(config, variables["params"], num_labels, reset_head, files.weights)
+    if reset_head:
+        config, params = _with_new_head(config, variables["params"], num_labels, key)
+    else:
+        params = variables["params"]
+        _check_head(config, params, num_labels, files.weights)
     model = PoolFormerForImageClassification(config, dtype=dtype)
     _to_device(params)
     return model, {"params": params}
@@ -78,30 +90,32 @@ def _to_device(tree: dict[str, Any]) -> None:
             tree[name] = jnp.asarray(value)
 
 
-def _with_head(
-    config: PoolFormerConfig, params: dict[str, Any], num_labels: int | None, reset_head: bool, path: Path
+def _check_head(config: PoolFormerConfig, params: Mapping[str, Any], num_labels: int | None, path: Path) -> None:
+    """Raises unless the file has the head that was asked for."""
+    if "norm" not in params:
+        raise ValueError(
+            f"{path} holds a backbone without final norm and head. Pass num_labels=... and reset_head=True for new "
+            "ones, or take from_torch_state_dict(...) and PoolFormerModel for the backbone alone."
+        )
+    if num_labels not in (None, config.num_labels):
+        raise ValueError(
+            f"{path} has a head for {config.num_labels} classes, and num_labels={num_labels} was asked for. Expected "
+            f"{config.num_labels} or None; pass reset_head=True to begin a new head."
+        )
+
+
+def _with_new_head(
+    config: PoolFormerConfig, params: Mapping[str, Any], num_labels: int | None, key: PRNGKeyArray | None
 ) -> tuple[PoolFormerConfig, dict[str, Any]]:
-    """The network with the head that was asked for."""
-    wanted = config.num_labels if num_labels is None else num_labels
-    if not reset_head:
-        if "norm" not in params:
-            raise ValueError(
-                f"{path} holds a backbone without final norm and head. Pass num_labels=... and reset_head=True for new "
-                "ones, or take from_torch_state_dict(...) and PoolFormerModel for the backbone alone."
-            )
-        if wanted != config.num_labels:
-            raise ValueError(
-                f"{path} has a head for {config.num_labels} classes, and num_labels={wanted} was asked for. Expected "
-                f"{config.num_labels} or None; pass reset_head=True to begin a new head."
-            )
-        return config, params
+    """The network with a head as it starts; a norm, too, where there was none."""
+    labels = config.num_labels if num_labels is None else num_labels
     width = config.hidden_sizes[-1]
     fresh_norm = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
     params = {"norm": fresh_norm, **{name: branch for name, branch in params.items() if name != "head"}}
-    if wanted:
-        kernel = KERNEL_INIT(jax.random.key(0), (width, wanted), jnp.float32)
-        params["head"] = {"kernel": np.asarray(kernel), "bias": np.zeros(wanted, np.float32)}
-    return dataclasses.replace(config, num_labels=wanted, id2label=None), params
+    if labels:
+        kernel = KERNEL_INIT(jax.random.key(0) if key is None else key, (width, labels), jnp.float32)
+        params["head"] = {"kernel": np.asarray(kernel), "bias": np.zeros(labels, np.float32)}
+    return dataclasses.replace(config, num_labels=labels, id2label=None), params
 
 
 def save_pretrained(

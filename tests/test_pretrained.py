@@ -160,6 +160,25 @@ def test_another_number_of_classes_needs_a_new_head():
     assert same(after, before)
 
 
+def test_the_key_draws_the_new_head_and_nothing_else():
+    def load(**options):
+        return load_pretrained(FIXTURES / "hf_sharded", num_labels=10, reset_head=True, **options)
+
+    model, first = load(key=jax.random.key(1))
+    _, again = load(key=jax.random.key(1))
+    other_model, other = load(key=jax.random.key(2))
+    assert same(again, first)
+    assert other_model == model
+    assert not np.array_equal(other["params"]["head"].pop("kernel"), first["params"]["head"].pop("kernel"))
+    assert same(other, first)
+    assert same(load()[1], load(key=jax.random.key(0))[1])
+
+
+def test_a_key_for_a_head_that_is_kept_is_refused():
+    with pytest.raises(ValueError, match=r"A key was given, and the head is the file's\..*reset_head=True"):
+        load_pretrained(FIXTURES / "hf_sharded", key=jax.random.key(1))
+
+
 def test_a_backbone_gets_a_new_norm_and_head_or_an_explanation():
     with pytest.raises(ValueError, match=r"backbone without final norm and head\. Pass num_labels=\.\.\. and"):
         load_pretrained(FIXTURES / "hf_backbone.bin")

@@ -85,7 +85,7 @@ def make_network(
     labels = {"num_labels": len(class_names), "id2label": dict(enumerate(class_names))}
 
     if isinstance(wanted, PretrainedNetwork):
-        loaded, variables = _load(wanted, len(class_names))
+        loaded, variables = _load(wanted, len(class_names), jax.random.key(seed))
         if loaded.config.num_channels != num_channels:
             raise ValueError(
                 f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
@@ -109,9 +109,9 @@ def make_network(
     return Network(model, fresh, jax.random.key(seed))
 
 
-def _load(wanted: PretrainedNetwork, num_labels: int) -> tuple[PoolFormerForImageClassification, Any]:
+def _load(wanted: PretrainedNetwork, num_labels: int, key: jax.Array) -> tuple[PoolFormerForImageClassification, Any]:
     if not wanted.keep_head:
-        return load_pretrained(wanted.source, num_labels=num_labels, reset_head=True, use_ema=wanted.use_ema)
+        return load_pretrained(wanted.source, num_labels=num_labels, reset_head=True, key=key, use_ema=wanted.use_ema)
     loaded, variables = load_pretrained(wanted.source, use_ema=wanted.use_ema)
     if loaded.config.num_labels != num_labels:
         raise ValueError(
