@@ -3,8 +3,13 @@
 import os
 from pathlib import Path
 
+import pytest
+
 # Set before jax is imported, and inherited by the programs that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+# What these check for the tests tells the values it saw, as in the tests themselves.
+pytest.register_assert_rewrite("refusals", "small_data")

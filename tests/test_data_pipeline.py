@@ -1,59 +1,19 @@
 """Batches are a pure function of (seed, step): at any number of processes, workers and restarts, whatever happens."""
 
-import contextlib
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from poolformer_jax.image_reading import ImageError
-from train.data.config import DIGITS, DataConfig, HostAugmentation
-from train.data.pipeline import BadImageError, evaluation_batches, train_batches
+from small_data import SMALL, assert_same, photographs, take, write_photographs
+from train.data.config import HostAugmentation
+from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import open_source
-
-ROOT = Path(__file__).parent.parent
-SMALL = dataclasses.replace(DIGITS, batch_size=8, workers=0, image_size=16)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Forty JPEGs of two classes and several sizes, made of a photograph."""
-    root = tmp_path_factory.mktemp("photographs")
-    with Image.open(Path(__file__).parent / "images" / "coffee.jpg") as image:
-        for number in range(40):
-            part = image.crop((number, 2 * number, 300 + 5 * number, 350))
-            path = root / f"class {number % 2}" / f"{number:02d}.jpg"
-            path.parent.mkdir(exist_ok=True)
-            part.save(path, quality=90)
-    return root
-
-
-def photographs(folder, **changes):
-    config = DataConfig(
-        source=f"folder:{folder}", image_size=32, batch_size=8, workers=0, held_out=0.2, augment=HostAugmentation()
-    )
-    return dataclasses.replace(config, **changes)
-
-
-def take(config, source, count, **where):
-    with train_batches(config, source, **where) as batches:
-        return [{name: np.array(value) for name, value in next(batches).items()} for _ in range(count)]
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others):
-        assert batch.keys() == other.keys()
-        for name, value in batch.items():
-            np.testing.assert_array_equal(value, other[name], err_msg=name)
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
 
 
 def test_batches_have_the_shapes_and_types_of_the_contract(folder):
@@ -165,83 +125,6 @@ def test_evaluation_sees_what_inference_sees(folder):
                 np.testing.assert_array_equal(processor.normalize(image), pixels)
 
 
-@pytest.fixture
-def damaged(tmp_path, folder):
-    """The same photographs, one of them cut off in the middle."""
-    root = tmp_path / "damaged"
-    for path in folder.glob("*/*.jpg"):
-        (root / path.parent.name).mkdir(parents=True, exist_ok=True)
-        (root / path.parent.name / path.name).write_bytes(path.read_bytes())
-    bad = root / "class 0" / "06.jpg"
-    bad.write_bytes(bad.read_bytes()[:2000])
-    return root, bad
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_stops_training_and_is_named(damaged, workers):
-    root, bad = damaged
-    config = photographs(root, workers=workers)
-    with pytest.raises(BadImageError, match=rf"The image {bad} cannot be read: .*\n.*--data.on-bad-image skip"):
-        take(config, open_source(config, "train"), 5)
-
-
-def test_a_damaged_image_can_be_skipped_and_is_counted(damaged, folder, caplog):
-    root, bad = damaged
-    config = photographs(root, on_bad_image="skip")
-    source = open_source(config, "train")
-    whole = take(photographs(folder), open_source(photographs(folder), "train"), 8)
-    batches = train_batches(config, source)
-    taken = [next(batches) for _ in range(8)]
-    batches.close()
-    assert list(batches.bad_images) == [str(bad)]
-    assert "truncated" in batches.bad_images[str(bad)]
-    assert len([record for record in caplog.records if str(bad) in record.getMessage()]) == 1
-    lost = next(index for index in range(len(source)) if source[index]["id"] == str(bad))
-    for batch, expected in zip(taken, whole):
-        wanted = np.where(expected["index"] == lost, lost + 1, expected["index"])  # the next one stands in
-        np.testing.assert_array_equal(batch["index"], wanted)
-        same = expected["index"] != lost
-        np.testing.assert_array_equal(batch["image"][same], expected["image"][same])
-    assert_same(take(config, source, 2, start_step=5), taken[5:7])
-    parts = [take(config, source, 8, process_index=p, process_count=2) for p in range(2)]
-    assert_same([{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)], taken)
-
-
-def test_a_damaged_image_is_left_out_of_an_evaluation_that_skips(damaged):
-    root, bad = damaged
-    config = photographs(root, on_bad_image="skip", held_out=0.9)
-    source = open_source(config, "validation")
-    assert str(bad) in [source[index]["id"] for index in range(len(source))]
-    with evaluation_batches(config, source) as batches:
-        counted = sum(int(batch["mask"].sum()) for batch in batches)
-        assert counted == len(source) - 1
-        assert list(batches.bad_images) == [str(bad)]
-    with pytest.raises(BadImageError), evaluation_batches(photographs(root, held_out=0.9), source) as batches:
-        list(batches)
-
-
-class NothingReadable:
-    """A data set of which no image can be read."""
-
-    class_names = ("only",)
-    num_classes = 1
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        return {"image": b"no image", "label": 0, "id": f"number {index}"}
-
-    def __getitems__(self, indices):
-        return [self[index] for index in indices]
-
-
-def test_skipping_does_not_go_on_for_ever():
-    config = dataclasses.replace(SMALL, on_bad_image="skip", crop_pct=None)
-    with pytest.raises(BadImageError, match="3 images in a row cannot be read"):
-        take(config, NothingReadable(), 1)
-
-
 def test_closed_batches_say_so():
     batches = train_batches(SMALL, open_source(SMALL, "validation"))
     next(batches)
@@ -249,126 +132,3 @@ def test_closed_batches_say_so():
     batches.close()
     with pytest.raises(ValueError, match="closed"):
         next(batches)
-
-
-# A program with two workers, started as `python program.py` or `python -m package`: Python prepares their children in
-# different ways. It imports jax before anything else, as a person's script may.
-PROGRAM = """
-    import jax
-    import sys
-    import numpy as np
-    from train.data.config import DIGITS
-    from train.data.pipeline import train_batches
-    from train.data.sources import ArraySource
-
-    class Spy(ArraySource):
-        def __getitem__(self, index):
-            imported = any(sys.modules.get(name) is not None for name in ("jax", "jaxlib", "flax", "tensorflow"))
-            return {**super().__getitem__(index), "label": int(imported)}
-
-    if __name__ == "__main__":
-        import dataclasses
-
-        source = Spy(np.zeros((64, 8, 8), np.uint8), np.zeros(64, int), ("id",) * 64, ("no", "yes"))
-        batches = train_batches(dataclasses.replace(DIGITS, batch_size=8, workers=2), source)
-        print([int(next(batches)["label"].sum()) for _ in range(4)], flush=True)
-        sys.stdin.readline()
-        print(next(batches)["image"].shape, flush=True)
-"""
-
-
-@contextlib.contextmanager
-def program_with_workers(tmp_path, *start):
-    (tmp_path / "package").mkdir()
-    for path in (tmp_path / "program.py", tmp_path / "package" / "__main__.py"):
-        path.write_text(textwrap.dedent(PROGRAM))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command = [sys.executable, *(start or ("program.py",))]
-    with subprocess.Popen(command, text=True, cwd=tmp_path, env=environment, **pipes) as program:
-        try:
-            yield program
-        finally:
-            program.kill()
-
-
-def workers_of(pid):
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    children = {child for thread in threads for child in (thread / "children").read_text().split()}
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
-
-
-@linux
-@pytest.mark.parametrize("start", [("program.py",), ("-m", "package")])
-def test_workers_never_import_jax(tmp_path, start):
-    with program_with_workers(tmp_path, *start) as program:
-        assert program.stdout.readline() == "[0, 0, 0, 0]\n", program.stderr.read()
-        workers = workers_of(program.pid)
-        assert len(workers) == 2
-        assert "jaxlib" in Path(f"/proc/{program.pid}/maps").read_text()
-        for worker in workers:
-            assert "jaxlib" not in Path(f"/proc/{worker}/maps").read_text()
-        _, errors = program.communicate("\n", timeout=60)
-    assert errors == ""
-    assert program.returncode == 0
-    assert not any(alive(worker) for worker in workers)
-
-
-@linux
-def test_workers_survive_the_signals_that_ask_the_program_to_save_and_stop(tmp_path):
-    with program_with_workers(tmp_path) as program:
-        program.stdout.readline()
-        workers = workers_of(program.pid)
-        for worker in workers:
-            for name in (signal.SIGTERM, signal.SIGINT):  # as a job scheduler sends them to every process
-                os.kill(worker, name)
-        time.sleep(0.5)
-        assert all(alive(worker) for worker in workers)
-        output, errors = program.communicate("\n", timeout=60)
-    assert (output, errors) == ("(8, 32, 32, 1)\n", "")
-
-
-@linux
-def test_workers_do_not_outlive_a_program_that_is_killed(tmp_path):
-    with program_with_workers(tmp_path) as program:
-        program.stdout.readline()
-        workers = workers_of(program.pid)
-        program.kill()
-        program.wait()
-    deadline = time.monotonic() + 30
-    while any(alive(worker) for worker in workers):
-        assert time.monotonic() < deadline, "a worker is still there"
-        time.sleep(0.05)
-
-
-@linux
-def test_a_worker_that_dies_is_reported():
-    config = dataclasses.replace(SMALL, workers=1)
-    with train_batches(config, open_source(config, "validation")) as batches:
-        next(batches)
-        for worker in workers_of(os.getpid()):
-            assert "jaxlib" not in Path(f"/proc/{worker}/maps").read_text()
-            os.kill(worker, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="terminated unexpectedly"):
-            for _ in range(20):
-                next(batches)
-
-
-def test_image_errors_are_what_transforms_raise(folder):
-    """Else a damaged image would end a run with a traceback from inside Pillow."""
-    from train.data.transforms import TrainingTransform
-
-    for augment in (HostAugmentation(), HostAugmentation(crop="evaluation")):
-        transform = TrainingTransform(photographs(folder, augment=augment))
-        with pytest.raises(ImageError):
-            transform(b"no image", np.random.default_rng(0))

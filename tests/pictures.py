@@ -1,0 +1,20 @@
+"""What the tests of images share: photographs, encoded pictures, and pixels as they were read."""
+
+import io
+from pathlib import Path
+
+from poolformer_jax.image_processor import PoolFormerImageProcessor
+
+IMAGES = Path(__file__).parent / "images"
+# Pixels as they are, so that a test can say which colour it expects.
+RAW = PoolFormerImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False)
+
+
+def raw(image, **options):
+    return RAW.preprocess(image, **options)["pixel_values"][0]
+
+
+def encode(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()

@@ -1,0 +1,63 @@
+"""Reading a file that may be hostile, and failing if it runs anything or takes memory it does not justify."""
+
+import sys
+import tracemalloc
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from poolformer_jax.torch_weights.files import WeightsFileError, open_weights
+
+# What a file may cost beyond its own size: the reader's own bookkeeping, and one piece of structure.
+OVERHEAD = 8 << 20
+
+
+def read_all(path):
+    return {name: np.asarray(tensor) for name, tensor in open_weights(path).tensors.items()}
+
+
+@contextmanager
+def at_most(size):
+    """Fails if the block allocates more than `size` bytes at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
+
+
+# Looking a name up for a pickle, starting a program, opening a connection: none of it belongs to reading weights.
+_FORBIDDEN = ("pickle.", "os.", "subprocess.", "shutil.", "socket.", "ctypes.")
+_HARMLESS = ("os.scandir", "os.listdir")
+_watching: list[list[str]] = []
+
+
+def _watch(event, _):
+    if _watching and event.startswith(_FORBIDDEN) and event not in _HARMLESS:
+        _watching[-1].append(event)
+
+
+sys.addaudithook(_watch)
+
+
+@contextmanager
+def nothing_runs():
+    """Fails if the block does anything of `_FORBIDDEN`, by Python's own audit events."""
+    _watching.append([])
+    try:
+        yield
+    finally:
+        seen = _watching.pop()
+    assert not seen
+
+
+def refused(path, message):
+    with (
+        nothing_runs(),
+        at_most(path.stat().st_size + OVERHEAD),
+        pytest.raises(WeightsFileError, match=message) as error,
+    ):
+        read_all(path)
+    assert str(path) in str(error.value)

@@ -1,0 +1,104 @@
+"""An image that cannot be read stops a run and is named, or is skipped and counted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from poolformer_jax.image_reading import ImageError
+from small_data import SMALL, assert_same, photographs, take, write_photographs
+from train.data.config import HostAugmentation
+from train.data.pipeline import BadImageError, evaluation_batches, train_batches
+from train.data.sources import open_source
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture
+def damaged(tmp_path, folder):
+    """The same photographs, one of them cut off in the middle."""
+    root = tmp_path / "damaged"
+    for path in folder.glob("*/*.jpg"):
+        (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (root / path.parent.name / path.name).write_bytes(path.read_bytes())
+    bad = root / "class 0" / "06.jpg"
+    bad.write_bytes(bad.read_bytes()[:2000])
+    return root, bad
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_stops_training_and_is_named(damaged, workers):
+    root, bad = damaged
+    config = photographs(root, workers=workers)
+    with pytest.raises(BadImageError, match=rf"The image {bad} cannot be read: .*\n.*--data.on-bad-image skip"):
+        take(config, open_source(config, "train"), 5)
+
+
+def test_a_damaged_image_can_be_skipped_and_is_counted(damaged, folder, caplog):
+    root, bad = damaged
+    config = photographs(root, on_bad_image="skip")
+    source = open_source(config, "train")
+    whole = take(photographs(folder), open_source(photographs(folder), "train"), 8)
+    batches = train_batches(config, source)
+    taken = [next(batches) for _ in range(8)]
+    batches.close()
+    assert list(batches.bad_images) == [str(bad)]
+    assert "truncated" in batches.bad_images[str(bad)]
+    assert len([record for record in caplog.records if str(bad) in record.getMessage()]) == 1
+    lost = next(index for index in range(len(source)) if source[index]["id"] == str(bad))
+    for batch, expected in zip(taken, whole):
+        wanted = np.where(expected["index"] == lost, lost + 1, expected["index"])  # the next one stands in
+        np.testing.assert_array_equal(batch["index"], wanted)
+        same = expected["index"] != lost
+        np.testing.assert_array_equal(batch["image"][same], expected["image"][same])
+    assert_same(take(config, source, 2, start_step=5), taken[5:7])
+    parts = [take(config, source, 8, process_index=p, process_count=2) for p in range(2)]
+    assert_same([{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)], taken)
+
+
+def test_a_damaged_image_is_left_out_of_an_evaluation_that_skips(damaged):
+    root, bad = damaged
+    config = photographs(root, on_bad_image="skip", held_out=0.9)
+    source = open_source(config, "validation")
+    assert str(bad) in [source[index]["id"] for index in range(len(source))]
+    with evaluation_batches(config, source) as batches:
+        counted = sum(int(batch["mask"].sum()) for batch in batches)
+        assert counted == len(source) - 1
+        assert list(batches.bad_images) == [str(bad)]
+    with pytest.raises(BadImageError), evaluation_batches(photographs(root, held_out=0.9), source) as batches:
+        list(batches)
+
+
+class NothingReadable:
+    """A data set of which no image can be read."""
+
+    class_names = ("only",)
+    num_classes = 1
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return {"image": b"no image", "label": 0, "id": f"number {index}"}
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def test_skipping_does_not_go_on_for_ever():
+    config = dataclasses.replace(SMALL, on_bad_image="skip", crop_pct=None)
+    with pytest.raises(BadImageError, match="3 images in a row cannot be read"):
+        take(config, NothingReadable(), 1)
+
+
+def test_image_errors_are_what_transforms_raise(folder):
+    """Else a damaged image would end a run with a traceback from inside Pillow."""
+    from train.data.transforms import TrainingTransform
+
+    for augment in (HostAugmentation(), HostAugmentation(crop="evaluation")):
+        transform = TrainingTransform(photographs(folder, augment=augment))
+        with pytest.raises(ImageError):
+            transform(b"no image", np.random.default_rng(0))

@@ -1,0 +1,66 @@
+"""Models come from the Hub's cache without the Hub, and one that is nowhere says where it was looked for."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolformer_jax.pretrained import load_pretrained
+from saved_models import LABELS, same
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def make_cache(folder, name, files, commit="0123456789abcdef0123456789abcdef01234567"):
+    """The Hub's cache as huggingface_hub lays it out: files by their hash, and links to them for every commit."""
+    repository = folder / ("models--" + name.replace("/", "--"))
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "blobs").mkdir()
+    for index, file in enumerate(files):
+        shutil.copy(file, repository / "blobs" / f"blob{index}")
+        (snapshot / Path(file).name).symlink_to(Path("../../blobs") / f"blob{index}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "files", [["hf_sharded/config.json", "hf_sharded/model.safetensors.index.json", "shards"], None]
+)
+def test_a_model_in_the_hubs_cache_is_loaded_without_asking_the_hub(tmp_path, files):
+    if files:
+        paths = sorted((FIXTURES / "hf_sharded").iterdir())
+    else:  # as the first uploads were: config.json and pytorch_model.bin
+        shutil.copy(FIXTURES / "hf.bin", tmp_path / "pytorch_model.bin")
+        paths = [FIXTURES / "hf_sharded" / "config.json", tmp_path / "pytorch_model.bin"]
+    cache = make_cache(tmp_path / "hub", "someone/tiny", paths)
+    model, variables = load_pretrained("someone/tiny", cache_dir=cache, local_files_only=True)
+    assert model.config.id2label == LABELS
+    _, from_file = load_pretrained(FIXTURES / "hf.bin")
+    assert same(variables, from_file)
+
+
+def test_a_revision_in_the_hubs_cache_is_the_one_that_is_loaded(tmp_path):
+    cache = make_cache(tmp_path, "someone/tiny", sorted((FIXTURES / "hf_sharded").iterdir()))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    load_pretrained("someone/tiny", revision=commit, cache_dir=cache, local_files_only=True)
+    with pytest.raises(FileNotFoundError, match="not in the Hub's cache"):
+        load_pretrained("someone/tiny", revision="v2", cache_dir=cache, local_files_only=True)
+
+
+def test_a_model_that_is_nowhere_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    with pytest.raises(
+        FileNotFoundError, match=r"'sail/poolformer_s12' is no file or folder here and not in the Hub's"
+    ):
+        load_pretrained("sail/poolformer_s12", cache_dir=tmp_path, local_files_only=True)
+    for nowhere in (tmp_path / "model.pth", "s12", "folder/model.safetensors", "./some/model"):
+        with pytest.raises(FileNotFoundError, match=r"There is no model at .*a name on the Hugging Face Hub such as"):
+            load_pretrained(nowhere)
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        load_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'poolformer-jax\[hub\]'"):
+        load_pretrained("sail/poolformer_s12")

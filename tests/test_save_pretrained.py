@@ -1,0 +1,127 @@
+"""Models go into folders that are whole or not there, and that their homes read."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from golden.fixture_values import parameter
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor
+from poolformer_jax.model_folder import write_model
+from poolformer_jax.pretrained import load_pretrained, save_pretrained
+from poolformer_jax.torch_weights import WeightsMismatch
+from poolformer_jax.torch_weights.files import open_weights
+from poolformer_jax.torch_weights.names import leaves
+from saved_models import CONFIG, PROCESSOR, make_variables, same, save
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
+def test_what_is_saved_is_loaded_bit_for_bit_with_labels_and_preprocessing(tmp_path, layout):
+    saved = save(tmp_path / "model", layout, image_processor=PROCESSOR)
+    model, variables = load_pretrained(tmp_path / "model")
+    assert model.config == CONFIG
+    assert same(variables, saved)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PROCESSOR
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "config.json",
+        "preprocessor_config.json",
+        "model.pth.tar" if layout == "sail" else "model.safetensors",
+    }
+
+
+def test_a_folder_for_timm_is_loaded_with_its_labels_and_preprocessing(tmp_path):
+    labels = {index: f"class {index}" for index in range(3)}
+    config = PoolFormerConfig.from_variant("s12", num_labels=3, id2label=labels, head_order="pool_norm")
+    saved = save(tmp_path / "model", "timm", config, image_processor=PROCESSOR)
+    model, variables = load_pretrained(tmp_path / "model")
+    assert model.config == config
+    assert same(variables, saved)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PROCESSOR
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (written["architecture"], written["num_classes"]) == ("poolformer_s12", 3)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, exists):
+    folder = tmp_path / "model"
+    if exists:
+        save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()} if exists else None
+
+    def breaks():
+        yield parameter("any", leaves(CONFIG)[0].shape)
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        write_model(folder, CONFIG, "jax", breaks())
+    assert [path.name for path in tmp_path.iterdir()] == (["model"] if exists else [])
+    assert before == ({path.name: path.read_bytes() for path in folder.iterdir()} if exists else None)
+
+
+def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
+    save(tmp_path / "model")
+    changed = make_variables(CONFIG)
+    changed["params"]["head"]["bias"] += 1
+    save_pretrained(tmp_path / "model", PoolFormerForImageClassification(CONFIG), changed)
+    assert same(load_pretrained(tmp_path / "model")[1], changed)
+    with pytest.raises(ValueError, match=r"holds other weights already \(model.safetensors\)"):
+        save(tmp_path / "model", "sail")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"is a file. Expected the name of a folder"):
+        save(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        (
+            "hf",
+            {"token_mixers": ("identity",) * 4},
+            r"hf cannot compute a network with token_mixers=.*'jax' holds",
+        ),
+        ("hf", {"norm": "layer_norm"}, "cannot compute a network with norm='layer_norm'"),
+        ("timm", {}, r"timm\.create_model has no network of depths"),
+        ("keras", {}, "There is no layout 'keras'"),
+        ("hf", {"num_channels": 1}, "this network has 1. Pass image_processor"),
+    ],
+)
+def test_what_a_home_cannot_compute_is_not_saved_for_it(tmp_path, layout, changes, message):
+    with pytest.raises(ValueError, match=message):
+        save(tmp_path / "model", layout, dataclasses.replace(CONFIG, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_variables_of_another_network_are_not_saved(tmp_path):
+    variables = make_variables(CONFIG)
+    del variables["params"]["norm"]
+    with pytest.raises(WeightsMismatch, match="missing: norm/scale"):
+        save_pretrained(tmp_path / "model", PoolFormerForImageClassification(CONFIG), variables)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_order_of_the_head_is_warned_of_and_written_as_the_home_computes_it(tmp_path):
+    config = dataclasses.replace(CONFIG, head_order="pool_norm")
+    with pytest.warns(UserWarning, match="head_order='pool_norm', and the model of hf computes 'norm_pool'"):
+        save(tmp_path / "model", "hf", config)
+    assert load_pretrained(tmp_path / "model")[0].config.head_order == "norm_pool"
+
+
+def test_the_files_are_those_their_own_libraries_read(tmp_path):
+    saved = save(tmp_path / "hf", "hf")
+    with safe_open(tmp_path / "hf" / "model.safetensors", framework="numpy") as opened:
+        assert opened.metadata() == {"format": "pt"}
+        np.testing.assert_array_equal(opened.get_tensor("norm.bias"), saved["params"]["norm"]["bias"], strict=True)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert not {"head_order", "token_mixers", "norm", "image_size"} & set(config)
+    save(tmp_path / "sail", "sail")
+    opened = open_weights(tmp_path / "sail" / "model.pth.tar")
+    assert (opened.container, opened.wrapping) == ("torch zip", None)
+
+
+def test_the_default_preprocessing_is_that_of_the_published_variant(tmp_path):
+    config = PoolFormerConfig.from_variant("s12", num_labels=0)
+    save(tmp_path / "model", config=config)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PoolFormerImageProcessor.for_variant("s12")
+    assert "head" not in load_pretrained(tmp_path / "model")[1]["params"]
