@@ -22,6 +22,9 @@ from jaxtyping import Array, Float
 PART_BYTES = 2**20
 """Of a feature map. Its hidden layer is four times as large, and long enough for matrix products at full speed."""
 
+KEPT_CHANNELS = 256
+"""From so many on, reading a hidden layer back takes less time than the matrix product that computes it again."""
+
 _Results = TypeVar("_Results")
 _Sums = TypeVar("_Sums")
 
@@ -55,6 +58,11 @@ def images_at_once(x: Float[Array, "b h w c"]) -> Any:
     if not isinstance(batch, int):
         return batch
     return largest_divisor(batch, PART_BYTES // (math.prod(x.shape[1:]) * x.dtype.itemsize))
+
+
+def keep_hidden(x: Float[Array, "b h w c"]) -> bool:
+    """Whether the backward pass of a branch should find the hidden layer of the forward pass."""
+    return bool(x.shape[-1] >= KEPT_CHANNELS)
 
 
 def largest_divisor(number: int, limit: int) -> int:

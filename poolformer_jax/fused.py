@@ -11,7 +11,7 @@ by how often it reads and writes its feature map, not by its arithmetic:
    One pass is enough for that because the sums are taken around a value known beforehand, the mean of the branch's
    input: `E[d²] - E[d]²` cancels only where a branch moves the mean of an image by many standard deviations.
 4. The backward pass keeps each branch's input and output, nothing else. It computes the MLP's hidden layer again,
-   which costs less than writing it and reading it back.
+   which costs less than writing it and reading it back; but not on a CPU, where there are many channels.
 
 Each of the four passes, two branches forward and backward, is written once for XLA. A CPU works through it a few images
 at a time (`caches`), a TPU with pixels grouped to fill its lanes (`lanes`) or by a Pallas kernel (`kernels`).
@@ -38,6 +38,7 @@ from poolformer_jax.moments import Moments, around, moments, over_map, standardi
 __all__ = ["MlpWeights", "Moments", "fold_mlp", "mlp_residual", "moments", "pooling_residual"]
 
 _Map = Float[Array, "b h w c"]
+_Hidden = Float[Array, "b _h _w _hidden"]
 _PerImage = Float[Array, " b"]
 _PerChannel = Float[Array, " c"]
 _Activation = Callable[[Array], Array]
@@ -60,9 +61,9 @@ class MlpWeights(NamedTuple):
     bias2: Float[Array, " c"]
 
 
-# What the backward passes keep: inputs, then the outputs.
+# What the backward passes keep: inputs, then the outputs; and the MLP's hidden layer before its activation, or nothing.
 _PoolingResiduals = tuple[_Inputs, _PerChannel, tuple[_Map, Moments]]
-_MlpResiduals = tuple[_Inputs, MlpWeights, tuple[_Map, Moments]]
+_MlpResiduals = tuple[_Inputs, MlpWeights, tuple[_Map, Moments], tuple[_Hidden, ...]]
 
 
 def fold_mlp(
@@ -185,13 +186,19 @@ def mlp_residual(
 def _mlp_residual(
     activation: _Activation, pixels: int, inputs: _Inputs, weights: MlpWeights
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
+    (result, _), sums = _mlp_residual_and_inner(activation, pixels, inputs, weights)
+    return result, sums
+
+
+def _mlp_residual_and_inner(
+    activation: _Activation, pixels: int, inputs: _Inputs, weights: MlpWeights
+) -> tuple[tuple[tuple[_Map, Moments], _Hidden], tuple[()]]:
     x, x_moments, keep = inputs
     x, weights = lanes.group(x, pixels), _cast(weights, x.dtype)
-    hidden = lanes.dense(pixels, standardize(x, x_moments), weights.kernel1)
-    hidden = activation(hidden + lanes.per_pixel(weights.bias1, pixels))
-    branch = lanes.dense(pixels, hidden, weights.kernel2) + lanes.per_pixel(weights.bias2, pixels)
+    inner = lanes.dense(pixels, standardize(x, x_moments), weights.kernel1) + lanes.per_pixel(weights.bias1, pixels)
+    branch = lanes.dense(pixels, activation(inner), weights.kernel2) + lanes.per_pixel(weights.bias2, pixels)
     y = x + branch * over_map(keep).astype(x.dtype)
-    return (lanes.ungroup(y, pixels), around(x_moments.mean, y)), ()
+    return ((lanes.ungroup(y, pixels), around(x_moments.mean, y)), inner), ()
 
 
 def _mlp_forward(
@@ -202,8 +209,24 @@ def _mlp_forward(
     keep: _PerImage,
     kernels: TpuKernels | None,
 ) -> tuple[tuple[_Map, Moments], _MlpResiduals]:
-    result = mlp_residual(activation, x, x_moments, weights, keep, kernels)
-    return result, ((x, x_moments, keep), weights, result)
+    inputs = (x, x_moments, keep)
+    if not caches.keep_hidden(x) or (kernels is not None and kernels.interpret):
+        result = mlp_residual(activation, x, x_moments, weights, keep, kernels)
+        return result, (inputs, weights, result, ())
+
+    def on_cpu(inputs: _Inputs, weights: MlpWeights) -> tuple[tuple[_Map, Moments], _Hidden]:
+        plain = partial(_mlp_residual_and_inner, activation, 1)
+        results, _ = caches.in_parts(lambda images: plain(images, weights), inputs)
+        return results
+
+    def elsewhere(inputs: _Inputs, weights: MlpWeights) -> tuple[tuple[_Map, Moments], _Hidden]:
+        x, x_moments, keep = inputs
+        # Every platform has to return what a CPU does. Nothing uses these zeros, and compilers leave them out.
+        unused = jnp.zeros((*x.shape[:3], len(weights.bias1)), x.dtype)
+        return mlp_residual(activation, x, x_moments, weights, keep, kernels), unused
+
+    result, inner = lax.platform_dependent(inputs, weights, cpu=on_cpu, default=elsewhere)
+    return result, (inputs, weights, result, (inner,))
 
 
 def _mlp_backward(
@@ -212,23 +235,24 @@ def _mlp_backward(
     residuals: _MlpResiduals,
     cotangents: tuple[_Map, Moments],
 ) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
-    inputs, weights, outputs = residuals
+    inputs, weights, outputs, inner = residuals
     plain = partial(_mlp_gradient, activation)
+    cut = (*inputs, *outputs, *cotangents)
     (dx, dmoments), dweights = _run(
-        kernels if activation is gelu else None, "mlp_gradient", plain, (*inputs, *outputs, *cotangents), weights
+        kernels if activation is gelu else None, "mlp_gradient", plain, cut, weights, kept=inner
     )
     return dx, dmoments, MlpWeights(*dweights), jnp.zeros_like(inputs[2])
 
 
 def _mlp_gradient(
-    activation: _Activation, pixels: int, gradients: _Gradients, weights: MlpWeights
+    activation: _Activation, pixels: int, gradients: tuple[Any, ...], weights: MlpWeights
 ) -> tuple[tuple[_Map, Moments], tuple[Array, ...]]:
-    x, x_moments, keep, y, y_moments, dy, dmoments = gradients
+    x, x_moments, keep, y, y_moments, dy, dmoments, *kept = gradients
     x, y, dy = (lanes.group(z, pixels) for z in (x, y, dy))
     dy = through(y, y_moments, dy, dmoments)
     cast = _cast(weights, x.dtype)
     standard = standardize(x, x_moments)
-    inner = lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels)
+    (inner,) = kept or (lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels),)
     hidden, activation_vjp = jax.vjp(activation, inner)
 
     dbranch = dy * over_map(keep).astype(dy.dtype)
@@ -255,8 +279,13 @@ def _mlp_gradient(
 mlp_residual.defvjp(_mlp_forward, _mlp_backward)
 
 
-def _run(kernels: TpuKernels | None, name: Pass, plain: Callable[..., Any], cut: Any, whole: Any) -> Any:
-    """(results for each image, sums over all images) of a pass, in the way of the platform that is compiled for."""
+def _run(
+    kernels: TpuKernels | None, name: Pass, plain: Callable[..., Any], cut: Any, whole: Any, kept: tuple[Any, ...] = ()
+) -> Any:
+    """(results for each image, sums over all images) of a pass, in the way of the platform that is compiled for.
+
+    A CPU's pass also takes what it has `kept`, after what is in `cut`.
+    """
     x = cut[0]
     pixels = lanes.group_size(x.shape[2], x.shape[3], x.dtype)
     on_tpu = partial(plain, pixels)
@@ -265,10 +294,14 @@ def _run(kernels: TpuKernels | None, name: Pass, plain: Callable[..., Any], cut:
         if kernels.interpret:
             return on_tpu(cut, whole)
 
-    def on_cpu(cut: Any, whole: Any) -> Any:
-        return caches.in_parts(lambda images: plain(1, images, whole), cut)
+    def on_cpu(cut: Any, whole: Any, kept: Any) -> Any:
+        return caches.in_parts(lambda images: plain(1, images, whole), (*cut, *kept))
 
-    return lax.platform_dependent(cut, whole, cpu=on_cpu, tpu=on_tpu, default=partial(plain, 1))
+    def elsewhere(run: Callable[..., Any], cut: Any, whole: Any, _: Any) -> Any:
+        return run(cut, whole)
+
+    tpu, default = partial(elsewhere, on_tpu), partial(elsewhere, partial(plain, 1))
+    return lax.platform_dependent(cut, whole, kept, cpu=on_cpu, tpu=tpu, default=default)
 
 
 def _cast(weights: MlpWeights, dtype: Dtype) -> MlpWeights:

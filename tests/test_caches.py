@@ -47,6 +47,13 @@ def test_parts_are_as_many_images_as_fit_and_divide_the_batch(monkeypatch, limit
     assert caches.images_at_once(X) == count
 
 
+@pytest.fixture(params=[CHANNELS, CHANNELS + 1], ids=["hidden layer kept", "hidden layer computed again"])
+def kept_channels(request, monkeypatch):
+    """From how many channels on the hidden layer is kept."""
+    monkeypatch.setattr(caches, "KEPT_CHANNELS", request.param)
+
+
+@pytest.mark.usefixtures("kept_channels")
 def test_a_block_in_parts_has_the_same_value_and_gradients(request):
     arguments = (X, random(CHANNELS), WEIGHTS)
     block = jax.value_and_grad(branches, argnums=(0, 1, 2))
@@ -61,6 +68,7 @@ def test_a_block_in_parts_has_the_same_value_and_gradients(request):
         np.testing.assert_allclose(fast, exact, atol=1e-5 * np.abs(exact).max())
 
 
+@pytest.mark.usefixtures("kept_channels")
 def test_gradients_of_gradients_in_parts(request):
     def norm(x, gain):
         return jnp.sum(jnp.square(jax.grad(branches)(x, gain, WEIGHTS)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, functional, fused
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, caches, functional, fused
 
 TWO_STAGES = PoolFormerConfig(
     depths=(2, 1),
@@ -55,8 +55,9 @@ def test_both_paths_have_the_same_parameters_and_initial_values():
         CONFIG,
         dataclasses.replace(TWO_STAGES, use_layer_scale=False, pool_size=5),
         dataclasses.replace(TWO_STAGES, hidden_act="silu"),
+        dataclasses.replace(CONFIG, hidden_sizes=(8, caches.KEPT_CHANNELS)),
     ],
-    ids=["layer scale and drop path", "no layer scale, larger window", "another activation"],
+    ids=["layer scale and drop path", "no layer scale, larger window", "another activation", "hidden layers kept"],
 )
 def test_loss_and_gradients_are_those_of_the_plain_blocks(config):
     variables = randomised(PoolFormerForImageClassification(config).init(jax.random.key(0), PIXELS))
@@ -93,13 +94,17 @@ def test_bfloat16_is_no_less_accurate_than_the_plain_blocks(variables, brightnes
     assert fast <= plain
 
 
-def test_the_backward_pass_keeps_no_hidden_layer():
-    x = jnp.ones((2, 6, 6, 8), jnp.bfloat16)
-    weights = fused.MlpWeights(jnp.ones((8, 32)), jnp.ones(32), jnp.ones((32, 8)), jnp.ones(8))
+@pytest.mark.parametrize(("channels", "hidden_layers"), [(8, 0), (caches.KEPT_CHANNELS, 1)])
+def test_the_backward_pass_keeps_a_hidden_layer_only_where_it_has_many_channels(channels, hidden_layers):
+    hidden = channels + 1
+    x = jnp.ones((2, 6, 6, channels), jnp.bfloat16)
+    weights = fused.MlpWeights(
+        jnp.ones((channels, hidden)), jnp.ones(hidden), jnp.ones((hidden, channels)), jnp.ones(channels)
+    )
     mlp = partial(fused.mlp_residual, functional.gelu)
     _, vjp = jax.vjp(mlp, x, fused.moments(x), weights, jnp.ones(2))
-    kept = [leaf.shape for leaf in jax.tree.leaves(vjp) if leaf.ndim == 4]
-    assert sorted(kept) == [(2, 6, 6, 8)] * 2
+    kept = [leaf.shape[-1] for leaf in jax.tree.leaves(vjp) if leaf.ndim == 4]
+    assert sorted(kept) == [channels] * 2 + [hidden] * hidden_layers
 
 
 def test_moments_are_those_of_the_map_even_if_the_branch_moves_its_mean():
