@@ -21,7 +21,7 @@ Line 3 reads as in Section 3.2 of arXiv 2111.11418; the rest is common practice 
 Section 3.2), which here works for norms that depend on the image because their statistics are left where they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -30,22 +30,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax import lax
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from poolformer_jax.caches import largest_divisor
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.cores import available_cores
 from poolformer_jax.functional import activation, pooling_mixer
 from poolformer_jax.model import Pixels, check_pixel_values
 from poolformer_jax.token_mixers import make_token_mixer
 
 # Nested dictionaries of float32 arrays; `fold` says which.
 FoldedParams = dict[str, Any]
-
-# As many as keep a core busy, and a part's hidden layers in its caches (docs/performance.md).
-_IMAGES_PER_CORE = 2
 
 _EPSILON = 1e-5
 _POOLED_EPSILON = 1e-6  # of the norm after pooling, head_order="pool_norm"
@@ -116,6 +111,7 @@ def folded_apply(
     pixel_values: Pixels,
     dtype: Dtype = jnp.float32,
     images_at_once: int | None = None,
+    shared_over: str | None = None,
 ) -> Float[Array, "b labels"]:
     """The logits of `PoolFormerForImageClassification(config, dtype)` with train=False, in float32.
 
@@ -125,59 +121,65 @@ def folded_apply(
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: work through the batch in equal parts of at most so many images; None does all at once.
-            `images_at_once(mesh)` is fast.
+            `cpu_devices.images_at_once(mesh)` is fast.
+        shared_over: the mesh axis of a `shard_map` whose devices compute the network together: each has all of the
+            pixels and its share of the parameters (`shares`), and returns all of the logits.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         size = largest_divisor(len(pixel_values), images_at_once)
         parts = jnp.reshape(pixel_values, (-1, size, *pixel_values.shape[1:]))
-        logits: Float[Array, "parts n labels"] = lax.map(lambda part: folded_apply(folded, config, part, dtype), parts)
+        apply = partial(folded_apply, folded, config, dtype=dtype, shared_over=shared_over)
+        logits: Float[Array, "parts n labels"] = lax.map(apply, parts)
         return logits.reshape(len(pixel_values), -1)
-    return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype)[-1])
+    return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype, shared_over)[-1])
 
 
-def images_at_once(mesh: Mesh) -> int | None:
-    """For `folded_apply` on each device of a mesh; CPU devices share the cores that this process may use."""
-    if not _is_cpu(mesh):
-        return None
-    return _IMAGES_PER_CORE * max(1, available_cores() // mesh.size)
+def shares(folded: FoldedParams, axis: str) -> Any:
+    """How devices along a mesh axis hold the parameters of a network that they compute together: a tree of specs.
 
-
-def on_each_cpu(apply: Callable[[FoldedParams, Array], Array], mesh: Mesh) -> Callable[[FoldedParams, Array], Array]:
-    """`apply(params, images)`, in which several CPU devices each work through the images that they hold.
-
-    Cut up by XLA, a loop over parts of the batch would fetch every part from the other devices. On other platforms, and
-    for one device, it is `apply` itself.
+    Each holds its part of a convolution's results and of an MLP's hidden layer, and all of the rest.
     """
-    if mesh.size == 1 or not _is_cpu(mesh):
-        return apply
-    replicated, batch = P(), P(mesh.axis_names)  # type: ignore[no-untyped-call]
-    return jax.shard_map(apply, mesh=mesh, in_specs=(replicated, batch), out_specs=batch)
+    every, rows, columns = P(), P(axis), P(None, axis)  # type: ignore[no-untyped-call]
+    channels = P(None, None, None, axis)  # type: ignore[no-untyped-call]
 
+    def spec(path: tuple[Any, ...], _: Array) -> P:
+        match [entry.key for entry in path][-2:]:
+            case ["stem" | "downsample", "kernel"]:
+                return channels
+            case ["fc1", "kernel"]:
+                return columns
+            case ["stem" | "downsample" | "fc1", "bias"] | ["fc2", "kernel"]:
+                return rows
+            case _:
+                return every
 
-def _is_cpu(mesh: Mesh) -> bool:
-    return bool(mesh.devices.flat[0].platform == "cpu")
+    return jax.tree_util.tree_map_with_path(spec, folded)
 
 
 def folded_features(
-    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Pixels, dtype: Dtype = jnp.float32
+    folded: FoldedParams,
+    config: PoolFormerConfig,
+    pixel_values: Pixels,
+    dtype: Dtype = jnp.float32,
+    shared_over: str | None = None,
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    """The feature map of every stage: the `hidden_states` of the model.
+    """The feature map of every stage: the `hidden_states` of the model. The arguments are those of `folded_apply`.
 
     Raises:
         ValueError: for an input that the model refuses too.
     """
     check_pixel_values(config, pixel_values.shape)
-    x = _convolve(folded["stem"], config, 0, jnp.asarray(pixel_values).astype(dtype))
+    x = _convolve(folded["stem"], config, 0, jnp.asarray(pixel_values).astype(dtype), shared_over)
     hidden_states = []
     for index, depth in enumerate(config.depths):
         stage = folded[f"stages_{index}"]
         if index > 0:
-            x = _convolve(stage["downsample"], config, index, x)
+            x = _convolve(stage["downsample"], config, index, x, shared_over)
         if "position_embedding" in stage:
             x = x + stage["position_embedding"].astype(dtype)
         for name in _block_names(depth):
             x = _mix_tokens(stage[name]["token_mixer"], config, config.token_mixers[index], x)
-            x = _mix_channels(stage[name]["mlp"], config, x)
+            x = _mix_channels(stage[name]["mlp"], config, x, shared_over)
         hidden_states.append(x)
     return tuple(hidden_states)
 
@@ -201,7 +203,7 @@ def folded_head(
 
 
 def _convolve(
-    conv: Mapping[str, Array], config: PoolFormerConfig, index: int, x: Float[Array, "b h w c"]
+    conv: Mapping[str, Array], config: PoolFormerConfig, index: int, x: Float[Array, "b h w c"], shared_over: str | None
 ) -> Float[Array, "b h2 w2 c2"]:
     stride, padding = config.strides[index], config.padding[index]
     kernel = conv["kernel"].astype(x.dtype)
@@ -217,7 +219,9 @@ def _convolve(
         y: Array = lax.platform_dependent(x, kernel, cpu=product, default=convolution)
     else:
         y = convolution(x, kernel)
-    return y + conv["bias"].astype(x.dtype)
+    y = y + conv["bias"].astype(x.dtype)
+    channels: Array = y if shared_over is None else lax.all_gather(y, shared_over, axis=3, tiled=True)
+    return channels
 
 
 def _convolve_patches(
@@ -253,15 +257,21 @@ def _mix_tokens(
 
 
 def _mix_channels(
-    params: FoldedParams, config: PoolFormerConfig, x: Float[Array, "b h w c"]
+    params: FoldedParams, config: PoolFormerConfig, x: Float[Array, "b h w c"], shared_over: str | None
 ) -> Float[Array, "b h w c"]:
     """The second residual branch and its input."""
     hidden = _dense(params["fc1"], _standardize(x, _axes(config)))
-    return x + _dense(params["fc2"], activation(config.hidden_act)(hidden))
+    return x + _dense(params["fc2"], activation(config.hidden_act)(hidden), shared_over)
 
 
-def _dense(params: Mapping[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b c2"]:
-    return x @ params["kernel"].astype(x.dtype) + params["bias"].astype(x.dtype)
+def _dense(
+    params: Mapping[str, Array], x: Float[Array, "*b c"], shared_over: str | None = None
+) -> Float[Array, "*b c2"]:
+    """A dense layer, of whose inputs each device along an axis has its share, if they have."""
+    y = x @ params["kernel"].astype(x.dtype)
+    if shared_over is not None:
+        y = lax.psum(y, shared_over)  # type: ignore[no-untyped-call]
+    return y + params["bias"].astype(x.dtype)
 
 
 def _vectors(params: FoldedParams, dtype: Dtype, *names: str) -> tuple[Float[Array, " _c"], ...]:

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
-from poolformer_jax.folding import fold, folded_apply, folded_features, on_each_cpu
+from poolformer_jax.folding import fold, folded_apply, folded_features
 from small_networks import EVERY_MIXER, TINY, random_variables
 
 
@@ -134,17 +132,3 @@ def test_a_batch_worked_through_in_parts_has_the_same_logits():
     for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch: three at a time
         parts = apply(folded, config, pixels, images_at_once=images_at_once)
         np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
-
-
-def test_several_cpu_devices_work_through_their_own_images_in_parts():
-    config = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
-    folded = fold(config, random_variables(config)[1])
-    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(16, 32, 32, 3)), jnp.float32)
-    mesh = Mesh(np.asarray(jax.devices()[:4]), ("batch",))
-    apply = jax.jit(on_each_cpu(lambda folded, part: folded_apply(folded, config, part, images_at_once=2), mesh))
-    cut = jax.device_put(pixels, NamedSharding(mesh, P("batch")))
-    compiled = apply.lower(jax.device_put(folded, NamedSharding(mesh, P())), cut).compile().as_text()
-    assert "while" in compiled
-    assert not any(exchange in compiled for exchange in ("all-gather", "all-reduce", "all-to-all", "collective"))
-    whole = folded_apply(folded, config, pixels)
-    np.testing.assert_allclose(apply(folded, cut), whole, rtol=0, atol=1e-6 * np.abs(whole).max())

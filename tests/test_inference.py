@@ -85,7 +85,7 @@ def test_a_mixed_stream_stays_in_order_and_compiles_a_bounded_number_of_programs
     for number in (1, 2, 5, 9, 33, 40, 64, 97, 150):
         results = classifier(images[:number], top_k=1)
         assert [result[0].label for result in results] == [LABELS[index] for index in expected[:number]]
-    assert classifier.batch_sizes == (8, 32)
+    assert classifier.batch_sizes == (1, 8, 32)
     assert len(compilations) - before <= len(classifier.batch_sizes) - 1
 
 
@@ -93,7 +93,10 @@ def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
     make = lambda size, devices: ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=size, devices=devices)  # noqa: E731
     assert make(32, jax.devices()[:1]).batch_sizes == (1, 4, 16, 32)
     assert make(1, jax.devices()[:1]).batch_sizes == (1,)
-    assert make(30, jax.devices()[:4]).batch_sizes == (4, 16, 32)
+    assert make(30, jax.devices()[:4]).batch_sizes == (1, 4, 16, 32)
+    assert make(2, jax.devices()[:4]).batch_sizes == (1, 4)
+    assert make(1, jax.devices()[:4]).batch_sizes == (1,)
+    assert make(30, jax.devices()[:3]).batch_sizes == (3, 12, 30)  # three do not divide the widths
 
 
 def test_every_device_computes_its_share_of_a_batch(classifier):

@@ -1,6 +1,7 @@
 """poolformer_jax: the folded network that ImageClassifier compiles, and the step that `python -m train` compiles."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax
@@ -14,7 +15,8 @@ import poolformer_jax
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.cores import available_cores
-from poolformer_jax.folding import FoldedParams, fold, folded_apply, images_at_once, on_each_cpu
+from poolformer_jax.cpu_devices import can_share_image, images_at_once, share_batch, share_image
+from poolformer_jax.folding import FoldedParams, fold, folded_apply
 from poolformer_jax.pretrained import load_pretrained
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.state import new_state
@@ -26,20 +28,24 @@ VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__
 def inference(folder: str, dtype: str = "float32") -> Job:
     """Logits of a batch, as ImageClassifier computes them; on a CPU by a device of every core, if they can share it."""
     pixels, cores = read_pixels(folder), available_cores()
-    if len(pixels) % cores == 0:
+    if len(pixels) == 1 or len(pixels) % cores == 0:
         jax.config.update("jax_num_cpu_devices", cores)
     platform = jax.default_backend()
     mesh = Mesh(np.asarray(jax.local_devices() if platform == "cpu" else jax.local_devices()[:1]), ("batch",))
-    replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+    replicated = NamedSharding(mesh, P())
     model, variables = load_pretrained(folder)
-    folded = jax.device_put(fold(model.config, variables), replicated)
-    images = jax.device_put(pixels, cut)
+    folded, images = fold(model.config, variables), jnp.asarray(pixels)
 
-    def apply(folded: FoldedParams, images: jax.Array) -> jax.Array:
-        return folded_apply(folded, model.config, images, jnp.dtype(dtype), images_at_once(mesh))
+    def apply(folded: FoldedParams, images: jax.Array, **options: Any) -> jax.Array:
+        return folded_apply(folded, model.config, images, jnp.dtype(dtype), **options)
 
-    options = compiler_options(platform)
-    compiled = jax.jit(on_each_cpu(apply, mesh), compiler_options=options).lower(folded, images).compile()
+    if len(pixels) == 1 and can_share_image(folded, mesh):
+        function, folded = share_image(partial(apply, shared_over="batch"), folded, mesh)
+        images = jax.device_put(images, replicated)
+    else:
+        function = share_batch(partial(apply, images_at_once=images_at_once(mesh)), mesh)
+        folded, images = jax.device_put((folded, images), (replicated, NamedSharding(mesh, P("batch"))))
+    compiled = jax.jit(function, compiler_options=compiler_options(platform)).lower(folded, images).compile()
 
     def call() -> jax.Array:
         return jax.block_until_ready(compiled(folded, images))

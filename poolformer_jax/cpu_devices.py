@@ -1,0 +1,76 @@
+"""Several CPU devices, usually one for each core: how they share a batch of images, or one image.
+
+One CPU device shares every operation among the cores, which wait for each other some five hundred times in a batch of
+16. With a device of its own each core computes whole images, and meets no other. One image they compute together as
+tensor parallelism does it (arXiv 1909.08053, Section 3): each has all of every feature map, and computes a part of the
+hidden layers and of the convolutions' channels. They then meet once a block, and multiply by weights that no other
+core multiplies by (docs/performance.md, "CPU").
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from poolformer_jax.cores import available_cores
+from poolformer_jax.folding import FoldedParams, shares
+
+_Apply = Callable[[Any, Array], Array]
+
+# As many as keep a core busy, and a part's hidden layers in its caches (docs/performance.md).
+_IMAGES_PER_CORE = 2
+
+
+def images_at_once(mesh: Mesh) -> int | None:
+    """For `folded_apply` on each device of a mesh; CPU devices share the cores that this process may use."""
+    if not _is_cpu(mesh):
+        return None
+    return _IMAGES_PER_CORE * max(1, available_cores() // mesh.size)
+
+
+def share_batch(apply: _Apply, mesh: Mesh) -> _Apply:
+    """`apply(params, images)`, in which several CPU devices each work through the images that they hold.
+
+    Cut up by XLA, a loop over parts of the batch would fetch every part from the other devices. On other platforms, and
+    for one device, it is `apply` itself.
+    """
+    if mesh.size == 1 or not _is_cpu(mesh):
+        return apply
+    replicated, batch = P(), P(mesh.axis_names)  # type: ignore[no-untyped-call]
+    return jax.shard_map(apply, mesh=mesh, in_specs=(replicated, batch), out_specs=batch)
+
+
+def share_image(apply: _Apply, folded: FoldedParams, mesh: Mesh) -> tuple[_Apply, FoldedParams]:
+    """`apply(params, images)`, computed by all devices of a mesh together, and the parameters as they hold them.
+
+    Args:
+        apply: with `folded_apply(..., shared_over=axis)`, where axis is the mesh's only one.
+        folded: the folded parameters.
+        mesh: CPU devices for which `can_share_image` is true.
+    """
+    (axis,) = mesh.axis_names
+    specs, replicated = shares(folded, axis), P()  # type: ignore[no-untyped-call]
+    shardings = jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), folded, specs)
+    # Every device returns the same logits; that they are the same is not something that shard_map could know.
+    shared = jax.shard_map(apply, mesh=mesh, in_specs=(specs, replicated), out_specs=replicated, check_vma=False)
+    return shared, jax.device_put(folded, shardings)
+
+
+def can_share_image(folded: FoldedParams, mesh: Mesh) -> bool:
+    """Whether there are several CPU devices, and as many divide every width of the network that they share."""
+    if mesh.size == 1 or not _is_cpu(mesh):
+        return False
+    (axis,) = mesh.axis_names
+    divides = jax.tree.map(
+        lambda leaf, spec: all(name is None or size % mesh.size == 0 for size, name in zip(leaf.shape, spec)),
+        folded,
+        shares(folded, axis),
+    )
+    return all(jax.tree.leaves(divides))
+
+
+def _is_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")
