@@ -1,16 +1,14 @@
 """Images in, labels out: an image classifier that is compiled once per batch size and keeps every device busy.
 
-While the devices compute one batch, threads decode the next. Eight-bit pixels cross to the devices and are normalised
-there, and the network is the folded one (`folding`).
+While the devices compute one batch (`probabilities`), threads decode the next.
 """
 
 import collections
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,20 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float32, UInt8
 
-from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.cores import available_cores
-from poolformer_jax.cpu_devices import can_share_image, images_at_once, share_batch, share_image
-from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
 from poolformer_jax.image_reading import ImageError, ImageLike
 from poolformer_jax.imagenet_labels import imagenet_labels
-from poolformer_jax.model import PoolFormerForImageClassification
 from poolformer_jax.pretrained import load_pretrained
+from poolformer_jax.probabilities import Probabilities
 from poolformer_jax.published import published_variant
 
 
@@ -83,22 +76,20 @@ class ImageClassifier:
         names = class_names(config) if id2label is None else dict(id2label)
         _check(config, image_processor, dtype, names)
         _check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
-        mesh = Mesh(np.asarray(devices), ("batch",))
         self.config = config
         self.image_processor = image_processor
         self.id2label = names
         self.decode_threads = threads
-        self.batch_sharding = NamedSharding(mesh, P("batch"))  # type: ignore[no-untyped-call]
-        params = fold(config, variables) if fold_parameters else variables["params"]
-        alone = fold_parameters and can_share_image(params, mesh)
-        probabilities = partial(_probabilities, config, image_processor, dtype, fold_parameters)
-        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone)
-        self._programs: dict[int, _Program] = {}
-        if alone:
-            self._programs[1] = _image_program(probabilities, params, mesh)
-        if sizes := [size for size in self.batch_sizes if size not in self._programs]:
-            batches = _batch_program(probabilities, params, self.batch_sharding)
-            self._programs |= dict.fromkeys(sizes, batches)
+        self._probabilities = Probabilities(
+            config,
+            variables,
+            image_processor,
+            dtype=dtype,
+            batch_size=batch_size,
+            fold_parameters=fold_parameters,
+            devices=devices,
+        )
+        self.batch_sizes = self._probabilities.batch_sizes
 
     @classmethod
     def from_pretrained(
@@ -204,10 +195,7 @@ class ImageClassifier:
         pixels = [item for item in batch if not isinstance(item, ImageError)]
         if not pixels:
             return errors, None
-        size = next(size for size in self.batch_sizes if size >= len(pixels))
-        padded = np.zeros((size, *pixels[0].shape), np.uint8)
-        padded[: len(pixels)] = pixels
-        return errors, self._programs[size](padded)
+        return errors, self._probabilities(pixels)
 
     def _finish(
         self, errors: list[ImageError | None], probabilities: Array | None, top_k: int
@@ -290,18 +278,6 @@ def _check_at_least_one(**counts: int) -> None:
         raise ValueError(f"{', '.join(wrong)}: expected at least 1.")
 
 
-def _bucket_sizes(batch_size: int, devices: int, alone: bool) -> tuple[int, ...]:
-    """Batch sizes to compile for: multiples of the number of devices, each four times the one before.
-
-    And 1 before them, where devices take an image that comes alone.
-    """
-    if alone and batch_size == 1:
-        return (1,)
-    largest = -(-batch_size // devices) * devices
-    growing = itertools.takewhile(lambda size: size < largest, (devices * 4**power for power in itertools.count()))
-    return (*([1] if alone else []), *growing, largest)
-
-
 def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:
     """The images up to an exception of theirs, which is put into `failures`."""
     try:
@@ -313,55 +289,3 @@ def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> It
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-class _Program(NamedTuple):
-    """A function of parameters and pixels, the parameters where it wants them, and how it wants the pixels."""
-
-    apply: Callable[[Any, Array], Array]
-    params: Any
-    sharding: NamedSharding
-
-    def __call__(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[Array, "b labels"]:
-        return self.apply(self.params, jax.device_put(pixels, self.sharding))
-
-
-def _batch_program(probabilities: Callable[..., Array], params: Any, cut: NamedSharding) -> _Program:
-    """Every device computes its images of a batch that is cut up so."""
-    mesh: Any = cut.mesh
-    replicated = NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
-    apply = share_batch(partial(probabilities, images_at_once=images_at_once(mesh)), mesh)
-    compiled = jax.jit(
-        apply, in_shardings=(replicated, cut), out_shardings=cut, compiler_options=_compiler_options(mesh)
-    )
-    return _Program(compiled, jax.device_put(params, replicated), cut)
-
-
-def _image_program(probabilities: Callable[..., Array], params: Any, mesh: Mesh) -> _Program:
-    """All devices compute one image."""
-    (axis,) = mesh.axis_names
-    apply, params = share_image(partial(probabilities, shared_over=axis), params, mesh)
-    compiled = jax.jit(apply, compiler_options=_compiler_options(mesh))
-    return _Program(compiled, params, NamedSharding(mesh, P()))  # type: ignore[no-untyped-call]
-
-
-def _compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    return compiler_options(mesh.devices.flat[0].platform)
-
-
-def _probabilities(
-    config: PoolFormerConfig,
-    image_processor: PoolFormerImageProcessor,
-    dtype: Dtype,
-    folded: bool,
-    params: Mapping[str, Any],
-    pixels: UInt8[Array, "b h w c"],
-    images_at_once: int | None = None,
-    shared_over: str | None = None,
-) -> Float[Array, "b labels"]:
-    scale, shift = image_processor.scale_and_shift()
-    pixel_values = pixels.astype(jnp.float32) * scale + shift
-    if folded:
-        return jax.nn.softmax(folded_apply(dict(params), config, pixel_values, dtype, images_at_once, shared_over))
-    output: Any = PoolFormerForImageClassification(config, dtype).apply({"params": params}, pixel_values)
-    return jax.nn.softmax(output.logits)

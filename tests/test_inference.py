@@ -18,6 +18,7 @@ from poolformer_jax.image_reading import ImageError
 from poolformer_jax.imagenet_labels import imagenet_labels
 from poolformer_jax.inference import ImageClassifier, find_image_processor
 from poolformer_jax.pretrained import save_pretrained
+from poolformer_jax.probabilities import Probabilities
 from poolformer_jax.summary import parameter_shapes
 from small_networks import CONFIG, LABELS, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
 
@@ -101,8 +102,18 @@ def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
 
 def test_every_device_computes_its_share_of_a_batch(classifier):
     assert jax.local_device_count() == 8
-    assert classifier.batch_sharding.device_set == set(jax.local_devices())
-    assert classifier.batch_sharding.shard_shape((16, 64, 64, 3)) == (2, 64, 64, 3)
+    probabilities = Probabilities(
+        CONFIG,
+        VARIABLES,
+        PROCESSOR,
+        dtype=jnp.float32,
+        batch_size=16,
+        fold_parameters=True,
+        devices=jax.local_devices(),
+    )([PROCESSOR.resize_and_crop(photograph) for photograph in PHOTOGRAPHS])
+    assert len(PHOTOGRAPHS) < 8
+    assert {shard.device for shard in probabilities.addressable_shards} == set(jax.local_devices())
+    assert all(shard.data.shape == (1, 7) for shard in probabilities.addressable_shards)
     alone = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, devices=jax.local_devices()[:1])
     for ours, theirs in zip(classifier(PHOTOGRAPHS), alone(PHOTOGRAPHS), strict=True):
         assert [prediction.label for prediction in ours] == [prediction.label for prediction in theirs]
