@@ -79,7 +79,8 @@ def per_pixel(vector: Float[Array, " c"], pixels: int) -> Float[Array, " c2"]:
 
 def over_pixels(vectors: Float[Array, "*b c2"], pixels: int) -> Float[Array, "*b c"]:
     """The sum over the pixels of a group, what `per_pixel` makes of gradients."""
-    return vectors.reshape(*vectors.shape[:-1], pixels, -1).sum(-2)
+    *batch, channels = vectors.shape
+    return vectors.reshape(*batch, pixels, channels // pixels).sum(-2)
 
 
 def pooling_mixer(pixels: int, x: Float[Array, "b h w2 c2"], pool_size: int) -> Float[Array, "b h w2 c2"]:
