@@ -1,5 +1,6 @@
 """Packing data sets: what TFDS reads back is what was there, and an interruption loses nothing."""
 
+import dataclasses
 import io
 import os
 import signal
@@ -161,6 +162,45 @@ def test_a_finished_data_set_is_left_alone(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     assert prepare(config) == first
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
+
+
+def replace_one(config):
+    path = config.path / "class 1" / "3.jpg"
+    path.write_bytes(path.read_bytes() + b"\0")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("change", "different"),
+    [
+        (replace_one, "files: .* are not those of folder:"),
+        (lambda config: (config.path / "class 1" / "3.jpg").unlink() or config, "files: .* are not those of folder:"),
+        (lambda config: dataclasses.replace(config, held_out=0.2), "files: .*splits are not those of folder:"),
+        (
+            lambda config: dataclasses.replace(config, restart_markers=True),
+            "restart_markers: packed with False, now True",
+        ),
+        (
+            lambda config: dataclasses.replace(config, images_per_shard=9),
+            "images_per_shard: packed with 8, now 9",
+        ),
+    ],
+    ids=["a changed file", "a removed file", "held out", "restart markers", "images per shard"],
+)
+def test_a_finished_data_set_is_not_taken_for_one_of_other_files_or_settings(tmp_path, change, different):
+    config = write_folder(tmp_path)
+    prepare(config)
+    before = {path: path.read_bytes() for path in config.folder.iterdir()}
+    with pytest.raises(SourceError, match=rf"(?s)holds a data set of other files.*{different}.*--output or --name"):
+        prepare(change(config))
+    assert {path: path.read_bytes() for path in config.folder.iterdir()} == before
+
+
+def test_a_finished_data_set_that_does_not_say_what_it_was_made_of_is_not_taken_for_these_files(tmp_path):
+    config = write_folder(tmp_path)
+    (prepare(config).folder / "fingerprint.json").unlink()  # as packed before it stayed there
+    with pytest.raises(SourceError, match="does not say which files it was packed from.*--data.source tfds:"):
+        prepare(config)
 
 
 @pytest.mark.parametrize(
