@@ -199,7 +199,7 @@ def test_a_finished_data_set_is_not_taken_for_one_of_other_files_or_settings(tmp
 def test_a_finished_data_set_that_does_not_say_what_it_was_made_of_is_not_taken_for_these_files(tmp_path):
     config = write_folder(tmp_path)
     (prepare(config).folder / "fingerprint.json").unlink()  # as packed before it stayed there
-    with pytest.raises(SourceError, match="does not say which files it was packed from.*--data.source tfds:"):
+    with pytest.raises(SourceError, match=r"does not say which files it was packed from.*--data.source tfds:"):
         prepare(config)
 
 

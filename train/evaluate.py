@@ -22,6 +22,7 @@ from poolformer_jax.inference import find_image_processor
 from train.checks import refuse
 from train.data.config import DataConfig, HostAugmentation
 from train.data.device_augment import normalize_batch
+from train.data.folders import WHOLE, describe_split, is_pool
 from train.data.pipeline import evaluation_batches
 from train.data.sources import Source, open_source
 from train.distributed import DistributedConfig, initialize
@@ -42,12 +43,12 @@ class EvaluateConfig:
     """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), or a file of weights."""
     data: str
     """folder:PATH (class folders), tfds:NAME or tfds:PATH, digits, or synthetic."""
-    split: str = "validation"
-    """The split. TFDS's slices work for tfds sources: "validation[:5000]"."""
+    split: str | None = None
+    """The split; TFDS's slices work for tfds: "validation[:5000]". Default: validation, or all of undivided folders."""
     data_dir: Path | None = None
     """Where TFDS keeps its data sets. Default: TFDS's own."""
     held_out: float | None = None
-    """Share of every class that makes a missing validation split. Default: training's, digits 0.2 and others 0.1."""
+    """Share of every class that makes a missing --split validation. Default: training's, digits 0.2 and others 0.1."""
     use_ema: bool = False
     """Evaluate the running mean of the weights, where a checkpoint of PyTorch has one."""
     batch_size: int = 256
@@ -78,7 +79,7 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     model, variables = load_pretrained(config.source, dtype=jnp.dtype(config.dtype), use_ema=config.use_ema)
     processor = find_image_processor(config.source, model.config)
     data = _data_config(config, processor, mesh.devices.size)
-    source = open_source(data, config.split)
+    source = open_source(data, data.evaluation_split)
     _check_classes(config, model.config, source)
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
@@ -90,8 +91,16 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
         evaluation = evaluate(step, params, watched, mesh)
         left_out = dict(batches.bad_images)
     if jax.process_index() == 0:
-        _report(config, evaluation, source.class_names, left_out)
+        _report(config, data, evaluation, source.class_names, left_out)
     return evaluation
+
+
+def _split(config: EvaluateConfig) -> str:
+    """Images that nobody has divided are all there to be scored; training alone keeps a part of them for itself."""
+    kind, _, path = config.data.partition(":")
+    if config.split is not None:
+        return config.split
+    return WHOLE if kind == "folder" and config.held_out is None and is_pool(path) else "validation"
 
 
 def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, devices: int) -> DataConfig:
@@ -100,6 +109,7 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
     data = DataConfig(
         source=config.data,
         data_dir=config.data_dir,
+        evaluation_split=_split(config),
         held_out=own_share if config.held_out is None else config.held_out,
         image_size=processor.crop_size["height"],
         crop_pct=processor.crop_pct,
@@ -136,9 +146,16 @@ def _check_classes(config: EvaluateConfig, network: PoolFormerConfig, source: So
 
 
 def _report(
-    config: EvaluateConfig, evaluation: Evaluation, class_names: Sequence[str], left_out: dict[str, str]
+    config: EvaluateConfig,
+    data: DataConfig,
+    evaluation: Evaluation,
+    class_names: Sequence[str],
+    left_out: dict[str, str],
 ) -> None:
-    print(f"{config.source} on {config.data}, split {config.split}: {evaluation.examples:,} images")
+    kind, _, path = config.data.partition(":")
+    split = data.evaluation_split
+    scored = describe_split(path, split, data.held_out) if kind == "folder" else f"split {split}"
+    print(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images")
     print(f"top-1 {evaluation.top1:.2%}   top-5 {evaluation.top5:.2%}   loss {evaluation.loss:.4f}")
     if left_out:
         print(f"{len(left_out)} images could not be read and are not in the score.")
@@ -151,6 +168,7 @@ def _report(
         table.add_row(row["class"], f"{row['examples']:,}", f"{row['top1']:.1%}")
     Console().print(table)
     if config.output is not None:
-        write_json(config.output / "evaluation.json", {"model": config.source, "data": config.data, **report})
+        subject = {"model": config.source, "data": config.data, "split": split, "scored": scored}
+        write_json(config.output / "evaluation.json", {**subject, **report})
         draw_confusion(evaluation, class_names, config.output / "confusion.png")
         print(f"Written to {config.output}")

@@ -3,6 +3,7 @@
     PATH/train/tench/1.jpg  PATH/validation/tench/9.jpg        two splits
     PATH/tench/1.jpg                                           one pool; a share of every class is held out
 
+A pool as a whole is its split "train+validation", in TFDS's notation.
 Labels follow the sorted names of the class folders. A file that cannot be an image by its name is left alone.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 from train.data.sources import Example, SourceError, held_out
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+WHOLE = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
 _READING_THREADS = 16
 _WORTH_A_THREAD = 50e-6  # seconds: a file in memory takes less, and handing it to a thread as much
@@ -89,6 +91,8 @@ def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSo
         raise SourceError(f"folder:{path}: there is no folder {root}.")
     own_train, own_split = _split_folder(root, "train"), _split_folder(root, split)
     own_validation = _split_folder(root, "validation")
+    if split == WHOLE and is_pool(root):
+        return read_class_folders(root)
     if own_split is None and split not in ("train", "validation"):
         found = ", ".join(entry.name for entry in _folders(root)) or "no folder at all"
         raise SourceError(f"folder:{path} has no split {split!r}: {root} holds {found}.")
@@ -103,6 +107,24 @@ def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSo
     ids = [os.fsdecode(bytes(name)) for name in pool.names]
     chosen = held_out(ids, pool.labels.tolist(), held_out_share)
     return pool.select(np.flatnonzero(chosen == (split == "validation")))
+
+
+def is_pool(path: str | Path) -> bool:
+    """Whether `path` is a folder whose images nobody has divided into splits."""
+    root = Path(path).expanduser()
+    return root.is_dir() and not any(_split_folder(root, split) for split in ("train", "validation"))
+
+
+def describe_split(path: str | Path, split: str, held_out_share: float) -> str:
+    """What `open_folder` makes of the split, in words."""
+    root = Path(path).expanduser()
+    if split == WHOLE and is_pool(root):
+        return "all images of its class folders"
+    if split == "validation" and _split_folder(root, split) is None:
+        return f"split {split} ({100 * held_out_share:g} % of every class, which training holds out)"
+    if split == "train" and _split_folder(root, "validation") is None:
+        return f"split {split} (without the {100 * held_out_share:g} % of every class that training holds out)"
+    return f"split {split}"
 
 
 def read_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -> FolderSource:

@@ -1,0 +1,76 @@
+"""`python -m train evaluate`: which images a model is scored on, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
+from train.evaluate import EvaluateConfig, run
+from training import ALONE
+
+PROCESSOR = PoolFormerImageProcessor(
+    size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, crop_pct=None, image_mean=(0.5,) * 3
+)
+
+
+def write_model(folder, labels):
+    """A model of these classes that has learned nothing; its path."""
+    config = PoolFormerConfig(
+        depths=(1,) * 4, hidden_sizes=(2, 4, 6, 8), num_labels=len(labels), id2label=dict(enumerate(labels))
+    )
+    model = PoolFormerForImageClassification(config)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    save_pretrained(folder, model, variables, image_processor=PROCESSOR)
+    return str(folder)
+
+
+def write_classes(root, names, images=20):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(images):
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), ("ant", "bee", "cat"))
+
+
+def evaluate(model, data, **options):
+    config = EvaluateConfig(source=model, data=data, batch_size=16, workers=0, distributed=ALONE, **options)
+    return run(config, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "said"),
+    [
+        ({}, 60, "all images of its class folders"),
+        ({"split": "validation"}, 6, "split validation (10 % of every class, which training holds out)"),
+        ({"split": "train"}, 54, "split train (without the 10 % of every class that training holds out)"),
+        ({"held_out": 0.25}, 15, "split validation (25 % of every class, which training holds out)"),
+    ],
+)
+def test_undivided_class_folders_are_scored_whole_unless_a_split_is_asked_for(
+    model, tmp_path, capsys, options, images, said
+):
+    pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"))
+    result = evaluate(model, f"folder:{pool}", output=tmp_path / "out", **options)
+    assert result.examples == images
+    assert f"{said}: {images} images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["scored"] == said
+
+
+@pytest.mark.parametrize("name", ["validation", "val"])
+def test_divided_class_folders_are_scored_by_their_validation_split(model, tmp_path, capsys, name):
+    write_classes(tmp_path / "train", ("ant", "bee", "cat"), images=3)
+    write_classes(tmp_path / name, ("ant", "bee", "cat"), images=2)
+    assert evaluate(model, f"folder:{tmp_path}").examples == 6
+    assert "split validation: 6 images" in capsys.readouterr().out
+    assert evaluate(model, f"folder:{tmp_path / name}").examples == 6  # that folder by itself is one pool
