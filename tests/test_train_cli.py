@@ -157,7 +157,7 @@ def test_evaluate_refuses_classes_in_another_order(finished, tmp_path):
             Image.new("RGB", (16, 16)).save(folder / "image.png")
     output = programs.run(["evaluate", str(finished / "model"), "--data", f"folder:{tmp_path}"], code=1)
     assert "in another order" in output
-    assert "0 degrees, 18 degrees" in output
+    assert "label 1: 18 degrees in the model, 108 degrees in the data" in output
 
 
 def test_lines_of_later_steps_are_dropped_when_a_run_goes_back(tmp_path):

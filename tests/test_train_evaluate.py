@@ -74,3 +74,28 @@ def test_divided_class_folders_are_scored_by_their_validation_split(model, tmp_p
     assert evaluate(model, f"folder:{tmp_path}").examples == 6
     assert "split validation: 6 images" in capsys.readouterr().out
     assert evaluate(model, f"folder:{tmp_path / name}").examples == 6  # that folder by itself is one pool
+
+
+def test_a_model_of_other_classes_is_refused_although_there_are_as_many(model, tmp_path):
+    pool = write_classes(tmp_path / "pool", ("bee", "cat", "zebra"), images=2)
+    with pytest.raises(ValueError, match="some classes in common only") as caught:
+        evaluate(model, f"folder:{pool}")
+    for line in ("label 0: ant in the model, bee in the data", "label 2: cat in the model, zebra in the data"):
+        assert line in str(caught.value)
+
+
+def test_names_without_one_in_common_are_two_vocabularies_and_only_their_number_counts(model, tmp_path):
+    pool = write_classes(tmp_path / "pool", ("n02219486", "n02206856", "n02121808"), images=2)
+    assert evaluate(model, f"folder:{pool}").examples == 6
+    other = write_classes(tmp_path / "other", ("n02219486", "n02206856"), images=2)
+    with pytest.raises(ValueError, match=r"tells 3 classes apart, and .* has 2"):
+        evaluate(model, f"folder:{other}")
+
+
+def test_the_two_cranes_of_imagenet_are_those_of_a_model_whatever_prepare_adds_to_their_names(tmp_path):
+    names = ("crane", "tench, Tinca tinca", "crane")
+    pool = write_classes(tmp_path / "pool", ("crane (n02012849)", "crane (n03126707)", "tench, Tinca tinca"), images=2)
+    in_order = write_model(tmp_path / "in_order", (names[0], names[2], names[1]))
+    assert evaluate(in_order, f"folder:{pool}").examples == 6
+    with pytest.raises(ValueError, match="the same classes in another order"):
+        evaluate(write_model(tmp_path / "other", names), f"folder:{pool}")

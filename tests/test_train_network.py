@@ -1,18 +1,24 @@
 """The network that a run starts from: fresh, or with weights that were there already."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from train.network import PretrainedNetwork, make_network
 
 WEIGHTS = PretrainedNetwork(source=str(Path(__file__).parent / "fixtures" / "hf_sharded"))
 
 
+def network_for(class_names, wanted=WEIGHTS, seed=0):
+    return make_network(wanted, class_names, 64, 3, dtype="float32", remat=False, kernels=None, seed=seed)
+
+
 def parameters(seed):
     """What a run with this seed starts from: a file of weights with a new head for two classes."""
-    network = make_network(WEIGHTS, ("daisy", "tulip"), 64, 3, dtype="float32", remat=False, kernels=None, seed=seed)
+    network = network_for(("daisy", "tulip"), seed=seed)
     return network.make_params(network.argument)
 
 
@@ -21,3 +27,25 @@ def test_the_seed_of_a_run_draws_the_new_head_of_loaded_weights_and_nothing_else
     jax.tree.map(np.testing.assert_array_equal, again, first)
     assert not np.array_equal(other["head"].pop("kernel"), first["head"].pop("kernel"))
     jax.tree.map(np.testing.assert_array_equal, other, first)
+
+
+KEPT = dataclasses.replace(WEIGHTS, keep_head=True)  # of cat, dog, axolotl
+
+
+@pytest.mark.parametrize("names", [("cat", "dog", "axolotl"), ("n02121808", "n02084071", "n01632777")])
+def test_a_head_is_kept_for_its_own_classes_or_for_another_vocabulary(names):
+    assert dict(network_for(names, KEPT).model.config.id2label) == dict(enumerate(names))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("axolotl", "cat", "dog"), "(?s)the same classes in another order.*label 0: cat in the model, axolotl in"),
+        (("dog", "axolotl", "zebra"), "(?s)some classes in common only.*label 2: axolotl in the model, zebra in"),
+        (("cat", "dog", "zebra"), "(?s)some classes in common only.*label 2: axolotl in the model, zebra in"),
+        (("cat", "dog"), "for 3 classes, and the data has 2"),
+    ],
+)
+def test_a_head_is_not_kept_for_other_classes(names, message):
+    with pytest.raises(ValueError, match=f"{message}.*leave --model.keep-head away"):
+        network_for(names, KEPT)

@@ -27,6 +27,7 @@ from train.data.pipeline import evaluation_batches
 from train.data.sources import Source, open_source
 from train.distributed import DistributedConfig, initialize
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
+from train.network import refuse_other_classes
 from train.reports import draw_confusion, evaluation_report, write_json
 from train.sharding import MeshConfig, make_mesh, process_part, replicated
 
@@ -136,13 +137,8 @@ def _check_classes(config: EvaluateConfig, network: PoolFormerConfig, source: So
             f"{config.source} tells {network.num_labels} classes apart, and {config.data} has {source.num_classes}. "
             "Expected the same classes; fine-tune the model to these with python -m train finetune."
         )
-    names = [network.id2label[label] for label in range(network.num_labels)] if network.id2label else []
-    if set(names) == set(source.class_names) and names != list(source.class_names):
-        raise ValueError(
-            f"{config.source} and {config.data} have the same classes in another order, so labels would not agree. "
-            f"The model's order begins with {', '.join(names[:3])}, the data's with "
-            f"{', '.join(source.class_names[:3])}."
-        )
+    remedy = "fine-tune the model to these classes with python -m train finetune"
+    refuse_other_classes(config.source, network, config.data, source.class_names, remedy)
 
 
 def _report(

@@ -1,6 +1,7 @@
 """The network that a run trains: a fresh one, or one whose weights are there already."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,10 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, T
 from train.checks import refuse
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
+# Classes that a message about differing ones lists.
+_MOST_LINES = 10
+# What `prepare` adds to the two classes of ImageNet that are both called crane.
+_WORDNET_ID = re.compile(r" \(n\d{8}\)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,7 @@ def make_network(
     labels = {"num_labels": len(class_names), "id2label": dict(enumerate(class_names))}
 
     if isinstance(wanted, PretrainedNetwork):
-        loaded, variables = _load(wanted, len(class_names), jax.random.key(seed))
+        loaded, variables = _load(wanted, class_names, jax.random.key(seed))
         if loaded.config.num_channels != num_channels:
             raise ValueError(
                 f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
@@ -109,13 +114,53 @@ def make_network(
     return Network(model, fresh, jax.random.key(seed))
 
 
-def _load(wanted: PretrainedNetwork, num_labels: int, key: jax.Array) -> tuple[PoolFormerForImageClassification, Any]:
+def _load(
+    wanted: PretrainedNetwork, class_names: Sequence[str], key: jax.Array
+) -> tuple[PoolFormerForImageClassification, Any]:
+    count = len(class_names)
     if not wanted.keep_head:
-        return load_pretrained(wanted.source, num_labels=num_labels, reset_head=True, key=key, use_ema=wanted.use_ema)
+        return load_pretrained(wanted.source, num_labels=count, reset_head=True, key=key, use_ema=wanted.use_ema)
     loaded, variables = load_pretrained(wanted.source, use_ema=wanted.use_ema)
-    if loaded.config.num_labels != num_labels:
+    remedy = "leave --model.keep-head away to start with a new head"
+    if loaded.config.num_labels != count:
         raise ValueError(
-            f"The head of {wanted.source} is for {loaded.config.num_labels} classes, and the data has {num_labels}. "
-            "Expected the same number; leave --model.keep-head away to start with a new head."
+            f"The head of {wanted.source} is for {loaded.config.num_labels} classes, and the data has {count}. "
+            f"Expected the same number; {remedy}."
         )
+    refuse_other_classes(wanted.source, loaded.config, "the data", class_names, remedy)
     return loaded, variables
+
+
+def refuse_other_classes(
+    source: str, config: PoolFormerConfig, data: str, class_names: Sequence[str], remedy: str
+) -> None:
+    """Checks that a model's labels mean the data's classes, as far as their names can tell.
+
+    Lists without a name in common are two vocabularies: ImageNet's folders are called by WordNet ids and its labels by
+    words, and only the number of classes can be compared. With one in common they have to be equal.
+
+    Args:
+        source: the model, for messages.
+        config: of the model; as many labels as there are classes.
+        data: the data, for messages.
+        class_names: the data's, in the order of its labels.
+        remedy: what else can be done than renaming.
+
+    Raises:
+        ValueError: naming the labels that differ.
+    """
+    if config.id2label is None:
+        return
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    plain, wanted = [[_WORDNET_ID.sub("", name) for name in one] for one in (names, class_names)]
+    if plain == wanted or not set(plain) & set(wanted):
+        return
+    what = "the same classes in another order" if sorted(plain) == sorted(wanted) else "some classes in common only"
+    different = [label for label, (one, other) in enumerate(zip(plain, wanted)) if one != other]
+    lines = [f"label {label}: {names[label]} in the model, {class_names[label]} in the data" for label in different]
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    raise ValueError(
+        f"{source} and {data} have {what}, so labels would not agree:\n  "
+        + "\n  ".join(lines[:_MOST_LINES] + more)
+        + f"\nExpected the same classes in the same order (class folders: sorted by name). Rename them, or {remedy}."
+    )
