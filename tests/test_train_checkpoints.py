@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from train.checkpoints import CheckpointError, Checkpoints
+from train.checkpoints import CheckpointError, Checkpoints, newest_run
 from train.state import TrainState
 from training import first_state, open_and_assemble, sharded, tiny
 
@@ -119,8 +120,58 @@ def test_with_no_sound_state_the_error_names_every_one(tmp_path, parts, states):
     save(tmp_path, states[:2])
     for step in ("1", "2"):
         (tmp_path / step / "step" / "metadata").write_text("{}")
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"(?s)step 2: .*step 1: "):
+    for _ in range(2):  # nothing moves, so that the next start does not find an empty folder
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"(?s)step 2: .*step 1: "):
+            checkpoints.restore(parts.state)
+
+
+def test_with_nothing_but_states_set_aside_it_does_not_begin_again(tmp_path, parts, states):
+    save(tmp_path, states[:2])
+    (tmp_path / "damaged").mkdir()
+    for step in ("1", "2"):
+        (tmp_path / step).rename(tmp_path / "damaged" / step)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"of step 1, 2.*--run-dir"):
         checkpoints.restore(parts.state)
+
+
+def test_a_state_of_other_shapes_is_told_array_by_array_and_not_damaged(tmp_path, parts, states):
+    save(tmp_path, states[:2])
+    _, wider = open_and_assemble(tiny(mesh=sharded(1, 1), model__hidden_sizes=(8, 24)), jax.devices()[:1])
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"params/head/kernel: float32\[16, 10\] -> float32\[24, 10\]"):
+            checkpoints.restore(wider.state)
+        assert_equal(checkpoints.restore(parts.state), states[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(5, "Input/output error"), CheckpointError),
+        (ValueError("UNAVAILABLE: the bucket does not answer"), CheckpointError),
+        (MemoryError(), MemoryError),
+    ],
+)
+def test_trouble_with_storage_or_memory_is_no_damage(tmp_path, parts, states, monkeypatch, error, told):
+    def fail(*arguments, **options):
+        raise error
+
+    save(tmp_path, states[:2])
+    with Checkpoints(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "restore", fail)
+            with pytest.raises(told):
+                checkpoints.restore(parts.state)
+        assert_equal(checkpoints.restore(parts.state), states[1])
+
+
+def test_a_state_says_what_run_it_is_of(tmp_path, states):
+    assert newest_run(tmp_path / "new") is None
+    with Checkpoints(tmp_path, run={"classes": ["ant", "bee"]}) as checkpoints:
+        checkpoints.save(states[0])
+        checkpoints.save(states[1])
+    assert newest_run(tmp_path) == (2, {"classes": ["ant", "bee"]})
+    (tmp_path / "2" / "step" / "metadata").write_text("{}")
+    assert newest_run(tmp_path) == (2, {"classes": ["ant", "bee"]}), "the one before tells"
 
 
 def test_a_state_amid_steps_without_a_finite_gradient_is_not_written(tmp_path, states):

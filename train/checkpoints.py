@@ -2,11 +2,16 @@
 
 Orbax writes a state under a temporary name and renames it when it is complete, so a process that dies at any moment
 leaves the states before it alone. What it does not notice is data that changed on the disk afterwards. Therefore every
-state is kept with fingerprints of its arrays, computed on the devices, and compared when it is read.
+state is kept with a record: fingerprints of its arrays, computed on the devices, and compared when it is read; their
+shapes; and what run it is of, so that a state that does not fit is told from one that is damaged.
 """
 
 import contextlib
+import json
 import logging
+import re
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +30,11 @@ from train.state import TrainState
 # The items of a checkpoint that are trees of arrays; the fourth item, "step", is JSON.
 _TREES = ("params", "ema", "optimizer")
 _COUNTERS = ("step", "skipped", "skipped_in_a_row")
+_SHOWN = 10
+# How a state was read on a process: whole, or not because of its contents, or not because of something else.
+_SOUND, _DAMAGED, _TROUBLE = range(3)
+# TensorStore's words for what is wrong with a file. Any other ("PERMISSION_DENIED", "UNAVAILABLE") is about storage.
+_CODES_OF_DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
 
 
 class CheckpointError(Exception):
@@ -37,11 +47,12 @@ class Checkpoints:
     Args:
         folder: where they are, on a file system that all processes share.
         keep: number of states to keep; older ones are deleted once a newer one is complete.
+        run: what the states are of, JSON-ready; written with each of them.
     """
 
-    def __init__(self, folder: Path | str, keep: int = 3) -> None:
-        # The path of a bucket ("gs://...") is absolute, and `absolute` would take it for a local name.
-        self._folder = epath.Path(folder) if "://" in str(folder) else epath.Path(folder).absolute()
+    def __init__(self, folder: Path | str, keep: int = 3, run: Mapping[str, Any] | None = None) -> None:
+        self._folder = _absolute(folder)
+        self._run = run
         self._log = logging.getLogger(__name__)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -75,7 +86,9 @@ class Checkpoints:
         counters = {name: int(getattr(state, name)) for name in _COUNTERS}
         if counters["skipped_in_a_row"] or counters["step"] in self._manager.all_steps():
             return
-        record = {**counters, "fingerprints": _fingerprints(state)}
+        record: dict[str, Any] = {**counters, "run": self._run, "arrays": _arrays(state)}
+        record["fingerprints"] = _fingerprints(state)
+        record["checksum"] = _checksum(record)
         trees = {name: ocp.args.StandardSave(tree) for name in _TREES if (tree := getattr(state, name)) is not None}
         try:
             self._manager.save(counters["step"], args=ocp.args.Composite(**trees, step=ocp.args.JsonSave(record)))
@@ -100,56 +113,100 @@ class Checkpoints:
             raise self._failed_to_write(error) from error
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """The newest sound state, or None if there is none at all.
+        """The newest sound state, or None if there never was one.
 
-        A damaged state is reported and moved to the folder `damaged`, and the one before it is taken.
+        A damaged state is reported, and moved to the folder `damaged` once a sound one from before it is read. So
+        nothing moves while there is none, and the same command finds the same states again.
 
         Args:
             abstract: the state's shapes, data types and shardings; any mesh, not only the one it was saved from.
 
         Raises:
-            CheckpointError: if there are states and none of them is sound.
+            CheckpointError: if there are states and none of them is sound, or the storage cannot be read.
+            ValueError: if the states are of another network or optimizer than `abstract`.
         """
-        reasons = []
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps):
+            state, error = None, None
             try:
                 state = self._read(step, abstract)
-                reason = None
-            except Exception as error:
-                reason = _first_line(error)
-            if _agree(reason is None):
+            except _OtherArraysError:
+                raise  # the same on all processes, because all read the same record
+            except Exception as reason:
+                error = reason
+            worst = _worst(_SOUND if error is None else _DAMAGED if _is_damage(error) else _TROUBLE)
+            if worst == _SOUND:
+                for number, why in damaged.items():
+                    aside = self._folder / "damaged"
+                    self._log.warning(
+                        "The checkpoint of step %d is damaged: %s. It is moved to %s.", number, why, aside
+                    )
+                    self._set_aside(number)
                 return state
-            reason = reason or "another process could not read it"
-            reasons.append(f"step {step}: {reason}")
-            aside = self._folder / "damaged"
-            self._log.warning("The checkpoint of step %d is damaged: %s. It is moved to %s.", step, reason, aside)
-            self._set_aside(step)
-        if reasons:
-            raise CheckpointError(
-                f"No checkpoint in {self._folder} can be read:\n  "
-                + "\n  ".join(reasons)
-                + "\nThey were moved to its folder 'damaged'. Bring back a sound one from a copy, or start the run "
-                "again in a new folder with --run-dir."
-            )
+            told = "another process could not read it" if error is None else _first_line(error)
+            if worst == _TROUBLE:
+                if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+                    raise error
+                raise CheckpointError(
+                    f"The checkpoint of step {step} in {self._folder} could not be read: {told}\n"
+                    "That need not be damage, so nothing was moved. Mend the storage, then run the same command again."
+                ) from error
+            damaged[step] = told
+        self._refuse_to_begin_again(damaged)
         return None
 
+    def _refuse_to_begin_again(self, damaged: Mapping[int, str]) -> None:
+        remedy = (
+            "Bring back a sound one from a copy, or start the run again in a new folder with --run-dir (and "
+            "--checkpoint-dir, where it is given)."
+        )
+        if damaged:
+            reasons = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            raise CheckpointError(
+                f"No checkpoint in {self._folder} can be read:\n  {reasons}\nNothing was moved. {remedy}"
+            )
+        aside = self._folder / "damaged"
+        if aside.exists() and (steps := _steps(aside)):
+            raise CheckpointError(
+                f"{self._folder} holds no checkpoint but those that were moved to its folder 'damaged', of step "
+                f"{', '.join(map(str, steps))}. The run would begin again from step 0, and does not do so by itself. "
+                f"{remedy}"
+            )
+
     def _read(self, step: int, abstract: TrainState) -> TrainState:
+        record = _read_record(self._folder, step)
+        self._refuse_other_arrays(step, record, abstract)
         wanted = {
             name: ocp.args.StandardRestore(tree) for name in _TREES if (tree := getattr(abstract, name)) is not None
         }
-        found = self._manager.restore(step, args=ocp.args.Composite(**wanted, step=ocp.args.JsonRestore()))
-        record = found["step"]
+        found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         counters = {
             name: jax.device_put(np.int32(record[name]), getattr(abstract, name).sharding) for name in _COUNTERS
         }
         state = abstract.replace(**{name: found[name] for name in wanted}, **counters)
-        if record["step"] != step:
-            raise ValueError(f"it says that it is of step {record['step']}")
         written, read = record["fingerprints"], _fingerprints(state)
         if changed := [name for name in read if written.get(name) != read[name]]:
             more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
             raise ValueError(f"the contents of {changed[0]}{more} changed since it was written")
         return state
+
+    def _refuse_other_arrays(self, step: int, record: Mapping[str, Any], abstract: TrainState) -> None:
+        if "arrays" not in record:  # written before records had them: Orbax then says what does not fit
+            return
+        written, wanted = record["arrays"], _arrays(abstract)
+        differing = [
+            f"{name}: {written.get(name, 'not there')} -> {wanted.get(name, 'not there')}"
+            for name in {**written, **wanted}
+            if written.get(name) != wanted.get(name)
+        ]
+        if differing:
+            rest = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
+            raise _OtherArraysError(
+                f"The checkpoint of step {step} in {self._folder} is of another network or optimizer:\n  "
+                + "\n  ".join([*differing[:_SHOWN], *rest])
+                + "\nNothing was moved. Expected the network, the classes and the optimizer that it was written with, "
+                "or another folder with --run-dir (and --checkpoint-dir, where it is given)."
+            )
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -171,11 +228,73 @@ class Checkpoints:
         )
 
 
-def _agree(good: bool) -> bool:
-    """Whether it went well on every process."""
+class _OtherArraysError(ValueError):
+    """A sound state that is not of this run."""
+
+
+def newest_run(folder: Path | str) -> tuple[int, dict[str, Any] | None] | None:
+    """The newest step among the states in `folder`, and what they say that they are of; None if there are none.
+
+    Reads only, and needs no device. States that were written without a record of the run give None for it.
+    """
+    place = _absolute(folder)
+    steps = _steps(place) if place.exists() else []
+    for step in reversed(steps):
+        with contextlib.suppress(ValueError, OSError, LookupError, TypeError):
+            return steps[-1], _read_record(place, step).get("run")
+    return (steps[-1], None) if steps else None
+
+
+def _absolute(folder: Path | str) -> epath.Path:
+    # The path of a bucket ("gs://...") is absolute, and `absolute` would take it for a local name.
+    return epath.Path(folder) if "://" in str(folder) else epath.Path(folder).absolute()
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:
+    """The JSON beside the arrays of a state, of which not a bit has changed."""
+    # Without the manager, whose reading waits for all processes.
+    record = dict(ocp.JsonCheckpointHandler().restore(folder / str(step) / "step"))
+    if "checksum" in record and record["checksum"] != _checksum(record):
+        raise ValueError("its record changed since it was written")
+    if record["step"] != step:
+        raise ValueError(f"it says that it is of step {record['step']}")
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> int:
+    rest = {name: value for name, value in record.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def _arrays(state: TrainState) -> dict[str, str]:
+    """Type and shape of every array, by name."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+
+
+def _worst(outcome: int) -> int:
+    """The worst outcome of all processes."""
     if jax.process_count() == 1:
-        return good
-    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+        return outcome
+    return int(np.max(multihost_utils.process_allgather(np.array(outcome))))
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether the contents of a state are the matter, and not the storage, the memory or a device."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, FileNotFoundError):
+        return True
+    if isinstance(error, OSError | MemoryError | RuntimeError):
+        return False
+    code = re.match(r"([A-Z]+(?:_[A-Z]+)*): ", str(error))
+    return code is None or code[1] in _CODES_OF_DAMAGE
 
 
 def _first_line(error: BaseException) -> str:
