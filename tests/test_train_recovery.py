@@ -1,5 +1,6 @@
 """A run that dies goes on as if nothing had happened. These are real processes, ended by real signals."""
 
+import json
 import random
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import programs
 from training import train_losses
@@ -180,6 +182,63 @@ def test_another_recipe_does_not_go_on_with_a_run(tmp_path, uninterrupted):
     output = programs.run(arguments, code=1)
     assert "optimizer.learning_rate: 0.003 -> 0.5" in output
     assert "--run-dir" in output
+
+
+def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_path, uninterrupted):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(uninterrupted / "checkpoints", folder)
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path / "b"), "--checkpoint-dir", str(folder)]
+    before = sorted(folder.rglob("*"))
+    output = programs.run([*arguments, "--optimizer.learning-rate", "0.5"], code=1)
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in output
+    assert sorted(folder.rglob("*")) == before
+    assert not (tmp_path / "b").exists()
+    # Moved to another place it is still the same run.
+    assert "Going on from step 20" in programs.run([*arguments, "--max-steps", "20"])
+
+
+OLD_RECORD = ("step", "skipped", "skipped_in_a_row", "fingerprints")  # before states said what they are of
+
+
+def test_states_that_do_not_say_what_they_are_of_need_the_recipe_of_their_run(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    for path in (run_dir / "checkpoints").glob("*/step/metadata"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({name: record[name] for name in OLD_RECORD}))
+    arguments = [*programs.TINY, "--run-dir", str(run_dir)]
+    (run_dir / "recipe.json").rename(tmp_path / "recipe.json")
+    assert "do not say which run they are of" in programs.run(arguments, code=1)
+    (tmp_path / "recipe.json").rename(run_dir / "recipe.json")
+    assert "Going on from step 20" in programs.run(arguments)
+
+
+def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path):
+    pool, run_dir = tmp_path / "pool", tmp_path / "run"
+    for number, name in enumerate(("ant", "bee", "cat")):
+        (pool / name).mkdir(parents=True)
+        for index in range(8):
+            Image.new("RGB", (16, 16), (80 * number, 10 * index, 0)).save(pool / name / f"{index}.png")
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--data.source", f"folder:{pool}", "--data.workers", "0"]
+    programs.run([*arguments, "--max-steps", "2"])
+    metrics = (run_dir / "metrics.jsonl").read_text()
+
+    def refused() -> str:
+        output = programs.run([*arguments, "--max-steps", "4"], code=1)
+        assert (run_dir / "metrics.jsonl").read_text() == metrics
+        assert saved(run_dir) == [2]
+        return output
+
+    (pool / "ant").rename(pool / "zebra")
+    assert "classes: gone: ant; new: zebra" in refused()
+    (pool / "zebra").rename(pool / "ant")
+
+    shutil.copytree(pool / "ant", pool / "dog")
+    output = refused()
+    assert "classes: new: dog" in output
+    assert "training images: 21 -> 28" in output
+    shutil.rmtree(pool / "dog")
+    assert "Going on from step 2" in programs.run([*arguments, "--max-steps", "4"])
 
 
 def test_a_gradient_that_stays_infinite_stops_the_run_and_the_last_good_state_stands(tmp_path):

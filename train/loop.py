@@ -1,7 +1,6 @@
 """The training loop, from a recipe to a trained model."""
 
 import dataclasses
-import json
 import signal
 
 import jax
@@ -9,14 +8,15 @@ from rich.console import Console
 
 from train import results
 from train.assembly import Assembly, assemble
-from train.checkpoints import Checkpoints
+from train.checkpoints import Checkpoints, newest_run
 from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import Source, open_source
 from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
+from train.identity import Identity, identify, refuse_another_run
 from train.journal import Journal
 from train.progress import Meter, Record
-from train.recipes import TrainConfig, differences
+from train.recipes import TrainConfig
 from train.reports import write_json
 from train.sharding import process_part, to_devices
 from train.state import TrainState
@@ -56,8 +56,9 @@ def run(config: TrainConfig, console: Console) -> Outcome:
     steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
 
-    with Checkpoints(config.checkpoints, config.keep_checkpoints) as checkpoints:
-        _note_recipe(config, checkpoints)
+    identity = identify(config, source)
+    _note_recipe(config, identity)
+    with Checkpoints(config.checkpoints, config.keep_checkpoints, identity) as checkpoints:
         state = checkpoints.restore(parts.state) or parts.init(parts.network.argument)
         step = start = int(state.step)
         meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
@@ -107,23 +108,17 @@ def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out:
     return evaluations
 
 
-def _note_recipe(config: TrainConfig, checkpoints: Checkpoints) -> None:
-    """Writes the recipe into the run's folder, unless the run there is another one.
+def _note_recipe(config: TrainConfig, identity: Identity) -> None:
+    """Writes the recipe into the run's folder, unless there are states of another run.
 
     Raises:
-        ValueError: naming every field in which the recipes differ.
+        ValueError: naming everything in which the runs differ.
     """
-    path = config.run_dir / "recipe.json"
-    if checkpoints.steps and path.exists():
-        changed = differences(json.loads(path.read_text()), config.to_dict())
-        if changed:
-            raise ValueError(
-                f"{config.run_dir} holds a run of another recipe, at step {checkpoints.steps[-1]}. What differs:\n  "
-                + "\n  ".join(changed)
-                + "\nExpected the same values to go on with it, or another folder with --run-dir to begin a new run."
-            )
+    if (found := newest_run(config.checkpoints)) is not None:
+        step, kept = found
+        refuse_another_run(config, identity, kept, step)
     if jax.process_index() == 0:
-        write_json(path, config.to_dict())
+        write_json(config.run_dir / "recipe.json", config.to_dict())
 
 
 def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:

@@ -1,0 +1,92 @@
+"""What makes a run the same run: its recipe, its classes and its number of images. Kept with every state.
+
+A state alone does not say what it is of: another run's weights may have the same shapes, and a class folder that was
+renamed gives every label after it another meaning.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train.data.sources import Source
+from train.recipes import TrainConfig, differences
+
+Identity = dict[str, Any]
+_SHOWN = 10
+
+
+def identify(config: TrainConfig, source: Source) -> Identity:
+    """What the run of `config` on the training images of `source` is, JSON-ready."""
+    return {"recipe": config.to_dict(), "classes": list(source.class_names), "images": len(source)}
+
+
+def refuse_another_run(config: TrainConfig, now: Identity, kept: Identity | None, step: int) -> None:
+    """Raises ValueError unless the states in `config.checkpoints` are of the run that `now` is.
+
+    Args:
+        config: the run.
+        now: what `identify` says of it.
+        kept: what the states say that they are of; None from those that were written before states said so. Then the
+            recipe in the run's folder has to tell.
+        step: the newest state's.
+    """
+    path = config.run_dir / "recipe.json"
+    # The run's folder may be each host's own; process 0's has the recipe.
+    beside = {"recipe": read_recipe(path)} if path.exists() else None
+    if kept is None and beside is None and jax.process_index() == 0:
+        raise ValueError(
+            f"{config.checkpoints} holds states up to step {step} that do not say which run they are of, and there is "
+            f"no {path}. Expected the recipe.json of their run in that place to go on with them, or another folder "
+            "with --run-dir or --checkpoint-dir to begin a new run."
+        )
+    for place, before in ((config.checkpoints, kept), (config.run_dir, beside)):
+        if before and (changed := _changes(before, now)):
+            raise ValueError(
+                f"{place} holds another run, at step {step}. What differs:\n  "
+                + "\n  ".join(changed)
+                + "\nNothing was changed there. Expected the same values and the same data to go on with it, or "
+                "another folder with --run-dir (and --checkpoint-dir, where it is given) to begin a new run."
+            )
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The values that a run noted in its folder.
+
+    Raises:
+        ValueError: naming the file, if it holds no recipe.
+    """
+    try:
+        recipe = json.loads(path.read_text())
+        reason = f"it holds a {type(recipe).__name__}, not the fields of a recipe"
+    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
+        recipe, reason = None, str(error)
+    if not isinstance(recipe, dict):
+        raise ValueError(
+            f"{path} is damaged: {reason}. Expected the recipe of the run as it was written. Bring it back from a "
+            "copy, or move it away: states say themselves which run they are of, and the file is then written anew."
+        )
+    return recipe
+
+
+def _changes(before: Identity, now: Identity) -> list[str]:
+    changed = differences(before["recipe"], now["recipe"])
+    if "classes" in before and before["classes"] != now["classes"]:
+        changed.append(f"classes: {_classes(before['classes'], now['classes'])}")
+    if "images" in before and before["images"] != now["images"]:
+        # The epochs, the schedule and the order of the images would be others from here on.
+        changed.append(f"training images: {before['images']:,} -> {now['images']:,}")
+    return changed
+
+
+def _classes(before: Sequence[str], now: Sequence[str]) -> str:
+    gone, new = [sorted(set(a) - set(b)) for a, b in ((before, now), (now, before))]
+    parts = [f"{word}: {_few(names)}" for word, names in (("gone", gone), ("new", new)) if names]
+    return "; ".join(parts) or f"in another order, {_few(before)} -> {_few(now)}"
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
