@@ -56,7 +56,8 @@ class Attention(nn.Module):
             )
         qkv = nn.Dense(3 * channels, use_bias=False, kernel_init=KERNEL_INIT, dtype=self.dtype, name="qkv")(x)
         # [b, h, w, 3 * c] -> three of [b, h * w, heads, head_dim]
-        query, key, value = jnp.moveaxis(qkv.reshape(batch, height * width, 3, -1, self.head_dim), 2, 0)
+        heads = channels // self.head_dim
+        query, key, value = jnp.moveaxis(qkv.reshape(batch, height * width, 3, heads, self.head_dim), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * self.head_dim**-0.5, key)
         weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)

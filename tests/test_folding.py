@@ -114,6 +114,14 @@ def test_what_the_model_refuses_the_folded_network_refuses(shape):
     assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("images_at_once", [None, 4])
+def test_an_empty_batch_has_no_logits(images_at_once):
+    config = PoolFormerConfig(**TINY, token_mixers=EVERY_MIXER, image_size=64)
+    folded = fold(config, random_variables(config)[1])
+    logits = folded_apply(folded, config, jnp.zeros((0, 64, 64, 3)), images_at_once=images_at_once)
+    assert logits.shape == (0, config.num_labels)
+
+
 def test_the_folded_network_is_smaller():
     config = PoolFormerConfig(**TINY)
     _, variables = random_variables(config)

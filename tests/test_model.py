@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel, TpuKernels
 from poolformer_jax.config import VARIANTS
 
 TINY = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(8, 16, 24, 32), num_labels=5)
@@ -56,6 +56,29 @@ def test_any_size_from_the_stride_up_gives_maps_at_strides_4_to_32(size):
         sides = [((side + 4 - 7) // 4 + 1 + stride // 4 - 1) // (stride // 4) for side in size]
         assert hidden_state.shape == (2, *sides, channels)
     assert output.last_hidden_state.shape == output.hidden_states[-1].shape
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"fused": False}, {"remat": True}, {"dtype": jnp.bfloat16, "kernels": TpuKernels(interpret=True)}],
+    ids=["fused", "as the paper writes it", "remat", "kernels"],
+)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"token_mixers": ("pooling", "identity", "attention", "spatial_fc"), "image_size": 64}],
+    ids=["poolformer", "every mixer"],
+)
+def test_an_empty_batch_has_empty_results_and_no_gradient(changes, options):
+    # The last stage is one whose hidden layer the backward pass keeps.
+    config = dataclasses.replace(TINY, depths=(1, 1, 1, 1), hidden_sizes=(8, 16, 32, 256), **changes)
+    model, variables = initialised(config, **options)
+    none = jnp.zeros((0, 64, 64, 3), jnp.float32)
+    output = jax.jit(model.apply)(variables, none)
+    assert (output.logits.shape, output.logits.dtype) == ((0, 5), jnp.float32)
+    assert [state.shape[0] for state in output.hidden_states] == [0] * 4
+    summed = lambda variables: jnp.sum(model.apply(variables, none, train=True).logits)  # noqa: E731
+    gradient = jax.jit(jax.grad(summed))(variables)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith("metaformer")])

@@ -81,6 +81,7 @@ class TpuKernels:
         return (
             x.dtype == jnp.bfloat16
             and rest == 0
+            and per_device >= IMAGES
             and per_device % IMAGES == 0
             and pixels <= 2
             and 2 <= x.shape[2] // pixels <= _WIDEST_ROW
