@@ -7,7 +7,7 @@ import pytest
 
 from small_data import SMALL, assert_same, photographs, take, write_photographs
 from train.data.config import HostAugmentation
-from train.data.pipeline import evaluation_batches, train_batches
+from train.data.pipeline import LabelError, evaluation_batches, train_batches
 from train.data.sources import open_source
 
 
@@ -132,3 +132,18 @@ def test_closed_batches_say_so():
     batches.close()
     with pytest.raises(ValueError, match="closed"):
         next(batches)
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_that_are_no_class_are_refused_in_training_and_evaluation(label, workers):
+    """TFDS marks the images of splits whose labels are not published by -1."""
+    config = dataclasses.replace(SMALL, workers=workers, evaluation_split="test")
+    source = open_source(config, "validation")
+    source = dataclasses.replace(source, labels=np.where(np.arange(len(source)) == 3, label, source.labels))
+    wrong = source[3]["id"]
+    for batches, split in ((train_batches, "train"), (evaluation_batches, "test")):
+        message = rf"{wrong} in the split '{split}' has the label {label}\. Expected 0 to 9, because .* has 10 classes"
+        with pytest.raises(LabelError, match=message), batches(config, source) as running:
+            for _ in range(len(source) // 8 + 1):
+                next(running)

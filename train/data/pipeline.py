@@ -25,7 +25,7 @@ from poolformer_jax.cores import available_cores
 from poolformer_jax.image_reading import ImageError
 from train.data.config import DataConfig
 from train.data.resizing import choose_resizer
-from train.data.sources import ArraySource, Source
+from train.data.sources import ArraySource, Example, Source
 from train.data.transforms import EvaluationTransform, TrainingTransform
 from train.data.worker_process import name_as_main_of_workers
 
@@ -36,6 +36,10 @@ _MOST_BAD_IN_A_ROW = 100
 
 class BadImageError(ValueError):
     """An image of the data set that cannot be read; names it and says how to go on."""
+
+
+class LabelError(ValueError):
+    """A label that is no class of the data set, as those of splits without labels are; names it."""
 
 
 class Batches:
@@ -106,6 +110,7 @@ def train_batches(
     Raises:
         ValueError: if the batch size is not a multiple of process_count, or the resizer is not installed.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
+        LabelError: from next(), for a label that is no class.
     """
     size = _local_size(config.batch_size, process_count)
     choose_resizer(config.augment.resizer)  # so that what is missing is said here, not by a worker
@@ -131,6 +136,7 @@ def evaluation_batches(
     Raises:
         ValueError: if the batch size is not a multiple of process_count.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
+        LabelError: from next(), for a label that is no class.
     """
     whole = config.evaluation_batch_size or config.batch_size
     size = _local_size(whole, process_count)
@@ -180,7 +186,7 @@ class _MakeTrainingBatch:
                         raise BadImageError(f"{index - place.index + 1} images in a row cannot be read.") from None
                     index += 1
                     example = self.source[index % len(self.source)]
-            batch["label"][row] = example["label"]
+            batch["label"][row] = _label(example, self.source, self.config.train_split)
             batch["index"][row] = index % len(self.source)
         return batch
 
@@ -199,7 +205,7 @@ class _MakeEvaluationBatch:
         batch["mask"] = np.zeros(len(numbers), bool)
         for row, (index, example) in enumerate(zip(real, self.source.__getitems__(real))):
             batch["index"][row] = index
-            batch["label"][row] = example["label"]
+            batch["label"][row] = _label(example, self.source, self.config.evaluation_split)
             try:
                 batch["image"][row] = transform(example["image"])
                 batch["mask"][row] = True
@@ -216,6 +222,18 @@ def _empty_batch(config: DataConfig, size: int) -> Batch:
         "index": np.full(size, -1, np.int64),
         "bad": np.full(size, -1, np.int64),
     }
+
+
+def _label(example: Example, source: Source, split: str) -> int:
+    label = example["label"]
+    if not 0 <= label < source.num_classes:
+        # An array on the device would take a negative one from its end.
+        raise LabelError(
+            f"{example['id']} in the split {split!r} has the label {label}. Expected 0 to {source.num_classes - 1}, "
+            f"because the data set has {source.num_classes} classes. -1 marks splits whose labels are not published: "
+            "choose another."
+        )
+    return label
 
 
 def _complain_or_go_on(config: DataConfig, name: str, error: ImageError) -> None:
