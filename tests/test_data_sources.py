@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
+from poolformer_jax.image_reading import read_image
 from train.data.config import DIGITS, DataConfig
 from train.data.sources import SourceError, held_out, open_source
 
@@ -88,6 +89,23 @@ def test_class_folders_below_splits(tmp_path, name):
     assert [one["id"] for one in train.__getitems__([4, 0])] == [ids(train)[4], ids(train)[0]]
 
 
+@pytest.mark.parametrize("kind", ["jfif", "JPE", "avif", "jp2", "tga", "ico", "webp"])
+def test_class_folders_take_every_format_that_pillow_reads(tmp_path, kind):
+    if not features.check({"avif": "avif", "jp2": "jpg_2000"}.get(kind, "webp")):
+        pytest.skip("this Pillow was built without it")
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 3, kind)
+        write_images(tmp_path / name, 2, "jpg")
+        for other in ("notes.txt", "README", "drawing.eps", "features.h5"):
+            (tmp_path / name / other).write_text("no image")
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}"))
+    assert sorted(ids(train) + ids(validation)) == sorted(
+        str(path) for suffix in (kind, "jpg") for path in tmp_path.glob(f"*/*.{suffix}")
+    )
+    assert all(read_image(train[index]["image"]).size[0] > 0 for index in range(len(train)))
+    assert train.passed_over == {".txt": 2, "": 2, ".eps": 2, ".h5": 2}
+
+
 def test_class_folders_alone_are_split_without_overlap(tmp_path):
     for name in ("cat", "dög"):
         write_images(tmp_path / name, 10)
@@ -109,7 +127,7 @@ def test_sources_pickle_small(tmp_path):
     ("prepare", "message"),
     [
         (lambda root: None, "holds no folder. Expected one per class"),
-        (lambda root: (root / "cat").mkdir(), r"no image in cat\. Expected files that end in one of \.bmp"),
+        (lambda root: (root / "cat").mkdir(), r"no image in cat\. Expected files that end in one of \..*\.bmp"),
         (lambda root: write_images(root / "validation" / "cat", 1), "has validation/ but no train/"),
         (
             lambda root: [write_images(root / "train" / "cat", 2), write_images(root / "val" / "dog", 1)],

@@ -21,6 +21,7 @@ from etils import epath
 from poolformer_jax import TpuKernels
 from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
+from train.data.folders import FolderSource
 from train.data.pipeline import default_workers
 from train.data.sources import ArraySource, Source, open_source
 from train.data.transforms import TrainingTransform
@@ -80,7 +81,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
 
 def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
     subject = f"data, {split}"
-    yield Finding("fine", subject, f"{len(source):,} images of {source.num_classes:,} classes")
+    yield Finding("fine", subject, f"{len(source):,} images of {source.num_classes:,} classes{_passed_over(source)}")
     if split == config.data.train_split and len(source) < config.data.batch_size:
         yield Finding(
             "warning",
@@ -101,6 +102,15 @@ def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[
             "Pack the images for fast random access with python -m train prepare, or bring them closer.",
         )
     yield _look_at_images(config, subject, examples)
+
+
+def _passed_over(source: Source) -> str:
+    """What class folders hold besides images, the most frequent endings first."""
+    if not isinstance(source, FolderSource) or not source.passed_over:
+        return ""
+    counts = sorted(source.passed_over.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{count:,} {suffix or 'without an ending'}" for suffix, count in counts[:5])
+    return f"; {sum(source.passed_over.values()):,} other files are passed over: {listed}"
 
 
 def _look_at_images(config: TrainConfig, subject: str, examples: Sequence[Any]) -> Finding:

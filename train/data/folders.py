@@ -4,22 +4,27 @@
     PATH/tench/1.jpg                                           one pool; a share of every class is held out
 
 A pool as a whole is its split "train+validation", in TFDS's notation.
-Labels follow the sorted names of the class folders. A file that cannot be an image by its name is left alone.
+Labels follow the sorted names of the class folders. A file whose name does not end as an image's that Pillow reads is
+passed over and counted.
 """
 
 import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from train.data.sources import Example, SourceError, held_out
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+# Formats that Pillow opens and makes no pixels of: drawings that other programs would have to draw, containers of
+# measurements, and films.
+_WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 WHOLE = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
 _READING_THREADS = 16
@@ -36,6 +41,8 @@ class FolderSource:
     labels: np.ndarray
     """int32 [n]."""
     class_names: tuple[str, ...]
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many files of the class folders are no images by their names' endings, by ending."""
 
     @property
     def num_classes(self) -> int:
@@ -109,6 +116,13 @@ def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSo
     return pool.select(np.flatnonzero(chosen == (split == "validation")))
 
 
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The endings of images that Pillow and its plugins read here, in lower case."""
+    formats = Image.registered_extensions()  # of which Pillow only writes some, PDF for one
+    return frozenset(ending for ending, name in formats.items() if name in Image.OPEN and name not in _WITHOUT_PIXELS)
+
+
 def is_pool(path: str | Path) -> bool:
     """Whether `path` is a folder whose images nobody has divided into splits."""
     root = Path(path).expanduser()
@@ -147,16 +161,18 @@ def read_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -
     files: list[bytes] = []
     labels: list[int] = []
     empty = []
+    passed_over: Counter[str] = Counter()
     for name in found:
-        below = sorted(os.fsencode(file) for file in _images_below(root / name, name))
+        below = sorted(os.fsencode(file) for file in _images_below(root / name, name, image_suffixes(), passed_over))
         files += below
         labels += [label_of[name]] * len(below)
         if not below:
             empty.append(name)
     if empty and class_names is None:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        kinds = ", ".join(sorted(image_suffixes()))
         raise SourceError(f"{root}: no image in {', '.join(empty)}. Expected files that end in one of {kinds}.")
-    return FolderSource(root, np.array(files, dtype=np.bytes_), np.array(labels, np.int32), names_of)
+    names = np.array(files, dtype=np.bytes_)
+    return FolderSource(root, names, np.array(labels, np.int32), names_of, dict(passed_over))
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
@@ -172,14 +188,18 @@ def _class_names(root: Path) -> tuple[str, ...]:
     return tuple(entry.name for entry in _folders(root))
 
 
-def _images_below(folder: Path, prefix: str) -> Iterator[str]:
-    """Names of image files, relative to the parent of the class folder."""
+def _images_below(folder: Path, prefix: str, suffixes: frozenset[str], passed_over: Counter[str]) -> Iterator[str]:
+    """Names of image files, relative to the parent of the class folder; counts the others by their endings."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             name = f"{prefix}/{entry.name}"
             if entry.is_dir():
-                yield from _images_below(folder / entry.name, name)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - a million times
+                yield from _images_below(folder / entry.name, name, suffixes, passed_over)
+                continue
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million times
+            if suffix in suffixes:
                 yield name
+            else:
+                passed_over[suffix] += 1
