@@ -53,7 +53,7 @@ def in_parts(function: Callable[[Any], tuple[_Results, _Sums]], images: Any) -> 
 
 
 def images_at_once(x: Float[Array, "b h w c"]) -> Any:
-    """The largest divisor of the batch whose maps fit into `PART_BYTES`, or 1; all of a batch of unknown size, or of 0."""
+    """The largest divisor of the batch whose maps fit into `PART_BYTES`, or 1; all of a batch of unknown size or 0."""
     batch: Any = x.shape[0]
     if not isinstance(batch, int) or batch == 0:
         return batch

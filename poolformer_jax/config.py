@@ -7,15 +7,20 @@ models/poolformer.py and models/metaformer.py; transformers, configuration_poolf
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+import numbers
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, no_type_check
 
+import numpy as np
 from flax.core import FrozenDict
 
 NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
 
 
+# It checks its fields itself, also outside the tests, and says more than an annotation can.
+@no_type_check
 @dataclasses.dataclass(frozen=True)
 class PoolFormerConfig:
     """A PoolFormer's architecture; hashable, and checked when it is made.
@@ -47,7 +52,8 @@ class PoolFormerConfig:
             nothing in the network fixes the input's size.
 
     Raises:
-        ValueError: naming every field that is out of range, with the value given and what was expected.
+        ValueError: naming every field that holds something else than it should, or is out of range, with the value
+            given and what was expected.
     """
 
     num_channels: int = 3
@@ -72,13 +78,11 @@ class PoolFormerConfig:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        # Hashable, whatever sequences and mappings were given: a config is a key of compiled programs.
-        for name in _PER_STAGE:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.id2label is not None:
-            object.__setattr__(self, "id2label", FrozenDict(self.id2label))  # type: ignore[no-untyped-call]
-        if problems := _problems(self):
-            raise ValueError("This PoolFormerConfig describes no network:\n  " + "\n  ".join(problems))
+        # What a field is comes before what range it is in: no rule of `_problems` could compare a text with a number.
+        _refuse(_wrong_kinds(self))
+        for name, kind in _KINDS.items():
+            object.__setattr__(self, name, kind.plain(getattr(self, name)))
+        _refuse(_problems(self))
 
     @property
     def total_stride(self) -> int:
@@ -119,17 +123,17 @@ class PoolFormerConfig:
             raise ValueError(f"This config.json is of a {model_type!r} model. Expected model_type 'poolformer'.")
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {name: value for name, value in data.items() if name in known}
-        # JSON has lists for tuples, string keys for integers and, from some writers, 4 for 4.0.
-        fields |= {name: tuple(fields[name]) for name in _PER_STAGE if name in fields}
-        fields |= {name: float(fields[name]) for name in _REAL if name in fields}
         if labels := fields.pop("id2label", None):
-            fields["id2label"] = {int(index): str(label) for index, label in labels.items()}
-            fields.setdefault("num_labels", len(labels))
+            fields["id2label"] = labels
+            if isinstance(labels, Mapping):  # JSON has texts for keys
+                fields["id2label"] = {_index(key): str(label) for key, label in labels.items()}
+                fields.setdefault("num_labels", len(labels))
         elif "transformers_version" in data:
             # It writes neither number nor names of labels where they are its default, two.
             fields.setdefault("num_labels", 2)
         # transformers knows nothing of these two; their default follows the number of stages.
-        stages = len(fields.get("depths", cls.depths))
+        depths = fields.get("depths", cls.depths)
+        stages = len(depths) if isinstance(depths, Sequence) else len(cls.depths)
         fields = {"token_mixers": ("pooling",) * stages, "position_embeddings": (False,) * stages, **fields}
         return cls(**fields)
 
@@ -148,16 +152,98 @@ class PoolFormerConfig:
         return data
 
 
-_PER_STAGE = (
-    "depths",
-    "hidden_sizes",
-    "patch_sizes",
-    "strides",
-    "padding",
-    "token_mixers",
-    "position_embeddings",
+def _index(key: Any) -> Any:
+    return int(key) if isinstance(key, str) and key.isdecimal() and len(key) < _LONGEST_INDEX else key
+
+
+_LONGEST_INDEX = 10  # characters; Python refuses to read numbers of thousands of digits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What a field holds, whatever type of number or sequence it was given as.
+
+    Args:
+        name: for people.
+        fits: whether a value is of this kind.
+        plain: such a value in Python's own types: hashable, because a config is a key of compiled programs, and fit
+            for JSON.
+    """
+
+    name: str
+    fits: Callable[[Any], bool]
+    plain: Callable[[Any], Any]
+
+
+def _one_per_stage(kind: _Kind, name: str) -> _Kind:
+    return _Kind(
+        f"a sequence of {name}, one for each stage",
+        lambda value: (
+            isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and all(map(kind.fits, value))
+        ),
+        lambda value: tuple(map(kind.plain, value)),
+    )
+
+
+def _optional(kind: _Kind) -> _Kind:
+    return _Kind(
+        f"None, or {kind.name}",
+        lambda value: value is None or kind.fits(value),
+        lambda value: None if value is None else kind.plain(value),
+    )
+
+
+def _is_real(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+# Python takes True for 1, and nobody means it.
+_WHOLE = _Kind("a whole number", lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), int)
+_REAL = _Kind("a finite number", _is_real, float)
+_TEXT = _Kind("a text", lambda value: isinstance(value, str), str)
+_FLAG = _Kind("True or False", lambda value: isinstance(value, bool), bool)
+_NAMES = _Kind(
+    "a mapping from indices to names",
+    lambda value: isinstance(value, Mapping) and all(map(_WHOLE.fits, value)) and all(map(_TEXT.fits, value.values())),
+    lambda value: FrozenDict({int(index): name for index, name in value.items()}),  # type: ignore[no-untyped-call]
 )
-_REAL = ("mlp_ratio", "drop_path_rate", "layer_scale_init_value", "dropout_rate")
+_PER_STAGE: Mapping[str, _Kind] = {
+    **dict.fromkeys(
+        ("depths", "hidden_sizes", "patch_sizes", "strides", "padding"), _one_per_stage(_WHOLE, "whole numbers")
+    ),
+    "token_mixers": _one_per_stage(_TEXT, "names"),
+    "position_embeddings": _one_per_stage(_FLAG, "True or False"),
+}
+_KINDS: Mapping[str, _Kind] = {
+    **_PER_STAGE,
+    **dict.fromkeys(("num_channels", "pool_size", "num_labels"), _WHOLE),
+    **dict.fromkeys(("mlp_ratio", "drop_path_rate", "layer_scale_init_value", "dropout_rate"), _REAL),
+    **dict.fromkeys(("hidden_act", "norm", "head_order"), _TEXT),
+    "use_layer_scale": _FLAG,
+    "id2label": _optional(_NAMES),
+    "image_size": _optional(_WHOLE),
+}
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("This PoolFormerConfig describes no network:\n  " + "\n  ".join(problems))
+
+
+def _wrong_kinds(config: PoolFormerConfig) -> list[str]:
+    """Every field that holds something else than it should, as "name=value: what was expected"."""
+    given = {name: getattr(config, name) for name in _KINDS}
+    return [_problem(name, given[name], kind.name) for name, kind in _KINDS.items() if not kind.fits(given[name])]
+
+
+def _problem(name: str, value: Any, wanted: str) -> str:
+    return f"{name}={_SHORT.repr(value)}: expected {wanted}."
+
+
+# A config.json may hold lists of any length; a message should not.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = 12
 
 
 def _refuse_unknown_fields(changes: Mapping[str, Any]) -> None:
@@ -176,7 +262,11 @@ def _problems(config: PoolFormerConfig) -> list[str]:
             "at least one stage, each of at least one block",
         ),
         ("num_channels", config.num_channels >= 1, "at least 1"),
-        ("mlp_ratio", config.mlp_ratio > 0, "a positive number"),
+        (
+            "mlp_ratio",
+            config.mlp_ratio > 0 and all(int(c * config.mlp_ratio) >= 1 for c in config.hidden_sizes if c >= 1),
+            "a positive number, large enough for one hidden channel in every stage",
+        ),
         ("pool_size", config.pool_size >= 1 and config.pool_size % 2 == 1, "a positive odd number"),
         ("hidden_sizes", all(c >= 1 for c in config.hidden_sizes), "positive channel counts"),
         ("patch_sizes", all(p >= 1 for p in config.patch_sizes), "positive kernel sizes"),
@@ -195,9 +285,10 @@ def _problems(config: PoolFormerConfig) -> list[str]:
     ]
     rules += [
         (name, len(getattr(config, name)) == stages, f"one entry for each of the {stages} stages in depths")
-        for name in _PER_STAGE[1:]
+        for name in _PER_STAGE
+        if name != "depths"
     ]
-    problems = [f"{name}={getattr(config, name)!r}: expected {wanted}." for name, good, wanted in rules if not good]
+    problems = [_problem(name, getattr(config, name), wanted) for name, good, wanted in rules if not good]
     if config.id2label is not None and sorted(config.id2label) != list(range(config.num_labels)):
         problems.append(
             f"id2label names {len(config.id2label)} classes and num_labels is {config.num_labels}: expected a name for "

@@ -13,7 +13,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from poolformer_jax import functional, fused
 from poolformer_jax.config import PoolFormerConfig
@@ -30,9 +30,9 @@ from poolformer_jax.layers import (
 )
 from poolformer_jax.token_mixers import make_token_mixer
 
-# As the two public modules take them; `check_pixel_values` checks the shape and says more than an annotation can.
+# As the two public modules take them; `check_pixel_values` and `_loss` say more than an annotation can.
 Pixels = Num[Array | np.ndarray, "..."]
-Labels = Int[Array | np.ndarray, " b"] | Float[Array | np.ndarray, "b labels"]
+Labels = Num[Array | np.ndarray, "..."]
 
 _NORMS: dict[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm": LayerNorm}
 
@@ -260,7 +260,8 @@ class PoolFormerForImageClassification(nn.Module):
             train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: for another layout than NHWC, another number of channels, or too small an image.
+            ValueError: for another layout than NHWC, another number of channels, too small an image, or labels that are
+                not those of this batch and this head.
         """
         config = self.config
         hidden_states = _stages(self, pixel_values, train)
@@ -273,7 +274,7 @@ class PoolFormerForImageClassification(nn.Module):
         logits = features.astype(wide)
         if config.num_labels:
             logits = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=wide, name="head")(logits)
-        loss = None if labels is None else functional.cross_entropy(logits, jnp.asarray(labels)).mean()
+        loss = None if labels is None else _loss(config, logits, jnp.asarray(labels))
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 
 
@@ -291,6 +292,25 @@ def _stages(
         x = stage(config, index, dtype, network.fused, network.kernels, name=f"stages_{index}")(x, train)
         hidden_states.append(x)
     return tuple(hidden_states)
+
+
+def _loss(config: PoolFormerConfig, logits: Float[Array, "b labels"], labels: Num[Array, "..."]) -> Float[Array, ""]:
+    """The mean cross entropy of a class index, or a probability for each class, for every image.
+
+    Raises:
+        ValueError: for labels of another shape. They might be broadcast against the logits, to the loss of nothing.
+    """
+    if config.num_labels == 0:
+        raise ValueError("labels were given, and the network has no head (num_labels=0). Expected labels=None.")
+    indices = labels.shape == logits.shape[:1] and jnp.issubdtype(labels.dtype, jnp.integer)
+    if not indices and labels.shape != logits.shape:
+        batch, classes = logits.shape
+        raise ValueError(
+            f"labels has shape {labels.shape} and type {labels.dtype}, for a batch of {batch} and {classes} classes. "
+            f"Expected whole numbers [{batch}], the class of each image, or a probability for each class "
+            f"[{batch}, {classes}]."
+        )
+    return functional.cross_entropy(logits, labels).mean()
 
 
 def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # a symbolic batch is no int

@@ -233,7 +233,10 @@ def _network(files: ModelFiles, weights: WeightsFile, written: WrittenConfig | N
         data = dict(written.data)
         if "num_labels" not in data and not data.get("id2label"):
             data["num_labels"] = plan_import(weights.tensors).detection.config.num_labels
-        return PoolFormerConfig.from_dict(data)
+        try:
+            return PoolFormerConfig.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"The config in {files.config or files.weights} is malformed. {error}") from error
     config = plan_import(weights.tensors).detection.config
     if files.weights.name.startswith("metaformer_id_"):
         # The authors' release of this ablation is told from a PoolFormer by nothing but its name.

@@ -109,13 +109,14 @@ def _with_new_head(
 ) -> tuple[PoolFormerConfig, dict[str, Any]]:
     """The network with a head as it starts; a norm, too, where there was none."""
     labels = config.num_labels if num_labels is None else num_labels
+    config = dataclasses.replace(config, num_labels=labels, id2label=None)  # checks the number
     width = config.hidden_sizes[-1]
     fresh_norm = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
     params = {"norm": fresh_norm, **{name: branch for name, branch in params.items() if name != "head"}}
     if labels:
         kernel = KERNEL_INIT(jax.random.key(0) if key is None else key, (width, labels), jnp.float32)
         params["head"] = {"kernel": np.asarray(kernel), "bias": np.zeros(labels, np.float32)}
-    return dataclasses.replace(config, num_labels=labels, id2label=None), params
+    return config, params
 
 
 def save_pretrained(

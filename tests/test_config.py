@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from poolformer_jax import PoolFormerConfig
@@ -98,6 +99,56 @@ def test_all_problems_are_told_together():
 def test_a_bad_field_is_named_with_what_was_expected(changes, message):
     with pytest.raises(ValueError, match=message):
         PoolFormerConfig.from_variant("s12", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_ratio": "4"}, "mlp_ratio='4': expected a finite number"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio=inf: expected a finite number"),
+        ({"mlp_ratio": 0.001}, r"mlp_ratio=0\.001: expected .* one hidden channel"),
+        ({"layer_scale_init_value": None}, "layer_scale_init_value=None: expected a finite number"),
+        ({"drop_path_rate": True}, "drop_path_rate=True: expected a finite number"),
+        ({"pool_size": 3.0}, r"pool_size=3\.0: expected a whole number"),
+        ({"num_channels": True}, "num_channels=True: expected a whole number"),
+        ({"num_labels": "10"}, "num_labels='10': expected a whole number"),
+        ({"num_labels": None}, "num_labels=None: expected a whole number"),
+        ({"depths": 2}, "depths=2: expected a sequence of whole numbers"),
+        ({"depths": (2, 2, 6, 2.0)}, "depths=.*: expected a sequence of whole numbers"),
+        ({"hidden_sizes": ("64", "128", "320", "512")}, "hidden_sizes=.*: expected a sequence of whole numbers"),
+        ({"strides": (4, 2, 2, True)}, "strides=.*: expected a sequence of whole numbers"),
+        ({"token_mixers": "pooling"}, "token_mixers='pooling': expected a sequence of names"),
+        ({"position_embeddings": (0, 0, 0, 1)}, "position_embeddings=.*: expected a sequence of True or False"),
+        ({"use_layer_scale": "False"}, "use_layer_scale='False': expected True or False"),
+        ({"hidden_act": None}, "hidden_act=None: expected a text"),
+        ({"norm": ["group_norm"]}, "norm=.*: expected a text"),
+        ({"image_size": "224"}, "image_size='224': expected None, or a whole number"),
+        ({"id2label": ["cat"]}, "id2label=.*: expected None, or a mapping from indices to names"),
+        ({"id2label": {"0": "cat"}}, "id2label=.*: expected None, or a mapping from indices to names"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "make", [PoolFormerConfig, lambda **changes: PoolFormerConfig.from_dict(changes)], ids=["made", "read"]
+)
+def test_a_field_that_holds_something_else_is_told(make, changes, message):
+    if make is not PoolFormerConfig and changes == {"id2label": {"0": "cat"}}:
+        assert make(**changes).id2label == {0: "cat"}  # JSON has no other keys
+        return
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_numbers_of_numpy_and_whole_ratios_become_pythons_own():
+    given = PoolFormerConfig(depths=np.array([2, 2, 6, 2]), mlp_ratio=np.float32(4), pool_size=np.int64(3))
+    assert given == PoolFormerConfig(mlp_ratio=4) == PoolFormerConfig()
+    assert json.loads(json.dumps(given.to_dict())) == PoolFormerConfig().to_dict()
+
+
+def test_a_long_entry_of_a_file_is_cut_in_the_message():
+    with pytest.raises(ValueError, match=r"depths=\[1, 1, .*\.\.\.\]: expected") as error:
+        PoolFormerConfig.from_dict({"depths": [1] * 10_000 + ["1"]})
+    assert len(str(error.value)) < 300
 
 
 def test_an_unknown_variant_is_told_the_known_ones():

@@ -201,6 +201,30 @@ def test_pixels_of_another_layout_get_one_clear_message(model, shape, message):
         model.init(jax.random.key(0), jnp.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros(3, np.int32),  # another batch
+        np.zeros((2, 1), np.int32),  # would be broadcast
+        np.zeros(2, np.float32),
+        np.zeros((2, 4), np.float32),
+        np.zeros((3, 5), np.float32),
+        np.int32(0),
+    ],
+    ids=lambda labels: f"{labels.shape} {labels.dtype}",
+)
+def test_labels_that_are_not_the_batchs_get_one_clear_message(labels):
+    model = PoolFormerForImageClassification(TINY)
+    with pytest.raises(ValueError, match=r"labels has shape .* for a batch of 2 and 5 classes\. Expected whole num"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)), jnp.asarray(labels))
+
+
+def test_a_network_without_head_takes_no_labels():
+    model = PoolFormerForImageClassification(dataclasses.replace(TINY, num_labels=0))
+    with pytest.raises(ValueError, match=r"no head \(num_labels=0\)\. Expected labels=None"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)), jnp.zeros(2, jnp.int32))
+
+
 def test_a_network_made_for_one_size_says_so():
     config = dataclasses.replace(TINY, token_mixers=("pooling",) * 3 + ("spatial_fc",), image_size=64)
     model, variables = initialised(config)

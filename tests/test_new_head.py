@@ -28,6 +28,12 @@ def test_another_number_of_classes_needs_a_new_head():
     assert same(after, before)
 
 
+@pytest.mark.parametrize("num_labels", [-1, True])
+def test_a_head_for_no_number_of_classes_is_refused(num_labels):
+    with pytest.raises(ValueError, match=rf"num_labels={num_labels!r}: expected (0|a whole number)"):
+        load_pretrained(FIXTURES / "hf_sharded", num_labels=num_labels, reset_head=True)
+
+
 def test_the_key_draws_the_new_head_and_nothing_else():
     def load(**options):
         return load_pretrained(FIXTURES / "hf_sharded", num_labels=10, reset_head=True, **options)
