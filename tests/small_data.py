@@ -18,7 +18,7 @@ def write_photographs(root):
         for number in range(40):
             part = image.crop((number, 2 * number, 300 + 5 * number, 350))
             path = root / f"class {number % 2}" / f"{number:02d}.jpg"
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             part.save(path, quality=90)
     return root
 

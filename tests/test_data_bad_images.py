@@ -1,6 +1,7 @@
 """An image that cannot be read stops a run and is named, or is skipped and counted."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from poolformer_jax.image_reading import ImageError
 from small_data import SMALL, assert_same, photographs, take, write_photographs
 from train.data.config import HostAugmentation
 from train.data.pipeline import BadImageError, evaluation_batches, train_batches
-from train.data.sources import open_source
+from train.data.sources import SourceError, open_source
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,58 @@ def test_a_damaged_image_is_left_out_of_an_evaluation_that_skips(damaged):
         assert list(batches.bad_images) == [str(bad)]
     with pytest.raises(BadImageError), evaluation_batches(photographs(root, held_out=0.9), source) as batches:
         list(batches)
+
+
+@pytest.fixture
+def dangling(damaged):
+    """The same photographs, one of them a link to a file that is not there."""
+    root, bad = damaged
+    bad.unlink()
+    bad.symlink_to(root / "nowhere.jpg")
+    return root, bad
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_the_storage_does_not_give_is_a_bad_image(dangling, workers):
+    root, bad = dangling
+    with pytest.raises(BadImageError, match=rf"The image {bad} cannot be read: its file cannot be read: No such file"):
+        take(photographs(root, workers=workers), open_source(photographs(root), "train"), 5)
+    config = photographs(root, workers=workers, on_bad_image="skip", held_out=0.9)
+    for split, batches in (("train", train_batches), ("validation", evaluation_batches)):
+        source = open_source(photographs(root, held_out=0.9 if split == "validation" else 0.2), split)
+        with batches(config, source) as running:
+            for _ in range(5):
+                next(running)
+            assert running.bad_images == {str(bad): "its file cannot be read: No such file or directory"}
+
+
+@pytest.mark.parametrize("leave", ["nothing", "the folder"], ids=str)
+def test_a_data_folder_that_goes_away_is_no_bad_image(damaged, leave):
+    root, _ = damaged
+    config = photographs(root, on_bad_image="skip")
+    source = open_source(config, "validation")
+    shutil.rmtree(root)
+    if leave == "the folder":
+        root.mkdir()  # as where a file system was unmounted
+    with (
+        pytest.raises(SourceError, match=f"The folder {root} is gone, or empty"),
+        evaluation_batches(config, source) as batches,
+    ):
+        list(batches)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_files_of_no_format_are_told_of_in_words(damaged, split):
+    root, bad = damaged
+    bad.write_bytes(b"no image")
+    config = photographs(root, held_out=0.9 if split == "validation" else 0.2)
+    batches = train_batches if split == "train" else evaluation_batches
+    with pytest.raises(BadImageError) as caught, batches(config, open_source(config, split)) as running:
+        for _ in range(5):
+            next(running)
+    assert f"{bad} cannot be read" in str(caught.value)
+    assert "of no format that it knows" in str(caught.value)
+    assert "object at 0x" not in str(caught.value)
 
 
 class NothingReadable:

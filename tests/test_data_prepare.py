@@ -164,6 +164,26 @@ def test_a_finished_data_set_is_left_alone(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
 
 
+def test_names_that_are_not_utf8_are_packed_in_ascii(tmp_path):
+    config = write_folder(tmp_path)
+    odd = os.fsdecode(b"caf\xe9")
+    (config.path / "class 1" / "3.jpg").rename(config.path / "class 1" / f"{odd}.jpg")
+    (config.path / "class 2").rename(config.path / odd)
+    packed = [open_source(DataConfig(source=f"tfds:{prepare(config).folder}"), s) for s in ("train", "validation")]
+    assert packed[0].class_names == (r"caf\xe9", "class 0", "class 1")
+    found = {**examples_of(packed[0]), **examples_of(packed[1])}
+    assert len(found) == 60
+    assert found[r"class 1/caf\xe9.jpg"]["image"] == jpeg([1, 3])
+
+
+def test_a_file_that_the_storage_does_not_give_is_named(tmp_path):
+    config = write_folder(tmp_path)
+    (config.path / "class 1" / "3.jpg").unlink()
+    (config.path / "class 1" / "3.jpg").symlink_to("nowhere")
+    with pytest.raises(SourceError, match=r"(?s)1 files are no images:.*3\.jpg: its file cannot be read: No such file"):
+        prepare(config)
+
+
 def replace_one(config):
     path = config.path / "class 1" / "3.jpg"
     path.write_bytes(path.read_bytes() + b"\0")

@@ -1,6 +1,7 @@
 """Data sets: what is found in them, how it is split, and what is said when they are not as expected."""
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_class_folders_alone_are_split_without_overlap(tmp_path):
     assert np.bincount(train.labels).tolist() == [8, 8]
     assert np.bincount(validation.labels).tolist() == [2, 2]
     assert sorted(ids(train) + ids(validation)) == sorted(map(str, tmp_path.glob("*/*.jpg")))
+
+
+def test_names_that_are_not_utf8_are_read_and_shown_in_ascii(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    for name in ("ant", odd):
+        write_images(tmp_path / name, 10)
+        (tmp_path / name / "003.jpg").rename(tmp_path / name / f"{odd}.jpg")
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}", held_out=0.4))
+    assert train.class_names == validation.class_names == ("ant", r"caf\xe9")
+    assert (len(train), len(validation)) == (12, 8)
+    found = ids(train) + ids(validation)
+    assert str(tmp_path / "ant" / r"caf\xe9.jpg") in found
+    assert "".join(found).isascii()
+    images = [source[index]["image"] for source in (train, validation) for index in range(len(source))]
+    assert sorted(images) == sorted(path.read_bytes() for path in tmp_path.glob("*/*.jpg"))
 
 
 def test_sources_pickle_small(tmp_path):

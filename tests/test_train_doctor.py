@@ -61,6 +61,14 @@ def test_an_unreadable_image_is_named(folder, tmp_path):
     assert "--data.on-bad-image skip" in found.remedy
 
 
+def test_a_file_that_the_storage_does_not_give_is_named(folder, tmp_path):
+    (folder / "train" / "cat" / "3.png").unlink()
+    (folder / "train" / "cat" / "3.png").symlink_to(tmp_path / "nowhere")
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert "1 of 16 sampled images cannot be read" in found.found
+    assert "cat/3.png: its file cannot be read: No such file" in found.found
+
+
 def test_files_that_are_passed_over_are_counted(folder, tmp_path):
     for name in ("a.heics", "b.HEICS", "notes"):
         (folder / "train" / "cat" / name).write_bytes(b"no image")

@@ -23,7 +23,7 @@ from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
 from train.data.folders import FolderSource
 from train.data.pipeline import default_workers
-from train.data.sources import ArraySource, Source, open_source
+from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
 from train.kernel_check import TOLERANCE, largest_difference
@@ -118,9 +118,10 @@ def _look_at_images(config: TrainConfig, subject: str, examples: Sequence[Any]) 
     seconds = 0.0
     for example in examples:
         try:
-            read_image(example["image"], config.data.num_channels)  # to its end, which a crop need not reach
+            image = image_of(example)
+            read_image(image, config.data.num_channels)  # to its end, which a crop need not reach
             start = time.perf_counter()
-            transform(example["image"], rng)
+            transform(image, rng)
             seconds += time.perf_counter() - start
         except ImageError as error:
             bad.append(f"{example['id']}: {error}")
@@ -128,7 +129,7 @@ def _look_at_images(config: TrainConfig, subject: str, examples: Sequence[Any]) 
     if bad:
         listed = "\n".join(bad[:10])
         return Finding(
-            "failure" if config.data.on_bad_image == "error" else "warning",
+            "failure" if config.data.on_bad_image == "error" or len(bad) == len(examples) else "warning",
             subject,
             f"{len(bad)} of {len(examples)} sampled images cannot be read:\n{listed}",
             "Replace them, or train without them: --data.on-bad-image skip.",

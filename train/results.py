@@ -1,6 +1,5 @@
 """What a finished run leaves: the model folder, the evaluation, pictures, and images to try the model on."""
 
-import io
 import shlex
 import shutil
 import sys
@@ -13,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from poolformer_jax import save_pretrained
+from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly
-from train.data.sources import Example, Source
+from train.data.sources import Example, Source, image_of
 from train.evaluation import Evaluation
 from train.recipes import TrainConfig
 from train.reports import draw_confusion, evaluation_report, write_json
@@ -47,16 +47,23 @@ def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any
 
 
 def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
-    """Writes up to `count` images of a split, of different classes first, as PNGs named after their class."""
+    """Writes up to `count` images of a split, of different classes first, as PNGs named after their class.
+
+    Images that cannot be read are passed over: whoever asked for that was told of them by the evaluation.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     paths = []
     for index in _spread(source, count):
         example = source[index]
+        try:
+            picture = _picture(example)
+        except ImageError:
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         name = source.class_names[example["label"]]
         path = folder / f"{''.join(c if c.isalnum() else '_' for c in name)}-{index}.png"
-        _picture(example).save(path)
+        picture.save(path)
         paths.append(path)
     return paths
 
@@ -67,10 +74,11 @@ def _spread(source: Source, count: int) -> Sequence[int]:
 
 
 def _picture(example: Example) -> Image.Image:
-    if isinstance(example["image"], bytes):
-        return Image.open(io.BytesIO(example["image"])).convert("RGB")
-    pixels = np.asarray(example["image"])
-    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    image = image_of(example)
+    if isinstance(image, bytes):
+        return read_image(image)
+    pixels = np.asarray(image)
+    return read_image(pixels, 1 if pixels.ndim == 2 or pixels.shape[2] == 1 else 3, "channels_last")
 
 
 def tell(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> None:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from io import BytesIO
 
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from poolformer_jax.image_reading import ImageError, read_image
 from train.data.crops import Box
@@ -67,6 +67,8 @@ def decode_part(
             upright = read_image(image, num_channels)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # whose message shows an object's address
+        raise ImageError("not an image that Pillow can read: it is of no format that it knows") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
         raise ImageError(f"not an image that Pillow can read: {error}") from error
     return resize_part(upright, choose_box(*upright.size), size, resample, resizer)

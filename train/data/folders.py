@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from train.data.sources import Example, SourceError, held_out
+from poolformer_jax.image_reading import ImageError
+from train.data.sources import Example, SourceError, held_out, printable
 
 # Formats that Pillow opens and makes no pixels of: drawings that other programs would have to draw, containers of
 # measurements, and films.
@@ -54,7 +55,12 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Example:
         path = self._path(index)
-        return {"image": Path(path).read_bytes(), "label": int(self.labels[index]), "id": path}
+        try:
+            image: bytes | ImageError = Path(path).read_bytes()
+        except OSError as error:
+            self._require_root(error)
+            image = ImageError(f"its file cannot be read: {error.strerror or error}")
+        return {"image": image, "label": int(self.labels[index]), "id": printable(path)}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several at once, read by threads where that pays."""
@@ -65,6 +71,14 @@ class FolderSource:
             if time.perf_counter() - start > _WORTH_A_THREAD:
                 return examples + list(_readers().map(self.__getitem__, indices[number + 1 :]))
         return examples
+
+    def _require_root(self, error: OSError) -> None:
+        """One file that cannot be read is a bad image; a folder that went away, or was unmounted, is not."""
+        if not self.root.is_dir() or not any(self.root.iterdir()):
+            raise SourceError(
+                f"The folder {self.root} is gone, or empty by now. Expected it to stay: mount it again, and run the "
+                "same command to go on."
+            ) from error
 
     def size_of(self, index: int) -> int:
         """Bytes of the file; 0 if it is not there."""
@@ -172,7 +186,14 @@ def read_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -
         kinds = ", ".join(sorted(image_suffixes()))
         raise SourceError(f"{root}: no image in {', '.join(empty)}. Expected files that end in one of {kinds}.")
     names = np.array(files, dtype=np.bytes_)
-    return FolderSource(root, names, np.array(labels, np.int32), names_of, dict(passed_over))
+    shown = tuple(printable(name) for name in names_of)
+    return FolderSource(
+        root,
+        names,
+        np.array(labels, np.int32),
+        shown,
+        {printable(suffix): count for suffix, count in passed_over.items()},
+    )
 
 
 def _split_folder(root: Path, split: str) -> Path | None:

@@ -25,7 +25,7 @@ from poolformer_jax.cores import available_cores
 from poolformer_jax.image_reading import ImageError
 from train.data.config import DataConfig
 from train.data.resizing import choose_resizer
-from train.data.sources import ArraySource, Example, Source
+from train.data.sources import ArraySource, Example, Source, image_of
 from train.data.transforms import EvaluationTransform, TrainingTransform
 from train.data.worker_process import name_as_main_of_workers
 
@@ -75,9 +75,9 @@ class Batches:
                 name = example["id"]
                 if name in self.bad_images:
                     continue
-                EvaluationTransform(DataConfig().image_processor())(example["image"])
+                EvaluationTransform(DataConfig().image_processor())(image_of(example))
                 reason = "it was unreadable in a worker, and is readable now"
-            except (ImageError, OSError) as error:
+            except ImageError as error:
                 reason = str(error)
             self.bad_images[name] = reason
             _LOG.warning("Skipped a bad image, %d so far: %s: %s", len(self.bad_images), name, reason)
@@ -177,13 +177,16 @@ class _MakeTrainingBatch:
                 # The stream starts afresh for a replacement: what the bad image drew is nobody's business.
                 rng = np.random.Generator(np.random.Philox(key=[self.config.seed, place.position]))
                 try:
-                    batch["image"][row] = transform(example["image"], rng)
+                    batch["image"][row] = transform(image_of(example), rng)
                     break
                 except ImageError as error:
                     _complain_or_go_on(self.config, example["id"], error)
                     batch["bad"][row] = place.index
                     if index - place.index == min(_MOST_BAD_IN_A_ROW, len(self.source) - 1):
-                        raise BadImageError(f"{index - place.index + 1} images in a row cannot be read.") from None
+                        raise BadImageError(
+                            f"{index - place.index + 1} images in a row cannot be read, the last of them "
+                            f"{example['id']}: {error}\nIs the storage all right? python -m train doctor tells more."
+                        ) from error
                     index += 1
                     example = self.source[index % len(self.source)]
             batch["label"][row] = _label(example, self.source, self.config.train_split)
@@ -207,7 +210,7 @@ class _MakeEvaluationBatch:
             batch["index"][row] = index
             batch["label"][row] = _label(example, self.source, self.config.evaluation_split)
             try:
-                batch["image"][row] = transform(example["image"])
+                batch["image"][row] = transform(image_of(example))
                 batch["mask"][row] = True
             except ImageError as error:
                 _complain_or_go_on(self.config, example["id"], error)

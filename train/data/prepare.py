@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from train.checks import refuse
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
 from train.data.restart_jpeg import add_restart_markers, jpegtran_is_installed
-from train.data.sources import Source, SourceError
+from train.data.sources import Example, Source, SourceError, image_of, printable
 
 _VERSION = "1.0.0"
 _SHUFFLE_SEED = 0
@@ -303,10 +303,10 @@ def _write_shard(config: PrepareConfig, source: Source, shard: _Shard, work: Pat
     try:
         for row in shard.rows:
             example = source[int(row)]
-            if (reason := _why_no_image(example["image"])) is not None:
+            if (reason := _why_no_image(example)) is not None:
                 bad.append(f"{example['id']}: {reason}")
                 continue
-            name = os.path.relpath(example["id"], source.root) if isinstance(source, FolderSource) else example["id"]
+            name = printable(source.names[row].item()) if isinstance(source, FolderSource) else example["id"]
             image = add_restart_markers(example["image"]) if config.restart_markers else example["image"]
             record = {"image": image, "label": example["label"], "file_name": name}
             writer.write(features.serialize_example(features.encode_example(record)))
@@ -324,13 +324,15 @@ def _write_shard(config: PrepareConfig, source: Source, shard: _Shard, work: Pat
     return bad
 
 
-def _why_no_image(data: bytes) -> str | None:
+def _why_no_image(example: Example) -> str | None:
     """Looks at the header only; what is damaged further on shows when it is decoded."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(image_of(example))) as image:
             return None if min(image.size) > 0 else "no pixels"
+    except UnidentifiedImageError:  # whose message shows an object's address
+        return "of no format that Pillow knows"
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ... for foreign bytes
-        return str(error).replace("<_io.BytesIO object at ", "").split(" 0x")[0] or type(error).__name__
+        return str(error) or type(error).__name__
 
 
 def _features(source: Source) -> Any:

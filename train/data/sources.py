@@ -6,12 +6,14 @@ every worker process, so it pickles small and opens its files where it is used.
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from poolformer_jax.image_reading import ImageError
 from train.data.config import DataConfig
 
 
@@ -19,7 +21,7 @@ class Example(TypedDict):
     """One image of a data set."""
 
     image: Any
-    """The bytes of an image file, or an array uint8 [h, w] or [h, w, c]."""
+    """The bytes of an image file, an array uint8 [h, w] or [h, w, c], or the ImageError that says why it has none."""
     label: int
     id: str
     """A name by which a person finds the image again."""
@@ -42,6 +44,17 @@ class Source(Protocol):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several at once, which a source on slow storage reads at the same time."""
+
+
+def image_of(example: Example) -> Any:
+    """The bytes of an example's image file, or its array.
+
+    Raises:
+        ImageError: if the storage did not give the file.
+    """
+    if isinstance(example["image"], ImageError):
+        raise example["image"]
+    return example["image"]
 
 
 class SourceError(ValueError):
@@ -105,13 +118,19 @@ def held_out(ids: Sequence[str], labels: Sequence[int], share: float) -> np.ndar
     choice is the same on every machine, and has nothing to do with the order in which the images were taken.
     """
     chosen = np.zeros(len(ids), bool)
-    digests = np.array([hashlib.sha256(name.encode()).digest()[:8] for name in ids], dtype="S8").view(">u8")
+    # The bytes that the file system has for a name, whatever their encoding is.
+    digests = np.array([hashlib.sha256(os.fsencode(name)).digest()[:8] for name in ids], dtype="S8").view(">u8")
     by_class = np.asarray(labels)
     for label in np.unique(by_class):
         members = np.flatnonzero(by_class == label)
         count = min(max(1, round(len(members) * share)), len(members) - 1)
         chosen[members[np.argsort(digests[members], kind="stable")[:count]]] = True
     return chosen
+
+
+def printable(name: str | bytes) -> str:
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 become `\\xe9` and the like."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _open_digits(split: str, share: float) -> ArraySource:

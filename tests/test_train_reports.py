@@ -1,0 +1,34 @@
+"""What a run leaves beside its weights; nothing in it can fail a run that is done."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from small_data import photographs, write_photographs
+from train.data.sources import ArraySource, open_source
+from train.results import write_examples
+
+
+def test_examples_pass_over_images_that_cannot_be_read(tmp_path):
+    root = write_photographs(tmp_path / "photos")
+    source = open_source(photographs(root, held_out=0.5), "validation")
+    damaged, missing, whole = (root / source.names[place].item().decode() for place in (0, len(source) - 1, 1))
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    missing.unlink()
+    paths = write_examples(tmp_path / "examples", source, len(source))
+    assert sorted(path.name for path in (tmp_path / "examples").iterdir()) == sorted(path.name for path in paths)
+    assert len(paths) == len(source) - 2
+    with Image.open(paths[0]) as image, Image.open(whole) as original:
+        assert image.size == original.size
+
+
+@pytest.mark.parametrize(("shape", "mode"), [((9, 8), "L"), ((9, 8, 1), "L"), ((3, 4, 3), "RGB"), ((9, 8, 3), "RGB")])
+def test_examples_of_arrays_are_their_pixels(tmp_path, shape, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    source = ArraySource(pixels, np.array([0, 1]), ("a", "b"), ("cat/dog", "\udce9"))
+    paths = write_examples(tmp_path / "examples", source, 5)
+    assert [path.name for path in paths] == ["cat_dog-0.png", "_-1.png"]
+    for path, wanted in zip(paths, pixels):
+        with Image.open(path) as image:
+            assert image.mode == mode
+            np.testing.assert_array_equal(np.asarray(image), wanted.reshape(image.size[1], image.size[0], -1).squeeze())
