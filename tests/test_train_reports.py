@@ -6,7 +6,11 @@ from PIL import Image
 
 from small_data import photographs, write_photographs
 from train.data.sources import ArraySource, open_source
+from train.evaluation import Evaluation
+from train.reports import draw_confusion, draw_curves
 from train.results import write_examples
+
+EVALUATION = Evaluation(4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([[2, 0], [1, 1]]))
 
 
 def test_examples_pass_over_images_that_cannot_be_read(tmp_path):
@@ -32,3 +36,22 @@ def test_examples_of_arrays_are_their_pixels(tmp_path, shape, mode):
         with Image.open(path) as image:
             assert image.mode == mode
             np.testing.assert_array_equal(np.asarray(image), wanted.reshape(image.size[1], image.size[0], -1).squeeze())
+
+
+@pytest.mark.parametrize("name", ["$a_{b$", "$x$ and $y$", "caf\udce9", "^_\\", ""])
+def test_a_class_may_have_any_name_in_the_confusion(tmp_path, name, caplog):
+    draw_confusion(EVALUATION, ("cat", name), tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as image:
+        image.load()
+    assert not caplog.records
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_of_and_fails_nothing(tmp_path, caplog):
+    """Here for want of what to draw; in a run it may be a font, the layout, or the disk."""
+    draw_confusion(EVALUATION, (), tmp_path / "confusion.png")
+    draw_curves([{"kind": "train"}], tmp_path / "curves.png")
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    for message, name in zip(told, ("confusion.png", "curves.png")):
+        assert f"The picture {tmp_path / name} could not be drawn, and is left out" in message
+    assert not list(tmp_path.iterdir())

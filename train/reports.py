@@ -6,6 +6,7 @@ Only process 0 writes. Every file is either appended to by whole lines, or writt
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ import numpy as np
 from train.evaluation import Evaluation
 from train.progress import Record
 from train.tensorboard import EventFile
+
+_LOG = logging.getLogger(__name__)
 
 
 class Reports:
@@ -92,7 +95,11 @@ def write_json(path: Path, value: Any) -> None:
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(temporary)
+    try:
+        write(temporary)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)  # noqa: PTH105 -- Path.replace is the same, and hides that it is atomic
 
 
@@ -105,6 +112,15 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def _draw(path: Path, paint: Callable[[], Any]) -> None:
+    """Saves the figure that `paint` makes. A picture is never worth a run: where it fails, that is said."""
+    try:
+        figure = paint()
+        _replace(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    except Exception as error:  # Matplotlib's parsers, fonts and layout raise whatever they like
+        _LOG.warning("The picture %s could not be drawn, and is left out: %s: %s", path, type(error).__name__, error)
+
+
 def _figure(width: float, height: float) -> Any:
     # Matplotlib takes a second to import; a run that is stopped early draws nothing.
     from matplotlib.figure import Figure
@@ -114,6 +130,10 @@ def _figure(width: float, height: float) -> Any:
 
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss, accuracy and learning rate over the epochs, side by side, as a PNG."""
+    _draw(path, lambda: _paint_curves(lines))
+
+
+def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
     train = [line for line in lines if line["kind"] == "train"]
     figure = _figure(12, 3.6)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -135,7 +155,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (loss, accuracy):
         if axes.has_data():
             axes.legend()
-    _replace(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    return figure
 
 
 def _curve(axes: Any, lines: Sequence[dict[str, Any]], name: str, label: str | None, color: str, **style: Any) -> None:
@@ -146,26 +166,30 @@ def _curve(axes: Any, lines: Sequence[dict[str, Any]], name: str, label: str | N
 
 def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:
     """Right class against most probable class as a PNG, rows in percent; nothing where there are too many classes."""
-    if evaluation.confusion is None:
-        return
-    counts = evaluation.confusion
+    if (counts := evaluation.confusion) is not None:
+        _draw(path, lambda: _paint_confusion(counts, evaluation, class_names))
+
+
+def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Sequence[str]) -> Any:
+    # What no font has (half of a character that is not UTF-8) is spelled out, and dollars are no formulas.
+    names = [name.encode(errors="backslashreplace").decode() for name in class_names]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 2.5 + 0.38 * len(class_names)
+    side = 2.5 + 0.38 * len(names)
     figure = _figure(side + 1, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
-    axes.set_yticks(ticks, class_names)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
     axes.set_xlabel("most probable class")
     axes.set_ylabel("right class")
     axes.set_title(f"{evaluation.top1:.2%} of {evaluation.examples:,} images right")
-    if len(class_names) <= 20:
+    if len(names) <= 20:
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8, format=lambda value, _: f"{value:.0%}")
-    _replace(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    return figure
 
 
 def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
