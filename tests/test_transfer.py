@@ -237,6 +237,15 @@ def test_a_quantized_network_is_refused():
         from_torch_state_dict(quantized)
 
 
+def test_whole_numbers_of_something_else_are_not_taken_for_a_quantized_network():
+    resnet = {"bn1.num_batches_tracked": np.zeros((), np.int64), "conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}
+    with pytest.raises(ValueError, match=r"of no PoolFormer: bn1\.num_batches_tracked, conv1\.weight"):
+        from_torch_state_dict(resnet)
+    counted = {**state_dict(SMALL, "sail"), "network.0.0.norm1.num_batches_tracked": np.zeros((), np.int64)}
+    with pytest.raises(WeightsMismatch, match=r"unexpected: network\.0\.0\.norm1\.num_batches_tracked \[\]"):
+        from_torch_state_dict(counted)
+
+
 def test_jax_arrays_go_out_as_they_came_in():
     original = state_dict(SMALL, "hf")
     config, variables = from_torch_state_dict(original)

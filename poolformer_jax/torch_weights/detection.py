@@ -9,7 +9,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -56,9 +56,30 @@ class Detection:
 class _Match(NamedTuple):
     """A name of the state dict read as a row of a table. Indices are those written in the name."""
 
+    given: str
     row: Row
     indices: Mapping[str, int]
     shape: Shape
+
+
+@dataclass(frozen=True)
+class ReadNames:
+    """The names of a state dict, read in the layout that explains most of them.
+
+    Args:
+        layout: a key of `names.LAYOUTS`.
+        names: as in `Detection`.
+        matches: every name that the layout explains.
+    """
+
+    layout: str
+    names: Mapping[str, str]
+    matches: tuple[_Match, ...]
+
+    @property
+    def explained(self) -> list[str]:
+        """The state dict's own names of what a network of this layout may have."""
+        return [match.given for match in self.matches]
 
 
 def detect(shapes: Mapping[str, Shape], config: PoolFormerConfig | None = None) -> Detection:
@@ -71,6 +92,15 @@ def detect(shapes: Mapping[str, Shape], config: PoolFormerConfig | None = None) 
     Raises:
         ValueError: if the names are of no known layout, or do not tell the network.
     """
+    return network_of_names(read_names(shapes), config)
+
+
+def read_names(shapes: Mapping[str, Shape]) -> ReadNames:
+    """The first half of `detect`: the layout, and which of its rows each name is.
+
+    Raises:
+        ValueError: if the names are of no known layout.
+    """
     names = _unwrap(shapes)
     if any(name in names for name in _SECOND_PAPER):
         raise ValueError(
@@ -81,8 +111,17 @@ def detect(shapes: Mapping[str, Shape], config: PoolFormerConfig | None = None) 
     layout = max(matches, key=lambda name: len(matches[name]))
     if not any(match.row.path.startswith("stages") for match in matches[layout]):
         raise ValueError(_unknown(shapes))
-    classifier = any(PARAMETERS[m.row.path].when in ("classifier", "labels") for m in matches[layout])
-    return Detection(layout, config or _infer(layout, matches[layout], len(shapes)), names, classifier)
+    return ReadNames(layout, names, tuple(matches[layout]))
+
+
+def network_of_names(read: ReadNames, config: PoolFormerConfig | None = None) -> Detection:
+    """The second half of `detect`: the network, from the shapes.
+
+    Raises:
+        ValueError: if names and shapes do not tell it.
+    """
+    classifier = any(PARAMETERS[match.row.path].when in ("classifier", "labels") for match in read.matches)
+    return Detection(read.layout, config or _infer(read.layout, read.matches, len(read.names)), read.names, classifier)
 
 
 def _unwrap(names: Iterable[str]) -> dict[str, str]:
@@ -116,11 +155,11 @@ def _read(layout: str, names: Mapping[str, str], shapes: Mapping[str, Shape]) ->
         row = LAYOUTS[layout].rows[int(str(match.lastgroup).removeprefix("row_"))]
         texts = {key.split("_")[0]: text for key, text in match.groupdict().items() if text is not None}
         indices = {key: int(text) for key, text in texts.items() if key != "row"}
-        found.append(_Match(row, indices, shapes[given]))
+        found.append(_Match(given, row, indices, shapes[given]))
     return found
 
 
-def _stages(matches: list[_Match]) -> list[tuple[int | None, _Match]]:
+def _stages(matches: Sequence[_Match]) -> list[tuple[int | None, _Match]]:
     """Every match with the number of its stage; None for those of no stage."""
     # sail counts places in one list. The n-th place that holds blocks is stage n, and a downsampling or position
     # embedding belongs to the stage whose blocks follow it.
@@ -135,7 +174,7 @@ def _stages(matches: list[_Match]) -> list[tuple[int | None, _Match]]:
     return placed
 
 
-def _infer(layout: str, matches: list[_Match], names: int) -> PoolFormerConfig:
+def _infer(layout: str, matches: Sequence[_Match], names: int) -> PoolFormerConfig:
     """The network that explains the matches."""
     placed = _stages(matches)
     count = 1 + max(stage for stage, _ in placed if stage is not None)

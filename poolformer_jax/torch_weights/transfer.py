@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.torch_weights.detection import Detection, detect
+from poolformer_jax.torch_weights.detection import Detection, network_of_names, read_names
 from poolformer_jax.torch_weights.names import TRANSFORMS, Leaf, leaves
 from poolformer_jax.torch_weights.storage import plain
 
@@ -108,9 +108,11 @@ def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | 
         WeightsMismatch: if a name is missing or left over, or a shape differs.
         ValueError: if the names are of no known layout.
     """
-    _refuse_quantized(state_dict)
     shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
-    detection = detect(shapes, config)
+    read = read_names(shapes)
+    # Of what is no parameter of a PoolFormer, such as a count of batches, more is told below than its type.
+    _refuse_quantized({name: state_dict[name] for name in read.explained})
+    detection = network_of_names(read, config)
     if (blocks := sum(detection.config.depths)) > len(shapes):
         # Told before a list is made of every parameter of a config that may come from a file too.
         raise ValueError(
