@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -67,6 +68,13 @@ def test_a_file_that_the_storage_does_not_give_is_named(folder, tmp_path):
     (found,) = failures(of_folder(folder, tmp_path))
     assert "1 of 16 sampled images cannot be read" in found.found
     assert "cat/3.png: its file cannot be read: No such file" in found.found
+
+
+def test_a_single_class_is_told(folder, tmp_path):
+    config = of_folder(folder / "train", tmp_path)
+    shutil.rmtree(folder / "train" / "dog")
+    (found,) = failures(config)
+    assert (found.subject, found.found) == ("classes", "there is one only, cat, and every answer would be right")
 
 
 def test_files_that_are_passed_over_are_counted(folder, tmp_path):

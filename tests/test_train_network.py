@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from train.network import PretrainedNetwork, make_network
+from train.network import FreshNetwork, PretrainedNetwork, make_network
 
 WEIGHTS = PretrainedNetwork(source=str(Path(__file__).parent / "fixtures" / "hf_sharded"))
 
@@ -49,3 +49,9 @@ def test_a_head_is_kept_for_its_own_classes_or_for_another_vocabulary(names):
 def test_a_head_is_not_kept_for_other_classes(names, message):
     with pytest.raises(ValueError, match=f"{message}.*leave --model.keep-head away"):
         network_for(names, KEPT)
+
+
+@pytest.mark.parametrize("wanted", [WEIGHTS, FreshNetwork()])
+def test_a_network_for_a_single_class_is_refused(wanted):
+    with pytest.raises(ValueError, match=r"The data has 1 class, images: .* name the folder that holds one folder per"):
+        network_for(("images",), wanted)

@@ -66,6 +66,8 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
         return
     train = sources[config.data.train_split]
     yield from _look_at_classes(list(sources.values()))
+    if train.num_classes < 2:
+        return
     yield _look_at_host_memory(config, train)
     try:
         parts = assemble(config, train.class_names, len(train))
@@ -140,6 +142,13 @@ def _look_at_images(config: TrainConfig, subject: str, examples: Sequence[Any]) 
 
 def _look_at_classes(sources: Sequence[Source]) -> Iterator[Finding]:
     first = sources[0]
+    if first.num_classes < 2:
+        yield Finding(
+            "failure",
+            "classes",
+            f"there is one only, {', '.join(first.class_names)}, and every answer would be right",
+            "Name the folder that holds one folder per class.",
+        )
     for other in sources[1:]:
         if other.class_names != first.class_names:
             missing = sorted(set(first.class_names) ^ set(other.class_names)) or ["their order"]

@@ -81,8 +81,13 @@ def make_network(
     """The network for data with `class_names` and images of `image_size` pixels; labels and channels follow the data.
 
     Raises:
-        ValueError: if the weights are of a network for other images or classes.
+        ValueError: if there is nothing to tell apart, or the weights are of a network for other images or classes.
     """
+    if len(class_names) < 2:
+        raise ValueError(
+            f"The data has {len(class_names)} class, {', '.join(class_names)}: every answer would be right. Expected "
+            "two or more; of class folders name the folder that holds one folder per class."
+        )
     kind = jnp.dtype(dtype)
     if kind == jnp.float64 and not jax.config.jax_enable_x64:
         raise ValueError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1. Expected it, or float32.")
