@@ -1,6 +1,7 @@
 """`python -m train evaluate`: which images a model is scored on, and what is refused."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,18 @@ def test_divided_class_folders_are_scored_by_their_validation_split(model, tmp_p
     assert evaluate(model, f"folder:{tmp_path}").examples == 6
     assert "split validation: 6 images" in capsys.readouterr().out
     assert evaluate(model, f"folder:{tmp_path / name}").examples == 6  # that folder by itself is one pool
+
+
+def test_classes_and_folders_may_have_any_name(tmp_path, capsys):
+    names = ("[bold]", "$a_{b$", os.fsdecode(b"caf\xe9"))
+    pool = write_classes(tmp_path / os.fsdecode(b"p\xf6\xf6l"), names, images=2)
+    given = write_model(tmp_path / "model", sorted((*names[:2], r"caf\xe9")))
+    assert evaluate(given, f"folder:{pool}", output=tmp_path / "out").examples == 6
+    printed = capsys.readouterr().out
+    assert printed.encode()
+    for name in ("[bold]", "$a_{b$", r"caf\xe9", r"p\xf6\xf6l"):
+        assert name in printed
+    assert (tmp_path / "out" / "confusion.png").exists()
 
 
 def test_a_model_of_other_classes_is_refused_although_there_are_as_many(model, tmp_path):

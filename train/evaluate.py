@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
 from poolformer_jax.inference import find_image_processor
@@ -24,7 +25,7 @@ from train.data.config import DataConfig, HostAugmentation
 from train.data.device_augment import normalize_batch
 from train.data.folders import WHOLE, describe_split, is_pool
 from train.data.pipeline import evaluation_batches
-from train.data.sources import Source, open_source
+from train.data.sources import Source, open_source, printable
 from train.distributed import DistributedConfig, initialize
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
 from train.network import refuse_other_classes
@@ -151,7 +152,7 @@ def _report(
     kind, _, path = config.data.partition(":")
     split = data.evaluation_split
     scored = describe_split(path, split, data.held_out) if kind == "folder" else f"split {split}"
-    print(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images")
+    print(printable(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images"))
     print(f"top-1 {evaluation.top1:.2%}   top-5 {evaluation.top5:.2%}   loss {evaluation.loss:.4f}")
     if left_out:
         print(f"{len(left_out)} images could not be read and are not in the score.")
@@ -161,10 +162,10 @@ def _report(
     for heading in ("class", "images", "top-1"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for row in rows[:_MOST_ROWS]:
-        table.add_row(row["class"], f"{row['examples']:,}", f"{row['top1']:.1%}")
+        table.add_row(Text(row["class"]), f"{row['examples']:,}", f"{row['top1']:.1%}")
     Console().print(table)
     if config.output is not None:
         subject = {"model": config.source, "data": config.data, "split": split, "scored": scored}
         write_json(config.output / "evaluation.json", {**subject, **report})
         draw_confusion(evaluation, class_names, config.output / "confusion.png")
-        print(f"Written to {config.output}")
+        print(printable(f"Written to {config.output}"))
