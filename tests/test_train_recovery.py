@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 from PIL import Image
 
 import programs
+from train import loop
+from train.command_line import main
+from train.data.sources import open_source
 from training import train_losses
 
 
@@ -98,6 +102,44 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
     (step,) = saved(run_dir)
     assert f"Going on from step {step}" in programs.run(arguments)
     assert train_losses(run_dir) == train_losses(uninterrupted)
+
+
+@pytest.mark.parametrize("seconds", [0.4, 2.5, 4.0])
+def test_ctrl_c_before_the_first_step_ends_with_130_and_no_traceback(tmp_path, seconds):
+    process = programs.start([*programs.TINY, "--run-dir", str(tmp_path / "run"), "--optimizer.epochs", "9000"])
+    time.sleep(seconds)  # amid imports, or the parts of the set-up; on a fast machine, the first steps
+    process.send_signal(signal.SIGINT)
+    output = programs.finish(process, code=128 + signal.SIGINT)
+    assert "stopped" in output.lower()
+    assert "Traceback" not in output
+    assert "KeyboardInterrupt" not in output
+
+
+def test_ctrl_c_amid_the_set_up_ends_it_at_its_next_part(tmp_path, monkeypatch, capsys):
+    def open_source_interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)  # here an exception might be lost
+        return open_source(*arguments)
+
+    monkeypatch.setattr(loop, "open_source", open_source_interrupted)
+    monkeypatch.setattr(loop, "assemble", lambda *arguments: pytest.fail("went on"))
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(["smoke", "--run-dir", str(tmp_path), "--distributed.mode", "off"]) == 128 + signal.SIGINT
+    assert "stopped" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
+    program = """
+import signal, sys, time
+from train.distributed import StopRequest
+with StopRequest():
+    signal.raise_signal(signal.SIGINT)
+    print("noted", flush=True)
+    signal.raise_signal(signal.SIGINT)
+    print("still there", flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=programs.ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, "noted\n")
 
 
 def assert_close(found: dict[int, float], wanted: dict[int, float]) -> None:

@@ -4,11 +4,12 @@ Exit codes: 0 done (or stopped by SIGTERM with its state saved), 1 failed, 2 the
 Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
+import contextlib
 import inspect
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,35 +22,83 @@ _DEFAULT = "digits"
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if (message := _message(error)) is None:
+            raise  # a bug: the traceback tells most
+        print(f"\nerror: {message}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
     name, rest = (arguments[0], list(arguments[1:])) if arguments else (_DEFAULT, [])
     if name in ("-h", "--help"):
         return _overview()
     if name.startswith("-"):
         name, rest = _DEFAULT, list(arguments)
-    if name in COMMANDS:
-        return _guarded(lambda: COMMANDS[name][1](rest))
+    from train import loop  # noqa: F401 -- with everything that takes long to import, before Ctrl-C is an exception
     from train.recipes import RECIPES
 
-    if name in RECIPES:
-        return _guarded(lambda: _train(name, rest))
+    with _interrupted_by_exception():
+        if name in COMMANDS:
+            return COMMANDS[name][1](rest)
+        if name in RECIPES:
+            return _train(name, rest)
     known = ", ".join([*RECIPES, *COMMANDS])
     print(f"There is no recipe or command {name!r}. Expected one of: {known}.", file=sys.stderr)
     return 2
 
 
-def _guarded(action: Callable[[], int]) -> int:
-    """Runs `action`, and turns what a person can mend into one message instead of a traceback."""
+@contextlib.contextmanager
+def _interrupted_by_exception() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, so that what was opened is closed."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _message(error: BaseException) -> str | None:
+    """What a person can mend, in one message; None for a mistake in the program."""
+    if isinstance(error, ImportError):
+        return _missing(error)
+    import jax
+
     from train.checkpoints import CheckpointError
     from train.loop import TrainingError
 
-    try:
-        return action()
-    except (CheckpointError, TrainingError, ValueError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+    if isinstance(error, MemoryError):
+        return f"The memory of this host is used up. {error}\n{_LESS_MEMORY}".replace(". \n", ".\n")
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return f"The memory of a device is used up. {error}\n{_LESS_MEMORY}" if _is_out_of_memory(error) else None
+    if isinstance(error, CheckpointError | TrainingError | ValueError | OSError):
+        return str(error)
+    return None
+
+
+_LESS_MEMORY = (
+    "Expected less to be needed at a time. For devices: --optimizer.accumulate 2 (or more), --dtype bfloat16, --remat. "
+    "For hosts: fewer --data.workers, --data.worker-batches 1. For both a smaller --data.batch-size or "
+    "--data.image-size, which change what is learnt. `python -m train doctor RECIPE` says what is needed."
+)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def _missing(error: ImportError) -> str | None:
+    package = (error.name or "").partition(".")[0]
+    if package in ("train", "poolformer_jax"):
+        return None
+    # Where the library misses something, it says itself how to install it.
+    advice = "" if "pip install" in str(error) else "\nInstall what training needs with: pip install -e '.[train]'"
+    return f"{error}{advice}"
 
 
 def _train(name: str, arguments: Sequence[str]) -> int:

@@ -64,8 +64,10 @@ def initialize(config: DistributedConfig) -> None:
 class StopRequest:
     """Whether the run was asked to stop: SIGTERM (what schedulers and preemption send) or Ctrl-C.
 
-    With several processes, jax tells all of them of a SIGTERM to any of them and settles on one step at which all of
-    them stop; so `at(step)` has to be called at every step. A second signal ends the process at once.
+    Both are only noted, because an exception in the middle of a compilation, or in one of jax's callbacks, is lost or
+    ends the interpreter; so there is something to call between any two parts of a run. With several processes, jax
+    tells all of them of a SIGTERM to any of them and settles on one step at which all of them stop; so `at(step)` has
+    to be called at every step. A second signal ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -73,15 +75,26 @@ class StopRequest:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        # With several processes SIGTERM belongs to jax's preemption service, which was there first.
-        for number in (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        self._listen(signal.SIGINT)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    def listen_for_sigterm(self) -> None:
+        """From now on; after `initialize`, which sets a handler of its own."""
+        # With several processes SIGTERM belongs to jax's preemption service.
+        if jax.process_count() == 1:
+            self._listen(signal.SIGTERM)
+
+    def before_training(self) -> None:
+        """Raises KeyboardInterrupt after Ctrl-C. SIGTERM waits for the first step, to which it leaves a state."""
+        if self.signal is signal.SIGINT:
+            raise KeyboardInterrupt
 
     def at(self, step: int) -> bool:
         """Whether to stop after `step` steps, the same on all processes."""
@@ -92,11 +105,11 @@ class StopRequest:
                 raise KeyboardInterrupt
         return self.signal is not None
 
+    def _listen(self, number: signal.Signals) -> None:
+        self._before[number] = signal.signal(number, self._note)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before.clear()
+        # Not a handler in Python: that would wait until a compilation is over.
+        for listened in self._before:
+            signal.signal(listened, signal.SIG_DFL)

@@ -49,53 +49,60 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         TrainingError: if the gradient stays without a finite value.
         CheckpointError: if states can be neither written nor read.
     """
-    initialize(config.distributed)
-    source = open_source(config.data, config.data.train_split)
-    held_out = open_source(config.data, config.data.evaluation_split)
-    parts = assemble(config, source.class_names, len(source))
-    steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
-    evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
+    with StopRequest() as stop:
+        initialize(config.distributed)
+        stop.listen_for_sigterm()
+        source = open_source(config.data, config.data.train_split)
+        stop.before_training()
+        held_out = open_source(config.data, config.data.evaluation_split)
+        stop.before_training()
+        parts = assemble(config, source.class_names, len(source))
+        stop.before_training()
+        steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
+        evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
+        identity = identify(config, source)
+        _note_recipe(config, identity)
 
-    identity = identify(config, source)
-    _note_recipe(config, identity)
-    with Checkpoints(config.checkpoints, config.keep_checkpoints, identity) as checkpoints:
-        state = checkpoints.restore(parts.state) or parts.init(parts.network.argument)
-        step = start = int(state.step)
-        meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
-        with (
-            Journal(config, console, start, total, steps_per_epoch) as journal,
-            train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
-            StopRequest() as stop,
-        ):
+        with Checkpoints(config.checkpoints, config.keep_checkpoints, identity) as checkpoints:
+            state = checkpoints.restore(parts.state) or parts.init(parts.network.argument)
+            stop.before_training()
+            step = start = int(state.step)
+            meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
+            with (
+                Journal(config, console, start, total, steps_per_epoch) as journal,
+                train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
+            ):
 
-            def note(records: list[Record]) -> None:
-                for record in records:
-                    journal.train(record)
-                    _refuse_to_go_on_blind(record, config)
-                checkpoints.check()
+                def note(records: list[Record]) -> None:
+                    for record in records:
+                        journal.train(record)
+                        _refuse_to_go_on_blind(record, config)
+                    checkpoints.check()
 
-            while step < total and not stop.at(step):
-                with meter.waiting():
-                    batch = next(batches)
-                state, metrics = parts.step(state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")}))
-                step += 1
-                journal.advance(step)
-                note(meter.add(metrics))
-                if step % save_every == 0:
-                    # Before the state, so that a run that goes on from it lacks no line.
-                    note(meter.rest())
-                with meter.paused():
-                    if step % evaluate_every == 0 and step < total:
-                        journal.evaluation(step, _evaluate(config, parts, state, held_out))
+                while step < total and not stop.at(step):
+                    with meter.waiting():
+                        batch = next(batches)
+                    state, metrics = parts.step(
+                        state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")})
+                    )
+                    step += 1
+                    journal.advance(step)
+                    note(meter.add(metrics))
                     if step % save_every == 0:
-                        checkpoints.save(state)
-            note(meter.rest())
-            checkpoints.save(state, wait=True)
-            if step < total:
-                return Outcome(step, {}, stop.signal)
-            evaluations = _evaluate(config, parts, state, held_out)
-            journal.evaluation(step, evaluations)
-    results.write(config, parts, state, held_out, evaluations)
+                        # Before the state, so that a run that goes on from it lacks no line.
+                        note(meter.rest())
+                    with meter.paused():
+                        if step % evaluate_every == 0 and step < total:
+                            journal.evaluation(step, _evaluate(config, parts, state, held_out))
+                        if step % save_every == 0:
+                            checkpoints.save(state)
+                note(meter.rest())
+                checkpoints.save(state, wait=True)
+                if step < total:
+                    return Outcome(step, {}, stop.signal)
+                evaluations = _evaluate(config, parts, state, held_out)
+                journal.evaluation(step, evaluations)
+        results.write(config, parts, state, held_out, evaluations)
     return Outcome(step, evaluations, None)
 
 
