@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import programs
+from train import loop
 from train.command_line import main
 from train.recipes import RECIPES, differences
 from train.reports import Reports
@@ -69,6 +73,44 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path):
     output = programs.run(["smoke", "--run-dir", str(tmp_path), "--data.batch-size", "33"], code=1, devices=2)
     assert "error: data.batch_size=33 cannot be shared evenly by 2 devices. Expected a multiple of 2" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "told"),
+    [
+        ("sklearn.datasets", ["digits"], "pip install -e '.[train]'"),
+        ("tensorflow_datasets", ["smoke", "--data.source", "tfds:flowers"], "pip install -e '.[train]'"),
+        ("huggingface_hub", ["finetune", "--data.source", "synthetic"], "pip install 'poolformer-jax[hub]'"),
+        ("orbax.checkpoint", ["smoke"], "pip install -e '.[train]'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(tmp_path, module, arguments, told):
+    program = (
+        f"import sys; sys.modules[{module!r}] = None; from train.command_line import main; sys.exit(main(sys.argv[1:]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--run-dir", str(tmp_path), "--data.batch-size", "8"],
+        cwd=programs.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert module.partition(".")[0] in ended.stderr
+    assert told in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 2 TiB"), JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")]
+)
+def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, capsys, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(loop, "assemble", fail)
+    assert main(["smoke", "--run-dir", str(tmp_path), "--distributed.mode", "off"]) == 1
+    message = capsys.readouterr().err
+    assert str(error) in message
+    assert "--optimizer.accumulate 2" in message
 
 
 def test_the_imagenet_recipes_are_the_authors_training():
