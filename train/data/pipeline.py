@@ -242,8 +242,8 @@ def _label(example: Example, source: Source, split: str) -> int:
 def _complain_or_go_on(config: DataConfig, name: str, error: ImageError) -> None:
     if config.on_bad_image == "error":
         raise BadImageError(
-            f"The image {name} cannot be read: {error}\nReplace it, or train without such images: "
-            "--data.on-bad-image skip counts and reports them."
+            f"The image {name} cannot be read: {error}\nReplace it, or go on without such images: "
+            "--data.on-bad-image skip (in evaluate: --on-bad-image skip) counts and reports them."
         ) from error
 
 
