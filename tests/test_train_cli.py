@@ -158,7 +158,7 @@ def finished(tmp_path_factory) -> Path:
 def test_a_run_leaves_everything_that_people_and_programs_need(finished):
     left = {path.relative_to(finished).parts[0] for path in finished.rglob("*")}
     assert left == {
-        *("recipe.json", "metrics.jsonl", "curves.png", "confusion.png"),
+        *(".lock", "recipe.json", "metrics.jsonl", "curves.png", "confusion.png"),
         *("checkpoints", "examples", "model", "model-ema", "tensorboard"),
     }
     assert not list(finished.rglob("*partial*"))

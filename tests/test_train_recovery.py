@@ -181,7 +181,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
         programs.wait_until(lambda: lines(run_dir) >= 3, started[0])
         started[1].send_signal(signal.SIGTERM)
         outputs = [programs.finish(process, code=0) for process in started]
-    (step,) = (int(path.name) for path in (tmp_path / "shared").iterdir())
+    (step,) = (int(path.name) for path in (tmp_path / "shared").iterdir() if path.name.isdigit())
     assert f"Stopped after step {step}" in outputs[0]
 
 
@@ -253,6 +253,25 @@ def test_states_that_do_not_say_what_they_are_of_need_the_recipe_of_their_run(tm
     assert "do not say which run they are of" in programs.run(arguments, code=1)
     (tmp_path / "recipe.json").rename(run_dir / "recipe.json")
     assert "Going on from step 20" in programs.run(arguments)
+
+
+@pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
+def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared):
+    def arguments(number: int) -> list[str]:
+        folders = {"--run-dir": f"run {number}", "--checkpoint-dir": f"checkpoints {number}", shared: "shared"}
+        flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
+        return [*programs.TINY, *flags, "--optimizer.epochs", "9000"]
+
+    reports = tmp_path / ("shared" if shared == "--run-dir" else "run 1")
+    with programs.stopping([programs.start(arguments(1))]) as (first,):
+        programs.wait_until(lambda: lines(reports) >= 3, first)
+        output = programs.run(arguments(2), code=1)
+        assert f"A run is going on in {tmp_path / 'shared'}." in output
+        assert "Traceback" not in output
+        first.send_signal(signal.SIGKILL)
+        programs.finish(first, code=-signal.SIGKILL)
+    # A killed run leaves no lock behind.
+    assert "Going on from step" in programs.run([*arguments(1), "--max-steps", "1"])
 
 
 def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path):

@@ -15,6 +15,7 @@ from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
 from train.identity import Identity, identify, refuse_another_run
 from train.journal import Journal
+from train.lock import alone_in
 from train.progress import Meter, Record
 from train.recipes import TrainConfig
 from train.reports import write_json
@@ -61,9 +62,15 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
         identity = identify(config, source)
-        _note_recipe(config, identity)
+        _refuse_states_of_another_run(config, identity)
 
-        with Checkpoints(config.checkpoints, config.keep_checkpoints, identity) as checkpoints:
+        with (
+            alone_in(config.run_dir),
+            alone_in(config.checkpoints),
+            Checkpoints(config.checkpoints, config.keep_checkpoints, identity) as checkpoints,
+        ):
+            if jax.process_index() == 0:
+                write_json(config.run_dir / "recipe.json", config.to_dict())
             state = checkpoints.restore(parts.state) or parts.init(parts.network.argument)
             stop.before_training()
             step = start = int(state.step)
@@ -102,7 +109,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     return Outcome(step, {}, stop.signal)
                 evaluations = _evaluate(config, parts, state, held_out)
                 journal.evaluation(step, evaluations)
-        results.write(config, parts, state, held_out, evaluations)
+            results.write(config, parts, state, held_out, evaluations)
     return Outcome(step, evaluations, None)
 
 
@@ -115,17 +122,11 @@ def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out:
     return evaluations
 
 
-def _note_recipe(config: TrainConfig, identity: Identity) -> None:
-    """Writes the recipe into the run's folder, unless there are states of another run.
-
-    Raises:
-        ValueError: naming everything in which the runs differ.
-    """
+def _refuse_states_of_another_run(config: TrainConfig, identity: Identity) -> None:
+    """Raises ValueError, naming everything in which the runs differ; looks before anything is made or cleared away."""
     if (found := newest_run(config.checkpoints)) is not None:
         step, kept = found
         refuse_another_run(config, identity, kept, step)
-    if jax.process_index() == 0:
-        write_json(config.run_dir / "recipe.json", config.to_dict())
 
 
 def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
