@@ -2,7 +2,9 @@
 
 import sys
 
-from convert.command_line import main
+from poolformer_jax.interrupts import leaving_at_once
 
 if __name__ == "__main__":
+    with leaving_at_once():
+        from convert.command_line import main
     sys.exit(main())

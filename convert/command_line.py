@@ -16,6 +16,8 @@ from rich.console import Console
 
 from convert import display, report
 from convert.conversion import Source, convert, open_source
+from poolformer_jax.cli.arguments import HelpFormatter
+from poolformer_jax.interrupts import leaving_at_once
 from poolformer_jax.model_files import find_model_files
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import open_weights
@@ -38,11 +40,11 @@ _INSPECT_EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    inspecting = given[:1] == ["inspect"]
-    parser = _inspect_parser() if inspecting else _convert_parser()
-    options = parser.parse_args(given[1:] if inspecting else given)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     try:
+        inspecting = given[:1] == ["inspect"]
+        parser = _inspect_parser() if inspecting else _convert_parser()
+        options = parser.parse_args(given[1:] if inspecting else given)
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = lambda message, *_: errors.print(f"note: {message}", markup=False)
@@ -82,7 +84,8 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
 
 
 def _verify(source: Source, destination: Path, mapped: Any, console: Console) -> Any:
-    from convert.verification import verify  # the network, which a conversion does not need
+    with leaving_at_once():
+        from convert.verification import verify  # the network, which a conversion does not need
 
     with console.status("verifying"):
         result = verify(source, destination, mapped)
@@ -139,7 +142,7 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
         prog=program,
         description=description,
         epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", help="a weights file, a folder, or a name on the Hugging Face Hub")
     parser.add_argument("--ema", action="store_true", help="take the moving average of a training checkpoint's weights")

@@ -180,6 +180,35 @@ def test_every_command_has_help_with_an_example_in_80_columns(command, capsys, m
     assert max(map(len, output.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("columns", [40, 60, 100])
+@pytest.mark.parametrize("program", [["poolformer_jax", "export"], ["convert"], ["convert", "inspect"]], ids=" ".join)
+def test_help_is_filled_to_the_terminals_width_but_for_examples(program, columns):
+    command = [sys.executable, "-m", *program, "--help"]
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0
+    paragraphs = [line for line in done.stdout.splitlines() if line and line[0] != " "]
+    assert max(map(len, paragraphs)) <= columns
+    description = " ".join(done.stdout.split("\n\n")[1].split())
+    assert description.endswith((".", "runtimes)."))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "imported"), [(["convert", "a", "b"], "rich"), (["poolformer_jax", "list"], "jax")], ids=str
+)
+def test_ctrl_c_during_the_first_imports_ends_quietly(arguments, imported, tmp_path):
+    # A module that sends the signal while it is imported, and then does as extension modules do with an exception.
+    (tmp_path / f"{imported}.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt as error:\n    raise ImportError('initialization failed') from error\n"
+    )
+    command = [sys.executable, "-m", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 # rich, optax and orbax come with flax.
 EXTRAS = ("huggingface_hub", "gradio", "jax2onnx", "onnx", "onnxruntime", "tyro", "grain", "sklearn", "matplotlib")
 CORE_ONLY = f"""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, export, predict, summary, variants
+from poolformer_jax.cli.arguments import HelpFormatter
 
 COMMANDS = (predict, variants, summary, cam, export, demo)
 
@@ -19,8 +20,8 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
-    parsed = _parser().parse_args(arguments)
     try:
+        parsed = _parser().parse_args(arguments)
         code: int = parsed.run(parsed)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough, as in `... | head`
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
             help=command.HELP,
             description=command.HELP,
             epilog=f"example:\n{command.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)

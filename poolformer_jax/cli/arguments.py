@@ -1,12 +1,30 @@
 """Arguments that several commands take, and the line that says what a command is waiting for."""
 
 import argparse
+import itertools
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from poolformer_jax.interrupts import leaving_at_once
+
 DEFAULT_WEIGHTS = "sail/poolformer_s12"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fills paragraphs to the terminal's width, and leaves indented lines, the examples, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for is_prose, group in itertools.groupby(text.splitlines(), lambda line: bool(line) and line[0] != " "):
+            if is_prose:
+                # Names of packages and flags are to be copied, so they stay in one piece.
+                lines += textwrap.wrap(" ".join(group), width, break_on_hyphens=False, break_long_words=False)
+            else:
+                lines += group
+        return "\n".join(indent + line for line in lines)
 
 
 def add_weights(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
@@ -48,3 +66,10 @@ def waiting(message: str) -> Iterator[None]:
     finally:
         if visible:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def starting_jax() -> Iterator[None]:
+    """Around the imports of a command, which take a second or two."""
+    with waiting("Starting JAX"), leaving_at_once():
+        yield

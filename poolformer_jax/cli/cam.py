@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import add_weights, waiting
+from poolformer_jax.cli.arguments import add_weights, starting_jax, waiting
 
 NAME = "cam"
 HELP = "Write a picture of what speaks for a class (Grad-CAM)."
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes the overlay; returns the exit code."""
     output = Path(arguments.output or f"{Path(arguments.image).stem}_cam.png")
     _check(output)
-    with waiting("Starting JAX"):
+    with starting_jax():
         from PIL import Image
 
         from poolformer_jax.cam import VISIBLE_SIDE, GradCam

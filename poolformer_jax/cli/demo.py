@@ -2,7 +2,7 @@
 
 import argparse
 
-from poolformer_jax.cli.arguments import add_weights, positive, waiting
+from poolformer_jax.cli.arguments import add_weights, positive, starting_jax, waiting
 
 NAME = "demo"
 HELP = "Serve a web page that shows the labels of a picture and what speaks for them."
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C; returns the exit code."""
-    with waiting("Starting JAX"):
+    with starting_jax():
         from poolformer_jax.cam import GradCam
         from poolformer_jax.demo import build_page, serve
         from poolformer_jax.inference import ImageClassifier, find_image_processor

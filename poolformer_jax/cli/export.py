@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, waiting
+from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, starting_jax, waiting
 
 NAME = "export"
 HELP = "Write a network as StableHLO (for jax) or ONNX (for other runtimes)."
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file and says how exact it is; returns the exit code."""
-    with waiting("Starting JAX"):
+    with starting_jax():
         from poolformer_jax.export import FORMATS, ExportError, export_model
         from poolformer_jax.inference import class_names, find_image_processor
         from poolformer_jax.pretrained import load_pretrained

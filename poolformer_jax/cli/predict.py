@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, waiting
+from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, starting_jax, waiting
 
 NAME = "predict"
 HELP = "Print the most probable labels of images."
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints predictions as they are ready; returns the exit code."""
     paths = list(_files(arguments.images))
-    with waiting("Starting JAX"):
+    with starting_jax():
         from poolformer_jax.image_reading import ImageError
         from poolformer_jax.inference import ImageClassifier
     with waiting(f"Loading {arguments.weights}"):

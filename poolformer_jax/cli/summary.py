@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poolformer_jax.cli.arguments import positive, waiting
+from poolformer_jax.cli.arguments import positive, starting_jax, waiting
 
 if TYPE_CHECKING:
     from poolformer_jax.config import PoolFormerConfig
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table; returns the exit code."""
-    with waiting("Starting JAX"):
+    with starting_jax():
         from poolformer_jax.summary import layer_table
     with waiting(f"Reading {arguments.network}"):
         config = _config(arguments.network)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from poolformer_jax.cli.arguments import waiting
+from poolformer_jax.cli.arguments import starting_jax, waiting
 
 NAME = "list"
 HELP = "List the variants with their parameters, MACs and published accuracy."
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a row per variant as it is counted; returns the exit code."""
-    with waiting("Starting JAX"):
+    with starting_jax():
         from poolformer_jax.config import VARIANTS, PoolFormerConfig
         from poolformer_jax.published import RESULTS, SOURCE
         from poolformer_jax.summary import layer_table

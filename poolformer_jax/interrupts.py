@@ -1,0 +1,33 @@
+"""Ctrl-C while a program is still starting."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Lets Ctrl-C end the process with exit code 130 and nothing said, until the block ends.
+
+    For imports: there is nothing to put in order yet, and an exception gets lost in the extension modules of others, or
+    becomes another one. A signal that is ignored, as by a shell's background jobs, or handled already stays so.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    if sys.stderr.isatty():  # where a line may say what is waited for
+        os.write(sys.stderr.fileno(), b"\n")
+    os._exit(128 + number)
