@@ -1,10 +1,8 @@
 """Several CPU devices, usually one for each core: how they share a batch of images, or one image.
 
 One CPU device shares every operation among the cores, which wait for each other some five hundred times in a batch of
-16. With a device of its own each core computes whole images, and meets no other. One image they compute together as
-tensor parallelism does it (arXiv 1909.08053, Section 3): each has all of every feature map, and computes a part of the
-hidden layers and of the convolutions' channels. They then meet once a block, and multiply by weights that no other
-core multiplies by (docs/performance.md, "CPU").
+16, and then go on with what another core has computed. With a device of its own each core computes whole images, and
+meets no other. One image they compute together (`shared_image`), and meet once a block (docs/performance.md, "CPU").
 """
 
 from collections.abc import Callable
@@ -16,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from poolformer_jax.cores import available_cores
-from poolformer_jax.folding import FoldedParams, shares
+from poolformer_jax.folding import FoldedParams
+from poolformer_jax.shared_image import shares
 
 _Apply = Callable[[Any, Array], Array]
 
@@ -43,33 +42,35 @@ def share_batch(apply: _Apply, mesh: Mesh) -> _Apply:
     return jax.shard_map(apply, mesh=mesh, in_specs=(replicated, batch), out_specs=batch)
 
 
-def share_image(apply: _Apply, folded: FoldedParams, mesh: Mesh) -> tuple[_Apply, FoldedParams]:
+def share_image(apply: _Apply, params: FoldedParams, mesh: Mesh) -> tuple[_Apply, FoldedParams] | None:
     """`apply(params, images)`, computed by all devices of a mesh together, and the parameters as they hold them.
 
     Args:
-        apply: with `folded_apply(..., shared_over=axis)`, where axis is the mesh's only one.
-        folded: the folded parameters.
-        mesh: CPU devices for which `can_share_image` is true.
+        apply: with `shared_image.shared_apply` over the mesh's one axis.
+        params: the folded parameters.
+        mesh: the devices.
+
+    Returns:
+        None where there is only one device, or not a CPU's, or where as many do not divide what they would share.
     """
     (axis,) = mesh.axis_names
-    specs, replicated = shares(folded, axis), P()  # type: ignore[no-untyped-call]
-    shardings = jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), folded, specs)
+    specs, replicated = shares(params, axis), P()  # type: ignore[no-untyped-call]
+    if mesh.size == 1 or not _is_cpu(mesh) or not _divides(params, specs, mesh.size):
+        return None
+    shardings = jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), params, specs)
     # Every device returns the same logits; that they are the same is not something that shard_map could know.
     shared = jax.shard_map(apply, mesh=mesh, in_specs=(specs, replicated), out_specs=replicated, check_vma=False)
-    return shared, jax.device_put(folded, shardings)
+    return shared, jax.device_put(params, shardings)
 
 
-def can_share_image(folded: FoldedParams, mesh: Mesh) -> bool:
-    """Whether there are several CPU devices, and as many divide every width of the network that they share."""
-    if mesh.size == 1 or not _is_cpu(mesh):
-        return False
-    (axis,) = mesh.axis_names
-    divides = jax.tree.map(
-        lambda leaf, spec: all(name is None or size % mesh.size == 0 for size, name in zip(leaf.shape, spec)),
-        folded,
-        shares(folded, axis),
+def _divides(params: FoldedParams, specs: Any, devices: int) -> bool:
+    """Whether so many devices divide every axis that they would share."""
+    divisible = jax.tree.map(
+        lambda leaf, spec: all(name is None or size % devices == 0 for size, name in zip(leaf.shape, spec)),
+        params,
+        specs,
     )
-    return all(jax.tree.leaves(divides))
+    return all(jax.tree.leaves(divisible))
 
 
 def _is_cpu(mesh: Mesh) -> bool:

@@ -30,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax import lax
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from poolformer_jax.caches import largest_divisor
@@ -65,7 +64,7 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
         folded[f"stages_{index}"] = {
             **({"downsample": stage["downsample"]["conv"]} if index > 0 else {}),
             **{name: stage[name] for name in ("position_embedding",) if name in stage},
-            **{name: _fold_block(config.token_mixers[index], stage[name]) for name in _block_names(depth)},
+            **{name: _fold_block(config.token_mixers[index], stage[name]) for name in block_names(depth)},
         }
     if config.num_labels:
         folded["head"] = _fold_affine(params["norm"], params["head"])
@@ -75,7 +74,8 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
     return rounded
 
 
-def _block_names(depth: int) -> list[str]:
+def block_names(depth: int) -> list[str]:
+    """The names of a stage's blocks, first to last."""
     return [f"blocks_{number}" for number in range(depth)]
 
 
@@ -111,7 +111,6 @@ def folded_apply(
     pixel_values: Pixels,
     dtype: Dtype = jnp.float32,
     images_at_once: int | None = None,
-    shared_over: str | None = None,
 ) -> Float[Array, "b labels"]:
     """The logits of `PoolFormerForImageClassification(config, dtype)` with train=False, in float32.
 
@@ -122,64 +121,35 @@ def folded_apply(
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: work through the batch in equal parts of at most so many images; None does all at once.
             `cpu_devices.images_at_once(mesh)` is fast.
-        shared_over: the mesh axis of a `shard_map` whose devices compute the network together: each has all of the
-            pixels and its share of the parameters (`shares`), and returns all of the logits.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         size = largest_divisor(len(pixel_values), images_at_once)
         parts = jnp.reshape(pixel_values, (-1, size, *pixel_values.shape[1:]))
-        apply = partial(folded_apply, folded, config, dtype=dtype, shared_over=shared_over)
-        logits: Float[Array, "parts n labels"] = lax.map(apply, parts)
+        logits: Float[Array, "parts n labels"] = lax.map(lambda part: folded_apply(folded, config, part, dtype), parts)
         return logits.reshape(len(pixel_values), -1)
-    return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype, shared_over)[-1])
-
-
-def shares(folded: FoldedParams, axis: str) -> Any:
-    """How devices along a mesh axis hold the parameters of a network that they compute together: a tree of specs.
-
-    Each holds its part of a convolution's results and of an MLP's hidden layer, and all of the rest.
-    """
-    every, rows, columns = P(), P(axis), P(None, axis)  # type: ignore[no-untyped-call]
-    channels = P(None, None, None, axis)  # type: ignore[no-untyped-call]
-
-    def spec(path: tuple[Any, ...], _: Array) -> P:
-        match [entry.key for entry in path][-2:]:
-            case ["stem" | "downsample", "kernel"]:
-                return channels
-            case ["fc1", "kernel"]:
-                return columns
-            case ["stem" | "downsample" | "fc1", "bias"] | ["fc2", "kernel"]:
-                return rows
-            case _:
-                return every
-
-    return jax.tree_util.tree_map_with_path(spec, folded)
+    return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype)[-1])
 
 
 def folded_features(
-    folded: FoldedParams,
-    config: PoolFormerConfig,
-    pixel_values: Pixels,
-    dtype: Dtype = jnp.float32,
-    shared_over: str | None = None,
+    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Pixels, dtype: Dtype = jnp.float32
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    """The feature map of every stage: the `hidden_states` of the model. The arguments are those of `folded_apply`.
+    """The feature map of every stage: the `hidden_states` of the model.
 
     Raises:
         ValueError: for an input that the model refuses too.
     """
     check_pixel_values(config, pixel_values.shape)
-    x = _convolve(folded["stem"], config, 0, jnp.asarray(pixel_values).astype(dtype), shared_over)
+    x = convolve(folded["stem"], config, 0, jnp.asarray(pixel_values).astype(dtype))
     hidden_states = []
     for index, depth in enumerate(config.depths):
         stage = folded[f"stages_{index}"]
         if index > 0:
-            x = _convolve(stage["downsample"], config, index, x, shared_over)
+            x = convolve(stage["downsample"], config, index, x)
         if "position_embedding" in stage:
             x = x + stage["position_embedding"].astype(dtype)
-        for name in _block_names(depth):
-            x = _mix_tokens(stage[name]["token_mixer"], config, config.token_mixers[index], x)
-            x = _mix_channels(stage[name]["mlp"], config, x, shared_over)
+        for name in block_names(depth):
+            x = mix_tokens(stage[name]["token_mixer"], config, config.token_mixers[index], x)
+            x = _mix_channels(stage[name]["mlp"], config, x)
         hidden_states.append(x)
     return tuple(hidden_states)
 
@@ -190,21 +160,22 @@ def folded_head(
     """The logits for the last feature map; with num_labels=0 the pooled, normalised features."""
     features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
     if config.head_order == "pool_norm":
-        pooled = _standardize(features.mean((1, 2)), (-1,), _POOLED_EPSILON)
+        pooled = standardize(features.mean((1, 2)), (-1,), _POOLED_EPSILON)
     elif config.norm == "group_norm":  # line 8
         mean, inverse_std = _statistics(features, (1, 2, 3))
         pooled = (features.mean((1, 2)) - mean[:, 0, 0]) * inverse_std[:, 0, 0]
     else:
-        pooled = _standardize(features, (-1,)).mean((1, 2))
+        pooled = standardize(features, (-1,)).mean((1, 2))
     if "head" in folded:
-        return _dense(folded["head"], pooled)
+        return dense(folded["head"], pooled)
     gain, shift = _vectors(folded["norm"], pooled.dtype, "scale", "bias")
     return pooled * gain + shift
 
 
-def _convolve(
-    conv: Mapping[str, Array], config: PoolFormerConfig, index: int, x: Float[Array, "b h w c"], shared_over: str | None
+def convolve(
+    conv: Mapping[str, Array], config: PoolFormerConfig, index: int, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h2 w2 c2"]:
+    """The convolution before the blocks of a stage."""
     stride, padding = config.strides[index], config.padding[index]
     kernel = conv["kernel"].astype(x.dtype)
     convolution = partial(
@@ -219,9 +190,7 @@ def _convolve(
         y: Array = lax.platform_dependent(x, kernel, cpu=product, default=convolution)
     else:
         y = convolution(x, kernel)
-    y = y + conv["bias"].astype(x.dtype)
-    channels: Array = y if shared_over is None else lax.all_gather(y, shared_over, axis=3, tiled=True)
-    return channels
+    return y + conv["bias"].astype(x.dtype)
 
 
 def _convolve_patches(
@@ -235,7 +204,7 @@ def _convolve_patches(
     return jnp.concatenate(pixels, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _mix_tokens(
+def mix_tokens(
     params: FoldedParams, config: PoolFormerConfig, mixer: str, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
     """The first residual branch and its input."""
@@ -243,7 +212,7 @@ def _mix_tokens(
         _, inverse_std = _statistics(x, (1, 2, 3))
         (scale,) = _vectors(params, inverse_std.dtype, "scale")
         return x + pooling_mixer(x, config.pool_size) * (inverse_std * scale).astype(x.dtype)
-    normalised = _standardize(x, _axes(config))
+    normalised = standardize(x, norm_axes(config))
     (scale,) = _vectors(params, x.dtype, "scale")
     if mixer == "pooling":
         return x + pooling_mixer(normalised, config.pool_size) * scale
@@ -257,28 +226,24 @@ def _mix_tokens(
 
 
 def _mix_channels(
-    params: FoldedParams, config: PoolFormerConfig, x: Float[Array, "b h w c"], shared_over: str | None
+    params: FoldedParams, config: PoolFormerConfig, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
     """The second residual branch and its input."""
-    hidden = _dense(params["fc1"], _standardize(x, _axes(config)))
-    return x + _dense(params["fc2"], activation(config.hidden_act)(hidden), shared_over)
+    hidden = dense(params["fc1"], standardize(x, norm_axes(config)))
+    return x + dense(params["fc2"], activation(config.hidden_act)(hidden))
 
 
-def _dense(
-    params: Mapping[str, Array], x: Float[Array, "*b c"], shared_over: str | None = None
-) -> Float[Array, "*b c2"]:
-    """A dense layer, of whose inputs each device along an axis has its share, if they have."""
-    y = x @ params["kernel"].astype(x.dtype)
-    if shared_over is not None:
-        y = lax.psum(y, shared_over)  # type: ignore[no-untyped-call]
-    return y + params["bias"].astype(x.dtype)
+def dense(params: Mapping[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b c2"]:
+    """A dense layer, in the type of its input."""
+    return x @ params["kernel"].astype(x.dtype) + params["bias"].astype(x.dtype)
 
 
 def _vectors(params: FoldedParams, dtype: Dtype, *names: str) -> tuple[Float[Array, " _c"], ...]:
+    """Some of a layer's vectors over channels, as `dtype`."""
     return tuple(params[name].astype(dtype) for name in names)
 
 
-def _axes(config: PoolFormerConfig) -> tuple[int, ...]:
+def norm_axes(config: PoolFormerConfig) -> tuple[int, ...]:
     """What a block's norm averages over."""
     return (1, 2, 3) if config.norm == "group_norm" else (-1,)
 
@@ -292,6 +257,7 @@ def _statistics(
     return mean, lax.rsqrt(jnp.square(x - mean).mean(axes, keepdims=True) + epsilon)
 
 
-def _standardize(x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = _EPSILON) -> Float[Array, "*s"]:
+def standardize(x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = _EPSILON) -> Float[Array, "*s"]:
+    """`(x - mean) / std` over some axes, in the type of its input; what a norm does before gain and shift."""
     mean, inverse_std = _statistics(x, axes, epsilon)
     return ((x - mean) * inverse_std).astype(x.dtype)

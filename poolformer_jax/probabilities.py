@@ -18,12 +18,14 @@ from jaxtyping import Array, Float, UInt8
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.cpu_devices import can_share_image, images_at_once, share_batch, share_image
+from poolformer_jax.cpu_devices import images_at_once, share_batch, share_image
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.model import PoolFormerForImageClassification
+from poolformer_jax.shared_image import shared_apply
 
 _AXIS = "batch"
+_Apply = Callable[[Any, Array], Array]
 
 
 class Probabilities:
@@ -48,13 +50,12 @@ class Probabilities:
     ) -> None:
         mesh = Mesh(np.asarray(devices), (_AXIS,))
         params = fold(config, variables) if fold_parameters else variables["params"]
-        alone = fold_parameters and can_share_image(params, mesh)
-        apply = partial(_apply, config, image_processor, dtype, fold_parameters)
-        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone)
-        self._programs: dict[int, _Program] = {}
-        if alone:
-            self._programs[1] = _image_program(apply, params, mesh)
+        network = _folded if fold_parameters else _unfolded
+        alone = _image_program(config, image_processor, dtype, params, mesh) if fold_parameters else None
+        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone is not None)
+        self._programs: dict[int, _Program] = {} if alone is None else {1: alone}
         if sizes := [size for size in self.batch_sizes if size not in self._programs]:
+            apply = partial(_probabilities, image_processor, partial(network, config, dtype, images_at_once(mesh)))
             self._programs |= dict.fromkeys(sizes, _batch_program(apply, params, mesh))
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[Array, "n labels"]:
@@ -72,7 +73,7 @@ class Probabilities:
 class _Program(NamedTuple):
     """A function of parameters and pixels, the parameters where it wants them, and how it wants the pixels."""
 
-    apply: Callable[[Any, Array], Array]
+    apply: _Apply
     params: Any
     sharding: NamedSharding
 
@@ -80,21 +81,28 @@ class _Program(NamedTuple):
         return self.apply(self.params, jax.device_put(pixels, self.sharding))
 
 
-def _batch_program(apply: Callable[..., Array], params: Any, mesh: Mesh) -> _Program:
+def _batch_program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:
     """Every device computes its images of a batch."""
     replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))  # type: ignore[no-untyped-call]
-    shared = share_batch(partial(apply, images_at_once=images_at_once(mesh)), mesh)
     compiled = jax.jit(
-        shared, in_shardings=(replicated, cut), out_shardings=cut, compiler_options=_compiler_options(mesh)
+        share_batch(apply, mesh),
+        in_shardings=(replicated, cut),
+        out_shardings=cut,
+        compiler_options=_compiler_options(mesh),
     )
     return _Program(compiled, jax.device_put(params, replicated), cut)
 
 
-def _image_program(apply: Callable[..., Array], params: Any, mesh: Mesh) -> _Program:
-    """All devices compute one image."""
-    shared, shares = share_image(partial(apply, shared_over=_AXIS), params, mesh)
-    compiled = jax.jit(shared, compiler_options=_compiler_options(mesh))
-    return _Program(compiled, shares, NamedSharding(mesh, P()))  # type: ignore[no-untyped-call]
+def _image_program(
+    config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, dtype: Dtype, params: Any, mesh: Mesh
+) -> _Program | None:
+    """All devices compute one image, if they can."""
+    apply = partial(_probabilities, image_processor, lambda params, x: shared_apply(params, config, x, _AXIS, dtype))
+    shared = share_image(apply, params, mesh)
+    if shared is None:
+        return None
+    compiled = jax.jit(shared[0], compiler_options=_compiler_options(mesh))
+    return _Program(compiled, shared[1], NamedSharding(mesh, P()))  # type: ignore[no-untyped-call]
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, Any] | None:
@@ -113,19 +121,17 @@ def _bucket_sizes(batch_size: int, devices: int, alone: bool) -> tuple[int, ...]
     return (*([1] if alone else []), *growing, largest)
 
 
-def _apply(
-    config: PoolFormerConfig,
-    image_processor: PoolFormerImageProcessor,
-    dtype: Dtype,
-    folded: bool,
-    params: Mapping[str, Any],
-    pixels: UInt8[Array, "b h w c"],
-    images_at_once: int | None = None,
-    shared_over: str | None = None,
+def _probabilities(
+    image_processor: PoolFormerImageProcessor, network: _Apply, params: Any, pixels: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b labels"]:
     scale, shift = image_processor.scale_and_shift()
-    pixel_values = pixels.astype(jnp.float32) * scale + shift
-    if folded:
-        return jax.nn.softmax(folded_apply(dict(params), config, pixel_values, dtype, images_at_once, shared_over))
-    output: Any = PoolFormerForImageClassification(config, dtype).apply({"params": params}, pixel_values)
-    return jax.nn.softmax(output.logits)
+    return jax.nn.softmax(network(params, pixels.astype(jnp.float32) * scale + shift))
+
+
+def _folded(config: PoolFormerConfig, dtype: Dtype, images_at_once: int | None, params: Any, x: Array) -> Array:
+    return folded_apply(dict(params), config, x, dtype, images_at_once)
+
+
+def _unfolded(config: PoolFormerConfig, dtype: Dtype, _: int | None, params: Any, x: Array) -> Array:
+    output: Any = PoolFormerForImageClassification(config, dtype).apply({"params": params}, x)
+    return jnp.asarray(output.logits)

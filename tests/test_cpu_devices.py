@@ -10,8 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.cpu_devices import can_share_image, share_batch, share_image
+from poolformer_jax.cpu_devices import share_batch, share_image
 from poolformer_jax.folding import fold, folded_apply
+from poolformer_jax.shared_image import shared_apply
 from small_networks import EVERY_MIXER, TINY, random_variables
 
 SHALLOW = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
@@ -30,9 +31,10 @@ def exchanges(compiled):
     return set(re.findall(r"\b(all-gather|all-reduce|all-to-all|collective-\w+|reduce-scatter)\(", compiled.as_text()))
 
 
-def shared(config, folded, devices):
+def shared(config, devices):
     """The network on one image, on so many devices, and its parameters there."""
-    return share_image(lambda part, x: folded_apply(part, config, x, shared_over="batch"), folded, mesh(devices))
+    folded = fold(config, random_variables(config)[1])
+    return share_image(lambda part, x: shared_apply(part, config, x, "batch"), folded, mesh(devices))
 
 
 def test_each_device_works_through_its_own_images_in_parts():
@@ -51,15 +53,14 @@ def test_each_device_works_through_its_own_images_in_parts():
 def test_an_image_that_devices_share_has_the_logits_it_has_on_one(norm, batch):
     positions = (False, False, True, False)
     config = PoolFormerConfig(**TINY, token_mixers=EVERY_MIXER, norm=norm, position_embeddings=positions, image_size=64)
-    folded, pixels = fold(config, random_variables(config)[1]), random_pixels(batch, 64)
-    apply, params = shared(config, folded, 4)
-    whole = jax.jit(folded_apply, static_argnums=1)(folded, config, pixels)
+    pixels, (apply, params) = random_pixels(batch, 64), shared(config, 4)
+    whole = jax.jit(folded_apply, static_argnums=1)(fold(config, random_variables(config)[1]), config, pixels)
     np.testing.assert_allclose(jax.jit(apply)(params, pixels), whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 
 def test_devices_that_share_an_image_meet_once_a_block_and_once_a_convolution():
     config = PoolFormerConfig(**TINY)
-    apply, params = shared(config, fold(config, random_variables(config)[1]), 2)
+    apply, params = shared(config, 2)
     compiled = jax.jit(apply).lower(params, random_pixels(1, 64)).compile()
     text = compiled.as_text()
     assert exchanges(compiled) == {"all-gather", "all-reduce"}
@@ -68,7 +69,7 @@ def test_devices_that_share_an_image_meet_once_a_block_and_once_a_convolution():
 
 
 def test_devices_that_share_an_image_hold_a_part_of_the_large_parameters():
-    _, params = shared(SHALLOW, fold(SHALLOW, random_variables(SHALLOW)[1]), 4)
+    _, params = shared(SHALLOW, 4)
     parts = [
         (leaf.shape, leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(params)
@@ -80,4 +81,4 @@ def test_devices_that_share_an_image_hold_a_part_of_the_large_parameters():
 
 @pytest.mark.parametrize(("devices", "can"), [(1, False), (2, True), (3, False), (8, True)])
 def test_as_many_devices_share_an_image_as_divide_the_networks_widths(devices, can):
-    assert can_share_image(fold(SHALLOW, random_variables(SHALLOW)[1]), mesh(devices)) is can
+    assert (shared(SHALLOW, devices) is not None) is can

@@ -1,7 +1,6 @@
 """poolformer_jax: the folded network that ImageClassifier compiles, and the step that `python -m train` compiles."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import flax
@@ -15,9 +14,10 @@ import poolformer_jax
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.cores import available_cores
-from poolformer_jax.cpu_devices import can_share_image, images_at_once, share_batch, share_image
+from poolformer_jax.cpu_devices import images_at_once, share_batch, share_image
 from poolformer_jax.folding import FoldedParams, fold, folded_apply
 from poolformer_jax.pretrained import load_pretrained
+from poolformer_jax.shared_image import shared_apply
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.state import new_state
 from train.step import make_train_step
@@ -36,14 +36,18 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     model, variables = load_pretrained(folder)
     folded, images = fold(model.config, variables), jnp.asarray(pixels)
 
-    def apply(folded: FoldedParams, images: jax.Array, **options: Any) -> jax.Array:
-        return folded_apply(folded, model.config, images, jnp.dtype(dtype), **options)
+    def together(folded: FoldedParams, images: jax.Array) -> jax.Array:
+        return shared_apply(folded, model.config, images, "batch", jnp.dtype(dtype))
 
-    if len(pixels) == 1 and can_share_image(folded, mesh):
-        function, folded = share_image(partial(apply, shared_over="batch"), folded, mesh)
+    def apart(folded: FoldedParams, images: jax.Array) -> jax.Array:
+        return folded_apply(folded, model.config, images, jnp.dtype(dtype), images_at_once(mesh))
+
+    shared = share_image(together, folded, mesh) if len(pixels) == 1 else None
+    if shared is not None:
+        function, folded = shared
         images = jax.device_put(images, replicated)
     else:
-        function = share_batch(partial(apply, images_at_once=images_at_once(mesh)), mesh)
+        function = share_batch(apart, mesh)
         folded, images = jax.device_put((folded, images), (replicated, NamedSharding(mesh, P("batch"))))
     compiled = jax.jit(function, compiler_options=compiler_options(platform)).lower(folded, images).compile()
 
