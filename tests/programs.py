@@ -72,13 +72,16 @@ def kill_when(condition: Callable[[], bool], arguments: Sequence[str], number: s
     return process.returncode
 
 
-def start_together(arguments: Sequence[str], processes: int, devices: int = 1) -> list[subprocess.Popen[str]]:
-    """Begins one run in several processes that find each other by flags."""
+def start_together(
+    arguments: Sequence[str] | Sequence[Sequence[str]], processes: int, devices: int = 1
+) -> list[subprocess.Popen[str]]:
+    """Begins one run in several processes that find each other by flags, with one command line or each its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = f"--distributed.coordinator-address 127.0.0.1:{port} --distributed.num-processes {processes}".split()
-    return [start([*arguments, *flags, "--distributed.process-id", str(index)], devices) for index in range(processes)]
+    own = [arguments] * processes if isinstance(arguments[0], str) else arguments
+    return [start([*own[index], *flags, "--distributed.process-id", str(index)], devices) for index in range(processes)]
 
 
 def start_under_slurm(arguments: Sequence[str], processes: int) -> list[subprocess.Popen[str]]:

@@ -255,6 +255,33 @@ def test_states_that_do_not_say_what_they_are_of_need_the_recipe_of_their_run(tm
     assert "Going on from step 20" in programs.run(arguments)
 
 
+def test_one_process_that_fails_ends_both_with_its_message(tmp_path):
+    for host in (0, 1):
+        for name in ("ant", "bee"):
+            (tmp_path / f"host {host}" / name).mkdir(parents=True)
+            for index in range(24):
+                Image.new("RGB", (16, 16)).save(tmp_path / f"host {host}" / name / f"{index}.png")
+    for path in (tmp_path / "host 1").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0", "--data.source"]
+    commands = [[*common, f"folder:{tmp_path / f'host {host}'}"] for host in (0, 1)]
+    with programs.stopping(programs.start_together(commands, 2)) as (sound, failing):
+        output = programs.finish(failing, code=1)
+        assert "not an image" in output
+        assert "stack trace" not in output
+        start = time.monotonic()
+        assert "Another process of the run has ended" in programs.finish(sound, code=1)
+        assert time.monotonic() - start < 60, "jax waits for 300 s"
+
+
+def test_a_wrong_address_of_process_0_is_told(tmp_path):
+    flags = "--distributed.coordinator-address 127.0.0.1:9 --distributed.num-processes 2 --distributed.process-id 1"
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path / "run"), *flags.split(), "--distributed.timeout", "1"]
+    output = programs.run(arguments, code=1)
+    assert "Process 0 of the run cannot be reached at 127.0.0.1:9" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
 def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared):
     def arguments(number: int) -> list[str]:

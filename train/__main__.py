@@ -6,6 +6,8 @@ Nothing here imports jax before a command runs: data-loading workers run this fi
 import os
 import signal
 import sys
+import traceback
+from typing import NoReturn
 
 
 def _leave(number: int, frame: object) -> None:
@@ -14,8 +16,23 @@ def _leave(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
+def _end(code: int) -> NoReturn:
+    """Ends the program. Where it failed amid other processes, without jax's waiting for them: they wait for it."""
+    distributed = sys.modules.get("train.distributed")  # not there if the program did not come so far
+    if code and distributed is not None and distributed.others_depend_on_this():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, _leave)
     from train.command_line import main
 
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    _end(code)

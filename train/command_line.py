@@ -75,7 +75,7 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return f"The memory of this host is used up. {error}\n{_LESS_MEMORY}".replace(". \n", ".\n")
     if isinstance(error, jax.errors.JaxRuntimeError):
-        return f"The memory of a device is used up. {error}\n{_LESS_MEMORY}" if _is_out_of_memory(error) else None
+        return _from_device(error)
     if isinstance(error, CheckpointError | TrainingError | ValueError | OSError):
         return str(error)
     return None
@@ -88,8 +88,22 @@ _LESS_MEMORY = (
 )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+# What jax says in a process when another one is gone, by gloo, NCCL and the coordination service.
+_SIGNS_OF_LOSS = ("Connection closed", "Connection reset", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Timed out")
+
+
+def _from_device(error: Exception) -> str | None:
+    from train.distributed import others_depend_on_this
+
+    told = str(error)
+    if "RESOURCE_EXHAUSTED" in told or "Out of memory" in told:
+        return f"The memory of a device is used up. {told}\n{_LESS_MEMORY}"
+    if others_depend_on_this() and any(sign in told for sign in _SIGNS_OF_LOSS):
+        return (
+            f"Another process of the run has ended, or cannot be reached: {told}\nIts own output says why. Once that "
+            "is mended, the same command on all hosts goes on from the newest checkpoint."
+        )
+    return None
 
 
 def _missing(error: ImportError) -> str | None:

@@ -7,6 +7,8 @@ themselves, because `jax.distributed` knows these environments. Anywhere else th
 import dataclasses
 import logging
 import signal
+import socket
+import time
 from types import FrameType, TracebackType
 from typing import Literal
 
@@ -14,6 +16,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from train.checks import refuse
+
+_LOG = logging.getLogger(__name__)
+_PROBE_SECONDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +33,18 @@ class DistributedConfig:
     """Number of processes, one for every host; with coordinator_address."""
     process_id: int | None = None
     """Number of this process, from 0; with coordinator_address."""
+    timeout: int = 300
+    """Seconds to wait for the other processes at the start."""
 
     def __post_init__(self) -> None:
         explicit = (self.coordinator_address, self.num_processes, self.process_id)
         complete = None not in explicit or explicit == (None, None, None)
+        host, _, port = (self.coordinator_address or "host:1").rpartition(":")
         count, index = self.num_processes or 1, self.process_id or 0
         rules = [
             ("coordinator_address", complete, "all of coordinator_address, num_processes and process_id, or none"),
+            ("coordinator_address", host and port.isdecimal() and 0 < int(port) < 2**16, "host:port of process 0"),
+            ("timeout", self.timeout >= 1, "at least 1"),
             ("num_processes", count >= 1, "a positive number"),
             ("process_id", 0 <= index < count, f"a number from 0 to {count - 1}, because num_processes={count}"),
         ]
@@ -45,20 +55,54 @@ def initialize(config: DistributedConfig) -> None:
     """Joins the other processes of the run, if there are any; before anything else touches a device.
 
     Raises:
-        RuntimeError: if they do not answer.
+        ConnectionError: if process 0 does not answer at its address.
     """
     if config.mode == "off" or jax.distributed.is_initialized():
         return
     if config.coordinator_address is not None:
-        jax.distributed.initialize(config.coordinator_address, config.num_processes, config.process_id)
+        if config.process_id:
+            _wait_for_process_0(config.coordinator_address, config.timeout)
+        jax.distributed.initialize(
+            config.coordinator_address,
+            config.num_processes,
+            config.process_id,
+            initialization_timeout=config.timeout,
+        )
         return
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(initialization_timeout=config.timeout)
     except ValueError as error:
         # What jax says where no environment told it of other processes; so there are none.
         if "coordinator_address" not in str(error):
             raise
-        logging.getLogger(__name__).debug("No other processes: %s", error)
+        _LOG.debug("No other processes: %s", error)
+
+
+def _wait_for_process_0(address: str, seconds: int) -> None:
+    """Returns when it can be reached. jax would wait as long without a word, and then abort the interpreter."""
+    host, _, port = address.rpartition(":")
+    start, told = time.monotonic(), False
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS):
+                return
+        except OSError as error:
+            waited = time.monotonic() - start
+            if waited >= seconds:
+                raise ConnectionError(
+                    f"Process 0 of the run cannot be reached at {address}, for {seconds} s: {error}. Expected "
+                    "--distributed.coordinator-address to be the host of process 0, with a port that is free there and "
+                    "open to the other hosts, and process 0 to be started as well."
+                ) from error
+            if waited >= _PROBE_SECONDS and not told:
+                _LOG.warning("Waiting for process 0 at %s: %s", address, error)
+                told = True
+        time.sleep(1)
+
+
+def others_depend_on_this() -> bool:
+    """Whether this is one of several processes, which jax has wait for each other when one ends."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 class StopRequest:
