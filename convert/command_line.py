@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _convert(options: argparse.Namespace, console: Console) -> int:
     destination = Path(options.destination)
     hub = _hub_options(options)
+    if options.report:
+        report.check(Path(options.report))
     try:
         source = open_source(options.source, use_ema=options.ema, variant=options.variant, **hub)
     except WeightsMismatch as error:

@@ -6,6 +6,7 @@ import math
 import uuid
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import poolformer_jax
 from convert.conversion import Mapped, Source, head_order_there
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import WeightsFile
+from poolformer_jax.writing import writing
 
 FILE = "report.json"
 
@@ -105,7 +107,24 @@ def left_over(error: WeightsMismatch | None) -> dict[str, Any]:
 
 def write(report: Mapping[str, Any], path: Path) -> None:
     """Writes a report, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def check(path: Path) -> None:
+    """Refuses a report's name under which no file can be, before anything is converted.
+
+    Raises:
+        ValueError: if it is that of a folder, or below a file.
+    """
+    if path.is_dir():
+        raise ValueError(f"--report {path} is a folder. Expected the name of a file, such as {path / FILE}.")
+    if files := [parent for parent in path.parents if parent.exists() and not parent.is_dir()]:
+        raise ValueError(f"--report {path} cannot be a file, because {files[0]} is one. Expected a name in a folder.")

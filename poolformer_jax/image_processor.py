@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 from poolformer_jax import processor_config
 from poolformer_jax.image_reading import ImageError, ImageLike, read_image
+from poolformer_jax.writing import writing
 
 # The published networks evaluated at crop_pct 0.95 (default_cfg in the authors' poolformer.py and metaformer.py).
 _LARGE_CROP = ("m36", "m48", "metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224")
@@ -216,10 +218,15 @@ class PoolFormerImageProcessor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, whole or not at all."""
         path = Path(folder) / processor_config.FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+                temporary.replace(path)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
 
 def is_one_image(images: ImageLike) -> bool:

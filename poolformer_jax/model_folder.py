@@ -19,6 +19,7 @@ from poolformer_jax.model_files import CARRIED_CONFIG, CONFIG, WEIGHTS
 from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import Names, write_safetensors, write_torch
+from poolformer_jax.writing import writing
 
 # transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
 _HF_FIELDS = (
@@ -147,22 +148,26 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor) 
 @contextmanager
 def _staged(target: Path, weights: str) -> Iterator[Path]:
     """A folder beside `target` that takes its place when all is written, and vanishes when something fails."""
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file. Expected the name of a folder to write a model into.")
-    if others := [name for name in WEIGHTS if name != weights and (target / name).exists()]:
-        raise ValueError(
-            f"{target} holds other weights already ({', '.join(others)}), and a reader could take them for these. "
-            "Expected a new folder, or one that holds a model of the same layout."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):  # it may be that nobody lets us look
+        if target.exists() and not target.is_dir():
+            raise ValueError(f"{target} is a file. Expected the name of a folder to write a model into.")
+        if others := [name for name in WEIGHTS if name != weights and (target / name).exists()]:
+            raise ValueError(
+                f"{target} holds other weights already ({', '.join(others)}), and a reader could take them for these. "
+                "Expected a new folder, or one that holds a model of the same layout."
+            )
+        if files := [parent for parent in target.parents if parent.exists() and not parent.is_dir()]:
+            raise ValueError(f"{target} cannot be a folder, because {files[0]} is a file. Expected a name in a folder.")
     stage = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    stage.mkdir()
-    try:
-        yield stage
-        if target.exists():
-            for file in stage.iterdir():
-                file.replace(target / file.name)
-        else:
-            stage.rename(target)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage.mkdir()
+        try:
+            yield stage
+            if target.exists():
+                for file in stage.iterdir():
+                    file.replace(target / file.name)
+            else:
+                stage.rename(target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)

@@ -140,6 +140,10 @@ def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path)
         (["cam", CAT, "--weights", "{folder}", "--output", "why"], "ending of a picture, .png"),
         (["cam", CAT, "--weights", "{folder}", "--output", "why.psd"], "ending of a picture, .png"),
         (["cam", CAT, "--weights", "{folder}", "--output", "there/why.png"], "there is no folder there"),
+        (
+            ["cam", CAT, "--weights", "{folder}", "--output", "/proc/why.png"],
+            "Cannot write /proc/why.png: No such",
+        ),
         (["export", "{folder}", "there/network.onnx"], "There is no folder there"),
         (["summary", "{folder}/preprocessor_config.json"], "Expected model_type 'poolformer'"),
         (["summary", "no/such/network"], "There is no model at no/such/network"),
@@ -160,7 +164,9 @@ def test_what_fails_says_why_in_one_line_and_exits_with_1(arguments, message, fo
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["predict"], ["predict", CAT, "--top-k", "0"], ["export", "x"]], ids=str
+    "arguments",
+    [[], ["fly"], ["predict"], ["predict", CAT, "--top-k", "0"], ["export", "x"], ["demo", "--port", "99999"]],
+    ids=str,
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:

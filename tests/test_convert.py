@@ -135,6 +135,44 @@ def test_what_cannot_be_converted_ends_in_one_message_and_no_folder(tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("destination", "message"),
+    [
+        ("/proc/nowhere", "Cannot write /proc/nowhere: No such file or directory"),
+        ("{folder}/file/model", "{folder}/file/model cannot be a folder, because {folder}/file is a file"),
+        ("{folder}/file/deeper/model", "{folder}/file/deeper/model cannot be a folder, because {folder}/file is a"),
+    ],
+)
+def test_a_destination_that_cannot_be_written_is_named_as_it_was_given(tmp_path, capsys, destination, message):
+    (tmp_path / "file").write_text("not a folder")
+    assert run(FIXTURES / "hf.bin", destination.format(folder=tmp_path)) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message.format(folder=tmp_path)}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("layout", ["jax", "sail"])
+def test_a_disk_without_room_is_told_with_the_folder_and_leaves_nothing(tmp_path, layout):
+    # No file may grow beyond two kilobytes, which the preprocessing fits into and the weights do not.
+    command = (
+        f"ulimit -f 2; exec {sys.executable} -B -m convert {FIXTURES / 'hf.bin'} {tmp_path / 'model'} --to {layout}"
+    )
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: Cannot write {model}: File too large")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reports_name_is_looked_at_before_anything_is_converted(tmp_path, capsys):
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    assert run(FIXTURES / "hf.bin", tmp_path / "model", "--report", reports) == 1
+    assert f"--report {reports} is a folder. Expected the name of a file" in capsys.readouterr().err
+    assert not list(reports.iterdir()) and not (tmp_path / "model").exists()
+    assert run(FIXTURES / "hf.bin", tmp_path / "model", "--report", "/proc/report.json") == 1
+    assert capsys.readouterr().err.startswith("error: Cannot write /proc/report.json: No such file or directory")
+
+
 def test_a_source_is_not_overwritten_by_its_own_conversion(tmp_path, capsys):
     shutil.copytree(FIXTURES / "hf_sharded", tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}

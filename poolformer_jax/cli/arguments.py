@@ -10,7 +10,16 @@ from contextlib import contextmanager
 
 from poolformer_jax.interrupts import leaving_at_once
 
+_LAST_PORT = 65535
 DEFAULT_WEIGHTS = "sail/poolformer_s12"
+
+
+def port(text: str) -> int:
+    """A number that a port can have."""
+    number = positive(text)
+    if number > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text} is no port: expected 1 to {_LAST_PORT}")
+    return number
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import add_weights, starting_jax, waiting
+from poolformer_jax.writing import writing
 
 NAME = "cam"
 HELP = "Write a picture of what speaks for a class (Grad-CAM)."
@@ -43,11 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     with waiting(f"Explaining {arguments.image}"):
         explanation = cam(arguments.image, label)
         temporary = output.with_name(f".tmp_{output.name}")
-        try:
-            Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
-            temporary.replace(output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(output):
+            try:
+                Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
+                temporary.replace(output)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
     print(f"{output}: {names[explanation.label]}, {100 * explanation.probability:.1f} %")
     return 0
 
@@ -56,6 +60,8 @@ def _check(output: Path) -> None:
     """Refuses what cannot be written, before the network is loaded."""
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}. Make it first.")
+    if output.is_dir():
+        raise IsADirectoryError(f"--output {output} is a folder. Expected the name of a picture to write.")
     if output.suffix.lower() not in _PICTURES:
         raise ValueError(f"--output {output}: expected the ending of a picture, {', '.join(_PICTURES)}.")
 

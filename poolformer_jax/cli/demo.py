@@ -2,7 +2,7 @@
 
 import argparse
 
-from poolformer_jax.cli.arguments import add_weights, positive, starting_jax, waiting
+from poolformer_jax.cli.arguments import add_weights, port, starting_jax, waiting
 
 NAME = "demo"
 HELP = "Serve a web page that shows the labels of a picture and what speaks for them."
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_weights(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: this machine only)")
-    parser.add_argument("--port", type=positive, help="port to serve on (default: the first free one from 7860)")
+    parser.add_argument("--port", type=port, help="port to serve on (default: the first free one from 7860)")
 
 
 def run(arguments: argparse.Namespace) -> int:

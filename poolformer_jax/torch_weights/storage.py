@@ -150,7 +150,12 @@ class StoredTensor:
     def _read(self) -> np.ndarray:
         storage, itemsize = self.storage, self.dtype.itemsize
         start = storage.position + self.offset * itemsize
-        data = np.fromfile(storage.path, np.uint8, self.span * itemsize, offset=start)
+        try:
+            data = np.fromfile(storage.path, np.uint8, self.span * itemsize, offset=start)
+        except OSError as error:
+            raise WeightsFileError(
+                f"{storage.path} cannot be read any more: {error.strerror or error}. Expected it to stay where it was."
+            ) from error
         if data.size != self.span * itemsize:
             raise WeightsFileError(f"{storage.path} became shorter while it was read. Expected it to stay as it was.")
         whole = self.span == storage.count
