@@ -153,9 +153,8 @@ def test_a_destination_that_cannot_be_written_is_named_as_it_was_given(tmp_path,
 @pytest.mark.parametrize("layout", ["jax", "sail"])
 def test_a_disk_without_room_is_told_with_the_folder_and_leaves_nothing(tmp_path, layout):
     # No file may grow beyond two kilobytes, which the preprocessing fits into and the weights do not.
-    command = (
-        f"ulimit -f 2; exec {sys.executable} -B -m convert {FIXTURES / 'hf.bin'} {tmp_path / 'model'} --to {layout}"
-    )
+    model = tmp_path / "model"
+    command = f"ulimit -f 2; exec {sys.executable} -B -m convert {FIXTURES / 'hf.bin'} {model} --to {layout}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: Cannot write {model}: File too large")
