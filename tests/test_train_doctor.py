@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from poolformer_jax import TpuKernels
 from poolformer_jax.kernels import mlp
+from train import loop
 from train.doctor import examine, report
 from train.kernel_check import TOLERANCE, largest_difference
 from train.sharding import BATCH_AXES, make_mesh
@@ -105,6 +107,19 @@ def test_a_folder_with_another_run_is_told(folder, tmp_path):
     (found,) = failures(config)
     assert "seed: 1 -> 42" in found.found
     assert "--run-dir" in found.remedy
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+def test_a_damaged_recipe_is_named_by_the_doctor_and_by_the_run(folder, tmp_path, content):
+    config = of_folder(folder, tmp_path)
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    path = tmp_path / "run" / "recipe.json"
+    path.write_text(content, encoding="latin-1")
+    (found,) = failures(config)
+    assert f"{path} is damaged" in found.found
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged: .*Bring it back from a copy"):
+        loop.run(config, Console(stderr=True))
+    assert path.read_text(encoding="latin-1") == content
 
 
 def test_the_report_fits_the_screen_and_gives_an_exit_code(folder, tmp_path):

@@ -4,7 +4,6 @@ Nothing is trained and nothing is written. The training step is compiled exactly
 """
 
 import dataclasses
-import json
 import os
 import shutil
 import textwrap
@@ -16,18 +15,19 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from etils import epath
 
 from poolformer_jax import TpuKernels
 from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
+from train.checkpoints import newest_run
 from train.data.folders import FolderSource
 from train.data.pipeline import default_workers
 from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
+from train.identity import identify, refuse_another_run
 from train.kernel_check import TOLERANCE, largest_difference
-from train.recipes import TrainConfig, differences
+from train.recipes import TrainConfig
 from train.sharding import batch_sharding
 
 Level = Literal["fine", "warning", "failure"]
@@ -75,7 +75,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
         return
     yield _look_at_disk(config, parts)
-    yield _look_at_run_folder(config)
+    yield _look_at_run_folder(config, train)
     yield _look_at_device_memory(config, parts)
     if (kernels := parts.network.model.kernels) is not None:
         yield _look_at_kernels(parts, kernels, config.data.image_size)
@@ -189,16 +189,15 @@ def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
     return Finding("fine" if needed < 0.9 * free else "failure", "disk", found, remedy)
 
 
-def _look_at_run_folder(config: TrainConfig) -> Finding:
-    checkpoints, recipe = epath.Path(config.checkpoints), config.run_dir / "recipe.json"
-    steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.exists() else []
-    if not steps or not recipe.exists():
+def _look_at_run_folder(config: TrainConfig, source: Source) -> Finding:
+    if (found := newest_run(config.checkpoints)) is None:
         return Finding("fine", "run folder", f"{config.run_dir} holds no run yet")
-    if changed := differences(json.loads(recipe.read_text()), config.to_dict()):
-        listed = "\n".join(changed)
-        found = f"{config.run_dir} holds a run of another recipe, at step {max(steps)}:\n{listed}"
-        return Finding("failure", "run folder", found, "Choose a new --run-dir, or give the values of that run.")
-    return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {max(steps)}")
+    step, kept = found
+    try:
+        refuse_another_run(config, identify(config, source), kept, step)
+    except ValueError as error:
+        return Finding("failure", "run folder", str(error), "Choose a new --run-dir, or give what that run was given.")
+    return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {step}")
 
 
 def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
