@@ -92,6 +92,16 @@ def test_one_big_argument_handed_to_many_calls_is_not_copied_for_each(tmp_path):
     )
 
 
+def test_a_tensor_whose_stored_values_have_the_other_sign_is_refused(tmp_path):
+    # torch.save(torch._neg_view(tensor)) writes the tensor, and beside it that its negative is meant.
+    stored = archives.tensor(archives.storage("0", 2), (2,), (1,))
+    meant = stored.removesuffix(b"tR") + archives.dict_of({"neg": b"\x88"}) + b"tR"
+    path = archives.zip_archive(
+        tmp_path / "negative.pth", archives.program(archives.dict_of({"weight": meant})), {"0": bytes(8)}
+    )
+    refused(path, r"a view that PyTorch computes when it is used \(neg\).*resolve_neg\(\)")
+
+
 def test_a_state_dict_with_something_else_in_it_is_refused_by_name(tmp_path):
     stored = archives.tensor(archives.storage("0", 2), (2,), (1,))
     body = archives.dict_of({"weight": stored, "version": archives.integer(3)})

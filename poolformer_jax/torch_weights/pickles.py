@@ -52,8 +52,21 @@ def _ordered_dict() -> dict[Any, Any]:
     return {}
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
-    # What follows (gradient wanted, hooks, metadata) says nothing about the values.
+def _tensor(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = None,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> StoredTensor:
+    # Of what follows the strides only the metadata can say anything about the values.
+    if isinstance(metadata, dict) and (views := [name for name in ("neg", "conj") if metadata.get(name)]):
+        raise WeightsFileError(
+            f"it holds a tensor as a view that PyTorch computes when it is used ({views[0]}), and not its values. Save "
+            "tensor.resolve_neg().resolve_conj() of every one"
+        )
     if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
         raise WeightsFileError("it builds a tensor of something else than a storage and its sizes")
     return StoredTensor(storage, size, stride, offset)
