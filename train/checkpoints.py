@@ -17,14 +17,12 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax import lax
 from jax.experimental import multihost_utils
-from jaxtyping import Array, UInt32
 
+from train.fingerprints import array_types, fingerprints
 from train.state import TrainState
 
 # The items of a checkpoint that are trees of arrays; the fourth item, "step", is JSON.
@@ -86,8 +84,8 @@ class Checkpoints:
         counters = {name: int(getattr(state, name)) for name in _COUNTERS}
         if counters["skipped_in_a_row"] or counters["step"] in self._manager.all_steps():
             return
-        record: dict[str, Any] = {**counters, "run": self._run, "arrays": _arrays(state)}
-        record["fingerprints"] = _fingerprints(state)
+        record: dict[str, Any] = {**counters, "run": self._run, "arrays": array_types(state)}
+        record["fingerprints"] = fingerprints(state)
         record["checksum"] = _checksum(record)
         trees = {name: ocp.args.StandardSave(tree) for name in _TREES if (tree := getattr(state, name)) is not None}
         try:
@@ -184,7 +182,7 @@ class Checkpoints:
             name: jax.device_put(np.int32(record[name]), getattr(abstract, name).sharding) for name in _COUNTERS
         }
         state = abstract.replace(**{name: found[name] for name in wanted}, **counters)
-        written, read = record["fingerprints"], _fingerprints(state)
+        written, read = record["fingerprints"], fingerprints(state)
         if changed := [name for name in read if written.get(name) != read[name]]:
             more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
             raise ValueError(f"the contents of {changed[0]}{more} changed since it was written")
@@ -193,7 +191,7 @@ class Checkpoints:
     def _refuse_other_arrays(self, step: int, record: Mapping[str, Any], abstract: TrainState) -> None:
         if "arrays" not in record:  # written before records had them: Orbax then says what does not fit
             return
-        written, wanted = record["arrays"], _arrays(abstract)
+        written, wanted = record["arrays"], array_types(abstract)
         differing = [
             f"{name}: {written.get(name, 'not there')} -> {wanted.get(name, 'not there')}"
             for name in {**written, **wanted}
@@ -270,14 +268,6 @@ def _checksum(record: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def _arrays(state: TrainState) -> dict[str, str]:
-    """Type and shape of every array, by name."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree.leaves_with_path(state)
-    }
-
-
 def _worst(outcome: int) -> int:
     """The worst outcome of all processes."""
     if jax.process_count() == 1:
@@ -303,28 +293,3 @@ def _first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:100]} ... {lines[0][-100:]}"
-
-
-def _fingerprints(state: TrainState) -> dict[str, int]:
-    """A 32-bit fingerprint of every array, by name; the same on any mesh, and different if any one bit is."""
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(state)]
-    return dict(zip(names, map(int, jax.device_get(_fingerprint_leaves(state)))))
-
-
-@jax.jit
-def _fingerprint_leaves(state: Any) -> list[UInt32[Array, ""]]:
-    return [_fingerprint(array) for array in jax.tree.leaves(state)]
-
-
-def _fingerprint(array: Array) -> UInt32[Array, ""]:
-    """Sum of the bits as 32-bit words, each times an odd number of its place, modulo 2**32.
-
-    Additions modulo 2**32 may be done in any order, so the result does not depend on how the array is cut up. A
-    changed word changes its own term, because multiplication by an odd number can be undone.
-    """
-    size = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
-    words = lax.bitcast_convert_type(array, size).astype(jnp.uint32)
-    place = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-        place = place * np.uint32(words.shape[axis]) + lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
