@@ -27,6 +27,7 @@ BENCHMARKS = {
     "gpu": Benchmark("gpu", "inference and training on a GPU beside PyTorch"),
     "tpu": Benchmark("tpu", "what the TPU compiler says of a training step; needs no TPU"),
     "convert": Benchmark("convert", "time and memory of converting weights"),
+    "exchange": Benchmark("exchange", "whether cores share a cache, which a virtual machine hides"),
     "input-pipeline": Benchmark("input_pipeline", "images a second per core beside tf.data and PyTorch"),
 }
 

@@ -47,6 +47,7 @@ def summarise(results: Sequence[Result], images: int) -> list[dict[str, Any]]:
 
     `milliseconds_per_image` is the median over the rounds and `middle_half` its quartiles. `to_fastest_peer` is the
     median over the rounds of the time beside the fastest peer's of the same round: below 1 is faster than that.
+    `cores_share_a_cache` and `cores_do_not` are medians of those turns only, None where there was no such turn.
     """
     peers = [result for result in results if not result.ours]
     fastest = min(peers, key=lambda peer: statistics.median(peer.seconds)) if peers else None
@@ -62,6 +63,8 @@ def _summary(result: Result, fastest: Result | None, images: int) -> dict[str, A
         **asdict(result),
         "milliseconds_per_image": statistics.median(milliseconds),
         "middle_half": _quartiles(milliseconds),
+        "cores_share_a_cache": _median_where(True, milliseconds, result.share_a_cache),
+        "cores_do_not": _median_where(False, milliseconds, result.share_a_cache),
         "to_fastest_peer": ratio,
     }
 
@@ -73,11 +76,17 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def _median_where(wanted: bool, values: Sequence[float], states: Sequence[bool | None]) -> float | None:
+    chosen = [value for value, state in zip(values, states) if state is wanted]
+    return statistics.median(chosen) if chosen else None
+
+
 def table(title: str, summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """One row for each contender, ours in bold."""
+    """One row for each contender, ours in bold; two more columns where the cores lost their common cache meanwhile."""
     made = Table(title=title, title_justify="left", caption_justify="left")
     made.add_column("", no_wrap=True)
-    for heading in ("ms an image", "middle half", "x fastest peer"):
+    states = ("cores_share_a_cache", "cores_do_not") if any(one["cores_do_not"] for one in summaries) else ()
+    for heading in ("ms an image", "middle half", "x fastest peer", *(("common cache", "none") if states else ())):
         made.add_column(heading, justify="right")
     for summary in summaries:
         low, high = summary["middle_half"]
@@ -87,6 +96,7 @@ def table(title: str, summaries: Sequence[Mapping[str, Any]]) -> Table:
             _figure(summary["milliseconds_per_image"]),
             f"{_figure(low)} to {_figure(high)}",
             "" if ratio is None else f"{ratio:.2f}",
+            *("" if summary[state] is None else _figure(summary[state]) for state in states),
             style="bold" if summary["ours"] else None,
         )
     largest = max(summary["difference"] or 0 for summary in summaries)

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.cores import rates
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -57,6 +59,7 @@ class Result:
         versions: of what did the work.
         threads: how many it computed with.
         facts: what its job told besides.
+        share_a_cache: whether cores did just before each turn (`cores`); None where that cannot be told.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Result:
     versions: Mapping[str, str]
     threads: int
     facts: Mapping[str, Any]
+    share_a_cache: tuple[bool | None, ...] = ()
 
 
 class Runner(Protocol):
@@ -119,9 +123,22 @@ def measure(
             raise ValueError(f"There is nothing to compare with. Expected one of these to start:\n{reasons}")
         comparable = {name: worker.result for name, worker in workers.items() if worker.contender.comparable}
         differences = compare(comparable, tolerance)
-        seconds_of = take_turns(workers, rounds=rounds, seconds=seconds, say=say)
+        together: dict[str, list[bool | None]] = {name: [] for name in workers}
+
+        def look(name: str) -> None:
+            found = rates()
+            together[name].append(None if found is None else found.share_a_cache)
+
+        seconds_of = take_turns(workers, rounds=rounds, seconds=seconds, say=say, before=look)
     results = [
-        Result(name, worker.contender.ours, tuple(seconds_of[name]), differences.get(name), **worker.told)
+        Result(
+            name,
+            worker.contender.ours,
+            tuple(seconds_of[name]),
+            differences.get(name),
+            share_a_cache=tuple(together[name]),
+            **worker.told,
+        )
         for name, worker in workers.items()
     ]
     return results, left_out
@@ -144,14 +161,23 @@ def compare(results: Mapping[str, np.ndarray], tolerance: float) -> dict[str, fl
 
 
 def take_turns(
-    runners: Mapping[str, Runner], *, rounds: int, seconds: float, say: Callable[[str], None] = lambda _: None
+    runners: Mapping[str, Runner],
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None] = lambda _: None,
+    before: Callable[[str], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Seconds of one call, by name and round; each round in another order, the same ones every time."""
+    """Seconds of one call, by name and round; each round in another order, the same ones every time.
+
+    `before` is called with the name of whoever has the next turn.
+    """
     found: dict[str, list[float]] = {name: [] for name in runners}
     shuffled = random.Random(0)
     for number in range(rounds):
         for name in shuffled.sample(list(runners), len(runners)):
             say(f"round {number + 1} of {rounds}: {name}")
+            before(name)
             found[name].append(runners[name].turn(seconds))
     return found
 

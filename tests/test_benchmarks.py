@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import cpu_inference, cpu_training, gpu, report
+from benchmarks import cores, cpu_inference, cpu_training, gpu, report
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import Contender, Result, Unready, compare, measure, started, take_turns
 from benchmarks.worker import seconds_per_call
@@ -23,8 +23,8 @@ TINY = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_la
 OURS = "benchmarks.peers.ours"
 
 
-def result(name, seconds, *, ours=False):
-    return Result(name, ours, tuple(seconds), 0.0, {}, 1, {})
+def result(name, seconds, *, ours=False, share_a_cache=()):
+    return Result(name, ours, tuple(seconds), 0.0, {}, 1, {}, tuple(share_a_cache))
 
 
 class Recorder:
@@ -58,7 +58,7 @@ def test_help_lists_every_benchmark_within_80_columns():
     assert max(map(len, finished.stdout.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", ["cpu-inference", "cpu-training", "gpu"])
+@pytest.mark.parametrize("name", ["cpu-inference", "cpu-training", "exchange", "gpu"])
 def test_each_benchmark_explains_itself_with_an_example(name, capsys):
     with pytest.raises(SystemExit) as ended:
         program.main([name, "--help"])
@@ -141,6 +141,31 @@ def test_ratios_are_of_the_same_round_and_to_the_fastest_peer():
     assert (ours["to_fastest_peer"], fast["to_fastest_peer"], slow["to_fastest_peer"]) == (0.5, 1, 1.5)
     assert ours["milliseconds_per_image"] == 500
     assert ours["middle_half"] == (500, 2750)  # quartiles of 500, 500, 5000
+
+
+def test_turns_are_told_apart_by_whether_the_cores_shared_a_cache():
+    found = [
+        result("ours", [1, 3, 1], ours=True, share_a_cache=[True, False, True]),
+        result("peer", [2, 2, 4], share_a_cache=[True, True, False]),
+        result("elsewhere", [5, 5, 5], share_a_cache=[None] * 3),
+    ]
+    summaries = report.summarise(found, images=1)
+    assert [one["cores_share_a_cache"] for one in summaries] == [1000, 2000, None]
+    assert [one["cores_do_not"] for one in summaries] == [3000, 4000, None]
+    console = Console(file=io.StringIO(), width=80)
+    report.show(console, "title", summaries, {})
+    assert "common" in console.file.getvalue()
+    assert max(map(len, console.file.getvalue().splitlines())) <= 80
+
+
+@pytest.mark.skipif(cores.rates() is None, reason="one core, or threads cannot be pinned")
+def test_the_rates_between_cores_are_written_down(tmp_path):
+    path = tmp_path / "exchange.json"
+    assert program.main(["exchange", "--seconds", "0", "--json", str(path)]) == program.DONE
+    (group,) = json.loads(path.read_text())["groups"]
+    assert group["times"] == 1
+    assert group["same_core"] > 0
+    assert group["other_core"] > 0
 
 
 def test_the_table_fits_80_columns_and_marks_nobody_fastest_without_peers():
