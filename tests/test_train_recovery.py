@@ -285,7 +285,7 @@ def test_a_wrong_address_of_process_0_is_told(tmp_path):
 @pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
 def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared):
     def arguments(number: int) -> list[str]:
-        folders = {"--run-dir": f"run {number}", "--checkpoint-dir": f"checkpoints {number}", shared: "shared"}
+        folders = {"--run-dir": f"run {number}", "--checkpoint-dir": "checkpoints", shared: "shared"}
         flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
         return [*programs.TINY, *flags, "--optimizer.epochs", "9000"]
 
@@ -340,3 +340,15 @@ def test_a_gradient_that_stays_infinite_stops_the_run_and_the_last_good_state_st
     assert saved(run_dir)[-1] < max(losses)
     assert None not in [losses[step] for step in saved(run_dir)]
     assert losses[max(losses)] is None
+
+
+def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path):
+    run_dir, states = tmp_path / "run", tmp_path / "states"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir)]
+    programs.run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "2"])
+    metrics = (run_dir / "metrics.jsonl").read_text()
+    output = programs.run([*arguments, "--max-steps", "4"], code=1)
+    assert f"--checkpoint-dir {states}" in output.replace("\n", " ")
+    assert (run_dir / "metrics.jsonl").read_text() == metrics
+    assert not (run_dir / "checkpoints").exists()
+    assert "Going on from step 2" in programs.run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])

@@ -19,13 +19,12 @@ import numpy as np
 from poolformer_jax import TpuKernels
 from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
-from train.checkpoints import newest_run
 from train.data.folders import FolderSource
 from train.data.pipeline import default_workers
 from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
-from train.identity import identify, refuse_another_run
+from train.identity import step_to_go_on_from
 from train.kernel_check import TOLERANCE, largest_difference
 from train.recipes import TrainConfig
 from train.sharding import batch_sharding
@@ -190,13 +189,12 @@ def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
 
 
 def _look_at_run_folder(config: TrainConfig, source: Source) -> Finding:
-    if (found := newest_run(config.checkpoints)) is None:
-        return Finding("fine", "run folder", f"{config.run_dir} holds no run yet")
-    step, kept = found
     try:
-        refuse_another_run(config, identify(config, source), kept, step)
+        step = step_to_go_on_from(config, source)
     except ValueError as error:
         return Finding("failure", "run folder", str(error), "Choose a new --run-dir, or give what that run was given.")
+    if step is None:
+        return Finding("fine", "run folder", f"{config.run_dir} holds no run yet")
     return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {step}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from train.checkpoints import newest_run
 from train.data.sources import Source
 from train.recipes import TrainConfig, differences
 
@@ -23,7 +24,36 @@ def identify(config: TrainConfig, source: Source) -> Identity:
     return {"recipe": config.to_dict(), "classes": list(source.class_names), "images": len(source)}
 
 
-def refuse_another_run(config: TrainConfig, now: Identity, kept: Identity | None, step: int) -> None:
+def step_to_go_on_from(config: TrainConfig, source: Source) -> int | None:
+    """The newest step among the states of the run, None if it has none yet; reads only.
+
+    Raises:
+        ValueError: if the states there are of another run, or the run keeps its states elsewhere.
+    """
+    found = newest_run(config.checkpoints)
+    if found is None:
+        _refuse_to_forget_states(config)
+        return None
+    step, kept = found
+    _refuse_another_run(config, identify(config, source), kept, step)
+    return step
+
+
+def _refuse_to_forget_states(config: TrainConfig) -> None:
+    """Raises ValueError if the run's folder says that its states are in another place, and there they are."""
+    path = config.run_dir / "recipe.json"
+    if not path.exists():
+        return
+    place = read_recipe(path).get("checkpoint_dir") or str(config.run_dir / "checkpoints")
+    if place != config.checkpoints and (found := newest_run(place)) is not None:
+        raise ValueError(
+            f"The run in {config.run_dir} keeps its states in {place}, up to step {found[0]}; there are none in "
+            f"{config.checkpoints}. Expected --checkpoint-dir {place} to go on with it, or another folder with "
+            "--run-dir to begin a new run."
+        )
+
+
+def _refuse_another_run(config: TrainConfig, now: Identity, kept: Identity | None, step: int) -> None:
     """Raises ValueError unless the states in `config.checkpoints` are of the run that `now` is.
 
     Args:

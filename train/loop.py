@@ -8,12 +8,12 @@ from rich.console import Console
 
 from train import results
 from train.assembly import Assembly, assemble
-from train.checkpoints import Checkpoints, newest_run
+from train.checkpoints import Checkpoints
 from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import Source, open_source
 from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
-from train.identity import Identity, identify, refuse_another_run
+from train.identity import identify, step_to_go_on_from
 from train.journal import Journal
 from train.lock import alone_in
 from train.progress import Meter, Record
@@ -61,13 +61,12 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         stop.before_training()
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
-        identity = identify(config, source)
-        _refuse_states_of_another_run(config, identity)
+        step_to_go_on_from(config, source)  # before anything is made or cleared away
 
         with (
             alone_in(config.run_dir),
             alone_in(config.checkpoints),
-            Checkpoints(config.checkpoints, config.keep_checkpoints, identity) as checkpoints,
+            Checkpoints(config.checkpoints, config.keep_checkpoints, identify(config, source)) as checkpoints,
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
@@ -120,13 +119,6 @@ def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out:
         with evaluation_batches(config.data, held_out, **process_part(parts.mesh)) as batches:
             evaluations[weights] = evaluate(parts.evaluation_step, getattr(state, weights), batches, parts.mesh)
     return evaluations
-
-
-def _refuse_states_of_another_run(config: TrainConfig, identity: Identity) -> None:
-    """Raises ValueError, naming everything in which the runs differ; looks before anything is made or cleared away."""
-    if (found := newest_run(config.checkpoints)) is not None:
-        step, kept = found
-        refuse_another_run(config, identity, kept, step)
 
 
 def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
