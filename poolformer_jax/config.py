@@ -7,13 +7,11 @@ models/poolformer.py and models/metaformer.py; transformers, configuration_poolf
 
 import dataclasses
 import math
-import numbers
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, no_type_check
 
-import numpy as np
-from flax.core import FrozenDict
+from poolformer_jax.kinds import FLAG, NAMES, REAL, TEXT, WHOLE, Kind, optional, sequence_of
 
 NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
@@ -161,69 +159,22 @@ def _index(key: Any) -> Any:
 _LONGEST_INDEX = 10  # characters; Python refuses to read numbers of thousands of digits
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """What a field holds, whatever type of number or sequence it was given as.
-
-    Args:
-        name: for people.
-        fits: whether a value is of this kind.
-        plain: such a value in Python's own types: hashable, because a config is a key of compiled programs, and fit
-            for JSON.
-    """
-
-    name: str
-    fits: Callable[[Any], bool]
-    plain: Callable[[Any], Any]
-
-
-def _one_per_stage(kind: _Kind, name: str) -> _Kind:
-    return _Kind(
-        f"a sequence of {name}, one for each stage",
-        lambda value: (
-            isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and all(map(kind.fits, value))
-        ),
-        lambda value: tuple(map(kind.plain, value)),
-    )
-
-
-def _optional(kind: _Kind) -> _Kind:
-    return _Kind(
-        f"None, or {kind.name}",
-        lambda value: value is None or kind.fits(value),
-        lambda value: None if value is None else kind.plain(value),
-    )
-
-
-def _is_real(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-# Python takes True for 1, and nobody means it.
-_WHOLE = _Kind("a whole number", lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), int)
-_REAL = _Kind("a finite number", _is_real, float)
-_TEXT = _Kind("a text", lambda value: isinstance(value, str), str)
-_FLAG = _Kind("True or False", lambda value: isinstance(value, bool), bool)
-_NAMES = _Kind(
-    "a mapping from indices to names",
-    lambda value: isinstance(value, Mapping) and all(map(_WHOLE.fits, value)) and all(map(_TEXT.fits, value.values())),
-    lambda value: FrozenDict({int(index): name for index, name in value.items()}),  # type: ignore[no-untyped-call]
-)
-_PER_STAGE: Mapping[str, _Kind] = {
+_PER_STAGE: Mapping[str, Kind] = {
     **dict.fromkeys(
-        ("depths", "hidden_sizes", "patch_sizes", "strides", "padding"), _one_per_stage(_WHOLE, "whole numbers")
+        ("depths", "hidden_sizes", "patch_sizes", "strides", "padding"),
+        sequence_of(WHOLE, "whole numbers, one for each stage"),
     ),
-    "token_mixers": _one_per_stage(_TEXT, "names"),
-    "position_embeddings": _one_per_stage(_FLAG, "True or False"),
+    "token_mixers": sequence_of(TEXT, "names, one for each stage"),
+    "position_embeddings": sequence_of(FLAG, "True or False, one for each stage"),
 }
-_KINDS: Mapping[str, _Kind] = {
+_KINDS: Mapping[str, Kind] = {
     **_PER_STAGE,
-    **dict.fromkeys(("num_channels", "pool_size", "num_labels"), _WHOLE),
-    **dict.fromkeys(("mlp_ratio", "drop_path_rate", "layer_scale_init_value", "dropout_rate"), _REAL),
-    **dict.fromkeys(("hidden_act", "norm", "head_order"), _TEXT),
-    "use_layer_scale": _FLAG,
-    "id2label": _optional(_NAMES),
-    "image_size": _optional(_WHOLE),
+    **dict.fromkeys(("num_channels", "pool_size", "num_labels"), WHOLE),
+    **dict.fromkeys(("mlp_ratio", "drop_path_rate", "layer_scale_init_value", "dropout_rate"), REAL),
+    **dict.fromkeys(("hidden_act", "norm", "head_order"), TEXT),
+    "use_layer_scale": FLAG,
+    "id2label": optional(NAMES),
+    "image_size": optional(WHOLE),
 }
 
 
