@@ -16,6 +16,7 @@ The rules, all of which a test holds. A picture that none of them covers is refu
   EPS and WMF, which are programs to draw a picture (Pillow would run Ghostscript on them).
 """
 
+import functools
 import os
 from io import BytesIO
 from pathlib import Path
@@ -32,10 +33,20 @@ ImageLike = Any
 _CHANNELS = (1, 3, 4)
 _DRAWINGS = ("EPS", "WMF")
 DATA_FORMATS = ("channels_last", "channels_first")
+# Formats that Pillow opens and makes no pixels of: drawings that other programs would have to draw, containers of
+# measurements, and films.
+_WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 
 class ImageError(ValueError):
     """A picture that cannot be read, with what is wrong with it."""
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The endings of files that Pillow and its plugins read here, in lower case, with their dots."""
+    formats = Image.registered_extensions()  # of which Pillow only writes some, PDF for one
+    return frozenset(ending for ending, name in formats.items() if name in Image.OPEN and name not in _WITHOUT_PIXELS)
 
 
 def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str | None = None) -> Image.Image:

@@ -73,11 +73,9 @@ def _files(names: list[str]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        from PIL import Image
+        from poolformer_jax.image_reading import image_suffixes
 
-        formats = Image.registered_extensions()  # of which Pillow only writes some, PDF for one
-        readable = {ending for ending, format in formats.items() if format in Image.OPEN}
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in readable and file.is_file())
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in image_suffixes() and file.is_file())
         if not inside:
             raise FileNotFoundError(f"The folder {name} has no image file. Expected at least one.")
         yield from inside

@@ -18,14 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from poolformer_jax.image_reading import ImageError
+from poolformer_jax.image_reading import ImageError, image_suffixes
 from train.data.sources import Example, SourceError, held_out, printable
 
-# Formats that Pillow opens and makes no pixels of: drawings that other programs would have to draw, containers of
-# measurements, and films.
-_WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 WHOLE = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
 _READING_THREADS = 16
@@ -128,13 +124,6 @@ def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSo
     ids = [os.fsdecode(bytes(name)) for name in pool.names]
     chosen = held_out(ids, pool.labels.tolist(), held_out_share)
     return pool.select(np.flatnonzero(chosen == (split == "validation")))
-
-
-@functools.cache
-def image_suffixes() -> frozenset[str]:
-    """The endings of images that Pillow and its plugins read here, in lower case."""
-    formats = Image.registered_extensions()  # of which Pillow only writes some, PDF for one
-    return frozenset(ending for ending, name in formats.items() if name in Image.OPEN and name not in _WITHOUT_PIXELS)
 
 
 def is_pool(path: str | Path) -> bool:
