@@ -1,8 +1,8 @@
 """How fast a core reads what it has written itself, and what another core has written.
 
 On a virtual machine this tells what the guest is not told: whether its cores share a cache. Where they do, both rates
-are the same; where they do not, the second is a fraction of the first. It changes within seconds as the host moves the
-machine's processors about, and programs whose cores work on each other's data are slower then than others.
+are the same; where they do not, the second is a fraction of the first. It can change within seconds, when the host
+moves the machine's processors about, and programs whose cores work on each other's data then lose more than others.
 """
 
 import argparse
