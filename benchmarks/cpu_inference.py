@@ -1,9 +1,10 @@
 """Inference on the CPU beside PyTorch, ONNX Runtime and OpenVINO: the same weights, the same pixels, all cores.
 
 Ours is the folded network that ImageClassifier compiles, from normalised pixels to logits: a batch shared by as many
-CPU devices as there are cores (JAX_NUM_CPU_DEVICES), one image by all cores of one. PyTorch runs transformers'
-PoolFormer: eager, with channels_last, and through torch.compile with either layout. ONNX Runtime and OpenVINO run the
-file that torch.onnx (its default exporter) makes of that same model, at a fixed batch. Everything is float32.
+CPU devices as there are cores (JAX_NUM_CPU_DEVICES), one image computed by all of them together. PyTorch runs
+transformers' PoolFormer: eager, with channels_last, and through torch.compile with either layout. ONNX Runtime and
+OpenVINO run the file that torch.onnx (its default exporter) makes of that same model, at a fixed batch. Everything is
+float32.
 
 Weights are random, and such that every branch has a say in the logits; these are compared before anything is timed.
 Each contender is a process of its own with all cores, and only the one whose turn it is runs.
@@ -87,11 +88,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images in a call (default: 1 16)")
     turns.add_flags(parser, rounds=9, seconds=1.0)
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        default=report.RESULTS / "cpu-inference.json",
-        help="where to write the figures (default: benchmarks/results/cpu-inference.json)",
-    )
+    report.add_json_flag(parser, "cpu-inference")
     return parser

@@ -74,11 +74,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variant", choices=RESULTS, default="s12", help="default: s12")
     parser.add_argument("--batch", type=int, default=16, help="images in a step (default: 16)")
     turns.add_flags(parser, rounds=7, seconds=1.0)
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        default=report.RESULTS / "cpu-training.json",
-        help="where to write the figures (default: benchmarks/results/cpu-training.json)",
-    )
+    report.add_json_flag(parser, "cpu-training")
     return parser

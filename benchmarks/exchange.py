@@ -9,7 +9,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -55,11 +54,5 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = turns.parser("exchange", __doc__, EXAMPLE)
     parser.add_argument("--seconds", type=float, default=30, help="how long to look (default: 30)")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        default=report.RESULTS / "exchange.json",
-        help="where to write the figures (default: benchmarks/results/exchange.json)",
-    )
+    report.add_json_flag(parser, "exchange")
     return parser

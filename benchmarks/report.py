@@ -1,5 +1,6 @@
 """What a benchmark tells: the machine, medians and spread, the ratio to the fastest peer; as a table and as JSON."""
 
+import argparse
 import datetime
 import json
 import os
@@ -17,6 +18,17 @@ from benchmarks.turns import Result
 from poolformer_jax.cores import available_cores
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def add_json_flag(parser: argparse.ArgumentParser, name: str) -> None:
+    """Where the figures of the benchmark `name` go."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=RESULTS / f"{name}.json",
+        help=f"where to write the figures (default: benchmarks/results/{name}.json)",
+    )
 
 
 def machine() -> dict[str, Any]:
