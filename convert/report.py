@@ -3,10 +3,8 @@
 import hashlib
 import json
 import math
-import uuid
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import poolformer_jax
 from convert.conversion import Mapped, Source, head_order_there
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import WeightsFile
-from poolformer_jax.writing import writing
+from poolformer_jax.writing import replacing
 
 FILE = "report.json"
 
@@ -107,15 +105,8 @@ def left_over(error: WeightsMismatch | None) -> dict[str, Any]:
 
 def write(report: Mapping[str, Any], path: Path) -> None:
     """Writes a report, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def check(path: Path) -> None:

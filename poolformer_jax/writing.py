@@ -1,8 +1,10 @@
-"""What a person is told when a file or folder cannot be written."""
+"""Files that are written whole or not at all, and what a person is told when one cannot be written."""
 
 import os
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 @contextmanager
@@ -18,3 +20,24 @@ def writing(destination: str | os.PathLike[str]) -> Iterator[None]:
         told = OSError(f"Cannot write {os.fspath(destination)}: {reason}. Expected a place to write to, with room.")
         told.strerror = reason
         raise told from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, with its ending, for the block to write; it becomes `path` when the block ends.
+
+    The folder is made if need be. Whatever happens, nothing stays by the temporary name, and a file that was there
+    before stays until it is replaced.
+
+    Raises:
+        OSError: as `writing` tells it.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -2,11 +2,10 @@
 
 import argparse
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import add_weights, starting_jax, waiting
-from poolformer_jax.writing import writing
+from poolformer_jax.writing import replacing
 
 NAME = "cam"
 HELP = "Write a picture of what speaks for a class (Grad-CAM)."
@@ -44,14 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     label = None if arguments.label is None else label_index(arguments.label, names)
     with waiting(f"Explaining {arguments.image}"):
         explanation = cam(arguments.image, label)
-        temporary = output.with_name(f".tmp_{output.name}")
-        with writing(output):
-            try:
-                Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
-                temporary.replace(output)
-            finally:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+        with replacing(output) as temporary:
+            Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
     print(f"{output}: {names[explanation.label]}, {100 * explanation.probability:.1f} %")
     return 0
 
