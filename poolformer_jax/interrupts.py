@@ -10,8 +10,8 @@ from types import FrameType
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Lets Ctrl-C end the process with exit code 130 and nothing said, until the block ends.
+def leaving_at_once(last_words: str = "") -> Iterator[None]:
+    """Lets Ctrl-C end the process with exit code 130, saying `last_words` and nothing else, until the block ends.
 
     For imports: there is nothing to put in order yet, and an exception gets lost in the extension modules of others, or
     becomes another one. A signal that is ignored, as by a shell's background jobs, or handled already stays so.
@@ -20,14 +20,15 @@ def leaving_at_once() -> Iterator[None]:
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, _leave)
+
+    def leave(number: int, _: FrameType | None) -> None:
+        start = "\n" if sys.stderr.isatty() else ""  # where a line may say what is waited for
+        end = f"{last_words}\n" if last_words else ""
+        os.write(sys.stderr.fileno(), (start + end).encode())
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, leave)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    if sys.stderr.isatty():  # where a line may say what is waited for
-        os.write(sys.stderr.fileno(), b"\n")
-    os._exit(128 + number)

@@ -4,16 +4,11 @@ Nothing here imports jax before a command runs: data-loading workers run this fi
 """
 
 import os
-import signal
 import sys
 import traceback
 from typing import NoReturn
 
-
-def _leave(number: int, frame: object) -> None:
-    """Until a command begins there is nothing to put in order, and an exception amid imports may get lost."""
-    os.write(sys.stderr.fileno(), b"\nstopped\n")
-    os._exit(128 + number)
+from poolformer_jax.interrupts import leaving_at_once
 
 
 def _end(code: int) -> NoReturn:
@@ -27,9 +22,8 @@ def _end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, _leave)
-    from train.command_line import main
-
+    with leaving_at_once("stopped"):
+        from train.command_line import main
     try:
         code = main(sys.argv[1:])
     except Exception:

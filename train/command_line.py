@@ -4,13 +4,14 @@ Exit codes: 0 done (or stopped by SIGTERM with its state saved), 1 failed, 2 the
 Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
-import contextlib
 import inspect
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from poolformer_jax.interrupts import leaving_at_once
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,27 +41,17 @@ def _run(arguments: Sequence[str]) -> int:
         return _overview()
     if name.startswith("-"):
         name, rest = _DEFAULT, list(arguments)
-    from train import loop  # noqa: F401 -- with everything that takes long to import, before Ctrl-C is an exception
-    from train.recipes import RECIPES
+    with leaving_at_once("stopped"):
+        from train import loop  # noqa: F401 -- with everything that takes long to import
+        from train.recipes import RECIPES
 
-    with _interrupted_by_exception():
-        if name in COMMANDS:
-            return COMMANDS[name][1](rest)
-        if name in RECIPES:
-            return _train(name, rest)
+    if name in COMMANDS:
+        return COMMANDS[name][1](rest)
+    if name in RECIPES:
+        return _train(name, rest)
     known = ", ".join([*RECIPES, *COMMANDS])
     print(f"There is no recipe or command {name!r}. Expected one of: {known}.", file=sys.stderr)
     return 2
-
-
-@contextlib.contextmanager
-def _interrupted_by_exception() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, so that what was opened is closed."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _message(error: BaseException) -> str | None:

@@ -8,13 +8,11 @@ Why: a pod's storage reads a thousand large files well and a million small ones 
     OUTPUT/NAME/1.0.0/               the data set, renamed when all shards and the metadata are there
 
 Running the same command again goes on with the shards that are missing, and leaves a finished data set as it is. Which
-files and settings it was made of stays noted beside it (`fingerprint.json`), so that others are never taken for them.
+files and settings it was made of stays noted beside it (`origin`), so that others are never taken for them.
 Examples are shuffled once (with a fixed seed), so that a shard, and a slice of a split, is a fair sample.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -29,12 +27,12 @@ from PIL import Image, UnidentifiedImageError
 from train.checks import refuse
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
+from train.data.origin import Origin, require_note
 from train.data.restart_jpeg import add_restart_markers, jpegtran_is_installed
 from train.data.sources import Example, Source, SourceError, image_of, printable
 
 _VERSION = "1.0.0"
 _SHUFFLE_SEED = 0
-_FINGERPRINT = "fingerprint.json"
 # Every record by itself: random access reads nothing else. JPEG does not get smaller by compressing it again.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -137,19 +135,20 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
     """
     finished = (config.folder / "dataset_info.json").is_file()
     if finished:
-        _require_noted_origin(config.folder)  # before a long listing
+        require_note(config.folder)  # before a long listing
     elif config.restart_markers and not jpegtran_is_installed():
         raise SourceError(
             "--restart-markers needs libjpeg-turbo's jpegtran. Install it (Debian and Ubuntu: apt install "
             "libjpeg-turbo-progs; macOS: brew install jpeg-turbo), or pack without."
         )
     sources = _open_sources(config, on_progress)
+    origin = _origin(config, sources)
     if finished:
-        _compare(config.folder, sources, config)
+        origin.compare(config.folder)
         return _finished(config, [])
     work = config.folder.with_name(f"{_VERSION}.incomplete")
     work.mkdir(parents=True, exist_ok=True)
-    _claim(work, sources, config)
+    origin.claim(work)
     shards = [shard for split, source in sources.items() for shard in _plan(split, len(source), config)]
     bad = _write_missing(config, sources, shards, work, on_progress)
     if bad and config.on_bad_image == "error":
@@ -160,7 +159,7 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
     _write_metadata(config, sources, shards, work)
     for leftover in work.glob(".*.tmp"):
         leftover.unlink()
-    _note(work, _origin(sources, config))
+    origin.note(work)
     work.rename(config.folder)
     return _finished(config, bad)
 
@@ -178,83 +177,9 @@ def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]
     return {split: open_folder(config.path, split, config.held_out) for split in ("train", "validation")}
 
 
-def _claim(work: Path, sources: Mapping[str, Source], config: PrepareConfig) -> None:
-    """Makes sure that the shards already in `work` are of these very examples."""
-    examples = _digest_examples(sources, config)
-    path = work / _FINGERPRINT
-    if not path.exists():
-        _note(work, {"examples": examples})
-    elif json.loads(path.read_text(encoding="utf-8"))["examples"] != examples:
-        raise SourceError(
-            f"{work} holds shards of other files than {config.source} has now, or of other settings. Remove that "
-            "folder to start again, or choose another --output."
-        )
-
-
-def _require_noted_origin(folder: Path) -> None:
-    if not (folder / _FINGERPRINT).is_file():
-        raise SourceError(
-            f"{folder} holds a data set that does not say which files it was packed from: another program made it, or "
-            f"a version of this one that did not note it. Train on it as it is with --data.source tfds:{folder}, or "
-            "remove the folder to pack again, or choose another --output or --name."
-        )
-
-
-def _compare(folder: Path, sources: Mapping[str, Source], config: PrepareConfig) -> None:
-    """Makes sure that the finished data set in `folder` was packed from these very files, with these settings."""
-    noted, wanted = json.loads((folder / _FINGERPRINT).read_text(encoding="utf-8")), _origin(sources, config)
-    different = [
-        f"{name}: packed with {noted[name]}, now {wanted[name]}"
-        for name in ("images_per_shard", "restart_markers")
-        if noted[name] != wanted[name]
-    ]
-    if noted["files"] != wanted["files"]:
-        different.append(f"files: classes, names, sizes or splits are not those of {config.source}")
-    if different:
-        raise SourceError(
-            f"{folder} holds a data set of other files than {config.source} has now, or of other settings. What "
-            "differs:\n  "
-            + "\n  ".join(different)
-            + "\nRemove that folder to pack again, or choose another --output or "
-            "--name."
-        )
-
-
-def _origin(sources: Mapping[str, Source], config: PrepareConfig) -> dict[str, Any]:
-    """What a finished data set was packed from. Sizes count here and not in `_claim`: a bad file may be replaced."""
-    files = hashlib.sha256()
-    for split, source in sources.items():
-        files.update(json.dumps([split, source.class_names]).encode())
-        files.update(np.ascontiguousarray(source.names).tobytes() + np.ascontiguousarray(source.labels).tobytes())  # type: ignore[attr-defined]
-        files.update(_sizes(source, config.threads).tobytes())
-    return {
-        "examples": _digest_examples(sources, config),
-        "files": files.hexdigest(),
-        "images_per_shard": config.images_per_shard,
-        "restart_markers": config.restart_markers,
-    }
-
-
-def _digest_examples(sources: Mapping[str, Source], config: PrepareConfig) -> str:
-    digest = hashlib.sha256()
-    for split, source in sources.items():
-        digest.update(json.dumps([split, source.class_names, config.images_per_shard, config.restart_markers]).encode())
-        digest.update(np.ascontiguousarray(source.names).tobytes() + np.ascontiguousarray(source.labels).tobytes())  # type: ignore[attr-defined]
-    return digest.hexdigest()
-
-
-def _sizes(source: Source, threads: int) -> np.ndarray:
-    """Bytes of every image file: int64 [n]; 0 for one that is not there."""
-    if not isinstance(source, FolderSource):
-        return source.sizes  # type: ignore[attr-defined, no-any-return]
-    with ThreadPoolExecutor(threads) as pool:
-        return np.fromiter(pool.map(source.size_of, range(len(source))), np.int64, len(source))
-
-
-def _note(folder: Path, content: dict[str, Any]) -> None:
-    temporary = folder / f".{_FINGERPRINT}.tmp"
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(folder / _FINGERPRINT)
+def _origin(config: PrepareConfig, sources: Mapping[str, Source]) -> Origin:
+    settings = {"images_per_shard": config.images_per_shard, "restart_markers": config.restart_markers}
+    return Origin(config.source, sources, settings, config.threads)
 
 
 def _plan(split: str, examples: int, config: PrepareConfig) -> list[_Shard]:
