@@ -1,6 +1,6 @@
 """How long a conversion takes and how much memory, and whether every round trip returns every bit.
 
-    python -m benchmarks.convert
+    python -m benchmarks convert
 
 Each conversion is a process of its own, `python -m convert SOURCE DESTINATION`, timed from start to end, imports and
 hash included; its memory is the peak resident set that the operating system counted. Weights are random.
@@ -119,7 +119,7 @@ def round_trip(folder: Path, variant: str, layout: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints a table, and returns 1 if a promise is not kept."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks convert", description=__doc__.splitlines()[0])
     parser.add_argument("--variant", choices=RESULTS, default="m48", help="whose conversion is timed (default: m48)")
     parser.add_argument("--runs", type=int, default=3, help="runs of every conversion (default: 3)")
     parser.add_argument("--no-round-trips", action="store_true", help="leave out the round trips")

@@ -33,7 +33,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import machine
+from benchmarks import report
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "input_peers"
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pipelines are ended, too
     console = Console()
-    report = {"machine": machine(), "batch": BATCH, "sets": {}}
+    found = {"machine": report.machine(), "batch": BATCH, "sets": {}}
     with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
         for name, sizes, restarts in [(name, SIZES[name], restarts) for name in SIZES for restarts in (False, True)]:
             title = f"{name}, restart markers" if restarts else name
@@ -104,15 +104,14 @@ def main(arguments: Sequence[str]) -> int:
             batches = options.batches if name == "imagenet" else max(1, options.batches // LARGE_TURN)
             kilobytes = sum(file.stat().st_size for file in files) / 1e3 / len(files)
             described = {"files": len(files), "kilobytes": round(kilobytes)}
-            report["sets"][title] = described
+            found["sets"][title] = described
             for randaugment in (False, True):
                 results = measure(contenders(here, randaugment, options), options.rounds, batches)
                 key = "crop+flip+randaugment" if randaugment else "crop+flip"
                 described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
                 show(console, f"{title}, {described['kilobytes']} kB a file: {key}", results)
                 if options.json is not None:  # after every table: the whole takes many minutes
-                    options.json.parent.mkdir(parents=True, exist_ok=True)
-                    options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+                    report.write(options.json, found)
     if options.json is not None:
         console.print(f"written to {options.json}")
     return 0

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.turns import Result
 from poolformer_jax.cores import available_cores
+from poolformer_jax.writing import replacing
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -130,7 +131,5 @@ def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], l
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
     """JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp_{path.name}")
-    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -42,6 +42,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
+from poolformer_jax.summary import count_macs
 from train.assembly import assemble
 from train.recipes import RECIPES, TrainConfig
 from train.sharding import MeshConfig
@@ -49,7 +50,7 @@ from train.sharding import MeshConfig
 CLASSES, EXAMPLES, SIZE = 1000, 1_281_167, 224
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
@@ -68,11 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for work in parsed.work:
                 with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):
                     result = _describe(_RUNS[work](parsed, devices), parsed, chip, schedules)
+                result |= _speed(result, work, parsed, chip)
                 results[f"{topology} {work}"] = result
                 _print(topology, work, result, parsed)
                 console.print()
     content = {
-        "command": "python -m benchmarks tpu",
+        "command": " ".join(["python -m benchmarks tpu", *arguments]),
         "variant": parsed.variant,
         "fused": not parsed.plain,
         "kernels": not (parsed.plain or parsed.no_kernels),
@@ -211,24 +213,28 @@ def _kernels(kernels: list[Instruction], chip: Chip, schedules: Path) -> dict[st
     return described
 
 
+def _speed(result: dict[str, Any], work: str, parsed: argparse.Namespace, chip: Chip) -> dict[str, float]:
+    """Images a second of one chip, and the share of its peak, if it took as long as estimated.
+
+    What counts are the network's own multiplications, not the compiled program's, which may compute some of them twice.
+    """
+    images = parsed.images_per_chip / (result["estimated_cycles"] / chip.clock)
+    flops = 2 * count_macs(PoolFormerConfig.from_variant(parsed.variant)) * (3 if work == "training" else 1)
+    return {"images_per_second_estimate": images, "mfu_estimate": images * flops / chip.peak_flops}
+
+
 def _print(topology: str, work: str, result: dict[str, Any], parsed: argparse.Namespace) -> None:
-    chip, cycles = chip_of(topology), result["estimated_cycles"]
-    seconds = cycles / chip.clock
-    memory = sum(result["memory_bytes"].values())
-    # The network's own multiplications, not those of the compiled program, which may compute some of them twice.
-    model_flops = _MODEL_GFLOPS.get(parsed.variant, 0) * 1e9 * parsed.images_per_chip * (3 if work == "training" else 1)
+    chip, memory = chip_of(topology), sum(result["memory_bytes"].values())
     facts = {
         "compile time": f"{result['compile_seconds']:.0f} s",
-        "estimated cycles": f"{cycles:.3g}",
+        "estimated cycles": f"{result['estimated_cycles']:.3g}",
         "  of these in kernels": f"{result['of_these_in_kernels']:.3g}",
         "operations": f"{result['flops'] / 1e9:.0f} G",
         "bytes accessed": f"{result['bytes_accessed'] / 1e9:.2f} GB",
         "memory": f"{memory / 1e9:.2f} of {chip.hbm_bytes / 1e9:.0f} GB",
-        "images/s (estimate)": f"{parsed.images_per_chip / seconds:.0f}",
-        "MFU (estimate)": f"{model_flops / seconds / chip.peak_flops:.0%}" if model_flops else "unknown",
+        "images/s (estimate)": f"{result['images_per_second_estimate']:.0f}",
+        "MFU (estimate)": f"{result['mfu_estimate']:.0%}",
     }
-    result |= {"images_per_second_estimate": parsed.images_per_chip / seconds}
-    result |= {"mfu_estimate": model_flops / seconds / chip.peak_flops}
 
     console = Console()
     table = Table(title=f"{parsed.variant}, {work}, {topology}: one chip, {parsed.images_per_chip} images, bfloat16")
@@ -253,7 +259,3 @@ def _print(topology: str, work: str, result: dict[str, Any], parsed: argparse.Na
         source = "/".join(row["source"].split("/")[-4:])
         costs.add_row(f"{row['cycles'] * row['times']:,}", row["name"], source)
     console.print(costs)
-
-
-# Two operations a multiply-add: the authors' counts of multiply-adds at 224 pixels (README of sail-sg/poolformer).
-_MODEL_GFLOPS = {"s12": 3.64, "s24": 6.8, "s36": 10.0, "m36": 17.6, "m48": 23.2}

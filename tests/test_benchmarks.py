@@ -219,7 +219,8 @@ def test_a_contender_that_is_ours_must_start():
         measure([Contender("ours", "absent:job", {}, ours=True)], rounds=1, seconds=0, tolerance=0)
 
 
-def test_the_gpu_benchmark_refuses_without_a_gpu(capsys):
+def test_the_gpu_benchmark_refuses_without_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
     assert program.main(["gpu"]) == 1
     assert "GPU" in capsys.readouterr().err
 

@@ -36,7 +36,7 @@ _SAMPLE = 256
 _READERS = 16
 # Below this many random reads a second, sixteen at a time, storage cannot feed even one accelerator.
 _FEW_READS = 500.0
-_WORKER_BYTES = 300e6  # a worker process before it holds a batch: Python, NumPy, Pillow, Grain
+_WORKER_BYTES = 150e6  # a worker process before it holds a batch: Python, NumPy, Pillow, Grain; with some room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _look_at_host_memory(config: TrainConfig, source: Source) -> Finding:
     data = config.data
     workers = default_workers(source) if data.workers is None else data.workers
     batch = data.batch_size / jax.process_count() * data.image_size**2 * data.num_channels
-    needed = max(workers, 1) * (data.worker_batches + 1) * batch + workers * _WORKER_BYTES
+    needed = max(workers, 1) * (data.worker_batches + 2) * batch + workers * _WORKER_BYTES
     free = _available_memory()
     found = f"{workers} data workers need about {_size(needed)} of the {_size(free)} available"
     level: Level = "fine" if needed < 0.8 * free else "failure"
