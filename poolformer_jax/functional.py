@@ -165,8 +165,12 @@ def cross_entropy(
     Args:
         logits: unnormalised log-probabilities.
         labels: class indices, or one probability per class (mixup, label smoothing).
+
+    Returns:
+        The losses; NaN where an index is of no class.
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     if labels.ndim == 1:
-        return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+        known = jnp.where(labels < 0, logits.shape[-1], labels)  # a negative index would count from the end
+        return -jnp.take_along_axis(log_probabilities, known[:, None], axis=-1, mode="fill")[:, 0]
     return -jnp.sum(labels * log_probabilities, axis=-1)

@@ -227,8 +227,8 @@ def is_one_image(images: ImageLike) -> bool:
         return True
     if hasattr(images, "__array__"):
         return len(getattr(images, "shape", ())) != 4
-    # An open file is an iterable too, of lines: one thing, which `read_image` refuses.
-    return not isinstance(images, Iterable) or hasattr(images, "read")
+    # An open file is an iterable too, of lines, and a mapping one of its keys: one thing, which `read_image` refuses.
+    return not isinstance(images, Iterable) or isinstance(images, Mapping) or hasattr(images, "read")
 
 
 def _center_crop(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h2 w2 c"]:

@@ -42,6 +42,11 @@ class ImageError(ValueError):
     """A picture that cannot be read, with what is wrong with it."""
 
 
+def printable(name: str | bytes | os.PathLike[str]) -> str:
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 become `\\xe9` and the like."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """The endings of files that Pillow and its plugins read here, in lower case, with their dots."""
@@ -69,9 +74,10 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
     elif hasattr(image, "__array__"):
         upright = _from_array(_as_numpy(image), input_data_format)
     else:
+        hint = " Of an open file, give what its .read() returns." if hasattr(image, "read") else ""
         raise ImageError(
             f"An image of type {type(image).__name__} cannot be read. Expected a path, the bytes of an image file, "
-            "a Pillow image, or an array."
+            f"a Pillow image, or an array.{hint}"
         )
     return _to_mode(upright, "L" if num_channels == 1 else "RGB")
 
@@ -163,7 +169,7 @@ def _channels_last(array: Shaped[np.ndarray, "..."], data_format: str | None) ->
         if all(could_be.values()):
             raise ImageError(
                 f"An array of shape {array.shape} could have its channels first or last. "
-                'Say input_data_format="channels_last" or "channels_first".'
+                'Say input_data_format="channels_last" or "channels_first" where that is taken, or give a Pillow image.'
             )
         data_format = next((name for name, possible in could_be.items() if possible), "channels_last")
     if not could_be[data_format]:
@@ -177,10 +183,10 @@ def _to_uint8(array: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w c"]
     if array.dtype == np.uint16:
         return (array >> 8).astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating):
-        low, high = float(array.min(initial=0)), float(array.max(initial=0))
+        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (low >= 0 and high <= 1):  # also where one is NaN
             raise ImageError(
-                f"A floating-point image holds values from {low:g} to {high:g}. Expected 0 to 1; for 0 to 255 pass "
+                f"A floating-point image holds values from {low} to {high}. Expected 0 to 1; for 0 to 255 pass "
                 "uint8. Pixels that are normalised already go to the model directly."
             )
         return np.rint(array.astype(np.float32) * 255).astype(np.uint8)

@@ -6,23 +6,27 @@ While the devices compute one batch (`probabilities`), threads decode the next.
 import collections
 import itertools
 import os
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array, Float32, UInt8
+from PIL import Image
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.cores import available_cores
 from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
-from poolformer_jax.image_reading import ImageError, ImageLike
+from poolformer_jax.image_reading import ImageError, ImageLike, read_image
 from poolformer_jax.imagenet_labels import imagenet_labels
+from poolformer_jax.kinds import WHOLE
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.probabilities import Probabilities
 from poolformer_jax.published import published_variant
@@ -123,6 +127,17 @@ class ImageClassifier:
             image_processor = find_image_processor(source, model.config, **hub_options)
         return cls(model.config, variables, image_processor, **options)
 
+    @overload
+    def __call__(self, images: str | bytes | os.PathLike[str] | Image.Image, top_k: int = 5) -> list[Prediction]: ...
+
+    @overload
+    def __call__(
+        self, images: list[Any] | tuple[Any, ...] | Iterator[Any], top_k: int = 5
+    ) -> list[list[Prediction] | ImageError]: ...
+
+    @overload
+    def __call__(self, images: ImageLike, top_k: int = 5) -> Any: ...
+
     def __call__(self, images: ImageLike, top_k: int = 5) -> list[Prediction] | list[list[Prediction] | ImageError]:
         """The most probable labels of one image or of several.
 
@@ -139,16 +154,16 @@ class ImageClassifier:
         """
         if not is_one_image(images):
             return list(self.stream(images, top_k))
-        (result,) = self.stream([images], top_k)
-        if isinstance(result, ImageError):
-            raise result
-        return result
+        _check_at_least_one(top_k=top_k)
+        (probabilities,) = np.asarray(self._probabilities([self.image_processor.resize_and_crop(images)]))[:1]
+        return self._most_probable(probabilities, top_k)
 
     def stream(self, images: Iterable[ImageLike], top_k: int = 5) -> Iterator[list[Prediction] | ImageError]:
         """As `__call__`, one result at a time for images of any number, in the order given.
 
-        At most four batches are held at a time: one being decoded, one assembled, two on the devices. What `images`
-        itself raises is raised here, after the results of the images that came before.
+        At most four batches are held at a time: one being decoded, one assembled, two on the devices; so the first
+        result comes after up to three of them are read. What `images` itself raises is raised here, after the results
+        of the images that came before. Once `images` has gone on, an array or a Pillow image that it gave may change.
         """
         _check_at_least_one(top_k=top_k)
         return self._stream(images, top_k)
@@ -171,15 +186,43 @@ class ImageClassifier:
         """Every image read, resized and cropped by threads that keep one batch ahead; in order."""
         ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
         pool = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
+        ending = (
+            sys.is_finalizing
+        )  # kept here: when the interpreter ends, modules lose their names, and threads are gone
         try:
             for image in images:
-                ahead.append(pool.submit(self._read, image))
+                ahead.append(self._submit(pool, image))
                 if len(ahead) > self.batch_sizes[-1]:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            if not ending():
+                pool.shutdown(cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, image: ImageLike) -> Future[UInt8[np.ndarray, "h w c"] | ImageError]:
+        """Has an image read by the threads, as it is now."""
+        try:
+            image = self._fixed(image)
+            return pool.submit(self._read, image)
+        except ImageError as error:
+            outcome: UInt8[np.ndarray, "h w c"] | ImageError = error
+        except RuntimeError:  # threads cannot be started once the main one has ended, and others may go on
+            outcome = self._read(image)
+        done: Future[UInt8[np.ndarray, "h w c"] | ImageError] = Future()
+        done.set_result(outcome)
+        return done
+
+    def _fixed(self, image: ImageLike) -> ImageLike:
+        """The image as nobody can change it: whoever gave it may go on to another frame, or close the file.
+
+        A Pillow image that is not loaded yet must not be read by two threads either.
+        """
+        if isinstance(image, str | os.PathLike | bytes):
+            return image
+        if isinstance(image, bytearray | memoryview):
+            return bytes(image)
+        return read_image(image, self.image_processor.num_channels)
 
     def _read(self, image: ImageLike) -> UInt8[np.ndarray, "h w c"] | ImageError:
         try:
@@ -219,6 +262,7 @@ def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
     }
     for name, value in settings.items():
         jax.config.update(name, value)  # type: ignore[no-untyped-call]
+    compilation_cache.reset_cache()  # or jax stays with the folder of the first program
 
 
 def find_image_processor(
@@ -264,7 +308,7 @@ def _check(
         )
     if (size := image_processor.output_size) is None:
         problems.append("The preprocessing makes images of many sizes: expected one. Set do_center_crop=True.")
-    elif min(size) < config.total_stride or config.image_size not in (None, size[0], size[1]):
+    elif min(size) < config.total_stride or (config.image_size is not None and size != (config.image_size,) * 2):
         wanted = config.image_size or f"at least {config.total_stride}"
         problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
     if unnamed := sorted(set(range(config.num_labels)) - set(id2label)):
@@ -274,8 +318,8 @@ def _check(
 
 
 def _check_at_least_one(**counts: int) -> None:
-    if wrong := [f"{name}={count!r}" for name, count in counts.items() if count < 1]:
-        raise ValueError(f"{', '.join(wrong)}: expected at least 1.")
+    if wrong := [f"{name}={count!r}" for name, count in counts.items() if not (WHOLE.fits(count) and count >= 1)]:
+        raise ValueError(f"{', '.join(wrong)}: expected a whole number, at least 1.")
 
 
 def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:

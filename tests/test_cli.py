@@ -266,3 +266,15 @@ def test_the_module_runs_as_a_program(folder):
     assert CAT in done.stdout
     assert "missing.jpg" in done.stderr
     assert "\r" not in done.stderr  # what it waits for is for terminals only
+
+
+def test_a_file_whose_name_is_not_utf_8_is_classified_like_others(folder, tmp_path):
+    shutil.copy(CAT, os.fsencode(tmp_path) + b"/b\xff.jpg")
+    shutil.copy(CAT, tmp_path / "c.jpg")
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "poolformer_jax", "predict", str(tmp_path), "--weights", folder, "--top-k", "1"]
+    done = subprocess.run(
+        command, env=environment, text=True, capture_output=True, cwd=Path(__file__).parent.parent, check=True
+    )
+    shown = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert shown == [f"{tmp_path}/b\\xff.jpg", f"{tmp_path}/c.jpg"]

@@ -147,12 +147,12 @@ def test_a_stream_is_read_as_it_is_needed_and_its_threads_end(classifier):
 
 
 def test_threads_decode_the_next_batch_before_the_devices_are_asked_for_the_first(classifier):
-    decoded_by = []
+    decoded_by = {}
 
     class Photograph:
-        def __array__(self, dtype=None, copy=None):
-            decoded_by.append(threading.current_thread().name)
-            return np.zeros((64, 64, 3), np.uint8)
+        def __fspath__(self):
+            decoded_by[self] = threading.current_thread().name
+            return str(PHOTOGRAPHS[0])
 
     size = classifier.batch_sizes[-1]
     stream = classifier.stream((Photograph() for _ in range(4 * size)), top_k=1)
@@ -160,7 +160,7 @@ def test_threads_decode_the_next_batch_before_the_devices_are_asked_for_the_firs
     assert len(decoded_by) >= 2 * size  # the first batch is computed while the second is decoded
     assert len(list(stream)) == 4 * size - 1
     assert len(decoded_by) == 4 * size
-    assert all(name.startswith("decode") for name in decoded_by)
+    assert all(name.startswith("decode") for name in decoded_by.values())
 
 
 def test_an_error_of_the_images_themselves_comes_after_the_results_of_those_before(classifier):
@@ -241,10 +241,15 @@ def test_imagenets_names_come_with_published_architectures():
             "at least 32 pixels",
         ),
         ({"image_size": 96}, {}, r"images of \(64, 64\): expected 96 pixels"),
+        (
+            {"image_size": 64},
+            {"image_processor": PoolFormerImageProcessor(crop_size={"height": 64, "width": 96})},
+            r"images of \(64, 96\): expected 64 pixels",
+        ),
         ({}, {"dtype": "int8"}, "dtype='int8': expected float32 or bfloat16"),
         ({}, {"dtype": "float"}, "dtype='float': expected float32 or bfloat16"),
         ({}, {"id2label": {0: "cat"}}, "no name for class 1: expected one for each of 7"),
-        ({}, {"batch_size": 0, "devices": []}, "batch_size=0, devices=0: expected at least 1"),
+        ({}, {"batch_size": 0, "devices": []}, "batch_size=0, devices=0: expected a whole number, at least 1"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_at_once(changes, options, message):
@@ -256,6 +261,8 @@ def test_what_does_not_fit_together_is_refused_at_once(changes, options, message
 def test_top_k_below_one_is_refused(classifier):
     with pytest.raises(ValueError, match="top_k=0"):
         classifier.stream([], top_k=0)
+    with pytest.raises(ValueError, match="top_k=-1"):
+        classifier(PHOTOGRAPHS[0], top_k=-1)
 
 
 CACHED = """

@@ -9,6 +9,7 @@ import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel, TpuKernels
 from poolformer_jax.config import VARIANTS
+from poolformer_jax.functional import cross_entropy
 
 TINY = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(8, 16, 24, 32), num_labels=5)
 
@@ -112,6 +113,13 @@ def test_no_labels_means_no_head_and_pooled_features_for_logits():
     np.testing.assert_allclose(
         features @ head["kernel"] + head["bias"], jax.jit(model.apply)(variables, x).logits, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("label", [-100, -1, 3])
+def test_the_loss_of_an_index_that_is_of_no_class_is_nan(label):
+    logits = jnp.zeros((1, 3))
+    assert np.isnan(cross_entropy(logits, jnp.array([label]))).all()
+    assert not np.isnan(cross_entropy(logits, jnp.array([2]))).any()
 
 
 def test_loss_is_the_mean_cross_entropy_of_indices_and_of_probabilities():

@@ -19,13 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
+from poolformer_jax.image_reading import printable
 from poolformer_jax.inference import find_image_processor
 from train.checks import refuse
 from train.data.config import DataConfig, HostAugmentation
 from train.data.device_augment import normalize_batch
 from train.data.folders import WHOLE, describe_split, is_pool
 from train.data.pipeline import evaluation_batches
-from train.data.sources import Source, open_source, printable
+from train.data.sources import Source, open_source
 from train.distributed import DistributedConfig, initialize
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
 from train.network import refuse_other_classes

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints predictions as they are ready; returns the exit code."""
     paths = list(_files(arguments.images))
     with starting_jax():
-        from poolformer_jax.image_reading import ImageError
+        from poolformer_jax.image_reading import ImageError, printable
         from poolformer_jax.inference import ImageClassifier
     with waiting(f"Loading {arguments.weights}"):
         classifier = ImageClassifier.from_pretrained(
@@ -54,13 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
             result = next(results)
         if isinstance(result, ImageError):
             failed += 1
-            print(f"error: {path}: {result}", file=sys.stderr)
+            print(f"error: {printable(path)}: {result}", file=sys.stderr)
             if arguments.json:
                 print(json.dumps({"image": str(path), "error": str(result)}))
         elif arguments.json:
             print(json.dumps({"image": str(path), "predictions": [prediction._asdict() for prediction in result]}))
         else:
-            print(path)
+            print(printable(path))
             for label, probability in result:
                 print(f"  {100 * probability:5.1f} %  {label}")
     return 1 if failed else 0

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from poolformer_jax.image_reading import ImageError, image_suffixes
-from train.data.sources import Example, SourceError, held_out, printable
+from poolformer_jax.image_reading import ImageError, image_suffixes, printable
+from train.data.sources import Example, SourceError, held_out
 
 WHOLE = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}

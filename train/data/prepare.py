@@ -24,12 +24,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from poolformer_jax.image_reading import printable
 from train.checks import refuse
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
 from train.data.origin import Origin, require_note
 from train.data.restart_jpeg import add_restart_markers, jpegtran_is_installed
-from train.data.sources import Example, Source, SourceError, image_of, printable
+from train.data.sources import Example, Source, SourceError, image_of
 
 _VERSION = "1.0.0"
 _SHUFFLE_SEED = 0

@@ -128,11 +128,6 @@ def held_out(ids: Sequence[str], labels: Sequence[int], share: float) -> np.ndar
     return chosen
 
 
-def printable(name: str | bytes) -> str:
-    """A file's name as text that can be written anywhere: bytes that are not UTF-8 become `\\xe9` and the like."""
-    return os.fsencode(name).decode(errors="backslashreplace")
-
-
 def _open_digits(split: str, share: float) -> ArraySource:
     """Scikit-learn's handwritten digits: 1797 scans of 8 x 8 pixels in 17 levels of grey, here spread over 0 to 255."""
     from sklearn.datasets import load_digits
