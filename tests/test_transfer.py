@@ -110,6 +110,16 @@ def test_the_arrays_are_the_callers_own():
     assert not any((leaf == 7).all() for leaf in jax.tree.leaves(variables))
 
 
+@pytest.mark.parametrize("layout", ["sail", "hf", "timm", "jax"])
+def test_training_in_pytorch_changes_no_array_here(layout):
+    config, variables = from_torch_state_dict(state_dict(SMALL, "sail"))
+    variables = jax.tree.map(jnp.asarray, variables)  # which NumPy sees without a copy
+    before = jax.tree.map(np.array, variables)
+    for array in to_torch_state_dict(config, variables, layout).values():
+        array -= 1  # as torch.from_numpy and one step of an optimizer do
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, before))
+
+
 def test_everything_that_does_not_fit_is_told_at_once_with_the_nearest_name():
     broken = state_dict(SMALL, "timm")
     broken["stages.2.blocks.1.mlp.fc3.weight"] = broken.pop("stages.2.blocks.1.mlp.fc2.weight")

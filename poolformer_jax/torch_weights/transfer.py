@@ -207,13 +207,13 @@ def to_torch_state_dict(config: PoolFormerConfig, variables: Mapping[str, Any], 
             normalises, so that the same weights compute other logits there than in sail's and transformers'.
 
     Returns:
-        Contiguous arrays by name, in the order of that home's state dict.
+        Contiguous arrays by name, the caller's own, in the order of that home's state dict.
 
     Raises:
         WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
         ValueError: if the layout has no name for a part of the network.
     """
-    return {name: np.ascontiguousarray(array) for name, array in stored_views(config, variables, layout)}
+    return {name: np.array(array, order="C") for name, array in stored_views(config, variables, layout)}
 
 
 def stored_views(
