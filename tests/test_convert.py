@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from convert.command_line import main
 from convert.conversion import convert, open_source
-from convert.verification import verify
+from convert.verification import _difference, verify
 from golden.fixture_values import parameter
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.torch_weights.files import open_weights
@@ -226,6 +226,12 @@ def test_verification_finds_a_single_bit(tmp_path):
     path.write_bytes(content)
     result = verify(source, tmp_path / "model", mapped)
     assert (result.different, result.passed) == (("norm.weight",), False)
+
+
+def test_outputs_of_a_head_of_zeros_are_compared():
+    zeros = np.zeros((2, 3), np.float32)
+    assert _difference(zeros, zeros) == 0
+    assert np.isnan(_difference(zeros, zeros + np.nan)) and np.isnan(_difference(zeros + np.nan, zeros))
 
 
 def test_a_model_of_ours_converts_to_another_home_and_back(tmp_path):
