@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.torch_weights.files import WeightsFile, WeightsFileError, read_index
+from poolformer_jax.torch_weights.files import WeightsFile, WeightsFileError, is_index, read_index
 from poolformer_jax.torch_weights.names import LAYOUTS
 from poolformer_jax.torch_weights.transfer import plan_import
 
@@ -89,7 +89,8 @@ def _in_folder(folder: Path) -> ModelFiles:
     config = folder / CONFIG
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
-        found = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        found = [path for path in files if is_index(path)] or [path for path in files if path.name.endswith(_ENDINGS)]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")

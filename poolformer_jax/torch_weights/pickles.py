@@ -38,6 +38,9 @@ class Inert:
     def __init__(self, *arguments: Any) -> None:
         pass
 
+    def __repr__(self) -> str:
+        return "an object"
+
 
 @dataclass(frozen=True, eq=False)
 class _Global:
@@ -84,6 +87,13 @@ def _size(sizes: Any) -> tuple[Any, ...]:
     return tuple(sizes)
 
 
+_DTYPES = (
+    "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64 bfloat16 complex32 complex64 "
+    "complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2 "
+    "qint8 qint32 quint8 quint4x2 quint2x4 bits8 bits16 bits1x8 bits2x4 bits4x2 "
+    "int1 int2 int3 int4 int5 int6 int7 uint1 uint2 uint3 uint4 uint5 uint6 uint7"
+).split()
+_BUILTINS = ("set", "frozenset", "complex", "bytearray")
 _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -109,8 +119,10 @@ _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "numpy._core.multiarray._reconstruct": Inert,
     "_codecs.encode": Inert,
     "torch.device": Inert,
-    **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "complex")},
-    **{f"torch.{name}": Inert for name in ("float16", "bfloat16", "float32", "float64", "int64", "uint8", "bool")},
+    "torch.serialization._get_layout": Inert,
+    "torch.torch_version.TorchVersion": Inert,
+    **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _BUILTINS},
+    **{f"torch.{name}": Inert for name in _DTYPES},
 }
 _STORAGE_TYPES = {f"torch.{name}": name for name, *_ in DTYPES}
 
@@ -349,5 +361,5 @@ def _look_up(name: str) -> _Global | StorageType:
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
     # Hashing a nested tuple recurses as deep as the file likes; names and numbers are all that weights are keyed by.
     if not isinstance(key, str | int | float | bytes | None) or (isinstance(key, int) and abs(key) > _LARGEST_KEY):
-        raise TypeError(f"a dict's key is a {type(key).__name__}, expected a name or a number")
+        key = Inert()
     target[key] = value
