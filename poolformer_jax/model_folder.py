@@ -147,7 +147,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor) 
 
 @contextmanager
 def _staged(target: Path, weights: str) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when all is written, and vanishes when something fails."""
+    """A folder that becomes `target` when all is written, or hands its files to it; it vanishes when something fails."""
     with writing(target):  # it may be that nobody lets us look
         if target.exists() and not target.is_dir():
             raise ValueError(f"{target} is a file. Expected the name of a folder to write a model into.")
@@ -158,16 +158,19 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
             )
         if files := [parent for parent in target.parents if parent.exists() and not parent.is_dir()]:
             raise ValueError(f"{target} cannot be a folder, because {files[0]} is a file. Expected a name in a folder.")
-    stage = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        place = target.resolve()
+        # Where a rename cannot leave the file system, nor ask more of it than the right to write there.
+        where = place if place.exists() else place.parent
+        where.mkdir(parents=True, exist_ok=True)
+        stage = where / f".{place.name}.{uuid.uuid4().hex}"
         stage.mkdir()
         try:
             yield stage
-            if target.exists():
+            if where == place:
                 for file in stage.iterdir():
-                    file.replace(target / file.name)
+                    file.replace(place / file.name)
             else:
-                stage.rename(target)
+                stage.rename(place)
         finally:
             shutil.rmtree(stage, ignore_errors=True)

@@ -60,6 +60,24 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, exists):
     assert before == ({path.name: path.read_bytes() for path in folder.iterdir()} if exists else None)
 
 
+def test_a_folder_that_is_there_is_written_from_within(tmp_path):
+    # Beside it may be another file system, as where it is a link or a mount point, or no right to write.
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "disk" / "model")
+
+    def arrays():
+        for leaf in leaves(CONFIG):
+            assert [path.name for path in (tmp_path / "home").iterdir()] == ["link"]
+            assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+            yield parameter(leaf.path, leaf.shape)
+
+    write_model(tmp_path / "home" / "link", CONFIG, "jax", arrays())
+    assert same(load_pretrained(tmp_path / "disk" / "model")[1], make_variables(CONFIG))
+    assert len(list((tmp_path / "disk" / "model").iterdir())) == 3
+    assert (tmp_path / "home" / "link").is_symlink()
+
+
 def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
     save(tmp_path / "model")
     changed = make_variables(CONFIG)
