@@ -147,7 +147,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor) 
 
 @contextmanager
 def _staged(target: Path, weights: str) -> Iterator[Path]:
-    """A folder that becomes `target` when all is written, or hands its files to it; it vanishes when something fails."""
+    """A folder that becomes `target`, or gives it its files, when all is written; it vanishes when something fails."""
     with writing(target):  # it may be that nobody lets us look
         if target.exists() and not target.is_dir():
             raise ValueError(f"{target} is a file. Expected the name of a folder to write a model into.")

@@ -7,6 +7,7 @@ of this file. Everything else is refused by name. The opcodes' arguments are dec
 """
 
 import pickletools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -87,12 +88,8 @@ def _size(sizes: Any) -> tuple[Any, ...]:
     return tuple(sizes)
 
 
-_DTYPES = (
-    "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64 bfloat16 complex32 complex64 "
-    "complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2 "
-    "qint8 qint32 quint8 quint4x2 quint2x4 bits8 bits16 bits1x8 bits2x4 bits4x2 "
-    "int1 int2 int3 int4 int5 int6 int7 uint1 uint2 uint3 uint4 uint5 uint6 uint7"
-).split()
+# torch.float32, torch.float8_e4m3fn, torch.quint4x2, ...
+_DTYPE = re.compile(r"torch\.(bool|bfloat16|(u?int|float|complex|bits|qu?int)\d\w*)")
 _BUILTINS = ("set", "frozenset", "complex", "bytearray")
 _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
@@ -122,7 +119,6 @@ _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "torch.serialization._get_layout": Inert,
     "torch.torch_version.TorchVersion": Inert,
     **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _BUILTINS},
-    **{f"torch.{name}": Inert for name in _DTYPES},
 }
 _STORAGE_TYPES = {f"torch.{name}": name for name, *_ in DTYPES}
 
@@ -350,6 +346,8 @@ _HANDLED = _ARGUMENTS | _CONSTANTS.keys() | _EMPTY.keys() | _TUPLES.keys() | _PA
 def _look_up(name: str) -> _Global | StorageType:
     if name in _STORAGE_TYPES:
         return StorageType(_STORAGE_TYPES[name])
+    if _DTYPE.fullmatch(name):
+        return _Global(name, Inert)
     if name not in _CONSTRUCTORS:
         raise WeightsFileError(
             f"its pickle asks for {plain(name)}, which is neither a tensor nor a container. Nothing was run. If you "
