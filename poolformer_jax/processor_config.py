@@ -149,7 +149,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
             data = _json_object(candidate)
             if candidate.name == FILE:
                 return data
-            if isinstance(timm := data.get("pretrained_cfg"), dict):
+            if isinstance(timm := data.get("pretrained_cfg"), dict) and "interpolation" in timm:
                 return timm
     raise FileNotFoundError(
         f"{source} has no {FILE}, and no config.json of timm with a pretrained_cfg. Expected one of them beside the "

@@ -1,5 +1,6 @@
 """`python -m convert` as a person runs it: what it writes, what it says, and how it ends."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -18,6 +19,7 @@ from convert.verification import _difference, verify
 from golden.fixture_values import parameter
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.torch_weights.files import open_weights
+from saved_models import CONFIG, save
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent
@@ -183,6 +185,15 @@ def test_a_source_is_not_overwritten_by_its_own_conversion(tmp_path, capsys):
 def test_timm_gets_published_networks_only(tmp_path, capsys):
     assert run(FIXTURES / "hf.bin", tmp_path / "model", "--to", "timm") == 1
     assert "timm.create_model has no network of depths (1, 1, 2, 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("layout", ["jax", "hf"])
+def test_networks_of_other_channels_are_converted(tmp_path, capsys, channels, layout):
+    save(tmp_path / "theirs", "sail", dataclasses.replace(CONFIG, num_channels=channels))
+    assert run(tmp_path / "theirs", tmp_path / "model", "--to", layout, "--verify") == 0
+    assert f"not written down; for {channels} channels none can be taken" in capsys.readouterr().out
+    assert load_pretrained(tmp_path / "model")[0].config.num_channels == channels
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,6 @@ def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
         ("hf", {"norm": "layer_norm"}, "cannot compute a network with norm='layer_norm'"),
         ("timm", {}, r"timm\.create_model has no network of depths"),
         ("keras", {}, "There is no layout 'keras'"),
-        ("hf", {"num_channels": 1}, "this network has 1. Pass image_processor"),
     ],
 )
 def test_what_a_home_cannot_compute_is_not_saved_for_it(tmp_path, layout, changes, message):
@@ -136,6 +135,25 @@ def test_the_files_are_those_their_own_libraries_read(tmp_path):
     save(tmp_path / "sail", "sail")
     opened = open_weights(tmp_path / "sail" / "model.pth.tar")
     assert (opened.container, opened.wrapping) == ("torch zip", None)
+
+
+@pytest.mark.parametrize(("channels", "means"), [(1, 3), (4, 3), (3, 1)])
+def test_preprocessing_of_other_channels_than_the_networks_is_not_saved(tmp_path, channels, means):
+    processor = PoolFormerImageProcessor(image_mean=(0.5,) * means, image_std=(0.5,) * means)
+    with pytest.raises(ValueError, match=f"makes {means} channels, and this network takes {channels}. Expected"):
+        save(tmp_path / "model", config=dataclasses.replace(CONFIG, num_channels=channels), image_processor=processor)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail", "timm"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_other_channels_is_saved_without_preprocessing(tmp_path, layout, channels):
+    order = "pool_norm" if layout == "timm" else "norm_pool"
+    config = PoolFormerConfig.from_variant("s12", num_labels=3, num_channels=channels, head_order=order)
+    save(tmp_path / "model", layout, config)
+    assert load_pretrained(tmp_path / "model")[0].config == config
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained(tmp_path / "model")
 
 
 def test_the_default_preprocessing_is_that_of_the_published_variant(tmp_path):
