@@ -230,6 +230,29 @@ def test_a_backbone_of_transformers_gives_the_backbones_tree(prefix):
     assert_same_arrays(to_torch_state_dict(config, variables, "hf"), names)
 
 
+@pytest.mark.parametrize("layout", ["sail", "hf", "timm", "jax"])
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "backbone.", "timm_model.net."])
+def test_a_wrappers_prefix_is_passed_over(layout, prefix):
+    original = state_dict(SMALL, layout)
+    wrapped = {prefix + name: array for name, array in original.items()}
+    averaged = {"n_averaged": np.zeros((), np.int64), **wrapped}  # torch.optim.swa_utils.AveragedModel
+    config, variables = from_torch_state_dict(averaged)
+    assert_same_arrays(to_torch_state_dict(config, variables, layout), original)
+    with pytest.raises(WeightsMismatch) as raised:
+        from_torch_state_dict(wrapped | {"stray": np.zeros(1, np.float32)})
+    assert (raised.value.missing, raised.value.unexpected) == ({}, {"stray": (1,)})
+
+
+@pytest.mark.parametrize("first", ["", "student."])
+def test_a_second_network_under_a_prefix_is_left_over_and_not_chosen(first):
+    one = state_dict(SMALL, "timm")
+    both = {first + name: array for name, array in one.items()} | {f"teacher.{name}": one[name] + 1 for name in one}
+    for names in (both, dict(reversed(both.items()))):
+        with pytest.raises(WeightsMismatch) as raised:
+            from_torch_state_dict(names)
+        assert not raised.value.missing and len(raised.value.unexpected) == len(one)
+
+
 def test_wider_and_narrower_types_become_float32_or_stay_on_request():
     double = {name: array.astype(np.float64) for name, array in state_dict(SMALL, "sail").items()}
     for dtype, expected in ((np.float32, "float32"), (None, "float64")):
