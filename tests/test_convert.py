@@ -174,6 +174,26 @@ def test_a_reports_name_is_looked_at_before_anything_is_converted(tmp_path, caps
     assert capsys.readouterr().err.startswith("error: Cannot write /proc/report.json: No such file or directory")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json", "model-00001-of-00002.safetensors"])
+def test_a_report_takes_no_place_of_a_file_of_the_source(tmp_path, capsys, name):
+    source = tmp_path / "source"
+    shutil.copytree(FIXTURES / "hf_sharded", source)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    assert name in before
+    assert run(source, tmp_path / "model", "--report", source / "." / name) == 1
+    assert "is a file of the source. Expected another name" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in source.iterdir()} and not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", "model/config.json", "model/preprocessor_config.json", "model"]
+)
+def test_a_report_takes_no_place_of_a_file_of_the_model(tmp_path, capsys, name):
+    assert run(FIXTURES / "hf.bin", tmp_path / "model", "--report", tmp_path / name) == 1
+    assert "would take the place of the model. Expected another name" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_source_is_not_overwritten_by_its_own_conversion(tmp_path, capsys):
     shutil.copytree(FIXTURES / "hf_sharded", tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
@@ -197,7 +217,11 @@ def test_networks_of_other_channels_are_converted(tmp_path, capsys, channels, la
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [([], 2), (["a"], 2), (["a", "b", "--to", "keras"], 2), (["inspect"], 2), (["--help"], 0)]
+    ("arguments", "code"),
+    [
+        *(([], 2), (["a"], 2), (["a", "b", "--to", "keras"], 2), (["inspect"], 2), (["--help"], 0)),
+        *((["--ema", "inspect", "b"], 2), (["a", ""], 2), (["", "b"], 2)),
+    ],
 )
 def test_wrong_usage_and_help_end_as_scripts_expect(capsys, arguments, code):
     with pytest.raises(SystemExit) as ended:
