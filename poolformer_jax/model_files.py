@@ -71,7 +71,7 @@ def find_model_files(
         ValueError: if a folder has several weights files and none of a usual name.
         ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():

@@ -48,7 +48,7 @@ def write_model(
         )
     there = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
     file, write = _WEIGHTS[layout]
-    with _staged(Path(folder), file) as stage:
+    with _staged(Path(folder).expanduser(), file) as stage:
         if processor is not None:
             processor.save_pretrained(stage)
         text = json.dumps(_config_json(there, layout, processor), indent=2) + "\n"

@@ -138,7 +138,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
     Raises:
         FileNotFoundError: if it has none.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.exists():
         folder = path if path.is_dir() else path.parent
         candidates = [folder / name for name in (FILE, TIMM_FILE)]

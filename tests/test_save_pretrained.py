@@ -110,6 +110,15 @@ def test_what_a_home_cannot_compute_is_not_saved_for_it(tmp_path, layout, change
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save("~/model", image_processor=PROCESSOR)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert load_pretrained("~/model")[0].config == CONFIG
+    assert PoolFormerImageProcessor.from_pretrained("~/model") == PROCESSOR
+
+
 def test_variables_of_another_network_are_not_saved(tmp_path):
     variables = make_variables(CONFIG)
     del variables["params"]["norm"]
