@@ -270,6 +270,20 @@ def test_a_quantized_network_is_refused():
         from_torch_state_dict(quantized)
 
 
+@pytest.mark.parametrize(
+    "error", [TypeError("Got unsupported ScalarType BFloat16"), RuntimeError("Can't call numpy() on Tensor")]
+)
+def test_a_tensor_that_numpy_does_not_take_is_named(error):
+    class Tensor:
+        shape, dtype = (3,), "torch.bfloat16"
+
+        def __array__(self, dtype=None, copy=None):
+            raise error
+
+    with pytest.raises(ValueError, match=r"given for head\.bias .*(Got|Can't).*tensor\.detach\(\)\.cpu\(\)\.float\(\)"):
+        from_torch_state_dict({**state_dict(SMALL, "sail"), "head.bias": Tensor()})
+
+
 def test_whole_numbers_of_something_else_are_not_taken_for_a_quantized_network():
     resnet = {"bn1.num_batches_tracked": np.zeros((), np.int64), "conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}
     with pytest.raises(ValueError, match=r"of no PoolFormer: bn1\.num_batches_tracked, conv1\.weight"):
