@@ -88,7 +88,7 @@ def open_source(given: str, *, use_ema: bool = False, variant: str | None = None
             f"{files.weights} holds a backbone without final norm and head, and a model folder holds a classifier. "
             "Give it a head first: load_pretrained(..., num_labels=N, reset_head=True), then save_pretrained."
         )
-    # Preprocessing is of one or three channels; what feeds other networks is not written down in a way known here.
+    # Our preprocessing makes one channel or three, and of what feeds other networks nothing can be carried over.
     processor = _processor(files, given, hub) if config.num_channels in (1, 3) else None
     return Source(given, files, weights, plan, processor)
 

@@ -151,8 +151,8 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
             "std": list(processor.image_std),
         }
     if config.num_channels == 3:
-        data["pretrained_cfg"]["first_conv"] = "stem.conv"  # which timm would make other channels of
-    else:
+        data["pretrained_cfg"]["first_conv"] = "stem.conv"
+    else:  # timm takes a convolution that is named there for one of three channels, and makes a new one of it
         data["model_args"] = {"in_chans": config.num_channels}
     if config.id2label is not None:
         data["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
