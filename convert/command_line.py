@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         inspecting = given[:1] == ["inspect"]
         parser = _inspect_parser() if inspecting else _convert_parser()
         options = parser.parse_args(given[1:] if inspecting else given)
+        if not inspecting and options.source == "inspect":
+            parser.error("inspect comes before every option: python -m convert inspect SOURCE ...")
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = lambda message, *_: errors.print(f"note: {message}", markup=False)
@@ -60,7 +62,9 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     destination = Path(options.destination)
     hub = _hub_options(options)
     if options.report:
-        report.check(Path(options.report))
+        report.check(Path(options.report), destination)
+        files = find_model_files(options.source, **hub)
+        report.check_spares(Path(options.report), files, open_weights(files.weights, use_ema=options.ema))
     try:
         source = open_source(options.source, use_ema=options.ema, variant=options.variant, **hub)
     except WeightsMismatch as error:
@@ -115,7 +119,9 @@ def _convert_parser() -> argparse.ArgumentParser:
         "`python -m convert inspect SOURCE` says what a file is without converting it.",
         _CONVERT_EXAMPLES,
     )
-    parser.add_argument("destination", metavar="DESTINATION", help="the folder to write; report.json goes there too")
+    parser.add_argument(
+        "destination", metavar="DESTINATION", type=_name, help="the folder to write; report.json goes there too"
+    )
     parser.add_argument("--to", choices=[*LAYOUTS], default="jax", help="whose names the folder has (default: jax)")
     parser.add_argument(
         "--variant",
@@ -146,13 +152,21 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
         epilog=examples,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="a weights file, a folder, or a name on the Hugging Face Hub")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=_name, help="a weights file, a folder, or a name on the Hugging Face Hub"
+    )
     parser.add_argument("--ema", action="store_true", help="take the moving average of a training checkpoint's weights")
     hub = parser.add_argument_group("the Hugging Face Hub")
     hub.add_argument("--revision", help="branch, tag or commit")
     hub.add_argument("--cache-dir", metavar="FOLDER", help="its cache (default: where huggingface_hub keeps it)")
     hub.add_argument("--local-files-only", action="store_true", help="take what the cache has and ask nobody")
     return parser
+
+
+def _name(text: str) -> str:
+    if not text:  # as of a shell's variable that is not set; for Path it is the current folder
+        raise argparse.ArgumentTypeError("is empty, expected a name")
+    return text
 
 
 def _hub_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -88,7 +88,9 @@ def open_source(given: str, *, use_ema: bool = False, variant: str | None = None
             f"{files.weights} holds a backbone without final norm and head, and a model folder holds a classifier. "
             "Give it a head first: load_pretrained(..., num_labels=N, reset_head=True), then save_pretrained."
         )
-    return Source(given, files, weights, plan, _processor(files, given, hub))
+    # Our preprocessing makes one channel or three, and of what feeds other networks nothing can be carried over.
+    processor = _processor(files, given, hub) if config.num_channels in (1, 3) else None
+    return Source(given, files, weights, plan, processor)
 
 
 def _processor(files: ModelFiles, given: str, hub: dict[str, Any]) -> PoolFormerImageProcessor | None:

@@ -37,7 +37,7 @@ def show_source(console: Console, source: Mapping[str, Any]) -> None:
             "parameters": f"{source['parameters']:,}",
             "classes": f"{source['num_labels']}" + (", named" if source["labels_named"] else ""),
             "head": source["head_order"].replace("_", ", then "),
-            "preprocessing": _preprocessing(source["preprocessing"]),
+            "preprocessing": _preprocessing(source["preprocessing"], source["config"]["num_channels"]),
         }
     grid = Table.grid(padding=(0, 2))
     for name, text in lines.items():
@@ -52,9 +52,10 @@ def _variant(source: Mapping[str, Any]) -> str:
     return f"{source['variant'] or 'not a published one'} (depths {depths}, widths {widths})"
 
 
-def _preprocessing(processor: Mapping[str, Any] | None) -> str:
+def _preprocessing(processor: Mapping[str, Any] | None, channels: int) -> str:
     if processor is None:
-        return "not written down; that of the published variant is taken"
+        taken = "that of the published variant is" if channels == 3 else f"for {channels} channels none can be"
+        return f"not written down; {taken} taken"
     side = next(iter(processor["size"].values()))
     return f"{side} pixels, crop_pct {processor['crop_pct']}"
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import poolformer_jax
 from convert.conversion import Mapped, Source, head_order_there
+from poolformer_jax import processor_config
+from poolformer_jax.model_files import CONFIG, WEIGHTS, ModelFiles
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import WeightsFile
 from poolformer_jax.writing import replacing
@@ -109,13 +111,27 @@ def write(report: Mapping[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def check(path: Path) -> None:
+def check(path: Path, destination: Path) -> None:
     """Refuses a report's name under which no file can be, before anything is converted.
 
     Raises:
-        ValueError: if it is that of a folder, or below a file.
+        ValueError: if it is that of a folder, below a file, or that of a file of the model in `destination`.
     """
     if path.is_dir():
         raise ValueError(f"--report {path} is a folder. Expected the name of a file, such as {path / FILE}.")
     if files := [parent for parent in path.parents if parent.exists() and not parent.is_dir()]:
         raise ValueError(f"--report {path} cannot be a file, because {files[0]} is one. Expected a name in a folder.")
+    held = (CONFIG, processor_config.FILE, *WEIGHTS)
+    if path.resolve() in (destination.resolve(), *((destination / name).resolve() for name in held)):
+        raise ValueError(f"--report {path} would take the place of the model. Expected another name, such as {FILE}.")
+
+
+def check_spares(path: Path, files: ModelFiles, weights: WeightsFile) -> None:
+    """Refuses a report's name that is of a file of the source.
+
+    Raises:
+        ValueError: if it is.
+    """
+    beside = (files.weights.with_name(name) for name in (CONFIG, processor_config.FILE))
+    if path.resolve() in {file.resolve() for file in (*weights.files, *beside)}:
+        raise ValueError(f"--report {path} is a file of the source. Expected another name, to leave it as it is.")

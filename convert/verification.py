@@ -80,4 +80,5 @@ def _differences(source: Source, destination: Path) -> dict[str, float]:
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    largest = np.abs(ours - theirs).max()
+    return float(largest / np.abs(theirs).max()) if largest else 0.0  # a head of zeros has no largest value

@@ -109,16 +109,21 @@ class PoolFormerConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> "PoolFormerConfig":
         """Reads what `to_dict` wrote, or the `config.json` of a PoolFormer from `transformers`.
 
-        Fields of `transformers` without a meaning here (its version, its data type, ...) are passed over. As there,
-        the number of labels follows from `id2label` where `num_labels` is missing.
+        Fields of `transformers` without a meaning here (its version, its data type, ...) are passed over where
+        `model_type` says that the file is of that kind. As there, the number of labels follows from `id2label` where
+        `num_labels` is missing.
 
         Raises:
             ValueError: if `data` describes another architecture, or a field is out of range.
         """
-        if (model_type := data.get("model_type", "poolformer")) != "poolformer":
-            raise ValueError(f"This config.json is of a {model_type!r} model. Expected model_type 'poolformer'.")
+        _refuse_other_models(data)
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {name: value for name, value in data.items() if name in known}
+        if isinstance(stages := data.get("num_encoder_blocks"), int):
+            # transformers keeps the four of its defaults beside a smaller number of stages.
+            for name in ("patch_sizes", "strides", "padding"):
+                if isinstance(entries := fields.get(name, getattr(cls, name)), Sequence):
+                    fields[name] = entries[:stages]
         if labels := fields.pop("id2label", None):
             fields["id2label"] = labels
             if isinstance(labels, Mapping):  # JSON has texts for keys
@@ -197,6 +202,27 @@ def _problem(name: str, value: Any, wanted: str) -> str:
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlist = _SHORT.maxtuple = 12
+
+
+def _refuse_other_models(data: Mapping[str, Any]) -> None:
+    if "architecture" in data:
+        raise ValueError(
+            f"This config.json is timm's, of {_SHORT.repr(data['architecture'])}: it leaves the layers to the weights. "
+            "Expected model_type 'poolformer'; load_pretrained reads timm's beside its weights."
+        )
+    if (model_type := data.get("model_type", "poolformer")) != "poolformer":
+        raise ValueError(f"This config.json is of a {model_type!r} model. Expected model_type 'poolformer'.")
+    classes = data.get("architectures") or ()
+    if not all(str(name).startswith("PoolFormer") for name in classes):
+        raise ValueError(
+            f"This config.json is of the architectures {_SHORT.repr(classes)}. Expected those of PoolFormer, such as "
+            "['PoolFormerForImageClassification']."
+        )
+    if "model_type" not in data:  # nothing else says that names unknown here are transformers' own
+        _refuse_unknown_fields({name: data[name] for name in data.keys() - _DERIVED})
+
+
+_DERIVED = {"architectures", "label2id", "num_encoder_blocks"}  # of `to_dict`, beside the fields
 
 
 def _refuse_unknown_fields(changes: Mapping[str, Any]) -> None:

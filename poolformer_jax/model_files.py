@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.torch_weights.files import WeightsFile, WeightsFileError, read_index
+from poolformer_jax.published import RESULTS, published_variant
+from poolformer_jax.torch_weights.files import WeightsFile, WeightsFileError, is_index, read_index
 from poolformer_jax.torch_weights.names import LAYOUTS
 from poolformer_jax.torch_weights.transfer import plan_import
 
@@ -70,7 +71,7 @@ def find_model_files(
         ValueError: if a folder has several weights files and none of a usual name.
         ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
@@ -89,7 +90,8 @@ def _in_folder(folder: Path) -> ModelFiles:
     config = folder / CONFIG
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
-        found = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        found = [path for path in files if is_index(path)] or [path for path in files if path.name.endswith(_ENDINGS)]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")
@@ -185,7 +187,7 @@ class WrittenConfig:
 
 
 def read_config(path: Path) -> WrittenConfig:
-    """Reads a config.json.
+    """Reads a config.json that is of a model.
 
     Raises:
         ValueError: if it is no JSON object, or of another kind of model.
@@ -220,7 +222,7 @@ def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
     Raises:
         ValueError: if they contradict each other, or are of no PoolFormer.
     """
-    written = read_config(files.config) if files.config else _carried_config(weights)
+    written = read_config(files.config) if files.config and _is_of_a_model(files.config) else _carried_config(weights)
     try:
         return _network(files, weights, written)
     except (TypeError, KeyError, AttributeError, OverflowError) as error:
@@ -243,9 +245,57 @@ def _network(files: ModelFiles, weights: WeightsFile, written: WrittenConfig | N
         config = dataclasses.replace(config, token_mixers=("identity",) * len(config.depths))
     if written is None:
         return config
+    _refuse_other_functions(config, written.data, files.config)
     id2label = written.id2label if len(written.id2label or ()) == config.num_labels else None
     # timm's model pools first, whatever names its weights have: it reads the authors' names too.
     return dataclasses.replace(config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label)
+
+
+def _is_of_a_model(path: Path) -> bool:
+    """False for the config.json of something else: an object without any entry that a PoolFormer's could have."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return True  # which `read_config` tells
+    names = {
+        "architecture",
+        "architectures",
+        "model_type",
+        *(field.name for field in dataclasses.fields(PoolFormerConfig)),
+    }
+    return not isinstance(data, dict) or not names.isdisjoint(data)
+
+
+# Entries of timm's that change nothing at inference.
+_TIMM_TRAINING = ("drop_rate", "drop_path_rate", "proj_drop_rate", "layer_scale_init_values")
+
+
+def _refuse_other_functions(config: PoolFormerConfig, data: Mapping[str, Any], path: Path | None) -> None:
+    """Raises where timm's config.json speaks of a model that computes something else than these arrays do here."""
+    here = {
+        "num_classes": config.num_labels,
+        "global_pool": "avg",
+        "in_chans": config.num_channels,
+        "depths": list(config.depths),
+        "dims": list(config.hidden_sizes),
+    }
+    said = {name: data[name] for name in ("num_classes", "global_pool") if name in data} | (
+        data.get("model_args") or {}
+    )
+    wrong = [
+        f"{name}={value!r}: expected {repr(here[name]) if name in here else 'no such entry'}"
+        for name, value in said.items()
+        if value is not None and value != here.get(name) and name not in _TIMM_TRAINING
+    ]
+    variant = published_variant(config)
+    known = [f"poolformer_{name}" for name in ([variant] if variant else RESULTS)]
+    if (architecture := str(data["architecture"]).split(".")[0]) not in known:
+        wrong.append(f"architecture={architecture!r}: expected {' or '.join(known)}")
+    if wrong:
+        raise ValueError(
+            f"timm's config in {path} is not of these weights, or of a network that is not here:\n  "
+            + "\n  ".join(wrong)
+        )
 
 
 def _carried_config(weights: WeightsFile) -> WrittenConfig | None:

@@ -41,10 +41,16 @@ def write_model(
     _refuse_inexpressible(config, layout)
     _warn_of_head_order(config, layout)
     processor = image_processor or _default_processor(config)
+    if processor is not None and processor.num_channels != config.num_channels:
+        raise ValueError(
+            f"The preprocessing makes {processor.num_channels} channels, and this network takes {config.num_channels}. "
+            "Expected a mean and a standard deviation for each channel, or no preprocessing."
+        )
     there = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
     file, write = _WEIGHTS[layout]
-    with _staged(Path(folder), file) as stage:
-        processor.save_pretrained(stage)
+    with _staged(Path(folder).expanduser(), file) as stage:
+        if processor is not None:
+            processor.save_pretrained(stage)
         text = json.dumps(_config_json(there, layout, processor), indent=2) + "\n"
         (stage / CONFIG).write_text(text, encoding="utf-8")
         write(stage / file, there, names, arrays)
@@ -87,7 +93,7 @@ def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
             f"The model of {layout} cannot compute a network with {', '.join(wrong)}. Expected "
             f"{', '.join(f'{name}={value!r}' for name, value in wanted.items())}; 'jax' holds every network."
         )
-    if layout == "timm" and published_variant(config) is None:
+    if layout == "timm" and _timm_variant(config) is None:
         raise ValueError(
             f"timm.create_model has no network of depths {config.depths}, widths {config.hidden_sizes}. Expected "
             "one of the published s12, s24, s36, m36 and m48; save this one as 'hf', 'sail' or 'jax'."
@@ -104,26 +110,28 @@ def _warn_of_head_order(config: PoolFormerConfig, layout: str) -> None:
         )
 
 
-def _default_processor(config: PoolFormerConfig) -> PoolFormerImageProcessor:
+def _default_processor(config: PoolFormerConfig) -> PoolFormerImageProcessor | None:
     if config.num_channels != 3:
-        raise ValueError(
-            f"The published preprocessing is for three channels, and this network has {config.num_channels}. Pass "
-            "image_processor=PoolFormerImageProcessor(...) with their mean and standard deviation."
-        )
+        return None  # whoever fed it knows its means; the published ones are of three channels
     return PoolFormerImageProcessor.for_variant(published_variant(config) or "s12")
 
 
-def _config_json(config: PoolFormerConfig, layout: str, processor: PoolFormerImageProcessor) -> dict[str, Any]:
+def _timm_variant(config: PoolFormerConfig) -> str | None:
+    # Other channels than three are an argument of timm's models, `in_chans`.
+    return published_variant(dataclasses.replace(config, num_channels=3))
+
+
+def _config_json(config: PoolFormerConfig, layout: str, processor: PoolFormerImageProcessor | None) -> dict[str, Any]:
     if layout == "timm":
         return _timm_config(config, processor)
     data = config.to_dict()
     return {name: data[name] for name in _HF_FIELDS.split() if name in data} if layout == "hf" else data
 
 
-def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor) -> dict[str, Any]:
-    height, width = processor.output_size or (224, 224)
+def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor | None) -> dict[str, Any]:
+    height, width = (processor and processor.output_size) or (224, 224)
     data: dict[str, Any] = {
-        "architecture": f"poolformer_{published_variant(config)}",
+        "architecture": f"poolformer_{_timm_variant(config)}",
         "num_classes": config.num_labels,
         "num_features": config.hidden_sizes[-1],
         "global_pool": "avg",
@@ -131,15 +139,21 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor) 
             "num_classes": config.num_labels,
             "input_size": [config.num_channels, height, width],
             "pool_size": [height // config.total_stride, width // config.total_stride],
+            "classifier": "head.fc",
+        },
+    }
+    if processor is not None:
+        data["pretrained_cfg"] |= {
             "crop_pct": processor.crop_pct or 1.0,
             "crop_mode": "center",
             "interpolation": _TIMM_FILTERS[processor.resample],
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
-            "classifier": "head.fc",
-            "first_conv": "stem.conv",
-        },
-    }
+        }
+    if config.num_channels == 3:
+        data["pretrained_cfg"]["first_conv"] = "stem.conv"
+    else:  # timm takes a convolution that is named there for one of three channels, and makes a new one of it
+        data["model_args"] = {"in_chans": config.num_channels}
     if config.id2label is not None:
         data["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
     return data
@@ -147,7 +161,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor) 
 
 @contextmanager
 def _staged(target: Path, weights: str) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when all is written, and vanishes when something fails."""
+    """A folder that becomes `target`, or gives it its files, when all is written; it vanishes when something fails."""
     with writing(target):  # it may be that nobody lets us look
         if target.exists() and not target.is_dir():
             raise ValueError(f"{target} is a file. Expected the name of a folder to write a model into.")
@@ -158,16 +172,19 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
             )
         if files := [parent for parent in target.parents if parent.exists() and not parent.is_dir()]:
             raise ValueError(f"{target} cannot be a folder, because {files[0]} is a file. Expected a name in a folder.")
-    stage = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        place = target.resolve()
+        # Where a rename cannot leave the file system, nor ask more of it than the right to write there.
+        where = place if place.exists() else place.parent
+        where.mkdir(parents=True, exist_ok=True)
+        stage = where / f".{place.name}.{uuid.uuid4().hex}"
         stage.mkdir()
         try:
             yield stage
-            if target.exists():
+            if where == place:
                 for file in stage.iterdir():
-                    file.replace(target / file.name)
+                    file.replace(place / file.name)
             else:
-                stage.rename(target)
+                stage.rename(place)
         finally:
             shutil.rmtree(stage, ignore_errors=True)

@@ -135,10 +135,12 @@ def save_pretrained(
         layout: "jax" (the tree's own names), "hf" (`transformers`' from_pretrained reads the folder), "timm"
             (`timm.create_model(..., checkpoint_path=folder/model.safetensors)`), or "sail" (`model.pth.tar` for
             torch.load and a strict load_state_dict).
-        image_processor: the preprocessing to save with it; None for that of the published variant.
+        image_processor: the preprocessing to save with it; None for that of the published variant, and
+            for none where the network takes other than its three channels.
 
     Raises:
-        ValueError: if the layout's model cannot compute this network, or the variables are of another one.
+        ValueError: if the layout's model cannot compute this network, the variables are of another one, or the
+            preprocessing makes another number of channels.
     """
     views = stored_views(model.config, variables, layout, classifier=True)
     write_model(folder, model.config, layout, (array for _, array in views), image_processor)

@@ -16,8 +16,6 @@ TIMM_FILE = "config.json"
 # Entries of preprocessor_config.json about something other than the pixels.
 _WITHOUT_EFFECT = frozenset(
     {
-        "image_processor_type",
-        "feature_extractor_type",
         "processor_class",
         "model_input_names",
         "do_resize_and_center_crop",
@@ -29,6 +27,13 @@ _WITHOUT_EFFECT = frozenset(
         "device",
         "disable_grouping",
     }
+)
+# transformers' names for this preprocessing; that of another model makes other pixels of the same entries.
+_TYPES = (
+    "PoolFormerImageProcessor",
+    "PoolFormerImageProcessorFast",
+    "PoolFormerImageProcessorPil",
+    "PoolFormerFeatureExtractor",
 )
 _TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
@@ -88,10 +93,16 @@ def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, An
         fields["size"] = {"shortest_edge": size}
     if _is_number(size := fields.get("crop_size")):
         fields["crop_size"] = {"height": size, "width": size}
+    types = ("image_processor_type", "feature_extractor_type")
+    if wrong := [f"{name}={data[name]!r}" for name in types if data.get(name) not in (None, *_TYPES)]:
+        raise ValueError(
+            f"This {FILE} is of another model's preprocessing, {', '.join(wrong)}, which makes other pixels. Expected "
+            f"one of {', '.join(_TYPES)}, or no such entry."
+        )
     unknown = [
         f"{name}={value!r}"
         for name, value in data.items()
-        if value and name not in known and name not in _WITHOUT_EFFECT and not name.startswith("_")
+        if value and name not in known and name not in (*_WITHOUT_EFFECT, *types) and not name.startswith("_")
     ]
     if unknown:
         raise ValueError(
@@ -127,7 +138,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
     Raises:
         FileNotFoundError: if it has none.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.exists():
         folder = path if path.is_dir() else path.parent
         candidates = [folder / name for name in (FILE, TIMM_FILE)]
@@ -138,7 +149,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
             data = _json_object(candidate)
             if candidate.name == FILE:
                 return data
-            if isinstance(timm := data.get("pretrained_cfg"), dict):
+            if isinstance(timm := data.get("pretrained_cfg"), dict) and "interpolation" in timm:
                 return timm
     raise FileNotFoundError(
         f"{source} has no {FILE}, and no config.json of timm with a pretrained_cfg. Expected one of them beside the "

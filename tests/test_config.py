@@ -62,9 +62,21 @@ def test_transformers_leaves_its_default_of_two_labels_out():
     assert PoolFormerConfig.from_dict(ours).num_labels == 1000
 
 
-def test_another_architecture_is_refused():
-    with pytest.raises(ValueError, match=r"of a 'vit' model\. Expected model_type 'poolformer'"):
-        PoolFormerConfig.from_dict({"model_type": "vit"})
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"model_type": "vit"}, r"of a 'vit' model\. Expected model_type 'poolformer'"),
+        (
+            {"architectures": ["ResNetForImageClassification"]},
+            r"architectures \['ResNetForImageClassification'\]\. Expected",
+        ),
+        ({"architecture": "poolformer_m48", "num_classes": 3}, r"timm's, of 'poolformer_m48'.*load_pretrained reads"),
+        ({"depth": [2, 2, 2, 2]}, r"has no field depth\. Its fields: .*depths"),
+    ],
+)
+def test_another_architecture_is_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        PoolFormerConfig.from_dict(data)
 
 
 def test_a_poolformer_may_have_another_number_of_stages():
@@ -73,6 +85,12 @@ def test_a_poolformer_may_have_another_number_of_stages():
     )
     assert config.token_mixers == ("pooling", "pooling")
     assert config.total_stride == 4
+
+
+def test_transformers_keeps_four_kernels_beside_a_smaller_number_of_stages():
+    three = {"depths": [1, 2, 1], "hidden_sizes": [8, 12, 16], "num_encoder_blocks": 3}
+    config = PoolFormerConfig.from_dict(HF_CONFIG | three)
+    assert (config.patch_sizes, config.strides, config.padding) == ((7, 3, 3), (4, 2, 2), (2, 1, 1))
 
 
 def test_all_problems_are_told_together():

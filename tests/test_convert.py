@@ -1,5 +1,6 @@
 """`python -m convert` as a person runs it: what it writes, what it says, and how it ends."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -14,10 +15,11 @@ import safetensors.numpy
 
 from convert.command_line import main
 from convert.conversion import convert, open_source
-from convert.verification import verify
+from convert.verification import _difference, verify
 from golden.fixture_values import parameter
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.torch_weights.files import open_weights
+from saved_models import CONFIG, save
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent
@@ -172,6 +174,26 @@ def test_a_reports_name_is_looked_at_before_anything_is_converted(tmp_path, caps
     assert capsys.readouterr().err.startswith("error: Cannot write /proc/report.json: No such file or directory")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json", "model-00001-of-00002.safetensors"])
+def test_a_report_takes_no_place_of_a_file_of_the_source(tmp_path, capsys, name):
+    source = tmp_path / "source"
+    shutil.copytree(FIXTURES / "hf_sharded", source)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    assert name in before
+    assert run(source, tmp_path / "model", "--report", source / "." / name) == 1
+    assert "is a file of the source. Expected another name" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in source.iterdir()} and not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", "model/config.json", "model/preprocessor_config.json", "model"]
+)
+def test_a_report_takes_no_place_of_a_file_of_the_model(tmp_path, capsys, name):
+    assert run(FIXTURES / "hf.bin", tmp_path / "model", "--report", tmp_path / name) == 1
+    assert "would take the place of the model. Expected another name" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_source_is_not_overwritten_by_its_own_conversion(tmp_path, capsys):
     shutil.copytree(FIXTURES / "hf_sharded", tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
@@ -185,8 +207,21 @@ def test_timm_gets_published_networks_only(tmp_path, capsys):
     assert "timm.create_model has no network of depths (1, 1, 2, 1)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("layout", ["jax", "hf"])
+def test_networks_of_other_channels_are_converted(tmp_path, capsys, channels, layout):
+    save(tmp_path / "theirs", "sail", dataclasses.replace(CONFIG, num_channels=channels))
+    assert run(tmp_path / "theirs", tmp_path / "model", "--to", layout, "--verify") == 0
+    assert f"not written down; for {channels} channels none can be taken" in capsys.readouterr().out
+    assert load_pretrained(tmp_path / "model")[0].config.num_channels == channels
+
+
 @pytest.mark.parametrize(
-    ("arguments", "code"), [([], 2), (["a"], 2), (["a", "b", "--to", "keras"], 2), (["inspect"], 2), (["--help"], 0)]
+    ("arguments", "code"),
+    [
+        *(([], 2), (["a"], 2), (["a", "b", "--to", "keras"], 2), (["inspect"], 2), (["--help"], 0)),
+        *((["--ema", "inspect", "b"], 2), (["a", ""], 2), (["", "b"], 2)),
+    ],
 )
 def test_wrong_usage_and_help_end_as_scripts_expect(capsys, arguments, code):
     with pytest.raises(SystemExit) as ended:
@@ -226,6 +261,12 @@ def test_verification_finds_a_single_bit(tmp_path):
     path.write_bytes(content)
     result = verify(source, tmp_path / "model", mapped)
     assert (result.different, result.passed) == (("norm.weight",), False)
+
+
+def test_outputs_of_a_head_of_zeros_are_compared():
+    zeros = np.zeros((2, 3), np.float32)
+    assert _difference(zeros, zeros) == 0
+    assert np.isnan(_difference(zeros, zeros + np.nan)) and np.isnan(_difference(zeros + np.nan, zeros))
 
 
 def test_a_model_of_ours_converts_to_another_home_and_back(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import safetensors.numpy
 
 import archives
 from golden.fixture_values import parameter
-from poolformer_jax.torch_weights import from_torch_state_dict
+from poolformer_jax.model_files import find_model_files
+from poolformer_jax.torch_weights import from_torch_state_dict, torch_files
 from poolformer_jax.torch_weights.files import WeightsFileError, open_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -145,6 +147,55 @@ def test_sharded_torch_files_are_read_through_their_index(tmp_path):
     opened = open_weights(tmp_path / "pytorch_model.bin.index.json")
     assert opened.container == "sharded torch"
     assert opened.tensors.keys() == names.keys()
+
+
+def test_a_sharded_variant_of_transformers_is_read_through_its_index(tmp_path):
+    index = json.loads((FIXTURES / "hf_sharded" / "model.safetensors.index.json").read_text())
+    renamed = {shard: shard.replace("model-", "model.fp16-") for shard in index["weight_map"].values()}
+    for shard, name in renamed.items():
+        shutil.copy(FIXTURES / "hf_sharded" / shard, tmp_path / name)
+    index["weight_map"] = {name: renamed[shard] for name, shard in index["weight_map"].items()}
+    (tmp_path / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    found = find_model_files(tmp_path).weights
+    assert found.name == "model.safetensors.index.fp16.json"
+    assert open_weights(found).tensors.keys() == index["weight_map"].keys()
+
+
+@pytest.mark.parametrize("beside", [archives.dict_of({"decay": archives.integer(1)}), b"}"])
+def test_only_arrays_are_a_moving_average(tmp_path, beside):
+    weights = archives.dict_of({"weight": archives.tensor(archives.storage("0", 2), (2,), (1,))})
+    body = archives.program(archives.dict_of({"model": weights, "ema": beside}))
+    path = archives.zip_archive(tmp_path / "last.pth", body, {"0": bytes(8)})
+    assert not open_weights(path).has_ema
+    with pytest.raises(WeightsFileError, match="no moving average of the weights, only ema, model"):
+        open_weights(path, use_ema=True)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *(archives.name_of("torch", name) for name in ("int8", "int32", "uint16", "complex64", "float8_e4m3fn")),
+        archives.call(archives.name_of("torch.serialization", "_get_layout"), archives.text("torch.strided")),
+        archives.call(archives.name_of("torch.torch_version", "TorchVersion"), archives.text("2.13.0")),
+        archives.call(archives.name_of("__builtin__", "bytearray")),
+        b"}(" + archives.tuple_of(archives.integer(1)) + b"N" + archives.name_of("torch", "int8") + b"Nu",
+    ],
+)
+def test_what_stands_beside_the_weights_is_passed_over(tmp_path, beside):
+    weights = archives.dict_of({"weight": archives.tensor(archives.storage("0", 2), (2,), (1,))})
+    body = archives.program(archives.dict_of({"state_dict": weights, "more": beside}))
+    path = archives.zip_archive(tmp_path / "last.pth", body, {"0": bytes(8)})
+    assert (list(open_weights(path).tensors), open_weights(path).others) == (["weight"], ("more",))
+
+
+def test_a_legacy_stream_of_a_later_protocol_is_told_from_its_number(tmp_path):
+    content = (FIXTURES / "timm_float16_legacy.pth").read_bytes()
+    number = torch_files.LEGACY_MAGIC
+    begin = b"\x80\x02" + number
+    assert content.startswith(begin)
+    frame = struct.pack("<Q", len(number))
+    (tmp_path / "weights.pth").write_bytes(b"\x80\x04\x95" + frame + number + content[len(begin) :])
+    assert open_weights(tmp_path / "weights.pth").container == "torch legacy"
 
 
 @pytest.mark.parametrize(

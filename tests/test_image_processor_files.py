@@ -37,6 +37,15 @@ def test_the_published_file_of_2022_is_understood():
     assert not off.do_resize and not off.do_center_crop
 
 
+@pytest.mark.parametrize("entry", ["image_processor_type", "feature_extractor_type"])
+def test_another_models_preprocessing_is_refused(entry):
+    # A ViT squashes the picture, and its file has no entry for that.
+    with pytest.raises(ValueError, match=rf"another model's preprocessing, {entry}='ViT.*Expected one of PoolFormerIm"):
+        PoolFormerImageProcessor.from_dict({entry: "ViTImageProcessor", "size": {"shortest_edge": 224}})
+    for name in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor"):
+        assert PoolFormerImageProcessor.from_dict({entry: f"PoolFormer{name}"}) == PoolFormerImageProcessor()
+
+
 def test_timms_config_is_understood(tmp_path):
     pretrained = {
         "input_size": [3, 224, 224],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from golden.fixture_values import parameter
+from poolformer_jax import PoolFormerConfig
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.torch_weights.files import WeightsFileError
 from saved_models import CONFIG, LABELS, save
@@ -79,6 +80,46 @@ def test_timms_config_gives_labels_and_the_order_of_its_head_whatever_the_names(
     (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | entries))
     model, _ = load_pretrained(tmp_path)
     assert (model.config.head_order, model.config.id2label) == ("pool_norm", labels)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"global_pool": "max"}, "global_pool='max': expected 'avg'"),
+        ({"num_classes": 5}, "num_classes=5: expected 3"),
+        ({"architecture": "resnet50"}, "architecture='resnet50': expected poolformer_s12 or "),
+        ({"model_args": {"global_pool": "max"}}, "global_pool='max': expected 'avg'"),
+        ({"model_args": {"token_mixers": "attention"}}, "token_mixers='attention': expected no such entry"),
+        ({"model_args": {"depths": [1, 1, 1, 1]}}, r"depths=\[1, 1, 1, 1\]: expected \[1, 1, 2, 1\]"),
+    ],
+)
+def test_timms_config_of_a_model_that_computes_something_else_is_refused(tmp_path, entries, message):
+    shutil.copy(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "pytorch_model.bin")
+    right = {"in_chans": 3, "depths": [1, 1, 2, 1], "dims": [2, 4, 6, 8], "drop_path_rate": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | {"global_pool": "avg", "model_args": right}))
+    load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | entries))
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(tmp_path)
+
+
+def test_timms_config_of_another_size_is_refused(tmp_path):
+    config = PoolFormerConfig.from_variant("s12", num_labels=3, head_order="pool_norm")
+    save(tmp_path / "model", "timm", config)
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(written | {"architecture": "poolformer_m48"}))
+    with pytest.raises(ValueError, match="architecture='poolformer_m48': expected poolformer_s12"):
+        load_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"lr": 0.1, "optimizer": {"name": "adamw"}}'])
+def test_the_config_of_something_else_beside_the_weights_is_passed_over(tmp_path, text):
+    shutil.copy(FIXTURES / "hf.bin", tmp_path / "best.pth")
+    (tmp_path / "config.json").write_text(text)
+    assert load_pretrained(tmp_path / "best.pth")[0].config == load_pretrained(FIXTURES / "hf.bin")[0].config
+    (tmp_path / "config.json").write_text('{"depths": [1, 1, 2, 1]}')
+    with pytest.raises(ValueError, match="Expected model_type 'poolformer'"):
+        load_pretrained(tmp_path / "best.pth")
 
 
 def test_a_config_without_labels_takes_their_number_from_the_weights(tmp_path):

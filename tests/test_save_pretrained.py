@@ -60,6 +60,24 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, exists):
     assert before == ({path.name: path.read_bytes() for path in folder.iterdir()} if exists else None)
 
 
+def test_a_folder_that_is_there_is_written_from_within(tmp_path):
+    # Beside it may be another file system, as where it is a link or a mount point, or no right to write.
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "disk" / "model")
+
+    def arrays():
+        for leaf in leaves(CONFIG):
+            assert [path.name for path in (tmp_path / "home").iterdir()] == ["link"]
+            assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+            yield parameter(leaf.path, leaf.shape)
+
+    write_model(tmp_path / "home" / "link", CONFIG, "jax", arrays())
+    assert same(load_pretrained(tmp_path / "disk" / "model")[1], make_variables(CONFIG))
+    assert len(list((tmp_path / "disk" / "model").iterdir())) == 3
+    assert (tmp_path / "home" / "link").is_symlink()
+
+
 def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
     save(tmp_path / "model")
     changed = make_variables(CONFIG)
@@ -84,13 +102,21 @@ def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
         ("hf", {"norm": "layer_norm"}, "cannot compute a network with norm='layer_norm'"),
         ("timm", {}, r"timm\.create_model has no network of depths"),
         ("keras", {}, "There is no layout 'keras'"),
-        ("hf", {"num_channels": 1}, "this network has 1. Pass image_processor"),
     ],
 )
 def test_what_a_home_cannot_compute_is_not_saved_for_it(tmp_path, layout, changes, message):
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "model", layout, dataclasses.replace(CONFIG, **changes))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save("~/model", image_processor=PROCESSOR)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert load_pretrained("~/model")[0].config == CONFIG
+    assert PoolFormerImageProcessor.from_pretrained("~/model") == PROCESSOR
 
 
 def test_variables_of_another_network_are_not_saved(tmp_path):
@@ -118,6 +144,25 @@ def test_the_files_are_those_their_own_libraries_read(tmp_path):
     save(tmp_path / "sail", "sail")
     opened = open_weights(tmp_path / "sail" / "model.pth.tar")
     assert (opened.container, opened.wrapping) == ("torch zip", None)
+
+
+@pytest.mark.parametrize(("channels", "means"), [(1, 3), (4, 3), (3, 1)])
+def test_preprocessing_of_other_channels_than_the_networks_is_not_saved(tmp_path, channels, means):
+    processor = PoolFormerImageProcessor(image_mean=(0.5,) * means, image_std=(0.5,) * means)
+    with pytest.raises(ValueError, match=f"makes {means} channels, and this network takes {channels}. Expected"):
+        save(tmp_path / "model", config=dataclasses.replace(CONFIG, num_channels=channels), image_processor=processor)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail", "timm"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_other_channels_is_saved_without_preprocessing(tmp_path, layout, channels):
+    order = "pool_norm" if layout == "timm" else "norm_pool"
+    config = PoolFormerConfig.from_variant("s12", num_labels=3, num_channels=channels, head_order=order)
+    save(tmp_path / "model", layout, config)
+    assert load_pretrained(tmp_path / "model")[0].config == config
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained(tmp_path / "model")
 
 
 def test_the_default_preprocessing_is_that_of_the_published_variant(tmp_path):

@@ -110,6 +110,16 @@ def test_the_arrays_are_the_callers_own():
     assert not any((leaf == 7).all() for leaf in jax.tree.leaves(variables))
 
 
+@pytest.mark.parametrize("layout", ["sail", "hf", "timm", "jax"])
+def test_training_in_pytorch_changes_no_array_here(layout):
+    config, variables = from_torch_state_dict(state_dict(SMALL, "sail"))
+    variables = jax.tree.map(jnp.asarray, variables)  # which NumPy sees without a copy
+    before = jax.tree.map(np.array, variables)
+    for array in to_torch_state_dict(config, variables, layout).values():
+        array -= 1  # as torch.from_numpy and one step of an optimizer do
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, before))
+
+
 def test_everything_that_does_not_fit_is_told_at_once_with_the_nearest_name():
     broken = state_dict(SMALL, "timm")
     broken["stages.2.blocks.1.mlp.fc3.weight"] = broken.pop("stages.2.blocks.1.mlp.fc2.weight")
@@ -220,6 +230,29 @@ def test_a_backbone_of_transformers_gives_the_backbones_tree(prefix):
     assert_same_arrays(to_torch_state_dict(config, variables, "hf"), names)
 
 
+@pytest.mark.parametrize("layout", ["sail", "hf", "timm", "jax"])
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "backbone.", "timm_model.net."])
+def test_a_wrappers_prefix_is_passed_over(layout, prefix):
+    original = state_dict(SMALL, layout)
+    wrapped = {prefix + name: array for name, array in original.items()}
+    averaged = {"n_averaged": np.zeros((), np.int64), **wrapped}  # torch.optim.swa_utils.AveragedModel
+    config, variables = from_torch_state_dict(averaged)
+    assert_same_arrays(to_torch_state_dict(config, variables, layout), original)
+    with pytest.raises(WeightsMismatch) as raised:
+        from_torch_state_dict(wrapped | {"stray": np.zeros(1, np.float32)})
+    assert (raised.value.missing, raised.value.unexpected) == ({}, {"stray": (1,)})
+
+
+@pytest.mark.parametrize("first", ["", "student."])
+def test_a_second_network_under_a_prefix_is_left_over_and_not_chosen(first):
+    one = state_dict(SMALL, "timm")
+    both = {first + name: array for name, array in one.items()} | {f"teacher.{name}": one[name] + 1 for name in one}
+    for names in (both, dict(reversed(both.items()))):
+        with pytest.raises(WeightsMismatch) as raised:
+            from_torch_state_dict(names)
+        assert not raised.value.missing and len(raised.value.unexpected) == len(one)
+
+
 def test_wider_and_narrower_types_become_float32_or_stay_on_request():
     double = {name: array.astype(np.float64) for name, array in state_dict(SMALL, "sail").items()}
     for dtype, expected in ((np.float32, "float32"), (None, "float64")):
@@ -235,6 +268,20 @@ def test_a_quantized_network_is_refused():
     quantized = {name: array.astype(np.int8) for name, array in state_dict(SMALL, "sail").items()}
     with pytest.raises(ValueError, match=r"no floating-point numbers: patch_embed\.proj\.weight \(int8\)"):
         from_torch_state_dict(quantized)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("Got unsupported ScalarType BFloat16"), RuntimeError("Can't call numpy() on Tensor")]
+)
+def test_a_tensor_that_numpy_does_not_take_is_named(error):
+    class Tensor:
+        shape, dtype = (3,), "torch.bfloat16"
+
+        def __array__(self, dtype=None, copy=None):
+            raise error
+
+    with pytest.raises(ValueError, match=r"given for head\.bias .*(Got|Can't).*tensor\.detach\(\)\.cpu\(\)\.float\(\)"):
+        from_torch_state_dict({**state_dict(SMALL, "sail"), "head.bias": Tensor()})
 
 
 def test_whole_numbers_of_something_else_are_not_taken_for_a_quantized_network():

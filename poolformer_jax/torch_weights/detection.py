@@ -21,12 +21,16 @@ from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, PARAMETERS, TRANSFORMS, Row
 from poolformer_jax.torch_weights.storage import plain
 
-# DataParallel, torch.compile and training wrappers put these before every name.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
 # transformers' PoolFormerModel saves the backbone without the classifier's attribute name.
 _HF_BACKBONE = "encoder."
 # Networks of "MetaFormer Baselines for Vision" normalise before or after the stem, in timm's names and the authors'.
 _SECOND_PAPER = ("stem.norm.weight", "downsample_layers.0.conv.weight")
+# The stem's names: what stands before them is the prefix of a wrapper (module., _orig_mod., backbone., ...).
+_STEM = (
+    *(row.name.removeprefix("poolformer.") for table in LAYOUTS.values() for row in table.rows if "stem" in row.path),
+    *_SECOND_PAPER,
+)
+_COUNT = "n_averaged"  # of the averages taken, beside the weights in torch.optim.swa_utils.AveragedModel
 
 Shape = tuple[int, ...]
 
@@ -125,11 +129,15 @@ def network_of_names(read: ReadNames, config: PoolFormerConfig | None = None) ->
 
 
 def _unwrap(names: Iterable[str]) -> dict[str, str]:
-    """Names without the prefixes that every one of them has, and what they were."""
-    bare = {name: name for name in names}
-    for _ in _WRAPPERS:  # each of them once at most, in any order
-        prefix = next((p for p in _WRAPPERS if bare and all(name.startswith(p) for name in bare)), "")
-        bare = {name.removeprefix(prefix): given for name, given in bare.items()}
+    """Names without the prefix that a wrapper put before them, and what they were."""
+    given = [name for name in names if name != _COUNT]
+    prefixes = (
+        name.removesuffix(stem).removesuffix("poolformer.") for name in given for stem in _STEM if name.endswith(stem)
+    )
+    prefix = next((prefix for prefix in prefixes if prefix.endswith(".")), "")
+    bare = {name.removeprefix(prefix): name for name in given}
+    if len(bare) < len(given):  # two networks, and no telling which is meant
+        bare = {name: name for name in given}
     if any(name.startswith(_HF_BACKBONE) for name in bare):
         bare = {f"poolformer.{name}" if name.startswith(_HF_BACKBONE) else name: bare[name] for name in bare}
     return bare

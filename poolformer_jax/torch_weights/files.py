@@ -24,7 +24,7 @@ from poolformer_jax.torch_weights.storage import (
     plain,
 )
 
-__all__ = ["StoredTensor", "WeightsFile", "WeightsFileError", "open_weights", "read_index"]
+__all__ = ["StoredTensor", "WeightsFile", "WeightsFileError", "is_index", "open_weights", "read_index"]
 
 # Where training scripts put the weights in a checkpoint: timm and sail's (state_dict, state_dict_ema), detectron's and
 # DeiT's (model, model_ema), DeepSpeed's (module).
@@ -78,7 +78,7 @@ def open_weights(path: str | Path, *, use_ema: bool = False) -> WeightsFile:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Expected a weights file, or the index of a sharded one.")
     try:
-        opened = _open_index(path, use_ema) if path.name.endswith(".index.json") else _open_one(path, use_ema)
+        opened = _open_index(path, use_ema) if is_index(path) else _open_one(path, use_ema)
         _refuse_amplification(opened)
     except WeightsFileError as error:
         raise WeightsFileError(f"Cannot read the weights in {path}: {error}.") from error
@@ -88,12 +88,12 @@ def open_weights(path: str | Path, *, use_ema: bool = False) -> WeightsFile:
 def _open_one(path: Path, use_ema: bool) -> WeightsFile:
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(len(torch_files.LEGACY_MAGIC))
+        start = file.read(32)
         file.seek(0)
         _refuse_stand_ins(start)
         if start.startswith(torch_files.ZIP_MAGIC):
             return _checkpoint(path, "torch zip", torch_files.read_zip(path, file, size), use_ema)
-        if start == torch_files.LEGACY_MAGIC:
+        if start.startswith(b"\x80") and torch_files.LEGACY_MAGIC in start:
             return _checkpoint(path, "torch legacy", torch_files.read_legacy(path, file, size), use_ema)
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         if use_ema:
@@ -136,6 +136,11 @@ def _open_safetensors(path: Path) -> WeightsFile:
         storage = Storage(path, dtype.newbyteorder("<"), (end - begin) // dtype.itemsize, 8 + length + begin)
         tensors[name] = StoredTensor(storage, shape, contiguous_strides(shape))
     return WeightsFile(path, "safetensors", tensors, metadata=metadata, files=(path,))
+
+
+def is_index(path: Path) -> bool:
+    """Whether a name is that of an index; transformers' variants have theirs in it (`model...index.fp16.json`)."""
+    return ".index." in path.name and path.suffix == ".json"
 
 
 def read_index(path: Path) -> dict[str, set[str]]:
@@ -192,17 +197,21 @@ def _checkpoint(path: Path, container: str, loaded: Any, use_ema: bool) -> Weigh
     """Finds the state dict in what a `torch.save` file holds."""
     if not isinstance(loaded, dict):
         raise WeightsFileError(f"it holds {_kind(loaded)}, expected a state dict or a checkpoint with one")
-    ema = [key for key in _EMA_KEYS if isinstance(loaded.get(key), dict)]
+    ema = [key for key in _EMA_KEYS if _holds_tensors(loaded.get(key))]
     wrapped = ema if use_ema else [key for key in _WEIGHTS_KEYS if isinstance(loaded.get(key), dict)]
     others = tuple(plain(str(key)) for key in loaded if key not in wrapped[:1])
     if use_ema and not ema:
         raise WeightsFileError(f"it holds no moving average of the weights, only {_some(others)}. Leave out use_ema")
-    if not wrapped and ema and not any(isinstance(value, StoredTensor) for value in loaded.values()):
+    if not wrapped and ema and not _holds_tensors(loaded):
         raise WeightsFileError(f"it holds nothing but a moving average of the weights ({ema[0]}). Ask for it: use_ema")
     if wrapped:
         tensors = _state_dict(loaded[wrapped[0]])
         return WeightsFile(path, container, tensors, wrapped[0], bool(ema), others, files=(path,))
     return WeightsFile(path, container, _state_dict(loaded), files=(path,))
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(entry, StoredTensor) for entry in value.values())
 
 
 def _state_dict(loaded: Mapping[Any, Any]) -> dict[str, StoredTensor]:

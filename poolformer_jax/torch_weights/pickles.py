@@ -7,6 +7,7 @@ of this file. Everything else is refused by name. The opcodes' arguments are dec
 """
 
 import pickletools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ class Inert:
 
     def __init__(self, *arguments: Any) -> None:
         pass
+
+    def __repr__(self) -> str:
+        return "an object"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,9 @@ def _size(sizes: Any) -> tuple[Any, ...]:
     return tuple(sizes)
 
 
+# torch.float32, torch.float8_e4m3fn, torch.quint4x2, ...
+_DTYPE = re.compile(r"torch\.(bool|bfloat16|(u?int|float|complex|bits|qu?int)\d\w*)")
+_BUILTINS = ("set", "frozenset", "complex", "bytearray")
 _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -109,8 +116,9 @@ _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "numpy._core.multiarray._reconstruct": Inert,
     "_codecs.encode": Inert,
     "torch.device": Inert,
-    **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "complex")},
-    **{f"torch.{name}": Inert for name in ("float16", "bfloat16", "float32", "float64", "int64", "uint8", "bool")},
+    "torch.serialization._get_layout": Inert,
+    "torch.torch_version.TorchVersion": Inert,
+    **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _BUILTINS},
 }
 _STORAGE_TYPES = {f"torch.{name}": name for name, *_ in DTYPES}
 
@@ -338,6 +346,8 @@ _HANDLED = _ARGUMENTS | _CONSTANTS.keys() | _EMPTY.keys() | _TUPLES.keys() | _PA
 def _look_up(name: str) -> _Global | StorageType:
     if name in _STORAGE_TYPES:
         return StorageType(_STORAGE_TYPES[name])
+    if _DTYPE.fullmatch(name):
+        return _Global(name, Inert)
     if name not in _CONSTRUCTORS:
         raise WeightsFileError(
             f"its pickle asks for {plain(name)}, which is neither a tensor nor a container. Nothing was run. If you "
@@ -349,5 +359,5 @@ def _look_up(name: str) -> _Global | StorageType:
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
     # Hashing a nested tuple recurses as deep as the file likes; names and numbers are all that weights are keyed by.
     if not isinstance(key, str | int | float | bytes | None) or (isinstance(key, int) and abs(key) > _LARGEST_KEY):
-        raise TypeError(f"a dict's key is a {type(key).__name__}, expected a name or a number")
+        key = Inert()
     target[key] = value

@@ -17,8 +17,8 @@ from poolformer_jax.torch_weights import pickles
 from poolformer_jax.torch_weights.storage import DTYPES, BoundedReader, Storage, WeightsFileError, plain
 
 ZIP_MAGIC = b"PK\x03\x04"
-# A pickle of protocol 2 with one long integer, torch.serialization.MAGIC_NUMBER.
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# A pickle of one long integer, torch.serialization.MAGIC_NUMBER; its protocol, and from 4 on a frame, stand before it.
+LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 _ByteOrder = Literal["<", ">"]
 _BYTE_ORDERS: Mapping[bytes, _ByteOrder] = {b"little": "<", b"big": ">"}

@@ -162,12 +162,14 @@ def from_torch_state_dict(
     Layout (sail, transformers, timm), variant, classes and order of the head are worked out from names and shapes;
     their order does not matter. Prefixes of wrappers (`module.`) are passed over.
 
-    Two things show in no array. Pooling and identity mixers look alike and are read as pooling: pass
-    `config=PoolFormerConfig.from_variant("metaformer_id_s12")` for the other. Networks with attention are read as the
-    published ones, which normalise over channels.
+    Some things show in no array, and are read as the published networks have them: pass `config=` for others. Pooling
+    and identity mixers look alike and are read as pooling, so that `PoolFormerConfig.from_variant("metaformer_id_s12")`
+    is such a config; so are other windows of the pooling, activations, strides and padding. Networks with attention
+    are read as normalising over channels.
 
     Args:
-        state_dict: arrays by name. CPU tensors of PyTorch do, except bfloat16 ones: `tensor.float()` them.
+        state_dict: arrays by name. Tensors of PyTorch do that NumPy takes: `tensor.detach().cpu().float()` the others
+            (with a gradient, as `named_parameters()` gives them; elsewhere than on the CPU; of bfloat16).
         config: the network, where the arrays do not tell it.
         param_dtype: type of the parameters. float16 and bfloat16 become float32 without a change of value, float64 is
             rounded; None keeps every array's own type.
@@ -178,7 +180,7 @@ def from_torch_state_dict(
 
     Raises:
         WeightsMismatch: naming everything that is missing, unexpected or misshaped.
-        ValueError: if the names are of no known layout.
+        ValueError: if the names are of no known layout, or a tensor becomes no array.
     """
     plan = plan_import(state_dict, config)
     params: dict[str, Any] = {}
@@ -193,7 +195,14 @@ def from_torch_state_dict(
 
 def read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None = np.float32) -> np.ndarray:
     """One array as the parameter tree holds it: laid out for it, contiguous, and the caller's own."""
-    array = TRANSFORMS[leaf.transform].here(np.asarray(stored))
+    try:
+        given = np.asarray(stored)
+    except (TypeError, RuntimeError) as error:  # of PyTorch: NumPy has no such type, or a gradient would be lost
+        raise ValueError(
+            f"What is given for {leaf.name} becomes no array ({plain(str(error))}). Expected arrays, or tensors on the "
+            "CPU without gradient, of a type that NumPy has: tensor.detach().cpu().float()."
+        ) from error
+    array = TRANSFORMS[leaf.transform].here(given)
     return np.array(array, dtype=param_dtype or array.dtype, order="C")
 
 
@@ -207,13 +216,13 @@ def to_torch_state_dict(config: PoolFormerConfig, variables: Mapping[str, Any], 
             normalises, so that the same weights compute other logits there than in sail's and transformers'.
 
     Returns:
-        Contiguous arrays by name, in the order of that home's state dict.
+        Contiguous arrays by name, the caller's own, in the order of that home's state dict.
 
     Raises:
         WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
         ValueError: if the layout has no name for a part of the network.
     """
-    return {name: np.ascontiguousarray(array) for name, array in stored_views(config, variables, layout)}
+    return {name: np.array(array, order="C") for name, array in stored_views(config, variables, layout)}
 
 
 def stored_views(

@@ -130,6 +130,24 @@ def test_a_folder_saved_for_timm_loads_there_strictly_and_computes_the_same(tmp_
     assert by_config.pretrained_cfg["crop_pct"] == 0.9
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_other_channels_saved_for_timm_loads_there_strictly(tmp_path, torch, timm, channels):
+    config = PoolFormerConfig.from_variant("s12", num_labels=9, head_order="pool_norm", num_channels=channels)
+    model = PoolFormerForImageClassification(config)
+    pictures = np.random.default_rng(0).normal(size=(2, 64, 64, channels)).astype(np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), pictures)
+    variables = jax.tree.map(lambda leaf: parameter(str(leaf.shape), leaf.shape), shapes)
+    save_pretrained(tmp_path / "model", model, variables, "timm")
+    expected = np.asarray(model.apply(variables, pictures).logits)
+    given = {"in_chans": channels, "checkpoint_path": str(tmp_path / "model" / "model.safetensors")}
+    for theirs in (
+        timm.create_model("poolformer_s12", num_classes=9, **given),
+        timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True),
+    ):
+        with torch.no_grad():
+            assert_close(theirs.eval()(torch.from_numpy(pictures.transpose(0, 3, 1, 2))).numpy(), expected)
+
+
 def test_a_checkpoint_of_timm_computes_the_same_here(tmp_path, torch, timm):
     theirs = fill(torch, timm.create_model("poolformer_s12", num_classes=5))
     torch.save({"epoch": 3, "state_dict": theirs.state_dict()}, tmp_path / "last.pth.tar")
