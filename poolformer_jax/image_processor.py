@@ -204,7 +204,8 @@ class PoolFormerImageProcessor:
             hub_options: revision, cache_dir, local_files_only, token, as in `load_pretrained`.
 
         Raises:
-            FileNotFoundError: if `source` has neither.
+            FileNotFoundError: if `source` has neither, or is nowhere.
+            ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
         """
         return cls.from_dict(processor_config.read(source, **hub_options))
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from poolformer_jax.hub import Repository
+
 FILE = "preprocessor_config.json"
 TIMM_FILE = "config.json"
 
@@ -125,21 +127,21 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
     """The preprocessing that a folder, a file in it, or a repository on the Hub has written down.
 
     Raises:
-        FileNotFoundError: if it has none.
+        FileNotFoundError: if it has none, or there is nothing at `source`.
+        ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
     """
-    path = Path(source)
+    path, names = Path(source), (FILE, TIMM_FILE)
     if path.exists():
         folder = path if path.is_dir() else path.parent
-        candidates = [folder / name for name in (FILE, TIMM_FILE)]
+        candidates = filter(Path.is_file, (folder / name for name in names))
     else:
-        candidates = _download(str(source), **hub_options)
+        candidates = filter(None, map(Repository(str(source), names, **hub_options).find, names))
     for candidate in candidates:
-        if candidate.is_file():
-            data = _json_object(candidate)
-            if candidate.name == FILE:
-                return data
-            if isinstance(timm := data.get("pretrained_cfg"), dict):
-                return timm
+        data = _json_object(candidate)
+        if candidate.name == FILE:
+            return data
+        if isinstance(timm := data.get("pretrained_cfg"), dict):
+            return timm
     raise FileNotFoundError(
         f"{source} has no {FILE}, and no config.json of timm with a pretrained_cfg. Expected one of them beside the "
         "weights; PoolFormerImageProcessor(...).save_pretrained(folder) writes it."
@@ -155,21 +157,3 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}. {expected}.")
     return data
-
-
-def _download(repository: str, **hub_options: Any) -> list[Path]:
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError:
-        raise ModuleNotFoundError(
-            f"{repository!r} is no folder here, and to look for it on the Hugging Face Hub needs huggingface_hub. "
-            "Install it with: pip install 'poolformer-jax[hub]'"
-        ) from None
-    paths: list[Path] = []
-    for name in (FILE, TIMM_FILE):
-        try:
-            paths.append(Path(huggingface_hub.hf_hub_download(repository, name, **hub_options)))
-        except (EntryNotFoundError, LocalEntryNotFoundError):  # the repository has none; or the cache, when offline
-            continue
-    return paths
