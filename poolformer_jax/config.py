@@ -13,6 +13,9 @@ from typing import Any, no_type_check
 
 from poolformer_jax.kinds import FLAG, NAMES, REAL, TEXT, WHOLE, Kind, optional, sequence_of
 
+# Names alone, because a config needs no jax. What they stand for is in `functional`, `token_mixers` and `model`.
+HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+TOKEN_MIXERS = ("pooling", "identity", "attention", "spatial_fc")
 NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
 
@@ -32,13 +35,13 @@ class PoolFormerConfig:
         padding: their explicit zero padding on every side. JAX's "SAME" is another function.
         drop_path_rate: probability of dropping a sample's residual branch in the LAST block; it grows linearly from 0
             over all blocks.
-        hidden_act: activation of the MLP; "gelu" is the exact erf form.
+        hidden_act: activation of the MLP, one of `HIDDEN_ACTS`; "gelu" is the exact erf form.
         use_layer_scale: whether every residual branch has a learnt scale per channel.
         layer_scale_init_value: its initial value.
         num_labels: classes of the head; 0 means no head, and the pooled features in the place of the logits.
         id2label: class names by index, for every index below `num_labels`; None if unknown.
         dropout_rate: dropout after both layers of the MLP.
-        token_mixers: one name per stage, of `token_mixers.TOKEN_MIXERS`.
+        token_mixers: one name per stage, of `TOKEN_MIXERS`.
         norm: "group_norm" (one group over height, width and channels) or "layer_norm" (over channels at each position,
             as in the ablations with attention).
         head_order: "norm_pool" (sail and transformers: normalise the map, then average) or "pool_norm" (timm: average,
@@ -228,6 +231,8 @@ def _problems(config: PoolFormerConfig) -> list[str]:
         ("drop_path_rate", 0 <= config.drop_path_rate < 1, "a probability in [0, 1)"),
         ("dropout_rate", 0 <= config.dropout_rate < 1, "a probability in [0, 1)"),
         ("num_labels", config.num_labels >= 0, "0 (no head) or more"),
+        ("hidden_act", config.hidden_act in HIDDEN_ACTS, f"one of {', '.join(HIDDEN_ACTS)}"),
+        ("token_mixers", set(config.token_mixers) <= set(TOKEN_MIXERS), f"names among {', '.join(TOKEN_MIXERS)}"),
         ("norm", config.norm in NORMS, f"one of {', '.join(NORMS)}"),
         ("head_order", config.head_order in HEAD_ORDERS, f"one of {', '.join(HEAD_ORDERS)}"),
         (

@@ -34,9 +34,9 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.caches import largest_divisor
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.functional import activation, pooling_mixer
+from poolformer_jax.functional import ACTIVATIONS, pooling_mixer
 from poolformer_jax.model import Pixels, check_pixel_values
-from poolformer_jax.token_mixers import make_token_mixer
+from poolformer_jax.token_mixers import TOKEN_MIXERS
 
 # Nested dictionaries of float32 arrays; `fold` says which.
 FoldedParams = dict[str, Any]
@@ -220,7 +220,7 @@ def mix_tokens(
         (shift,) = _vectors(params, x.dtype, "shift")
         return x + (normalised * scale + shift)
     gain, shift = _vectors(params["norm"], x.dtype, "scale", "bias")
-    module = make_token_mixer(mixer, config, x.dtype, "token_mixer")
+    module = TOKEN_MIXERS[mixer](config, x.dtype, "token_mixer")
     mixed: Any = module.apply({"params": params["mixer"]}, normalised * gain + shift)
     return x + jnp.asarray(mixed) * scale
 
@@ -230,7 +230,7 @@ def _mix_channels(
 ) -> Float[Array, "b h w c"]:
     """The second residual branch and its input."""
     hidden = dense(params["fc1"], standardize(x, norm_axes(config)))
-    return x + dense(params["fc2"], activation(config.hidden_act)(hidden))
+    return x + dense(params["fc2"], ACTIVATIONS[config.hidden_act](hidden))
 
 
 def dense(params: Mapping[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b c2"]:

@@ -47,17 +47,6 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
-def activation(name: str) -> Callable[[Array], Array]:
-    """The activation function called `name`.
-
-    Raises:
-        ValueError: if there is none, with the names there are.
-    """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"There is no activation hidden_act={name!r}. Expected one of: {', '.join(ACTIVATIONS)}.")
-    return ACTIVATIONS[name]
-
-
 def group_norm(
     x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float = 1e-5
 ) -> Float[Array, "b h w c"]:

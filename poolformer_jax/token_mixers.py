@@ -1,4 +1,4 @@
-"""What a block mixes tokens with. A new mixer is one class here and one entry in `TOKEN_MIXERS`.
+"""What a block mixes tokens with. A new mixer is one class here, one entry in `TOKEN_MIXERS`, and its name in `config`.
 
 The paper's claim is that this choice matters little; these are the choices its Table 5 compares.
 Source: arXiv 2111.11418, Section 4.3; sail-sg/poolformer, models/metaformer.py.
@@ -85,14 +85,3 @@ TOKEN_MIXERS: Mapping[str, Callable[[PoolFormerConfig, Dtype, str], nn.Module]] 
     "attention": lambda config, dtype, name: Attention(dtype=dtype, name=name),
     "spatial_fc": lambda config, dtype, name: SpatialFc(dtype=dtype, name=name),
 }
-
-
-def make_token_mixer(mixer: str, config: PoolFormerConfig, dtype: Dtype, name: str) -> nn.Module:
-    """The module that `TOKEN_MIXERS` has under `mixer`.
-
-    Raises:
-        ValueError: if it has none, with the names it has.
-    """
-    if mixer not in TOKEN_MIXERS:
-        raise ValueError(f"There is no token mixer {mixer!r}. Expected one of: {', '.join(TOKEN_MIXERS)}.")
-    return TOKEN_MIXERS[mixer](config, dtype, name)

@@ -93,6 +93,11 @@ def test_all_problems_are_told_together():
         ({"token_mixers": ("spatial_fc",) * 4}, "image_size=None"),
         ({"image_size": 16}, "at least the network's stride of 32"),
         ({"head_order": "pool"}, "norm_pool, pool_norm"),
+        ({"hidden_act": "swiglu"}, "hidden_act='swiglu': expected one of gelu, gelu_new"),
+        (
+            {"token_mixers": ("pooling", "convolution") * 2},
+            r"token_mixers=\('pooling', 'convolution'.*: expected names a",
+        ),
         ({"depth": (1, 1, 1, 1)}, "has no field depth"),
     ],
 )
