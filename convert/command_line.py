@@ -22,6 +22,7 @@ from poolformer_jax.model_files import find_model_files
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import open_weights
 from poolformer_jax.torch_weights.names import LAYOUTS
+from poolformer_jax.writing import write_json
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -65,7 +66,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
         source = open_source(options.source, use_ema=options.ema, variant=options.variant, **hub)
     except WeightsMismatch as error:
         if options.report:
-            report.write({"source": {"given": options.source}, **report.left_over(error)}, Path(options.report))
+            write_json(Path(options.report), {"source": {"given": options.source}, **report.left_over(error)})
         raise
     display.show_source(console, report.describe_source(source))
     # The hash needs the processor, and the conversion mostly the disk.
@@ -78,7 +79,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     result = _verify(source, destination, mapped, console) if options.verify else None
     account["verification"] = dataclasses.asdict(result) | {"passed": result.passed} if result else None
     path = Path(options.report or destination / report.FILE)
-    report.write(account, path)
+    write_json(path, account)
     if result and not result.passed:
         raise ValueError(f"{destination} does not compute what {options.source} computes; {path} has the differences.")
     console.print(f"\nModel    {destination}\nReport   {path}", soft_wrap=True)

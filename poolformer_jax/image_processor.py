@@ -8,7 +8,6 @@ Source: transformers, models/poolformer/image_processing_pil_poolformer.py and i
 """
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from PIL import Image
 
 from poolformer_jax import processor_config
 from poolformer_jax.image_reading import ImageError, ImageLike, read_image
-from poolformer_jax.writing import replacing
+from poolformer_jax.writing import write_json
 
 # The published networks evaluated at crop_pct 0.95 (default_cfg in the authors' poolformer.py and metaformer.py).
 _LARGE_CROP = ("m36", "m48", "metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224")
@@ -217,9 +216,7 @@ class PoolFormerImageProcessor:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, whole or not at all."""
-        path = Path(folder) / processor_config.FILE
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(Path(folder) / processor_config.FILE, self.to_dict())
 
 
 def is_one_image(images: ImageLike) -> bool:

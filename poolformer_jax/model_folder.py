@@ -19,7 +19,7 @@ from poolformer_jax.model_files import CARRIED_CONFIG, CONFIG, WEIGHTS
 from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import Names, write_safetensors, write_torch
-from poolformer_jax.writing import writing
+from poolformer_jax.writing import write_json, writing
 
 # transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
 _HF_FIELDS = (
@@ -45,8 +45,7 @@ def write_model(
     file, write = _WEIGHTS[layout]
     with _staged(Path(folder), file) as stage:
         processor.save_pretrained(stage)
-        text = json.dumps(_config_json(there, layout, processor), indent=2) + "\n"
-        (stage / CONFIG).write_text(text, encoding="utf-8")
+        write_json(stage / CONFIG, _config_json(there, layout, processor))
         write(stage / file, there, names, arrays)
 
 
