@@ -128,7 +128,7 @@ class PoolFormerBlock(nn.Module):
 
     def _keep(self, index: str, x: Float[Array, "b h w c"], train: bool) -> Float[Array, " b"]:
         """Drop path's factor for each image: what it makes of 1."""
-        ones = jnp.ones(len(x), jnp.promote_types(x.dtype, jnp.float32))
+        ones = jnp.ones(len(x), functional.wide_type(x.dtype))
         return DropPath(self.drop_path_rate, name=f"drop_path_{index}")(ones, train)
 
 
@@ -268,12 +268,11 @@ class PoolFormerForImageClassification(nn.Module):
         if config.head_order == "norm_pool":
             features = NORMS[config.norm](name="norm")(hidden_states[-1]).mean((1, 2))
         else:
-            features = LayerNorm(epsilon=1e-6, name="norm")(hidden_states[-1].mean((1, 2)))
+            features = LayerNorm(epsilon=functional.POOLED_EPSILON, name="norm")(hidden_states[-1].mean((1, 2)))
         # The head is float32 also where maps are not: it costs nothing, and its gradients add up with all others.
-        wide = jnp.promote_types(features.dtype, jnp.float32)
-        logits = features.astype(wide)
+        logits = functional.widen(features)
         if config.num_labels:
-            logits = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=wide, name="head")(logits)
+            logits = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=logits.dtype, name="head")(logits)
         loss = None if labels is None else _loss(config, logits, jnp.asarray(labels))
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 

@@ -24,9 +24,8 @@ from poolformer_jax.folding import (
     folded_head,
     mix_tokens,
     norm_axes,
-    standardize,
 )
-from poolformer_jax.functional import ACTIVATIONS
+from poolformer_jax.functional import ACTIVATIONS, standardize
 from poolformer_jax.model import Pixels, check_pixel_values
 
 

@@ -59,7 +59,7 @@ class Attention(nn.Module):
         heads = channels // self.head_dim
         query, key, value = jnp.moveaxis(qkv.reshape(batch, height * width, 3, heads, self.head_dim), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * self.head_dim**-0.5, key)
-        weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+        weights = jax.nn.softmax(functional.widen(scores)).astype(x.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
         return nn.Dense(channels, kernel_init=KERNEL_INIT, dtype=self.dtype, name="proj")(mixed)
 
