@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.image_processor import PoolFormerImageProcessor
@@ -26,7 +27,6 @@ _HF_FIELDS = (
     "model_type architectures num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding "
     "drop_path_rate hidden_act use_layer_scale layer_scale_init_value num_labels id2label label2id num_encoder_blocks"
 )
-_TIMM_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
 
 def write_model(
@@ -132,7 +132,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor) 
             "pool_size": [height // config.total_stride, width // config.total_stride],
             "crop_pct": processor.crop_pct or 1.0,
             "crop_mode": "center",
-            "interpolation": _TIMM_FILTERS[processor.resample],
+            "interpolation": Image.Resampling(processor.resample).name.lower(),
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
             "classifier": "head.fc",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from poolformer_jax.hub import Repository
 
 FILE = "preprocessor_config.json"
@@ -32,7 +34,7 @@ _WITHOUT_EFFECT = frozenset(
         "disable_grouping",
     }
 )
-_TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+_TIMM_FILTERS = {resampling.name.lower(): resampling.value for resampling in Image.Resampling}
 
 
 def fields_from(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
