@@ -84,6 +84,11 @@ class PoolFormerConfig:
         _refuse(_problems(self))
 
     @property
+    def mlp_hidden_sizes(self) -> tuple[int, ...]:
+        """Hidden channels of the MLP per stage."""
+        return tuple(int(channels * self.mlp_ratio) for channels in self.hidden_sizes)
+
+    @property
     def total_stride(self) -> int:
         """Input pixels per pixel of the last feature map; also the smallest input side accepted."""
         return math.prod(self.strides)
@@ -220,7 +225,8 @@ def _problems(config: PoolFormerConfig) -> list[str]:
         ("num_channels", config.num_channels >= 1, "at least 1"),
         (
             "mlp_ratio",
-            config.mlp_ratio > 0 and all(int(c * config.mlp_ratio) >= 1 for c in config.hidden_sizes if c >= 1),
+            config.mlp_ratio > 0
+            and all(hidden >= 1 for c, hidden in zip(config.hidden_sizes, config.mlp_hidden_sizes) if c >= 1),
             "a positive number, large enough for one hidden channel in every stage",
         ),
         ("pool_size", config.pool_size >= 1 and config.pool_size % 2 == 1, "a positive odd number"),

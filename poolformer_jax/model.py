@@ -157,7 +157,7 @@ class Stage(nn.Module):
             x = MetaFormerBlock(
                 token_mixer=partial(TOKEN_MIXERS[config.token_mixers[index]], config, self.dtype),
                 norm=NORMS[config.norm],
-                hidden_features=int(config.hidden_sizes[index] * config.mlp_ratio),
+                hidden_features=config.mlp_hidden_sizes[index],
                 activation=functional.ACTIVATIONS[config.hidden_act],
                 layer_scale_init_value=config.layer_scale_init_value if config.use_layer_scale else None,
                 drop_path_rate=rate,
@@ -179,7 +179,7 @@ class Stage(nn.Module):
         for number, rate in enumerate(rates):
             x, moments = PoolFormerBlock(
                 pool_size=config.pool_size,
-                hidden_features=int(config.hidden_sizes[self.index] * config.mlp_ratio),
+                hidden_features=config.mlp_hidden_sizes[self.index],
                 activation=functional.ACTIVATIONS[config.hidden_act],
                 layer_scale_init_value=config.layer_scale_init_value if config.use_layer_scale else None,
                 drop_path_rate=rate,

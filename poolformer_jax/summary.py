@@ -94,7 +94,7 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
 
 def _block_macs(config: PoolFormerConfig, index: int, positions: int) -> int:
     channels = config.hidden_sizes[index]
-    mlp = 2 * positions * channels * int(channels * config.mlp_ratio)
+    mlp = 2 * positions * channels * config.mlp_hidden_sizes[index]
     mixer = {
         "pooling": 0,
         "identity": 0,
