@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from convert import display, report
-from convert.conversion import Source, convert, open_source
+from convert.conversion import Mapped, Source, convert, open_source
 from poolformer_jax.cli.arguments import HelpFormatter
 from poolformer_jax.interrupts import leaving_at_once
 from poolformer_jax.model_files import find_model_files
@@ -23,6 +23,9 @@ from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import open_weights
 from poolformer_jax.torch_weights.names import LAYOUTS
 from poolformer_jax.writing import write_json
+
+if TYPE_CHECKING:
+    from convert.verification import Verification
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -86,7 +89,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     return DONE
 
 
-def _verify(source: Source, destination: Path, mapped: Any, console: Console) -> Any:
+def _verify(source: Source, destination: Path, mapped: list[Mapped], console: Console) -> "Verification":
     with leaving_at_once():
         from convert.verification import verify  # the network, which a conversion does not need
 

@@ -124,7 +124,7 @@ def folded_apply(
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: work through the batch in equal parts of at most so many images; None does all at once.
-            `cpu_devices.images_at_once(mesh)` is fast.
+            `cpu_devices.images_on_device(mesh)` is fast.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         size = largest_divisor(len(pixel_values), images_at_once)
