@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # As huggingface_hub checks it, with an owner; it need not be installed to tell a path from a name.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
@@ -50,8 +51,8 @@ class Repository:
                 "huggingface_hub. Install it with: pip install 'poolformer-jax[hub]'"
             ) from None
         self.name, self.files = name, files
-        self._of_cache = {"revision": revision, "cache_dir": cache_dir}
-        self._options = {**self._of_cache, "local_files_only": local_files_only, "token": token}
+        self._of_cache: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+        self._options: dict[str, Any] = {**self._of_cache, "local_files_only": local_files_only, "token": token}
 
     def find(self, file: str) -> Path | None:
         """Where a file is in the cache, downloaded if need be; None if the repository does not have it.
@@ -62,7 +63,7 @@ class Repository:
         from huggingface_hub import errors, hf_hub_download
 
         try:
-            return Path(hf_hub_download(self.name, file, **self._options))
+            return Path(str(hf_hub_download(self.name, file, **self._options)))
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             named = isinstance(error, errors.RevisionNotFoundError)
             what = f"revision {self._options['revision']!r} of {self.name}" if named else self.name
