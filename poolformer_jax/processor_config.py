@@ -6,13 +6,14 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from poolformer_jax.hub import Repository
+from poolformer_jax.kinds import WHOLE
 
 FILE = "preprocessor_config.json"
 TIMM_FILE = "config.json"
@@ -41,44 +42,9 @@ def fields_from(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """The processor's fields for a preprocessor_config.json of any age, or for a `pretrained_cfg` of timm.
 
     Raises:
-        ValueError: for entries that would change the pixels in a way that is not implemented here, or hold something
-            else than they should, all at once.
+        ValueError: for entries that would change the pixels in a way that is not implemented here, all at once.
     """
-    fields = _from_timm(data) if "interpolation" in data else _from_transformers(data, known)
-    if wrong := [
-        f"{name}={value!r}: expected {expected}."
-        for name, value in fields.items()
-        for is_right, expected in [_EXPECTED[name]]
-        if not is_right(value)
-    ]:
-        raise ValueError("\n  ".join(["These entries of the preprocessing are malformed:", *wrong]))
-    return fields
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_sides(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(side, int) for side in value.values())
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(map(_is_number, value))
-
-
-# What JSON has to hold for each field; whether a number is in range is the processor's business.
-_EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(
-        ("do_resize", "do_center_crop", "do_rescale", "do_normalize"),
-        (lambda value: isinstance(value, bool), "true or false"),
-    ),
-    **dict.fromkeys(("size", "crop_size"), (_is_sides, 'pixels, or pixels by name such as {"shortest_edge": 224}')),
-    **dict.fromkeys(("image_mean", "image_std"), (_are_numbers, "a list of numbers, one per channel")),
-    "crop_pct": (lambda value: value is None or _is_number(value), "a number or null"),
-    "resample": (lambda value: isinstance(value, int), "the number of one of Pillow's filters"),
-    "rescale_factor": (_is_number, "a number"),
-}
+    return _from_timm(data) if "interpolation" in data else _from_transformers(data, known)
 
 
 def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
@@ -88,9 +54,9 @@ def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, An
     if "do_resize_and_center_crop" in data:  # one flag for both until 2022, and in the published files
         both = data["do_resize_and_center_crop"]
         fields = {"do_resize": both, "do_center_crop": both, **fields}
-    if _is_number(size := fields.get("size")):  # plain numbers, of that time too
+    if WHOLE.fits(size := fields.get("size")):  # plain numbers, of that time too
         fields["size"] = {"shortest_edge": size}
-    if _is_number(size := fields.get("crop_size")):
+    if WHOLE.fits(size := fields.get("crop_size")):
         fields["crop_size"] = {"height": size, "width": size}
     unknown = [
         f"{name}={value!r}"
