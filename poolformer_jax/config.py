@@ -15,7 +15,7 @@ from flax.core import FrozenDict
 from poolformer_jax.checks import refuse
 from poolformer_jax.kinds import FLAG, REAL, TEXT, WHOLE, Kind, optional, sequence_of
 
-# Names alone, because a config needs no jax. What they stand for is in `functional`, `token_mixers` and `model`.
+# Names alone: `functional`, `token_mixers` and `model` say what they stand for, and import the config.
 HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 TOKEN_MIXERS = ("pooling", "identity", "attention", "spatial_fc")
 NORMS = ("group_norm", "layer_norm")

@@ -87,6 +87,8 @@ def test_what_is_no_name_on_the_hub_is_not_looked_for_there(nowhere):
 def test_bad_settings_are_listed_together():
     with pytest.raises(ValueError, match=r"(?s)size=\{'longest': 3\}.*crop_pct=1.5.*resample=9.*image_std=\(1.0,\)"):
         PoolFormerImageProcessor(size={"longest": 3}, crop_pct=1.5, resample=9, image_std=(1.0,))
+    with pytest.raises(ValueError, match=r"(?s)size=224: expected pixels.*crop_pct='0\.9': expected None, or a f"):
+        PoolFormerImageProcessor(size=224, crop_pct="0.9")
     with pytest.raises(ValueError, match=r"do_pad=True, pad_size=\{'height': 3\}"):
         PoolFormerImageProcessor.from_dict({"do_pad": True, "pad_size": {"height": 3}})
 
