@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import statistics
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.turns import Result
 from poolformer_jax.cores import available_cores
-from poolformer_jax.writing import replacing
+from poolformer_jax.writing import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -131,5 +130,4 @@ def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], l
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
     """JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(path, report)

@@ -10,18 +10,22 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from convert import display, report
-from convert.conversion import Source, convert, open_source
+from convert.conversion import Mapped, Source, convert, open_source
 from poolformer_jax.cli.arguments import HelpFormatter
 from poolformer_jax.interrupts import leaving_at_once
 from poolformer_jax.model_files import find_model_files
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import open_weights
 from poolformer_jax.torch_weights.names import LAYOUTS
+from poolformer_jax.writing import write_json
+
+if TYPE_CHECKING:
+    from convert.verification import Verification
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -69,7 +73,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
         source = open_source(options.source, use_ema=options.ema, variant=options.variant, **hub)
     except WeightsMismatch as error:
         if options.report:
-            report.write({"source": {"given": options.source}, **report.left_over(error)}, Path(options.report))
+            write_json(Path(options.report), {"source": {"given": options.source}, **report.left_over(error)})
         raise
     display.show_source(console, report.describe_source(source))
     # The hash needs the processor, and the conversion mostly the disk.
@@ -82,14 +86,14 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     result = _verify(source, destination, mapped, console) if options.verify else None
     account["verification"] = dataclasses.asdict(result) | {"passed": result.passed} if result else None
     path = Path(options.report or destination / report.FILE)
-    report.write(account, path)
+    write_json(path, account)
     if result and not result.passed:
         raise ValueError(f"{destination} does not compute what {options.source} computes; {path} has the differences.")
     console.print(f"\nModel    {destination}\nReport   {path}", soft_wrap=True)
     return DONE
 
 
-def _verify(source: Source, destination: Path, mapped: Any, console: Console) -> Any:
+def _verify(source: Source, destination: Path, mapped: list[Mapped], console: Console) -> "Verification":
     with leaving_at_once():
         from convert.verification import verify  # the network, which a conversion does not need
 

@@ -1,7 +1,6 @@
 """What a conversion did, as a value that goes into report.json: complete, so that nobody has to ask again."""
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from poolformer_jax import processor_config
 from poolformer_jax.model_files import CONFIG, WEIGHTS, ModelFiles
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import WeightsFile
-from poolformer_jax.writing import replacing
 
 FILE = "report.json"
 
@@ -103,12 +101,6 @@ def left_over(error: WeightsMismatch | None) -> dict[str, Any]:
             for name, (given, expected) in misshaped.items()
         ],
     }
-
-
-def write(report: Mapping[str, Any], path: Path) -> None:
-    """Writes a report, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def check(path: Path, destination: Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poolformer_jax.config import PoolFormerConfig
     from poolformer_jax.image_processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
-    from poolformer_jax.inference import ImageClassifier
+    from poolformer_jax.image_reading import ImageError
+    from poolformer_jax.inference import ImageClassifier, Prediction
     from poolformer_jax.kernels import TpuKernels
     from poolformer_jax.model import (
         ImageClassifierOutput,
@@ -25,12 +26,14 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "ImageClassifier",
     "ImageClassifierOutput",
+    "ImageError",
     "PoolFormerConfig",
     "PoolFormerFeatureExtractor",
     "PoolFormerForImageClassification",
     "PoolFormerImageProcessor",
     "PoolFormerModel",
     "PoolFormerModelOutput",
+    "Prediction",
     "TpuKernels",
     "from_torch_state_dict",
     "load_pretrained",
@@ -42,12 +45,14 @@ __all__ = [
 _HOME = {
     "ImageClassifier": "inference",
     "ImageClassifierOutput": "model",
+    "ImageError": "image_reading",
     "PoolFormerConfig": "config",
     "PoolFormerFeatureExtractor": "image_processor",
     "PoolFormerForImageClassification": "model",
     "PoolFormerImageProcessor": "image_processor",
     "PoolFormerModel": "model",
     "PoolFormerModelOutput": "model",
+    "Prediction": "inference",
     "TpuKernels": "kernels",
     "from_torch_state_dict": "torch_weights",
     "load_pretrained": "pretrained",

@@ -37,7 +37,7 @@ def in_parts(function: Callable[[Any], tuple[_Results, _Sums]], images: Any) -> 
         images: a tree of arrays whose first axis is the batch; the first of them is a feature map.
     """
     x = jax.tree.leaves(images)[0]
-    count = images_at_once(x)
+    count = images_in_part(x)
     if count == x.shape[0]:
         return function(images)
     parts = jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), images)
@@ -52,7 +52,7 @@ def in_parts(function: Callable[[Any], tuple[_Results, _Sums]], images: Any) -> 
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results), totals
 
 
-def images_at_once(x: Float[Array, "b h w c"]) -> Any:
+def images_in_part(x: Float[Array, "b h w c"]) -> Any:
     """The largest divisor of the batch whose maps fit into `PART_BYTES`, or 1; all of a batch of unknown size or 0."""
     batch: Any = x.shape[0]
     if not isinstance(batch, int) or batch == 0:

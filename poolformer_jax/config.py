@@ -7,12 +7,17 @@ models/poolformer.py and models/metaformer.py; transformers, configuration_poolf
 
 import dataclasses
 import math
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, no_type_check
 
-from poolformer_jax.kinds import FLAG, NAMES, REAL, TEXT, WHOLE, Kind, optional, sequence_of
+from flax.core import FrozenDict
 
+from poolformer_jax.checks import refuse, shown
+from poolformer_jax.kinds import FLAG, REAL, TEXT, WHOLE, Kind, optional, sequence_of
+
+# Names alone: `functional`, `token_mixers` and `model` say what they stand for, and import the config.
+HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+TOKEN_MIXERS = ("pooling", "identity", "attention", "spatial_fc")
 NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
 
@@ -32,13 +37,13 @@ class PoolFormerConfig:
         padding: their explicit zero padding on every side. JAX's "SAME" is another function.
         drop_path_rate: probability of dropping a sample's residual branch in the LAST block; it grows linearly from 0
             over all blocks.
-        hidden_act: activation of the MLP; "gelu" is the exact erf form.
+        hidden_act: activation of the MLP, one of `HIDDEN_ACTS`; "gelu" is the exact erf form.
         use_layer_scale: whether every residual branch has a learnt scale per channel.
         layer_scale_init_value: its initial value.
         num_labels: classes of the head; 0 means no head, and the pooled features in the place of the logits.
         id2label: class names by index, for every index below `num_labels`; None if unknown.
         dropout_rate: dropout after both layers of the MLP.
-        token_mixers: one name per stage, of `token_mixers.TOKEN_MIXERS`.
+        token_mixers: one name per stage, of `TOKEN_MIXERS`.
         norm: "group_norm" (one group over height, width and channels) or "layer_norm" (over channels at each position,
             as in the ablations with attention).
         head_order: "norm_pool" (sail and transformers: normalise the map, then average) or "pool_norm" (timm: average,
@@ -74,11 +79,16 @@ class PoolFormerConfig:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        # What a field is comes before what range it is in: no rule of `_problems` could compare a text with a number.
-        _refuse(_wrong_kinds(self))
+        # What a field is comes before what range it is in: no rule of `_rules` could compare a text with a number.
+        refuse(self, [(name, kind.fits(getattr(self, name)), kind.name) for name, kind in _KINDS.items()])
         for name, kind in _KINDS.items():
             object.__setattr__(self, name, kind.plain(getattr(self, name)))
-        _refuse(_problems(self))
+        refuse(self, _rules(self))
+
+    @property
+    def mlp_hidden_sizes(self) -> tuple[int, ...]:
+        """Hidden channels of the MLP per stage."""
+        return tuple(int(channels * self.mlp_ratio) for channels in self.hidden_sizes)
 
     @property
     def total_stride(self) -> int:
@@ -164,6 +174,11 @@ def _index(key: Any) -> Any:
 _LONGEST_INDEX = 10  # characters; Python refuses to read numbers of thousands of digits
 
 
+_NAMES = Kind(
+    "a mapping from indices to names",
+    lambda value: isinstance(value, Mapping) and all(map(WHOLE.fits, value)) and all(map(TEXT.fits, value.values())),
+    lambda value: FrozenDict({int(index): name for index, name in value.items()}),  # type: ignore[no-untyped-call]
+)
 _PER_STAGE: Mapping[str, Kind] = {
     **dict.fromkeys(
         ("depths", "hidden_sizes", "patch_sizes", "strides", "padding"),
@@ -178,36 +193,15 @@ _KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("mlp_ratio", "drop_path_rate", "layer_scale_init_value", "dropout_rate"), REAL),
     **dict.fromkeys(("hidden_act", "norm", "head_order"), TEXT),
     "use_layer_scale": FLAG,
-    "id2label": optional(NAMES),
+    "id2label": optional(_NAMES),
     "image_size": optional(WHOLE),
 }
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("This PoolFormerConfig describes no network:\n  " + "\n  ".join(problems))
-
-
-def _wrong_kinds(config: PoolFormerConfig) -> list[str]:
-    """Every field that holds something else than it should, as "name=value: what was expected"."""
-    given = {name: getattr(config, name) for name in _KINDS}
-    return [_problem(name, given[name], kind.name) for name, kind in _KINDS.items() if not kind.fits(given[name])]
-
-
-def _problem(name: str, value: Any, wanted: str) -> str:
-    return f"{name}={_SHORT.repr(value)}: expected {wanted}."
-
-
-# A config.json may hold lists of any length; a message should not.
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-_SHORT.maxlist = _SHORT.maxtuple = 12
 
 
 def _refuse_other_models(data: Mapping[str, Any]) -> None:
     if "architecture" in data:
         raise ValueError(
-            f"This config.json is timm's, of {_SHORT.repr(data['architecture'])}: it leaves the layers to the weights. "
+            f"This config.json is timm's, of {shown(data['architecture'])}: it leaves the layers to the weights. "
             "Expected model_type 'poolformer'; load_pretrained reads timm's beside its weights."
         )
     if (model_type := data.get("model_type", "poolformer")) != "poolformer":
@@ -215,7 +209,7 @@ def _refuse_other_models(data: Mapping[str, Any]) -> None:
     classes = data.get("architectures") or ()
     if not all(str(name).startswith("PoolFormer") for name in classes):
         raise ValueError(
-            f"This config.json is of the architectures {_SHORT.repr(classes)}. Expected those of PoolFormer, such as "
+            f"This config.json is of the architectures {shown(classes)}. Expected those of PoolFormer, such as "
             "['PoolFormerForImageClassification']."
         )
     if "model_type" not in data:  # nothing else says that names unknown here are transformers' own
@@ -231,10 +225,11 @@ def _refuse_unknown_fields(changes: Mapping[str, Any]) -> None:
         raise ValueError(f"PoolFormerConfig has no field {', '.join(unknown)}. Its fields: {', '.join(known)}.")
 
 
-def _problems(config: PoolFormerConfig) -> list[str]:
-    """Every field that is out of range, as "name=value: what was expected"."""
-    stages = len(config.depths)
-    rules: list[tuple[str, bool, str]] = [
+def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
+    """(field, whether it is in range, what is expected)."""
+    stages, named = len(config.depths), config.id2label
+    fixed_size = "spatial_fc" in config.token_mixers or any(config.position_embeddings)
+    return [
         (
             "depths",
             stages >= 1 and all(d >= 1 for d in config.depths),
@@ -243,7 +238,8 @@ def _problems(config: PoolFormerConfig) -> list[str]:
         ("num_channels", config.num_channels >= 1, "at least 1"),
         (
             "mlp_ratio",
-            config.mlp_ratio > 0 and all(int(c * config.mlp_ratio) >= 1 for c in config.hidden_sizes if c >= 1),
+            config.mlp_ratio > 0
+            and all(hidden >= 1 for c, hidden in zip(config.hidden_sizes, config.mlp_hidden_sizes) if c >= 1),
             "a positive number, large enough for one hidden channel in every stage",
         ),
         ("pool_size", config.pool_size >= 1 and config.pool_size % 2 == 1, "a positive odd number"),
@@ -254,6 +250,8 @@ def _problems(config: PoolFormerConfig) -> list[str]:
         ("drop_path_rate", 0 <= config.drop_path_rate < 1, "a probability in [0, 1)"),
         ("dropout_rate", 0 <= config.dropout_rate < 1, "a probability in [0, 1)"),
         ("num_labels", config.num_labels >= 0, "0 (no head) or more"),
+        ("hidden_act", config.hidden_act in HIDDEN_ACTS, f"one of {', '.join(HIDDEN_ACTS)}"),
+        ("token_mixers", set(config.token_mixers) <= set(TOKEN_MIXERS), f"names among {', '.join(TOKEN_MIXERS)}"),
         ("norm", config.norm in NORMS, f"one of {', '.join(NORMS)}"),
         ("head_order", config.head_order in HEAD_ORDERS, f"one of {', '.join(HEAD_ORDERS)}"),
         (
@@ -261,24 +259,24 @@ def _problems(config: PoolFormerConfig) -> list[str]:
             config.image_size is None or config.image_size >= config.total_stride,
             f"None, or at least the network's stride of {math.prod(config.strides)} pixels",
         ),
+        (
+            "image_size",
+            config.image_size is not None or not fixed_size,
+            "the input side in pixels, because position embeddings and the spatial_fc mixer have a parameter for every "
+            "position. The published ablations use image_size=224",
+        ),
+        (
+            "num_labels",
+            named is None or sorted(named) == list(range(config.num_labels)),
+            f"id2label to have a name for every index from 0 to num_labels - 1, and it has {len(named or ())}. Give "
+            "both, or id2label=None",
+        ),
+        *(
+            (name, len(getattr(config, name)) == stages, f"one entry for each of the {stages} stages in depths")
+            for name in _PER_STAGE
+            if name != "depths"
+        ),
     ]
-    rules += [
-        (name, len(getattr(config, name)) == stages, f"one entry for each of the {stages} stages in depths")
-        for name in _PER_STAGE
-        if name != "depths"
-    ]
-    problems = [_problem(name, getattr(config, name), wanted) for name, good, wanted in rules if not good]
-    if config.id2label is not None and sorted(config.id2label) != list(range(config.num_labels)):
-        problems.append(
-            f"id2label names {len(config.id2label)} classes and num_labels is {config.num_labels}: expected a name for "
-            "every index from 0 to num_labels - 1. Give both, or id2label=None."
-        )
-    if config.image_size is None and ("spatial_fc" in config.token_mixers or any(config.position_embeddings)):
-        problems.append(
-            "image_size=None: expected the input side in pixels, because position embeddings and the spatial_fc mixer "
-            "have a parameter for every position. The published ablations use image_size=224."
-        )
-    return problems
 
 
 _S12 = {"depths": (2, 2, 6, 2), "hidden_sizes": (64, 128, 320, 512), "layer_scale_init_value": 1e-5}

@@ -23,8 +23,11 @@ _Apply = Callable[[Any, Array], Array]
 _IMAGES_PER_CORE = 2
 
 
-def images_at_once(mesh: Mesh) -> int | None:
-    """For `folded_apply` on each device of a mesh; CPU devices share the cores that this process may use."""
+def images_on_device(mesh: Mesh) -> int | None:
+    """How many images each device of a mesh takes at once; None for all that it holds.
+
+    For `folded_apply`. CPU devices share the cores that this process may use.
+    """
     if not _is_cpu(mesh):
         return None
     return _IMAGES_PER_CORE * max(1, available_cores() // mesh.size)

@@ -37,6 +37,7 @@ from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.model import PoolFormerForImageClassification
+from poolformer_jax.writing import replacing, write_json
 
 FORMATS = (".stablehlo", ".onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -86,8 +87,10 @@ def export_model(
         raise ValueError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")
     if not path.parent.is_dir():  # before the minutes that a conversion can take
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Expected the name of a file to write.")
+    beside = path.with_name(f"{path.name}.json") if path.suffix == ".stablehlo" else None
+    for one in (path, beside):
+        if one is not None and one.is_dir():
+            raise IsADirectoryError(f"{one} is a folder. Expected the name of a file to write.")
     size = image_size or image_processor.output_size
     if size is None:
         raise ValueError("The preprocessing makes images of many sizes. Say image_size=(height, width) in pixels.")
@@ -100,13 +103,14 @@ def export_model(
             raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported to ONNX. Expected float32.")
         data = to_onnx(config, variables, size, facts)
         difference = _difference(config, variables, dtype, example, _run_onnx(data, example))
-        contents = {path: data}
     else:
         data = to_stablehlo(config, variables, size, dtype)
         logits = jax.export.deserialize(bytearray(data)).call(example)  # type: ignore[no-untyped-call]
         difference = _difference(config, variables, dtype, example, logits)
-        contents = {path.with_name(f"{path.name}.json"): (json.dumps(facts, indent=2) + "\n").encode(), path: data}
-    _write(contents)
+    with replacing(path) as temporary:  # the network comes last: what has a network has its metadata
+        temporary.write_bytes(data)
+        if beside is not None:
+            write_json(beside, facts)
     return difference
 
 
@@ -236,19 +240,3 @@ def _difference(
 
 def _missing(names: str, error: ImportError) -> ModuleNotFoundError:
     return ModuleNotFoundError(f"Exporting needs {names} ({error}). Install: pip install 'poolformer-jax[export]'")
-
-
-def _write(contents: Mapping[Path, bytes]) -> None:
-    """All files or none: each under a temporary name first."""
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
-    try:
-        for path, data in contents.items():
-            temporary[path].write_bytes(data)
-        for path in contents:
-            temporary[path].replace(path)
-    except OSError as error:
-        names = " and ".join(map(str, contents))
-        raise OSError(f"Cannot write {names}: {error.strerror or error}.") from error
-    finally:
-        for file in temporary.values():
-            file.unlink(missing_ok=True)

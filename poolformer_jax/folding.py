@@ -34,15 +34,19 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.caches import largest_divisor
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.functional import activation, pooling_mixer
+from poolformer_jax.functional import (
+    ACTIVATIONS,
+    POOLED_EPSILON,
+    distance_and_inverse_std,
+    pooling_mixer,
+    standardize,
+    widen,
+)
 from poolformer_jax.model import Pixels, check_pixel_values
-from poolformer_jax.token_mixers import make_token_mixer
+from poolformer_jax.token_mixers import TOKEN_MIXERS
 
 # Nested dictionaries of float32 arrays; `fold` says which.
 FoldedParams = dict[str, Any]
-
-_EPSILON = 1e-5
-_POOLED_EPSILON = 1e-6  # of the norm after pooling, head_order="pool_norm"
 
 
 def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams:
@@ -120,7 +124,7 @@ def folded_apply(
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: work through the batch in equal parts of at most so many images; None does all at once.
-            `cpu_devices.images_at_once(mesh)` is fast.
+            `cpu_devices.images_on_device(mesh)` is fast.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         size = largest_divisor(len(pixel_values), images_at_once)
@@ -158,12 +162,12 @@ def folded_head(
     folded: FoldedParams, config: PoolFormerConfig, features: Float[Array, "b h w c"]
 ) -> Float[Array, "b labels"]:
     """The logits for the last feature map; with num_labels=0 the pooled, normalised features."""
-    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    features = widen(features)
     if config.head_order == "pool_norm":
-        pooled = standardize(features.mean((1, 2)), (-1,), _POOLED_EPSILON)
+        pooled = standardize(features.mean((1, 2)), (-1,), POOLED_EPSILON)
     elif config.norm == "group_norm":  # line 8
-        mean, inverse_std = _statistics(features, (1, 2, 3))
-        pooled = (features.mean((1, 2)) - mean[:, 0, 0]) * inverse_std[:, 0, 0]
+        _, inverse_std = distance_and_inverse_std(features, (1, 2, 3))
+        pooled = (features.mean((1, 2)) - features.mean((1, 2, 3))[:, None]) * inverse_std[:, 0, 0]
     else:
         pooled = standardize(features, (-1,)).mean((1, 2))
     if "head" in folded:
@@ -209,7 +213,7 @@ def mix_tokens(
 ) -> Float[Array, "b h w c"]:
     """The first residual branch and its input."""
     if mixer == "pooling" and config.norm == "group_norm":  # line 3
-        _, inverse_std = _statistics(x, (1, 2, 3))
+        _, inverse_std = distance_and_inverse_std(x, (1, 2, 3))
         (scale,) = _vectors(params, inverse_std.dtype, "scale")
         return x + pooling_mixer(x, config.pool_size) * (inverse_std * scale).astype(x.dtype)
     normalised = standardize(x, norm_axes(config))
@@ -220,7 +224,7 @@ def mix_tokens(
         (shift,) = _vectors(params, x.dtype, "shift")
         return x + (normalised * scale + shift)
     gain, shift = _vectors(params["norm"], x.dtype, "scale", "bias")
-    module = make_token_mixer(mixer, config, x.dtype, "token_mixer")
+    module = TOKEN_MIXERS[mixer](config, x.dtype, "token_mixer")
     mixed: Any = module.apply({"params": params["mixer"]}, normalised * gain + shift)
     return x + jnp.asarray(mixed) * scale
 
@@ -230,7 +234,7 @@ def _mix_channels(
 ) -> Float[Array, "b h w c"]:
     """The second residual branch and its input."""
     hidden = dense(params["fc1"], standardize(x, norm_axes(config)))
-    return x + dense(params["fc2"], activation(config.hidden_act)(hidden))
+    return x + dense(params["fc2"], ACTIVATIONS[config.hidden_act](hidden))
 
 
 def dense(params: Mapping[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b c2"]:
@@ -246,18 +250,3 @@ def _vectors(params: FoldedParams, dtype: Dtype, *names: str) -> tuple[Float[Arr
 def norm_axes(config: PoolFormerConfig) -> tuple[int, ...]:
     """What a block's norm averages over."""
     return (1, 2, 3) if config.norm == "group_norm" else (-1,)
-
-
-def _statistics(
-    x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = _EPSILON
-) -> tuple[Float[Array, "*s2"], Float[Array, "*s2"]]:
-    """Mean and 1 / std with the axes kept, in at least float32, the variance from centred values."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = x.mean(axes, keepdims=True)
-    return mean, lax.rsqrt(jnp.square(x - mean).mean(axes, keepdims=True) + epsilon)
-
-
-def standardize(x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = _EPSILON) -> Float[Array, "*s"]:
-    """`(x - mean) / std` over some axes, in the type of its input; what a norm does before gain and shift."""
-    mean, inverse_std = _statistics(x, axes, epsilon)
-    return ((x - mean) * inverse_std).astype(x.dtype)

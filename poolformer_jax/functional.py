@@ -11,8 +11,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+# Of every norm but one; Flax's default is another.
+EPSILON = 1e-5
+# Of the norm after pooling, head_order="pool_norm": timm's LayerNorm2d.
+POOLED_EPSILON = 1e-6
 
 
 def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -47,40 +53,52 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
-def activation(name: str) -> Callable[[Array], Array]:
-    """The activation function called `name`.
-
-    Raises:
-        ValueError: if there is none, with the names there are.
-    """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"There is no activation hidden_act={name!r}. Expected one of: {', '.join(ACTIVATIONS)}.")
-    return ACTIVATIONS[name]
-
-
 def group_norm(
-    x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float = 1e-5
+    x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"]
 ) -> Float[Array, "b h w c"]:
     """Group normalisation with ONE group: each image is standardised over its height, width and channels together."""
-    return _affine(_standardize(x, (1, 2, 3), epsilon), scale, bias).astype(x.dtype)
+    return _affine(_standardize(x, (1, 2, 3), EPSILON), scale, bias).astype(x.dtype)
 
 
 def layer_norm(
-    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float = 1e-5
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float = EPSILON
 ) -> Float[Array, "*b c"]:
     """Layer normalisation over the channels of each position."""
     return _affine(_standardize(x, (-1,), epsilon), scale, bias).astype(x.dtype)
 
 
+def standardize(x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = EPSILON) -> Float[Array, "*s"]:
+    """`(x - mean) / std` over some axes, in the type of its input; what a norm does before gain and shift."""
+    return _standardize(x, axes, epsilon).astype(x.dtype)
+
+
 def _standardize(x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float) -> Float[Array, "*s"]:
-    # At least float32, and the variance from centred values: E[x²] - E[x]² cancels where the mean is large.
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + epsilon)
+    distance, inverse_std = distance_and_inverse_std(x, axes, epsilon)
+    return distance * inverse_std
+
+
+def distance_and_inverse_std(
+    x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = EPSILON
+) -> tuple[Float[Array, "*s"], Float[Array, "*s2"]]:
+    """`x - mean`, and 1 / std with the axes kept, in at least float32."""
+    x = widen(x)
+    distance = x - jnp.mean(x, axes, keepdims=True)
+    # The variance from centred values: E[x²] - E[x]² cancels where the mean is large.
+    return distance, lax.rsqrt(jnp.mean(jnp.square(distance), axes, keepdims=True) + epsilon)
 
 
 def _affine(x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
     return x * scale.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def widen(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The same in at least float32, for sums and what must not be rounded twice."""
+    return x.astype(wide_type(x.dtype))
+
+
+def wide_type(dtype: Dtype) -> Dtype:
+    """At least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def average_pool(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b h w c"]:
@@ -169,7 +187,7 @@ def cross_entropy(
     Returns:
         The losses; NaN where an index is of no class.
     """
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    log_probabilities = jax.nn.log_softmax(widen(logits))
     if labels.ndim == 1:
         known = jnp.where(labels < 0, logits.shape[-1], labels)  # a negative index would count from the end
         return -jnp.take_along_axis(log_probabilities, known[:, None], axis=-1, mode="fill")[:, 0]

@@ -31,9 +31,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from poolformer_jax import caches, lanes
-from poolformer_jax.functional import gelu
+from poolformer_jax.functional import gelu, widen
 from poolformer_jax.kernels import POOL_SIZE, Pass, TpuKernels
-from poolformer_jax.moments import Moments, around, moments, over_map, standardize, through, wide
+from poolformer_jax.moments import Moments, around, moments, over_map, standardize, through
 
 __all__ = ["MlpWeights", "Moments", "fold_mlp", "mlp_residual", "moments", "pooling_residual"]
 
@@ -116,7 +116,7 @@ def _pooling_residual(
     x, gain = lanes.group(x, pixels), lanes.per_pixel(gain, pixels)
     # `pool(x) - x` cancels: in bfloat16 only the result is rounded, once.
     branch = lanes.pooling_mixer(pixels, x, pool_size) * _over_channels(gain, x_moments.inverse_std * keep)
-    y = (wide(x) + branch).astype(x.dtype)
+    y = (widen(x) + branch).astype(x.dtype)
     return (lanes.ungroup(y, pixels), around(x_moments.mean, y)), ()
 
 
@@ -150,8 +150,8 @@ def _pooling_gradient(
     mixed = lanes.pooling_mixer_transpose(pixels, dy, pool_size)
     inverse_std = x_moments.inverse_std
     scale = _over_channels(lanes.per_pixel(gain, pixels), inverse_std * keep)
-    dx = (wide(dy) + wide(mixed) * scale).astype(x.dtype)
-    per_channel = lanes.over_pixels(jnp.sum(wide(x) * wide(mixed), (1, 2)), pixels) * keep[:, None]
+    dx = (widen(dy) + widen(mixed) * scale).astype(x.dtype)
+    per_channel = lanes.over_pixels(jnp.sum(widen(x) * widen(mixed), (1, 2)), pixels) * keep[:, None]
     return (lanes.ungroup(dx, pixels), -0.5 * inverse_std**3 * (per_channel @ gain)), inverse_std @ per_channel
 
 
@@ -257,22 +257,22 @@ def _mlp_gradient(
 
     dbranch = dy * over_map(keep).astype(dy.dtype)
     (dinner,) = activation_vjp(lanes.dense(pixels, dbranch, cast.kernel2.T))
-    inner_sums = lanes.over_pixels(jnp.sum(wide(dinner), (1, 2)), pixels)
-    product_sums = lanes.over_pixels(jnp.sum(wide(dinner) * wide(inner), (1, 2)), pixels)
+    inner_sums = lanes.over_pixels(jnp.sum(widen(dinner), (1, 2)), pixels)
+    product_sums = lanes.over_pixels(jnp.sum(widen(dinner) * widen(inner), (1, 2)), pixels)
     dweights = (
         lanes.dense_gradient(pixels, standard, dinner),
         jnp.sum(inner_sums, 0),
         lanes.dense_gradient(pixels, hidden, dbranch),
-        lanes.over_pixels(jnp.sum(wide(dbranch), (0, 1, 2)), pixels),
+        lanes.over_pixels(jnp.sum(widen(dbranch), (0, 1, 2)), pixels),
     )
     # The gradient of `standard = (x - mean) * inverse_std` by x, mean and variance. The last two are sums of it over
     # the map; taken from sums over the hidden layer, they are known before it and need no pass of their own:
     # sum(dstandard) = sum(dinner) @ kernel1.T, and standard @ kernel1 = inner - bias1.
     inverse_std = x_moments.inverse_std
-    dstandard = wide(lanes.dense(pixels, dinner, cast.kernel1.T))
-    dx = (wide(dy) + dstandard * over_map(inverse_std)).astype(dy.dtype)
-    dmean = -inverse_std * (inner_sums @ jnp.sum(wide(cast.kernel1), 0))
-    dvariance = -0.5 * inverse_std**2 * (jnp.sum(product_sums, 1) - inner_sums @ wide(cast.bias1))
+    dstandard = widen(lanes.dense(pixels, dinner, cast.kernel1.T))
+    dx = (widen(dy) + dstandard * over_map(inverse_std)).astype(dy.dtype)
+    dmean = -inverse_std * (inner_sums @ jnp.sum(widen(cast.kernel1), 0))
+    dvariance = -0.5 * inverse_std**2 * (jnp.sum(product_sums, 1) - inner_sums @ widen(cast.bias1))
     return (lanes.ungroup(dx, pixels), Moments(dmean, dvariance)), dweights
 
 

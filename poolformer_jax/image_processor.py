@@ -8,20 +8,21 @@ Source: transformers, models/poolformer/image_processing_pil_poolformer.py and i
 """
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from poolformer_jax import processor_config
+from poolformer_jax.checks import refuse
 from poolformer_jax.image_reading import ImageError, ImageLike, read_image
-from poolformer_jax.writing import replacing
+from poolformer_jax.kinds import FLAG, REAL, TEXT, WHOLE, Kind, optional, sequence_of
+from poolformer_jax.writing import write_json
 
 # The published networks evaluated at crop_pct 0.95 (default_cfg in the authors' poolformer.py and metaformer.py).
 _LARGE_CROP = ("m36", "m48", "metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224")
@@ -46,7 +47,7 @@ class PoolFormerImageProcessor:
         image_std: per channel.
 
     Raises:
-        ValueError: naming every field that is out of range.
+        ValueError: naming every field that holds something else than it should, or is out of range.
     """
 
     do_resize: bool = True
@@ -63,13 +64,10 @@ class PoolFormerImageProcessor:
     image_std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", dict(self.size))
-        object.__setattr__(self, "crop_size", dict(self.crop_size))
-        object.__setattr__(self, "image_mean", tuple(float(mean) for mean in self.image_mean))
-        object.__setattr__(self, "image_std", tuple(float(std) for std in self.image_std))
-        object.__setattr__(self, "resample", int(self.resample))
-        if problems := _problems(self):
-            raise ValueError("This image processor cannot work:\n  " + "\n  ".join(problems))
+        refuse(self, [(name, kind.fits(getattr(self, name)), kind.name) for name, kind in _KINDS.items()])
+        for name, kind in _KINDS.items():
+            object.__setattr__(self, name, kind.plain(getattr(self, name)))
+        refuse(self, _rules(self))
 
     @property
     def num_channels(self) -> int:
@@ -204,7 +202,8 @@ class PoolFormerImageProcessor:
             hub_options: revision, cache_dir, local_files_only, token, as in `load_pretrained`.
 
         Raises:
-            FileNotFoundError: if `source` has neither.
+            FileNotFoundError: if `source` has neither, or is nowhere.
+            ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
         """
         return cls.from_dict(processor_config.read(source, **hub_options))
 
@@ -216,9 +215,7 @@ class PoolFormerImageProcessor:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, whole or not at all."""
-        path = Path(folder) / processor_config.FILE
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(Path(folder) / processor_config.FILE, self.to_dict())
 
 
 def is_one_image(images: ImageLike) -> bool:
@@ -251,15 +248,32 @@ def _middle(length: int, wanted: int) -> tuple[slice, slice]:
     return slice(0, length), slice(start, start + length)
 
 
-def _problems(processor: PoolFormerImageProcessor) -> list[str]:
-    """Every field that is out of range, as "name=value: what was expected"."""
+_SIDES = Kind(
+    'pixels by name such as {"shortest_edge": 224}',
+    lambda value: isinstance(value, Mapping) and all(map(TEXT.fits, value)) and all(map(WHOLE.fits, value.values())),
+    lambda value: {name: int(side) for name, side in value.items()},
+)
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), FLAG),
+    **dict.fromkeys(("size", "crop_size"), _SIDES),
+    **dict.fromkeys(("image_mean", "image_std"), sequence_of(REAL, "numbers, one per channel")),
+    "crop_pct": optional(REAL),
+    "resample": WHOLE,
+    "rescale_factor": REAL,
+}
+# The fields check themselves, outside the tests too, and say more than the annotations' checker would before.
+no_type_check(PoolFormerImageProcessor.__init__)
+
+
+def _rules(processor: PoolFormerImageProcessor) -> list[tuple[str, bool, str]]:
+    """(field, whether it is in range, what is expected)."""
 
     def sides(mapping: Mapping[str, int], *allowed: set[str]) -> bool:
-        return set(mapping) in allowed and all(isinstance(side, int) and side > 0 for side in mapping.values())
+        return set(mapping) in allowed and all(side > 0 for side in mapping.values())
 
     two_sides = {"height", "width"}
     channels = processor.image_mean
-    rules = [
+    return [
         ("size", sides(processor.size, {"shortest_edge"}, two_sides), "shortest_edge, or height and width, in pixels"),
         ("crop_size", sides(processor.crop_size, two_sides), "height and width, in pixels"),
         ("crop_pct", processor.crop_pct is None or 0 < processor.crop_pct <= 1, "None or a share in (0, 1]"),
@@ -269,7 +283,6 @@ def _problems(processor: PoolFormerImageProcessor) -> list[str]:
         ("image_std", all(std > 0 for std in processor.image_std), "positive values"),
         ("rescale_factor", processor.rescale_factor > 0, "a positive number"),
     ]
-    return [f"{name}={getattr(processor, name)!r}: expected {wanted}." for name, good, wanted in rules if not good]
 
 
 # Its name before transformers renamed feature extractors.

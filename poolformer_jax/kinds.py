@@ -3,11 +3,10 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from flax.core import FrozenDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,3 @@ WHOLE = Kind("a whole number", lambda value: isinstance(value, numbers.Integral)
 REAL = Kind("a finite number", _is_real, float)
 TEXT = Kind("a text", lambda value: isinstance(value, str), str)
 FLAG = Kind("True or False", lambda value: isinstance(value, bool), bool)
-NAMES = Kind(
-    "a mapping from indices to names",
-    lambda value: isinstance(value, Mapping) and all(map(WHOLE.fits, value)) and all(map(TEXT.fits, value.values())),
-    lambda value: FrozenDict({int(index): name for index, name in value.items()}),  # type: ignore[no-untyped-call]
-)

@@ -59,7 +59,7 @@ def dense(pixels: int, x: Float[Array, "b h w2 c2"], kernel: Float[Array, "c d"]
 
 def dense_gradient(pixels: int, x: Float[Array, "b h w2 c2"], dy: Float[Array, "b h w2 d2"]) -> Float[Array, "c d"]:
     """The gradient of `dense` by its kernel, `x.T @ dy` over all positions, summed in at least float32."""
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    accumulator = functional.wide_type(x.dtype)
     blocks = lax.platform_dependent(
         x,
         dy,
@@ -85,7 +85,7 @@ def over_pixels(vectors: Float[Array, "*b c2"], pixels: int) -> Float[Array, "*b
 
 def pooling_mixer(pixels: int, x: Float[Array, "b h w2 c2"], pool_size: int) -> Float[Array, "b h w2 c2"]:
     """`functional.pooling_mixer` of a grouped map, in at least float32."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = functional.widen(x)
     if pixels == 1:
         return functional.pooling_mixer(wide, pool_size)
     return _window_sum(pixels, x, pool_size) / _window_counts(pixels, x, pool_size) - wide
@@ -93,7 +93,7 @@ def pooling_mixer(pixels: int, x: Float[Array, "b h w2 c2"], pool_size: int) -> 
 
 def pooling_mixer_transpose(pixels: int, dy: Float[Array, "b h w2 c2"], pool_size: int) -> Float[Array, "b h w2 c2"]:
     """`functional.pooling_mixer_transpose` of a grouped map, rounded once."""
-    wide = dy.astype(jnp.promote_types(dy.dtype, jnp.float32))
+    wide = functional.widen(dy)
     if pixels == 1:
         return functional.pooling_mixer_transpose(wide, pool_size).astype(dy.dtype)
     # Relative to a whole window: a factor of 1, which rounds nothing, at all pixels but the image's border.
@@ -134,7 +134,7 @@ def convolve(
     def convolve_in(groups: _Groups, x: Array, kernel: Array) -> Array:
         out = lax.conv_general_dilated(
             group(x, groups.sources),
-            groups.widen(kernel),
+            groups.spread(kernel),
             groups.strides,
             groups.padding,
             dimension_numbers=_DIMENSIONS,
@@ -148,12 +148,12 @@ def convolve_gradient(
     x: Float[Array, "b h w c"], dy: Float[Array, "b h2 w2 d"], shape: tuple[int, ...], stride: int, padding: int
 ) -> Float[Array, "kh kw c d"]:
     """The gradient of `convolve` by its kernel of that `shape`, summed in at least float32."""
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    accumulator = functional.wide_type(x.dtype)
 
     def gradient_in(groups: _Groups, x: Array, dy: Array) -> Array:
         x, dy = group(x, groups.sources), group(dy, groups.targets)
         kernel = jax.ShapeDtypeStruct(shape, accumulator)  # type: ignore[no-untyped-call]
-        size = jax.eval_shape(groups.widen, kernel).shape[:2]
+        size = jax.eval_shape(groups.spread, kernel).shape[:2]
         # The window of the kernel's first number covers what it is multiplied with, and so on: as many windows along
         # an axis as the kernel has numbers there.
         after = [
@@ -171,7 +171,7 @@ def convolve_gradient(
             dimension_numbers=("CHWN", "IHWO", "HWNC"),
             preferred_element_type=accumulator,
         )
-        dkernel: Array = jax.linear_transpose(groups.widen, kernel)(dwide)[0]
+        dkernel: Array = jax.linear_transpose(groups.spread, kernel)(dwide)[0]
         return dkernel
 
     return _with_groups(gradient_in, x, dy, shape, stride, padding)
@@ -197,7 +197,7 @@ class _Groups:
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
 
-    def widen(self, kernel: Float[Array, "kh kw c d"]) -> Float[Array, "kh groups c2 d2"]:
+    def spread(self, kernel: Float[Array, "kh kw c d"]) -> Float[Array, "kh groups c2 d2"]:
         """The kernel for groups, with zeros where a pixel of a group lies outside a window."""
         height, width, channels, _ = kernel.shape
         ends = (self.count * self.sources - before - width for before in self.befores)

@@ -65,21 +65,19 @@ def _uniform_within(bound: float) -> Initializer:
 class GroupNorm(nn.Module):
     """Normalisation of each image over height, width and channels. Flax's own defaults to 32 groups and 1e-6."""
 
-    epsilon: float = 1e-5
-
     @nn.compact
     def parameters(self, features: int) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """Scale and bias alone, for computations that take several layers at once."""
         return _scale_and_bias(self, features)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return functional.group_norm(x, *self.parameters(x.shape[-1]), self.epsilon)
+        return functional.group_norm(x, *self.parameters(x.shape[-1]))
 
 
 class LayerNorm(nn.Module):
     """Normalisation of each position over its channels."""
 
-    epsilon: float = 1e-5
+    epsilon: float = functional.EPSILON
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:

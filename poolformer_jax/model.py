@@ -28,13 +28,13 @@ from poolformer_jax.layers import (
     MlpParameters,
     PatchEmbedding,
 )
-from poolformer_jax.token_mixers import make_token_mixer
+from poolformer_jax.token_mixers import TOKEN_MIXERS
 
 # As the two public modules take them; `check_pixel_values` and `_loss` say more than an annotation can.
 Pixels = Num[Array | np.ndarray, "..."]
 Labels = Num[Array | np.ndarray, "..."]
 
-_NORMS: dict[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm": LayerNorm}
+NORMS: dict[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm": LayerNorm}
 
 
 # Outputs are pytrees, and JAX fills pytrees with more than arrays: shapes, shardings, axes. So their fields are typed
@@ -128,7 +128,7 @@ class PoolFormerBlock(nn.Module):
 
     def _keep(self, index: str, x: Float[Array, "b h w c"], train: bool) -> Float[Array, " b"]:
         """Drop path's factor for each image: what it makes of 1."""
-        ones = jnp.ones(len(x), jnp.promote_types(x.dtype, jnp.float32))
+        ones = jnp.ones(len(x), functional.wide_type(x.dtype))
         return DropPath(self.drop_path_rate, name=f"drop_path_{index}")(ones, train)
 
 
@@ -155,10 +155,10 @@ class Stage(nn.Module):
         config, index = self.config, self.index
         for number, rate in enumerate(rates):
             x = MetaFormerBlock(
-                token_mixer=partial(make_token_mixer, config.token_mixers[index], config, self.dtype),
-                norm=_NORMS[config.norm],
-                hidden_features=int(config.hidden_sizes[index] * config.mlp_ratio),
-                activation=functional.activation(config.hidden_act),
+                token_mixer=partial(TOKEN_MIXERS[config.token_mixers[index]], config, self.dtype),
+                norm=NORMS[config.norm],
+                hidden_features=config.mlp_hidden_sizes[index],
+                activation=functional.ACTIVATIONS[config.hidden_act],
                 layer_scale_init_value=config.layer_scale_init_value if config.use_layer_scale else None,
                 drop_path_rate=rate,
                 dropout_rate=config.dropout_rate,
@@ -179,8 +179,8 @@ class Stage(nn.Module):
         for number, rate in enumerate(rates):
             x, moments = PoolFormerBlock(
                 pool_size=config.pool_size,
-                hidden_features=int(config.hidden_sizes[self.index] * config.mlp_ratio),
-                activation=functional.activation(config.hidden_act),
+                hidden_features=config.mlp_hidden_sizes[self.index],
+                activation=functional.ACTIVATIONS[config.hidden_act],
                 layer_scale_init_value=config.layer_scale_init_value if config.use_layer_scale else None,
                 drop_path_rate=rate,
                 kernels=self.kernels,
@@ -266,14 +266,13 @@ class PoolFormerForImageClassification(nn.Module):
         config = self.config
         hidden_states = _stages(self, pixel_values, train)
         if config.head_order == "norm_pool":
-            features = _NORMS[config.norm](name="norm")(hidden_states[-1]).mean((1, 2))
+            features = NORMS[config.norm](name="norm")(hidden_states[-1]).mean((1, 2))
         else:
-            features = LayerNorm(epsilon=1e-6, name="norm")(hidden_states[-1].mean((1, 2)))
+            features = LayerNorm(epsilon=functional.POOLED_EPSILON, name="norm")(hidden_states[-1].mean((1, 2)))
         # The head is float32 also where maps are not: it costs nothing, and its gradients add up with all others.
-        wide = jnp.promote_types(features.dtype, jnp.float32)
-        logits = features.astype(wide)
+        logits = functional.widen(features)
         if config.num_labels:
-            logits = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=wide, name="head")(logits)
+            logits = nn.Dense(config.num_labels, kernel_init=KERNEL_INIT, dtype=logits.dtype, name="head")(logits)
         loss = None if labels is None else _loss(config, logits, jnp.asarray(labels))
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 

@@ -7,13 +7,13 @@ three dialects: transformers', timm's, and this package's, which is transformers
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from poolformer_jax.config import PoolFormerConfig
+from poolformer_jax.hub import Repository
 from poolformer_jax.published import RESULTS, published_variant
 from poolformer_jax.torch_weights.files import WeightsFile, WeightsFileError, is_index, read_index
 from poolformer_jax.torch_weights.names import LAYOUTS
@@ -33,7 +33,6 @@ WEIGHTS = (
 # A lone safetensors file of ours carries its config under this entry of its metadata, and needs no config.json.
 CARRIED_CONFIG = "poolformer_jax.config"
 _ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,15 @@ def find_model_files(
     if path.is_file():
         config = path.with_name(CONFIG)
         return ModelFiles(path, config if config.is_file() else None)
-    if not _HUB_ID.fullmatch(str(source)) or str(source).endswith(_ENDINGS) or str(source).startswith("."):
-        raise FileNotFoundError(
-            f"There is no model at {source}. Expected a folder with weights, a weights file, or a name on the Hugging "
-            "Face Hub such as 'sail/poolformer_s12'."
-        )
-    options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-    return _on_hub(str(source), options)
+    repository = Repository(
+        str(source),
+        (CONFIG, *WEIGHTS),
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
+    return _on_hub(repository)
 
 
 def _in_folder(folder: Path) -> ModelFiles:
@@ -102,61 +103,21 @@ def _in_folder(folder: Path) -> ModelFiles:
     return ModelFiles(found[0], config if config.is_file() else None)
 
 
-def _on_hub(name: str, options: Mapping[str, Any]) -> ModelFiles:
-    try:
-        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-    except ImportError:
-        raise ModuleNotFoundError(
-            f"{name!r} is no file or folder here, and to look for it on the Hugging Face Hub needs huggingface_hub. "
-            "Install it with: pip install 'poolformer-jax[hub]'"
-        ) from None
-    try:
-        config = _download(name, CONFIG, options)
-        weights = next((path for file in WEIGHTS if (path := _download(name, file, options))), None)
-        if weights is not None and weights.name.endswith(".index.json"):
-            _download_shards(name, weights, options)
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        what = f"revision {options['revision']!r} of {name}" if isinstance(error, RevisionNotFoundError) else name
-        raise FileNotFoundError(
-            f"There is no {what} on the Hugging Face Hub, nor a file or folder of that name here. Expected a name such "
-            "as 'sail/poolformer_s12'; a private model needs token=..."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{name!r} is no file or folder here and not in the Hub's cache, and the Hub was not asked or cannot be "
-            "reached. Connect and leave out local_files_only and HF_HUB_OFFLINE, or give cache_dir=... that holds it."
-        ) from error
+def _on_hub(repository: Repository) -> ModelFiles:
+    config = repository.find(CONFIG)
+    weights = next((path for file in WEIGHTS if (path := repository.find(file))), None)
     if weights is None:
         raise FileNotFoundError(
-            f"{name} on the Hugging Face Hub holds no weights. Expected one of {', '.join(WEIGHTS)}."
+            f"{repository.name} on the Hugging Face Hub holds no weights. Expected one of {', '.join(WEIGHTS)}."
         )
+    if weights.name.endswith(".index.json"):
+        try:
+            shards = read_index(weights)
+        except WeightsFileError as error:
+            raise WeightsFileError(f"Cannot read the weights in {weights}: {error}.") from error
+        for shard in sorted(shards):
+            repository.find(shard)
     return ModelFiles(weights, config)
-
-
-def _download(name: str, file: str, options: Mapping[str, Any]) -> Path | None:
-    """A file of a repository in the Hub's cache; None if the repository does not have it."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(name, file, **options))
-    except LocalEntryNotFoundError:
-        # Offline nobody knows what a repository lacks. Another file in the cache shows that it was fetched.
-        known = {"cache_dir": options["cache_dir"], "revision": options["revision"]}
-        if any(isinstance(try_to_load_from_cache(name, other, **known), str) for other in (CONFIG, *WEIGHTS)):
-            return None
-        raise
-    except EntryNotFoundError:
-        return None
-
-
-def _download_shards(name: str, index: Path, options: Mapping[str, Any]) -> None:
-    try:
-        shards = read_index(index)
-    except WeightsFileError as error:
-        raise WeightsFileError(f"Cannot read the weights in {index}: {error}.") from error
-    for shard in sorted(shards):
-        _download(name, shard, options)
 
 
 @dataclass(frozen=True)

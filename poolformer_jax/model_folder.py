@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.image_processor import PoolFormerImageProcessor
@@ -19,14 +20,13 @@ from poolformer_jax.model_files import CARRIED_CONFIG, CONFIG, WEIGHTS
 from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import Names, write_safetensors, write_torch
-from poolformer_jax.writing import writing
+from poolformer_jax.writing import write_json, writing
 
 # transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
 _HF_FIELDS = (
     "model_type architectures num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding "
     "drop_path_rate hidden_act use_layer_scale layer_scale_init_value num_labels id2label label2id num_encoder_blocks"
 )
-_TIMM_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
 
 def write_model(
@@ -51,8 +51,7 @@ def write_model(
     with _staged(Path(folder).expanduser(), file) as stage:
         if processor is not None:
             processor.save_pretrained(stage)
-        text = json.dumps(_config_json(there, layout, processor), indent=2) + "\n"
-        (stage / CONFIG).write_text(text, encoding="utf-8")
+        write_json(stage / CONFIG, _config_json(there, layout, processor))
         write(stage / file, there, names, arrays)
 
 
@@ -146,7 +145,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
         data["pretrained_cfg"] |= {
             "crop_pct": processor.crop_pct or 1.0,
             "crop_mode": "center",
-            "interpolation": _TIMM_FILTERS[processor.resample],
+            "interpolation": Image.Resampling(processor.resample).name.lower(),
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
         }

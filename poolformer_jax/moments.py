@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-_EPSILON = 1e-5
+from poolformer_jax.functional import EPSILON, widen
 
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
@@ -28,13 +28,13 @@ class Moments(NamedTuple):
     @property
     def inverse_std(self) -> _PerImage:
         """What group norm multiplies with."""
-        return lax.rsqrt(self.variance + _EPSILON)
+        return lax.rsqrt(self.variance + EPSILON)
 
 
 @jax.custom_vjp
 def moments(x: _Map) -> Moments:
     """The moments of a map that comes without: mean first, then the variance from centred values."""
-    x = wide(x)
+    x = widen(x)
     mean = jnp.mean(x, _AXES)
     return Moments(mean, jnp.mean(jnp.square(x - over_map(mean)), _AXES))
 
@@ -54,7 +54,7 @@ moments.defvjp(_moments_forward, _moments_backward)
 
 def around(pivot: _PerImage, y: _Map) -> Moments:
     """Moments in one pass, from sums around a value near the mean."""
-    distance = wide(y) - over_map(pivot)
+    distance = widen(y) - over_map(pivot)
     return from_sums(pivot, math.prod(y.shape[1:]), jnp.sum(distance, _AXES), jnp.sum(jnp.square(distance), _AXES))
 
 
@@ -74,19 +74,14 @@ def slope_and_offset(size: int, y_moments: Moments, dmoments: Moments) -> tuple[
 def through(y: _Map, y_moments: Moments, dy: _Map, dmoments: Moments) -> _Map:
     """The whole gradient of `y`: its own, and what reaches it through its mean and variance."""
     slope, offset = slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
-    return (wide(dy) + wide(y) * over_map(slope) + over_map(offset)).astype(dy.dtype)
+    return (widen(dy) + widen(y) * over_map(slope) + over_map(offset)).astype(dy.dtype)
 
 
 def standardize(x: _Map, x_moments: Moments) -> _Map:
     """`(x - mean) / std`, rounded once."""
-    return ((wide(x) - over_map(x_moments.mean)) * over_map(x_moments.inverse_std)).astype(x.dtype)
+    return ((widen(x) - over_map(x_moments.mean)) * over_map(x_moments.inverse_std)).astype(x.dtype)
 
 
 def over_map(per_image: _PerImage) -> Float[Array, "b 1 1 1"]:
     """A number of each image, to be broadcast over its map."""
     return per_image[:, None, None, None]
-
-
-def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """At least float32, for sums."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, UInt8
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.cpu_devices import images_at_once, share_batch, share_image
+from poolformer_jax.cpu_devices import images_on_device, share_batch, share_image
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.model import PoolFormerForImageClassification
@@ -55,7 +55,7 @@ class Probabilities:
         self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone is not None)
         self._programs: dict[int, _Program] = {} if alone is None else {1: alone}
         if sizes := [size for size in self.batch_sizes if size not in self._programs]:
-            apply = partial(_probabilities, image_processor, partial(network, config, dtype, images_at_once(mesh)))
+            apply = partial(_probabilities, image_processor, partial(network, config, dtype, images_on_device(mesh)))
             self._programs |= dict.fromkeys(sizes, _batch_program(apply, params, mesh))
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[Array, "n labels"]:

@@ -6,9 +6,14 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+from poolformer_jax.hub import Repository
+from poolformer_jax.kinds import WHOLE
 
 FILE = "preprocessor_config.json"
 TIMM_FILE = "config.json"
@@ -35,51 +40,16 @@ _TYPES = (
     "PoolFormerImageProcessorPil",
     "PoolFormerFeatureExtractor",
 )
-_TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+_TIMM_FILTERS = {resampling.name.lower(): resampling.value for resampling in Image.Resampling}
 
 
 def fields_from(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """The processor's fields for a preprocessor_config.json of any age, or for a `pretrained_cfg` of timm.
 
     Raises:
-        ValueError: for entries that would change the pixels in a way that is not implemented here, or hold something
-            else than they should, all at once.
+        ValueError: for entries that would change the pixels in a way that is not implemented here, all at once.
     """
-    fields = _from_timm(data) if "interpolation" in data else _from_transformers(data, known)
-    if wrong := [
-        f"{name}={value!r}: expected {expected}."
-        for name, value in fields.items()
-        for is_right, expected in [_EXPECTED[name]]
-        if not is_right(value)
-    ]:
-        raise ValueError("\n  ".join(["These entries of the preprocessing are malformed:", *wrong]))
-    return fields
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_sides(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(side, int) for side in value.values())
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(map(_is_number, value))
-
-
-# What JSON has to hold for each field; whether a number is in range is the processor's business.
-_EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(
-        ("do_resize", "do_center_crop", "do_rescale", "do_normalize"),
-        (lambda value: isinstance(value, bool), "true or false"),
-    ),
-    **dict.fromkeys(("size", "crop_size"), (_is_sides, 'pixels, or pixels by name such as {"shortest_edge": 224}')),
-    **dict.fromkeys(("image_mean", "image_std"), (_are_numbers, "a list of numbers, one per channel")),
-    "crop_pct": (lambda value: value is None or _is_number(value), "a number or null"),
-    "resample": (lambda value: isinstance(value, int), "the number of one of Pillow's filters"),
-    "rescale_factor": (_is_number, "a number"),
-}
+    return _from_timm(data) if "interpolation" in data else _from_transformers(data, known)
 
 
 def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
@@ -89,9 +59,9 @@ def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, An
     if "do_resize_and_center_crop" in data:  # one flag for both until 2022, and in the published files
         both = data["do_resize_and_center_crop"]
         fields = {"do_resize": both, "do_center_crop": both, **fields}
-    if _is_number(size := fields.get("size")):  # plain numbers, of that time too
+    if WHOLE.fits(size := fields.get("size")):  # plain numbers, of that time too
         fields["size"] = {"shortest_edge": size}
-    if _is_number(size := fields.get("crop_size")):
+    if WHOLE.fits(size := fields.get("crop_size")):
         fields["crop_size"] = {"height": size, "width": size}
     types = ("image_processor_type", "feature_extractor_type")
     if wrong := [f"{name}={data[name]!r}" for name in types if data.get(name) not in (None, *_TYPES)]:
@@ -136,21 +106,21 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
     """The preprocessing that a folder, a file in it, or a repository on the Hub has written down.
 
     Raises:
-        FileNotFoundError: if it has none.
+        FileNotFoundError: if it has none, or there is nothing at `source`.
+        ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
     """
-    path = Path(source).expanduser()
+    path, names = Path(source).expanduser(), (FILE, TIMM_FILE)
     if path.exists():
         folder = path if path.is_dir() else path.parent
-        candidates = [folder / name for name in (FILE, TIMM_FILE)]
+        candidates = filter(Path.is_file, (folder / name for name in names))
     else:
-        candidates = _download(str(source), **hub_options)
+        candidates = filter(None, map(Repository(str(source), names, **hub_options).find, names))
     for candidate in candidates:
-        if candidate.is_file():
-            data = _json_object(candidate)
-            if candidate.name == FILE:
-                return data
-            if isinstance(timm := data.get("pretrained_cfg"), dict) and "interpolation" in timm:
-                return timm
+        data = _json_object(candidate)
+        if candidate.name == FILE:
+            return data
+        if isinstance(timm := data.get("pretrained_cfg"), dict) and "interpolation" in timm:
+            return timm
     raise FileNotFoundError(
         f"{source} has no {FILE}, and no config.json of timm with a pretrained_cfg. Expected one of them beside the "
         "weights; PoolFormerImageProcessor(...).save_pretrained(folder) writes it."
@@ -166,21 +136,3 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}. {expected}.")
     return data
-
-
-def _download(repository: str, **hub_options: Any) -> list[Path]:
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError:
-        raise ModuleNotFoundError(
-            f"{repository!r} is no folder here, and to look for it on the Hugging Face Hub needs huggingface_hub. "
-            "Install it with: pip install 'poolformer-jax[hub]'"
-        ) from None
-    paths: list[Path] = []
-    for name in (FILE, TIMM_FILE):
-        try:
-            paths.append(Path(huggingface_hub.hf_hub_download(repository, name, **hub_options)))
-        except (EntryNotFoundError, LocalEntryNotFoundError):  # the repository has none; or the cache, when offline
-            continue
-    return paths

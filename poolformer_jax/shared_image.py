@@ -24,9 +24,8 @@ from poolformer_jax.folding import (
     folded_head,
     mix_tokens,
     norm_axes,
-    standardize,
 )
-from poolformer_jax.functional import activation
+from poolformer_jax.functional import ACTIVATIONS, standardize
 from poolformer_jax.model import Pixels, check_pixel_values
 
 
@@ -87,7 +86,7 @@ def _mix_channels(
     share: FoldedParams, config: PoolFormerConfig, x: Float[Array, "b h w c"], axis: str
 ) -> Float[Array, "b h w c"]:
     """The second residual branch and its input; a device has some of the hidden channels."""
-    hidden = activation(config.hidden_act)(dense(share["fc1"], standardize(x, norm_axes(config))))
+    hidden = ACTIVATIONS[config.hidden_act](dense(share["fc1"], standardize(x, norm_axes(config))))
     branch = lax.psum(hidden @ share["fc2"]["kernel"].astype(x.dtype), axis)  # type: ignore[no-untyped-call]
     y: Array = x + (branch + share["fc2"]["bias"].astype(x.dtype))
     return y

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.model import PoolFormerForImageClassification
+from poolformer_jax.model import PoolFormerForImageClassification, check_pixel_values
 
 # What fvcore's norm_flop_counter estimates for a norm with gain and shift.
 _NORM_MACS = 5
@@ -62,10 +62,9 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     """Every layer with its cost for one image of `height` x `width` pixels.
 
     Raises:
-        ValueError: for an image smaller than the network's stride.
+        ValueError: for an image that the network does not take.
     """
-    if min(height, width) < config.total_stride:
-        raise ValueError(f"An image of {height} x {width} pixels: expected at least {config.total_stride} each way.")
+    check_pixel_values(config, (1, height, width, config.num_channels))
     # The blocks of a stage are equal: one of each is enough to trace.
     shapes = parameter_shapes(dataclasses.replace(config, depths=(1,) * len(config.depths)))
     rows: list[LayerCost] = []
@@ -95,7 +94,7 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
 
 def _block_macs(config: PoolFormerConfig, index: int, positions: int) -> int:
     channels = config.hidden_sizes[index]
-    mlp = 2 * positions * channels * int(channels * config.mlp_ratio)
+    mlp = 2 * positions * channels * config.mlp_hidden_sizes[index]
     mixer = {
         "pooling": 0,
         "identity": 0,

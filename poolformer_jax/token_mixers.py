@@ -1,4 +1,4 @@
-"""What a block mixes tokens with. A new mixer is one class here and one entry in `TOKEN_MIXERS`.
+"""What a block mixes tokens with. A new mixer is one class here, one entry in `TOKEN_MIXERS`, and its name in `config`.
 
 The paper's claim is that this choice matters little; these are the choices its Table 5 compares.
 Source: arXiv 2111.11418, Section 4.3; sail-sg/poolformer, models/metaformer.py.
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         heads = channels // self.head_dim
         query, key, value = jnp.moveaxis(qkv.reshape(batch, height * width, 3, heads, self.head_dim), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * self.head_dim**-0.5, key)
-        weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+        weights = jax.nn.softmax(functional.widen(scores)).astype(x.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
         return nn.Dense(channels, kernel_init=KERNEL_INIT, dtype=self.dtype, name="proj")(mixed)
 
@@ -85,14 +85,3 @@ TOKEN_MIXERS: Mapping[str, Callable[[PoolFormerConfig, Dtype, str], nn.Module]] 
     "attention": lambda config, dtype, name: Attention(dtype=dtype, name=name),
     "spatial_fc": lambda config, dtype, name: SpatialFc(dtype=dtype, name=name),
 }
-
-
-def make_token_mixer(mixer: str, config: PoolFormerConfig, dtype: Dtype, name: str) -> nn.Module:
-    """The module that `TOKEN_MIXERS` has under `mixer`.
-
-    Raises:
-        ValueError: if it has none, with the names it has.
-    """
-    if mixer not in TOKEN_MIXERS:
-        raise ValueError(f"There is no token mixer {mixer!r}. Expected one of: {', '.join(TOKEN_MIXERS)}.")
-    return TOKEN_MIXERS[mixer](config, dtype, name)

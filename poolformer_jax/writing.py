@@ -1,10 +1,12 @@
 """Files that are written whole or not at all, and what a person is told when one cannot be written."""
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -41,3 +43,13 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON for people to read, whole or not at all.
+
+    Raises:
+        OSError: as `writing` tells it.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

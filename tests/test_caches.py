@@ -44,7 +44,7 @@ def elsewhere(monkeypatch):
 @pytest.mark.parametrize(("limit", "count"), [(1, 1), (2, 2), (4, 3), (5, 3), (6, 6), (100, 6)])
 def test_parts_are_as_many_images_as_fit_and_divide_the_batch(monkeypatch, limit, count):
     monkeypatch.setattr(caches, "PART_BYTES", limit * X[0].nbytes)
-    assert caches.images_at_once(X) == count
+    assert caches.images_in_part(X) == count
 
 
 @pytest.fixture(params=[CHANNELS, CHANNELS + 1], ids=["hidden layer kept", "hidden layer computed again"])

@@ -107,10 +107,15 @@ def test_all_problems_are_told_together():
     [
         ({"depths": ()}, "at least one stage"),
         ({"num_labels": -1}, "num_labels=-1: expected 0"),
-        ({"id2label": {0: "cat"}}, "id2label names 1 classes and num_labels is 1000"),
+        ({"id2label": {0: "cat"}}, "num_labels=1000: expected id2label to have a name for every index .* and it has 1"),
         ({"token_mixers": ("spatial_fc",) * 4}, "image_size=None"),
         ({"image_size": 16}, "at least the network's stride of 32"),
         ({"head_order": "pool"}, "norm_pool, pool_norm"),
+        ({"hidden_act": "swiglu"}, "hidden_act='swiglu': expected one of gelu, gelu_new"),
+        (
+            {"token_mixers": ("pooling", "convolution") * 2},
+            r"token_mixers=\('pooling', 'convolution'.*: expected names a",
+        ),
         ({"depth": (1, 1, 1, 1)}, "has no field depth"),
     ],
 )

@@ -1,5 +1,6 @@
 """Exported files compute the network's logits where this package is not installed, pooling's edges included."""
 
+import errno
 import json
 import os
 import subprocess
@@ -165,9 +166,20 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(IsADirectoryError, match=r"n\.onnx is a folder"):
         export_model(tmp_path / "n.onnx", config, {}, PROCESSOR, LABELS)
     (tmp_path / "n.stablehlo.json").mkdir()
-    with pytest.raises(OSError, match=r"Cannot write .*n\.stablehlo\.json and .*n\.stablehlo: "):
+    with pytest.raises(IsADirectoryError, match=r"n\.stablehlo\.json is a folder"):
+        export_model(tmp_path / "n.stablehlo", config, {}, PROCESSOR, LABELS)
+
+
+def test_two_files_are_written_or_none_and_no_other_is_touched(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("poolformer_jax.export.write_json", full)
+    (tmp_path / ".n.stablehlo.tmp").write_text("another process's")
+    config = CONFIGS["published"]
+    with pytest.raises(OSError, match=r"Cannot write .*n\.stablehlo: No space left on device"):
         export_model(tmp_path / "n.stablehlo", config, random_variables(config)[1], PROCESSOR, LABELS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["n.onnx", "n.stablehlo.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [".n.stablehlo.tmp"]
 
 
 def test_an_unknown_ending_is_refused(tmp_path):

@@ -76,13 +76,28 @@ def test_the_hubs_cache_is_read_without_asking_the_hub(tmp_path):
     offline = {"cache_dir": tmp_path, "local_files_only": True}
     processor = PoolFormerImageProcessor.from_pretrained("sail/poolformer_m36", **offline)
     assert processor == PoolFormerImageProcessor.for_variant("m36")
-    with pytest.raises(FileNotFoundError, match=r"sail/poolformer_s99 has no preprocessor_config\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'sail/poolformer_s99' is no file or folder here and not in the Hub's"
+    ):
         PoolFormerImageProcessor.from_pretrained("sail/poolformer_s99", **offline)
+    (snapshot / "preprocessor_config.json").rename(snapshot / "config.json")
+    with pytest.raises(FileNotFoundError, match=r"sail/poolformer_m36 has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained("sail/poolformer_m36", **offline)
+
+
+@pytest.mark.parametrize(
+    "nowhere", ["runs/none/model", "runs/none--model", "./model", "model/preprocessor_config.json"]
+)
+def test_what_is_no_name_on_the_hub_is_not_looked_for_there(nowhere):
+    with pytest.raises(FileNotFoundError, match=rf"There is no model at {nowhere}\. .* Hub such as"):
+        PoolFormerImageProcessor.from_pretrained(nowhere)
 
 
 def test_bad_settings_are_listed_together():
     with pytest.raises(ValueError, match=r"(?s)size=\{'longest': 3\}.*crop_pct=1.5.*resample=9.*image_std=\(1.0,\)"):
         PoolFormerImageProcessor(size={"longest": 3}, crop_pct=1.5, resample=9, image_std=(1.0,))
+    with pytest.raises(ValueError, match=r"(?s)size=224: expected pixels.*crop_pct='0\.9': expected None, or a f"):
+        PoolFormerImageProcessor(size=224, crop_pct="0.9")
     with pytest.raises(ValueError, match=r"do_pad=True, pad_size=\{'height': 3\}"):
         PoolFormerImageProcessor.from_dict({"do_pad": True, "pad_size": {"height": 3}})
 

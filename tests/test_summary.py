@@ -80,8 +80,15 @@ def test_the_table_adds_up_and_shows_the_feature_maps():
     assert shapes["head"] == (1000,)
     headless = layer_table(PoolFormerConfig.from_variant("s12", num_labels=0))
     assert headless[-1].name == "norm"
-    with pytest.raises(ValueError, match=r"16 x 64 pixels: expected at least 32"):
-        layer_table(config, 16, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [("s12", (16, 64), "at least 32 pixels"), ("metaformer_pppf_s12_224", (448, 448), "images of 224 by 224 pixels")],
+)
+def test_an_image_that_the_network_does_not_take_is_refused(name, size, message):
+    with pytest.raises(ValueError, match=message):
+        layer_table(PoolFormerConfig.from_variant(name), *size)
 
 
 def test_published_architectures_are_recognised_whatever_their_head():

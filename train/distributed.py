@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 from jax.experimental import multihost_utils
 
-from train.checks import refuse
+from poolformer_jax.checks import refuse
 
 _LOG = logging.getLogger(__name__)
 _PROBE_SECONDS = 5

@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
+from poolformer_jax.checks import refuse
 from poolformer_jax.image_reading import printable
 from poolformer_jax.inference import find_image_processor
-from train.checks import refuse
 from train.data.config import DataConfig, HostAugmentation
 from train.data.device_augment import normalize_batch
 from train.data.folders import WHOLE, describe_split, is_pool

@@ -33,7 +33,7 @@ def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, ke
     """
     found = []
     for index, (size, channels) in enumerate(zip(config.feature_sizes(image_size), config.hidden_sizes)):
-        arguments = _noise(IMAGES * mesh.devices.size, size, channels, int(channels * config.mlp_ratio), mesh)
+        arguments = _noise(IMAGES * mesh.devices.size, size, channels, config.mlp_hidden_sizes[index], mesh)
         ours, plain = (jax.jit(partial(_results, kernels=k))(*arguments) for k in (kernels, None))
         for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(plain)):
             name = f"stage {index}'s {jax.tree_util.keystr(path, simple=True, separator=' ')}"

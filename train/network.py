@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, load_pretrained
-from train.checks import refuse
+from poolformer_jax.checks import refuse
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
 # Classes that a message about differing ones lists.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.checks import refuse
+from poolformer_jax.checks import refuse
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 

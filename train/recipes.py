@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train.checks import refuse
+from poolformer_jax.checks import refuse
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
 from train.network import ComputeType, FreshNetwork, PretrainedNetwork

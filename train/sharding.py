@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.checks import refuse
+from poolformer_jax.checks import refuse
 
 BATCH_AXES = ("data", "fsdp")
 

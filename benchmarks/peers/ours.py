@@ -14,7 +14,7 @@ import poolformer_jax
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.cores import available_cores
-from poolformer_jax.cpu_devices import images_at_once, share_batch, share_image
+from poolformer_jax.cpu_devices import images_on_device, share_batch, share_image
 from poolformer_jax.folding import FoldedParams, fold, folded_apply
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.shared_image import shared_apply
@@ -40,7 +40,7 @@ def inference(folder: str, dtype: str = "float32") -> Job:
         return shared_apply(folded, model.config, images, "batch", jnp.dtype(dtype))
 
     def apart(folded: FoldedParams, images: jax.Array) -> jax.Array:
-        return folded_apply(folded, model.config, images, jnp.dtype(dtype), images_at_once(mesh))
+        return folded_apply(folded, model.config, images, jnp.dtype(dtype), images_on_device(mesh))
 
     shared = share_image(together, folded, mesh) if len(pixels) == 1 else None
     if shared is not None:

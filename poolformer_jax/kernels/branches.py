@@ -5,14 +5,17 @@ each image, then sums over all images.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from poolformer_jax import lanes
 from poolformer_jax import moments as moments_of
-from poolformer_jax.kernels import TpuKernels, mlp, pooling
+from poolformer_jax.kernels import mlp, pooling
+from poolformer_jax.kernels.devices import Pass, TpuKernels
 from poolformer_jax.kernels.tiles import images_first, positions_first
 from poolformer_jax.moments import Moments
 
@@ -113,3 +116,11 @@ def _vector(bias: Float[Array, " c"], pixels: int) -> Float[Array, " c2"]:
 
 def _moments(x: _Map, pivot: _PerImage, total: Float[Array, "b c2"], squares: Float[Array, "b c2"]) -> Moments:
     return moments_of.from_sums(pivot, math.prod(x.shape[1:]), total.sum(1), squares.sum(1))
+
+
+PASSES: Mapping[Pass, Callable[[TpuKernels, int, Any, Any], tuple[Any, Any]]] = {
+    "pooling_residual": pooling_residual,
+    "pooling_gradient": pooling_gradient,
+    "mlp_residual": mlp_residual,
+    "mlp_gradient": mlp_gradient,
+}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from poolformer_jax import lanes
 from poolformer_jax.caches import largest_divisor
-from poolformer_jax.kernels import IMAGES
+from poolformer_jax.kernels.devices import IMAGES
 
 Axis = Literal["parallel", "arbitrary"]
 

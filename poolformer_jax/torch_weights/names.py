@@ -289,7 +289,7 @@ def _sizes(config: PoolFormerConfig, stage: int) -> dict[str, int]:
         "k": config.patch_sizes[stage],
         "i": config.hidden_sizes[stage - 1] if stage else config.num_channels,
         "c": width,
-        "m": int(width * config.mlp_ratio),
+        "m": config.mlp_hidden_sizes[stage],
         "q": 3 * width,
         "h": side,
         "w": side,

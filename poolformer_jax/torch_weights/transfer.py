@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import DTypeLike
 
 from poolformer_jax.config import PoolFormerConfig
@@ -120,23 +121,25 @@ def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | 
             f"these weights are {len(shapes)} arrays. Expected the config of these weights."
         )
     expected = leaves(detection.config, detection.layout, classifier=detection.classifier)
-    by_name = {leaf.name: leaf for leaf in expected}
     given = {name: shapes[original] for name, original in detection.names.items()}
-    missing = {name: leaf.stored_shape for name, leaf in by_name.items() if name not in given}
-    unexpected = {name: shape for name, shape in given.items() if name not in by_name}
-    misshaped = {
-        name: (given[name], leaf.stored_shape)
-        for name, leaf in by_name.items()
-        if name in given and given[name] != leaf.stored_shape
-    }
-    if missing or unexpected or misshaped:
-        network = detection.variant or "non-standard PoolFormer"
-        source = "the config given" if config else "its names and shapes"
-        what = (
-            f"These weights are not those of the {network} in the layout of {detection.layout} that {source} tell of:"
-        )
-        raise WeightsMismatch(what, missing, unexpected, misshaped)
+    network = detection.variant or "non-standard PoolFormer"
+    source = "the config given" if config else "its names and shapes"
+    _refuse_mismatch(
+        f"These weights are not those of the {network} in the layout of {detection.layout} that {source} tell of:",
+        given,
+        {leaf.name: leaf.stored_shape for leaf in expected},
+    )
     return ImportPlan(detection, expected)
+
+
+def _refuse_mismatch(what: str, given: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:
+    """Raises WeightsMismatch unless there are the wanted names with the wanted shapes, and no others."""
+    missing = {name: shape for name, shape in wanted.items() if name not in given}
+    unexpected = {name: shape for name, shape in given.items() if name not in wanted}
+    both = {name: (given[name], shape) for name, shape in wanted.items() if name in given}
+    misshaped = {name: (here, there) for name, (here, there) in both.items() if here != there}
+    if missing or unexpected or misshaped:
+        raise WeightsMismatch(what, missing, unexpected, misshaped)
 
 
 def _refuse_quantized(state_dict: Mapping[str, ArrayLike]) -> None:
@@ -183,14 +186,8 @@ def from_torch_state_dict(
         ValueError: if the names are of no known layout, or a tensor becomes no array.
     """
     plan = plan_import(state_dict, config)
-    params: dict[str, Any] = {}
-    for leaf in plan.leaves:
-        *parents, last = leaf.path.split("/")
-        branch = params
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = read_leaf(leaf, state_dict[plan.given_name(leaf)], param_dtype)
-    return plan.detection.config, {"params": params}
+    params = {leaf.path: read_leaf(leaf, state_dict[plan.given_name(leaf)], param_dtype) for leaf in plan.leaves}
+    return plan.detection.config, {"params": unflatten_dict(params, sep="/")}  # type: ignore[no-untyped-call]
 
 
 def read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None = np.float32) -> np.ndarray:
@@ -236,16 +233,11 @@ def stored_views(
     if classifier is None:
         classifier = any(path.startswith("norm/") for path in tree)
     expected = leaves(config, layout, classifier=classifier)
-    shapes = {leaf.path: leaf.shape for leaf in expected}
-    missing = {path: shape for path, shape in shapes.items() if path not in tree}
-    unexpected = {path: np.shape(array) for path, array in tree.items() if path not in shapes}
-    misshaped = {
-        path: (np.shape(tree[path]), shape)
-        for path, shape in shapes.items()
-        if path in tree and np.shape(tree[path]) != shape
-    }
-    if missing or unexpected or misshaped:
-        raise WeightsMismatch("These variables are not those of the config given:", missing, unexpected, misshaped)
+    _refuse_mismatch(
+        "These variables are not those of the config given:",
+        {path: np.shape(array) for path, array in tree.items()},
+        {leaf.path: leaf.shape for leaf in expected},
+    )
     return ((leaf.name, TRANSFORMS[leaf.transform].there(np.asarray(tree[leaf.path]))) for leaf in expected)
 
 
@@ -260,12 +252,5 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
             f"variables holds {sorted(variables) or 'nothing'}. Expected {{'params': tree}} and nothing else, "
             "as model.init and load_pretrained return."
         )
-    return dict(_walk(variables["params"], ()))
-
-
-def _walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value, (*path, key))
-        else:
-            yield "/".join((*path, key)), value
+    flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")  # type: ignore[no-untyped-call]
+    return flat

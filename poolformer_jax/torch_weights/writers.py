@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from poolformer_jax.torch_weights.storage import contiguous_strides
+
 # What is written is float32, whatever was read: it is the type of the parameter tree.
 _DTYPE = np.dtype("<f4")
 Names = Sequence[tuple[str, tuple[int, ...]]]
@@ -75,10 +77,9 @@ def _state_dict_pickle(names: Names) -> bytes:
     rebuild, ordered = _global("torch._utils", "_rebuild_tensor_v2"), _global("collections", "OrderedDict") + b")R"
     items = []
     for key, (name, shape) in enumerate(names):
-        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         parts = [_text("storage"), _global("torch", "FloatStorage"), _text(str(key)), _text("cpu")]
         storage = _tuple(*parts, _integer(math.prod(shape))) + b"Q"
-        sizes = _tuple(*map(_integer, shape)) + _tuple(*map(_integer, strides))
+        sizes = _tuple(*map(_integer, shape)) + _tuple(*map(_integer, contiguous_strides(shape)))
         # offset 0, sizes, strides, no gradient wanted, no hooks
         items.append(_text(name) + rebuild + b"(" + storage + _integer(0) + sizes + b"\x89" + ordered + b"tR")
     return b"\x80\x02" + ordered + b"(" + b"".join(items) + b"u."

@@ -8,8 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from poolformer_jax.checks import refuse
 from poolformer_jax.image_processor import PoolFormerImageProcessor
-from train.checks import refuse
 from train.data.random_augment import RandAugment
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers

@@ -24,8 +24,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from poolformer_jax.checks import refuse
 from poolformer_jax.image_reading import printable
-from train.checks import refuse
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
 from train.data.origin import Origin, require_note

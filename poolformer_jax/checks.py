@@ -1,0 +1,23 @@
+"""How a configuration refuses values it cannot work with: everything wrong at once."""
+
+import reprlib
+from collections.abc import Sequence
+
+# A config.json may hold lists of any length; a message should not.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = 12
+
+
+def refuse(config: object, rules: Sequence[tuple[str, object, str]]) -> None:
+    """Raises one ValueError that names every field whose rule (name, whether it holds, expectation) does not hold."""
+    problems = [
+        f"{name}={shown(getattr(config, name))}: expected {wanted}." for name, good, wanted in rules if not good
+    ]
+    if problems:
+        raise ValueError(f"{type(config).__name__} cannot work:\n  " + "\n  ".join(problems))
+
+
+def shown(value: object) -> str:
+    """A value as it is told in a message: of a long one, the beginning."""
+    return _SHORT.repr(value)
