@@ -169,7 +169,7 @@ def _channels_last(array: Shaped[np.ndarray, "..."], data_format: str | None) ->
         if all(could_be.values()):
             raise ImageError(
                 f"An array of shape {array.shape} could have its channels first or last. "
-                'Say input_data_format="channels_last" or "channels_first" where that is taken, or give a Pillow image.'
+                'Say input_data_format="channels_last" or "channels_first", or give a Pillow image.'
             )
         data_format = next((name for name, possible in could_be.items() if possible), "channels_last")
     if not could_be[data_format]:
@@ -186,7 +186,7 @@ def _to_uint8(array: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w c"]
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (low >= 0 and high <= 1):  # also where one is NaN
             raise ImageError(
-                f"A floating-point image holds values from {low} to {high}. Expected 0 to 1; for 0 to 255 pass "
+                f"A floating-point image holds values from {low:.9g} to {high:.9g}. Expected 0 to 1; for 0 to 255 pass "
                 "uint8. Pixels that are normalised already go to the model directly."
             )
         return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
