@@ -1,7 +1,9 @@
 """The training loop, from a recipe to a trained model."""
 
+import contextlib
 import dataclasses
 import signal
+from collections.abc import Iterator
 
 import jax
 from rich.console import Console
@@ -64,8 +66,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         step_to_go_on_from(config, source)  # before anything is made or cleared away
 
         with (
-            alone_in(config.run_dir),
-            alone_in(config.checkpoints),
+            _alone_in_its_folders(config),
             Checkpoints(config.checkpoints, config.keep_checkpoints, identify(config, source)) as checkpoints,
         ):
             if jax.process_index() == 0:
@@ -110,6 +111,20 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 journal.evaluation(step, evaluations)
             results.write(config, parts, state, held_out, evaluations)
     return Outcome(step, evaluations, None)
+
+
+@contextlib.contextmanager
+def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
+    """Process 0 holds the locks for all processes of the run."""
+    with contextlib.ExitStack() as locks:
+        for folder in (config.run_dir, config.checkpoints) if jax.process_index() == 0 else ():
+            refusal = (
+                f"A run is going on in {folder}. Expected no other: it would lose what it is saving. Stop that run, "
+                "wait for its end, or begin this one in another folder with --run-dir (and --checkpoint-dir, where it "
+                "is given)."
+            )
+            locks.enter_context(alone_in(folder, refusal))
+        yield
 
 
 def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out: Source) -> dict[str, Evaluation]:
