@@ -45,14 +45,14 @@ class LabelError(ValueError):
 class Batches:
     """An iterator over batches that can be closed, and knows which images it could not read."""
 
-    def __init__(self, dataset: grain.IterDataset[Batch], source: Source) -> None:
+    def __init__(self, batches: grain.MapDataset[Batch], config: DataConfig, source: Source) -> None:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only absl's own programs parse
         # Held in a list that the finalizer empties: an iterator of Grain that outlives the modules it was made of, at
         # the end of a program that did not close it, complains.
-        self._running = [iter(dataset)]
+        self._running = [iter(_spread(batches, config, source))]
         self._finalizer = weakref.finalize(self, _stop, self._running)
-        self._source = source
+        self._config, self._source = config, source
         self.bad_images: dict[str, str] = {}
         """Id and complaint of every image that was replaced or left out so far."""
 
@@ -75,7 +75,7 @@ class Batches:
                 name = example["id"]
                 if name in self.bad_images:
                     continue
-                EvaluationTransform(DataConfig().image_processor())(image_of(example))
+                EvaluationTransform(self._config.image_processor())(image_of(example))
                 reason = "it was unreadable in a worker, and is readable now"
             except ImageError as error:
                 reason = str(error)
@@ -122,7 +122,7 @@ def train_batches(
         .batch(size, batch_fn=list)
     )
     mine = numbers[start_step * process_count + process_index :: process_count]
-    return Batches(_spread(mine.map(_MakeTrainingBatch(config, source)), config, source), source)
+    return Batches(mine.map(_MakeTrainingBatch(config, source)), config, source)
 
 
 def evaluation_batches(
@@ -142,7 +142,7 @@ def evaluation_batches(
     size = _local_size(whole, process_count)
     numbers = grain.MapDataset.range(-(-len(source) // whole) * whole).batch(size, batch_fn=list)
     mine = numbers[process_index::process_count]
-    return Batches(_spread(mine.map(_MakeEvaluationBatch(config, source)), config, source), source)
+    return Batches(mine.map(_MakeEvaluationBatch(config, source)), config, source)
 
 
 def default_workers(source: Source) -> int:
