@@ -65,7 +65,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
         return
     train = sources[config.data.train_split]
     yield from _look_at_classes(list(sources.values()))
-    if train.num_classes < 2:
+    if len(train.class_names) < 2:
         return
     yield _look_at_host_memory(config, train)
     try:
@@ -82,7 +82,8 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
 
 def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
     subject = f"data, {split}"
-    yield Finding("fine", subject, f"{len(source):,} images of {source.num_classes:,} classes{_passed_over(source)}")
+    classes = len(source.class_names)
+    yield Finding("fine", subject, f"{len(source):,} images of {classes:,} classes{_passed_over(source)}")
     if split == config.data.train_split and len(source) < config.data.batch_size:
         yield Finding(
             "warning",
@@ -141,7 +142,7 @@ def _look_at_images(config: TrainConfig, subject: str, examples: Sequence[Any]) 
 
 def _look_at_classes(sources: Sequence[Source]) -> Iterator[Finding]:
     first = sources[0]
-    if first.num_classes < 2:
+    if len(first.class_names) < 2:
         yield Finding(
             "failure",
             "classes",

@@ -133,10 +133,10 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
 
 
 def _check_classes(config: EvaluateConfig, network: PoolFormerConfig, source: Source) -> None:
-    if network.num_labels != source.num_classes:
+    if network.num_labels != (classes := len(source.class_names)):
         raise ValueError(
-            f"{config.source} tells {network.num_labels} classes apart, and {config.data} has {source.num_classes}. "
-            "Expected the same classes; fine-tune the model to these with python -m train finetune."
+            f"{config.source} tells {network.num_labels} classes apart, and {config.data} has {classes}. Expected the "
+            "same classes; fine-tune the model to these with python -m train finetune."
         )
     remedy = "fine-tune the model to these classes with python -m train finetune"
     refuse_other_classes(config.source, network, config.data, source.class_names, remedy)
