@@ -219,3 +219,10 @@ def test_the_record_says_which_step_it_is(tmp_path, states):
     save(tmp_path, states[:1])
     record = json.loads((tmp_path / "1" / "step" / "metadata").read_text())
     assert (record["step"], record["skipped"], record["skipped_in_a_row"]) == (1, 1, 0)
+
+
+def test_waiting_is_for_a_state_that_is_being_written_as_well(tmp_path, states):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(states[0])
+        checkpoints.save(states[0], wait=True)
+        assert (tmp_path / "1").is_dir(), "only a whole state has this name"

@@ -104,6 +104,22 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
     assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
+@pytest.mark.parametrize(
+    ("save_every", "told"), [("1", "The same command goes on from step "), ("1000", "There is none")]
+)
+def test_a_stop_amid_steps_without_a_finite_gradient_tells_where_the_run_goes_on(tmp_path, save_every, told):
+    run_dir = tmp_path / "run"
+    # As below: the second step's learning rate throws the weights out of float32's range.
+    never_finite = ["--optimizer.warmup-epochs", "2", "--optimizer.learning-rate", "1e30", "--max-skipped", "1000000"]
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.epochs", "9000", *never_finite]
+    process = programs.start([*arguments, "--save-every", save_every])
+    programs.wait_until(lambda: lines(run_dir) >= 8, process)
+    process.send_signal(signal.SIGTERM)
+    output = programs.finish(process, code=0)
+    newest = saved(run_dir)[-1] if saved(run_dir) else " from before them"
+    assert f"whose states are not saved. {told}{newest}" in output
+
+
 @pytest.mark.parametrize("seconds", [0.4, 2.5, 4.0])
 def test_ctrl_c_before_the_first_step_ends_with_130_and_no_traceback(tmp_path, seconds):
     process = programs.start([*programs.TINY, "--run-dir", str(tmp_path / "run"), "--optimizer.epochs", "9000"])

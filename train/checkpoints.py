@@ -69,21 +69,25 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the complete states on the disk, oldest first."""
+        """Steps of the states on the disk, oldest first; of complete ones only after `wait`."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, wait: bool = False) -> None:
         """Begins to write `state`, and returns when the state may be donated; with `wait`, when it is on the disk.
 
         A state in the middle of steps without a finite gradient is not written, so that the last one from before
-        stands. Nor is one that is there already.
+        stands. Nor is one that is there already, or is being written.
 
         Raises:
             CheckpointError: if this or the write before it failed. The states written before are untouched.
         """
         counters = {name: int(getattr(state, name)) for name in _COUNTERS}
-        if counters["skipped_in_a_row"] or counters["step"] in self._manager.all_steps():
-            return
+        if not counters["skipped_in_a_row"] and counters["step"] not in self._manager.all_steps():
+            self._begin_to_write(state, counters)
+        if wait:
+            self.wait()
+
+    def _begin_to_write(self, state: TrainState, counters: Mapping[str, int]) -> None:
         record: dict[str, Any] = {**counters, "run": self._run, "arrays": array_types(state)}
         record["fingerprints"] = fingerprints(state)
         record["checksum"] = _checksum(record)
@@ -92,8 +96,6 @@ class Checkpoints:
             self._manager.save(counters["step"], args=ocp.args.Composite(**trees, step=ocp.args.JsonSave(record)))
         except Exception as error:
             raise self._failed_to_write(error) from error
-        if wait:
-            self.wait()
 
     def check(self) -> None:
         """Raises CheckpointError if a write in the background has failed."""

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock that a killed one cannot leave behind. Imports no jax: `prepare` has none."""
+"""One process at a time in a folder: a lock that a killed one cannot leave behind. No jax: `prepare` imports none."""
 
 import contextlib
 import errno

@@ -35,11 +35,13 @@ class Outcome:
 
     Attributes:
         step: steps done.
+        saved: the step of the newest state on the disk, None if there is none.
         evaluations: of the whole evaluation split at the end, by kind of weights; empty if the run was stopped.
         stopped_by: the signal that stopped it, or None.
     """
 
     step: int
+    saved: int | None
     evaluations: dict[str, Evaluation]
     stopped_by: signal.Signals | None
 
@@ -105,12 +107,13 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                             checkpoints.save(state)
                 note(meter.rest())
                 checkpoints.save(state, wait=True)
+                saved = max(checkpoints.steps, default=None)
                 if step < total:
-                    return Outcome(step, {}, stop.signal)
+                    return Outcome(step, saved, {}, stop.signal)
                 evaluations = _evaluate(config, parts, state, held_out)
                 journal.evaluation(step, evaluations)
             results.write(config, parts, state, held_out, evaluations)
-    return Outcome(step, evaluations, None)
+    return Outcome(step, saved, evaluations, None)
 
 
 @contextlib.contextmanager
