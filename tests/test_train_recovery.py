@@ -1,6 +1,5 @@
 """A run that dies goes on as if nothing had happened. These are real processes, ended by real signals."""
 
-import json
 import random
 import re
 import shutil
@@ -253,22 +252,6 @@ def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_pa
     assert not (tmp_path / "b").exists()
     # Moved to another place it is still the same run.
     assert "Going on from step 20" in programs.run([*arguments, "--max-steps", "20"])
-
-
-OLD_RECORD = ("step", "skipped", "skipped_in_a_row", "fingerprints")  # before states said what they are of
-
-
-def test_states_that_do_not_say_what_they_are_of_need_the_recipe_of_their_run(tmp_path, uninterrupted):
-    run_dir = tmp_path / "run"
-    shutil.copytree(uninterrupted, run_dir)
-    for path in (run_dir / "checkpoints").glob("*/step/metadata"):
-        record = json.loads(path.read_text())
-        path.write_text(json.dumps({name: record[name] for name in OLD_RECORD}))
-    arguments = [*programs.TINY, "--run-dir", str(run_dir)]
-    (run_dir / "recipe.json").rename(tmp_path / "recipe.json")
-    assert "do not say which run they are of" in programs.run(arguments, code=1)
-    (tmp_path / "recipe.json").rename(run_dir / "recipe.json")
-    assert "Going on from step 20" in programs.run(arguments)
 
 
 def test_one_process_that_fails_ends_both_with_its_message(tmp_path):

@@ -19,12 +19,13 @@ import numpy as np
 from poolformer_jax import TpuKernels
 from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
+from train.checkpoints import CheckpointError, newest_run
 from train.data.folders import FolderSource
 from train.data.pipeline import default_workers
 from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
-from train.identity import step_to_go_on_from
+from train.identity import refuse_another_run
 from train.kernel_check import TOLERANCE, largest_difference
 from train.recipes import TrainConfig
 from train.sharding import batch_sharding
@@ -191,12 +192,13 @@ def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
 
 def _look_at_run_folder(config: TrainConfig, source: Source) -> Finding:
     try:
-        step = step_to_go_on_from(config, source)
-    except ValueError as error:
+        refuse_another_run(config, source)
+        found = newest_run(config.checkpoints)
+    except (ValueError, CheckpointError) as error:
         return Finding("failure", "run folder", str(error), "Choose a new --run-dir, or give what that run was given.")
-    if step is None:
+    if found is None:
         return Finding("fine", "run folder", f"{config.run_dir} holds no run yet")
-    return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {step}")
+    return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {found[0]}")
 
 
 def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:

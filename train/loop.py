@@ -15,7 +15,7 @@ from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import Source, open_source
 from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
-from train.identity import identify, step_to_go_on_from
+from train.identity import identify, refuse_another_run
 from train.journal import Journal
 from train.lock import alone_in
 from train.progress import Meter, Record
@@ -65,11 +65,11 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         stop.before_training()
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
-        step_to_go_on_from(config, source)  # before anything is made or cleared away
+        refuse_another_run(config, source)  # before anything is made or cleared away
 
         with (
             _alone_in_its_folders(config),
-            Checkpoints(config.checkpoints, config.keep_checkpoints, identify(config, source)) as checkpoints,
+            Checkpoints(config.checkpoints, identify(config, source), config.keep_checkpoints) as checkpoints,
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
