@@ -99,3 +99,15 @@ def train_losses(run_dir: Path) -> dict[int, float]:
     """Loss by step, as a run's metrics.jsonl has it."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def lines(run_dir: Path) -> int:
+    """How many lines its metrics.jsonl has by now."""
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def saved(run_dir: Path) -> list[int]:
+    """Steps of the states that it has by now."""
+    folder = run_dir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
