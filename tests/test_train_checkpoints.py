@@ -60,12 +60,12 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, parts, states):
     save(tmp_path, states)
     with open_in(tmp_path) as checkpoints:
         assert checkpoints.steps == [1, 2, 3]
-        assert_equal(checkpoints.restore(parts.state), states[-1])
+        assert_equal(checkpoints.restore(parts.abstract_state), states[-1])
 
 
 def test_an_empty_folder_has_no_state(tmp_path, parts):
     with open_in(tmp_path / "new") as checkpoints:
-        assert checkpoints.restore(parts.state) is None
+        assert checkpoints.restore(parts.abstract_state) is None
 
 
 def test_only_the_newest_are_kept(tmp_path, states):
@@ -76,12 +76,12 @@ def test_only_the_newest_are_kept(tmp_path, states):
 
 def test_eight_devices_hand_over_to_one_two_and_four(tmp_path, states):
     _, eight = open_and_assemble(tiny(mesh=sharded(4, 2)))
-    spread = jax.device_put(states[0], jax.tree.map(lambda leaf: leaf.sharding, eight.state))
+    spread = jax.device_put(states[0], jax.tree.map(lambda leaf: leaf.sharding, eight.abstract_state))
     save(tmp_path, [spread])
     for count, mesh in ((1, sharded(1, 1)), (2, sharded(1, 2)), (4, sharded(2, 2)), (8, sharded(8, 1))):
         _, fewer = open_and_assemble(tiny(mesh=mesh), jax.devices()[:count])
         with open_in(tmp_path) as checkpoints:
-            restored = checkpoints.restore(fewer.state)
+            restored = checkpoints.restore(fewer.abstract_state)
         assert_equal(restored, states[0])
         kernel = restored.params["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]
         assert len(kernel.sharding.device_set) == count
@@ -104,7 +104,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_pat
     for path in sorted(data_files(tmp_path / "2"), key=lambda path: path.stat().st_size)[-2:]:
         damage(path, kind, rng)
     with caplog.at_level(logging.WARNING), open_in(tmp_path) as checkpoints:
-        assert_equal(checkpoints.restore(parts.state), states[0])
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
         assert "The checkpoint of step 2 is damaged" in caplog.text
         assert (tmp_path / "damaged" / "2").is_dir()
         # The run goes on from step 1 and comes past step 2 again.
@@ -118,7 +118,7 @@ def test_a_flipped_bit_anywhere_never_gives_another_state(tmp_path, parts, state
     rng = random.Random(seed)
     damage(rng.choice(data_files(tmp_path / "2")), "bit-flipped", rng)
     with open_in(tmp_path) as checkpoints:
-        restored = checkpoints.restore(parts.state)
+        restored = checkpoints.restore(parts.abstract_state)
     assert_equal(restored, states[int(restored.step) - 1])
 
 
@@ -128,7 +128,7 @@ def test_with_no_sound_state_the_error_names_every_one(tmp_path, parts, states):
         (tmp_path / step / "step" / "metadata").write_text("{}")
     for _ in range(2):  # nothing moves, so that the next start does not find an empty folder
         with open_in(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"(?s)step 2: .*step 1: "):
-            checkpoints.restore(parts.state)
+            checkpoints.restore(parts.abstract_state)
 
 
 def test_with_nothing_but_states_set_aside_it_does_not_begin_again(tmp_path, parts, states):
@@ -137,7 +137,7 @@ def test_with_nothing_but_states_set_aside_it_does_not_begin_again(tmp_path, par
     for step in ("1", "2"):
         (tmp_path / step).rename(tmp_path / "damaged" / step)
     with open_in(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"of step 1, 2.*--run-dir"):
-        checkpoints.restore(parts.state)
+        checkpoints.restore(parts.abstract_state)
 
 
 def test_a_state_of_other_shapes_is_told_array_by_array_and_not_damaged(tmp_path, parts, states):
@@ -145,8 +145,8 @@ def test_a_state_of_other_shapes_is_told_array_by_array_and_not_damaged(tmp_path
     _, wider = open_and_assemble(tiny(mesh=sharded(1, 1), model__hidden_sizes=(8, 24)), jax.devices()[:1])
     with open_in(tmp_path) as checkpoints:
         with pytest.raises(ValueError, match=r"params/head/kernel: float32\[16, 10\] -> float32\[24, 10\]"):
-            checkpoints.restore(wider.state)
-        assert_equal(checkpoints.restore(parts.state), states[1])
+            checkpoints.restore(wider.abstract_state)
+        assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_trouble_with_storage_or_memory_is_no_damage(tmp_path, parts, states, mo
         with monkeypatch.context() as patch:
             patch.setattr(ocp.CheckpointManager, "restore", fail)
             with pytest.raises(told):
-                checkpoints.restore(parts.state)
-        assert_equal(checkpoints.restore(parts.state), states[1])
+                checkpoints.restore(parts.abstract_state)
+        assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 
 
 def test_a_state_says_what_run_it_is_of(tmp_path, states):
@@ -190,7 +190,7 @@ def test_a_record_that_cannot_be_checked_counts_as_damaged(tmp_path, parts, stat
     del record["checksum"]
     path.write_text(json.dumps(record))
     with caplog.at_level(logging.WARNING), open_in(tmp_path) as checkpoints:
-        assert_equal(checkpoints.restore(parts.state), states[0])
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
     assert "The checkpoint of step 2 is damaged: its record is not as it was written" in caplog.text
 
 
@@ -221,9 +221,9 @@ def test_a_full_disk_is_an_error_and_leaves_the_state_before(small_disk, parts, 
             checkpoints.save(states[1], wait=True)
     (small_disk / "ballast").unlink()
     with open_in(small_disk) as checkpoints:
-        assert_equal(checkpoints.restore(parts.state), states[0])
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
         checkpoints.save(states[1], wait=True)
-        assert_equal(checkpoints.restore(parts.state), states[1])
+        assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 
 
 def test_half_written_states_are_cleared_away(tmp_path, parts, states):
@@ -231,7 +231,7 @@ def test_half_written_states_are_cleared_away(tmp_path, parts, states):
     (tmp_path / "1").rename(tmp_path / "2.orbax-checkpoint-tmp")
     save(tmp_path, states[:1])
     with open_in(tmp_path) as checkpoints:
-        assert_equal(checkpoints.restore(parts.state), states[0])
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
     assert not list(tmp_path.glob("*tmp*"))
 
 

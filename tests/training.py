@@ -14,7 +14,7 @@ from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
 from train.data.pipeline import train_batches
 from train.data.sources import Source, open_source
 from train.distributed import DistributedConfig
-from train.network import FreshNetwork
+from train.network_config import FreshNetwork
 from train.optimizer import OptimizerConfig
 from train.recipes import TrainConfig
 from train.sharding import MeshConfig, to_devices
@@ -85,7 +85,9 @@ def train(
     """The state after some steps from the start, and every step's metrics."""
     source, parts = open_and_assemble(config, devices)
     alike = dataclasses.replace(config, mesh=sharded(1, 1), remat=False)
-    state = jax.device_put(first_state(alike), jax.tree.map(lambda leaf: leaf.sharding, parts.state), may_alias=False)
+    state = jax.device_put(
+        first_state(alike), jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state), may_alias=False
+    )
     rows = []
     with train_batches(config.data, source) as batches:
         for _ in range(steps):

@@ -177,7 +177,7 @@ def _available_memory() -> float:
 
 
 def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.state))
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.abstract_state))
     needed = state * (config.keep_checkpoints + 1)
     found = f"{config.keep_checkpoints + 1} states of {_size(state)} in {config.checkpoints}"
     if "://" in config.checkpoints:
@@ -209,7 +209,7 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
         ),
         "label": jax.ShapeDtypeStruct((data.batch_size,), np.int32, sharding=sharding),
     }
-    analysis = parts.step.lower(parts.state, batch).compile().memory_analysis()
+    analysis = parts.step.lower(parts.abstract_state, batch).compile().memory_analysis()
     # The new state takes the place of the old one.
     needed = (
         analysis.temp_size_in_bytes

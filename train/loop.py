@@ -73,7 +73,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
-            state = checkpoints.restore(parts.state) or parts.init(parts.network.argument)
+            state = checkpoints.restore(parts.abstract_state) or parts.init(parts.network.argument)
             stop.before_training()
             step = start = int(state.step)
             meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)

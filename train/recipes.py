@@ -14,7 +14,7 @@ from poolformer_jax.published import RESULTS
 from train.checks import refuse
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
-from train.network import ComputeType, FreshNetwork, PretrainedNetwork
+from train.network_config import ComputeType, FreshNetwork, PretrainedNetwork
 from train.optimizer import OptimizerConfig
 from train.sharding import MeshConfig
 
