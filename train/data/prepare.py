@@ -147,13 +147,13 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
     origin = _origin(config, sources)
     if _is_finished(config):
         origin.compare(config.folder)
-        return _finished(config, [])
+        return _outcome(config, [])
     refusal = (
         f"Another run is packing {config.folder}. Expected one at a time: they would write the same shards. Wait for "
         "its end; if it is stopped, the same command goes on with what is left to do."
     )
     with alone_in(config.folder.parent, refusal):
-        return _finished(config, _pack(config, sources, origin, on_progress))
+        return _outcome(config, _pack(config, sources, origin, on_progress))
 
 
 def _is_finished(config: PrepareConfig) -> bool:
@@ -183,7 +183,7 @@ def _pack(
     return bad
 
 
-def _finished(config: PrepareConfig, left_out: list[str]) -> Prepared:
+def _outcome(config: PrepareConfig, left_out: list[str]) -> Prepared:
     import tensorflow_datasets as tfds
 
     splits = tfds.builder_from_directory(config.folder).info.splits
