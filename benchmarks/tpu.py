@@ -137,7 +137,7 @@ def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -
     sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
     batch = parsed.images_per_chip * len(devices)
     return parts.step.lower(
-        parts.state,
+        parts.abstract_state,
         {
             "image": jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharding),

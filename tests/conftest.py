@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import programs
+
 # Set before jax is imported, and inherited by the programs that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
@@ -13,3 +15,11 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 # What these check for the tests tells the values it saw, as in the tests themselves.
 pytest.register_assert_rewrite("refusals", "small_data")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory) -> Path:
+    """The folder of a run of 20 steps from start to end, to compare with or to copy."""
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    programs.run([*programs.TINY, "--run-dir", str(run_dir)])
+    return run_dir

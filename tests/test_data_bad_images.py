@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from poolformer_jax.image_reading import ImageError
 from small_data import SMALL, assert_same, photographs, take, write_photographs
@@ -111,6 +112,15 @@ def test_a_data_folder_that_goes_away_is_no_bad_image(damaged, leave):
         list(batches)
 
 
+def test_what_is_wrong_with_an_image_is_found_with_the_settings_of_the_run(damaged):
+    root, bad = damaged
+    Image.new("RGB", (800, 1)).save(bad)  # whose edge of 1 would become 448 / 0.9 = 497: too many pixels, not for 224
+    config = photographs(root, on_bad_image="skip", held_out=0.9, image_size=448)
+    with evaluation_batches(config, open_source(config, "validation")) as batches:
+        list(batches)
+        assert "too long and thin" in batches.bad_images[str(bad)]
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_files_of_no_format_are_told_of_in_words(damaged, split):
     root, bad = damaged
@@ -129,7 +139,6 @@ class NothingReadable:
     """A data set of which no image can be read."""
 
     class_names = ("only",)
-    num_classes = 1
 
     def __len__(self):
         return 3

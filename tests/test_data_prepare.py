@@ -184,6 +184,23 @@ def test_a_file_that_the_storage_does_not_give_is_named(tmp_path):
         prepare(config)
 
 
+def test_a_data_set_is_packed_by_one_run_at_a_time(tmp_path):
+    config = write_folder(tmp_path)
+    refusals = []
+
+    def begin_another(progress):
+        with pytest.raises(ValueError, match=r"Another run is packing .*photos/1\.0\.0\. Expected one") as refusal:
+            prepare(config)
+        refusals.append(refusal)
+
+    prepared = prepare(config, begin_another)
+    assert len(refusals) == 9  # once with nothing done, then after each of 7 + 1 shards
+    packed = open_source(DataConfig(source=f"tfds:{prepared.folder}"), "train")
+    for example in examples_of(packed).values():
+        assert Image.open(io.BytesIO(example["image"])).size == (40, 48)
+    assert prepare(config) == prepared, "the lock is let go of"
+
+
 def replace_one(config):
     path = config.path / "class 1" / "3.jpg"
     path.write_bytes(path.read_bytes() + b"\0")

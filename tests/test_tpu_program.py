@@ -49,8 +49,8 @@ batch = {
     "image": jax.ShapeDtypeStruct((recipe.data.batch_size, *size), jnp.uint8, sharding=sharding),
     "label": jax.ShapeDtypeStruct((recipe.data.batch_size,), jnp.int32, sharding=sharding),
 }
-program = compiled_text.instructions(parts.step.lower(parts.state, batch).compile().as_text())
-gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(parts.state.params))
+program = compiled_text.instructions(parts.step.lower(parts.abstract_state, batch).compile().as_text())
+gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(parts.abstract_state.params))
 print(json.dumps({
     "collectives": [
         {"kind": c.opcode.removesuffix("-start"), "bytes": compiled_text.collective_bytes(c), "shape": c.shape}
@@ -58,7 +58,7 @@ print(json.dumps({
     ],
     "gradient_bytes": gradients,
     "large_gradient_bytes": sum(
-        4 * leaf.size for leaf in jax.tree.leaves(parts.state.params) if leaf.size >= mesh.fsdp_min_size
+        4 * leaf.size for leaf in jax.tree.leaves(parts.abstract_state.params) if leaf.size >= mesh.fsdp_min_size
     ),
     "kernels": len(compiled_text.kernels(program)),
 }))

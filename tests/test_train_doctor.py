@@ -14,10 +14,13 @@ from rich.console import Console
 from poolformer_jax import TpuKernels
 from poolformer_jax.kernels import mlp
 from train import loop
+from train.checkpoints import Checkpoints
+from train.data.sources import open_source
 from train.doctor import examine, report
+from train.identity import identify
 from train.kernel_check import TOLERANCE, largest_difference
 from train.sharding import BATCH_AXES, make_mesh
-from training import sharded, tiny
+from training import first_state, sharded, tiny
 
 
 @pytest.fixture
@@ -99,20 +102,39 @@ def test_a_batch_that_devices_cannot_share_is_told(folder, tmp_path):
     assert "data.batch_size=12" in found.found
 
 
+def save_a_state(config):
+    run = identify(config, open_source(config.data, "train"))
+    with Checkpoints(config.checkpoints, run) as checkpoints:
+        checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
+
+
 def test_a_folder_with_another_run_is_told(folder, tmp_path):
     config = of_folder(folder, tmp_path)
-    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
-    other = dataclasses.replace(config, seed=1).to_dict()
-    (tmp_path / "run" / "recipe.json").write_text(json.dumps(other))
+    save_a_state(dataclasses.replace(config, seed=1))
     (found,) = failures(config)
     assert "seed: 1 -> 42" in found.found
     assert "--run-dir" in found.remedy
 
 
+def test_a_folder_with_the_recipe_of_another_run_is_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    save_a_state(config)
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(dataclasses.replace(config, seed=1).to_dict()))
+    (found,) = failures(config)
+    assert "seed: 1 -> 42" in found.found
+
+
+def test_a_folder_of_states_that_do_not_say_what_they_are_of_is_told(folder, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert "No checkpoint in" in found.found
+    assert "step 7: " in found.found
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "\xff"])
 def test_a_damaged_recipe_is_named_by_the_doctor_and_by_the_run(folder, tmp_path, content):
     config = of_folder(folder, tmp_path)
-    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    save_a_state(config)
     path = tmp_path / "run" / "recipe.json"
     path.write_text(content, encoding="latin-1")
     (found,) = failures(config)

@@ -31,7 +31,7 @@ def params():
 def evaluate_on(split, params, batch_size, data, fsdp):
     config = tiny(mesh=sharded(data, fsdp), data__batch_size=batch_size)
     _, parts = open_and_assemble(config, jax.devices()[: data * fsdp])
-    placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, parts.state.params))
+    placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state.params))
     with evaluation_batches(config.data, split) as batches:
         return evaluate(parts.evaluation_step, placed, batches, parts.mesh)
 

@@ -7,13 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from train.network import FreshNetwork, PretrainedNetwork, make_network
+from train.data.config import DataConfig
+from train.network import make_network
+from train.network_config import FreshNetwork, PretrainedNetwork
+from training import tiny
 
 WEIGHTS = PretrainedNetwork(source=str(Path(__file__).parent / "fixtures" / "hf_sharded"))
 
 
 def network_for(class_names, wanted=WEIGHTS, seed=0):
-    return make_network(wanted, class_names, 64, 3, dtype="float32", remat=False, kernels=None, seed=seed)
+    return make_network(tiny(model=wanted, data=DataConfig(), seed=seed), class_names)
 
 
 def parameters(seed):
@@ -43,7 +46,7 @@ def test_a_head_is_kept_for_its_own_classes_or_for_another_vocabulary(names):
         (("axolotl", "cat", "dog"), "(?s)the same classes in another order.*label 0: cat in the model, axolotl in"),
         (("dog", "axolotl", "zebra"), "(?s)some classes in common only.*label 2: axolotl in the model, zebra in"),
         (("cat", "dog", "zebra"), "(?s)some classes in common only.*label 2: axolotl in the model, zebra in"),
-        (("cat", "dog"), "for 3 classes, and the data has 2"),
+        (("cat", "dog"), "tells 3 classes apart, and the data has 2"),
     ],
 )
 def test_a_head_is_not_kept_for_other_classes(names, message):

@@ -14,7 +14,7 @@ from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
 from train.data.pipeline import train_batches
 from train.data.sources import Source, open_source
 from train.distributed import DistributedConfig
-from train.network import FreshNetwork
+from train.network_config import FreshNetwork
 from train.optimizer import OptimizerConfig
 from train.recipes import TrainConfig
 from train.sharding import MeshConfig, to_devices
@@ -85,7 +85,9 @@ def train(
     """The state after some steps from the start, and every step's metrics."""
     source, parts = open_and_assemble(config, devices)
     alike = dataclasses.replace(config, mesh=sharded(1, 1), remat=False)
-    state = jax.device_put(first_state(alike), jax.tree.map(lambda leaf: leaf.sharding, parts.state), may_alias=False)
+    state = jax.device_put(
+        first_state(alike), jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state), may_alias=False
+    )
     rows = []
     with train_batches(config.data, source) as batches:
         for _ in range(steps):
@@ -99,3 +101,15 @@ def train_losses(run_dir: Path) -> dict[int, float]:
     """Loss by step, as a run's metrics.jsonl has it."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def lines(run_dir: Path) -> int:
+    """How many lines its metrics.jsonl has by now."""
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def saved(run_dir: Path) -> list[int]:
+    """Steps of the states that it has by now."""
+    folder = run_dir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []

@@ -32,7 +32,7 @@ class Assembly:
     Attributes:
         mesh: all devices.
         network: the model, and where its first parameters come from.
-        state: shapes, types and shardings of the state; no memory.
+        abstract_state: shapes, types and shardings of the state; no memory.
         init: makes the state, in place, from `network.argument`.
         step: the compiled training step; it consumes the state it is given.
         evaluation_step: the compiled sums of an evaluation batch.
@@ -40,7 +40,7 @@ class Assembly:
 
     mesh: Mesh
     network: Network
-    state: TrainState
+    abstract_state: TrainState
     init: Callable[[Any], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     evaluation_step: EvaluationStep
@@ -58,16 +58,8 @@ def assemble(
     mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
     check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
-    network = make_network(
-        config.model,
-        class_names,
-        data.image_size,
-        data.num_channels,
-        config.dtype,
-        config.remat,
-        TpuKernels(mesh, BATCH_AXES) if config.kernels and has_kernels(mesh.devices.flat) else None,
-        config.seed,
-    )
+    kernels = TpuKernels(mesh, BATCH_AXES) if config.kernels and has_kernels(mesh.devices.flat) else None
+    network = make_network(config, class_names, kernels)
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)
     keeps_ema = config.optimizer.ema_decay is not None
@@ -86,7 +78,7 @@ def assemble(
     return Assembly(
         mesh=mesh,
         network=network,
-        state=jax.tree.map(_place, shapes, shardings),
+        abstract_state=jax.tree.map(_place, shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(
             step,

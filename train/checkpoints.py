@@ -29,6 +29,10 @@ from train.state import TrainState
 _TREES = ("params", "ema", "optimizer")
 _COUNTERS = ("step", "skipped", "skipped_in_a_row")
 _SHOWN = 10
+_REMEDY = (
+    "Bring back a sound one from a copy, or start the run again in a new folder with --run-dir (and --checkpoint-dir, "
+    "where it is given)."
+)
 # How a state was read on a process: whole, or not because of its contents, or not because of something else.
 _SOUND, _DAMAGED, _TROUBLE = range(3)
 # TensorStore's words for what is wrong with a file. Any other ("PERMISSION_DENIED", "UNAVAILABLE") is about storage.
@@ -44,11 +48,11 @@ class Checkpoints:
 
     Args:
         folder: where they are, on a file system that all processes share.
-        keep: number of states to keep; older ones are deleted once a newer one is complete.
         run: what the states are of, JSON-ready; written with each of them.
+        keep: number of states to keep; older ones are deleted once a newer one is complete.
     """
 
-    def __init__(self, folder: Path | str, keep: int = 3, run: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path | str, run: Mapping[str, Any], keep: int = 3) -> None:
         self._folder = _absolute(folder)
         self._run = run
         self._log = logging.getLogger(__name__)
@@ -69,21 +73,25 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the complete states on the disk, oldest first."""
+        """Steps of the states on the disk, oldest first; of complete ones only after `wait`."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, wait: bool = False) -> None:
         """Begins to write `state`, and returns when the state may be donated; with `wait`, when it is on the disk.
 
         A state in the middle of steps without a finite gradient is not written, so that the last one from before
-        stands. Nor is one that is there already.
+        stands. Nor is one that is there already, or is being written.
 
         Raises:
             CheckpointError: if this or the write before it failed. The states written before are untouched.
         """
         counters = {name: int(getattr(state, name)) for name in _COUNTERS}
-        if counters["skipped_in_a_row"] or counters["step"] in self._manager.all_steps():
-            return
+        if not counters["skipped_in_a_row"] and counters["step"] not in self._manager.all_steps():
+            self._begin_to_write(state, counters)
+        if wait:
+            self.wait()
+
+    def _begin_to_write(self, state: TrainState, counters: Mapping[str, int]) -> None:
         record: dict[str, Any] = {**counters, "run": self._run, "arrays": array_types(state)}
         record["fingerprints"] = fingerprints(state)
         record["checksum"] = _checksum(record)
@@ -92,8 +100,6 @@ class Checkpoints:
             self._manager.save(counters["step"], args=ocp.args.Composite(**trees, step=ocp.args.JsonSave(record)))
         except Exception as error:
             raise self._failed_to_write(error) from error
-        if wait:
-            self.wait()
 
     def check(self) -> None:
         """Raises CheckpointError if a write in the background has failed."""
@@ -154,21 +160,14 @@ class Checkpoints:
         return None
 
     def _refuse_to_begin_again(self, damaged: Mapping[int, str]) -> None:
-        remedy = (
-            "Bring back a sound one from a copy, or start the run again in a new folder with --run-dir (and "
-            "--checkpoint-dir, where it is given)."
-        )
         if damaged:
-            reasons = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-            raise CheckpointError(
-                f"No checkpoint in {self._folder} can be read:\n  {reasons}\nNothing was moved. {remedy}"
-            )
+            raise _nothing_to_read(self._folder, damaged)
         aside = self._folder / "damaged"
         if aside.exists() and (steps := _steps(aside)):
             raise CheckpointError(
                 f"{self._folder} holds no checkpoint but those that were moved to its folder 'damaged', of step "
                 f"{', '.join(map(str, steps))}. The run would begin again from step 0, and does not do so by itself. "
-                f"{remedy}"
+                f"{_REMEDY}"
             )
 
     def _read(self, step: int, abstract: TrainState) -> TrainState:
@@ -189,8 +188,6 @@ class Checkpoints:
         return state
 
     def _refuse_other_arrays(self, step: int, record: Mapping[str, Any], abstract: TrainState) -> None:
-        if "arrays" not in record:  # written before records had them: Orbax then says what does not fit
-            return
         written, wanted = record["arrays"], array_types(abstract)
         differing = [
             f"{name}: {written.get(name, 'not there')} -> {wanted.get(name, 'not there')}"
@@ -230,17 +227,30 @@ class _OtherArraysError(ValueError):
     """A sound state that is not of this run."""
 
 
-def newest_run(folder: Path | str) -> tuple[int, dict[str, Any] | None] | None:
+def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
     """The newest step among the states in `folder`, and what they say that they are of; None if there are none.
 
-    Reads only, and needs no device. States that were written without a record of the run give None for it.
+    Reads only, and needs no device.
+
+    Raises:
+        CheckpointError: if there are states and none of them says so.
     """
     place = _absolute(folder)
     steps = _steps(place) if place.exists() else []
+    damaged: dict[int, str] = {}
     for step in reversed(steps):
-        with contextlib.suppress(ValueError, OSError, LookupError, TypeError):
-            return steps[-1], _read_record(place, step).get("run")
-    return (steps[-1], None) if steps else None
+        try:
+            return steps[-1], _read_record(place, step)["run"]
+        except (ValueError, OSError) as error:
+            damaged[step] = _first_line(error)
+    if damaged:
+        raise _nothing_to_read(place, damaged)
+    return None
+
+
+def _nothing_to_read(folder: epath.Path, damaged: Mapping[int, str]) -> CheckpointError:
+    reasons = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    return CheckpointError(f"No checkpoint in {folder} can be read:\n  {reasons}\nNothing was moved. {_REMEDY}")
 
 
 def _absolute(folder: Path | str) -> epath.Path:
@@ -253,11 +263,16 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:
-    """The JSON beside the arrays of a state, of which not a bit has changed."""
+    """The JSON beside the arrays of a state, of which not a bit has changed.
+
+    Raises:
+        ValueError: if one has, or it has no checksum that could tell.
+        OSError: if it cannot be read.
+    """
     # Without the manager, whose reading waits for all processes.
-    record = dict(ocp.JsonCheckpointHandler().restore(folder / str(step) / "step"))
-    if "checksum" in record and record["checksum"] != _checksum(record):
-        raise ValueError("its record changed since it was written")
+    record = ocp.JsonCheckpointHandler().restore(folder / str(step) / "step")
+    if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
+        raise ValueError("its record is not as it was written")
     if record["step"] != step:
         raise ValueError(f"it says that it is of step {record['step']}")
     return record

@@ -19,12 +19,13 @@ import numpy as np
 from poolformer_jax import TpuKernels
 from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
+from train.checkpoints import CheckpointError, newest_run
 from train.data.folders import FolderSource
 from train.data.pipeline import default_workers
 from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
-from train.identity import step_to_go_on_from
+from train.identity import refuse_another_run
 from train.kernel_check import TOLERANCE, largest_difference
 from train.recipes import TrainConfig
 from train.sharding import batch_sharding
@@ -65,7 +66,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
         return
     train = sources[config.data.train_split]
     yield from _look_at_classes(list(sources.values()))
-    if train.num_classes < 2:
+    if len(train.class_names) < 2:
         return
     yield _look_at_host_memory(config, train)
     try:
@@ -82,7 +83,8 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
 
 def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
     subject = f"data, {split}"
-    yield Finding("fine", subject, f"{len(source):,} images of {source.num_classes:,} classes{_passed_over(source)}")
+    classes = len(source.class_names)
+    yield Finding("fine", subject, f"{len(source):,} images of {classes:,} classes{_passed_over(source)}")
     if split == config.data.train_split and len(source) < config.data.batch_size:
         yield Finding(
             "warning",
@@ -141,7 +143,7 @@ def _look_at_images(config: TrainConfig, subject: str, examples: Sequence[Any]) 
 
 def _look_at_classes(sources: Sequence[Source]) -> Iterator[Finding]:
     first = sources[0]
-    if first.num_classes < 2:
+    if len(first.class_names) < 2:
         yield Finding(
             "failure",
             "classes",
@@ -175,7 +177,7 @@ def _available_memory() -> float:
 
 
 def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.state))
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.abstract_state))
     needed = state * (config.keep_checkpoints + 1)
     found = f"{config.keep_checkpoints + 1} states of {_size(state)} in {config.checkpoints}"
     if "://" in config.checkpoints:
@@ -190,12 +192,13 @@ def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
 
 def _look_at_run_folder(config: TrainConfig, source: Source) -> Finding:
     try:
-        step = step_to_go_on_from(config, source)
-    except ValueError as error:
+        refuse_another_run(config, source)
+        found = newest_run(config.checkpoints)
+    except (ValueError, CheckpointError) as error:
         return Finding("failure", "run folder", str(error), "Choose a new --run-dir, or give what that run was given.")
-    if step is None:
+    if found is None:
         return Finding("fine", "run folder", f"{config.run_dir} holds no run yet")
-    return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {step}")
+    return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {found[0]}")
 
 
 def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
@@ -206,7 +209,7 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
         ),
         "label": jax.ShapeDtypeStruct((data.batch_size,), np.int32, sharding=sharding),
     }
-    analysis = parts.step.lower(parts.state, batch).compile().memory_analysis()
+    analysis = parts.step.lower(parts.abstract_state, batch).compile().memory_analysis()
     # The new state takes the place of the old one.
     needed = (
         analysis.temp_size_in_bytes

@@ -18,18 +18,18 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
+from poolformer_jax import PoolFormerImageProcessor, load_pretrained
 from poolformer_jax.checks import refuse
 from poolformer_jax.image_reading import printable
 from poolformer_jax.inference import find_image_processor
+from train.classes import refuse_other_classes
 from train.data.config import DataConfig, HostAugmentation
 from train.data.device_augment import normalize_batch
 from train.data.folders import WHOLE, describe_split, is_pool
 from train.data.pipeline import evaluation_batches
-from train.data.sources import Source, open_source
+from train.data.sources import open_source
 from train.distributed import DistributedConfig, initialize
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
-from train.network import refuse_other_classes
 from train.reports import draw_confusion, evaluation_report, write_json
 from train.sharding import MeshConfig, make_mesh, process_part, replicated
 
@@ -83,7 +83,8 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     processor = find_image_processor(config.source, model.config)
     data = _data_config(config, processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
-    _check_classes(config, model.config, source)
+    remedy = "fine-tune the model to these classes with python -m train finetune"
+    refuse_other_classes(config.source, model.config, config.data, source.class_names, remedy)
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
     # By way of NumPy, because a process's own device arrays cannot become arrays of all processes.
@@ -131,16 +132,6 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
             + f". Expected {', '.join(f'{name}={made[name]!r}' for name in different)}."
         )
     return data
-
-
-def _check_classes(config: EvaluateConfig, network: PoolFormerConfig, source: Source) -> None:
-    if network.num_labels != source.num_classes:
-        raise ValueError(
-            f"{config.source} tells {network.num_labels} classes apart, and {config.data} has {source.num_classes}. "
-            "Expected the same classes; fine-tune the model to these with python -m train finetune."
-        )
-    remedy = "fine-tune the model to these classes with python -m train finetune"
-    refuse_other_classes(config.source, network, config.data, source.class_names, remedy)
 
 
 def _report(

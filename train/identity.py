@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from train.checkpoints import newest_run
 from train.data.sources import Source
 from train.recipes import TrainConfig, differences
@@ -24,19 +22,23 @@ def identify(config: TrainConfig, source: Source) -> Identity:
     return {"recipe": config.to_dict(), "classes": list(source.class_names), "images": len(source)}
 
 
-def step_to_go_on_from(config: TrainConfig, source: Source) -> int | None:
-    """The newest step among the states of the run, None if it has none yet; reads only.
+def refuse_another_run(config: TrainConfig, source: Source) -> None:
+    """Makes sure that what the folders of the run hold, if anything, is of this run; reads only.
 
     Raises:
-        ValueError: if the states there are of another run, or the run keeps its states elsewhere.
+        ValueError: if it is of another run, or the run keeps its states elsewhere.
+        CheckpointError: if there are states and none of them says what it is of.
     """
     found = newest_run(config.checkpoints)
     if found is None:
         _refuse_to_forget_states(config)
-        return None
+        return
     step, kept = found
-    _refuse_another_run(config, identify(config, source), kept, step)
-    return step
+    now = identify(config, source)
+    _refuse_changes(config.checkpoints, step, _changes(kept, now))
+    path = config.run_dir / "recipe.json"
+    if path.exists():  # the run's folder may be each host's own; process 0's has the recipe
+        _refuse_changes(config.run_dir, step, differences(read_recipe(path), now["recipe"]))
 
 
 def _refuse_to_forget_states(config: TrainConfig) -> None:
@@ -53,33 +55,14 @@ def _refuse_to_forget_states(config: TrainConfig) -> None:
         )
 
 
-def _refuse_another_run(config: TrainConfig, now: Identity, kept: Identity | None, step: int) -> None:
-    """Raises ValueError unless the states in `config.checkpoints` are of the run that `now` is.
-
-    Args:
-        config: the run.
-        now: what `identify` says of it.
-        kept: what the states say that they are of; None from those that were written before states said so. Then the
-            recipe in the run's folder has to tell.
-        step: the newest state's.
-    """
-    path = config.run_dir / "recipe.json"
-    # The run's folder may be each host's own; process 0's has the recipe.
-    beside = {"recipe": read_recipe(path)} if path.exists() else None
-    if kept is None and beside is None and jax.process_index() == 0:
+def _refuse_changes(place: Path | str, step: int, changed: Sequence[str]) -> None:
+    if changed:
         raise ValueError(
-            f"{config.checkpoints} holds states up to step {step} that do not say which run they are of, and there is "
-            f"no {path}. Expected the recipe.json of their run in that place to go on with them, or another folder "
-            "with --run-dir or --checkpoint-dir to begin a new run."
+            f"{place} holds another run, at step {step}. What differs:\n  "
+            + "\n  ".join(changed)
+            + "\nNothing was changed there. Expected the same values and the same data to go on with it, or another "
+            "folder with --run-dir (and --checkpoint-dir, where it is given) to begin a new run."
         )
-    for place, before in ((config.checkpoints, kept), (config.run_dir, beside)):
-        if before and (changed := _changes(before, now)):
-            raise ValueError(
-                f"{place} holds another run, at step {step}. What differs:\n  "
-                + "\n  ".join(changed)
-                + "\nNothing was changed there. Expected the same values and the same data to go on with it, or "
-                "another folder with --run-dir (and --checkpoint-dir, where it is given) to begin a new run."
-            )
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -103,9 +86,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _changes(before: Identity, now: Identity) -> list[str]:
     changed = differences(before["recipe"], now["recipe"])
-    if "classes" in before and before["classes"] != now["classes"]:
+    if before["classes"] != now["classes"]:
         changed.append(f"classes: {_classes(before['classes'], now['classes'])}")
-    if "images" in before and before["images"] != now["images"]:
+    if before["images"] != now["images"]:
         # The epochs, the schedule and the order of the images would be others from here on.
         changed.append(f"training images: {before['images']:,} -> {now['images']:,}")
     return changed

@@ -1,7 +1,9 @@
 """The training loop, from a recipe to a trained model."""
 
+import contextlib
 import dataclasses
 import signal
+from collections.abc import Iterator
 
 import jax
 from rich.console import Console
@@ -13,7 +15,7 @@ from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import Source, open_source
 from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
-from train.identity import identify, step_to_go_on_from
+from train.identity import identify, refuse_another_run
 from train.journal import Journal
 from train.lock import alone_in
 from train.progress import Meter, Record
@@ -33,11 +35,13 @@ class Outcome:
 
     Attributes:
         step: steps done.
+        saved: the step of the newest state on the disk, None if there is none.
         evaluations: of the whole evaluation split at the end, by kind of weights; empty if the run was stopped.
         stopped_by: the signal that stopped it, or None.
     """
 
     step: int
+    saved: int | None
     evaluations: dict[str, Evaluation]
     stopped_by: signal.Signals | None
 
@@ -61,16 +65,15 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         stop.before_training()
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
-        step_to_go_on_from(config, source)  # before anything is made or cleared away
+        refuse_another_run(config, source)  # before anything is made or cleared away
 
         with (
-            alone_in(config.run_dir),
-            alone_in(config.checkpoints),
-            Checkpoints(config.checkpoints, config.keep_checkpoints, identify(config, source)) as checkpoints,
+            _alone_in_its_folders(config),
+            Checkpoints(config.checkpoints, identify(config, source), config.keep_checkpoints) as checkpoints,
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
-            state = checkpoints.restore(parts.state) or parts.init(parts.network.argument)
+            state = checkpoints.restore(parts.abstract_state) or parts.init(parts.network.argument)
             stop.before_training()
             step = start = int(state.step)
             meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
@@ -104,12 +107,27 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                             checkpoints.save(state)
                 note(meter.rest())
                 checkpoints.save(state, wait=True)
+                saved = max(checkpoints.steps, default=None)
                 if step < total:
-                    return Outcome(step, {}, stop.signal)
+                    return Outcome(step, saved, {}, stop.signal)
                 evaluations = _evaluate(config, parts, state, held_out)
                 journal.evaluation(step, evaluations)
             results.write(config, parts, state, held_out, evaluations)
-    return Outcome(step, evaluations, None)
+    return Outcome(step, saved, evaluations, None)
+
+
+@contextlib.contextmanager
+def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
+    """Process 0 holds the locks for all processes of the run."""
+    with contextlib.ExitStack() as locks:
+        for folder in (config.run_dir, config.checkpoints) if jax.process_index() == 0 else ():
+            refusal = (
+                f"A run is going on in {folder}. Expected no other: it would lose what it is saving. Stop that run, "
+                "wait for its end, or begin this one in another folder with --run-dir (and --checkpoint-dir, where it "
+                "is given)."
+            )
+            locks.enter_context(alone_in(folder, refusal))
+        yield
 
 
 def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out: Source) -> dict[str, Evaluation]:

@@ -9,10 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from poolformer_jax import PoolFormerImageProcessor
 from poolformer_jax.checks import refuse
+from poolformer_jax.published import RESULTS
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
-from train.network import ComputeType, FreshNetwork, PretrainedNetwork
+from train.network_config import ComputeType, FreshNetwork, PretrainedNetwork
 from train.optimizer import OptimizerConfig
 from train.sharding import MeshConfig
 
@@ -147,8 +149,9 @@ class Recipe:
     config: TrainConfig
 
 
-def _imagenet(variant: str, drop_path_rate: float, crop_pct: float, top1: float, gmacs: float) -> Recipe:
+def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
     """The authors' ImageNet-1k training of one size."""
+    (top_1, gmacs), crop_pct = RESULTS[variant], PoolFormerImageProcessor.for_variant(variant).crop_pct
     # Forward and backward are three forward passes, of two operations a multiply-add: an estimate, not a measurement.
     images = 310 * 1_281_167
     hours = images * gmacs * 1e9 * 6 / (0.25 * 16 * 275e12) / 3600
@@ -160,7 +163,7 @@ def _imagenet(variant: str, drop_path_rate: float, crop_pct: float, top1: float,
 
         Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012 --dtype bfloat16
 
-        Expected: {top1} % top-1 at 224 pixels, the authors' own result (README of sail-sg/poolformer); this program
+        Expected: {top_1} % top-1 at 224 pixels, the authors' own result (README of sail-sg/poolformer); this program
         has not been run to the end on ImageNet. About {hours:.0f} hours on a TPU v4-32 if its 16 chips reach a quarter
         of their peak and the hosts keep up: an estimate from the number of operations, not a measurement.
         """,
@@ -269,11 +272,11 @@ _SMOKE = Recipe(
 
 RECIPES: dict[str, Recipe] = {
     "digits": DIGITS_RECIPE,
-    "imagenet-s12": _imagenet("s12", drop_path_rate=0.1, crop_pct=0.9, top1=77.2, gmacs=1.8),
-    "imagenet-s24": _imagenet("s24", drop_path_rate=0.1, crop_pct=0.9, top1=80.3, gmacs=3.4),
-    "imagenet-s36": _imagenet("s36", drop_path_rate=0.2, crop_pct=0.9, top1=81.4, gmacs=5.0),
-    "imagenet-m36": _imagenet("m36", drop_path_rate=0.3, crop_pct=0.95, top1=82.1, gmacs=8.8),
-    "imagenet-m48": _imagenet("m48", drop_path_rate=0.4, crop_pct=0.95, top1=82.5, gmacs=11.6),
+    "imagenet-s12": _imagenet("s12", drop_path_rate=0.1),
+    "imagenet-s24": _imagenet("s24", drop_path_rate=0.1),
+    "imagenet-s36": _imagenet("s36", drop_path_rate=0.2),
+    "imagenet-m36": _imagenet("m36", drop_path_rate=0.3),
+    "imagenet-m48": _imagenet("m48", drop_path_rate=0.4),
     "finetune": _FINETUNE,
     "smoke": _SMOKE,
 }

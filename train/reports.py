@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from poolformer_jax.writing import replacing
 from train.evaluation import Evaluation
 from train.progress import Record
 from train.tensorboard import EventFile
@@ -39,9 +39,9 @@ class Reports:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(self._path) if line["step"] <= start_step]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._open.enter_context(self._path.open("a"))
         self._events = self._open.enter_context(contextlib.closing(EventFile(folder / "tensorboard", start_step)))
 
@@ -82,25 +82,10 @@ class Reports:
             raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is either the old or the new one."""
-    _replace(path, lambda temporary: temporary.write_text(text))
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON for people to read."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        write(temporary)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)  # noqa: PTH105 -- Path.replace is the same, and hides that it is atomic
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -116,7 +101,8 @@ def _draw(path: Path, paint: Callable[[], Any]) -> None:
     """Saves the figure that `paint` makes. A picture is never worth a run: where it fails, that is said."""
     try:
         figure = paint()
-        _replace(path, lambda temporary: figure.savefig(temporary, dpi=120))
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120)
     except Exception as error:  # Matplotlib's parsers, fonts and layout raise whatever they like
         _LOG.warning("The picture %s could not be drawn, and is left out: %s: %s", path, type(error).__name__, error)
 

@@ -8,7 +8,7 @@ The seam with the training loop, in the order in which a run uses it (`...` stan
 
     from train.data.sources import open_source
     source = open_source(config, config.train_split)     # or config.evaluation_split
-    len(source), source.num_classes, source.class_names, source[i] -> {"image", "label", "id"}
+    len(source), source.class_names, source[i] -> {"image", "label", "id"}
 
     from train.data.pipeline import train_batches, evaluation_batches
     with train_batches(config, source, start_step=0, process_index=0, process_count=1) as batches:

@@ -38,11 +38,6 @@ class ArchiveSource:
     """int32 [n]."""
     class_names: tuple[str, ...]
 
-    @property
-    def num_classes(self) -> int:
-        """How many labels there are."""
-        return len(self.class_names)
-
     def __len__(self) -> int:
         return len(self.labels)
 

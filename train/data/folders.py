@@ -41,11 +41,6 @@ class FolderSource:
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """How many files of the class folders are no images by their names' endings, by ending."""
 
-    @property
-    def num_classes(self) -> int:
-        """How many labels there are."""
-        return len(self.class_names)
-
     def __len__(self) -> int:
         return len(self.labels)
 

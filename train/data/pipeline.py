@@ -26,7 +26,7 @@ from poolformer_jax.image_reading import ImageError
 from train.data.config import DataConfig
 from train.data.resizing import choose_resizer
 from train.data.sources import ArraySource, Example, Source, image_of
-from train.data.transforms import EvaluationTransform, TrainingTransform
+from train.data.transforms import TrainingTransform
 from train.data.worker_process import name_as_main_of_workers
 
 Batch = dict[str, np.ndarray]
@@ -45,14 +45,14 @@ class LabelError(ValueError):
 class Batches:
     """An iterator over batches that can be closed, and knows which images it could not read."""
 
-    def __init__(self, dataset: grain.IterDataset[Batch], source: Source) -> None:
+    def __init__(self, batches: grain.MapDataset[Batch], config: DataConfig, source: Source) -> None:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only absl's own programs parse
         # Held in a list that the finalizer empties: an iterator of Grain that outlives the modules it was made of, at
         # the end of a program that did not close it, complains.
-        self._running = [iter(dataset)]
+        self._running = [iter(_spread(batches, config, source))]
         self._finalizer = weakref.finalize(self, _stop, self._running)
-        self._source = source
+        self._config, self._source = config, source
         self.bad_images: dict[str, str] = {}
         """Id and complaint of every image that was replaced or left out so far."""
 
@@ -75,7 +75,7 @@ class Batches:
                 name = example["id"]
                 if name in self.bad_images:
                     continue
-                EvaluationTransform(DataConfig().image_processor())(image_of(example))
+                self._config.image_processor().resize_and_crop(image_of(example))
                 reason = "it was unreadable in a worker, and is readable now"
             except ImageError as error:
                 reason = str(error)
@@ -122,7 +122,7 @@ def train_batches(
         .batch(size, batch_fn=list)
     )
     mine = numbers[start_step * process_count + process_index :: process_count]
-    return Batches(_spread(mine.map(_MakeTrainingBatch(config, source)), config, source), source)
+    return Batches(mine.map(_MakeTrainingBatch(config, source)), config, source)
 
 
 def evaluation_batches(
@@ -142,7 +142,7 @@ def evaluation_batches(
     size = _local_size(whole, process_count)
     numbers = grain.MapDataset.range(-(-len(source) // whole) * whole).batch(size, batch_fn=list)
     mine = numbers[process_index::process_count]
-    return Batches(_spread(mine.map(_MakeEvaluationBatch(config, source)), config, source), source)
+    return Batches(mine.map(_MakeEvaluationBatch(config, source)), config, source)
 
 
 def default_workers(source: Source) -> int:
@@ -202,7 +202,7 @@ class _MakeEvaluationBatch:
     source: Source
 
     def __call__(self, numbers: Sequence[int]) -> Batch:
-        transform = EvaluationTransform(self.config.image_processor())
+        processor = self.config.image_processor()
         real = [number for number in numbers if number < len(self.source)]
         batch = _empty_batch(self.config, len(numbers))
         batch["mask"] = np.zeros(len(numbers), bool)
@@ -210,7 +210,7 @@ class _MakeEvaluationBatch:
             batch["index"][row] = index
             batch["label"][row] = _label(example, self.source, self.config.evaluation_split)
             try:
-                batch["image"][row] = transform(image_of(example))
+                batch["image"][row] = processor.resize_and_crop(image_of(example))
                 batch["mask"][row] = True
             except ImageError as error:
                 _complain_or_go_on(self.config, example["id"], error)
@@ -228,13 +228,12 @@ def _empty_batch(config: DataConfig, size: int) -> Batch:
 
 
 def _label(example: Example, source: Source, split: str) -> int:
-    label = example["label"]
-    if not 0 <= label < source.num_classes:
+    label, classes = example["label"], len(source.class_names)
+    if not 0 <= label < classes:
         # An array on the device would take a negative one from its end.
         raise LabelError(
-            f"{example['id']} in the split {split!r} has the label {label}. Expected 0 to {source.num_classes - 1}, "
-            f"because the data set has {source.num_classes} classes. -1 marks splits whose labels are not published: "
-            "choose another."
+            f"{example['id']} in the split {split!r} has the label {label}. Expected 0 to {classes - 1}, because "
+            f"the data set has {classes} classes. -1 marks splits whose labels are not published: choose another."
         )
     return label
 

@@ -4,6 +4,7 @@ Why: a pod's storage reads a thousand large files well and a million small ones 
 `restart_markers` (see `restart_jpeg`) their pixels. The result is an ordinary TFDS data set, which
 `tfds.builder_from_directory` reads, made by our own writer because TFDS's starts from nothing after an interruption:
 
+    OUTPUT/NAME/.lock                one run at a time
     OUTPUT/NAME/1.0.0.incomplete/    while it runs: finished shards, each renamed when it is whole
     OUTPUT/NAME/1.0.0/               the data set, renamed when all shards and the metadata are there
 
@@ -31,6 +32,7 @@ from train.data.folders import FolderSource, open_folder
 from train.data.origin import Origin, require_note
 from train.data.restart_jpeg import add_restart_markers, jpegtran_is_installed
 from train.data.sources import Example, Source, SourceError, image_of
+from train.lock import alone_in
 
 _VERSION = "1.0.0"
 _SHUFFLE_SEED = 0
@@ -133,9 +135,9 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
     Raises:
         SourceError: if there is nothing to pack, files are no images, the folder holds another data set, or there is
             no jpegtran.
+        ValueError: if another run is packing the data set.
     """
-    finished = (config.folder / "dataset_info.json").is_file()
-    if finished:
+    if _is_finished(config):
         require_note(config.folder)  # before a long listing
     elif config.restart_markers and not jpegtran_is_installed():
         raise SourceError(
@@ -144,9 +146,28 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
         )
     sources = _open_sources(config, on_progress)
     origin = _origin(config, sources)
-    if finished:
+    if _is_finished(config):
         origin.compare(config.folder)
-        return _finished(config, [])
+        return _outcome(config, [])
+    refusal = (
+        f"Another run is packing {config.folder}. Expected one at a time: they would write the same shards. Wait for "
+        "its end; if it is stopped, the same command goes on with what is left to do."
+    )
+    with alone_in(config.folder.parent, refusal):
+        return _outcome(config, _pack(config, sources, origin, on_progress))
+
+
+def _is_finished(config: PrepareConfig) -> bool:
+    return (config.folder / "dataset_info.json").is_file()
+
+
+def _pack(
+    config: PrepareConfig,
+    sources: Mapping[str, Source],
+    origin: Origin,
+    on_progress: Callable[[Progress], None],
+) -> list[str]:
+    """Makes the data set of what is packed already and what is not; returns the names of files that are no images."""
     work = config.folder.with_name(f"{_VERSION}.incomplete")
     work.mkdir(parents=True, exist_ok=True)
     origin.claim(work)
@@ -158,14 +179,12 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
             "again (what is packed stays packed), or leave them out with --on-bad-image skip."
         )
     _write_metadata(config, sources, shards, work)
-    for leftover in work.glob(".*.tmp"):
-        leftover.unlink()
     origin.note(work)
     work.rename(config.folder)
-    return _finished(config, bad)
+    return bad
 
 
-def _finished(config: PrepareConfig, left_out: list[str]) -> Prepared:
+def _outcome(config: PrepareConfig, left_out: list[str]) -> Prepared:
     import tensorflow_datasets as tfds
 
     splits = tfds.builder_from_directory(config.folder).info.splits

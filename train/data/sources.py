@@ -34,10 +34,6 @@ class Source(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """The name of every label, in the order of the labels."""
 
-    @property
-    def num_classes(self) -> int:
-        """How many labels there are."""
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
@@ -94,11 +90,6 @@ class ArraySource:
     labels: Integer[np.ndarray, " n"]
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        """How many labels there are."""
-        return len(self.class_names)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -26,11 +26,6 @@ class TfdsSource:
     split: str
     id_key: str | None
 
-    @property
-    def num_classes(self) -> int:
-        """How many labels there are."""
-        return len(self.class_names)
-
     def __len__(self) -> int:
         return len(self.records)
 

@@ -1,13 +1,11 @@
-"""What happens to one example between its source and a batch: small picklable functions that workers carry."""
+"""What happens to one example of training between its source and a batch. Evaluation has the image processor."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.image_reading import read_image
 from train.data.config import DataConfig
 from train.data.crops import Box, random_resized_box, shift_and_rotate
@@ -22,21 +20,6 @@ _FILTERS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationTransform:
-    """Exactly what inference does to an image, up to the 8-bit pixels."""
-
-    processor: PoolFormerImageProcessor
-
-    def __call__(self, image: Any) -> UInt8[np.ndarray, "h w c"]:
-        """Pixels for the bytes of an image file or an array of pixels.
-
-        Raises:
-            ImageError: if the image cannot be read.
-        """
-        return self.processor.resize_and_crop(image)
-
-
 class TrainingTransform:
     """Crop, flip, RandAugment, shift and rotation; all numbers come from the generator given."""
 
@@ -47,7 +30,7 @@ class TrainingTransform:
         self._channels = config.num_channels
         self._filters = _FILTERS[augment.interpolation]
         self._resizer = choose_resizer(augment.resizer)
-        self._evaluation = EvaluationTransform(config.image_processor())
+        self._processor = config.image_processor()
         self._policy = None
         if augment.randaugment != "none":
             fill = tuple(min(255, round(255 * mean)) for mean in config.image_mean)
@@ -74,7 +57,7 @@ class TrainingTransform:
 
     def _crop(self, image: Any, rng: np.random.Generator) -> Image.Image:
         if self._augment.crop == "evaluation":
-            pixels = self._evaluation(image)
+            pixels = self._processor.resize_and_crop(image)
             return Image.fromarray(pixels if self._channels == 3 else pixels[..., 0])
         resample = self._filters[rng.integers(len(self._filters))]
 

@@ -1,0 +1,99 @@
+"""A folder's run goes on as itself or not at all: not with another recipe, other classes or images, nor twice."""
+
+import shutil
+import signal
+
+import pytest
+from PIL import Image
+
+import programs
+from training import lines, saved, train_losses
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    before = train_losses(run_dir)
+    assert "Held-out accuracy" in programs.run([*programs.TINY, "--run-dir", str(run_dir)])
+    assert train_losses(run_dir) == before
+
+
+def test_another_recipe_does_not_go_on_with_a_run(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.learning-rate", "0.5"]
+    output = programs.run(arguments, code=1)
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in output
+    assert "--run-dir" in output
+
+
+def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_path, uninterrupted):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(uninterrupted / "checkpoints", folder)
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path / "b"), "--checkpoint-dir", str(folder)]
+    before = sorted(folder.rglob("*"))
+    output = programs.run([*arguments, "--optimizer.learning-rate", "0.5"], code=1)
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in output
+    assert sorted(folder.rglob("*")) == before
+    assert not (tmp_path / "b").exists()
+    # Moved to another place it is still the same run.
+    assert "Going on from step 20" in programs.run([*arguments, "--max-steps", "20"])
+
+
+def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path):
+    pool, run_dir = tmp_path / "pool", tmp_path / "run"
+    for number, name in enumerate(("ant", "bee", "cat")):
+        (pool / name).mkdir(parents=True)
+        for index in range(8):
+            Image.new("RGB", (16, 16), (80 * number, 10 * index, 0)).save(pool / name / f"{index}.png")
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--data.source", f"folder:{pool}", "--data.workers", "0"]
+    programs.run([*arguments, "--max-steps", "2"])
+    metrics = (run_dir / "metrics.jsonl").read_text()
+
+    def refused() -> str:
+        output = programs.run([*arguments, "--max-steps", "4"], code=1)
+        assert (run_dir / "metrics.jsonl").read_text() == metrics
+        assert saved(run_dir) == [2]
+        return output
+
+    (pool / "ant").rename(pool / "zebra")
+    assert "classes: gone: ant; new: zebra" in refused()
+    (pool / "zebra").rename(pool / "ant")
+
+    shutil.copytree(pool / "ant", pool / "dog")
+    output = refused()
+    assert "classes: new: dog" in output
+    assert "training images: 21 -> 28" in output
+    shutil.rmtree(pool / "dog")
+    assert "Going on from step 2" in programs.run([*arguments, "--max-steps", "4"])
+
+
+def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path):
+    run_dir, states = tmp_path / "run", tmp_path / "states"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir)]
+    programs.run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "2"])
+    metrics = (run_dir / "metrics.jsonl").read_text()
+    output = programs.run([*arguments, "--max-steps", "4"], code=1)
+    assert f"--checkpoint-dir {states}" in output.replace("\n", " ")
+    assert (run_dir / "metrics.jsonl").read_text() == metrics
+    assert not (run_dir / "checkpoints").exists()
+    assert "Going on from step 2" in programs.run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])
+
+
+@pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
+def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared):
+    def arguments(number: int) -> list[str]:
+        folders = {"--run-dir": f"run {number}", "--checkpoint-dir": "checkpoints", shared: "shared"}
+        flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
+        return [*programs.TINY, *flags, "--optimizer.epochs", "9000"]
+
+    reports = tmp_path / ("shared" if shared == "--run-dir" else "run 1")
+    with programs.stopping([programs.start(arguments(1))]) as (first,):
+        programs.wait_until(lambda: lines(reports) >= 3, first)
+        output = programs.run(arguments(2), code=1)
+        assert f"A run is going on in {tmp_path / 'shared'}." in output
+        assert "Traceback" not in output
+        first.send_signal(signal.SIGKILL)
+        programs.finish(first, code=-signal.SIGKILL)
+    # A killed run leaves no lock behind.
+    assert "Going on from step" in programs.run([*arguments(1), "--max-steps", "1"])

@@ -1,0 +1,81 @@
+"""Several processes train as one, and end as one. These are real processes, without a cluster."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import programs
+from training import lines, train_losses
+
+
+def assert_close(found: dict[int, float], wanted: dict[int, float]) -> None:
+    """The same images and the same random numbers; only sums are rounded in another order."""
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
+
+
+def test_a_run_goes_on_with_other_processes_and_devices(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--mesh.fsdp-min-size", "0"]
+    first = programs.start_under_slurm([*arguments, "--max-steps", "8", "--mesh.fsdp", "2"], processes=2)
+    with programs.stopping(first):
+        outputs = [programs.finish(process) for process in first]
+    assert "step 8/8" in outputs[0]
+    assert "loss" not in outputs[1], "only process 0 reports"
+    programs.run([*arguments, "--max-steps", "14", "--mesh.fsdp", "2"], devices=4)
+    programs.run(arguments)
+    assert_close(train_losses(run_dir), train_losses(uninterrupted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+def test_several_processes_train_as_one(tmp_path, uninterrupted, processes, devices):
+    run_dir = tmp_path / "run"
+    together = programs.start_together([*programs.TINY, "--run-dir", str(run_dir)], processes, devices)
+    with programs.stopping(together):
+        outputs = [programs.finish(process) for process in together]
+    assert "Held-out accuracy" in outputs[0]
+    assert_close(train_losses(run_dir), train_losses(uninterrupted))
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
+    run_dir = tmp_path / "run"
+    # The checkpoints are all that hosts have to share.
+    shared = ["--checkpoint-dir", str(tmp_path / "shared"), "--save-every", "1000", "--optimizer.epochs", "400"]
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), *shared]
+    with programs.stopping(programs.start_together(arguments, 2)) as started:
+        programs.wait_until(lambda: lines(run_dir) >= 3, started[0])
+        started[1].send_signal(signal.SIGTERM)
+        outputs = [programs.finish(process, code=0) for process in started]
+    (step,) = (int(path.name) for path in (tmp_path / "shared").iterdir() if path.name.isdigit())
+    assert f"Stopped after step {step}" in outputs[0]
+
+
+def test_one_process_that_fails_ends_both_with_its_message(tmp_path):
+    for host in (0, 1):
+        for name in ("ant", "bee"):
+            (tmp_path / f"host {host}" / name).mkdir(parents=True)
+            for index in range(24):
+                Image.new("RGB", (16, 16)).save(tmp_path / f"host {host}" / name / f"{index}.png")
+    for path in (tmp_path / "host 1").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0", "--data.source"]
+    commands = [[*common, f"folder:{tmp_path / f'host {host}'}"] for host in (0, 1)]
+    with programs.stopping(programs.start_together(commands, 2)) as (sound, failing):
+        output = programs.finish(failing, code=1)
+        assert "not an image" in output
+        assert "stack trace" not in output
+        start = time.monotonic()
+        assert "Another process of the run has ended" in programs.finish(sound, code=1)
+        assert time.monotonic() - start < 60, "jax waits for 300 s"
+
+
+def test_a_wrong_address_of_process_0_is_told(tmp_path):
+    flags = "--distributed.coordinator-address 127.0.0.1:9 --distributed.num-processes 2 --distributed.process-id 1"
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path / "run"), *flags.split(), "--distributed.timeout", "1"]
+    output = programs.run(arguments, code=1)
+    assert "Process 0 of the run cannot be reached at 127.0.0.1:9" in output
+    assert "Traceback" not in output
