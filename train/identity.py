@@ -1,4 +1,4 @@
-"""What makes a run the same run: its recipe, its classes and its number of images. Kept with every state.
+"""What makes a run the same run: its recipe, its classes and its images. Kept with every state.
 
 A state alone does not say what it is of: another run's weights may have the same shapes, and a class folder that was
 renamed gives every label after it another meaning.
@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from train.checkpoints import newest_run
 from train.data.sources import Source
-from train.recipes import TrainConfig, differences
+from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences
 
 Identity = dict[str, Any]
 _SHOWN = 10
@@ -19,7 +23,12 @@ _SHOWN = 10
 
 def identify(config: TrainConfig, source: Source) -> Identity:
     """What the run of `config` on the training images of `source` is, JSON-ready."""
-    return {"recipe": config.to_dict(), "classes": list(source.class_names), "images": len(source)}
+    return {
+        "recipe": config.to_dict(),
+        "classes": list(source.class_names),
+        "images": len(source),
+        "examples": source.digest,
+    }
 
 
 def refuse_another_run(config: TrainConfig, source: Source) -> None:
@@ -39,6 +48,39 @@ def refuse_another_run(config: TrainConfig, source: Source) -> None:
     path = config.run_dir / "recipe.json"
     if path.exists():  # the run's folder may be each host's own; process 0's has the recipe
         _refuse_changes(config.run_dir, step, differences(read_recipe(path), now["recipe"]))
+
+
+def refuse_unlike_processes(config: TrainConfig, source: Source, held_out: Source) -> None:
+    """Makes sure that all processes were started with the same settings and have the same data, before they compute.
+
+    Otherwise they would wait for each other for ever, or train weights that only seem to be the same.
+
+    Raises:
+        ValueError: in every process, if they were not; with what differs where it does.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = identify(config, source) | {"held out": [list(held_out.class_names), len(held_out), held_out.digest]}
+    first = _from_process_0(mine)
+    changed = _changes(first, mine, FREE_TO_DIFFER)
+    if first["held out"] != mine["held out"]:
+        changed.append(f"held-out images: {first['held out'][1]:,} -> {len(held_out):,}, or others")
+    unlike = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(changed)))).tolist()
+    expected = "Expected the same command and the same data on every host."
+    if changed:
+        told = "\n  ".join(changed)
+        raise ValueError(f"Process {jax.process_index()} differs from process 0. What differs:\n  {told}\n{expected}")
+    if unlike:
+        raise ValueError(f"Other processes differ from process 0: {unlike}. They say in what. {expected}")
+
+
+def _from_process_0(value: Any) -> Any:
+    """What process 0 gives here; JSON-ready."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text))))
+    room = np.zeros(length, np.uint8)
+    room[: len(text)] = text[:length]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(room), np.uint8).tobytes())
 
 
 def _refuse_to_forget_states(config: TrainConfig) -> None:
@@ -84,13 +126,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def _changes(before: Identity, now: Identity) -> list[str]:
-    changed = differences(before["recipe"], now["recipe"])
+def _changes(before: Identity, now: Identity, free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
+    changed = differences(before["recipe"], now["recipe"], free)
     if before["classes"] != now["classes"]:
         changed.append(f"classes: {_classes(before['classes'], now['classes'])}")
     if before["images"] != now["images"]:
         # The epochs, the schedule and the order of the images would be others from here on.
         changed.append(f"training images: {before['images']:,} -> {now['images']:,}")
+    elif before["examples"] != now["examples"]:
+        changed.append("training images: as many, but others, or in another order")
     return changed
 
 

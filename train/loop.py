@@ -15,7 +15,7 @@ from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import Source, open_source
 from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
-from train.identity import identify, refuse_another_run
+from train.identity import identify, refuse_another_run, refuse_unlike_processes
 from train.journal import Journal
 from train.lock import alone_in
 from train.progress import Meter, Record
@@ -60,6 +60,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         source = open_source(config.data, config.data.train_split)
         stop.before_training()
         held_out = open_source(config.data, config.data.evaluation_split)
+        refuse_unlike_processes(config, source, held_out)
         stop.before_training()
         parts = assemble(config, source.class_names, len(source))
         stop.before_training()

@@ -113,6 +113,7 @@ FREE_TO_CHANGE = (
     "examples",
     "remat",
     "kernels",
+    "data/source",  # wherever it lies: `identity` asks for the same examples
     "data/data_dir",
     "data/workers",
     "data/worker_batches",
@@ -122,10 +123,23 @@ FREE_TO_CHANGE = (
 )
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+# What each host may have its own of.
+FREE_TO_DIFFER = (
+    "run_dir",
+    "distributed",
+    "log_every",
+    "checkpoint_dir",
+    "data/source",
+    "data/data_dir",
+    "data/workers",
+    "data/worker_batches",
+)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
     """Fields, as "name: before -> now", in which two `to_dict()`s would not continue each other."""
     left, right = _flat(before), _flat(now)
-    names = [name for name in {**left, **right} if not name.startswith(FREE_TO_CHANGE)]
+    names = [name for name in {**left, **right} if not name.startswith(free)]
     return [
         f"{name.replace('/', '.')}: {left.get(name)!r} -> {right.get(name)!r}"
         for name in names

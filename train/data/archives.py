@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.sources import Example, SourceError
+from train.data.sources import Example, SourceError, digest_of
 
 TRAIN, VALIDATION, KIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
@@ -37,6 +37,11 @@ class ArchiveSource:
     labels: np.ndarray
     """int32 [n]."""
     class_names: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """As `Source.digest`."""
+        return digest_of(self.class_names, self.names, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

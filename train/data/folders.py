@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from poolformer_jax.image_reading import ImageError, image_suffixes, printable
-from train.data.sources import Example, SourceError, held_out
+from train.data.sources import Example, SourceError, digest_of, held_out
 
 WHOLE = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
@@ -40,6 +40,11 @@ class FolderSource:
     class_names: tuple[str, ...]
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """How many files of the class folders are no images by their names' endings, by ending."""
+
+    @property
+    def digest(self) -> str:
+        """As `Source.digest`."""
+        return digest_of(self.class_names, self.names, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,7 +3,6 @@
 Shards say nothing of where they come from: those of other files, or of other settings, would be taken for finished.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import numpy as np
 
 from poolformer_jax.writing import replacing
 from train.data.folders import FolderSource
-from train.data.sources import Source, SourceError
+from train.data.sources import Source, SourceError, digest_of
 
 _FILE = "fingerprint.json"
 
@@ -24,19 +23,15 @@ class Origin:
 
     Args:
         name: of the source, as it was given.
-        splits: the examples of every split, in a source that lists names and labels.
+        splits: the examples of every split.
         settings: their names and values, JSON-ready.
         threads: how many files are looked at at the same time.
     """
 
     def __init__(self, name: str, splits: Mapping[str, Source], settings: Mapping[str, Any], threads: int) -> None:
         self._name, self._splits, self._settings, self._threads = name, splits, dict(settings), threads
-        listing = hashlib.sha256()
-        for split, source in splits.items():
-            listing.update(json.dumps([split, source.class_names]).encode())
-            for column in (source.names, source.labels):  # type: ignore[attr-defined]
-                listing.update(np.ascontiguousarray(column).tobytes())
-        self._begun = {"examples": listing.hexdigest(), **self._settings}
+        examples = {split: source.digest for split, source in splits.items()}
+        self._begun = {"examples": examples, **self._settings}
 
     def claim(self, folder: Path) -> None:
         """Notes in the folder of an unfinished data set that its shards are of these examples.
@@ -83,10 +78,7 @@ class Origin:
 
     def _sizes(self) -> str:
         """Digest of the bytes of every image file, 0 for one that is not there."""
-        sizes = hashlib.sha256()
-        for source in self._splits.values():
-            sizes.update(_sizes(source, self._threads).tobytes())
-        return sizes.hexdigest()
+        return digest_of(None, *(_sizes(source, self._threads) for source in self._splits.values()))
 
 
 def require_note(folder: Path) -> None:

@@ -6,6 +6,7 @@ every worker process, so it pickles small and opens its files where it is used.
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
@@ -34,12 +35,24 @@ class Source(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """The name of every label, in the order of the labels."""
 
+    @property
+    def digest(self) -> str:
+        """Tells these examples, in this order, from any others; the same wherever they lie."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several at once, which a source on slow storage reads at the same time."""
+
+
+def digest_of(description: Any, *columns: np.ndarray) -> str:
+    """SHA-256 of something JSON-ready and of arrays."""
+    digest = hashlib.sha256(json.dumps(description).encode())
+    for column in columns:
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
 
 
 def image_of(example: Example) -> Any:
@@ -90,6 +103,11 @@ class ArraySource:
     labels: Integer[np.ndarray, " n"]
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """As `Source.digest`."""
+        return digest_of([self.class_names, self.ids], self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

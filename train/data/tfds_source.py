@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.data.sources import Example, SourceError
+from train.data.sources import Example, SourceError, digest_of
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAMES_OF_IDS = ("file_name", "filename", "image/filename", "id")
@@ -25,6 +25,7 @@ class TfdsSource:
     class_names: tuple[str, ...]
     split: str
     id_key: str | None
+    digest: str
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,7 +74,9 @@ def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
         known = ", ".join(builder.info.splits) or "none"
         raise SourceError(f"tfds:{name} has no split {split!r}. It has: {known}. {error}") from error
     id_key = next((key for key in _NAMES_OF_IDS if key in features), None)
-    return TfdsSource(records, tuple(features["label"].names), split, id_key)
+    classes = tuple(features["label"].names)
+    shards = {name: found.shard_lengths for name, found in builder.info.splits.items()}
+    return TfdsSource(records, classes, split, id_key, digest_of([builder.info.full_name, split, shards, classes]))
 
 
 def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
