@@ -15,6 +15,7 @@ from PIL import Image
 import programs
 from train import loop
 from train.command_line import main
+from train.optimizer import OptimizerConfig
 from train.recipes import RECIPES, differences
 from train.reports import Reports
 from training import tiny
@@ -215,3 +216,16 @@ def test_lines_of_later_steps_are_dropped_when_a_run_goes_back(tmp_path):
 def test_configuration_mistakes_are_named_together():
     with pytest.raises(ValueError, match=r"(?s)log_every=0: expected.*max_skipped=0: expected"):
         dataclasses.replace(tiny(), log_every=0, max_skipped=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        *((OptimizerConfig, name) for name in ("learning_rate_batch", "clip_norm", "layer_decay")),
+        *((tiny, name) for name in ("save_every", "max_steps", "data__evaluation_batch_size")),
+    ],
+)
+def test_zero_is_not_none_where_a_field_may_be_left_out(make, field):
+    make(**{field: None})
+    with pytest.raises(ValueError, match=rf"{field.removeprefix('data__')}=0: expected .*, or None"):
+        make(**{field: 0})

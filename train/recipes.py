@@ -11,7 +11,7 @@ from typing import Any
 
 from poolformer_jax import PoolFormerImageProcessor
 from poolformer_jax.published import RESULTS
-from train.checks import refuse
+from train.checks import is_none_or_positive, refuse
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
 from train.network_config import ComputeType, FreshNetwork, PretrainedNetwork
@@ -65,10 +65,10 @@ class TrainConfig:
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
             ("log_every", self.log_every >= 1, "at least 1"),
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
-            ("save_every", (self.save_every or 1) >= 1, "at least 1, or None"),
+            ("save_every", is_none_or_positive(self.save_every), "at least 1, or None"),
             ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
             ("max_skipped", self.max_skipped >= 1, "at least 1"),
-            ("max_steps", (self.max_steps or 1) >= 1, "at least 1, or None"),
+            ("max_steps", is_none_or_positive(self.max_steps), "at least 1, or None"),
             ("examples", self.examples >= 0, "0 or more"),
         ]
         refuse(self, rules)
