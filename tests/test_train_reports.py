@@ -1,5 +1,7 @@
 """What a run leaves beside its weights; nothing in it can fail a run that is done."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,7 @@ from PIL import Image
 from small_data import photographs, write_photographs
 from train.data.sources import ArraySource, open_source
 from train.evaluation import Evaluation
-from train.reports import draw_confusion, draw_curves
+from train.reports import draw_confusion, draw_curves, evaluation_report
 from train.results import write_examples
 
 EVALUATION = Evaluation(4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([[2, 0], [1, 1]]))
@@ -36,6 +38,10 @@ def test_examples_of_arrays_are_their_pixels(tmp_path, shape, mode):
         with Image.open(path) as image:
             assert image.mode == mode
             np.testing.assert_array_equal(np.asarray(image), wanted.reshape(image.size[1], image.size[0], -1).squeeze())
+
+
+def test_a_loss_that_is_not_a_number_is_null_in_the_report():
+    assert evaluation_report(dataclasses.replace(EVALUATION, loss=float("nan")), ("cat", "dog"))["loss"] is None
 
 
 @pytest.mark.parametrize("name", ["$a_{b$", "$x$ and $y$", "caf\udce9", "^_\\", ""])

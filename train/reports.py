@@ -72,14 +72,17 @@ class Reports:
         if not self._writes:
             return
         figures = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "epoch")}
-        # JSON has no word for a loss that is not a number.
-        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
-            self._file.write(json.dumps({"kind": kind, **line}) + "\n")
+            self._file.write(json.dumps({"kind": kind, **_finite(values)}) + "\n")
             self._file.flush()
             self._events.add(values["step"], figures)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no word for a loss that is not a number."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -184,4 +187,4 @@ def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dic
         {"class": name, "examples": int(count), "top1": int(right) / int(count) if count else None}
         for name, count, right in zip(class_names, evaluation.class_examples, evaluation.class_correct)
     ]
-    return {**evaluation.summary(), "classes": classes}
+    return {**_finite(evaluation.summary()), "classes": classes}
