@@ -96,14 +96,15 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     )
                     step += 1
                     journal.advance(step)
-                    note(meter.add(metrics))
-                    if step % save_every == 0:
+                    evaluates, saves = step % evaluate_every == 0, step % save_every == 0
+                    note(meter.add(metrics, wait=evaluates or saves))
+                    if saves:
                         # Before the state, so that a run that goes on from it lacks no line.
                         note(meter.rest())
                     with meter.paused():
-                        if step % evaluate_every == 0 and step < total:
+                        if evaluates and step < total:
                             journal.evaluation(step, _evaluate(config, parts, state, held_out))
-                        if step % save_every == 0:
+                        if saves:
                             checkpoints.save(state)
                 note(meter.rest())
                 checkpoints.save(state, wait=True)
