@@ -28,6 +28,17 @@ def test_examples_pass_over_images_that_cannot_be_read(tmp_path):
         assert image.size == original.size
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_examples_leave_alone_what_somebody_has_in_a_folder_of_that_name(tmp_path, count):
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine.png", tmp_path / "mine" / "text"):
+        path.write_text("dear to me")
+    source = ArraySource(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), ("a", "b"), ("cat", "dog"))
+    for _ in range(2):
+        assert len(write_examples(tmp_path, source, count)) == count
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2 + count
+
+
 @pytest.mark.parametrize(("shape", "mode"), [((9, 8), "L"), ((9, 8, 1), "L"), ((3, 4, 3), "RGB"), ((9, 8, 3), "RGB")])
 def test_examples_of_arrays_are_their_pixels(tmp_path, shape, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
