@@ -42,6 +42,7 @@ class Reports:
         kept = [line for line in _lines(self._path) if line["step"] <= start_step]
         with replacing(self._path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._noted = {(line["kind"], line["step"]) for line in kept}
         self._file = self._open.enter_context(self._path.open("a"))
         self._events = self._open.enter_context(contextlib.closing(EventFile(folder / "tensorboard", start_step)))
 
@@ -69,7 +70,7 @@ class Reports:
             draw_curves(_lines(self._path), self._folder / "curves.png")
 
     def _note(self, kind: str, values: dict[str, Any]) -> None:
-        if not self._writes:
+        if not self._writes or (kind, values["step"]) in self._noted:  # a finished run that is repeated
             return
         figures = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "epoch")}
         try:
