@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -46,6 +47,29 @@ def test_every_field_of_a_recipe_is_a_flag_with_help_and_default(name, capsys):
     words = " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
     without_help = re.findall(r"(--[a-z0-9.-]+) [^-.]{1,20} \(default", words)
     assert without_help == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_text_of_a_recipe_is_as_wide_as_the_screen_but_for_its_command(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    _, text = re.split(r"\n.* options ", capsys.readouterr().out)[0].split("\n\n", 1)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("Command:  python -m train")) <= 60
+    assert " ".join(text.split()) == " ".join(RECIPES[name].details.split())
+
+
+@pytest.mark.parametrize("arguments", [["digits", "--help"], ["--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-m", "train", *arguments]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(
+        program, cwd=programs.ROOT, env=buffered, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

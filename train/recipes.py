@@ -164,7 +164,7 @@ def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
         Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012 --dtype bfloat16
 
         Expected: {top_1} % top-1 at 224 pixels, the authors' own result (README of sail-sg/poolformer); this program
-        has not been run to the end on ImageNet. About {hours:.0f} hours on a TPU v4-32 if its 16 chips reach a quarter
+        has not been run to the end on ImageNet. About {hours:.1f} hours on a TPU v4-32 if its 16 chips reach a quarter
         of their peak and the hosts keep up: an estimate from the number of operations, not a measurement.
         """,
         config=TrainConfig(
