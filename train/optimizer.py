@@ -58,7 +58,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         rules = [
             ("learning_rate", self.learning_rate > 0, "a positive number"),
-            ("learning_rate_batch", is_none_or_positive(self.learning_rate_batch), "a positive number of images, or None"),
+            ("learning_rate_batch", is_none_or_positive(self.learning_rate_batch), "a positive number, or None"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "0 or more, and fewer than epochs"),
             ("cooldown_epochs", self.cooldown_epochs >= 0, "0 or more"),
