@@ -12,7 +12,9 @@ from rich.console import Console
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
 from train.evaluate import EvaluateConfig, run
-from training import ALONE
+from train.network import make_network
+from train.network_config import PretrainedNetwork
+from training import ALONE, tiny
 
 PROCESSOR = PoolFormerImageProcessor(
     size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, crop_pct=None, image_mean=(0.5,) * 3
@@ -112,3 +114,14 @@ def test_the_two_cranes_of_imagenet_are_those_of_a_model_whatever_prepare_adds_t
     assert evaluate(in_order, f"folder:{pool}").examples == 6
     with pytest.raises(ValueError, match="the same classes in another order"):
         evaluate(write_model(tmp_path / "other", names), f"folder:{pool}")
+
+
+@pytest.mark.parametrize(("finished", "told"), [(True, "/model."), (False, "/model, which is there once")])
+def test_the_folder_of_a_run_is_told_from_that_of_its_model(tmp_path, finished, told):
+    (tmp_path / "recipe.json").touch()
+    if finished:
+        (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
+        evaluate(str(tmp_path), "synthetic")
+    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
+        make_network(tiny(model=PretrainedNetwork(str(tmp_path))), ("ant", "bee"))

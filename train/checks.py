@@ -1,6 +1,7 @@
 """How a configuration refuses values it cannot work with: everything wrong at once."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def refuse(config: object, rules: Sequence[tuple[str, object, str]]) -> None:
@@ -13,3 +14,11 @@ def refuse(config: object, rules: Sequence[tuple[str, object, str]]) -> None:
 def is_none_or_positive(value: float | None) -> bool:
     """Whether a field that may be None holds a number above 0 where it is not. `value or 1` takes 0 for None."""
     return value is None or value > 0
+
+
+def refuse_run_folder(source: str) -> None:
+    """Raises ValueError where the folder of a run is given for that of the model in it."""
+    folder = Path(source).expanduser()
+    if (folder / "recipe.json").is_file() and not (folder / "config.json").is_file():
+        when = "" if (folder / "model").is_dir() else ", which is there once the run has ended"
+        raise ValueError(f"{source} is the folder of a run. Expected that of its model: {folder / 'model'}{when}.")

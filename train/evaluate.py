@@ -20,7 +20,7 @@ from rich.text import Text
 
 from poolformer_jax import PoolFormerImageProcessor, load_pretrained
 from poolformer_jax.inference import find_image_processor
-from train.checks import refuse
+from train.checks import refuse, refuse_run_folder
 from train.classes import refuse_other_classes
 from train.data.config import DataConfig, HostAugmentation
 from train.data.device_augment import normalize_batch
@@ -78,6 +78,7 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     """
     initialize(config.distributed)
     mesh = make_mesh(MeshConfig())
+    refuse_run_folder(config.source)
     model, variables = load_pretrained(config.source, dtype=jnp.dtype(config.dtype), use_ema=config.use_ema)
     processor = find_image_processor(config.source, model.config)
     data = _data_config(config, processor, mesh.devices.size)
