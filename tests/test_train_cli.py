@@ -65,9 +65,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(arguments):
     os.close(reading)
     program = [sys.executable, "-m", "train", *arguments]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    ended = subprocess.run(
-        program, cwd=programs.ROOT, env=buffered, stdout=writing, stderr=subprocess.PIPE, text=True
-    )
+    ended = subprocess.run(program, cwd=programs.ROOT, env=buffered, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,20 @@ def test_a_model_of_other_classes_is_refused_although_there_are_as_many(model, t
         evaluate(model, f"folder:{pool}")
     for line in ("label 0: ant in the model, bee in the data", "label 2: cat in the model, zebra in the data"):
         assert line in str(caught.value)
+
+
+def test_data_of_some_of_the_models_classes_are_scored_by_their_names(model, tmp_path, capsys):
+    whole = write_classes(tmp_path / "whole", ("ant", "bee", "cat"), images=4)
+    wanted = evaluate(model, f"folder:{whole}")
+    shutil.rmtree(whole / "bee")
+    result = evaluate(model, f"folder:{whole}", output=tmp_path / "out")
+    assert "2 of 3 classes have images here" in capsys.readouterr().out
+    np.testing.assert_array_equal(result.confusion, [[1], [0], [1]] * wanted.confusion)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [row["examples"] for row in report["classes"]] == [4, 0, 4]
+    (whole / "ant").rename(whole / "zebra")
+    with pytest.raises(ValueError, match=r"tells 3 classes apart, and .* has 2"):
+        evaluate(model, f"folder:{whole}")
 
 
 def test_names_without_one_in_common_are_two_vocabularies_and_only_their_number_counts(model, tmp_path):
