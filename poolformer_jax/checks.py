@@ -21,3 +21,8 @@ def refuse(config: object, rules: Sequence[tuple[str, object, str]]) -> None:
 def shown(value: object) -> str:
     """A value as it is told in a message: of a long one, the beginning."""
     return _SHORT.repr(value)
+
+
+def is_none_or_positive(value: float | None) -> bool:
+    """Whether a field that may be None holds a number above 0 where it is not. `value or 1` takes 0 for None."""
+    return value is None or value > 0

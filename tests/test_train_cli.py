@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 import programs
 from train import loop
 from train.command_line import main
+from train.optimizer import OptimizerConfig
 from train.recipes import RECIPES, differences
 from train.reports import Reports
 from training import tiny
@@ -45,6 +47,27 @@ def test_every_field_of_a_recipe_is_a_flag_with_help_and_default(name, capsys):
     words = " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
     without_help = re.findall(r"(--[a-z0-9.-]+) [^-.]{1,20} \(default", words)
     assert without_help == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_text_of_a_recipe_is_as_wide_as_the_screen_but_for_its_command(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    _, text = re.split(r"\n.* options ", capsys.readouterr().out)[0].split("\n\n", 1)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("Command:  python -m train")) <= 60
+    assert " ".join(text.split()) == " ".join(RECIPES[name].details.split())
+
+
+@pytest.mark.parametrize("arguments", [["digits", "--help"], ["--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-m", "train", *arguments]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(program, cwd=programs.ROOT, env=buffered, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -215,3 +238,16 @@ def test_lines_of_later_steps_are_dropped_when_a_run_goes_back(tmp_path):
 def test_configuration_mistakes_are_named_together():
     with pytest.raises(ValueError, match=r"(?s)log_every=0: expected.*max_skipped=0: expected"):
         dataclasses.replace(tiny(), log_every=0, max_skipped=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        *((OptimizerConfig, name) for name in ("learning_rate_batch", "clip_norm", "layer_decay")),
+        *((tiny, name) for name in ("save_every", "max_steps", "data__evaluation_batch_size")),
+    ],
+)
+def test_zero_is_not_none_where_a_field_may_be_left_out(make, field):
+    make(**{field: None})
+    with pytest.raises(ValueError, match=rf"{field.removeprefix('data__')}=0: expected .*, or None"):
+        make(**{field: 0})

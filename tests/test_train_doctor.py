@@ -60,6 +60,41 @@ def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path):
     assert not (tmp_path / "run").exists(), "the doctor writes nothing"
 
 
+def warnings(config, subject):
+    return [finding for finding in findings(config) if (finding.level, finding.subject) == ("warning", subject)]
+
+
+def test_classes_are_named_and_those_that_look_like_splits_are_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    named = [finding for finding in findings(config) if finding.subject == "data, train"]
+    assert named[0].found == "16 images of 2 classes (cat, dog)"
+    assert not warnings(config, "classes")
+    (folder / "train").rename(folder / "Train")
+    (folder / "validation").rename(folder / "Val")
+    (found,) = warnings(config, "classes")
+    assert "Train, Val are taken for classes" in found.found
+
+
+def test_a_class_of_which_nothing_is_held_out_is_told(folder, tmp_path):
+    for image in (folder / "validation" / "dog").iterdir():
+        image.unlink()
+    (folder / "validation" / "dog").rmdir()
+    (found,) = warnings(of_folder(folder, tmp_path), "classes")
+    assert "1 of them have no image held out, and nothing will be known of them: dog" in found.found
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "2 steps an epoch, 8 in all, 2 of them warm-up: few to learn anything in"),
+        ({"max_steps": 2}, "2 in all, 2 of them warm-up: the learning rate never reaches its peak"),
+    ],
+)
+def test_a_run_of_few_steps_is_told(folder, tmp_path, changes, told):
+    (found,) = warnings(of_folder(folder, tmp_path, **changes), "steps")
+    assert told in found.found
+
+
 def test_an_unreadable_image_is_named(folder, tmp_path):
     (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
     (found,) = failures(of_folder(folder, tmp_path))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from rich.console import Console
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
 from train.evaluate import EvaluateConfig, run
-from training import ALONE
+from train.network import make_network
+from train.network_config import PretrainedNetwork
+from training import ALONE, tiny
 
 PROCESSOR = PoolFormerImageProcessor(
     size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, crop_pct=None, image_mean=(0.5,) * 3
@@ -97,6 +100,20 @@ def test_a_model_of_other_classes_is_refused_although_there_are_as_many(model, t
         assert line in str(caught.value)
 
 
+def test_data_of_some_of_the_models_classes_are_scored_by_their_names(model, tmp_path, capsys):
+    whole = write_classes(tmp_path / "whole", ("ant", "bee", "cat"), images=4)
+    wanted = evaluate(model, f"folder:{whole}")
+    shutil.rmtree(whole / "bee")
+    result = evaluate(model, f"folder:{whole}", output=tmp_path / "out")
+    assert "2 of 3 classes have images here" in capsys.readouterr().out
+    np.testing.assert_array_equal(result.confusion, [[1], [0], [1]] * wanted.confusion)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [row["examples"] for row in report["classes"]] == [4, 0, 4]
+    (whole / "ant").rename(whole / "zebra")
+    with pytest.raises(ValueError, match=r"tells 3 classes apart, and .* has 2"):
+        evaluate(model, f"folder:{whole}")
+
+
 def test_names_without_one_in_common_are_two_vocabularies_and_only_their_number_counts(model, tmp_path):
     pool = write_classes(tmp_path / "pool", ("n02219486", "n02206856", "n02121808"), images=2)
     assert evaluate(model, f"folder:{pool}").examples == 6
@@ -112,3 +129,14 @@ def test_the_two_cranes_of_imagenet_are_those_of_a_model_whatever_prepare_adds_t
     assert evaluate(in_order, f"folder:{pool}").examples == 6
     with pytest.raises(ValueError, match="the same classes in another order"):
         evaluate(write_model(tmp_path / "other", names), f"folder:{pool}")
+
+
+@pytest.mark.parametrize(("finished", "told"), [(True, "/model."), (False, "/model, which is there once")])
+def test_the_folder_of_a_run_is_told_from_that_of_its_model(tmp_path, finished, told):
+    (tmp_path / "recipe.json").touch()
+    if finished:
+        (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
+        evaluate(str(tmp_path), "synthetic")
+    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
+        make_network(tiny(model=PretrainedNetwork(str(tmp_path))), ("ant", "bee"))

@@ -1,5 +1,7 @@
 """What a run leaves beside its weights; nothing in it can fail a run that is done."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,7 @@ from PIL import Image
 from small_data import photographs, write_photographs
 from train.data.sources import ArraySource, open_source
 from train.evaluation import Evaluation
-from train.reports import draw_confusion, draw_curves
+from train.reports import draw_confusion, draw_curves, evaluation_report
 from train.results import write_examples
 
 EVALUATION = Evaluation(4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([[2, 0], [1, 1]]))
@@ -26,6 +28,17 @@ def test_examples_pass_over_images_that_cannot_be_read(tmp_path):
         assert image.size == original.size
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_examples_leave_alone_what_somebody_has_in_a_folder_of_that_name(tmp_path, count):
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine.png", tmp_path / "mine" / "text"):
+        path.write_text("dear to me")
+    source = ArraySource(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), ("a", "b"), ("cat", "dog"))
+    for _ in range(2):
+        assert len(write_examples(tmp_path, source, count)) == count
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2 + count
+
+
 @pytest.mark.parametrize(("shape", "mode"), [((9, 8), "L"), ((9, 8, 1), "L"), ((3, 4, 3), "RGB"), ((9, 8, 3), "RGB")])
 def test_examples_of_arrays_are_their_pixels(tmp_path, shape, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
@@ -36,6 +49,10 @@ def test_examples_of_arrays_are_their_pixels(tmp_path, shape, mode):
         with Image.open(path) as image:
             assert image.mode == mode
             np.testing.assert_array_equal(np.asarray(image), wanted.reshape(image.size[1], image.size[0], -1).squeeze())
+
+
+def test_a_loss_that_is_not_a_number_is_null_in_the_report():
+    assert evaluation_report(dataclasses.replace(EVALUATION, loss=float("nan")), ("cat", "dog"))["loss"] is None
 
 
 @pytest.mark.parametrize("name", ["$a_{b$", "$x$ and $y$", "caf\udce9", "^_\\", ""])

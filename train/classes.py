@@ -3,12 +3,24 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int
+
 from poolformer_jax import PoolFormerConfig
 
 # Classes that a message about differing ones lists.
 _MOST_LINES = 10
 # What `prepare` adds to the two classes of ImageNet that are both called crane.
 _WORDNET_ID = re.compile(r" \(n\d{8}\)$")
+
+
+def labels_of_some(config: PoolFormerConfig, class_names: Sequence[str]) -> Int[np.ndarray, " classes"] | None:
+    """The model's label of every class of the data where these are, by their names, some of the model's; else None."""
+    label_of = {name: label for label, name in (config.id2label or {}).items()}
+    fewer = len(class_names) < config.num_labels == len(label_of)
+    if not fewer or not set(class_names) <= label_of.keys():
+        return None
+    return np.array([label_of[name] for name in class_names], np.int32)
 
 
 def refuse_other_classes(

@@ -6,8 +6,12 @@ Nothing here imports jax before a command runs: data-loading workers run the mai
 
 import inspect
 import logging
+import os
+import select
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,11 +28,16 @@ _DEFAULT = "digits"
 def main(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
     try:
-        return _run(arguments)
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            return 0
         if (message := _message(error)) is None:
             raise  # a bug: the traceback tells most
         print(f"\nerror: {message}", file=sys.stderr)
@@ -52,6 +61,16 @@ def _run(arguments: Sequence[str]) -> int:
     known = ", ".join([*RECIPES, *COMMANDS])
     print(f"There is no recipe or command {name!r}. Expected one of: {known}.", file=sys.stderr)
     return 2
+
+
+def _has_no_reader() -> bool:
+    """Whether the reader of our output has seen enough, as in `... | head`; nothing more is written then."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _message(error: BaseException) -> str | None:
@@ -124,11 +143,20 @@ def _recipe(name: str, arguments: Sequence[str], program: str) -> "TrainConfig":
     return tyro.cli(
         TrainConfig,
         prog=program,
-        description=inspect.cleandoc(recipe.details),
+        description=_fill(recipe.details),
         default=recipe.config,
         args=list(arguments),
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _fill(text: str) -> str:
+    """Paragraphs as wide as the screen; commands stay in one piece, to be copied."""
+    width = shutil.get_terminal_size().columns
+    # tyro joins a line that begins with a letter to the one before.
+    wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(part if "python -m" in part else wrapper.fill(part) for part in paragraphs)
 
 
 def _console() -> "Console":
@@ -153,7 +181,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
     from train import evaluate
 
-    description = inspect.cleandoc(_evaluate.__doc__ or "")
+    description = _fill(_evaluate.__doc__ or "")
     config = tyro.cli(
         evaluate.EvaluateConfig, prog="python -m train evaluate", description=description, args=list(arguments)
     )
@@ -176,7 +204,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     config = tyro.cli(
         PrepareConfig,
         prog="python -m train prepare",
-        description=inspect.cleandoc(_prepare.__doc__ or ""),
+        description=_fill(_prepare.__doc__ or ""),
         args=list(arguments),
         config=(tyro.conf.PositionalRequiredArgs,),
     )

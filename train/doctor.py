@@ -37,6 +37,10 @@ _SAMPLE = 256
 _READERS = 16
 # Below this many random reads a second, sixteen at a time, storage cannot feed even one accelerator.
 _FEW_READS = 500.0
+_FEW_STEPS = 100
+_SHOWN = 5  # classes by name
+# Names that one folder of each split often has; of classes there may be one that is called train.
+_LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _WORKER_BYTES = 150e6  # a worker process before it holds a batch: Python, NumPy, Pillow, Grain; with some room
 
 
@@ -68,6 +72,9 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     yield from _look_at_classes(list(sources.values()))
     if len(train.class_names) < 2:
         return
+    if config.data.evaluation_split in sources:
+        yield from _look_for_classes_without_images(sources[config.data.evaluation_split])
+    yield _look_at_steps(config, len(train))
     yield _look_at_host_memory(config, train)
     try:
         parts = assemble(config, train.class_names, len(train))
@@ -83,8 +90,8 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
 
 def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
     subject = f"data, {split}"
-    classes = len(source.class_names)
-    yield Finding("fine", subject, f"{len(source):,} images of {classes:,} classes{_passed_over(source)}")
+    classes = f"{len(source.class_names):,} classes ({_few(source.class_names)})"
+    yield Finding("fine", subject, f"{len(source):,} images of {classes}{_passed_over(source)}")
     if split == config.data.train_split and len(source) < config.data.batch_size:
         yield Finding(
             "warning",
@@ -150,12 +157,49 @@ def _look_at_classes(sources: Sequence[Source]) -> Iterator[Finding]:
             f"there is one only, {', '.join(first.class_names)}, and every answer would be right",
             "Name the folder that holds one folder per class.",
         )
+    if len(splits := [name for name in first.class_names if name.lower() in _LIKE_SPLITS]) > 1:
+        yield Finding(
+            "warning",
+            "classes",
+            f"{_few(splits)} are taken for classes, and look like splits",
+            "Call the folders of splits train and validation, in small letters, with one folder per class in each.",
+        )
     for other in sources[1:]:
         if other.class_names != first.class_names:
             missing = sorted(set(first.class_names) ^ set(other.class_names)) or ["their order"]
             yield Finding(
                 "failure", "classes", f"the splits differ in {', '.join(missing[:10])}", "Give both the same classes."
             )
+
+
+def _look_for_classes_without_images(held_out: Source) -> Iterator[Finding]:
+    if not isinstance(held_out, ArraySource | FolderSource):  # others would have to read every image
+        return
+    seen = set(held_out.labels.tolist())
+    if missing := [name for label, name in enumerate(held_out.class_names) if label not in seen]:
+        yield Finding(
+            "warning",
+            "classes",
+            f"{len(missing):,} of them have no image held out, and nothing will be known of them: {_few(missing)}",
+            "Add images; of a class with a single one none is held out.",
+        )
+
+
+def _look_at_steps(config: TrainConfig, images: int) -> Finding:
+    per_epoch, total = config.steps_per_epoch(images), config.total_steps(images)
+    warm_up = config.optimizer.warmup_epochs * per_epoch
+    found = f"{per_epoch:,} steps an epoch, {total:,} in all, {warm_up:,} of them warm-up"
+    if warm_up >= total:
+        remedy = "Choose fewer --optimizer.warmup-epochs, or more --max-steps."
+        return Finding("warning", "steps", f"{found}: the learning rate never reaches its peak", remedy)
+    if total < _FEW_STEPS:
+        remedy = "Choose a smaller --data.batch-size, or more --optimizer.epochs."
+        return Finding("warning", "steps", f"{found}: few to learn anything in", remedy)
+    return Finding("fine", "steps", found)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
 def _look_at_host_memory(config: TrainConfig, source: Source) -> Finding:

@@ -22,7 +22,7 @@ from poolformer_jax import PoolFormerImageProcessor, load_pretrained
 from poolformer_jax.checks import refuse
 from poolformer_jax.image_reading import printable
 from poolformer_jax.inference import find_image_processor
-from train.classes import refuse_other_classes
+from train.classes import labels_of_some, refuse_other_classes
 from train.data.config import DataConfig, HostAugmentation
 from train.data.device_augment import normalize_batch
 from train.data.folders import WHOLE, describe_split, is_pool
@@ -30,6 +30,7 @@ from train.data.pipeline import evaluation_batches
 from train.data.sources import open_source
 from train.distributed import DistributedConfig, initialize
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
+from train.identity import refuse_run_folder
 from train.reports import draw_confusion, evaluation_report, write_json
 from train.sharding import MeshConfig, make_mesh, process_part, replicated
 
@@ -79,12 +80,17 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     """
     initialize(config.distributed)
     mesh = make_mesh(MeshConfig())
+    refuse_run_folder(config.source)
     model, variables = load_pretrained(config.source, dtype=jnp.dtype(config.dtype), use_ema=config.use_ema)
     processor = find_image_processor(config.source, model.config)
     data = _data_config(config, processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
-    remedy = "fine-tune the model to these classes with python -m train finetune"
-    refuse_other_classes(config.source, model.config, config.data, source.class_names, remedy)
+    class_names, some = source.class_names, labels_of_some(model.config, source.class_names)
+    if some is None:
+        remedy = "fine-tune the model to these classes with python -m train finetune"
+        refuse_other_classes(config.source, model.config, config.data, class_names, remedy)
+    else:
+        class_names = tuple(name for _, name in sorted((model.config.id2label or {}).items()))
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
     # By way of NumPy, because a process's own device arrays cannot become arrays of all processes.
@@ -92,10 +98,11 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     with evaluation_batches(data, source, **process_part(mesh)) as batches:
         count = -(-len(source) // data.batch_size)
         watched = track(batches, "Evaluating", total=count, console=console, disable=jax.process_index() > 0)
-        evaluation = evaluate(step, params, watched, mesh)
+        own = watched if some is None else ({**batch, "label": some[batch["label"]]} for batch in watched)
+        evaluation = evaluate(step, params, own, mesh)
         left_out = dict(batches.bad_images)
     if jax.process_index() == 0:
-        _report(config, data, evaluation, source.class_names, left_out)
+        _report(config, data, evaluation, class_names, left_out)
     return evaluation
 
 
@@ -146,6 +153,8 @@ def _report(
     scored = describe_split(path, split, data.held_out) if kind == "folder" else f"split {split}"
     print(printable(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images"))
     print(f"top-1 {evaluation.top1:.2%}   top-5 {evaluation.top5:.2%}   loss {evaluation.loss:.4f}")
+    if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
+        print(f"{there} of {len(class_names)} classes have images here; any other as the answer is wrong.")
     if left_out:
         print(f"{len(left_out)} images could not be read and are not in the score.")
     report = evaluation_report(evaluation, class_names)

@@ -126,6 +126,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
+def refuse_run_folder(source: str) -> None:
+    """Raises ValueError where the folder of a run is given for that of the model in it."""
+    folder = Path(source).expanduser()
+    if (folder / "recipe.json").is_file() and not (folder / "config.json").is_file():
+        when = "" if (folder / "model").is_dir() else ", which is there once the run has ended"
+        raise ValueError(f"{source} is the folder of a run. Expected that of its model: {folder / 'model'}{when}.")
+
+
 def _changes(before: Identity, now: Identity, free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
     changed = differences(before["recipe"], now["recipe"], free)
     if before["classes"] != now["classes"]:

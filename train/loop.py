@@ -51,7 +51,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
 
     Raises:
         ValueError: if the parts of the recipe, the data, the devices and the run's folder do not fit each other.
-        TrainingError: if the gradient stays without a finite value.
+        TrainingError: if the gradient stays without a finite value, or is at the end.
         CheckpointError: if states can be neither written nor read.
     """
     with StopRequest() as stop:
@@ -86,7 +86,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 def note(records: list[Record]) -> None:
                     for record in records:
                         journal.train(record)
-                        _refuse_to_go_on_blind(record, config)
+                        _refuse_to_go_on_blind(record, config, total)
                     checkpoints.check()
 
                 while step < total and not stop.at(step):
@@ -97,14 +97,15 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     )
                     step += 1
                     journal.advance(step)
-                    note(meter.add(metrics))
-                    if step % save_every == 0:
+                    evaluates, saves = step % evaluate_every == 0, step % save_every == 0
+                    note(meter.add(metrics, wait=evaluates or saves))
+                    if saves:
                         # Before the state, so that a run that goes on from it lacks no line.
                         note(meter.rest())
                     with meter.paused():
-                        if step % evaluate_every == 0 and step < total:
+                        if evaluates and step < total:
                             journal.evaluation(step, _evaluate(config, parts, state, held_out))
-                        if step % save_every == 0:
+                        if saves:
                             checkpoints.save(state)
                 note(meter.rest())
                 checkpoints.save(state, wait=True)
@@ -140,11 +141,15 @@ def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out:
     return evaluations
 
 
-def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
-    if record.skipped_in_a_row >= config.max_skipped:
+def _refuse_to_go_on_blind(record: Record, config: TrainConfig, total: int) -> None:
+    """Raises TrainingError where nothing is learnt any more. The end of a run leaves no time to see that it is."""
+    skipped, at_the_end = record.skipped_in_a_row, record.step == total
+    if skipped >= (1 if at_the_end else config.max_skipped):
+        last_good = record.step - skipped
+        remedy = f", or --max-steps {last_good} to end the run before them" if at_the_end and last_good else ""
         raise TrainingError(
-            f"The last {record.skipped_in_a_row} steps up to step {record.step} had no finite gradient, and at most "
-            f"max_skipped={config.max_skipped} in a row are passed over. The checkpoints from before them stand in "
-            f"{config.checkpoints}. Expected a lower --optimizer.learning-rate, --optimizer.clip-norm 1, or --dtype "
-            "float32 to help."
+            f"The last {skipped} steps up to step {record.step} had no finite gradient. Expected fewer than "
+            f"max_skipped={config.max_skipped} in a row, and none at the end of the run. Checkpoints from before them, "
+            f"if any, stand in {config.checkpoints}. A lower --optimizer.learning-rate, --optimizer.clip-norm 1, or "
+            f"--dtype float32 may help{remedy}."
         )

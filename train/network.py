@@ -10,6 +10,7 @@ import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, load_pretrained
 from train.classes import refuse_other_classes
+from train.identity import refuse_run_folder
 from train.network_config import PretrainedNetwork
 from train.recipes import TrainConfig
 
@@ -70,6 +71,7 @@ def _load(
     wanted: PretrainedNetwork, class_names: Sequence[str], num_channels: int, key: jax.Array
 ) -> tuple[PoolFormerConfig, Any]:
     """The network that `wanted` names, with its rates, and its parameters."""
+    refuse_run_folder(wanted.source)
     if wanted.keep_head:
         loaded, variables = load_pretrained(wanted.source, use_ema=wanted.use_ema)
         remedy = "leave --model.keep-head away to start with a new head"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from poolformer_jax.checks import refuse
+from poolformer_jax.checks import is_none_or_positive, refuse
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -58,7 +58,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         rules = [
             ("learning_rate", self.learning_rate > 0, "a positive number"),
-            ("learning_rate_batch", (self.learning_rate_batch or 1) > 0, "a positive number of images, or None"),
+            ("learning_rate_batch", is_none_or_positive(self.learning_rate_batch), "a positive number, or None"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "0 or more, and fewer than epochs"),
             ("cooldown_epochs", self.cooldown_epochs >= 0, "0 or more"),
@@ -68,8 +68,8 @@ class OptimizerConfig:
             ("beta1", 0 <= self.beta1 < 1, "a number in [0, 1)"),
             ("beta2", 0 <= self.beta2 < 1, "a number in [0, 1)"),
             ("epsilon", self.epsilon > 0, "a positive number"),
-            ("clip_norm", (self.clip_norm or 1) > 0, "a positive number, or None"),
-            ("layer_decay", 0 < (self.layer_decay or 1) <= 1, "a number in (0, 1], or None"),
+            ("clip_norm", is_none_or_positive(self.clip_norm), "a positive number, or None"),
+            ("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "a number in (0, 1], or None"),
             ("accumulate", self.accumulate >= 1, "at least 1"),
             ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "a number in [0, 1), or None"),
         ]

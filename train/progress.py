@@ -23,7 +23,7 @@ _STEPS_AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Means over an interval of steps.
+    """Means over an interval of steps: over those with a finite gradient, unless there is none.
 
     Attributes:
         step: the interval's last step.
@@ -32,7 +32,8 @@ class Record:
         accuracy: share of augmented images classified as their (largest) target.
         learning_rate: of the last step.
         gradient_norm: mean of the global norm of the gradient.
-        images_per_second: over all processes, without evaluations and the wait for checkpoints.
+        images_per_second: over all processes, without evaluations and the wait for checkpoints. The first interval's
+            time includes that of compiling the step.
         data_wait: share of the time in which the devices waited for the next batch.
         skipped: steps without a finite gradient, since the start of the run.
         skipped_in_a_row: how many of these were the last steps.
@@ -73,17 +74,23 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around anything else that is not training."""
+        """Around anything else that is not training, once the steps before it were waited for."""
         before = time.perf_counter()
         yield
         self._since += time.perf_counter() - before
 
-    def add(self, metrics: Mapping[str, jax.Array]) -> list[Record]:
-        """Takes a step's metrics; at the end of an interval, returns the record of the one before, if there is one."""
+    def add(self, metrics: Mapping[str, jax.Array], wait: bool = False) -> list[Record]:
+        """Takes a step's metrics; at the end of an interval, returns the record of the one before, if there is one.
+
+        Args:
+            metrics: of the step.
+            wait: until the devices are done with it; else what pauses the clock next would take that time from it.
+        """
         self._step += 1
         self._metrics.append(metrics)
-        if len(self._metrics) > _STEPS_AHEAD:
-            jax.block_until_ready(self._metrics[-1 - _STEPS_AHEAD])
+        ahead = 0 if wait else _STEPS_AHEAD
+        if len(self._metrics) > ahead:
+            jax.block_until_ready(self._metrics[-1 - ahead])
         return self._turn() if self._step % self._every == 0 else []
 
     def rest(self) -> list[Record]:
@@ -99,7 +106,8 @@ class Meter:
 
     def _record(self, step: int, metrics: list[Mapping[str, jax.Array]], seconds: float, waited: float) -> Record:
         rows = jax.device_get(metrics)
-        mean = {name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]}
+        sound = [row for row in rows if np.isfinite(row["loss"]) and np.isfinite(row["gradient_norm"])] or rows
+        mean = {name: float(np.mean([row[name] for row in sound], dtype=np.float64)) for name in rows[0]}
         return Record(
             step=step,
             epoch=step / self._steps_per_epoch,

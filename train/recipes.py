@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax import PoolFormerImageProcessor
-from poolformer_jax.checks import refuse
+from poolformer_jax.checks import is_none_or_positive, refuse
 from poolformer_jax.published import RESULTS
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
@@ -65,10 +65,10 @@ class TrainConfig:
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
             ("log_every", self.log_every >= 1, "at least 1"),
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
-            ("save_every", (self.save_every or 1) >= 1, "at least 1, or None"),
+            ("save_every", is_none_or_positive(self.save_every), "at least 1, or None"),
             ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
             ("max_skipped", self.max_skipped >= 1, "at least 1"),
-            ("max_steps", (self.max_steps or 1) >= 1, "at least 1, or None"),
+            ("max_steps", is_none_or_positive(self.max_steps), "at least 1, or None"),
             ("examples", self.examples >= 0, "0 or more"),
         ]
         refuse(self, rules)
@@ -178,7 +178,7 @@ def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
         Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012 --dtype bfloat16
 
         Expected: {top_1} % top-1 at 224 pixels, the authors' own result (README of sail-sg/poolformer); this program
-        has not been run to the end on ImageNet. About {hours:.0f} hours on a TPU v4-32 if its 16 chips reach a quarter
+        has not been run to the end on ImageNet. About {hours:.1f} hours on a TPU v4-32 if its 16 chips reach a quarter
         of their peak and the hosts keep up: an estimate from the number of operations, not a measurement.
         """,
         config=TrainConfig(

@@ -42,6 +42,7 @@ class Reports:
         kept = [line for line in _lines(self._path) if line["step"] <= start_step]
         with replacing(self._path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._noted = {(line["kind"], line["step"]) for line in kept}
         self._file = self._open.enter_context(self._path.open("a"))
         self._events = self._open.enter_context(contextlib.closing(EventFile(folder / "tensorboard", start_step)))
 
@@ -69,17 +70,20 @@ class Reports:
             draw_curves(_lines(self._path), self._folder / "curves.png")
 
     def _note(self, kind: str, values: dict[str, Any]) -> None:
-        if not self._writes:
+        if not self._writes or (kind, values["step"]) in self._noted:  # a finished run that is repeated
             return
         figures = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "epoch")}
-        # JSON has no word for a loss that is not a number.
-        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
-            self._file.write(json.dumps({"kind": kind, **line}) + "\n")
+            self._file.write(json.dumps({"kind": kind, **_finite(values)}) + "\n")
             self._file.flush()
             self._events.add(values["step"], figures)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no word for a loss that is not a number."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -184,4 +188,4 @@ def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dic
         {"class": name, "examples": int(count), "top1": int(right) / int(count) if count else None}
         for name, count, right in zip(class_names, evaluation.class_examples, evaluation.class_correct)
     ]
-    return {**evaluation.summary(), "classes": classes}
+    return {**_finite(evaluation.summary()), "classes": classes}

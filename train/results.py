@@ -49,10 +49,9 @@ def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any
 def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
     """Writes `count` images from all over a split, or fewer, as PNGs named after their class.
 
-    Images that cannot be read are passed over: whoever asked for that was told of them by the evaluation.
+    Images that cannot be read are passed over: whoever asked for that was told of them by the evaluation. Those of
+    before are replaced where they have the same name, and nothing else in the folder is touched: it may be somebody's.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
     paths = []
     for index in _spread(source, count):
         example = source[index]

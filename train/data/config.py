@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from poolformer_jax.checks import refuse
+from poolformer_jax.checks import is_none_or_positive, refuse
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from train.data.random_augment import RandAugment
 
@@ -150,7 +150,7 @@ class DataConfig:
             ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),
             ("image_std", len(self.image_std) == len(self.image_mean), "as many values as image_mean"),
             ("batch_size", self.batch_size > 0, "a positive number of images"),
-            ("evaluation_batch_size", (self.evaluation_batch_size or 1) > 0, "a positive number of images"),
+            ("evaluation_batch_size", is_none_or_positive(self.evaluation_batch_size), "a positive number, or None"),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
             ("workers", (self.workers or 0) >= 0, "0 or a positive number of processes"),
             ("worker_batches", self.worker_batches > 0, "a positive number of batches"),

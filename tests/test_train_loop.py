@@ -1,0 +1,35 @@
+"""How a run ends, and what it then leaves: a tiny one, in this process."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from train import loop
+from training import sharded, tiny
+
+
+def run(config):
+    return loop.run(config, Console(file=io.StringIO()))
+
+
+def small(run_dir, **changes):
+    return tiny(run_dir, mesh=sharded(8, 1), log_every=2, **changes)
+
+
+def test_a_finished_run_that_is_repeated_notes_nothing_twice(tmp_path):
+    config = small(tmp_path, max_steps=2)
+    run(config)
+    noted = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["kind"] for line in noted.splitlines()] == ["train", "evaluation", "evaluation_ema"]
+    assert run(config).evaluations.keys() == {"params", "ema"}
+    assert (tmp_path / "metrics.jsonl").read_text() == noted
+
+
+def test_a_run_whose_last_steps_had_no_finite_gradient_fails(tmp_path):
+    # The second step's learning rate throws the weights out of float32's range; 20 in a row may be skipped.
+    config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3)
+    with pytest.raises(loop.TrainingError, match=r"The last \d steps up to step 9 had no finite gradient\."):
+        run(config)
+    assert not (tmp_path / "run" / "model").exists()

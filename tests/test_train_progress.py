@@ -1,0 +1,48 @@
+"""The numbers of an interval of steps: what they are means of, and what their clock counts."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from train import progress
+from train.progress import Meter
+
+
+def metrics(loss=1.0, skipped=0, in_a_row=0):
+    values = {"loss": loss, "gradient_norm": loss, "accuracy": 0.5, "learning_rate": 0.1}
+    return {**values, "skipped": skipped, "skipped_in_a_row": in_a_row}
+
+
+def test_a_step_that_was_skipped_is_counted_and_not_averaged():
+    meter = Meter(0, every=3, steps_per_epoch=3, batch_size=8)
+    rows = [metrics(1.0), metrics(math.nan, 1, 1), metrics(3.0, 1), *[metrics(math.inf, 2, 1)] * 3]
+    some, none = [record for row in rows for record in meter.add(row)] + meter.rest()
+    assert (some.loss, some.gradient_norm, some.skipped) == (2.0, 2.0, 1)
+    assert not math.isfinite(none.loss)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_clock_stops_when_the_devices_are_done_and_not_when_the_host_is(monkeypatch, every):
+    """Steps of 1 s, handed to the devices in no time, and an evaluation of 100 s behind every fourth."""
+    now, done = [0.0], [0.0]
+
+    def wait_for_the_devices(_):
+        now[0] = max(now[0], done[0])
+
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(progress, "jax", SimpleNamespace(block_until_ready=wait_for_the_devices, device_get=list))
+    meter = Meter(0, every, steps_per_epoch=4, batch_size=8)
+    records = []
+    for step in range(1, 9):
+        done[0] = max(now[0], done[0]) + 1
+        now[0] += 1e-3
+        evaluates = step % 4 == 0
+        records += meter.add(metrics(), wait=evaluates)
+        if evaluates:
+            with meter.paused():
+                wait_for_the_devices(None)
+                now[0] += 100
+    records += meter.rest()
+    seconds = sum(every * 8 / record.images_per_second for record in records)
+    assert seconds == pytest.approx(8, rel=0.01)
