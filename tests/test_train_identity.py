@@ -4,10 +4,9 @@ import shutil
 import signal
 
 import pytest
-from PIL import Image
 
 import programs
-from training import lines, saved, train_losses
+from training import class_folders, lines, saved, train_losses
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):
@@ -42,10 +41,7 @@ def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_pa
 
 def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path):
     pool, run_dir = tmp_path / "pool", tmp_path / "run"
-    for number, name in enumerate(("ant", "bee", "cat")):
-        (pool / name).mkdir(parents=True)
-        for index in range(8):
-            Image.new("RGB", (16, 16), (80 * number, 10 * index, 0)).save(pool / name / f"{index}.png")
+    class_folders(pool, 8)
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--data.source", f"folder:{pool}", "--data.workers", "0"]
     programs.run([*arguments, "--max-steps", "2"])
     metrics = (run_dir / "metrics.jsonl").read_text()
@@ -66,6 +62,17 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path):
     assert "training images: 21 -> 28" in output
     shutil.rmtree(pool / "dog")
     assert "Going on from step 2" in programs.run([*arguments, "--max-steps", "4"])
+
+
+def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    class_folders(here, 8)
+    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0", "--data.source"]
+    programs.run([*common, f"folder:{here}", "--max-steps", "2"])
+    here.rename(there)
+    assert "Going on from step 2" in programs.run([*common, f"folder:{there}", "--max-steps", "3"])
+    (there / "ant" / "1.png").rename(there / "ant" / "another.png")
+    assert "as many, but others" in programs.run([*common, f"folder:{there}", "--max-steps", "4"], code=1)
 
 
 def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import programs
-from training import lines, train_losses
+from training import class_folders, lines, train_losses
 
 
 def assert_close(found: dict[int, float], wanted: dict[int, float]) -> None:
@@ -71,6 +71,29 @@ def test_one_process_that_fails_ends_both_with_its_message(tmp_path):
         start = time.monotonic()
         assert "Another process of the run has ended" in programs.finish(sound, code=1)
         assert time.monotonic() - start < 60, "jax waits for 300 s"
+
+
+@pytest.mark.parametrize(
+    ("of_process_1", "told"),
+    [
+        (["--optimizer.learning-rate", "0.3"], "optimizer.learning_rate: 0.003 -> 0.3"),
+        (["--data.source", "folder:fewer"], "training images: 21 -> 18"),
+        (["--data.source", "folder:others"], "training images: as many, but others"),
+    ],
+    ids=["another recipe", "fewer images", "other images"],
+)
+def test_processes_that_differ_from_process_0_end_all_at_once(tmp_path, of_process_1, told):
+    for name, images in (("pool", 8), ("fewer", 7), ("others", 8)):
+        class_folders(tmp_path / name, images)
+    (tmp_path / "others" / "ant" / "0.png").rename(tmp_path / "others" / "ant" / "first.png")
+    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0"]
+    common += ["--data.source", f"folder:{tmp_path / 'pool'}"]
+    own = [word.replace("folder:", f"folder:{tmp_path}/") for word in of_process_1]
+    with programs.stopping(programs.start_together([common, [*common, *own]], 2)) as (first, unlike):
+        output = programs.finish(unlike, code=1)
+        assert told in output
+        assert "Traceback" not in output
+        assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
 
 
 def test_a_wrong_address_of_process_0_is_told(tmp_path):
