@@ -44,6 +44,7 @@ from poolformer_jax.functional import (
 )
 from poolformer_jax.model import Pixels, check_pixel_values
 from poolformer_jax.token_mixers import TOKEN_MIXERS
+from poolformer_jax.torch_weights.transfer import check_variables
 
 # Nested dictionaries of float32 arrays; `fold` says which.
 FoldedParams = dict[str, Any]
@@ -60,7 +61,11 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
         `stem` and `stages_{s}/downsample` {kernel, bias}; `stages_{s}/position_embedding` where there is one;
         `stages_{s}/blocks_{b}/mlp/fc1`, `fc2` {kernel, bias} and `token_mixer`: {scale} for pooling, {scale, shift} for
         identity, {norm, mixer, scale} for the others; `head` {kernel, bias}, or `norm` {scale, bias} without labels.
+
+    Raises:
+        WeightsMismatch: if the variables are not those of such a network.
     """
+    check_variables(config, variables)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables["params"]))
     folded: FoldedParams = {"stem": params["stem"]["conv"]}
     for index, depth in enumerate(config.depths):

@@ -1,5 +1,6 @@
 """The folded network is the same function: same logits and feature maps, for every architecture the config can say."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.folding import fold, folded_apply, folded_features
-from small_networks import EVERY_MIXER, TINY, random_variables
+from poolformer_jax.torch_weights import WeightsMismatch
+from small_networks import CONFIG, EVERY_MIXER, TINY, VARIABLES, random_variables
 
 
 @partial(jax.jit, static_argnums=(1, 3))
@@ -140,3 +142,25 @@ def test_a_batch_worked_through_in_parts_has_the_same_logits():
     for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch: three at a time
         parts = apply(folded, config, pixels, images_at_once=images_at_once)
         np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
+
+
+PER_STAGE = [name for name, value in vars(CONFIG).items() if isinstance(value, tuple)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_labels": 3}, r"head/kernel \[16, 7\], expected \[16, 3\]"),
+        ({"depths": (1, 1, 1, 2)}, "missing: stages_3/blocks_1/"),
+        ({name: getattr(CONFIG, name)[:3] for name in PER_STAGE}, "unexpected: stages_3/"),
+    ],
+)
+def test_weights_of_another_network_are_refused_before_they_are_folded(changes, message):
+    config = dataclasses.replace(CONFIG, id2label=None, **changes)
+    with pytest.raises(WeightsMismatch, match=message):
+        fold(config, VARIABLES)
+
+
+def test_a_tree_without_its_collection_is_refused():
+    with pytest.raises(ValueError, match=r"Expected {'params': tree}"):
+        fold(CONFIG, VARIABLES["params"])

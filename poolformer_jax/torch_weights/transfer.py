@@ -241,6 +241,16 @@ def stored_views(
     return ((leaf.name, TRANSFORMS[leaf.transform].there(np.asarray(tree[leaf.path]))) for leaf in expected)
 
 
+def check_variables(config: PoolFormerConfig, variables: Mapping[str, Any]) -> None:
+    """Makes sure that the variables are those of the classifier that the config describes.
+
+    Raises:
+        WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
+        ValueError: if they are not `{"params": tree}`.
+    """
+    stored_views(config, variables, "jax", classifier=True)
+
+
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of `{"params": tree}` by their '/'-joined paths.
 
