@@ -121,7 +121,7 @@ def test_files_that_are_passed_over_are_counted(folder, tmp_path):
     for name in ("a.heics", "b.HEICS", "notes"):
         (folder / "train" / "cat" / name).write_bytes(b"no image")
     found = [finding.found for finding in findings(of_folder(folder, tmp_path)) if finding.subject == "data, train"]
-    assert found[0] == "16 images of 2 classes; 3 other files are passed over: 2 .heics, 1 without an ending"
+    assert found[0] == "16 images of 2 classes (cat, dog); 3 other files are passed over: 2 .heics, 1 without an ending"
 
 
 def test_a_missing_split_is_told(folder, tmp_path):

@@ -33,3 +33,11 @@ def test_a_run_whose_last_steps_had_no_finite_gradient_fails(tmp_path):
     with pytest.raises(loop.TrainingError, match=r"The last \d steps up to step 9 had no finite gradient\."):
         run(config)
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_whose_last_step_threw_the_weights_away_fails(tmp_path):
+    # Step 4, the first after the warm-up, has a finite gradient still.
+    config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3, max_steps=4)
+    with pytest.raises(loop.TrainingError, match="The loss on the held-out images is not finite"):
+        run(config)
+    assert not (tmp_path / "run" / "model").exists()

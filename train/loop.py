@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import signal
 from collections.abc import Iterator
 
@@ -51,7 +52,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
 
     Raises:
         ValueError: if the parts of the recipe, the data, the devices and the run's folder do not fit each other.
-        TrainingError: if the gradient stays without a finite value, or is at the end.
+        TrainingError: if the gradient stays without a finite value, or the loss is not finite at the end.
         CheckpointError: if states can be neither written nor read.
     """
     with StopRequest() as stop:
@@ -114,6 +115,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     return Outcome(step, saved, {}, stop.signal)
                 evaluations = _evaluate(config, parts, state, held_out)
                 journal.evaluation(step, evaluations)
+                _refuse_a_broken_model(evaluations, config)
             results.write(config, parts, state, held_out, evaluations)
     return Outcome(step, saved, evaluations, None)
 
@@ -152,4 +154,14 @@ def _refuse_to_go_on_blind(record: Record, config: TrainConfig, total: int) -> N
             f"max_skipped={config.max_skipped} in a row, and none at the end of the run. Checkpoints from before them, "
             f"if any, stand in {config.checkpoints}. A lower --optimizer.learning-rate, --optimizer.clip-norm 1, or "
             f"--dtype float32 may help{remedy}."
+        )
+
+
+def _refuse_a_broken_model(evaluations: dict[str, Evaluation], config: TrainConfig) -> None:
+    """Raises TrainingError where weights that are finite still have run away: nothing can be classified with them."""
+    if not math.isfinite(evaluations["params"].loss):
+        raise TrainingError(
+            "The loss on the held-out images is not finite: the weights have run away. Expected a lower "
+            f"--optimizer.learning-rate, or --optimizer.clip-norm 1, in another folder than {config.run_dir}, whose "
+            "states may be of such weights."
         )
