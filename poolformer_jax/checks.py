@@ -23,6 +23,6 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
-def is_none_or_positive(value: float | None) -> bool:
+def is_none_or_positive(value: int | float | None) -> bool:
     """Whether a field that may be None holds a number above 0 where it is not. `value or 1` takes 0 for None."""
     return value is None or value > 0
