@@ -24,6 +24,7 @@ from benchmarks.inputs import write_inputs
 from benchmarks.turns import ROOT, Contender, measure
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
+from poolformer_jax.writing import write_json
 
 # Float32 logits of deep networks, summed in other orders: the largest differences seen are 2e-6 (s12) and 1e-5 (m36).
 TOLERANCE = 1e-4
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
             contest = {"variant": variant, "batch": batch, "load_after": report.load()}
             contests.append(contest | {"results": summaries, "left_out": left_out})
             found = {"command": command, "machine": machine, "contests": contests}
-            report.write(options.json, found)  # after each, because the next one may take long
+            write_json(options.json, found)  # after each, because the next one may take long
     console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 

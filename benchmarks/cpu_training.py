@@ -20,6 +20,7 @@ from benchmarks.inputs import write_inputs
 from benchmarks.turns import Contender, measure
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
+from poolformer_jax.writing import write_json
 
 STEPS = 3
 """Whose losses are compared: the first tests the forward pass, the others the gradient and the update."""
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     contest = {"variant": options.variant, "batch": options.batch, "load_after": report.load()}
     contest |= {"results": summaries, "left_out": left_out}
     command = " ".join(["python -m benchmarks cpu-training", *arguments])
-    report.write(options.json, {"command": command, "machine": machine, "contests": [contest]})
+    write_json(options.json, {"command": command, "machine": machine, "contests": [contest]})
     console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks import report, turns
 from benchmarks.cores import Rates, rates
+from poolformer_jax.writing import write_json
 
 EXAMPLE = "example:\n  python -m benchmarks exchange --seconds 60"
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     console.print(table)
     command = " ".join(["python -m benchmarks exchange", *arguments])
     told: dict[str, Any] = {"command": command, "machine": report.machine(), "groups": groups}
-    report.write(options.json, told)
+    write_json(options.json, told)
     console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 

@@ -31,6 +31,7 @@ from benchmarks.turns import Contender, measure
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
 from poolformer_jax.summary import count_macs
+from poolformer_jax.writing import write_json
 
 # bfloat16 keeps 8 bits, and autocast rounds in other places than we do.
 TOLERANCE = 5e-2
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
             console.print(use_table(summaries))
             contest = {"variant": variant, "work": work, "batch": options.batch, "load_after": report.load()}
             contests.append(contest | {"results": summaries, "left_out": left_out})
-            report.write(path, {"command": command, "machine": machine, "contests": contests})
+            write_json(path, {"command": command, "machine": machine, "contests": contests})
     console.print(f"written to {path}", soft_wrap=True)
     return 0
 

@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
+from poolformer_jax.writing import write_json
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "input_peers"
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
                 described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
                 show(console, f"{title}, {described['kilobytes']} kB a file: {key}", results)
                 if options.json is not None:  # after every table: the whole takes many minutes
-                    report.write(options.json, found)
+                    write_json(options.json, found)
     if options.json is not None:
         console.print(f"written to {options.json}")
     return 0

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from benchmarks.turns import Result
 from poolformer_jax.cores import available_cores
-from poolformer_jax.writing import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -126,8 +125,3 @@ def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], l
     console.print(table(title, summaries))
     for reason in left_out.values():
         console.print(f"left out: {reason}", highlight=False, markup=False)
-
-
-def write(path: Path, report: Mapping[str, Any]) -> None:
-    """JSON, whole or not at all."""
-    write_json(path, report)

@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compiled_text, kernel_schedules, report
+from benchmarks import compiled_text, kernel_schedules
 from benchmarks.chips import Chip, chip_of
 from benchmarks.compiled_text import Instruction
 
@@ -43,6 +43,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.summary import count_macs
+from poolformer_jax.writing import write_json
 from train.assembly import assemble
 from train.recipes import RECIPES, TrainConfig
 from train.sharding import MeshConfig
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         "estimates_not_measurements": results,
     }
     if parsed.json:
-        report.write(parsed.json, content)
+        write_json(parsed.json, content)
         print(f"wrote {parsed.json}")
     return 0
 

@@ -23,6 +23,11 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def few(names: Sequence[str], count: int = 5) -> str:
+    """The first names of many, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count:,} more" if len(names) > count else "")
+
+
 def is_none_or_positive(value: int | float | None) -> bool:
     """Whether a field that may be None holds a number above 0 where it is not. `value or 1` takes 0 for None."""
     return value is None or value > 0

@@ -17,6 +17,7 @@ from benchmarks.inputs import write_inputs
 from benchmarks.turns import Contender, Result, Unready, compare, measure, started, take_turns
 from benchmarks.worker import seconds_per_call
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.writing import write_json
 
 ROOT = Path(__file__).parent.parent
 TINY = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=5)
@@ -183,7 +184,7 @@ def test_the_table_fits_80_columns_and_marks_nobody_fastest_without_peers():
 
 def test_the_report_is_json_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "results" / "one.json"
-    report.write(path, {"machine": report.machine(), "results": report.summarise([result("ours", [1.0])], 1)})
+    write_json(path, {"machine": report.machine(), "results": report.summarise([result("ours", [1.0])], 1)})
     assert json.loads(path.read_text())["results"][0]["milliseconds_per_image"] == 1000
     assert {"processor", "cores", "python", "date", "load_before"} <= json.loads(path.read_text())["machine"].keys()
     assert [file.name for file in path.parent.iterdir()] == ["one.json"]

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from poolformer_jax import TpuKernels
+from poolformer_jax.checks import few
 from poolformer_jax.image_reading import ImageError, read_image
 from train.assembly import Assembly, assemble
 from train.checkpoints import CheckpointError, newest_run
@@ -38,7 +39,6 @@ _READERS = 16
 # Below this many random reads a second, sixteen at a time, storage cannot feed even one accelerator.
 _FEW_READS = 500.0
 _FEW_STEPS = 100
-_SHOWN = 5  # classes by name
 # Names that one folder of each split often has; of classes there may be one that is called train.
 _LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _WORKER_BYTES = 150e6  # a worker process before it holds a batch: Python, NumPy, Pillow, Grain; with some room
@@ -90,7 +90,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
 
 def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
     subject = f"data, {split}"
-    classes = f"{len(source.class_names):,} classes ({_few(source.class_names)})"
+    classes = f"{len(source.class_names):,} classes ({few(source.class_names)})"
     yield Finding("fine", subject, f"{len(source):,} images of {classes}{_passed_over(source)}")
     if split == config.data.train_split and len(source) < config.data.batch_size:
         yield Finding(
@@ -161,7 +161,7 @@ def _look_at_classes(sources: Sequence[Source]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "classes",
-            f"{_few(splits)} are taken for classes, and look like splits",
+            f"{few(splits)} are taken for classes, and look like splits",
             "Call the folders of splits train and validation, in small letters, with one folder per class in each.",
         )
     for other in sources[1:]:
@@ -180,7 +180,7 @@ def _look_for_classes_without_images(held_out: Source) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "classes",
-            f"{len(missing):,} of them have no image held out, and nothing will be known of them: {_few(missing)}",
+            f"{len(missing):,} of them have no image held out, and nothing will be known of them: {few(missing)}",
             "Add images; of a class with a single one none is held out.",
         )
 
@@ -196,10 +196,6 @@ def _look_at_steps(config: TrainConfig, images: int) -> Finding:
         remedy = "Choose a smaller --data.batch-size, or more --optimizer.epochs."
         return Finding("warning", "steps", f"{found}: few to learn anything in", remedy)
     return Finding("fine", "steps", found)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
 def _look_at_host_memory(config: TrainConfig, source: Source) -> Finding:

@@ -22,6 +22,7 @@ from poolformer_jax import PoolFormerImageProcessor, load_pretrained
 from poolformer_jax.checks import refuse
 from poolformer_jax.image_reading import printable
 from poolformer_jax.inference import find_image_processor
+from poolformer_jax.writing import write_json
 from train.classes import labels_of_some, refuse_other_classes
 from train.data.config import DataConfig, HostAugmentation
 from train.data.device_augment import normalize_batch
@@ -31,7 +32,7 @@ from train.data.sources import open_source
 from train.distributed import DistributedConfig, initialize
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
 from train.identity import refuse_run_folder
-from train.reports import draw_confusion, evaluation_report, write_json
+from train.reports import draw_confusion, evaluation_report
 from train.sharding import MeshConfig, make_mesh, process_part, replicated
 
 _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from poolformer_jax.checks import few
 from train.checkpoints import newest_run
 from train.data.sources import Source
 from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences
 
 Identity = dict[str, Any]
-_SHOWN = 10
 
 
 def identify(config: TrainConfig, source: Source) -> Identity:
@@ -148,10 +148,5 @@ def _changes(before: Identity, now: Identity, free: tuple[str, ...] = FREE_TO_CH
 
 def _classes(before: Sequence[str], now: Sequence[str]) -> str:
     gone, new = [sorted(set(a) - set(b)) for a, b in ((before, now), (now, before))]
-    parts = [f"{word}: {_few(names)}" for word, names in (("gone", gone), ("new", new)) if names]
-    return "; ".join(parts) or f"in another order, {_few(before)} -> {_few(now)}"
-
-
-def _few(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest
+    parts = [f"{word}: {few(names)}" for word, names in (("gone", gone), ("new", new)) if names]
+    return "; ".join(parts) or f"in another order, {few(before)} -> {few(now)}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 from rich.console import Console
 
+from poolformer_jax.writing import write_json
 from train import results
 from train.assembly import Assembly, assemble
 from train.checkpoints import Checkpoints
@@ -21,7 +22,6 @@ from train.journal import Journal
 from train.lock import alone_in
 from train.progress import Meter, Record
 from train.recipes import TrainConfig
-from train.reports import write_json
 from train.sharding import process_part, to_devices
 from train.state import TrainState
 

@@ -86,12 +86,6 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people to read."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-
-
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; one that a killed process left half written does not count."""
     lines = []

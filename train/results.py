@@ -13,11 +13,12 @@ from PIL import Image
 
 from poolformer_jax import save_pretrained
 from poolformer_jax.image_reading import ImageError, read_image
+from poolformer_jax.writing import write_json
 from train.assembly import Assembly
 from train.data.sources import Example, Source, image_of
 from train.evaluation import Evaluation
 from train.recipes import TrainConfig
-from train.reports import draw_confusion, evaluation_report, write_json
+from train.reports import draw_confusion, evaluation_report
 from train.sharding import to_host
 from train.state import TrainState
 
