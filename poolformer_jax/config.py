@@ -13,7 +13,7 @@ from typing import Any, no_type_check
 from flax.core import FrozenDict
 
 from poolformer_jax.checks import refuse, shown
-from poolformer_jax.kinds import FLAG, REAL, TEXT, WHOLE, Kind, optional, sequence_of
+from poolformer_jax.kinds import FLAG, REAL, TEXT, WHOLE, Kind, fit, optional, sequence_of
 
 # Names alone: `functional`, `token_mixers` and `model` say what they stand for, and import the config.
 HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
@@ -79,10 +79,7 @@ class PoolFormerConfig:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        # What a field is comes before what range it is in: no rule of `_rules` could compare a text with a number.
-        refuse(self, [(name, kind.fits(getattr(self, name)), kind.name) for name, kind in _KINDS.items()])
-        for name, kind in _KINDS.items():
-            object.__setattr__(self, name, kind.plain(getattr(self, name)))
+        fit(self, _KINDS)
         refuse(self, _rules(self))
 
     @property

@@ -21,7 +21,7 @@ from PIL import Image
 from poolformer_jax import processor_config
 from poolformer_jax.checks import refuse
 from poolformer_jax.image_reading import ImageError, ImageLike, read_image
-from poolformer_jax.kinds import FLAG, REAL, TEXT, WHOLE, Kind, optional, sequence_of
+from poolformer_jax.kinds import FLAG, REAL, TEXT, WHOLE, Kind, fit, optional, sequence_of
 from poolformer_jax.writing import write_json
 
 # The published networks evaluated at crop_pct 0.95 (default_cfg in the authors' poolformer.py and metaformer.py).
@@ -64,9 +64,7 @@ class PoolFormerImageProcessor:
     image_std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        refuse(self, [(name, kind.fits(getattr(self, name)), kind.name) for name, kind in _KINDS.items()])
-        for name, kind in _KINDS.items():
-            object.__setattr__(self, name, kind.plain(getattr(self, name)))
+        fit(self, _KINDS)
         refuse(self, _rules(self))
 
     @property

@@ -3,10 +3,12 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from poolformer_jax.checks import refuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,19 @@ class Kind:
     name: str
     fits: Callable[[Any], bool]
     plain: Callable[[Any], Any]
+
+
+def fit(config: object, kinds: Mapping[str, Kind]) -> None:
+    """Gives the fields of a frozen dataclass the plain values of their kinds.
+
+    Before their range is looked at: no rule could compare a text with a number.
+
+    Raises:
+        ValueError: naming every field that holds something else.
+    """
+    refuse(config, [(name, kind.fits(getattr(config, name)), kind.name) for name, kind in kinds.items()])
+    for name, kind in kinds.items():
+        object.__setattr__(config, name, kind.plain(getattr(config, name)))
 
 
 def sequence_of(kind: Kind, name: str) -> Kind:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import random
-import subprocess
 from pathlib import Path
 
 import jax
@@ -15,7 +14,7 @@ import pytest
 
 from train.checkpoints import CheckpointError, Checkpoints, newest_run
 from train.state import TrainState
-from training import first_state, open_and_assemble, sharded, tiny
+from training import disk, first_state, open_and_assemble, sharded, tiny
 
 RUN = {"classes": ["ant", "bee"]}
 
@@ -203,13 +202,8 @@ def test_a_state_amid_steps_without_a_finite_gradient_is_not_written(tmp_path, s
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"mounting a small disk needs root: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with disk(tmp_path / "disk", megabytes=2) as folder:
+        yield folder
 
 
 def test_a_full_disk_is_an_error_and_leaves_the_state_before(small_disk, parts, states):

@@ -15,7 +15,7 @@ import programs
 from train import loop
 from train.command_line import main
 from train.data.sources import open_source
-from training import lines, saved, train_losses
+from training import disk, lines, saved, train_losses
 
 
 def test_killed_at_random_moments_the_losses_are_those_of_an_uninterrupted_run(tmp_path, uninterrupted):
@@ -139,13 +139,8 @@ with StopRequest():
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system that is too small for the states of a run."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"mounting a small disk needs root: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with disk(tmp_path / "disk", megabytes=1) as folder:
+        yield folder
 
 
 def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(small_disk, uninterrupted):

@@ -1,13 +1,16 @@
 """Tiny runs that the training tests share: a network of two blocks on made-up images of 16 pixels."""
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 from PIL import Image
 
 from train.assembly import Assembly, assemble
@@ -122,3 +125,17 @@ def class_folders(folder: Path, images: int) -> None:
         (folder / name).mkdir(parents=True)
         for index in range(images):
             Image.new("RGB", (16, 16), (80 * number, 10 * index, 0)).save(folder / name / f"{index}.png")
+
+
+@contextlib.contextmanager
+def disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A real file system of that size, while the block runs."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small disk needs root: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
