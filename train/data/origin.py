@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from poolformer_jax.writing import replacing
+from poolformer_jax.writing import write_json
 from train.data.folders import FolderSource
 from train.data.sources import Source, SourceError, digest_of
 
@@ -41,7 +41,7 @@ class Origin:
         """
         noted = _read(folder)
         if noted is None:
-            _write(folder, self._begun)
+            write_json(folder / _FILE, self._begun)
         elif {name: noted.get(name) for name in self._begun} != self._begun:
             raise SourceError(
                 f"{folder} holds shards of other files than {self._name} has now, or of other settings. Remove that "
@@ -53,7 +53,7 @@ class Origin:
 
         Sizes count only now: of a data set that is not finished, a file that was no image may be replaced.
         """
-        _write(folder, self._begun | {"sizes": self._sizes()})
+        write_json(folder / _FILE, self._begun | {"sizes": self._sizes()})
 
     def compare(self, folder: Path) -> None:
         """Makes sure that a finished data set was packed from these very files, with these settings.
@@ -106,8 +106,3 @@ def _sizes(source: Source, threads: int) -> np.ndarray:
 def _read(folder: Path) -> dict[str, Any] | None:
     path = folder / _FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _write(folder: Path, content: Mapping[str, Any]) -> None:
-    with replacing(folder / _FILE) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
