@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from poolformer_jax.torch_weights import pickles
+from poolformer_jax.torch_weights.pickle_names import StorageType
 from poolformer_jax.torch_weights.storage import DTYPES, BoundedReader, Storage, WeightsFileError, plain
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -150,7 +151,7 @@ def _reference(path: Path, reference: tuple[Any, ...], order: _ByteOrder) -> tup
     if len(reference) < 5 or reference[0] != "storage":
         raise WeightsFileError("its pickle refers to something outside of it that is no storage")
     _, kind, key, _, count = reference[:5]
-    if not (isinstance(kind, pickles.StorageType) and isinstance(key, str) and type(count) is int):
+    if not (isinstance(kind, StorageType) and isinstance(key, str) and type(count) is int):
         raise WeightsFileError("its pickle refers to a storage without a type, a name and a length")
     if not 0 <= count < 1 << 60:
         raise WeightsFileError(f"its storage {key[:80]!r} claims {str(count)[:40]} numbers")
