@@ -152,7 +152,7 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
         "images/s at most (estimate)": f"{batch / result['seconds_at_least']:,.0f}",
         "temporary memory": f"{result['memory_bytes']['temporary'] / 1e9:.2f} GB",
     }
-    console.print(report.facts(title, "", facts))
+    console.print(report.facts(title, "figure", facts))
     rows = []
     for row in result["costliest"]:
         times = f"{row['times']} x " if row["times"] > 1 else ""
