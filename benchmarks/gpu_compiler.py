@@ -4,9 +4,9 @@ The compiler comes with jax's CUDA plugin, and runs on any Linux host: pip insta
 The programs are the folded network of ImageClassifier on float32 pixels, and the step of `python -m train` without
 augmentation; --plain compiles the blocks as the paper writes them instead.
 
-Bytes are the operands and results of every kernel, as if no cache held anything between two kernels and every operand
-was read whole: somewhat too many. Operations are the network's own. By the GPU's bandwidth and by its peak each of them
-takes a time, and the longer one is what the program needs at least, if everything else hides behind it.
+Bytes are the operands and results of every kernel, as if each were read and written whole, and no cache held anything
+from one kernel to the next: an upper estimate. Operations are the network's own. By the GPU's bandwidth and by its peak
+either takes a time; the longer one is about the least that the program needs, where everything else hides behind it.
 
 What this does not see: how far a kernel stays behind bandwidth or peak; the time between kernels; the caches; and
 autotuning, which needs the device: tiles, and the choice between Triton and NVIDIA's libraries, are the compiler's
