@@ -8,7 +8,7 @@ from jax.experimental import topologies
 
 from benchmarks.gpu import PEAKS
 
-# What NVIDIA's libraries are taken to be: those that jax 0.10 is built for. The compiler chooses by their versions.
+# NVIDIA's libraries, by whose versions the compiler chooses: cuDNN the oldest that jax 0.10.2 takes, CUDA the last 12.
 CUDNN, CUDA = (9, 8), (12, 9)
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
