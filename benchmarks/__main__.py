@@ -25,6 +25,7 @@ BENCHMARKS = {
     "cpu-inference": Benchmark("cpu_inference", "inference on a CPU beside PyTorch, ONNX Runtime, OpenVINO"),
     "cpu-training": Benchmark("cpu_training", "training steps on a CPU beside PyTorch"),
     "gpu": Benchmark("gpu", "inference and training on a GPU beside PyTorch"),
+    "gpu-compiler": Benchmark("gpu_compiler", "what the GPU compiler makes of the network; needs no GPU"),
     "tpu": Benchmark("tpu", "what the TPU compiler says of a training step; needs no TPU"),
     "convert": Benchmark("convert", "time and memory of converting weights"),
     "exchange": Benchmark("exchange", "whether cores share a cache, which a virtual machine hides"),

@@ -5,38 +5,18 @@ JAX operation they came from. Bodies of loops are counted as often as they run.
 """
 
 import dataclasses
-import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.chips import Chip
+from benchmarks.hlo_text import FREE, Line, array_bytes, walk
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%(?P<name>[\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>.+?) (?P<opcode>[a-z][\w\-]*)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_SOURCE = re.compile(r'op_name="([^"]*)"')
-_BODY = re.compile(r"body=%([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=(%[\w.\-]+), false_computation=(%[\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Instructions that do nothing at run time, or that another one waits for and is charged with.
 _KERNEL = "tpu_custom_call"
 _COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"\d+","bytes_accessed":"(\d+)"')
 _LOOPS = re.compile(r'kernel_metadata=\{\s*"rounds":"(\d+)",\s*"tiles":"(\d+)"')
-_FREE = {
-    "parameter",
-    "constant",
-    "get-tuple-element",
-    "tuple",
-    "bitcast",
-    "after-all",
-    "partition-id",
-    "while",
-    "conditional",
-}
 
 
 @dataclass(frozen=True)
@@ -85,51 +65,26 @@ class Instruction:
     @property
     def bytes(self) -> int:
         """Size of the result, without the layout's padding."""
-        return sum(_array_bytes(bits, shape) for _, bits, shape in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", self.shape)))
-
-
-def _array_bytes(bits: str, shape: str) -> int:
-    return math.prod(int(size) for size in shape.split(",") if size) * max(int(bits or 8), 8) // 8
+        return sum(array_bytes(self.shape))
 
 
 def instructions(text: str) -> list[Instruction]:
     """Every instruction that the program runs by itself: of loops with their rounds, of branches the costliest."""
-    bodies: dict[str, list[str]] = {}
-    entry, name = "", ""
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            name = match["name"]
-            entry = name if line.startswith("ENTRY") else entry
-            bodies[name] = []
-        elif name and (line.startswith("  ") or not bodies[name]):
-            bodies[name].append(line)
-        elif name:
-            bodies[name][-1] += line  # a kernel's metadata stand on lines of their own
-    return list(_run(bodies, entry, 1))
+    return walk(text, _instruction, total_cycles)
 
 
-def _run(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Instruction]:
-    for line in bodies[name]:
-        match = _INSTRUCTION.match(line)
-        if match is None:
-            continue
-        cycles, source = _CYCLES.search(line), _SOURCE.search(line)
-        yield Instruction(
-            name=match["name"],
-            # What a TPU scatters while it adds up is written as a fusion of its own kind.
-            opcode="reduce-scatter" if "calls=%all-reduce-scatter" in line else match["opcode"],
-            shape=match["shape"],
-            source=source[1] if source else "",
-            cycles=int(cycles[1]) if cycles else None,
-            times=times,
-            kernel=_kernel_cost(line),
-        )
-        if match["opcode"] == "while" and (body := _BODY.search(line)):
-            trips = _TRIPS.search(line)
-            yield from _run(bodies, body[1], times * (int(trips[1]) if trips else 1))
-        if match["opcode"] == "conditional" and (branches := _BRANCHES.search(line)):
-            names = re.findall(r"%([\w.\-]+)", branches[0])
-            yield from max((list(_run(bodies, name, times)) for name in names), key=total_cycles)
+def _instruction(line: Line, times: int) -> Instruction:
+    cycles = _CYCLES.search(line.text)
+    return Instruction(
+        name=line.name,
+        # What a TPU scatters while it adds up is written as a fusion of its own kind.
+        opcode="reduce-scatter" if "calls=%all-reduce-scatter" in line.text else line.opcode,
+        shape=line.shape,
+        source=line.source,
+        cycles=int(cycles[1]) if cycles else None,
+        times=times,
+        kernel=_kernel_cost(line.text),
+    )
 
 
 def _kernel_cost(line: str) -> KernelCost | None:
@@ -164,7 +119,7 @@ def without_estimate(program: list[Instruction]) -> dict[str, dict[str, int]]:
     sizes: Counter[str] = Counter()
     for instruction in program:
         done = instruction.opcode.endswith(("-done", "-update"))
-        if instruction.cycles is None and instruction.opcode not in _FREE and not done:
+        if instruction.cycles is None and instruction.opcode not in FREE and not done:
             counts[instruction.opcode] += instruction.times
             sizes[instruction.opcode] += instruction.bytes * instruction.times
     return {opcode: {"count": counts[opcode], "bytes": sizes[opcode]} for opcode in sorted(counts)}
@@ -180,8 +135,8 @@ def collective_bytes(instruction: Instruction) -> int:
     """The size of what a chip holds of a collective's result."""
     # An asynchronous all-gather or permute returns (operand, result); an all-reduce only its result.
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        arrays = _ARRAY.findall(re.sub(r"\{[^}]*\}", "", instruction.shape))
-        return sum(_array_bytes(bits, shape) for _, bits, shape in arrays[len(arrays) // 2 :])
+        sizes = array_bytes(instruction.shape)
+        return sum(sizes[len(sizes) // 2 :])
     return instruction.bytes
 
 

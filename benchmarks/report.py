@@ -1,4 +1,7 @@
-"""What a benchmark tells: the machine, medians and spread, the ratio to the fastest peer; as a table and as JSON."""
+"""What a benchmark tells: the machine, medians and spread, the ratio to the fastest peer; as a table and as JSON.
+
+And the tables of what a compiler tells.
+"""
 
 import argparse
 import datetime
@@ -125,3 +128,29 @@ def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], l
     console.print(table(title, summaries))
     for reason in left_out.values():
         console.print(f"left out: {reason}", highlight=False, markup=False)
+
+
+def facts(title: str, heading: str, rows: Mapping[str, str]) -> Table:
+    """What a compiler tells of a program: names and figures."""
+    made = Table(title=title)
+    made.add_column("what")
+    made.add_column(heading, justify="right")
+    for name, figure in rows.items():
+        made.add_row(name, figure)
+    return made
+
+
+def costs(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """What costs most in a program.
+
+    Args:
+        title: above the table.
+        headings: of all columns but the last: the cost, what has it, ...
+        rows: columns, the last of them the JAX operation as the compiler writes it, of which the end is shown.
+    """
+    made = Table(title=title)
+    for column in (*headings, "from"):
+        made.add_column(column, justify="right" if column == headings[0] else "left", overflow="fold")
+    for *columns, source in rows:
+        made.add_row(*columns, "/".join(source.split("/")[-4:]))
+    return made

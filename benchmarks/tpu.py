@@ -13,7 +13,6 @@ it (benchmarks/kernel_schedules.py), or with what its own bytes and operations n
 """
 
 import argparse
-import dataclasses
 import importlib.metadata
 import os
 import sys
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import compiled_text, kernel_schedules
 from benchmarks.chips import Chip, chip_of
@@ -41,22 +39,15 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks import report
+from benchmarks.lowering import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
-from poolformer_jax.summary import count_macs
 from poolformer_jax.writing import write_json
-from train.assembly import assemble
-from train.recipes import RECIPES, TrainConfig
-from train.sharding import MeshConfig
-
-CLASSES, EXAMPLES, SIZE = 1000, 1_281_167, 224
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
-    if parsed.plain and "training" in parsed.work:
-        parser.error("--plain is for --work forward: the training program always computes the fused blocks.")
+    parsed = _parser().parse_args(arguments)
     console = Console(stderr=True)
     results = {}
     with kernel_schedules.recorded() as schedules:
@@ -101,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images-per-chip", type=int, default=64, help="batch of each chip (default 64)")
     parser.add_argument("--fsdp", type=int, default=1, help="chips that share one copy of the weights (default 1)")
     parser.add_argument("--augment", action="store_true", help="with mixup, cutmix and random erasing on the chip")
-    parser.add_argument("--plain", action="store_true", help="forward: the blocks as the paper writes them")
+    parser.add_argument("--plain", action="store_true", help="the blocks as the paper writes them")
     parser.add_argument("--no-kernels", action="store_true", help="leave everything to XLA")
     parser.add_argument("--top", type=int, default=12, help="how many costly instructions to list (default 12)")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
@@ -133,29 +124,15 @@ def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) ->
 
 
 def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """The training program's own step: normalisation and augmentation on the chip, gradient, AdamW."""
-    parts = assemble(_recipe(parsed, len(devices)), [str(n) for n in range(CLASSES)], EXAMPLES, devices)
-    sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
-    batch = parsed.images_per_chip * len(devices)
-    return parts.step.lower(
-        parts.abstract_state,
-        {
-            "image": jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8, sharding=sharding),
-            "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharding),
-        },
+    step = Step(
+        parsed.variant,
+        parsed.images_per_chip,
+        fsdp=parsed.fsdp,
+        augment=parsed.augment,
+        kernels=not parsed.no_kernels,
+        fused=not parsed.plain,
     )
-
-
-def _recipe(parsed: argparse.Namespace, chips: int) -> TrainConfig:
-    """The ImageNet recipe of the variant, in bfloat16; without the augmentation unless that is asked for."""
-    recipe = RECIPES[f"imagenet-{parsed.variant}"].config
-    mix = dataclasses.replace(recipe.data.mix, mix_group=parsed.images_per_chip)
-    if not parsed.augment:
-        mix = dataclasses.replace(mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
-    data = dataclasses.replace(recipe.data, batch_size=parsed.images_per_chip * chips, mix=mix)
-    return dataclasses.replace(
-        recipe, data=data, dtype="bfloat16", mesh=MeshConfig(fsdp=parsed.fsdp), kernels=not parsed.no_kernels
-    )
+    return lower_training(step, devices)
 
 
 _RUNS = {"forward": _lower_forward, "training": _lower_training}
@@ -215,12 +192,9 @@ def _kernels(kernels: list[Instruction], chip: Chip, schedules: Path) -> dict[st
 
 
 def _speed(result: dict[str, Any], work: str, parsed: argparse.Namespace, chip: Chip) -> dict[str, float]:
-    """Images a second of one chip, and the share of its peak, if it took as long as estimated.
-
-    What counts are the network's own multiplications, not the compiled program's, which may compute some of them twice.
-    """
+    """Images a second of one chip, and the share of its peak, if it took as long as estimated."""
     images = parsed.images_per_chip / (result["estimated_cycles"] / chip.clock)
-    flops = 2 * count_macs(PoolFormerConfig.from_variant(parsed.variant)) * (3 if work == "training" else 1)
+    flops = operations(parsed.variant, work)
     return {"images_per_second_estimate": images, "mfu_estimate": images * flops / chip.peak_flops}
 
 
@@ -236,27 +210,18 @@ def _print(topology: str, work: str, result: dict[str, Any], parsed: argparse.Na
         "images/s (estimate)": f"{result['images_per_second_estimate']:.0f}",
         "MFU (estimate)": f"{result['mfu_estimate']:.0%}",
     }
-
+    parts = {f"  cycles, {name}": f"{share:.3g}" for name, share in result["cycles_by_part"].items()}
+    left_out = {
+        f"  no estimate: {one['count']} x {opcode}": f"{one['bytes'] / 1e6:.1f} MB"
+        for opcode, one in result["without_estimate"].items()
+    }
+    title = f"{parsed.variant}, {work}, {topology}: one chip, {parsed.images_per_chip} images, bfloat16"
     console = Console()
-    table = Table(title=f"{parsed.variant}, {work}, {topology}: one chip, {parsed.images_per_chip} images, bfloat16")
-    table.add_column("what")
-    table.add_column("compiler's figure", justify="right")
-    for name, value in facts.items():
-        table.add_row(name, value)
-    for name, share in result["cycles_by_part"].items():
-        table.add_row(f"  cycles, {name}", f"{share:.3g}")
-    for opcode, left_out in result["without_estimate"].items():
-        table.add_row(f"  no estimate: {left_out['count']} x {opcode}", f"{left_out['bytes'] / 1e6:.1f} MB")
-    console.print(table)
+    console.print(report.facts(title, "compiler's figure", facts | parts | left_out))
     for collective in result["collectives"]:
         times = f"{collective['times']} x " if collective["times"] > 1 else ""
         console.print(f"{times}{collective['opcode']} of {collective['bytes'] / 1e6:.3f} MB", highlight=False)
     if not result["collectives"]:
         console.print("no collectives")
-    costs = Table(title="costliest instructions")
-    for column in ("cycles", "instruction", "from"):
-        costs.add_column(column, justify="right" if column == "cycles" else "left", overflow="fold")
-    for row in result["costliest"]:
-        source = "/".join(row["source"].split("/")[-4:])
-        costs.add_row(f"{row['cycles'] * row['times']:,}", row["name"], source)
-    console.print(costs)
+    costs = [(f"{row['cycles'] * row['times']:,}", row["name"], row["source"]) for row in result["costliest"]]
+    console.print(report.costs("costliest instructions", ("cycles", "instruction"), costs))

@@ -59,7 +59,7 @@ def test_help_lists_every_benchmark_within_80_columns():
     assert max(map(len, finished.stdout.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", ["cpu-inference", "cpu-training", "exchange", "gpu"])
+@pytest.mark.parametrize("name", ["cpu-inference", "cpu-training", "exchange", "gpu", "gpu-compiler"])
 def test_each_benchmark_explains_itself_with_an_example(name, capsys):
     with pytest.raises(SystemExit) as ended:
         program.main([name, "--help"])

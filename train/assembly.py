@@ -47,9 +47,15 @@ class Assembly:
 
 
 def assemble(
-    config: TrainConfig, class_names: Sequence[str], examples: int, devices: Sequence[jax.Device] | None = None
+    config: TrainConfig,
+    class_names: Sequence[str],
+    examples: int,
+    devices: Sequence[jax.Device] | None = None,
+    fused: bool = True,
 ) -> Assembly:
     """The parts of a run on `examples` images of classes `class_names`, on all devices or on those given.
+
+    With `fused=False` its network computes the blocks as the paper writes them, for whoever wants to compare.
 
     Raises:
         ValueError: if devices, batch, data and network do not fit each other.
@@ -59,7 +65,7 @@ def assemble(
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
     check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
     kernels = TpuKernels(mesh, BATCH_AXES) if config.kernels and has_kernels(mesh.devices.flat) else None
-    network = make_network(config, class_names, kernels)
+    network = make_network(config, class_names, kernels, fused)
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)
     keeps_ema = config.optimizer.ema_decay is not None

@@ -30,13 +30,16 @@ class Network:
     argument: Any
 
 
-def make_network(config: TrainConfig, class_names: Sequence[str], kernels: TpuKernels | None = None) -> Network:
+def make_network(
+    config: TrainConfig, class_names: Sequence[str], kernels: TpuKernels | None = None, fused: bool = True
+) -> Network:
     """The network of a run on data with `class_names`; labels and channels follow the data.
 
     Args:
         config: the run.
         class_names: the data's, in the order of its labels.
         kernels: what computes the blocks, instead of what XLA compiles.
+        fused: False for the blocks as the paper writes them.
 
     Raises:
         ValueError: if there is nothing to tell apart, or the weights are of a network for other images or classes.
@@ -58,7 +61,9 @@ def make_network(config: TrainConfig, class_names: Sequence[str], kernels: TpuKe
         architecture = PoolFormerConfig(**{field.name: getattr(wanted, field.name) for field in fields})
     labels = {"num_labels": len(class_names), "id2label": dict(enumerate(class_names))}
     architecture = dataclasses.replace(architecture, **labels, num_channels=channels)
-    model = PoolFormerForImageClassification(architecture, dtype=dtype, remat=config.remat, kernels=kernels)
+    model = PoolFormerForImageClassification(
+        architecture, dtype=dtype, remat=config.remat, fused=fused, kernels=kernels
+    )
 
     def make_params(argument: Any) -> Any:
         params = argument if loads else model.init(argument, jnp.zeros((1, size, size, channels), dtype))["params"]

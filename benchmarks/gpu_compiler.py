@@ -1,0 +1,175 @@
+"""What XLA's compiler for NVIDIA GPUs makes of the network, without a GPU: kernels, and the bytes that they move.
+
+The compiler comes with jax's CUDA plugin, and runs on any Linux host: pip install 'jax[cuda12]'. Nothing is measured.
+The programs are the folded network of ImageClassifier on float32 pixels, and the step of `python -m train` without
+augmentation; --plain compiles the blocks as the paper writes them instead.
+
+Bytes are the operands and results of every kernel, as if each were read and written whole, and no cache held anything
+from one kernel to the next: an upper estimate. Operations are the network's own. By the GPU's bandwidth and by its peak
+either takes a time; the longer one is about the least that the program needs, where everything else hides behind it.
+
+What this does not see: how far a kernel stays behind bandwidth or peak; the time between kernels; the caches; and
+autotuning, which needs the device: tiles, and the choice between Triton and NVIDIA's libraries, are the compiler's
+defaults here, and the memory that cuDNN asks for is left out.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+# Read when jax is imported: there is no GPU to ask for.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks import gpu_kernels, report, turns
+from benchmarks.gpu import PEAKS, Peak
+from benchmarks.gpu_targets import CUDA, CUDNN, PLUGINS, TARGETS, device
+from benchmarks.lowering import SIZE, Step, lower_training, operations
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from poolformer_jax.compilation import compiler_options
+from poolformer_jax.cpu_devices import images_on_device
+from poolformer_jax.folding import fold, folded_apply
+from poolformer_jax.published import RESULTS
+from poolformer_jax.writing import write_json
+
+EXAMPLE = "example:\n  python -m benchmarks gpu-compiler --variants s12 m36 --work training"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compiles, prints and writes. Returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    target, peak = device(parsed.gpu), PEAKS[parsed.gpu]
+    console = Console()
+    results, texts = {}, []
+    for variant in parsed.variants:
+        for work in parsed.work:
+            step = Step(variant, parsed.batch, kernels=not parsed.no_kernels, fused=not parsed.plain)
+            with Console(stderr=True).status(f"compiling {work} of {variant} for {parsed.gpu}; this takes minutes"):
+                result, text = describe(_LOWER[work](step, target), parsed.top)
+            result |= bound(result["bytes"], parsed.batch * operations(variant, work), peak)
+            results[f"{variant} {work}"] = result
+            texts.append(text)
+            _print(console, f"{variant}, {work}, {parsed.gpu}: {parsed.batch} images, bfloat16", result, parsed.batch)
+    content = {
+        "command": " ".join(["python -m benchmarks gpu-compiler", *arguments]),
+        "gpu": parsed.gpu,
+        "target": asdict(TARGETS[parsed.gpu]) | {"cudnn": CUDNN, "cuda": CUDA},
+        "batch": parsed.batch,
+        "fused": not parsed.plain,
+        "kernels": not (parsed.plain or parsed.no_kernels),
+        "versions": _versions(),
+        "estimates_not_measurements": results,
+    }
+    if parsed.text:
+        parsed.text.write_text("\n".join(texts))
+    if parsed.json:
+        write_json(parsed.json, content)
+        console.print(f"written to {parsed.json}", soft_wrap=True)
+    return 0
+
+
+def _lower_inference(step: Step, target: jax.Device) -> jax.stages.Lowered:
+    """The logits of a batch, as ImageClassifier computes them."""
+    mesh = Mesh(np.asarray([target]), ("batch",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    config = PoolFormerConfig.from_variant(step.variant)
+    model = PoolFormerForImageClassification(config, dtype=jnp.bfloat16, fused=False)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+
+    def plain(variables: Any, pixels: jax.Array) -> jax.Array:
+        return model.apply(variables, pixels).logits
+
+    def folded(params: Any, pixels: jax.Array) -> jax.Array:
+        return folded_apply(params, config, pixels, jnp.bfloat16, images_on_device(mesh))
+
+    if step.fused:
+        variables = fold(config, jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), variables))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), variables)
+    pixels = jax.ShapeDtypeStruct((step.images, SIZE, SIZE, 3), jnp.float32, sharding=sharding)
+    apply: Callable[[Any, jax.Array], jax.Array] = folded if step.fused else plain
+    return jax.jit(apply, compiler_options=compiler_options(target.platform)).lower(shapes, pixels)
+
+
+_LOWER = {"inference": _lower_inference, "training": lambda step, target: lower_training(step, [target])}
+
+
+def describe(lowered: jax.stages.Lowered, top: int) -> tuple[dict[str, Any], str]:
+    """What the compiled program tells about itself, with the `top` costliest kernels; and its text."""
+    start = time.monotonic()
+    compiled = lowered.compile()
+    seconds = time.monotonic() - start
+    text = compiled.as_text() or ""
+    kernels, memory = gpu_kernels.kernels(text), compiled.memory_analysis()
+    return {
+        "compile_seconds": round(seconds, 1),
+        "kernels": sum(kernel.times for kernel in kernels),
+        "bytes": gpu_kernels.total_bytes(kernels),
+        "kinds": gpu_kernels.by_kind(kernels),
+        "memory_bytes": {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs_beside_them": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "temporary": memory.temp_size_in_bytes,
+        },
+        "costliest": [asdict(kernel) | {"bytes": kernel.bytes} for kernel in gpu_kernels.costliest(kernels, top)],
+    }, text
+
+
+def bound(moved: int, flops: int, peak: Peak) -> dict[str, float]:
+    """How long a GPU needs at least for so many bytes and operations: the longer of the two, in seconds."""
+    times = {"seconds_for_bytes": moved / peak.bandwidth, "seconds_for_operations": flops / peak.flops}
+    return {"operations": flops, **times, "seconds_at_least": max(times.values())}
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that the program comes from, and of the one that holds the compiler."""
+    packages = importlib.metadata.packages_distributions()
+    plugins = [name for plugin in PLUGINS for name in packages.get(plugin, ())]
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *plugins, "flax", "optax")}
+
+
+def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> None:
+    kinds = {f"  {one['count']} x {kind}": f"{one['bytes'] / 1e9:.2f} GB" for kind, one in result["kinds"].items()}
+    facts = {
+        "compile time": f"{result['compile_seconds']:.0f} s",
+        "kernels": f"{result['kernels']}",
+        "read and written (upper estimate)": f"{result['bytes'] / 1e9:.2f} GB",
+        **kinds,
+        "operations": f"{result['operations'] / 1e12:.2f} T",
+        "time of the bytes": f"{result['seconds_for_bytes'] * 1e3:.2f} ms",
+        "time of the operations": f"{result['seconds_for_operations'] * 1e3:.2f} ms",
+        "at least (estimate, nothing measured)": f"{result['seconds_at_least'] * 1e3:.2f} ms",
+        "images/s at most (estimate)": f"{batch / result['seconds_at_least']:,.0f}",
+        "temporary memory": f"{result['memory_bytes']['temporary'] / 1e9:.2f} GB",
+    }
+    console.print(report.facts(title, "figure", facts))
+    rows = []
+    for row in result["costliest"]:
+        times = f"{row['times']} x " if row["times"] > 1 else ""
+        rows.append((f"{row['bytes'] / 1e6:,.0f}", times + row["name"], row["source"]))
+    console.print(report.costs("costliest kernels", ("MB", "kernel"), rows))
+    console.print()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = turns.parser("gpu-compiler", __doc__, EXAMPLE)
+    parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12"], help="default: s12")
+    parser.add_argument("--work", nargs="+", choices=_LOWER, default=[*_LOWER], help="default: both")
+    parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
+    parser.add_argument("--gpu", choices=TARGETS, default="NVIDIA H200", help="default: NVIDIA H200")
+    parser.add_argument("--plain", action="store_true", help="the blocks as the paper writes them")
+    parser.add_argument("--no-kernels", action="store_true", help="training: leave everything to XLA")
+    parser.add_argument("--top", type=int, default=12, metavar="N", help="costly kernels to list (default: 12)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="also write the compiled programs to this file")
+    return parser

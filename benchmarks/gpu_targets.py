@@ -1,0 +1,92 @@
+"""What the GPU compiler has to know of a GPU that is not there, from a few published numbers."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import jax
+from jax.experimental import topologies
+
+from benchmarks.gpu import PEAKS
+
+# NVIDIA's libraries, by whose versions the compiler chooses: cuDNN the oldest that jax 0.10.2 takes, CUDA the last 12.
+CUDNN, CUDA = (9, 8), (12, 9)
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One GPU, by NVIDIA's data sheet and the tables of its CUDA programming guide.
+
+    Attributes:
+        capability: compute capability.
+        multiprocessors: how many.
+        lanes: float32 operations that each of them begins in a cycle.
+        shared_memory: KiB of each of them.
+        cache: MiB of the second level.
+        memory: GiB.
+        clock: GHz, the highest.
+    """
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    lanes: int
+    shared_memory: int
+    cache: int
+    memory: int
+    clock: float
+
+    def text(self, name: str) -> str:
+        """The description as the compiler reads it, a GpuTargetConfigProto."""
+        return f"""
+            platform_name: "CUDA"
+            device_description_str: "{name}"
+            dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} }}
+            runtime_version {{ major: {CUDA[0]} minor: {CUDA[1]} }}
+            gpu_device_info {{
+              cuda_compute_capability {{ major: {self.capability[0]} minor: {self.capability[1]} }}
+              core_count: {self.multiprocessors}
+              fpus_per_core: {self.lanes}
+              clock_rate_ghz: {self.clock}
+              memory_bandwidth: {PEAKS[name].bandwidth:.0f}
+              device_memory_size: {self.memory * 2**30}
+              l2_cache_size: {self.cache * 2**20}
+              shared_memory_per_core: {self.shared_memory * 2**10}
+              # CUDA keeps one KiB of it for each block; more than 48 have to be asked for.
+              shared_memory_per_block_optin: {(self.shared_memory - 1) * 2**10}
+              shared_memory_per_block: {48 * 2**10}
+              threads_per_warp: 32
+              threads_per_block_limit: 1024
+              threads_per_core_limit: 2048
+              registers_per_core_limit: 65536
+              registers_per_block_limit: 65536
+              block_dim_limit_x: {2**31 - 1}
+              block_dim_limit_y: 65535
+              block_dim_limit_z: 65535
+            }}
+        """
+
+
+# By the name that nvidia-smi gives, as in PEAKS.
+TARGETS = {
+    "NVIDIA H200": Target((9, 0), 132, 128, shared_memory=228, cache=50, memory=141, clock=1.98),
+    "NVIDIA H100 80GB HBM3": Target((9, 0), 132, 128, shared_memory=228, cache=50, memory=80, clock=1.98),
+    "NVIDIA A100-SXM4-80GB": Target((8, 0), 108, 64, shared_memory=164, cache=40, memory=80, clock=1.41),
+}
+
+
+def has_compiler() -> bool:
+    """Whether a CUDA plugin of jax is installed, which holds the compiler."""
+    return any(importlib.util.find_spec(plugin) for plugin in PLUGINS)
+
+
+def device(name: str) -> jax.Device:
+    """What programs for a GPU of this name can be lowered and compiled for; it cannot run them.
+
+    Raises:
+        ValueError: if there is no compiler for it.
+    """
+    if not has_compiler():
+        raise ValueError("The GPU compiler is not installed. Needs no GPU, but: pip install 'jax[cuda12]'")
+    topology = topologies.get_topology_desc(platform="cuda", target_config=TARGETS[name].text(name), topology="1x1x1")
+    (only,) = topology.devices
+    return only

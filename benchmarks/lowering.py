@@ -1,0 +1,74 @@
+"""What the benchmarks of compilers compile: lowered for devices that need not be there, only their compiler.
+
+Imported where JAX_PLATFORMS is already set.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.summary import count_macs
+from train.assembly import assemble
+from train.recipes import RECIPES, TrainConfig
+from train.sharding import MeshConfig
+
+CLASSES, EXAMPLES, SIZE = 1000, 1_281_167, 224
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step in bfloat16.
+
+    Attributes:
+        variant: s12 ... m48.
+        images: of each device.
+        fsdp: devices that share one copy of the weights.
+        augment: with mixup, cutmix and random erasing.
+        kernels: whether Pallas kernels compute the blocks, where there are any for the devices.
+        fused: False for the blocks as the paper writes them.
+    """
+
+    variant: str
+    images: int
+    fsdp: int = 1
+    augment: bool = False
+    kernels: bool = True
+    fused: bool = True
+
+
+def lower_training(step: Step, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+    """The training program's own step: normalisation and augmentation on the device, gradient, AdamW."""
+    parts = assemble(_recipe(step, len(devices)), [str(n) for n in range(CLASSES)], EXAMPLES, devices, step.fused)
+    sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
+    batch = step.images * len(devices)
+    return parts.step.lower(
+        parts.abstract_state,
+        {
+            "image": jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharding),
+        },
+    )
+
+
+def _recipe(step: Step, devices: int) -> TrainConfig:
+    """The ImageNet recipe of the variant; without the augmentation unless that is asked for."""
+    recipe = RECIPES[f"imagenet-{step.variant}"].config
+    mix = dataclasses.replace(recipe.data.mix, mix_group=step.images)
+    if not step.augment:
+        mix = dataclasses.replace(mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
+    data = dataclasses.replace(recipe.data, batch_size=step.images * devices, mix=mix)
+    mesh = MeshConfig(fsdp=step.fsdp)
+    return dataclasses.replace(recipe, data=data, dtype="bfloat16", mesh=mesh, kernels=step.kernels)
+
+
+def operations(variant: str, work: str) -> int:
+    """Of one image: the network's own multiplications and additions, and three times as many to train on it.
+
+    The compiled program may compute some of them twice.
+    """
+    return 2 * count_macs(PoolFormerConfig.from_variant(variant)) * (3 if work == "training" else 1)
