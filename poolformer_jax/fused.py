@@ -236,10 +236,17 @@ def _mlp_backward(
     cotangents: tuple[_Map, Moments],
 ) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
     inputs, weights, outputs, inner = residuals
-    plain = partial(_mlp_gradient, activation)
     cut = (*inputs, *outputs, *cotangents)
     (dx, dmoments), dweights = _run(
-        kernels if activation is gelu else None, "mlp_gradient", plain, cut, weights, kept=inner
+        kernels if activation is gelu else None,
+        "mlp_gradient",
+        partial(_mlp_gradient, activation),
+        cut,
+        weights,
+        kept=inner,
+        # There nothing fuses with matrix products: what the activation shares with its derivative, a float32 array as
+        # large as the hidden layer, would be written and read.
+        on_gpu=partial(_mlp_gradient, jax.checkpoint(activation)),
     )
     return dx, dmoments, MlpWeights(*dweights), jnp.zeros_like(inputs[2])
 
@@ -280,11 +287,17 @@ mlp_residual.defvjp(_mlp_forward, _mlp_backward)
 
 
 def _run(
-    kernels: TpuKernels | None, name: Pass, plain: Callable[..., Any], cut: Any, whole: Any, kept: tuple[Any, ...] = ()
+    kernels: TpuKernels | None,
+    name: Pass,
+    plain: Callable[..., Any],
+    cut: Any,
+    whole: Any,
+    kept: tuple[Any, ...] = (),
+    on_gpu: Callable[..., Any] | None = None,
 ) -> Any:
     """(results for each image, sums over all images) of a pass, in the way of the platform that is compiled for.
 
-    A CPU's pass also takes what it has `kept`, after what is in `cut`.
+    A CPU's pass also takes what it has `kept`, after what is in `cut`; a GPU may have one of its own.
     """
     x = cut[0]
     pixels = lanes.group_size(x.shape[2], x.shape[3], x.dtype)
@@ -300,7 +313,7 @@ def _run(
     def elsewhere(run: Callable[..., Any], cut: Any, whole: Any, _: Any) -> Any:
         return run(cut, whole)
 
-    tpu, default = partial(elsewhere, on_tpu), partial(elsewhere, partial(plain, 1))
+    tpu, default = partial(elsewhere, on_tpu), partial(elsewhere, partial(on_gpu or plain, 1))
     return lax.platform_dependent(cut, whole, kept, cpu=on_cpu, tpu=tpu, default=default)
 
 

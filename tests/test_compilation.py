@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from poolformer_jax import compilation
 from poolformer_jax.compilation import compiler_options
@@ -13,9 +12,12 @@ def test_programs_compile_with_the_options_of_this_platform():
     assert jax.jit(jnp.sin, compiler_options=compiler_options("cpu"))(0.0) == 0
 
 
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_other_platforms_keep_their_defaults(platform):
-    assert compiler_options(platform) is None
+def test_gpu_programs_round_where_they_say_so():
+    assert compiler_options("gpu") == {"xla_allow_excess_precision": False}
+
+
+def test_tpu_programs_keep_the_defaults():
+    assert compiler_options("tpu") is None
 
 
 def test_an_option_that_xla_does_not_have_is_left_out(monkeypatch):
