@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-ON_CPU = {
+ON_CPU: dict[str, Any] = {
     # XLA keeps to 256 bits, because some processors lower their clock for wider vectors. The matrix products, most of
     # the time here, use the wider ones anyway.
     "xla_cpu_prefer_vector_width": 512,
@@ -14,7 +14,7 @@ ON_CPU = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
-ON_GPU = {
+ON_GPU: dict[str, Any] = {
     # Else XLA leaves out roundings to bfloat16, and writes between two kernels what then has twice the bytes.
     "xla_allow_excess_precision": False,
 }
@@ -22,7 +22,7 @@ ON_GPU = {
 
 def compiler_options(platform: str) -> dict[str, Any] | None:
     """`compiler_options` of a `jax.jit` whose program runs on devices of this platform; None for XLA's defaults."""
-    options: dict[str, Any] = {"cpu": ON_CPU, "gpu": ON_GPU}.get(platform, {})
+    options = {"cpu": ON_CPU, "gpu": ON_GPU}.get(platform, {})
     return {name: value for name, value in options.items() if _known(name, value)} or None
 
 
