@@ -1,8 +1,8 @@
 """What XLA's compiler for NVIDIA GPUs makes of the network, without a GPU: kernels, and the bytes that they move.
 
 The compiler comes with jax's CUDA plugin, and runs on any Linux host: pip install 'jax[cuda12]'. Nothing is measured.
-The programs are the folded network of ImageClassifier on float32 pixels, and the step of `python -m train` without
-augmentation; --plain compiles the blocks as the paper writes them instead.
+The programs are the network of ImageClassifier on float32 pixels, and the step of `python -m train` without
+augmentation; --no-kernels leaves all of it to XLA, and --plain compiles the blocks as the paper writes them.
 
 Bytes are the operands and results of every kernel, as if each were read and written whole, and no cache held anything
 from one kernel to the next: an upper estimate. Operations are the network's own. By the GPU's bandwidth and by its peak
@@ -38,8 +38,7 @@ from benchmarks.gpu_targets import CUDA, CUDNN, PLUGINS, TARGETS, device
 from benchmarks.lowering import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.cpu_devices import images_on_device
-from poolformer_jax.folding import fold, folded_apply
+from poolformer_jax.probabilities import fastest_network
 from poolformer_jax.published import RESULTS
 from poolformer_jax.writing import write_json
 
@@ -84,20 +83,18 @@ def _lower_inference(step: Step, target: jax.Device) -> jax.stages.Lowered:
     mesh = Mesh(np.asarray([target]), ("batch",))
     sharding = NamedSharding(mesh, PartitionSpec())
     config = PoolFormerConfig.from_variant(step.variant)
-    model = PoolFormerForImageClassification(config, dtype=jnp.bfloat16, fused=False)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    plain = PoolFormerForImageClassification(config, dtype=jnp.bfloat16, fused=False)
+    variables = jax.eval_shape(plain.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), variables)
 
-    def plain(variables: Any, pixels: jax.Array) -> jax.Array:
-        return model.apply(variables, pixels).logits
+    def apply_plain(variables: Any, pixels: jax.Array) -> jax.Array:
+        return plain.apply(variables, pixels).logits
 
-    def folded(params: Any, pixels: jax.Array) -> jax.Array:
-        return folded_apply(params, config, pixels, jnp.bfloat16, images_on_device(mesh))
-
+    apply: Callable[[Any, jax.Array], jax.Array] = apply_plain
     if step.fused:
-        variables = fold(config, jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), variables))
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), variables)
+        apply, zeros = fastest_network(config, zeros, mesh, jnp.bfloat16, step.kernels)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), zeros)
     pixels = jax.ShapeDtypeStruct((step.images, SIZE, SIZE, 3), jnp.float32, sharding=sharding)
-    apply: Callable[[Any, jax.Array], jax.Array] = folded if step.fused else plain
     return jax.jit(apply, compiler_options=compiler_options(target.platform)).lower(shapes, pixels)
 
 
@@ -168,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
     parser.add_argument("--gpu", choices=TARGETS, default="NVIDIA H200", help="default: NVIDIA H200")
     parser.add_argument("--plain", action="store_true", help="the blocks as the paper writes them")
-    parser.add_argument("--no-kernels", action="store_true", help="training: leave everything to XLA")
+    parser.add_argument("--no-kernels", action="store_true", help="leave everything to XLA")
     parser.add_argument("--top", type=int, default=12, metavar="N", help="costly kernels to list (default: 12)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     parser.add_argument("--text", type=Path, metavar="FILE", help="also write the compiled programs to this file")

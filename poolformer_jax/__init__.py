@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from poolformer_jax.image_processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.image_reading import ImageError
     from poolformer_jax.inference import ImageClassifier, Prediction
-    from poolformer_jax.kernels import TpuKernels
+    from poolformer_jax.kernels import GpuKernels, TpuKernels
     from poolformer_jax.model import (
         ImageClassifierOutput,
         PoolFormerForImageClassification,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "GpuKernels",
     "ImageClassifier",
     "ImageClassifierOutput",
     "ImageError",
@@ -53,6 +54,7 @@ _HOME = {
     "PoolFormerModel": "model",
     "PoolFormerModelOutput": "model",
     "Prediction": "inference",
+    "GpuKernels": "kernels",
     "TpuKernels": "kernels",
     "from_torch_state_dict": "torch_weights",
     "load_pretrained": "pretrained",

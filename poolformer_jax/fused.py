@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 
 from poolformer_jax import caches, lanes
 from poolformer_jax.functional import gelu, widen
-from poolformer_jax.kernels import POOL_SIZE, Pass, TpuKernels
+from poolformer_jax.kernels import POOL_SIZE, Kernels, Pass
 from poolformer_jax.moments import Moments, around, moments, over_map, standardize, through
 
 __all__ = ["MlpWeights", "Moments", "fold_mlp", "mlp_residual", "moments", "pooling_residual"]
@@ -91,7 +91,7 @@ def pooling_residual(
     x_moments: Moments,
     gain: _PerChannel,
     keep: _PerImage,
-    kernels: TpuKernels | None = None,
+    kernels: Kernels | None = None,
 ) -> tuple[_Map, Moments]:
     """`x + keep * gain * (pool(x) - x) / std(x)`, and the moments of that.
 
@@ -101,7 +101,7 @@ def pooling_residual(
         x_moments: their moments.
         gain: norm1's gain times the layer scale.
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
-        kernels: used on TPUs where they can be.
+        kernels: used where they can be, on the platform that they are for.
     """
     plain = partial(_pooling_residual, pool_size)
     result: tuple[_Map, Moments]
@@ -121,14 +121,14 @@ def _pooling_residual(
 
 
 def _pooling_forward(
-    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage, kernels: TpuKernels | None
+    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage, kernels: Kernels | None
 ) -> tuple[tuple[_Map, Moments], _PoolingResiduals]:
     result = pooling_residual(pool_size, x, x_moments, gain, keep, kernels)
     return result, ((x, x_moments, keep), gain, result)
 
 
 def _pooling_backward(
-    pool_size: int, kernels: TpuKernels | None, residuals: _PoolingResiduals, cotangents: tuple[_Map, Moments]
+    pool_size: int, kernels: Kernels | None, residuals: _PoolingResiduals, cotangents: tuple[_Map, Moments]
 ) -> tuple[_Map, Moments, _PerChannel, _PerImage]:
     inputs, gain, outputs = residuals
     plain = partial(_pooling_gradient, pool_size)
@@ -165,7 +165,7 @@ def mlp_residual(
     x_moments: Moments,
     weights: MlpWeights,
     keep: _PerImage,
-    kernels: TpuKernels | None = None,
+    kernels: Kernels | None = None,
 ) -> tuple[_Map, Moments]:
     """`x + keep * mlp((x - mean(x)) / std(x))`, and the moments of that.
 
@@ -175,7 +175,7 @@ def mlp_residual(
         x_moments: their moments.
         weights: the two layers with norm2 and the layer scale folded in.
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
-        kernels: used on TPUs where they can be.
+        kernels: used where they can be, on the platform that they are for.
     """
     plain = partial(_mlp_residual, activation)
     result: tuple[_Map, Moments]
@@ -207,7 +207,7 @@ def _mlp_forward(
     x_moments: Moments,
     weights: MlpWeights,
     keep: _PerImage,
-    kernels: TpuKernels | None,
+    kernels: Kernels | None,
 ) -> tuple[tuple[_Map, Moments], _MlpResiduals]:
     inputs = (x, x_moments, keep)
     if not caches.keep_hidden(x) or (kernels is not None and kernels.interpret):
@@ -231,7 +231,7 @@ def _mlp_forward(
 
 def _mlp_backward(
     activation: _Activation,
-    kernels: TpuKernels | None,
+    kernels: Kernels | None,
     residuals: _MlpResiduals,
     cotangents: tuple[_Map, Moments],
 ) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
@@ -287,7 +287,7 @@ mlp_residual.defvjp(_mlp_forward, _mlp_backward)
 
 
 def _run(
-    kernels: TpuKernels | None,
+    kernels: Kernels | None,
     name: Pass,
     plain: Callable[..., Any],
     cut: Any,
@@ -301,20 +301,22 @@ def _run(
     """
     x = cut[0]
     pixels = lanes.group_size(x.shape[2], x.shape[3], x.dtype)
-    on_tpu = partial(plain, pixels)
-    if kernels is not None and kernels.take(x):
-        on_tpu = partial(kernels.run, name, pixels)
+    elsewhere = partial(on_gpu or plain, 1)
+    ways = {"tpu": partial(plain, pixels), "cuda": elsewhere, "default": elsewhere}
+    hidden_features = len(whole.bias1) if isinstance(whole, MlpWeights) else None
+    if kernels is not None and kernels.take(name, x, hidden_features):
+        ways[kernels.platform] = partial(kernels.run, name, pixels)
         if kernels.interpret:
-            return on_tpu(cut, whole)
+            return ways[kernels.platform](cut, whole)
 
     def on_cpu(cut: Any, whole: Any, kept: Any) -> Any:
         return caches.in_parts(lambda images: plain(1, images, whole), (*cut, *kept))
 
-    def elsewhere(run: Callable[..., Any], cut: Any, whole: Any, _: Any) -> Any:
+    def without_kept(run: Callable[..., Any], cut: Any, whole: Any, _: Any) -> Any:
         return run(cut, whole)
 
-    tpu, default = partial(elsewhere, on_tpu), partial(elsewhere, partial(on_gpu or plain, 1))
-    return lax.platform_dependent(cut, whole, kept, cpu=on_cpu, tpu=tpu, default=default)
+    others = {platform: partial(without_kept, run) for platform, run in ways.items()}
+    return lax.platform_dependent(cut, whole, kept, cpu=on_cpu, **others)
 
 
 def _cast(weights: MlpWeights, dtype: Dtype) -> MlpWeights:

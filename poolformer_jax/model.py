@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Num
 
 from poolformer_jax import functional, fused
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.kernels import TpuKernels
+from poolformer_jax.kernels import Kernels
 from poolformer_jax.layers import (
     KERNEL_INIT,
     DropPath,
@@ -102,7 +102,7 @@ class PoolFormerBlock(nn.Module):
     activation: Callable[[Array], Array]
     layer_scale_init_value: float | None
     drop_path_rate: float = 0.0
-    kernels: TpuKernels | None = None
+    kernels: Kernels | None = None
 
     @nn.compact
     def __call__(
@@ -139,7 +139,7 @@ class Stage(nn.Module):
     index: int
     dtype: Dtype = jnp.float32
     fused: bool = True
-    kernels: TpuKernels | None = None
+    kernels: Kernels | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
@@ -203,14 +203,14 @@ class PoolFormerModel(nn.Module):
         remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
         fused: whether blocks that can be are computed in the passes of `fused`; False computes all of them as the
             paper writes them, which also has a forward-mode derivative.
-        kernels: for TPUs, Pallas kernels for the fused blocks; `TpuKernels` says where they run.
+        kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
 
     config: PoolFormerConfig
     dtype: Dtype = jnp.float32
     remat: bool = False
     fused: bool = True
-    kernels: TpuKernels | None = None
+    kernels: Kernels | None = None
 
     @nn.compact
     def __call__(self, pixel_values: Pixels, train: bool = False) -> PoolFormerModelOutput:
@@ -236,14 +236,14 @@ class PoolFormerForImageClassification(nn.Module):
         remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
         fused: whether blocks that can be are computed in the passes of `fused`; False computes all of them as the
             paper writes them, which also has a forward-mode derivative.
-        kernels: for TPUs, Pallas kernels for the fused blocks; `TpuKernels` says where they run.
+        kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
 
     config: PoolFormerConfig
     dtype: Dtype = jnp.float32
     remat: bool = False
     fused: bool = True
-    kernels: TpuKernels | None = None
+    kernels: Kernels | None = None
 
     @nn.compact
     def __call__(

@@ -1,6 +1,7 @@
 """Eight-bit pixels in, probabilities out: the network compiled for a few batch sizes, on all of the devices.
 
-Pixels cross to the devices as they are and are normalised there, and the network is the folded one (`folding`).
+Pixels cross to the devices as they are and are normalised there. The network is the folded one (`folding`), or computed
+by kernels on devices that have them (`kernels`).
 """
 
 import itertools
@@ -21,8 +22,10 @@ from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.cpu_devices import images_on_device, share_batch, share_image
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
+from poolformer_jax.kernels import kernels_for
 from poolformer_jax.model import PoolFormerForImageClassification
 from poolformer_jax.shared_image import shared_apply
+from poolformer_jax.torch_weights.transfer import check_variables
 
 _AXIS = "batch"
 _Apply = Callable[[Any, Array], Array]
@@ -49,13 +52,15 @@ class Probabilities:
         devices: Sequence[jax.Device],
     ) -> None:
         mesh = Mesh(np.asarray(devices), (_AXIS,))
-        params = fold(config, variables) if fold_parameters else variables["params"]
-        network = _folded if fold_parameters else _unfolded
+        if fold_parameters:
+            network, params = fastest_network(config, variables, mesh, dtype)
+        else:
+            network, params = partial(_logits, PoolFormerForImageClassification(config, dtype)), variables["params"]
         alone = _image_program(config, image_processor, dtype, params, mesh) if fold_parameters else None
         self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone is not None)
         self._programs: dict[int, _Program] = {} if alone is None else {1: alone}
         if sizes := [size for size in self.batch_sizes if size not in self._programs]:
-            apply = partial(_probabilities, image_processor, partial(network, config, dtype, images_on_device(mesh)))
+            apply = partial(_probabilities, image_processor, network)
             self._programs |= dict.fromkeys(sizes, _batch_program(apply, params, mesh))
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[Array, "n labels"]:
@@ -68,6 +73,28 @@ class Probabilities:
         padded = np.zeros((size, *images[0].shape), np.uint8)
         padded[: len(images)] = images
         return self._programs[size](padded)
+
+
+def fastest_network(
+    config: PoolFormerConfig, variables: Mapping[str, Any], mesh: Mesh, dtype: Dtype, use_kernels: bool = True
+) -> tuple[_Apply, Any]:
+    """`apply(params, pixels)` to logits as these devices compute it fastest, and the parameters that it takes.
+
+    Args:
+        config: the architecture.
+        variables: `{"params": tree}`.
+        mesh: the devices that share the batch, on one axis.
+        dtype: type that feature maps are computed in.
+        use_kernels: whether to use kernels where there are some for these devices and this type.
+
+    Raises:
+        WeightsMismatch: if the parameters are not the architecture's.
+    """
+    kernels = kernels_for(mesh, mesh.axis_names) if use_kernels and jnp.dtype(dtype) == jnp.bfloat16 else None
+    if kernels is None:
+        return partial(_folded, config, dtype, images_on_device(mesh)), fold(config, variables)
+    check_variables(config, variables)
+    return partial(_logits, PoolFormerForImageClassification(config, dtype, kernels=kernels)), variables["params"]
 
 
 class _Program(NamedTuple):
@@ -132,6 +159,6 @@ def _folded(config: PoolFormerConfig, dtype: Dtype, images_at_once: int | None, 
     return folded_apply(dict(params), config, x, dtype, images_at_once)
 
 
-def _unfolded(config: PoolFormerConfig, dtype: Dtype, _: int | None, params: Any, x: Array) -> Array:
-    output: Any = PoolFormerForImageClassification(config, dtype).apply({"params": params}, x)
+def _logits(model: PoolFormerForImageClassification, params: Any, x: Array) -> Array:
+    output: Any = model.apply({"params": params}, x)
     return jnp.asarray(output.logits)

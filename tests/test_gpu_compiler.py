@@ -168,8 +168,12 @@ sys.exit(gpu_compiler.main(sys.argv[1:]))
 
 
 @needs_compiler
-@pytest.mark.parametrize("flags", [[], ["--plain"]], ids=["fused", "plain"])
-def test_the_gpu_compiler_takes_inference_and_training(flags, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "kernels"),
+    [([], 1), (["--gpu", "NVIDIA A100-SXM4-80GB"], 1), (["--no-kernels"], 0), (["--plain"], 0)],
+    ids=["H200", "A100", "without kernels", "plain"],
+)
+def test_the_gpu_compiler_takes_inference_and_training(flags, kernels, tmp_path):
     finished = subprocess.run(
         [sys.executable, "-c", COMPILE, "--batch", "8", "--json", str(tmp_path / "found.json"), *flags],
         capture_output=True,
@@ -187,3 +191,7 @@ def test_the_gpu_compiler_takes_inference_and_training(flags, tmp_path):
         assert result["bytes"] > 2 * 2 * 8 * 8 * 8 * 64 * 2
         assert any(re.match("__cudnn", kind) for kind in result["kinds"])
     assert found["s12 training"]["bytes"] > found["s12 inference"]["bytes"]
+    ours = [
+        found[f"s12 {work}"]["kinds"].get("__gpu$xla.gpu.triton", {"count": 0}) for work in ("inference", "training")
+    ]
+    assert [one["count"] for one in ours] == [kernels, 3 * kernels]  # of the MLP: one forward, two backward

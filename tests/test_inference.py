@@ -1,5 +1,6 @@
 """ImageClassifier: the labels of the network, in order, with few compilations and in spite of bad images."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,7 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, PoolFormerModel
+from poolformer_jax import (
+    GpuKernels,
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    PoolFormerImageProcessor,
+    PoolFormerModel,
+    TpuKernels,
+)
 from poolformer_jax.image_reading import ImageError
 from poolformer_jax.imagenet_labels import imagenet_labels
 from poolformer_jax.inference import ImageClassifier, find_image_processor
@@ -184,6 +192,30 @@ def test_bfloat16_agrees_with_float32_to_its_precision(classifier):
     )
     assert not np.array_equal(exact, rounded)
     np.testing.assert_allclose(rounded, exact, rtol=5 * 2**-8)  # a few roundings of 8 bits
+
+
+@pytest.mark.parametrize("kind", [TpuKernels, GpuKernels])
+def test_in_bfloat16_devices_that_have_kernels_compute_with_them(kind, monkeypatch):
+    asked = []
+    config = dataclasses.replace(CONFIG, hidden_sizes=(16, 16, 16, 16))
+    _, variables = random_variables(config)
+
+    def kernels_for(mesh, axes):
+        asked.append(axes)
+        return kind(mesh, axes, interpret=True)
+
+    def probabilities(dtype):
+        classifier = ImageClassifier(
+            config, variables, PROCESSOR, dtype=dtype, batch_size=16, devices=jax.devices()[:1]
+        )
+        return np.array([[dict(row)[label] for label in LABELS.values()] for row in classifier(PHOTOGRAPHS * 2, 7)])
+
+    without = probabilities("bfloat16")
+    monkeypatch.setattr("poolformer_jax.probabilities.kernels_for", kernels_for)
+    exact, found = probabilities("float32"), probabilities("bfloat16")
+    assert asked == [("batch",)]
+    assert not np.array_equal(found, without)
+    np.testing.assert_allclose(found, exact, rtol=5 * 2**-8)
 
 
 def test_a_network_of_one_channel_classifies_colour_photographs():

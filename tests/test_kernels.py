@@ -1,11 +1,12 @@
-"""The TPU kernels compute what XLA's blocks compute, and no less precisely.
+"""The TPU's and the GPU's kernels compute what XLA's blocks compute, and no less precisely.
 
-There is no TPU here: Pallas interprets the kernels, and lowers them as it does for a TPU. That the TPU compiler takes
-them is in test_tpu_program.py.
+There is no such device here: Pallas interprets the kernels, and lowers them as it does for one. That the compilers take
+them is in test_tpu_program.py and test_gpu_compiler.py.
 """
 
 import dataclasses
 from functools import partial
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
-from poolformer_jax.kernels import mlp, pooling
+from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
+from poolformer_jax.kernels import devices, gpu, kernels_for, mlp, pooling
 
 INTERPRETED = TpuKernels(interpret=True)
+ON_GPU = GpuKernels(interpret=True)
+both = pytest.mark.parametrize("kernels", [INTERPRETED, ON_GPU], ids=["tpu", "gpu"])
 BATCH = 16
 CONFIG = PoolFormerConfig(
     depths=(1, 1),
@@ -75,11 +78,18 @@ def block_and_gradients(shape, kernels, dtype, seed=1):
     return jax.jit(run)(x.astype(dtype), gain, weights)
 
 
-@pytest.mark.parametrize("shape", [(16, 3, 6, 64), (32, 3, 2, 96), (16, 2, 4, 64)], ids=lambda s: "x".join(map(str, s)))
-def test_each_result_and_gradient_of_a_block_is_nearer_to_float32_than_without_kernels(shape):
+@pytest.mark.parametrize(
+    ("kernels", "shape"),
+    [
+        *[(INTERPRETED, shape) for shape in [(16, 3, 6, 64), (32, 3, 2, 96), (16, 2, 4, 64)]],
+        *[(ON_GPU, shape) for shape in [(16, 4, 4, 64), (32, 2, 3, 96), (8, 4, 4, 128)]],
+    ],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else value.platform,
+)
+def test_each_result_and_gradient_of_a_block_is_nearer_to_float32_than_without_kernels(kernels, shape):
     exact = block_and_gradients(shape, None, jnp.float32)
     plain = block_and_gradients(shape, None, jnp.bfloat16)
-    found = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
+    found = block_and_gradients(shape, kernels, jnp.bfloat16)
     for (path, f), p, e in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(plain), jax.tree.leaves(exact)):
         # Moments are sums over the map, in which roundings cancel by chance: both are far below bfloat16's 4e-3.
         assert distance(f, e) < max(distance(p, e), 1e-3), jax.tree_util.keystr(path)
@@ -98,6 +108,15 @@ def test_results_do_not_depend_on_how_maps_are_cut_into_tiles(monkeypatch):
     assert distance(cut, whole) < 1e-3
 
 
+def test_gradients_do_not_depend_on_how_many_programs_share_the_rows(monkeypatch):
+    shape = (16, 4, 4, 64)
+    several = block_and_gradients(shape, ON_GPU, jnp.bfloat16)
+    monkeypatch.setattr(gpu, "_PROGRAMS", 1)
+    jax.clear_caches()
+    one = block_and_gradients(shape, ON_GPU, jnp.bfloat16)
+    assert distance(one, several) < 1e-6  # sums in another order, in float32
+
+
 def loss(variables, kernels, dtype=jnp.bfloat16, config=CONFIG, pixels=PIXELS, labels=LABELS, fused=True):
     model = PoolFormerForImageClassification(config, dtype=dtype, fused=fused, kernels=kernels)
     return model.apply(variables, pixels, labels, train=True, rngs={"dropout": jax.random.key(7)}).loss
@@ -113,25 +132,27 @@ def gradient(variables, kernels, **options):
     return jax.jit(jax.value_and_grad(partial(loss, kernels=kernels, **options)))(variables)
 
 
-def test_loss_and_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks(variables):
+@both
+def test_loss_and_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks(variables, kernels):
     exact = gradient(variables, None, dtype=jnp.float32, fused=False)
     plain = gradient(variables, None, fused=False)
-    found = gradient(variables, INTERPRETED)
+    found = gradient(variables, kernels)
     assert distance(found[1], exact[1]) < distance(plain[1], exact[1])
     assert abs(found[0] - exact[0]) < 0.02 * abs(exact[0])
 
 
-def test_several_devices_compute_what_one_does(variables):
+@both
+def test_several_devices_compute_what_one_does(variables, kernels):
     mesh = Mesh(np.reshape(jax.devices()[:4], (2, 2)), ("data", "fsdp"))
     pixels, labels = np.concatenate([PIXELS] * 4), np.concatenate([LABELS] * 4)
     config = dataclasses.replace(CONFIG, drop_path_rate=0.0)
-    one = gradient(variables, INTERPRETED, config=config)
+    one = gradient(variables, kernels, config=config)
     axes = ("data", "fsdp")
     cut = jax.device_put((pixels, labels), NamedSharding(mesh, PartitionSpec(axes)))
-    kernels = TpuKernels(mesh, axes, interpret=True)
+    on_mesh = dataclasses.replace(kernels, mesh=mesh, batch_axes=axes)
     several = jax.jit(
         jax.value_and_grad(
-            lambda variables, pixels, labels: loss(variables, kernels, pixels=pixels, labels=labels, config=config)
+            lambda variables, pixels, labels: loss(variables, on_mesh, pixels=pixels, labels=labels, config=config)
         )
     )(variables, *cut)
     # The same images four times: the same mean.
@@ -139,6 +160,7 @@ def test_several_devices_compute_what_one_does(variables):
     assert distance(several[1], one[1]) < 5e-3
 
 
+@both
 @pytest.mark.parametrize(
     "change",
     [
@@ -148,17 +170,26 @@ def test_several_devices_compute_what_one_does(variables):
     ],
     ids=["float32", "three images", "another window and activation"],
 )
-def test_what_the_kernels_do_not_cover_is_left_to_xla(variables, change):
-    program = jax.make_jaxpr(jax.grad(partial(loss, kernels=INTERPRETED)))
+def test_what_the_kernels_do_not_cover_is_left_to_xla(variables, kernels, change):
+    program = jax.make_jaxpr(jax.grad(partial(loss, kernels=kernels)))
     assert "pallas_call" in str(program(variables))
-    assert "pallas_call" not in str(jax.make_jaxpr(jax.grad(partial(loss, kernels=INTERPRETED, **change)))(variables))
+    assert "pallas_call" not in str(jax.make_jaxpr(jax.grad(partial(loss, kernels=kernels, **change)))(variables))
 
 
-def test_other_platforms_than_tpus_compute_as_without_kernels():
+@pytest.mark.parametrize(
+    ("shape", "hidden"), [((16, 8, 8, 192), 768), ((16, 8, 8, 72), 256), ((16, 8, 8, 64), 24)], ids=str
+)
+def test_a_gpu_leaves_many_channels_and_odd_ones_to_xla(shape, hidden):
+    assert GpuKernels().take("mlp_residual", jnp.zeros((16, 8, 8, 64), jnp.bfloat16), 256)
+    assert not GpuKernels().take("mlp_residual", jnp.zeros(shape, jnp.bfloat16), hidden)
+
+
+@pytest.mark.parametrize("kernels", [TpuKernels(), GpuKernels()], ids=["tpu", "gpu"])
+def test_other_platforms_compute_as_without_kernels(kernels):
     shape = (16, 2, 4, 64)
     jax.tree.map(
         np.testing.assert_array_equal,
-        block_and_gradients(shape, TpuKernels(), jnp.bfloat16),
+        block_and_gradients(shape, kernels, jnp.bfloat16),
         block_and_gradients(shape, None, jnp.bfloat16),
     )
 
@@ -168,6 +199,40 @@ def test_every_block_becomes_four_kernels_on_a_tpu(variables):
     step = jax.jit(jax.value_and_grad(partial(loss, kernels=TpuKernels())))
     program = jax.export.export(step, platforms=["tpu"])(variables).mlir_module()
     assert program.count("tpu_custom_call") == 4 * sum(CONFIG.depths)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_every_mlp_becomes_three_kernels_on_a_gpu(variables):
+    step = jax.jit(jax.value_and_grad(partial(loss, kernels=GpuKernels())))
+    program = step.trace(variables).lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count("__gpu$xla.gpu.triton") == 3 * sum(CONFIG.depths)
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "kernels"),
+    [
+        ("TPU v5 lite", None, TpuKernels),
+        ("TPU v4", None, type(None)),
+        ("NVIDIA H200", "9.0", GpuKernels),
+        ("NVIDIA A100-SXM4-80GB", "8.0", GpuKernels),
+        ("Tesla T4", "7.5", type(None)),
+        ("NVIDIA TITAN V", "7.0", type(None)),
+        ("cpu", None, type(None)),
+    ],
+)
+def test_each_kind_of_device_gets_its_kernels(kind, capability, kernels):
+    assert isinstance(kernels_for(mesh_of(kind, capability), ()), kernels)
+
+
+def test_a_jax_without_triton_has_no_kernels_for_gpus(monkeypatch):
+    monkeypatch.setattr(devices, "_TRITON", "jax.no_such_module")
+    assert kernels_for(mesh_of("NVIDIA H200", "9.0"), ()) is None
+
+
+def mesh_of(kind, capability):
+    """A mesh of one device that says it is of such a kind."""
+    device = Mock(jax.devices()[0], id=0, device_kind=kind, compute_capability=capability)
+    return Mesh(np.array([device]), ("data",))
 
 
 def test_a_mesh_that_cannot_be_used_is_refused():

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from poolformer_jax import TpuKernels
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.kernels import has_kernels
+from poolformer_jax.kernels import kernels_for
 from train.data.device_augment import augment_batch, normalize_batch
 from train.evaluation import EvaluationStep, make_evaluation_step
 from train.network import Network, make_network
@@ -64,7 +63,7 @@ def assemble(
     mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
     check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
-    kernels = TpuKernels(mesh, BATCH_AXES) if config.kernels and has_kernels(mesh.devices.flat) else None
+    kernels = kernels_for(mesh, BATCH_AXES) if config.kernels else None
     network = make_network(config, class_names, kernels, fused)
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from poolformer_jax import TpuKernels
 from poolformer_jax.checks import few
 from poolformer_jax.image_reading import ImageError, read_image
+from poolformer_jax.kernels import Kernels
 from train.assembly import Assembly, assemble
 from train.checkpoints import CheckpointError, newest_run
 from train.data.folders import FolderSource
@@ -269,8 +269,8 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
     return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
 
 
-def _look_at_kernels(parts: Assembly, kernels: TpuKernels, image_size: int) -> Finding:
-    remedy = "Train with --no-kernels, and please report it with the versions of jax and libtpu."
+def _look_at_kernels(parts: Assembly, kernels: Kernels, image_size: int) -> Finding:
+    remedy = "Train with --no-kernels, and please report it with the device's name and the versions of jax and jaxlib."
     try:
         distance, name = largest_difference(parts.network.model.config, image_size, parts.mesh, kernels)
     except jax.errors.JaxRuntimeError as error:

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from poolformer_jax import PoolFormerConfig, TpuKernels, functional, fused
-from poolformer_jax.kernels import IMAGES
+from poolformer_jax import PoolFormerConfig, functional, fused
+from poolformer_jax.kernels import IMAGES, Kernels
 from train.sharding import batch_sharding, replicated
 
 TOLERANCE = 0.1
 
 
-def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, kernels: TpuKernels) -> tuple[float, str]:
+def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, kernels: Kernels) -> tuple[float, str]:
     """How far the results and gradients of a block are apart with and without kernels, in any stage.
 
     Args:
@@ -60,7 +60,7 @@ def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tu
 
 
 def _results(
-    x: jax.Array, gain: jax.Array, weights: Any, keep: jax.Array, cotangents: Any, kernels: TpuKernels | None
+    x: jax.Array, gain: jax.Array, weights: Any, keep: jax.Array, cotangents: Any, kernels: Kernels | None
 ) -> dict[str, Any]:
     def block(x: jax.Array, gain: jax.Array, weights: Any) -> Any:
         y, moments = fused.pooling_residual(3, x, fused.moments(x), gain, keep, kernels)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, load_pretrained
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, load_pretrained
+from poolformer_jax.kernels import Kernels
 from train.classes import refuse_other_classes
 from train.identity import refuse_run_folder
 from train.network_config import PretrainedNetwork
@@ -31,7 +32,7 @@ class Network:
 
 
 def make_network(
-    config: TrainConfig, class_names: Sequence[str], kernels: TpuKernels | None = None, fused: bool = True
+    config: TrainConfig, class_names: Sequence[str], kernels: Kernels | None = None, fused: bool = True
 ) -> Network:
     """The network of a run on data with `class_names`; labels and channels follow the data.
 

@@ -40,7 +40,7 @@ class TrainConfig:
     remat: bool = False
     """Keep only the stages' inputs and compute the rest again for the gradient: less memory, a third more time."""
     kernels: bool = True
-    """On TPUs v5e and v6e in bfloat16: compute the blocks with Pallas kernels. Without, XLA compiles everything."""
+    """On TPUs v5e and v6e and on NVIDIA GPUs in bfloat16: compute blocks with Pallas kernels, not all by XLA."""
     seed: int = 42
     """Seed of the first weights and of everything random on the device. The order of the images has data.seed."""
     log_every: int = 50

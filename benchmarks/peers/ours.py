@@ -1,4 +1,4 @@
-"""poolformer_jax: the folded network that ImageClassifier compiles, and the step that `python -m train` compiles."""
+"""poolformer_jax: the network as ImageClassifier compiles it, and the step that `python -m train` compiles."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,10 @@ import poolformer_jax
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.cores import available_cores
-from poolformer_jax.cpu_devices import images_on_device, share_batch, share_image
-from poolformer_jax.folding import FoldedParams, fold, folded_apply
+from poolformer_jax.cpu_devices import share_batch, share_image
+from poolformer_jax.folding import FoldedParams
 from poolformer_jax.pretrained import load_pretrained
+from poolformer_jax.probabilities import fastest_network
 from poolformer_jax.shared_image import shared_apply
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.state import new_state
@@ -34,25 +35,22 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     mesh = Mesh(np.asarray(jax.local_devices() if platform == "cpu" else jax.local_devices()[:1]), ("batch",))
     replicated = NamedSharding(mesh, P())
     model, variables = load_pretrained(folder)
-    folded, images = fold(model.config, variables), jnp.asarray(pixels)
+    (apart, params), images = fastest_network(model.config, variables, mesh, jnp.dtype(dtype)), jnp.asarray(pixels)
 
-    def together(folded: FoldedParams, images: jax.Array) -> jax.Array:
-        return shared_apply(folded, model.config, images, "batch", jnp.dtype(dtype))
+    def together(params: FoldedParams, images: jax.Array) -> jax.Array:
+        return shared_apply(params, model.config, images, "batch", jnp.dtype(dtype))
 
-    def apart(folded: FoldedParams, images: jax.Array) -> jax.Array:
-        return folded_apply(folded, model.config, images, jnp.dtype(dtype), images_on_device(mesh))
-
-    shared = share_image(together, folded, mesh) if len(pixels) == 1 else None
+    shared = share_image(together, params, mesh) if len(pixels) == 1 else None
     if shared is not None:
-        function, folded = shared
+        function, params = shared
         images = jax.device_put(images, replicated)
     else:
         function = share_batch(apart, mesh)
-        folded, images = jax.device_put((folded, images), (replicated, NamedSharding(mesh, P("batch"))))
-    compiled = jax.jit(function, compiler_options=compiler_options(platform)).lower(folded, images).compile()
+        params, images = jax.device_put((params, images), (replicated, NamedSharding(mesh, P("batch"))))
+    compiled = jax.jit(function, compiler_options=compiler_options(platform)).lower(params, images).compile()
 
     def call() -> jax.Array:
-        return jax.block_until_ready(compiled(folded, images))
+        return jax.block_until_ready(compiled(params, images))
 
     return Job(call, np.asarray(call()), VERSIONS, cores, _cost(compiled))
 

@@ -1,19 +1,19 @@
-"""A block's four passes as Pallas kernels for TPUs: both branches, forward and backward.
+"""The passes of `fused` as Pallas kernels, where XLA cannot fuse them: all four on TPUs, the MLP's two on NVIDIA GPUs.
 
-XLA already fuses each branch's forward pass into one operation. Its backward passes it cannot: they return a map,
+On a TPU XLA fuses each branch's forward pass into one operation. Its backward passes it cannot: they return a map,
 gradients of matrices and sums over images at once, so it computes the hidden layer and the windows once for each of
 them, and writes the hidden layer's gradient in between. A kernel computes everything while a tile is in VMEM, reads
-the maps once, and writes one.
+the maps once, and writes one. Maps are held position by position, [h, w, batch, channels]: that is how XLA lays
+convolutions out on a TPU, so nothing is copied on the way in; numbers that belong to an image broadcast over positions;
+and a window slides over axes that no register spans. `lanes` fills the registers where there are 64 channels.
 
-Maps are held position by position, [h, w, batch, channels]: that is how XLA lays convolutions out on a TPU, so nothing
-is copied on the way in; numbers that belong to an image broadcast over positions; and a window slides over axes that
-no register spans. `lanes` fills the registers where there are 64 channels.
+For a GPU see `gpu`.
 
-The kernels compute what `fused` computes, for bfloat16 maps of a multiple of 16 images on each device, windows of 3 x 3
-and the exact GELU, on TPUs with 128 MiB of VMEM (v5e, v6e). Everything else takes `fused`'s own way. They have
-gradients, and no gradients of gradients.
+The kernels compute what `fused` computes, for the exact GELU and bfloat16 maps: on TPUs with 128 MiB of VMEM (v5e, v6e)
+of a multiple of 16 images on each device and for windows of 3 x 3; on GPUs of up to 128 channels. Everything else takes
+`fused`'s own way. They have gradients, and no gradients of gradients.
 """
 
-from poolformer_jax.kernels.devices import IMAGES, POOL_SIZE, Pass, TpuKernels, has_kernels
+from poolformer_jax.kernels.devices import IMAGES, POOL_SIZE, GpuKernels, Kernels, Pass, TpuKernels, kernels_for
 
-__all__ = ["IMAGES", "POOL_SIZE", "Pass", "TpuKernels", "has_kernels"]
+__all__ = ["IMAGES", "POOL_SIZE", "GpuKernels", "Kernels", "Pass", "TpuKernels", "kernels_for"]

@@ -35,6 +35,7 @@ def pooling_residual(
         (positions_first(x, pixels),),
         (x_moments.mean, _scale(gain, x_moments.inverse_std * keep, pixels)),
         (),
+        batch_axis=2,
     )
     return (images_first(y, pixels), _moments(x, x_moments.mean, *sums)), ()
 
@@ -54,6 +55,7 @@ def pooling_gradient(
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
         (*through_moments, _scale(gain, inverse_std * keep, pixels)),
         (),
+        batch_axis=2,
     )
     per_channel = lanes.over_pixels(total, pixels) * keep[:, None]
     return (images_first(dx, pixels), -0.5 * inverse_std**3 * (per_channel @ gain)), inverse_std @ per_channel
@@ -69,6 +71,7 @@ def mlp_residual(
         (positions_first(x, pixels),),
         (x_moments.mean, x_moments.inverse_std, keep),
         _blocks(weights, pixels),
+        batch_axis=2,
     )
     return (images_first(y, pixels), _moments(x, x_moments.mean, *sums)), ()
 
@@ -88,6 +91,7 @@ def mlp_gradient(
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
         (x_moments.mean, inverse_std, keep, *through_moments),
         _blocks(weights, pixels),
+        batch_axis=2,
     )
     # z = (x - mean) * inverse_std, whose gradient reaches mean and variance through its sums.
     of_mean, of_variance = -inverse_std * total.sum(1), -0.5 * inverse_std**2 * products.sum(1)

@@ -1,9 +1,10 @@
 """Which devices the kernels run on, which maps they take, and how every device gets its own images."""
 
 import dataclasses
+import importlib.util
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,36 +15,34 @@ from jaxtyping import Array
 from poolformer_jax import lanes
 
 # Where a tile of the largest published network fits into VMEM. What jax calls these TPUs; others are not checked.
-DEVICE_KINDS = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+TPU_KINDS = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+# From Ampere on GPUs multiply bfloat16.
+OLDEST_GPU = 8.0
+_TRITON = "jax.experimental.pallas.triton"
 
 POOL_SIZE = 3
-# The functions of `branches`, as `branches.PASSES` has them.
+# The functions of `branches`, as `branches.PASSES` has them. `gpu.PASSES` has those of the MLP.
 Pass = Literal["pooling_residual", "pooling_gradient", "mlp_residual", "mlp_gradient"]
 
-IMAGES = 16  # a register of bfloat16 holds as many rows
+IMAGES = 16  # a TPU's register of bfloat16 holds as many rows
 _WIDEST_ROW = 64  # a row's positions are written out one by one
+
+GPU_ROWS = 64  # positions of a map in a program
+_MOST_CHANNELS = 128  # above, reading all weights for so few rows costs a GPU more than the hidden layer does
+_SMALLEST_SIDE, _LARGEST_SIDE = 16, 64  # of blocks: what its matrix units take, and its registers hold
 
 
 @dataclasses.dataclass(frozen=True)
-class TpuKernels:
-    """Lets a model use the kernels where it is compiled for TPUs.
-
-    Pallas kernels are not cut up by XLA, so several devices have to be named:
-
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        model = PoolFormerForImageClassification(config, jnp.bfloat16, kernels=TpuKernels(mesh, ("data",)))
-
-    Inside `jax.shard_map`, and for one device, `TpuKernels()` will do.
+class _Kernels:
+    """Kernels are not cut up by XLA: which devices share a batch has to be said.
 
     Attributes:
-        mesh: the devices of the computation; None for one.
+        mesh: the devices of the computation; None for one, and inside `jax.shard_map`.
         batch_axes: the axes of the mesh that the batch is cut over.
-        interpret: compute what the kernels compute on any platform, slowly; for tests.
     """
 
     mesh: Mesh | None = None
     batch_axes: tuple[str, ...] = ()
-    interpret: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError if an axis is not one of the mesh, or is explicit."""
@@ -59,8 +58,64 @@ class TpuKernels:
                 "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))."
             )
 
-    def take(self, x: Array) -> bool:
-        """Whether maps like `x` are in a kernel's reach: type, images on each device, width."""
+    def on_each_device(
+        self, kernel: Callable[..., tuple[Any, Any, Any]], maps: Any, vectors: Any, whole: Any, batch_axis: int
+    ) -> tuple[Any, Any, Any]:
+        """`kernel(maps, vectors, whole)`, every device with its own images; returns (map, vectors, sums over images).
+
+        Args:
+            kernel: what one device computes.
+            maps: feature maps.
+            vectors: [batch] or [batch, channels] each.
+            whole: arrays that every device has.
+            batch_axis: where the batch is in `maps`.
+        """
+        if self.mesh is None:
+            return kernel(maps, vectors, whole)
+
+        def local(*arguments: Any) -> tuple[Any, Any, Any]:
+            result, vectors, sums = kernel(*arguments)
+            return result, vectors, jax.tree.map(lambda total: total[None], sums)
+
+        # The sums leave one for each device, and XLA adds them up as it does all other gradients: in one exchange.
+        of_map, of_vectors, of_all = P(*[None] * batch_axis, self.batch_axes), P(self.batch_axes), P()  # type: ignore[no-untyped-call]
+        result, vectors, sums = jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(of_map, of_vectors, of_all),
+            out_specs=(of_map, of_vectors, of_vectors),
+            check_vma=False,
+        )(maps, vectors, whole)
+        return result, vectors, jax.tree.map(lambda total: total.sum(0), sums)
+
+    @property
+    def _shards(self) -> int:
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuKernels(_Kernels):
+    """Lets a model use Pallas kernels where it is compiled for TPUs.
+
+    With several devices these have to be named:
+
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        model = PoolFormerForImageClassification(config, jnp.bfloat16, kernels=TpuKernels(mesh, ("data",)))
+
+    Inside `jax.shard_map`, and for one device, `TpuKernels()` will do.
+
+    Attributes:
+        mesh: the devices of the computation; None for one.
+        batch_axes: the axes of the mesh that the batch is cut over.
+        interpret: compute what the kernels compute on any platform, slowly; for tests.
+    """
+
+    interpret: bool = False
+
+    platform: ClassVar[str] = "tpu"
+
+    def take(self, name: Pass, x: Array, hidden_features: int | None) -> bool:
+        """Whether there is a kernel of pass `name`, and maps like `x`, and their hidden layers, are in its reach."""
         per_device, rest = divmod(len(x), self._shards)
         pixels = lanes.group_size(x.shape[2], x.shape[3], x.dtype)
         return (
@@ -89,40 +144,61 @@ class TpuKernels:
 
         return PASSES[name](self, pixels, cut, whole)
 
-    def on_each_device(
-        self, kernel: Callable[..., tuple[Any, Any, Any]], maps: Any, vectors: Any, whole: Any
-    ) -> tuple[Any, Any, Any]:
-        """`kernel(maps, vectors, whole)`, every device with its own images; returns (map, vectors, sums over images).
 
-        Args:
-            kernel: what one device computes.
-            maps: [height, width, batch, channels] each.
-            vectors: [batch] or [batch, channels] each.
-            whole: arrays that every device has.
-        """
-        if self.mesh is None:
-            return kernel(maps, vectors, whole)
+@dataclasses.dataclass(frozen=True)
+class GpuKernels(_Kernels):
+    """Lets a model use Pallas kernels where it is compiled for NVIDIA GPUs, Ampere or newer.
 
-        def local(*arguments: Any) -> tuple[Any, Any, Any]:
-            result, vectors, sums = kernel(*arguments)
-            return result, vectors, jax.tree.map(lambda total: total[None], sums)
+    Several devices are named as with `TpuKernels`.
 
-        # The sums leave one for each device, and XLA adds them up as it does all other gradients: in one exchange.
-        of_map, of_vectors, of_all = P(None, None, self.batch_axes), P(self.batch_axes), P()  # type: ignore[no-untyped-call]
-        result, vectors, sums = jax.shard_map(
-            local,
-            mesh=self.mesh,
-            in_specs=(of_map, of_vectors, of_all),
-            out_specs=(of_map, of_vectors, of_vectors),
-            check_vma=False,
-        )(maps, vectors, whole)
-        return result, vectors, jax.tree.map(lambda total: total.sum(0), sums)
+    Attributes:
+        mesh: the devices of the computation; None for one.
+        batch_axes: the axes of the mesh that the batch is cut over.
+        interpret: compute what the kernels compute on any platform, slowly; for tests.
+    """
 
-    @property
-    def _shards(self) -> int:
-        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
+    interpret: bool = False
+
+    platform: ClassVar[str] = "cuda"
+
+    def take(self, name: Pass, x: Array, hidden_features: int | None) -> bool:
+        """As `TpuKernels.take`."""
+        per_device, rest = divmod(len(x), self._shards)
+        return (
+            hidden_features is not None
+            and name in ("mlp_residual", "mlp_gradient")
+            and x.dtype == jnp.bfloat16
+            and rest == 0
+            and per_device * x.shape[1] * x.shape[2] % GPU_ROWS == 0
+            and x.shape[3] <= _MOST_CHANNELS
+            and min(side_of_blocks(x.shape[3]), side_of_blocks(hidden_features)) >= _SMALLEST_SIDE
+        )
+
+    def run(self, name: Pass, _: int, cut: Any, whole: Any) -> tuple[Any, Any]:
+        """The kernels of pass `name`, as `TpuKernels.run`."""
+        from poolformer_jax.kernels.gpu import PASSES
+
+        return PASSES[name](self, cut, whole)
 
 
-def has_kernels(devices: Iterable[jax.Device]) -> bool:
-    """Whether all of these devices are of a kind that the kernels were compiled for."""
-    return all(device.device_kind in DEVICE_KINDS for device in devices)
+Kernels = TpuKernels | GpuKernels
+
+
+def kernels_for(mesh: Mesh, batch_axes: tuple[str, ...]) -> Kernels | None:
+    """The kernels for the devices of a mesh, if all of them are of a kind that there are kernels for."""
+    devices = list(mesh.devices.flat)
+    if all(device.device_kind in TPU_KINDS for device in devices):
+        return TpuKernels(mesh, batch_axes)
+    if all(_compute_capability(device) >= OLDEST_GPU for device in devices) and importlib.util.find_spec(_TRITON):
+        return GpuKernels(mesh, batch_axes)
+    return None
+
+
+def side_of_blocks(channels: int) -> int:
+    """How many channels a block on a GPU has: the largest power of two that divides them, up to 64."""
+    return min(channels & -channels, _LARGEST_SIDE)
+
+
+def _compute_capability(device: jax.Device) -> float:
+    """0 for what is no NVIDIA GPU."""
+    return float(device.compute_capability) if device.device_kind.startswith("NVIDIA") else 0.0
