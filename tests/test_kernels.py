@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
-from poolformer_jax.kernels import devices, gpu, kernels_for, mlp, pooling
+from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, mlp, pooling
 
 INTERPRETED = TpuKernels(interpret=True)
 ON_GPU = GpuKernels(interpret=True)
@@ -82,7 +82,10 @@ def block_and_gradients(shape, kernels, dtype, seed=1):
     ("kernels", "shape"),
     [
         *[(INTERPRETED, shape) for shape in [(16, 3, 6, 64), (32, 3, 2, 96), (16, 2, 4, 64)]],
-        *[(ON_GPU, shape) for shape in [(16, 4, 4, 64), (32, 2, 3, 96), (8, 4, 4, 128)]],
+        *[
+            (ON_GPU, shape)
+            for shape in [(16, 4, 4, 64), (32, 2, 3, 96), (8, 4, 4, 128), (4, 4, 4, 192), (8, 4, 4, 160)]
+        ],
     ],
     ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else value.platform,
 )
@@ -111,7 +114,7 @@ def test_results_do_not_depend_on_how_maps_are_cut_into_tiles(monkeypatch):
 def test_gradients_do_not_depend_on_how_many_programs_share_the_rows(monkeypatch):
     shape = (16, 4, 4, 64)
     several = block_and_gradients(shape, ON_GPU, jnp.bfloat16)
-    monkeypatch.setattr(gpu, "_PROGRAMS", 1)
+    monkeypatch.setattr(gpu_narrow, "_PROGRAMS", 1)
     jax.clear_caches()
     one = block_and_gradients(shape, ON_GPU, jnp.bfloat16)
     assert distance(one, several) < 1e-6  # sums in another order, in float32
@@ -177,11 +180,23 @@ def test_what_the_kernels_do_not_cover_is_left_to_xla(variables, kernels, change
 
 
 @pytest.mark.parametrize(
-    ("shape", "hidden"), [((16, 8, 8, 192), 768), ((16, 8, 8, 72), 256), ((16, 8, 8, 64), 24)], ids=str
+    ("shape", "hidden"),
+    [((16, 8, 8, 72), 256), ((16, 8, 8, 64), 24), ((3, 7, 7, 64), 256), ((2**13, 16, 16, 256), 1024)],
+    ids=["channels", "hidden layer", "positions", "too large"],
 )
-def test_a_gpu_leaves_many_channels_and_odd_ones_to_xla(shape, hidden):
-    assert GpuKernels().take("mlp_residual", jnp.zeros((16, 8, 8, 64), jnp.bfloat16), 256)
-    assert not GpuKernels().take("mlp_residual", jnp.zeros(shape, jnp.bfloat16), hidden)
+def test_a_gpu_leaves_sizes_that_its_programs_cannot_cut_to_xla(shape, hidden):
+    like = partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+    assert takes(like((16, 8, 8, 64)), 256)
+    assert not takes(like(shape), hidden)
+
+
+def takes(x, hidden):
+    """Whether a program of `mlp_residual` on such a map holds a kernel."""
+    vector = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    channels, per_image = x.shape[3], vector(x.shape[:1])
+    weights = fused.MlpWeights(*map(vector, [(channels, hidden), (hidden,), (hidden, channels), (channels,)]))
+    run = partial(fused.mlp_residual, functional.gelu, kernels=ON_GPU)
+    return "pallas_call" in str(jax.make_jaxpr(run)(x, fused.Moments(per_image, per_image), weights, per_image))
 
 
 @pytest.mark.parametrize("kernels", [TpuKernels(), GpuKernels()], ids=["tpu", "gpu"])

@@ -28,7 +28,6 @@ IMAGES = 16  # a TPU's register of bfloat16 holds as many rows
 _WIDEST_ROW = 64  # a row's positions are written out one by one
 
 GPU_ROWS = 64  # positions of a map in a program
-_MOST_CHANNELS = 128  # above, reading all weights for so few rows costs a GPU more than the hidden layer does
 _SMALLEST_SIDE, _LARGEST_SIDE = 16, 64  # of blocks: what its matrix units take, and its registers hold
 
 
@@ -164,13 +163,14 @@ class GpuKernels(_Kernels):
     def take(self, name: Pass, x: Array, hidden_features: int | None) -> bool:
         """As `TpuKernels.take`."""
         per_device, rest = divmod(len(x), self._shards)
+        positions = per_device * x.shape[1] * x.shape[2]
         return (
             hidden_features is not None
             and name in ("mlp_residual", "mlp_gradient")
             and x.dtype == jnp.bfloat16
             and rest == 0
-            and per_device * x.shape[1] * x.shape[2] % GPU_ROWS == 0
-            and x.shape[3] <= _MOST_CHANNELS
+            and positions % GPU_ROWS == 0
+            and positions * hidden_features < 2**31  # what programs count with
             and min(side_of_blocks(x.shape[3]), side_of_blocks(hidden_features)) >= _SMALLEST_SIDE
         )
 
@@ -194,9 +194,9 @@ def kernels_for(mesh: Mesh, batch_axes: tuple[str, ...]) -> Kernels | None:
     return None
 
 
-def side_of_blocks(channels: int) -> int:
-    """How many channels a block on a GPU has: the largest power of two that divides them, up to 64."""
-    return min(channels & -channels, _LARGEST_SIDE)
+def side_of_blocks(channels: int, largest: int = _LARGEST_SIDE) -> int:
+    """How many channels a block on a GPU has: the largest power of two that divides them, up to `largest`."""
+    return min(channels & -channels, largest)
 
 
 def _compute_capability(device: jax.Device) -> float:
