@@ -25,7 +25,7 @@ def on_tpu(monkeypatch):
     """Takes the TPU's branch on this machine, in groups of `PIXELS` also in float32."""
     monkeypatch.setattr(lanes, "group_size", lambda width, channels, dtype: lanes.LANES // channels)
     monkeypatch.setattr(
-        lax, "platform_dependent", lambda *arguments, tpu=None, default, cpu=None: (tpu or default)(*arguments)
+        lax, "platform_dependent", lambda *arguments, tpu=None, default, **_: (tpu or default)(*arguments)
     )
 
 
