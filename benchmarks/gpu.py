@@ -3,11 +3,12 @@
 It has not been run on a GPU yet: no figure of this project comes from it.
 
 The peers run through torch.compile, with channels_last and under autocast, their fastest ordinary way. Ours is the
-folded network of ImageClassifier, and the step of `python -m train`, without augmentation. Weights and images are the
+network of ImageClassifier, and the step of `python -m train`, without augmentation. Weights and images are the
 same; logits and losses are compared first, except timm's: it averages before the last norm, and has other logits.
 
 MFU is the share of the GPU's dense bfloat16 peak: two operations for each multiplication that summary.count_macs
-counts, three times as many in training. Bandwidth is what XLA says our program reads and writes, by time.
+counts, three times as many in training. Bandwidth is what our program's kernels read and write by its text, an upper
+estimate (`gpu-compiler`), by time.
 Needs a jax and a torch that see the GPU: pip install 'poolformer-jax[bench]' 'jax[cuda13]' timm
 """
 
