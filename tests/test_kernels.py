@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
 from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, mlp, pooling
@@ -219,7 +219,9 @@ def test_every_block_becomes_four_kernels_on_a_tpu(variables):
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_every_mlp_becomes_three_kernels_on_a_gpu(variables):
     step = jax.jit(jax.value_and_grad(partial(loss, kernels=GpuKernels())))
-    program = step.trace(variables).lower(lowering_platforms=("cuda",)).as_text()
+    gpu = AbstractDevice("NVIDIA H200", None, "gpu")  # from 0.11 on jax asks for one
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
+        program = step.trace(variables).lower(lowering_platforms=("cuda",)).as_text()
     assert program.count("__gpu$xla.gpu.triton") == 3 * sum(CONFIG.depths)
 
 
