@@ -5,6 +5,7 @@ them is in test_tpu_program.py and test_gpu_compiler.py.
 """
 
 import dataclasses
+import re
 from functools import partial
 from unittest.mock import Mock
 
@@ -192,11 +193,24 @@ def test_a_gpu_leaves_sizes_that_its_programs_cannot_cut_to_xla(shape, hidden):
 
 def takes(x, hidden):
     """Whether a program of `mlp_residual` on such a map holds a kernel."""
+    return "pallas_call" in program_on_gpu(x, hidden)
+
+
+def program_on_gpu(x, hidden):
+    """`mlp_residual` on such a map."""
     vector = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     channels, per_image = x.shape[3], vector(x.shape[:1])
     weights = fused.MlpWeights(*map(vector, [(channels, hidden), (hidden,), (hidden, channels), (channels,)]))
     run = partial(fused.mlp_residual, functional.gelu, kernels=ON_GPU)
-    return "pallas_call" in str(jax.make_jaxpr(run)(x, fused.Moments(per_image, per_image), weights, per_image))
+    return str(jax.make_jaxpr(run)(x, fused.Moments(per_image, per_image), weights, per_image))
+
+
+@pytest.mark.parametrize(
+    ("channels", "name"), [(96, "mlp_forward"), (128, "mlp_forward"), (112, "mlp_hidden"), (192, "mlp_hidden")]
+)
+def test_a_gpu_writes_the_hidden_layer_of_many_channels_or_of_many_blocks(channels, name):
+    program = program_on_gpu(jax.ShapeDtypeStruct((16, 8, 8, channels), jnp.bfloat16), 4 * channels)
+    assert re.findall(r"\bname=(mlp_forward|mlp_hidden)\b", program) == [name]
 
 
 @pytest.mark.parametrize("kernels", [TpuKernels(), GpuKernels()], ids=["tpu", "gpu"])
