@@ -255,8 +255,9 @@ def test_each_kind_of_device_gets_its_kernels(kind, capability, kernels):
     assert isinstance(kernels_for(mesh_of(kind, capability), ()), kernels)
 
 
-def test_a_jax_without_triton_has_no_kernels_for_gpus(monkeypatch):
-    monkeypatch.setattr(devices, "_TRITON", "jax.no_such_module")
+@pytest.mark.parametrize("name", ["jax.no_such_module", "jax.no_such_package.triton"])
+def test_a_jax_without_triton_has_no_kernels_for_gpus(name, monkeypatch):
+    monkeypatch.setattr(devices, "_TRITON", name)
     assert kernels_for(mesh_of("NVIDIA H200", "9.0"), ()) is None
 
 
