@@ -25,6 +25,7 @@ class Target:
         cache: MiB of the second level.
         memory: GiB.
         clock: GHz, the highest.
+        threads: that each multiprocessor holds at once.
     """
 
     capability: tuple[int, int]
@@ -34,6 +35,7 @@ class Target:
     cache: int
     memory: int
     clock: float
+    threads: int = 2048
 
     def text(self, name: str) -> str:
         """The description as the compiler reads it, a GpuTargetConfigProto."""
@@ -56,7 +58,7 @@ class Target:
               shared_memory_per_block: {48 * 2**10}
               threads_per_warp: 32
               threads_per_block_limit: 1024
-              threads_per_core_limit: 2048
+              threads_per_core_limit: {self.threads}
               registers_per_core_limit: 65536
               registers_per_block_limit: 65536
               block_dim_limit_x: {2**31 - 1}
@@ -71,6 +73,7 @@ TARGETS = {
     "NVIDIA H200": Target((9, 0), 132, 128, shared_memory=228, cache=50, memory=141, clock=1.98),
     "NVIDIA H100 80GB HBM3": Target((9, 0), 132, 128, shared_memory=228, cache=50, memory=80, clock=1.98),
     "NVIDIA A100-SXM4-80GB": Target((8, 0), 108, 64, shared_memory=164, cache=40, memory=80, clock=1.41),
+    "NVIDIA L4": Target((8, 9), 58, 128, shared_memory=100, cache=48, memory=24, clock=2.04, threads=1536),
 }
 
 

@@ -5,6 +5,7 @@ them is in test_tpu_program.py and test_gpu_compiler.py.
 """
 
 import dataclasses
+import re
 from functools import partial
 from unittest.mock import Mock
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
 from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, mlp, pooling
@@ -192,11 +193,24 @@ def test_a_gpu_leaves_sizes_that_its_programs_cannot_cut_to_xla(shape, hidden):
 
 def takes(x, hidden):
     """Whether a program of `mlp_residual` on such a map holds a kernel."""
+    return "pallas_call" in program_on_gpu(x, hidden)
+
+
+def program_on_gpu(x, hidden):
+    """`mlp_residual` on such a map."""
     vector = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     channels, per_image = x.shape[3], vector(x.shape[:1])
     weights = fused.MlpWeights(*map(vector, [(channels, hidden), (hidden,), (hidden, channels), (channels,)]))
     run = partial(fused.mlp_residual, functional.gelu, kernels=ON_GPU)
-    return "pallas_call" in str(jax.make_jaxpr(run)(x, fused.Moments(per_image, per_image), weights, per_image))
+    return str(jax.make_jaxpr(run)(x, fused.Moments(per_image, per_image), weights, per_image))
+
+
+@pytest.mark.parametrize(
+    ("channels", "name"), [(96, "mlp_forward"), (128, "mlp_forward"), (112, "mlp_hidden"), (192, "mlp_hidden")]
+)
+def test_a_gpu_writes_the_hidden_layer_of_many_channels_or_of_many_blocks(channels, name):
+    program = program_on_gpu(jax.ShapeDtypeStruct((16, 8, 8, channels), jnp.bfloat16), 4 * channels)
+    assert re.findall(r"\bname=(mlp_forward|mlp_hidden)\b", program) == [name]
 
 
 @pytest.mark.parametrize("kernels", [TpuKernels(), GpuKernels()], ids=["tpu", "gpu"])
@@ -219,7 +233,9 @@ def test_every_block_becomes_four_kernels_on_a_tpu(variables):
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_every_mlp_becomes_three_kernels_on_a_gpu(variables):
     step = jax.jit(jax.value_and_grad(partial(loss, kernels=GpuKernels())))
-    program = step.trace(variables).lower(lowering_platforms=("cuda",)).as_text()
+    gpu = AbstractDevice("NVIDIA H200", None, "gpu")  # from 0.11 on jax asks for one
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
+        program = step.trace(variables).lower(lowering_platforms=("cuda",)).as_text()
     assert program.count("__gpu$xla.gpu.triton") == 3 * sum(CONFIG.depths)
 
 
@@ -239,8 +255,9 @@ def test_each_kind_of_device_gets_its_kernels(kind, capability, kernels):
     assert isinstance(kernels_for(mesh_of(kind, capability), ()), kernels)
 
 
-def test_a_jax_without_triton_has_no_kernels_for_gpus(monkeypatch):
-    monkeypatch.setattr(devices, "_TRITON", "jax.no_such_module")
+@pytest.mark.parametrize("name", ["jax.no_such_module", "jax.no_such_package.triton"])
+def test_a_jax_without_triton_has_no_kernels_for_gpus(name, monkeypatch):
+    monkeypatch.setattr(devices, "_TRITON", name)
     assert kernels_for(mesh_of("NVIDIA H200", "9.0"), ()) is None
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from poolformer_jax import TpuKernels
+from poolformer_jax import GpuKernels, TpuKernels
 from poolformer_jax.kernels import mlp
-from train import loop
+from train import assembly, loop
 from train.checkpoints import Checkpoints
 from train.data.sources import open_source
 from train.doctor import examine, report
@@ -203,6 +203,22 @@ def test_kernels_that_compute_what_xla_computes_are_fine():
     assert re.fullmatch(r"stage [01]'s (map|moments|gradient of) ?.*", name)
 
 
+def test_the_kernels_of_every_stage_are_looked_at_on_a_gpu(monkeypatch):
+    """Also where it takes many images to fill a tile, as the last stage's 7 x 7 at 224 pixels."""
+    taken = {}
+
+    def look(kernels, name, x, hidden_features):
+        taken[x.shape[1], name] = take(kernels, name, x, hidden_features)
+        return False
+
+    take = GpuKernels.take
+    monkeypatch.setattr(GpuKernels, "take", look)
+    mesh = make_mesh(sharded(1, 1), jax.devices()[:1])
+    largest_difference(tiny(model__hidden_sizes=(64, 192)).model, 28, mesh, GpuKernels(mesh, BATCH_AXES))
+    mlp_passes = {key: value for key, value in taken.items() if key[1].startswith("mlp")}
+    assert mlp_passes == {(size, name): True for size in (7, 4) for name in ("mlp_residual", "mlp_gradient")}
+
+
 def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
     def forward(maps, vectors, weights, **options):
         mean, inverse_std, keep = vectors
@@ -211,3 +227,17 @@ def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
     right = mlp.forward
     monkeypatch.setattr(mlp, "forward", forward)
     assert difference_of_kernels()[0] > TOLERANCE
+
+
+def test_kernels_that_do_not_compile_are_told_with_the_remedy(folder, tmp_path, monkeypatch):
+    def run(_, name, pixels, cut, whole):
+        """What can be traced, and no compiler takes."""
+        y = jax.ffi.ffi_call("no_such_kernel", jax.ShapeDtypeStruct(cut[0].shape, cut[0].dtype))(cut[0])
+        return (y, cut[1]), whole if name == "mlp_gradient" else ()
+
+    monkeypatch.setattr(assembly, "kernels_for", lambda mesh, axes: GpuKernels(mesh, axes, interpret=True))
+    monkeypatch.setattr(GpuKernels, "take", lambda _, name, *shape: name.startswith("mlp"))
+    monkeypatch.setattr(GpuKernels, "run", run)
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert re.search("they do not run here: .*no_such_kernel", found.found)
+    assert "--no-kernels" in found.remedy

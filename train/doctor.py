@@ -83,9 +83,12 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
         return
     yield _look_at_disk(config, parts)
     yield _look_at_run_folder(config, train)
-    yield _look_at_device_memory(config, parts)
     if (kernels := parts.network.model.kernels) is not None:
-        yield _look_at_kernels(parts, kernels, config.data.image_size)
+        finding = _look_at_kernels(parts, kernels, config.data.image_size)
+        yield finding
+        if finding.level == "failure":  # a step with kernels that do not compile does not either
+            return
+    yield _look_at_device_memory(config, parts)
 
 
 def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ Both are in bfloat16, so they differ by its rounding, a few percent at most. A k
 wrongly, is off by as much as its result.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig, functional, fused
-from poolformer_jax.kernels import IMAGES, Kernels
+from poolformer_jax.kernels import GPU_ROWS, IMAGES, Kernels
 from train.sharding import batch_sharding, replicated
 
 TOLERANCE = 0.1
@@ -25,7 +26,7 @@ def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, ke
     Args:
         config: the network.
         image_size: pixels along height and width.
-        mesh: devices that share the batch; 16 images on each.
+        mesh: devices that share the batch, as many images on each as every kernel takes.
         kernels: on that mesh.
 
     Returns:
@@ -33,12 +34,17 @@ def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, ke
     """
     found = []
     for index, (size, channels) in enumerate(zip(config.feature_sizes(image_size), config.hidden_sizes)):
-        arguments = _noise(IMAGES * mesh.devices.size, size, channels, config.mlp_hidden_sizes[index], mesh)
+        arguments = _noise(_images(size) * mesh.devices.size, size, channels, config.mlp_hidden_sizes[index], mesh)
         ours, plain = (jax.jit(partial(_results, kernels=k))(*arguments) for k in (kernels, None))
         for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(plain)):
             name = f"stage {index}'s {jax.tree_util.keystr(path, simple=True, separator=' ')}"
             found.append((float(np.nan_to_num(_distance(a, b), nan=np.inf)), name))
     return max(found)
+
+
+def _images(size: int) -> int:
+    """As few as fill both the registers of a TPU and the largest tiles of a GPU's kernels."""
+    return math.lcm(IMAGES * size**2, 2 * GPU_ROWS) // size**2
 
 
 def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tuple[Any, ...]:

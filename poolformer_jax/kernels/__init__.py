@@ -14,6 +14,15 @@ of a multiple of 16 images on each device and for windows of 3 x 3; on GPUs (Amp
 positions. Everything else takes `fused`'s own way. They have gradients, and no gradients of gradients.
 """
 
-from poolformer_jax.kernels.devices import IMAGES, POOL_SIZE, GpuKernels, Kernels, Pass, TpuKernels, kernels_for
+from poolformer_jax.kernels.devices import (
+    GPU_ROWS,
+    IMAGES,
+    POOL_SIZE,
+    GpuKernels,
+    Kernels,
+    Pass,
+    TpuKernels,
+    kernels_for,
+)
 
-__all__ = ["IMAGES", "POOL_SIZE", "GpuKernels", "Kernels", "Pass", "TpuKernels", "kernels_for"]
+__all__ = ["GPU_ROWS", "IMAGES", "POOL_SIZE", "GpuKernels", "Kernels", "Pass", "TpuKernels", "kernels_for"]

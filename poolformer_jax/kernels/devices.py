@@ -1,7 +1,7 @@
 """Which devices the kernels run on, which maps they take, and how every device gets its own images."""
 
 import dataclasses
-import importlib.util
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -189,7 +189,7 @@ def kernels_for(mesh: Mesh, batch_axes: tuple[str, ...]) -> Kernels | None:
     devices = list(mesh.devices.flat)
     if all(device.device_kind in TPU_KINDS for device in devices):
         return TpuKernels(mesh, batch_axes)
-    if all(_compute_capability(device) >= OLDEST_GPU for device in devices) and importlib.util.find_spec(_TRITON):
+    if all(_compute_capability(device) >= OLDEST_GPU for device in devices) and _has_triton():
         return GpuKernels(mesh, batch_axes)
     return None
 
@@ -197,6 +197,15 @@ def kernels_for(mesh: Mesh, batch_axes: tuple[str, ...]) -> Kernels | None:
 def side_of_blocks(channels: int, largest: int = _LARGEST_SIDE) -> int:
     """How many channels a block on a GPU has: the largest power of two that divides them, up to `largest`."""
     return min(channels & -channels, largest)
+
+
+def _has_triton() -> bool:
+    """Whether this version of jax compiles Pallas kernels by Triton."""
+    try:
+        importlib.import_module(_TRITON)
+    except ImportError:
+        return False
+    return True
 
 
 def _compute_capability(device: jax.Device) -> float:

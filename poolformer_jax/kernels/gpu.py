@@ -21,11 +21,13 @@ from jaxtyping import Array, Float
 
 from poolformer_jax import moments as moments_of
 from poolformer_jax.kernels import gpu_narrow, gpu_wide
-from poolformer_jax.kernels.devices import GpuKernels, Pass
+from poolformer_jax.kernels.devices import GpuKernels, Pass, side_of_blocks
 from poolformer_jax.moments import Moments
 
 # Of a narrow stage. Above, reading all weights for a few rows costs more than writing the hidden layer does.
 _MOST_CHANNELS = 128
+# Of those, as `side_of_blocks` cuts them: the sums of seven, 112 channels by 16, overflow Blackwell's tensor memory.
+_MOST_BLOCKS = 5
 
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
@@ -74,7 +76,9 @@ PASSES: Mapping[Pass, Callable[[GpuKernels, Any, Any], tuple[Any, Any]]] = {
 
 
 def _way(x: _Map) -> ModuleType:
-    return gpu_narrow if x.shape[3] <= _MOST_CHANNELS else gpu_wide
+    channels = x.shape[3]
+    narrow = channels <= _MOST_CHANNELS and channels // side_of_blocks(channels) <= _MOST_BLOCKS
+    return gpu_narrow if narrow else gpu_wide
 
 
 def _cast(weights: _Weights, dtype: Dtype) -> _Weights:

@@ -71,7 +71,9 @@ def _through_hidden(
         The hidden layer; its gradient before the activation, and sums of that over some of the rows.
     """
     (count, channels), hidden = rows[0].shape, kernel1.shape[1]
-    side, columns = side_of_blocks(channels), side_of_blocks(hidden, 128)
+    # What waits for its product, `side` channels of all blocks in each of the stages, fits into 99 KiB.
+    side, stages = (side_of_blocks(channels, 32), 4) if kernel2t else (side_of_blocks(channels), 3)
+    columns = side_of_blocks(hidden, 128)
     height = 2 * GPU_ROWS if count % (2 * GPU_ROWS) == 0 else GPU_ROWS
     tiles, dtype = hidden // columns, rows[0].dtype
 
@@ -107,7 +109,7 @@ def _through_hidden(
             grid=(count // height * tiles,),
             out_shape=shapes,
             interpret=interpret,
-            compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
+            compiler_params=triton.CompilerParams(num_warps=8, num_stages=stages),
         )(*rows, bias1, kernel1, *kernel2t)
     )
 
