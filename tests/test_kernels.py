@@ -246,8 +246,9 @@ def test_every_mlp_becomes_three_kernels_on_a_gpu(variables):
         ("TPU v4", None, type(None)),
         ("NVIDIA H200", "9.0", GpuKernels),
         ("NVIDIA A100-SXM4-80GB", "8.0", GpuKernels),
+        ("A100-SXM4-40GB", "8.0", GpuKernels),
         ("Tesla T4", "7.5", type(None)),
-        ("NVIDIA TITAN V", "7.0", type(None)),
+        ("AMD Instinct MI300X", "gfx942", type(None)),
         ("cpu", None, type(None)),
     ],
 )

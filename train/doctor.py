@@ -276,7 +276,7 @@ def _look_at_kernels(parts: Assembly, kernels: Kernels, image_size: int) -> Find
     remedy = "Train with --no-kernels, and please report it with the device's name and the versions of jax and jaxlib."
     try:
         distance, name = largest_difference(parts.network.model.config, image_size, parts.mesh, kernels)
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # of XLA, and of Pallas
         return Finding("failure", "kernels", f"they do not run here: {error}", remedy)
     found = f"what blocks compute with and without them differs by at most {distance:.1%} ({name})"
     return Finding("fine" if distance < TOLERANCE else "failure", "kernels", found, remedy)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -170,7 +171,7 @@ class GpuKernels(_Kernels):
             and x.dtype == jnp.bfloat16
             and rest == 0
             and positions % GPU_ROWS == 0
-            and positions * hidden_features < 2**31  # what programs count with
+            and positions * hidden_features < 2**31  # programs count rows in 32 bits
             and min(side_of_blocks(x.shape[3]), side_of_blocks(hidden_features)) >= _SMALLEST_SIDE
         )
 
@@ -209,5 +210,6 @@ def _has_triton() -> bool:
 
 
 def _compute_capability(device: jax.Device) -> float:
-    """0 for what is no NVIDIA GPU."""
-    return float(device.compute_capability) if device.device_kind.startswith("NVIDIA") else 0.0
+    """0 for what is no NVIDIA GPU: others have none, or one like "gfx942"."""
+    capability = getattr(device, "compute_capability", None) or ""
+    return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else 0.0

@@ -238,6 +238,7 @@ class _Blocks:
             grid=(programs,),
             out_shape=results,
             interpret=interpret,
+            # As many threads as hold the sums of 64 rows in their registers.
             compiler_params=triton.CompilerParams(num_warps=4 if self.width <= 64 else 8, num_stages=2),
         )(*arrays)
 

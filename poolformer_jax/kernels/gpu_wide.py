@@ -21,6 +21,7 @@ from poolformer_jax.moments import over_map
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
 _Rows = Float[Array, "rows c"]
+_Hidden = Float[Array, "rows hidden"]
 _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]
 
 
@@ -29,7 +30,7 @@ def forward(
 ) -> tuple[_Map, tuple[_PerImage, _PerImage], tuple[()]]:
     """As `gpu_narrow.forward`."""
     (x,), (mean, std, keep), (kernel1, bias1, kernel2, bias2) = maps, vectors, weights
-    (hidden,) = _through_hidden([_standard(x, mean, std)], kernel1, bias1, [], interpret)
+    hidden = _hidden_layer(_standard(x, mean, std), kernel1, bias1, interpret)
     branch = (jnp.dot(hidden, kernel2) + bias2.astype(x.dtype)).reshape(x.shape)
     y = (widen(x) + widen(branch) * over_map(keep)).astype(x.dtype)
     distance = widen(y) - over_map(mean)
@@ -44,74 +45,111 @@ def backward(
     kernel1, bias1, kernel2, _ = weights
     whole = widen(dy) + widen(y) * over_map(slope) + over_map(offset)
     standard, dbranch = _standard(x, mean, std), _flat((whole * over_map(keep)).astype(x.dtype))
-    hidden, dinner, dbias1 = _through_hidden([standard, dbranch], kernel1, bias1, [kernel2.T], interpret)
+    hidden, dinner, dbias1 = _hidden_gradient(standard, dbranch, kernel1, bias1, kernel2.T, interpret)
 
     dstandard = jnp.dot(dinner, kernel1.T, preferred_element_type=jnp.float32).reshape(x.shape)
     dx = (whole + dstandard * over_map(std)).astype(x.dtype)
     products = dstandard * widen(standard).reshape(x.shape)
-    dweights = _contract(standard, dinner), dbias1.sum(0), _contract(hidden, dbranch), widen(dbranch).sum(0)
+    dweights = _contract(standard, dinner), dbias1, _contract(hidden, dbranch), widen(dbranch).sum(0)
     return dx, (dstandard.sum((1, 2, 3)), products.sum((1, 2, 3))), dweights
 
 
-def _through_hidden(
-    rows: list[_Rows], kernel1: Array, bias1: Array, kernel2t: list[Array], interpret: bool
-) -> tuple[Array, ...]:
-    """`gelu(z @ kernel1 + bias1)`; and for rows of the branch's gradient, the gradient of what the activation takes.
+def _hidden_layer(
+    z: _Rows, kernel1: Float[Array, "c hidden"], bias1: Float[Array, " hidden"], interpret: bool
+) -> _Hidden:
+    """`gelu(z @ kernel1 + bias1)`."""
+    tiles = _Tiles(z, kernel1, side_of_blocks(z.shape[1]))
 
-    A program has a tile of the hidden layer. It goes through the channels of the map a few at a time.
+    def kernel(z_ref: Any, w1: Any, b1: Any, hidden_ref: Any) -> None:
+        _, rows, some = tiles.mine()
+        (inner,) = tiles.products(rows, some, (z_ref, w1))
+        hidden_ref[rows, some] = gelu_fit(inner + b1[some][None])[0].astype(hidden_ref.dtype)
+
+    hidden: _Hidden
+    (hidden,) = tiles.call(kernel, "mlp_hidden", [z, kernel1, bias1], [tiles.layer], 3, interpret)
+    return hidden
+
+
+def _hidden_gradient(
+    z: _Rows,
+    dbranch: _Rows,
+    kernel1: Float[Array, "c hidden"],
+    bias1: Float[Array, " hidden"],
+    kernel2t: Float[Array, "c hidden"],
+    interpret: bool,
+) -> tuple[_Hidden, _Hidden, Float[Array, " hidden"]]:
+    """The hidden layer, the gradient of what its activation takes, and that of the first bias.
 
     Args:
-        rows: the standardised map, and the branch's gradient.
+        z: the standardised map.
+        dbranch: the gradient of the branch, `hidden @ kernel2`.
         kernel1: of the first layer.
         bias1: of the first layer.
-        kernel2t: of the second layer, transposed; with the branch's gradient only.
+        kernel2t: of the second layer, transposed.
         interpret: compute on any platform.
-
-    Returns:
-        The hidden layer; its gradient before the activation, and sums of that over some of the rows.
     """
-    (count, channels), hidden = rows[0].shape, kernel1.shape[1]
-    # What waits for its product, `side` channels of all blocks in each of the stages, fits into 99 KiB.
-    side, stages = (side_of_blocks(channels, 32), 4) if kernel2t else (side_of_blocks(channels), 3)
-    columns = side_of_blocks(hidden, 128)
-    height = 2 * GPU_ROWS if count % (2 * GPU_ROWS) == 0 else GPU_ROWS
-    tiles, dtype = hidden // columns, rows[0].dtype
+    # Half as many channels at once as forward: what waits for both products has to fit into 99 KiB.
+    tiles = _Tiles(z, kernel1, side_of_blocks(z.shape[1], 32))
 
-    def kernel(*refs: Any) -> None:
-        lefts, (b1, *rights), results = refs[: len(rows)], refs[len(rows) : -len(shapes)], refs[-len(shapes) :]
-        # Neighbours share the rows that they read.
-        tile, part = pl.program_id(0) // tiles, pl.program_id(0) % tiles
-        where, some = pl.ds(tile * height, height), pl.ds(part * columns, columns)
+    def kernel(
+        z_ref: Any, dbranch_ref: Any, w1: Any, b1: Any, w2t: Any, hidden_ref: Any, dinner_ref: Any, sum_ref: Any
+    ) -> None:
+        tile, rows, some = tiles.mine()
+        inner, dhidden = tiles.products(rows, some, (z_ref, w1), (dbranch_ref, w2t))
+        hidden, rise = gelu_fit(inner + b1[some][None])
+        dinner = dhidden * rise
+        hidden_ref[rows, some] = hidden.astype(hidden_ref.dtype)
+        dinner_ref[rows, some] = dinner.astype(dinner_ref.dtype)
+        sum_ref[tile, some] = dinner.sum(0)
+
+    arrays, results = [z, dbranch, kernel1, bias1, kernel2t], [tiles.layer, tiles.layer, tiles.sums]
+    hidden, dinner, sums = tiles.call(kernel, "mlp_hidden_gradient", arrays, results, 4, interpret)
+    return hidden, dinner, sums.sum(0)
+
+
+class _Tiles:
+    """A hidden layer [rows, hidden] in tiles, one for each program, which goes through the map's channels by blocks."""
+
+    def __init__(self, z: _Rows, kernel1: Float[Array, "c hidden"], side: int) -> None:
+        rows, hidden = len(z), kernel1.shape[1]
+        self.height = 2 * GPU_ROWS if rows % (2 * GPU_ROWS) == 0 else GPU_ROWS
+        self.width = side_of_blocks(hidden, 128)
+        self.down, self.across = rows // self.height, hidden // self.width
+        self.side, self.blocks = side, kernel1.shape[0] // side
+        self.layer = jax.ShapeDtypeStruct((rows, hidden), z.dtype)  # type: ignore[no-untyped-call]
+        self.sums = jax.ShapeDtypeStruct((self.down, hidden), jnp.float32)  # type: ignore[no-untyped-call]
+
+    def mine(self) -> tuple[Any, Any, Any]:
+        """Which row of tiles a program is in, and the rows and columns of its tile. Neighbours read the same rows."""
+        tile, part = pl.program_id(0) // self.across, pl.program_id(0) % self.across
+        return tile, pl.ds(tile * self.height, self.height), pl.ds(part * self.width, self.width)
+
+    def products(self, rows: Any, columns: Any, *factors: tuple[Any, Any]) -> list[Array]:
+        """`left[rows] @ right[:, columns]` of each pair, in float32."""
 
         def add(index: Any, totals: list[Array]) -> list[Array]:
-            block = pl.ds(index * side, side)
+            block = pl.ds(index * self.side, self.side)
             return [
-                total + jnp.dot(left[where, block], right[block, some], preferred_element_type=jnp.float32)
-                for total, left, right in zip(totals, lefts, rights)
+                total + jnp.dot(left[rows, block], right[block, columns], preferred_element_type=jnp.float32)
+                for total, (left, right) in zip(totals, factors)
             ]
 
-        zeros = [jnp.zeros((height, columns), jnp.float32) for _ in rows]
-        inner, *dhidden = lax.fori_loop(0, channels // side, add, zeros)
-        value, rise = gelu_fit(inner + b1[some][None])
-        results[0][where, some] = value.astype(dtype)
-        for gradient in dhidden:
-            dinner = gradient * rise
-            results[1][where, some] = dinner.astype(dtype)
-            results[2][tile, some] = dinner.sum(0)
+        zeros = [jnp.zeros((self.height, self.width), jnp.float32) for _ in factors]
+        totals: list[Array] = lax.fori_loop(0, self.blocks, add, zeros)
+        return totals
 
-    shapes = [jax.ShapeDtypeStruct((count, hidden), dtype)] * len(rows)  # type: ignore[no-untyped-call]
-    if kernel2t:
-        shapes.append(jax.ShapeDtypeStruct((count // height, hidden), jnp.float32))  # type: ignore[no-untyped-call]
-    return tuple(
-        pl.pallas_call(
+    def call(
+        self, kernel: Any, name: str, arrays: list[Array], results: list[Any], stages: int, interpret: bool
+    ) -> Any:
+        """The results of a kernel that has so many blocks on their way from memory."""
+        return pl.pallas_call(
             kernel,
-            name="mlp_hidden_gradient" if kernel2t else "mlp_hidden",
-            grid=(count // height * tiles,),
-            out_shape=shapes,
+            name=name,
+            grid=(self.down * self.across,),
+            out_shape=results,
             interpret=interpret,
             compiler_params=triton.CompilerParams(num_warps=8, num_stages=stages),
-        )(*rows, bias1, kernel1, *kernel2t)
-    )
+        )(*arrays)
 
 
 def _contract(left: Float[Array, "rows c"], right: Float[Array, "rows d"]) -> Float[Array, "c d"]:
