@@ -55,7 +55,7 @@ class ImageClassifier:
         batch_size: images per batch, rounded up to a multiple of the number of devices. Several CPU devices also
             compute one image together, and with batch_size=1 nothing else.
         fold_parameters: whether to compute with the folded network (see `folding`), or, in bfloat16 on devices that
-            have them, with kernels (see `kernels`); it is the same function.
+            have them, with kernels (see `kernels`); it is the same function. False does without either.
         devices: what to compute on; by default all devices of this process.
         decode_threads: threads that decode and resize; by default one for each core that this process may use.
 
