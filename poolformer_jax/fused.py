@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 from poolformer_jax import caches, lanes
 from poolformer_jax.functional import gelu, widen
 from poolformer_jax.kernels import POOL_SIZE, Kernels, Pass
-from poolformer_jax.moments import Moments, around, moments, over_map, standardize, through
+from poolformer_jax.moments import Moments, around, moments, over_map, standardize, through, through_standardized
 
 __all__ = ["MlpWeights", "Moments", "fold_mlp", "mlp_residual", "moments", "pooling_residual"]
 
@@ -275,12 +275,11 @@ def _mlp_gradient(
     # The gradient of `standard = (x - mean) * inverse_std` by x, mean and variance. The last two are sums of it over
     # the map; taken from sums over the hidden layer, they are known before it and need no pass of their own:
     # sum(dstandard) = sum(dinner) @ kernel1.T, and standard @ kernel1 = inner - bias1.
-    inverse_std = x_moments.inverse_std
     dstandard = widen(lanes.dense(pixels, dinner, cast.kernel1.T))
-    dx = (widen(dy) + dstandard * over_map(inverse_std)).astype(dy.dtype)
-    dmean = -inverse_std * (inner_sums @ jnp.sum(widen(cast.kernel1), 0))
-    dvariance = -0.5 * inverse_std**2 * (jnp.sum(product_sums, 1) - inner_sums @ widen(cast.bias1))
-    return (lanes.ungroup(dx, pixels), Moments(dmean, dvariance)), dweights
+    dx = (widen(dy) + dstandard * over_map(x_moments.inverse_std)).astype(dy.dtype)
+    total = inner_sums @ jnp.sum(widen(cast.kernel1), 0)
+    products = jnp.sum(product_sums, 1) - inner_sums @ widen(cast.bias1)
+    return (lanes.ungroup(dx, pixels), through_standardized(x_moments, total, products)), dweights
 
 
 mlp_residual.defvjp(_mlp_forward, _mlp_backward)

@@ -82,6 +82,12 @@ def standardize(x: _Map, x_moments: Moments) -> _Map:
     return ((widen(x) - over_map(x_moments.mean)) * over_map(x_moments.inverse_std)).astype(x.dtype)
 
 
+def through_standardized(x_moments: Moments, total: _PerImage, products: _PerImage) -> Moments:
+    """What reaches the moments through `z = standardize(x)`, from the sums over each image of `dz` and of `z * dz`."""
+    inverse_std = x_moments.inverse_std
+    return Moments(-inverse_std * total, -0.5 * inverse_std**2 * products)
+
+
 def over_map(per_image: _PerImage) -> Float[Array, "b 1 1 1"]:
     """A number of each image, to be broadcast over its map."""
     return per_image[:, None, None, None]

@@ -84,18 +84,16 @@ def mlp_gradient(
 ) -> tuple[tuple[_Map, Moments], _Weights]:
     """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
     x, x_moments, keep, y, y_moments, dy, dmoments = cut
-    inverse_std = x_moments.inverse_std
     through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
         partial(mlp.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
-        (x_moments.mean, inverse_std, keep, *through_moments),
+        (x_moments.mean, x_moments.inverse_std, keep, *through_moments),
         _blocks(weights, pixels),
         batch_axis=2,
     )
-    # z = (x - mean) * inverse_std, whose gradient reaches mean and variance through its sums.
-    of_mean, of_variance = -inverse_std * total.sum(1), -0.5 * inverse_std**2 * products.sum(1)
-    return (images_first(dx, pixels), Moments(of_mean, of_variance)), dweights
+    of_moments = moments_of.through_standardized(x_moments, total.sum(1), products.sum(1))
+    return (images_first(dx, pixels), of_moments), dweights
 
 
 def _scale(gain: _PerChannel, per_image: _PerImage, pixels: int) -> Float[Array, "b c2"]:

@@ -39,10 +39,12 @@ class _Kernels:
     Attributes:
         mesh: the devices of the computation; None for one, and inside `jax.shard_map`.
         batch_axes: the axes of the mesh that the batch is cut over.
+        interpret: compute what the kernels compute on any platform, slowly; for tests.
     """
 
     mesh: Mesh | None = None
     batch_axes: tuple[str, ...] = ()
+    interpret: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError if an axis is not one of the mesh, or is explicit."""
@@ -110,8 +112,6 @@ class TpuKernels(_Kernels):
         interpret: compute what the kernels compute on any platform, slowly; for tests.
     """
 
-    interpret: bool = False
-
     platform: ClassVar[str] = "tpu"
 
     def take(self, name: Pass, x: Array, hidden_features: int | None) -> bool:
@@ -156,8 +156,6 @@ class GpuKernels(_Kernels):
         batch_axes: the axes of the mesh that the batch is cut over.
         interpret: compute what the kernels compute on any platform, slowly; for tests.
     """
-
-    interpret: bool = False
 
     platform: ClassVar[str] = "cuda"
 

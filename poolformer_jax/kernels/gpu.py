@@ -56,17 +56,15 @@ def mlp_gradient(
 ) -> tuple[tuple[_Map, Moments], _Weights]:
     """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
     x, x_moments, keep, y, y_moments, dy, dmoments = cut
-    inverse_std = x_moments.inverse_std
     through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
         partial(_way(x).backward, interpret=kernels.interpret),
         (x, y, dy),
-        (x_moments.mean, inverse_std, keep, *through_moments),
+        (x_moments.mean, x_moments.inverse_std, keep, *through_moments),
         _cast(weights, x.dtype),
         batch_axis=0,
     )
-    # z = (x - mean) * inverse_std, whose gradient reaches mean and variance through its sums.
-    return (dx, Moments(-inverse_std * total, -0.5 * inverse_std**2 * products)), dweights
+    return (dx, moments_of.through_standardized(x_moments, total, products)), dweights
 
 
 PASSES: Mapping[Pass, Callable[[GpuKernels, Any, Any], tuple[Any, Any]]] = {
