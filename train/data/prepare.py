@@ -221,10 +221,13 @@ def _write_missing(
     images = total - sum(len(shard.rows) for shard in missing)
     on_progress(Progress(images, total))
     bad: list[str] = []
+    # Made here because importing TFDS, which loads its parts when they are first used, is nothing for several threads.
+    features = {split: _features(source) for split, source in sources.items()}
     with ThreadPoolExecutor(config.threads) as threads:
         try:
             tasks = {
-                threads.submit(_write_shard, config, sources[shard.split], shard, work): shard for shard in missing
+                threads.submit(_write_shard, config, sources[shard.split], features[shard.split], shard, work): shard
+                for shard in missing
             }
             for task in as_completed(tasks):
                 bad += task.result()
@@ -236,11 +239,10 @@ def _write_missing(
     return sorted(bad)
 
 
-def _write_shard(config: PrepareConfig, source: Source, shard: _Shard, work: Path) -> list[str]:
+def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _Shard, work: Path) -> list[str]:
     """One file, whole or not at all. Returns the names of files that are no images."""
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-    features = _features(source)
     path = shard.path(work, config.dataset_name)
     temporary = path.with_name(f".{path.name}.tmp")
     writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
