@@ -63,7 +63,8 @@ class Contender:
     name: str
     command: list[str]
     note: str
-    randaugment: bool = False
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What it needs there besides what is there."""
 
 
 @dataclasses.dataclass
@@ -126,20 +127,15 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     flag = ["--randaugment"] if randaugment else []
     torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
     simd, pillow = [*ours, "--resizer", "simd"], [*ours, "--resizer", "pillow"]
-    default = (
-        "the default, which at these sizes decodes in full" if folder.name.startswith("imagenet") else "the default"
-    )
+    neither = "where neither nvImageCodec nor cykooz-resizer is installed"
     found = [
-        Contender("ours", [*simd, "--scaled-decoding"], default),
-        Contender("ours, Pillow resizes", [*pillow, "--scaled-decoding"], "where cykooz-resizer is not installed"),
-        Contender("ours, full decode", [*simd, "--no-scaled-decoding"], "every JPEG decoded at its full size"),
+        Contender("ours", simd, "the default"),
+        Contender("ours, Pillow alone", pillow, neither, hide_codec(folder.parent)),
         Contender("PyTorch, uint8", torch, "the same filters, 8 bits, as timm's loader has them"),
         Contender("PyTorch, float32", [*torch, "--float"], "the same, normalised, as torchvision has them"),
     ]
-    if folder.name.startswith("imagenet"):  # where nothing is decoded at a fraction of its size
-        found = [contender for contender in found if contender.name != "ours, full decode"]
     if not randaugment:
-        alone = [*simd, "--scaled-decoding", "--workers", "0"]
+        alone = [*simd, "--workers", "0"]
         found.insert(1, Contender("ours, one process", alone, "no worker: a thread, as tf.data has it"))
         # TensorFlow has no RandAugment of its own.
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
@@ -151,12 +147,20 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     return found
 
 
+def hide_codec(folder: Path) -> dict[str, str]:
+    """An environment in which nvImageCodec seems not to be installed: an empty package goes before its own."""
+    empty = folder / "hidden" / "nvidia"
+    empty.mkdir(parents=True, exist_ok=True)
+    (empty / "__init__.py").touch()
+    return {"PYTHONPATH": str(empty.parent)}
+
+
 def measure(found: Sequence[Contender], rounds: int, batches: int) -> list[Result]:
     """Lets the pipelines take turns. One that cannot start is left out with a word about it."""
     with ExitStack() as stack:
         running = []
         for contender in found:
-            process = stack.enter_context(started(contender.command))
+            process = stack.enter_context(started(contender))
             versions = process.stdout.readline()
             if not versions:
                 reason = process.stderr.read().strip().splitlines()
@@ -177,16 +181,16 @@ def measure(found: Sequence[Contender], rounds: int, batches: int) -> list[Resul
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def started(contender: Contender) -> Iterator[subprocess.Popen[str]]:
     """A pipeline in a process group of its own, on one core."""
     core = max(os.sched_getaffinity(0))
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
-        ["taskset", "--cpu-list", str(core), *command],
+        ["taskset", "--cpu-list", str(core), *contender.command],
         text=True,
         cwd=ROOT,
         start_new_session=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", **contender.environment},
         **pipes,
     )
     try:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Whatever `read_image` accepts; a jax.Array counts as an array. Spelled Any, because np.ndarray and the rest of the
 # world's arrays share no type.
@@ -71,6 +71,8 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
         upright = _open(BytesIO(image), f"the {len(image)} bytes given")
     elif isinstance(image, Image.Image):
         upright = _decode(image, "the Pillow image")
+        if upright is image:
+            upright = image.copy()  # its owner may go on to the next frame
     elif hasattr(image, "__array__"):
         upright = _from_array(_as_numpy(image), input_data_format)
     else:
@@ -112,7 +114,8 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     try:
         image.load()
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image  # it copies whatever needs no turning
     except Exception as error:  # see _open
         raise ImageError(f"{name} is truncated or damaged: {error}") from error
 
@@ -141,6 +144,8 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the direct way to RGB warns
+    if image.mode == mode:
+        return image
     try:
         return image.convert(mode)
     except ValueError as error:

@@ -23,8 +23,9 @@ def run(*arguments, answers=None):
 def test_it_prints_a_rate_for_every_round():
     done = run(*SMALL, "--rounds", "2", "--batches", "1")
     assert (done.returncode, done.stderr) == (0, "")
-    first, *rounds = done.stdout.splitlines()
+    first, second, *rounds = done.stdout.splitlines()
     assert re.fullmatch(r"64 images, 0 worker processes on \d+ cores", first)
+    assert re.fullmatch(r"(nvImageCodec|Pillow) decodes JPEGs, (cykooz-resizer|Pillow) resizes", second)
     assert len(rounds) == 2
     assert all(re.fullmatch(r" *\d+ images/s +\d+\.\d ms a batch", line) for line in rounds)
 
@@ -37,7 +38,7 @@ def test_it_counts_the_cores_it_may_use_and_not_the_machines():
         done = run(*SMALL, "--rounds", "0")
     finally:
         os.sched_setaffinity(0, allowed)
-    assert done.stdout == "64 images, 0 worker processes on 1 cores\n"
+    assert done.stdout.startswith("64 images, 0 worker processes on 1 cores\n")
 
 
 def test_on_request_it_answers_every_line():

@@ -24,48 +24,19 @@ import numpy as np
 from PIL import Image
 
 from train.data.crops import Box
+from train.data.jpeg_header import JpegHeader
 
-_SOI, _EOI, _SOS, _DRI = 0xD8, 0xD9, 0xDA, 0xDD
-_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables
-_METADATA = 0xE1  # EXIF and XMP
-# The frame, tables of Huffman codes and quantization, the interval, the scan; JFIF and Adobe say what the colours are.
-_KEPT = frozenset({*_SEQUENTIAL, 0xC4, 0xDB, _DRI, _SOS, 0xE0, 0xEE})
+_EOI = 0xD9
 _MARGIN = 4  # pixels: what interpolating colours between blocks looks at, and the pixel that it makes of them
 _PARTS_OF_A_ROW = 8
-
-
-class _Header(NamedTuple):
-    """What comes before the bits, as far as it matters here."""
-
-    tables: bytes
-    """The start of a JPEG without what only describes the image."""
-    size_at: int
-    """Where in `tables` height and width are."""
-    width: int
-    height: int
-    components: int
-    block: tuple[int, int]
-    """Width and height of an MCU in pixels: the least that is coded together."""
-    interval: int
-    """MCUs from one restart to the next; 0 if there is none."""
-    sequential: bool
-    """Whether everything is in one scan, coded in order."""
-    metadata: bool
-    """Whether there is EXIF or XMP, which may say that the image is to be turned."""
-    bits_at: int
-    """Where in the file the bits start."""
 
 
 class Cut(NamedTuple):
     """A part of an image as a JPEG of its own."""
 
     data: bytes
-    left: int
-    """Where the part is in the whole image, in pixels."""
-    top: int
-    width: int
-    height: int
+    box: Box
+    """Where in it the wanted pixels are."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +44,16 @@ class RestartJpeg:
     """A JPEG whose restart intervals are rows of blocks, or equal parts of rows."""
 
     data: bytes
-    header: _Header
+    header: JpegHeader
     starts: np.ndarray
     """Where in the file each interval starts: int64 [n]."""
     ends: np.ndarray
     """Where it ends."""
 
     @classmethod
-    def read(cls, data: bytes) -> Self | None:
-        """What can be cut, or None: for other formats, and for every JPEG that is in any way unusual."""
-        header = _read_header(data)
-        if header is None or not header.sequential or not header.interval or _across(header) % header.interval:
+    def read(cls, data: bytes, header: JpegHeader) -> Self | None:
+        """What can be cut, or None if the header does not say so, or something is missing."""
+        if not header.sequential or not header.interval or _across(header) % header.interval:
             return None
         bits = np.frombuffer(data, np.uint8, offset=header.bits_at)
         found = np.flatnonzero(bits[:-1] == 0xFF)
@@ -95,29 +65,13 @@ class RestartJpeg:
             return None
         return cls(data, header, np.concatenate(([header.bits_at], found[:-1] + 2)), found)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return self.header.width, self.header.height
-
-    @property
-    def mode(self) -> str:
-        """The image's mode in Pillow."""
-        return "L" if self.header.components == 1 else "RGB"
-
-    def cut(self, box: Box, margin: int = 0) -> Cut:
-        """The JPEG of a part of the image that holds the box.
-
-        Args:
-            box: wanted with the pixels that decoding the whole image gives.
-            margin: the same is wanted so many pixels beyond the box, where the image goes so far.
-        """
+    def cut(self, box: Box) -> Cut:
+        """The smallest JPEG that has the pixels inside the box as decoding the whole image gives them."""
         header = self.header
         step_x, step_y = header.interval * header.block[0], header.block[1]
         across, down = _across(header) // header.interval, -(-header.height // step_y)
-        margin += _MARGIN
-        first_x, last_x = max(0, box.left - margin) // step_x, min(across, -(-(box.right + margin) // step_x))
-        first_y, last_y = max(0, box.top - margin) // step_y, min(down, -(-(box.bottom + margin) // step_y))
+        first_x, last_x = max(0, box.left - _MARGIN) // step_x, min(across, -(-(box.right + _MARGIN) // step_x))
+        first_y, last_y = max(0, box.top - _MARGIN) // step_y, min(down, -(-(box.bottom + _MARGIN) // step_y))
         left, top = first_x * step_x, first_y * step_y
         tables = bytearray(header.tables)
         width, height = min(header.width, last_x * step_x) - left, min(header.height, last_y * step_y) - top
@@ -128,7 +82,7 @@ class RestartJpeg:
         for number, (start, end) in enumerate(zip(starts[places].ravel().tolist(), ends[places].ravel().tolist())):
             parts += (self.data[start:end], _RESTARTS[number % 8])
         parts[-1] = b"\xff\xd9"
-        return Cut(b"".join(parts), left, top, width, height)
+        return Cut(b"".join(parts), Box(box.left - left, box.top - top, box.right - left, box.bottom - top))
 
 
 _RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]
@@ -143,8 +97,8 @@ def add_restart_markers(data: bytes) -> bytes:
     Raises:
         OSError: if there is no jpegtran.
     """
-    header = _read_header(data)
-    if header is None or RestartJpeg.read(data) is not None:
+    header = JpegHeader.read(data)
+    if header is None or RestartJpeg.read(data, header) is not None:
         return data
     across = _across(header)
     divisors = [number for number in range(1, across + 1) if across % number == 0]
@@ -168,40 +122,5 @@ def _same_pixels(data: bytes, other: bytes) -> bool:
         return False
 
 
-def _across(header: _Header) -> int:
+def _across(header: JpegHeader) -> int:
     return -(-header.width // header.block[0])
-
-
-def _read_header(data: bytes) -> _Header | None:
-    """None for what is no JPEG of one or three components with 8 bits a sample."""
-    kept = [data[:2]]
-    size_at = interval = frame = 0
-    metadata = False
-    if kept[0] != bytes((0xFF, _SOI)):
-        return None
-    at, marker = 2, _SOI
-    try:
-        while marker != _SOS:
-            start, marker, length = struct.unpack_from(">BBH", data, at)
-            if start != 0xFF or length < 2:
-                return None
-            if marker in _FRAMES:
-                frame, size_at = marker, sum(map(len, kept)) + 5
-                precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-                factors = [data[at + 11 + 3 * number] for number in range(components)]
-            elif marker == _DRI:
-                (interval,) = struct.unpack_from(">H", data, at + 4)
-            metadata |= marker == _METADATA
-            if marker in _KEPT:
-                kept.append(data[at : at + 2 + length])
-            at += 2 + length
-        in_first_scan = kept[-1][4]
-    except (struct.error, IndexError):
-        return None
-    if frame not in (*_SEQUENTIAL, _PROGRESSIVE) or precision != 8 or components not in (1, 3) or 0 in (width, height):
-        return None
-    sequential = frame in _SEQUENTIAL and in_first_scan == components
-    # A component by itself is coded block by block, whatever its sampling factors are.
-    across, down = (8 if components == 1 else 8 * max(factor) for factor in zip(*(divmod(f, 16) for f in factors)))
-    tables = b"".join(kept)
-    return _Header(tables, size_at, width, height, components, (across, down), interval, sequential, metadata, at)

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 from poolformer_jax.cores import available_cores
 from train.data.config import DataConfig
+from train.data.jpeg_region import decodes_regions
 from train.data.pipeline import Batches, default_workers, train_batches
+from train.data.resizing import choose_resizer
 from train.data.sources import open_source
 
 
@@ -45,7 +47,10 @@ def main(arguments: Sequence[str]) -> int:
             _answer_requests(batches)
             return 0
         _consume(batches, max(1, workers) * (config.worker_batches + 1))
+        decoder = "nvImageCodec" if decodes_regions() else "Pillow"
+        resizer = {"simd": "cykooz-resizer", "pillow": "Pillow"}[choose_resizer(config.augment.resizer)]
         print(f"{len(source)} images, {workers} worker processes on {available_cores()} cores")
+        print(f"{decoder} decodes JPEGs, {resizer} resizes")
         for _ in range(measurement.rounds):
             start = time.perf_counter()
             _consume(batches, measurement.batches)
@@ -59,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _answer_requests(batches: Batches) -> None:
     _consume(batches, 1)
-    print(json.dumps({"grain": _version("grain"), "pillow": _version("pillow")}), flush=True)
+    packages = ("grain", "pillow", "cykooz-resizer", "nvidia-nvimgcodec-cu12")
+    print(json.dumps({package: _version(package) for package in packages}), flush=True)
     for line in sys.stdin:
         _consume(batches, int(line))
         print("done", flush=True)
@@ -71,9 +77,12 @@ def _consume(batches: Batches, count: int) -> None:
 
 
 def _version(package: str) -> str:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return version(package)
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 if __name__ == "__main__":

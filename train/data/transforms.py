@@ -11,7 +11,7 @@ from train.data.config import DataConfig
 from train.data.crops import Box, random_resized_box, shift_and_rotate
 from train.data.decode import decode_part
 from train.data.random_augment import RandAugment
-from train.data.resizing import choose_resizer, resize_part
+from train.data.resizing import choose_resizer, resize, to_picture, to_pixels
 
 _FILTERS = {
     "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
@@ -46,19 +46,19 @@ class TrainingTransform:
         Raises:
             ImageError: if the image cannot be read.
         """
-        picture = self._crop(image, rng)
+        pixels = self._crop(image, rng)
         if rng.random() < self._augment.horizontal_flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            pixels = _mirrored(pixels)
+        if self._policy is None and self._augment.max_shift == self._augment.max_rotation == 0:
+            return pixels
+        picture = to_picture(pixels)
         if self._policy is not None:
             picture = self._policy(picture, rng)
-        picture = shift_and_rotate(picture, self._augment.max_shift, self._augment.max_rotation, rng)
-        pixels = np.asarray(picture)
-        return pixels if pixels.ndim == 3 else pixels[..., None]
+        return to_pixels(shift_and_rotate(picture, self._augment.max_shift, self._augment.max_rotation, rng))
 
-    def _crop(self, image: Any, rng: np.random.Generator) -> Image.Image:
+    def _crop(self, image: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
         if self._augment.crop == "evaluation":
-            pixels = self._processor.resize_and_crop(image)
-            return Image.fromarray(pixels if self._channels == 3 else pixels[..., 0])
+            return self._processor.resize_and_crop(image)
         resample = self._filters[rng.integers(len(self._filters))]
 
         def choose_box(width: int, height: int) -> Box:
@@ -66,13 +66,15 @@ class TrainingTransform:
 
         if isinstance(image, bytes):
             return decode_part(
-                image,
-                choose_box,
-                self._size,
-                resample,
-                num_channels=self._channels,
-                scaled_decoding=self._augment.scaled_decoding,
-                resizer=self._resizer,
+                image, choose_box, self._size, resample, num_channels=self._channels, resizer=self._resizer
             )
         picture = read_image(image, self._channels)
-        return resize_part(picture, choose_box(*picture.size), self._size, resample, self._resizer)
+        part = picture.crop(choose_box(*picture.size))
+        return resize(to_pixels(part), self._size, resample, self._resizer)
+
+
+def _mirrored(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+    result = np.empty_like(pixels)
+    for channel in range(pixels.shape[-1]):  # NumPy copies one at a time four times as fast as all together
+        result[..., channel] = pixels[:, ::-1, channel]
+    return result
