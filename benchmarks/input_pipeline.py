@@ -9,14 +9,12 @@ thrown away before its clock starts. What counts is the processor time of the wh
 that a busy machine does not change the figure: images per core-second.
 
 Two jobs: random-resized crop + flip, and the same + RandAugment (rand-m9-mstd0.5-inc1). Two sets of JPEGs made from the
-photographs in tests/images: ImageNet's usual sizes, and large photographs. Each once as cameras and ImageNet have them,
-and once with the restart markers that `python -m train prepare --restart-markers` adds: all pipelines read those, too.
+photographs in tests/images: ImageNet's usual sizes, and large photographs.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import os
 import shutil
 import signal
@@ -99,19 +97,18 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     found = {"machine": report.machine(), "batch": BATCH, "sets": {}}
     with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
-        for name, sizes, restarts in [(name, SIZES[name], restarts) for name in SIZES for restarts in (False, True)]:
-            title = f"{name}, restart markers" if restarts else name
-            here = Path(folder) / title.replace(", ", "-").replace(" ", "-")
-            files = write_jpegs(here, sizes, options.images, restarts)
+        for name, sizes in SIZES.items():
+            here = Path(folder) / name
+            files = write_jpegs(here, sizes, options.images)
             batches = options.batches if name == "imagenet" else max(1, options.batches // LARGE_TURN)
             kilobytes = sum(file.stat().st_size for file in files) / 1e3 / len(files)
             described = {"files": len(files), "kilobytes": round(kilobytes)}
-            found["sets"][title] = described
+            found["sets"][name] = described
             for randaugment in (False, True):
                 results = measure(contenders(here, randaugment, options), options.rounds, batches)
                 key = "crop+flip+randaugment" if randaugment else "crop+flip"
                 described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
-                show(console, f"{title}, {described['kilobytes']} kB a file: {key}", results)
+                show(console, f"{name}, {described['kilobytes']} kB a file: {key}", results)
                 if options.json is not None:  # after every table: the whole takes many minutes
                     write_json(options.json, found)
     if options.json is not None:
@@ -131,9 +128,12 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     found = [
         Contender("ours", simd, "the default"),
         Contender("ours, Pillow alone", pillow, neither, hide_codec(folder.parent)),
+        Contender("ours, exact", [*simd, "--no-scaled-decoding"], "no JPEG decoded at a fraction of its size"),
         Contender("PyTorch, uint8", torch, "the same filters, 8 bits, as timm's loader has them"),
         Contender("PyTorch, float32", [*torch, "--float"], "the same, normalised, as torchvision has them"),
     ]
+    if folder.name == "imagenet":  # where none ever is
+        found = [contender for contender in found if contender.name != "ours, exact"]
     if not randaugment:
         alone = [*simd, "--workers", "0"]
         found.insert(1, Contender("ours, one process", alone, "no worker: a thread, as tf.data has it"))
@@ -221,7 +221,7 @@ def core_seconds(group: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int, restarts: bool) -> list[Path]:
+def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int) -> list[Path]:
     """JPEG files of two classes: parts of real photographs, enlarged, and given back the noise that enlarging took.
 
     Noise and quality are such that a file is as large as ImageNet's are on average, 110 kB: decoding costs as much.
@@ -244,18 +244,11 @@ def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int, rest
         noisy = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
         path = folder / f"class_{number // len(sizes) % 2}" / f"{number:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        more = {"optimize": True, "restart_marker_blocks": restart_interval(width)} if restarts else {}
-        Image.fromarray(noisy).save(path, quality=95, **more)
+        Image.fromarray(noisy).save(path, quality=95)
         files.append(path)
         for copy in range(COPIES):
             os.link(path, path.with_name(f"{number:04d}-{copy}.jpg"))
     return files
-
-
-def restart_interval(width: int) -> int:
-    """Blocks of 16 pixels between restart markers, as `prepare` sets them: the part of a row nearest to an eighth."""
-    across = -(-width // 16)
-    return min((n for n in range(1, across + 1) if across % n == 0), key=lambda n: abs(math.log(8 * n / across)))
 
 
 def show(console: Console, title: str, results: Sequence[Result]) -> None:

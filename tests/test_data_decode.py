@@ -50,7 +50,7 @@ def test_images_are_upright_whatever_their_exif_says(orientation):
         sizes.append((width, height))
         return BOX
 
-    result = decode_part(data, choose, 224, BICUBIC)
+    result = decode_part(data, choose, 224, BICUBIC, scaled_decoding=True)
     assert sizes == [upright.size]
     np.testing.assert_array_equal(result, upright.crop(BOX).resize((224, 224), BICUBIC))
 
@@ -65,6 +65,29 @@ def test_parts_are_cut_out_before_they_are_resized(resizer, kind):
     assert not decoded(data, Box(16, 16, 80, 80), 33, resizer=resizer).any()
 
 
+def large_photograph():
+    return photograph(size=(1803, 1201))
+
+
+def test_scaled_decoding_is_used_only_where_the_part_is_at_least_four_times_too_large():
+    data = encoded(large_photograph(), quality=95)
+    for box, differs in ((Box(3, 5, 899, 901), True), (Box(3, 5, 898, 901), False), (Box(3, 5, 200, 190), False)):
+        exact, fast = (decoded(data, box, scaled_decoding=scaled) for scaled in (False, True))
+        assert (exact != fast).any() == differs, box
+
+
+@pytest.mark.parametrize(("size", "scale"), [(224, 4), (112, 8)])
+def test_scaled_decoding_shows_the_same_part(size, scale):
+    """Off by one pixel of the decoded image it would differ several times as much; so would another scale's part."""
+    data = encoded(large_photograph(), quality=95)
+    box = Box(301, 117, 301 + 896, 117 + 896)
+    exact = np.asarray(decoded(data, box, size), np.float64)
+    fast = np.asarray(decoded(data, box, size, scaled_decoding=True), np.float64)
+    moved = np.asarray(decoded(data, Box(301 + scale, 117, 1197 + scale, 1013), size), np.float64)
+    error, error_of_a_pixel = np.abs(fast - exact).mean(), np.abs(moved - exact).mean()
+    assert error < error_of_a_pixel / 4
+
+
 @pytest.mark.parametrize("cut", [0, 3, 200, 20_000])
 def test_truncated_files_are_refused(cut):
     data = (IMAGES / "coffee.jpg").read_bytes()[:cut]
@@ -72,11 +95,15 @@ def test_truncated_files_are_refused(cut):
         decoded(data, Box(0, 0, 600, 400))
 
 
-@pytest.mark.parametrize("limit", [1000, 200_000])
-def test_enormous_images_are_refused_before_they_are_decoded(monkeypatch, limit):
-    """Pillow itself only warns of images between once and twice its limit."""
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(1000, "exceeds limit of 2000 pixels"), (200_000, "600 x 400 pixels are more than MAX_IMAGE_PIXELS, 200000")],
+)
+def test_enormous_images_are_refused_before_they_are_decoded(monkeypatch, limit, expected):
+    """Of images between once and twice its limit Pillow itself only warns."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ImageError, match=rf"600 x 400 pixels are more than PIL.Image.MAX_IMAGE_PIXELS, {limit}"):
+    with pytest.raises(ImageError, match=expected):
         decoded((IMAGES / "coffee.jpg").read_bytes())
 
 

@@ -214,15 +214,11 @@ def replace_one(config):
         (lambda config: (config.path / "class 1" / "3.jpg").unlink() or config, "files: .* are not those of folder:"),
         (lambda config: dataclasses.replace(config, held_out=0.2), "files: .*splits are not those of folder:"),
         (
-            lambda config: dataclasses.replace(config, restart_markers=True),
-            "restart_markers: packed with False, now True",
-        ),
-        (
             lambda config: dataclasses.replace(config, images_per_shard=9),
             "images_per_shard: packed with 8, now 9",
         ),
     ],
-    ids=["a changed file", "a removed file", "held out", "restart markers", "images per shard"],
+    ids=["a changed file", "a removed file", "held out", "images per shard"],
 )
 def test_a_finished_data_set_is_not_taken_for_one_of_other_files_or_settings(tmp_path, change, different):
     config = write_folder(tmp_path)

@@ -244,7 +244,7 @@ _FINETUNE = Recipe(
         data=DataConfig(
             source="folder:PATH",
             batch_size=128,
-            augment=HostAugmentation(crop_scale=(0.35, 1.0), interpolation="bicubic"),
+            augment=HostAugmentation(crop_scale=(0.35, 1.0), interpolation="bicubic", scaled_decoding=False),
             mix=DeviceAugmentation(mixup=0.0, cutmix=0.0, erase_probability=0.1),
         ),
         optimizer=OptimizerConfig(

@@ -29,6 +29,8 @@ class HostAugmentation:
     """Filter that resizes the random part; "random" chooses one of the two for every image."""
     resizer: Literal["auto", "pillow", "simd"] = "auto"
     """Who computes it: Pillow, or cykooz-resizer (simd; faster, rounds differently); auto: the faster one there is."""
+    scaled_decoding: bool = True
+    """Let the JPEG decoder divide by 4 or 8 what the crop would divide at least so: faster, pixels differ a little."""
     horizontal_flip: float = 0.5
     """Probability of mirroring left and right."""
     randaugment: str = "rand-m9-mstd0.5-inc1"

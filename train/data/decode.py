@@ -1,26 +1,31 @@
 """From the bytes of an image file to the pixels of one part of it, at the network's size, as cheaply as possible.
 
 What a file may hold and how it becomes RGB or greyscale is the library's business (`poolformer_jax.image_reading`).
-For training's random parts of JPEG photographs there are short cuts, which give the same pixels. Only the header is
-read before the part is chosen. Of an upright JPEG in the wanted colours the part is decoded and little else:
+This is the short cut for training's random parts of JPEG photographs that are upright and in the wanted colours:
 
-- where it has restart markers, the part is cut from the file before it is decoded (`restart_jpeg`);
-- where nvImageCodec is installed, it decodes nothing but the part (`jpeg_region`). Pillow decodes all.
+- Only the header is read before the part is chosen.
+- Where nvImageCodec is installed, the part is decoded and little else (`jpeg_region`). The pixels are those of the long
+  way.
+- Scaled decoding, where it is allowed: a JPEG decoder can produce an image at 1/4 or 1/8 of its size for less than the
+  price of the part (it computes smaller inverse DCTs). It is used where the part is at least that many times larger
+  than the network's input, so detail is never made up: the filter then shrinks by what is left. The pixels differ a
+  little from those of a full decode. (At 1/2 it would save nothing.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from poolformer_jax.image_reading import ImageError, read_image
 from train.data.crops import Box
-from train.data.jpeg_header import JpegHeader
 from train.data.jpeg_region import decode_region
 from train.data.resizing import Resizer, resize, to_pixels
-from train.data.restart_jpeg import RestartJpeg
+
+_SCALES = (8, 4)
 
 
 def decode_part(
@@ -30,9 +35,10 @@ def decode_part(
     resample: Image.Resampling,
     *,
     num_channels: int = 3,
+    scaled_decoding: bool = False,
     resizer: Resizer = "pillow",
 ) -> UInt8[np.ndarray, "size size c"]:
-    """Decodes one part of an image, resized to `size` x `size` pixels. Nothing outside the part gets in at its edges.
+    """Decodes one part of an image, resized to `size` x `size` pixels.
 
     Args:
         data: the bytes of an image file of any format that Pillow reads.
@@ -40,30 +46,63 @@ def decode_part(
         size: of the result, in pixels.
         resample: the filter.
         num_channels: 3 for RGB, 1 for greyscale.
-        resizer: who resizes.
+        scaled_decoding: whether a JPEG may be decoded at a fraction of its size, which Pillow then resizes.
+        resizer: who resizes otherwise. Nothing outside the part gets in at its edges.
 
     Raises:
         ImageError: if the image cannot be read.
     """
-    return resize(_decode(data, choose_box, num_channels), size, resample, resizer)
+    with _opened(data) as image:
+        if not _is_upright_jpeg(image, num_channels):
+            upright = read_image(image, num_channels)
+            pixels = to_pixels(upright.crop(choose_box(*upright.size)))
+        else:
+            box = choose_box(*image.size)
+            if scaled_decoding and (scale := _scale(box, size)) > 1:
+                return _decode_scaled(image, box, scale, size, resample)
+            pixels = decode_region(data, box, num_channels)
+            if pixels is None:  # about a damaged file Pillow has the last word
+                pixels = to_pixels(image.crop(box))
+    return resize(pixels, size, resample, resizer)
 
 
-def _decode(data: bytes, choose_box: Callable[[int, int], Box], num_channels: int) -> UInt8[np.ndarray, "h w c"]:
-    header = JpegHeader.read(data)
-    if header is None or header.num_channels != num_channels or (header.metadata and not _is_upright(data)):
-        image = read_image(data, num_channels)
-        return to_pixels(image.crop(choose_box(*image.size)))
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and header.width * header.height > limit:
-        raise ImageError(f"{header.width} x {header.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS, {limit}")
-    box = choose_box(header.width, header.height)
-    if (jpeg := RestartJpeg.read(data, header)) is not None:
-        data, box = jpeg.cut(box)
-    pixels = decode_region(data, box, num_channels)
-    return to_pixels(read_image(data, num_channels).crop(box)) if pixels is None else pixels
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The file with its header read. Whatever goes wrong while it is open is the image's fault."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            limit = Image.MAX_IMAGE_PIXELS  # up to twice as many pixels Pillow only warns
+            if limit is not None and image.width * image.height > limit:
+                raise ImageError(f"{image.width} x {image.height} pixels are more than MAX_IMAGE_PIXELS, {limit}")
+            yield image
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:  # whose message shows an object's address
+        raise ImageError("not an image that Pillow can read: it is of no format that it knows") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
+        raise ImageError(f"not an image that Pillow can read: {error}") from error
 
 
-def _is_upright(data: bytes) -> bool:
-    """Whether the file does not ask for the image to be turned."""
-    with Image.open(BytesIO(data)) as image:
-        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+def _is_upright_jpeg(image: Image.Image, num_channels: int) -> bool:
+    if image.format != "JPEG" or image.mode != ("L" if num_channels == 1 else "RGB"):
+        return False
+    if not any(name in image.info for name in ("exif", "xmp")):
+        return True  # nothing to parse
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+
+
+def _scale(box: Box, size: int) -> int:
+    """What the decoder may divide the image's size by."""
+    excess = min(box.width, box.height) // size
+    return next((scale for scale in _SCALES if excess >= scale), 1)
+
+
+def _decode_scaled(
+    image: Image.Image, box: Box, scale: int, size: int, resample: Image.Resampling
+) -> UInt8[np.ndarray, "size size c"]:
+    width, height = image.size
+    drafted = image.draft(None, (width // scale, height // scale))
+    # The decoder rounds its size up, so that what was at x is at x / scale whatever the size.
+    divisor = 1 if drafted is None else width / drafted[1][2]
+    part = (box.left / divisor, box.top / divisor, box.right / divisor, box.bottom / divisor)
+    return to_pixels(image.resize((size, size), resample, part))

@@ -1,8 +1,8 @@
 """`python -m train prepare`: class folders or ImageNet's archives into TFDS's ArrayRecord shards.
 
-Why: a pod's storage reads a thousand large files well and a million small ones badly. Images keep their bytes, or with
-`restart_markers` (see `restart_jpeg`) their pixels. The result is an ordinary TFDS data set, which
-`tfds.builder_from_directory` reads, made by our own writer because TFDS's starts from nothing after an interruption:
+Why: a pod's storage reads a thousand large files well and a million small ones badly. Images keep their bytes. The
+result is an ordinary TFDS data set, which `tfds.builder_from_directory` reads, made by our own writer because TFDS's
+starts from nothing after an interruption:
 
     OUTPUT/NAME/.lock                one run at a time
     OUTPUT/NAME/1.0.0.incomplete/    while it runs: finished shards, each renamed when it is whole
@@ -30,7 +30,6 @@ from poolformer_jax.image_reading import printable
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
 from train.data.origin import Origin, require_note
-from train.data.restart_jpeg import add_restart_markers, jpegtran_is_installed
 from train.data.sources import Example, Source, SourceError, image_of
 from train.lock import alone_in
 
@@ -56,8 +55,6 @@ class PrepareConfig:
     """Images in a file. A thousand photographs of ImageNet make 120 MB."""
     threads: int = 8
     """Shards written at the same time."""
-    restart_markers: bool = False
-    """Rewrite JPEGs, every pixel the same, so that training decodes only the part of each that it needs."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do about a file that is no image: name all of them and stop, or leave them out and list them."""
 
@@ -133,17 +130,11 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
         on_progress: called with every class listed and every shard written.
 
     Raises:
-        SourceError: if there is nothing to pack, files are no images, the folder holds another data set, or there is
-            no jpegtran.
+        SourceError: if there is nothing to pack, files are no images, or the folder holds another data set.
         ValueError: if another run is packing the data set.
     """
     if _is_finished(config):
         require_note(config.folder)  # before a long listing
-    elif config.restart_markers and not jpegtran_is_installed():
-        raise SourceError(
-            "--restart-markers needs libjpeg-turbo's jpegtran. Install it (Debian and Ubuntu: apt install "
-            "libjpeg-turbo-progs; macOS: brew install jpeg-turbo), or pack without."
-        )
     sources = _open_sources(config, on_progress)
     origin = _origin(config, sources)
     if _is_finished(config):
@@ -198,8 +189,7 @@ def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]
 
 
 def _origin(config: PrepareConfig, sources: Mapping[str, Source]) -> Origin:
-    settings = {"images_per_shard": config.images_per_shard, "restart_markers": config.restart_markers}
-    return Origin(config.source, sources, settings, config.threads)
+    return Origin(config.source, sources, {"images_per_shard": config.images_per_shard}, config.threads)
 
 
 def _plan(split: str, examples: int, config: PrepareConfig) -> list[_Shard]:
@@ -254,8 +244,7 @@ def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _S
                 bad.append(f"{example['id']}: {reason}")
                 continue
             name = printable(source.names[row].item()) if isinstance(source, FolderSource) else example["id"]
-            image = add_restart_markers(example["image"]) if config.restart_markers else example["image"]
-            record = {"image": image, "label": example["label"], "file_name": name}
+            record = {"image": example["image"], "label": example["label"], "file_name": name}
             writer.write(features.serialize_example(features.encode_example(record)))
     finally:
         writer.close()

@@ -66,7 +66,13 @@ class TrainingTransform:
 
         if isinstance(image, bytes):
             return decode_part(
-                image, choose_box, self._size, resample, num_channels=self._channels, resizer=self._resizer
+                image,
+                choose_box,
+                self._size,
+                resample,
+                num_channels=self._channels,
+                scaled_decoding=self._augment.scaled_decoding,
+                resizer=self._resizer,
             )
         picture = read_image(image, self._channels)
         part = picture.crop(choose_box(*picture.size))
