@@ -124,12 +124,25 @@ def test_without_the_package_pillow_decodes_the_same_pixels(forgotten):
     data = encoded(photograph())
     usual = decoded(data)
     decodes_regions.cache_clear()
-    forgotten.setattr(jpeg_region, "_NAME", "nvidia_is_not.installed")
     forgotten.setattr(jpeg_region, "_threads", jpeg_region._Threads())
-    jpeg_region._import.cache_clear()
+    forgotten.setattr(jpeg_region, "_import", missing)
     assert not decodes_regions()
     assert decode_region(data, BOX, 3) is None
     np.testing.assert_array_equal(decoded(data), usual)
+
+
+def missing():
+    raise ImportError("nvidia.nvimgcodec is not installed")
+
+
+@needs_codec
+def test_it_is_not_used_where_another_has_loaded_it_with_all_its_plugins():
+    """One of them decodes damaged files as far as it can, and hides the damage."""
+    program = (
+        "import nvidia.nvimgcodec; from train.data.jpeg_region import decodes_regions; assert not decodes_regions()"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "something else has imported nvidia.nvimgcodec before" in run.stderr
 
 
 def test_a_version_that_works_otherwise_is_named_and_not_used(forgotten, caplog):

@@ -29,6 +29,7 @@ _NAME = "nvidia.nvimgcodec"
 _NARROWEST = 16
 """In pixels. At the left edge of the image libjpeg-turbo interpolates the colours of a single column otherwise."""
 
+_IMPORTING = threading.Lock()  # a cached function alone lets two threads in at once
 _LOG = logging.getLogger(__name__)
 
 
@@ -61,7 +62,8 @@ def decode_region(data: bytes, box: Box, num_channels: int) -> UInt8[np.ndarray,
 
 class _Decoder:
     def __init__(self) -> None:
-        codec = _import()
+        with _IMPORTING:
+            codec = _import()
         self._codec = codec
         self._decoder = codec.Decoder(
             device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
