@@ -84,6 +84,11 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
     return _to_mode(upright, "L" if num_channels == 1 else "RGB")
 
 
+def is_upright(image: Image.Image) -> bool:
+    """Whether its EXIF does not ask for the picture to be turned."""
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+
+
 def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
     try:
         if not isinstance(file, BytesIO) and not Path(file).is_file():
@@ -114,8 +119,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     try:
         image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image  # it copies whatever needs no turning
+        return image if is_upright(image) else ImageOps.exif_transpose(image)  # which copies upright ones
     except Exception as error:  # see _open
         raise ImageError(f"{name} is truncated or damaged: {error}") from error
 

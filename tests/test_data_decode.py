@@ -57,12 +57,13 @@ def test_images_are_upright_whatever_their_exif_says(orientation):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("resizer", RESIZERS)
-def test_parts_are_cut_out_before_they_are_resized(resizer, kind):
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, BICUBIC])
+def test_parts_are_cut_out_before_they_are_resized(resample, resizer, kind):
     """A white frame just outside the part leaves no trace in it."""
     image = Image.new("RGB", (96, 96), "white")
     image.paste("black", (16, 16, 80, 80))
     data = encoded(image, kind, subsampling=0, quality=100)
-    assert not decoded(data, Box(16, 16, 80, 80), 33, resizer=resizer).any()
+    assert not decode_part(data, lambda width, height: Box(16, 16, 80, 80), 33, resample, resizer=resizer).any()
 
 
 def large_photograph():
@@ -98,7 +99,10 @@ def test_truncated_files_are_refused(cut):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("limit", "expected"),
-    [(1000, "exceeds limit of 2000 pixels"), (200_000, "600 x 400 pixels are more than MAX_IMAGE_PIXELS, 200000")],
+    [
+        (1000, "exceeds limit of 2000 pixels"),
+        (200_000, "600 x 400 pixels are more than PIL.Image.MAX_IMAGE_PIXELS, 200000"),
+    ],
 )
 def test_enormous_images_are_refused_before_they_are_decoded(monkeypatch, limit, expected):
     """Of images between once and twice its limit Pillow itself only warns."""

@@ -18,9 +18,9 @@ from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from poolformer_jax.image_reading import ImageError, read_image
+from poolformer_jax.image_reading import ImageError, is_upright, read_image
 from train.data.crops import Box
 from train.data.jpeg_region import decode_region
 from train.data.resizing import Resizer, resize, to_pixels
@@ -73,7 +73,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         with Image.open(BytesIO(data)) as image:
             limit = Image.MAX_IMAGE_PIXELS  # up to twice as many pixels Pillow only warns
             if limit is not None and image.width * image.height > limit:
-                raise ImageError(f"{image.width} x {image.height} pixels are more than MAX_IMAGE_PIXELS, {limit}")
+                size = f"{image.width} x {image.height} pixels"
+                raise ImageError(f"{size} are more than PIL.Image.MAX_IMAGE_PIXELS, {limit}")
             yield image
     except ImageError:
         raise
@@ -84,11 +85,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def _is_upright_jpeg(image: Image.Image, num_channels: int) -> bool:
-    if image.format != "JPEG" or image.mode != ("L" if num_channels == 1 else "RGB"):
-        return False
-    if not any(name in image.info for name in ("exif", "xmp")):
-        return True  # nothing to parse
-    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+    return image.format == "JPEG" and image.mode == ("L" if num_channels == 1 else "RGB") and is_upright(image)
 
 
 def _scale(box: Box, size: int) -> int:
