@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
+from poolformer_jax.hub import NotInCache
 from poolformer_jax.model_files import ModelFiles, find_model_files, network_of
 from poolformer_jax.model_folder import write_model
 from poolformer_jax.torch_weights.files import WeightsFile, open_weights
@@ -96,6 +97,8 @@ def open_source(given: str, *, use_ema: bool = False, variant: str | None = None
 def _processor(files: ModelFiles, given: str, hub: dict[str, Any]) -> PoolFormerImageProcessor | None:
     try:
         return PoolFormerImageProcessor.from_pretrained(given if not Path(given).exists() else files.weights, **hub)
+    except NotInCache:
+        raise
     except FileNotFoundError:
         return None
 

@@ -8,12 +8,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.hub import Repository
+from poolformer_jax.hub import NotInCache, Repository
+from poolformer_jax.processor_config import FILE as PREPROCESSOR
 from poolformer_jax.published import RESULTS, published_variant
 from poolformer_jax.torch_weights.files import WeightsFile, WeightsFileError, is_index, read_index
 from poolformer_jax.torch_weights.names import LAYOUTS
@@ -105,7 +107,7 @@ def _in_folder(folder: Path) -> ModelFiles:
 
 def _on_hub(repository: Repository) -> ModelFiles:
     config = repository.find(CONFIG)
-    weights = next((path for file in WEIGHTS if (path := repository.find(file))), None)
+    weights = repository.find(*WEIGHTS)
     if weights is None:
         raise FileNotFoundError(
             f"{repository.name} on the Hugging Face Hub holds no weights. Expected one of {', '.join(WEIGHTS)}."
@@ -117,6 +119,8 @@ def _on_hub(repository: Repository) -> ModelFiles:
             raise WeightsFileError(f"Cannot read the weights in {weights}: {error}.") from error
         for shard in sorted(shards):
             repository.find(shard)
+    with suppress(NotInCache):  # small, and a cache that holds it serves a classifier offline
+        repository.find(PREPROCESSOR)
     return ModelFiles(weights, config)
 
 

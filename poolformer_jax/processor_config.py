@@ -106,7 +106,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
     """The preprocessing that a folder, a file in it, or a repository on the Hub has written down.
 
     Raises:
-        FileNotFoundError: if it has none, or there is nothing at `source`.
+        FileNotFoundError: if it has none, or there is nothing at `source`; `NotInCache` if only the Hub could tell.
         ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
     """
     path, names = Path(source).expanduser(), (FILE, TIMM_FILE)
@@ -114,7 +114,9 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
         folder = path if path.is_dir() else path.parent
         candidates = filter(Path.is_file, (folder / name for name in names))
     else:
-        candidates = filter(None, map(Repository(str(source), names, **hub_options).find, names))
+        repository = Repository(str(source), names, **hub_options)
+        # Where config.json does not tell it, it has to be known that there is no other file.
+        candidates = filter(None, (repository.find(*wanted) for wanted in (names, names[:1])))
     for candidate in candidates:
         data = _json_object(candidate)
         if candidate.name == FILE:
