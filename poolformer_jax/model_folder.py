@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.model_files import CARRIED_CONFIG, CONFIG, WEIGHTS
 from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
-from poolformer_jax.torch_weights.writers import Names, write_safetensors, write_torch
+from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
 from poolformer_jax.writing import write_json, writing
 
 # transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
@@ -49,34 +49,17 @@ def write_model(
         )
     there = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
     config_json = _config_json(there, layout, processor)
-    file, write = _WEIGHTS[layout]
+    file = "model.pth.tar" if layout == "sail" else "model.safetensors"
     with _staged(Path(folder).expanduser(), file) as stage:
         if processor is not None:
             processor.save_pretrained(stage)
         write_json(stage / CONFIG, config_json)
-        write(stage / file, there, names, arrays)
-
-
-def _write_jax(path: Path, config: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
-    metadata = {"format": "flax", CARRIED_CONFIG: json.dumps(config.to_dict())}
-    write_safetensors(path, names, arrays, metadata)
-
-
-def _write_hf_or_timm(path: Path, _: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
-    # transformers asks for this entry.
-    write_safetensors(path, names, arrays, {"format": "pt"})
-
-
-def _write_sail(path: Path, _: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
-    write_torch(path, names, arrays)
-
-
-_WEIGHTS: Mapping[str, tuple[str, Callable[[Path, PoolFormerConfig, Names, Iterable[np.ndarray]], None]]] = {
-    "jax": ("model.safetensors", _write_jax),
-    "hf": ("model.safetensors", _write_hf_or_timm),
-    "timm": ("model.safetensors", _write_hf_or_timm),
-    "sail": ("model.pth.tar", _write_sail),
-}
+        if layout == "sail":
+            write_torch(stage / file, names, arrays)
+        else:
+            ours = {"format": "flax", CARRIED_CONFIG: json.dumps(there.to_dict())}
+            # transformers asks for the entry that says "pt".
+            write_safetensors(stage / file, names, arrays, ours if layout == "jax" else {"format": "pt"})
 
 
 def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
