@@ -1,4 +1,8 @@
-"""What a model folder for each home of PoolFormer holds, and how it comes to be there whole or not at all."""
+"""What a model folder for each home of PoolFormer holds, and how it comes to be there whole or not at all.
+
+A new folder appears by one rename. In one that is there files can be replaced only one by one: its weights go first and
+come last, so that whatever ends a program in between leaves a folder without weights, and none of parts of two models.
+"""
 
 import dataclasses
 import json
@@ -18,6 +22,7 @@ from PIL import Image
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.model_files import CARRIED_CONFIG, CONFIG, WEIGHTS
+from poolformer_jax.processor_config import FILE as PREPROCESSOR
 from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
@@ -189,7 +194,10 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
         try:
             yield stage
             if where == place:
-                for file in stage.iterdir():
+                if (place / weights).exists():
+                    for name in (weights, PREPROCESSOR):
+                        (place / name).unlink(missing_ok=True)
+                for file in sorted(stage.iterdir(), key=lambda file: file.name == weights):
                     file.replace(place / file.name)
             else:
                 stage.rename(place)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +141,42 @@ def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"is a file. Expected the name of a folder"):
         save(tmp_path / "file")
+
+
+def test_a_model_takes_the_place_of_another_whole_with_its_preprocessing(tmp_path):
+    save(tmp_path / "model")
+    (tmp_path / "model" / "README.md").touch()
+    grey = dataclasses.replace(CONFIG, num_channels=1)
+    save(tmp_path / "model", config=grey)
+    assert load_pretrained(tmp_path / "model")[0].config == grey
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    # Preprocessing that lies there alone is no other model's.
+    processor = dataclasses.replace(PROCESSOR, image_mean=(0.5,), image_std=(0.5,))
+    processor.save_pretrained(tmp_path / "new")
+    save(tmp_path / "new", config=grey)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "new") == processor
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_folder_never_holds_parts_of_two_models(tmp_path, monkeypatch, moves):
+    folder = tmp_path / "model"
+    save(folder)
+    replace, moved = Path.replace, []
+
+    def killed(path, target):
+        if target.parent == folder:
+            if len(moved) == moves:
+                raise KeyboardInterrupt
+            moved.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    renamed = dataclasses.replace(CONFIG, id2label=dict(enumerate("abc")))
+    with pytest.raises(KeyboardInterrupt) if moves < 3 else nullcontext():
+        save(folder, config=renamed, image_processor=PROCESSOR)
+    with pytest.raises(FileNotFoundError, match="holds no weights") if moves < 3 else nullcontext():
+        assert load_pretrained(folder)[0].config == renamed
+        assert PoolFormerImageProcessor.from_pretrained(folder) == PROCESSOR
 
 
 @pytest.mark.parametrize(
