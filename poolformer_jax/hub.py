@@ -8,8 +8,7 @@ from typing import Any
 
 # As huggingface_hub checks it, with an owner; it need not be installed to tell a path from a name.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
-# Whoever writes these means a file that is not there, and no repository.
-_FILES = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt", ".json")
+WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
 
 
 class NotInCache(FileNotFoundError):
@@ -42,7 +41,8 @@ class Repository:
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> None:
-        if not _ID.fullmatch(name) or name.endswith(_FILES):
+        # Whoever writes such an ending means a file that is not there, and no repository.
+        if not _ID.fullmatch(name) or name.endswith((*WEIGHTS_ENDINGS, ".json")):
             raise FileNotFoundError(
                 f"There is no model at {name}. Expected a model folder, a file in it, or a name on the Hugging Face "
                 "Hub such as 'sail/poolformer_s12'."

@@ -68,7 +68,7 @@ def load_pretrained(
             "A key was given, and the head is the file's. Expected no key; pass reset_head=True to begin a new head."
         )
     hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-    files = find_model_files(source, **hub)  # type: ignore[arg-type]
+    files = find_model_files(source, **hub)
     weights = open_weights(files.weights, use_ema=use_ema)
     config, variables = from_torch_state_dict(weights.tensors, network_of(files, weights))
     if reset_head:
