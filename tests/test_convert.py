@@ -105,6 +105,8 @@ def test_offline_no_preprocessing_is_made_up_for_a_repository_that_may_have_one(
     assert run("someone/tiny", tmp_path / "model", "--cache-dir", tmp_path / "cache", "--local-files-only") == 1
     assert "The Hub's cache of someone/tiny has no preprocessor_config.json, and" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+    assert run("inspect", "someone/tiny", "--cache-dir", tmp_path / "cache", "--local-files-only") == 1
+    assert "sharded safetensors" in capsys.readouterr().out
 
 
 def test_the_network_can_be_named_where_arrays_do_not_tell_it(tmp_path):
