@@ -109,7 +109,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     console.print(str(files.weights), soft_wrap=True)
     try:
         source = open_source(options.source, use_ema=options.ema, **_hub_options(options))
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         display.show_source(console, report.describe_file(weights))
         raise
     display.show_source(console, report.describe_source(source))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
+from poolformer_jax.hub import NotInCache
 from poolformer_jax.model_files import ModelFiles, find_model_files, network_of
 from poolformer_jax.model_folder import write_model
 from poolformer_jax.torch_weights.files import WeightsFile, open_weights
-from poolformer_jax.torch_weights.names import LAYOUTS, TRANSFORMS, Leaf, leaves
+from poolformer_jax.torch_weights.names import TRANSFORMS, Leaf, leaves
 from poolformer_jax.torch_weights.transfer import ImportPlan, plan_import
 
 
@@ -96,6 +97,8 @@ def open_source(given: str, *, use_ema: bool = False, variant: str | None = None
 def _processor(files: ModelFiles, given: str, hub: dict[str, Any]) -> PoolFormerImageProcessor | None:
     try:
         return PoolFormerImageProcessor.from_pretrained(given if not Path(given).exists() else files.weights, **hub)
+    except NotInCache:
+        raise
     except FileNotFoundError:
         return None
 
@@ -141,8 +144,3 @@ def pair(source: Source, layout: str) -> list[Mapped]:
         name = source.plan.given_name(leaf)
         pairs.append(Mapped(name, leaf, target, source.weights.tensors[name].dtype.name))
     return pairs
-
-
-def head_order_there(config: PoolFormerConfig, layout: str) -> str:
-    """How the destination's model pools and normalises."""
-    return LAYOUTS[layout].head_order or config.head_order

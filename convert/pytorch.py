@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.conversion import Source
-from poolformer_jax.torch_weights.names import TRANSFORMS, leaves
+from convert.conversion import Source, pair
+from poolformer_jax.torch_weights.names import TRANSFORMS
 
 
 def why_not(source: Source) -> str | None:
@@ -56,13 +56,11 @@ def _model(source: Source) -> Any:
     data = source.config.to_dict()
     config = transformers.PoolFormerConfig(**{name: data[name] for name in fields.split()})
     model = transformers.PoolFormerForImageClassification(config).eval()
-    by_path = {leaf.path: leaf for leaf in source.plan.leaves}
     state_dict = {}
-    for target in leaves(source.config, "hf"):
-        leaf = by_path[target.path]
-        array = np.asarray(source.weights.tensors[source.plan.given_name(leaf)]).astype(np.float32)
+    for one in pair(source, "hf"):
+        array = np.asarray(source.weights.tensors[one.given_name]).astype(np.float32)
         if source.layout == "jax":  # our own file has to be laid out for PyTorch
-            array = TRANSFORMS[target.transform].there(array)
-        state_dict[target.name] = torch.from_numpy(np.ascontiguousarray(array))
+            array = TRANSFORMS[one.target.transform].there(array)
+        state_dict[one.target.name] = torch.from_numpy(np.ascontiguousarray(array))
     model.load_state_dict(state_dict, strict=True)
     return model

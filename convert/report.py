@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import poolformer_jax
-from convert.conversion import Mapped, Source, head_order_there
+from convert.conversion import Mapped, Source
 from poolformer_jax import processor_config
 from poolformer_jax.model_files import CONFIG, WEIGHTS, ModelFiles
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import WeightsFile
+from poolformer_jax.torch_weights.names import LAYOUTS
 
 FILE = "report.json"
 
@@ -68,7 +69,7 @@ def describe_conversion(
         "destination": {
             "folder": str(destination),
             "layout": layout,
-            "head_order": head_order_there(source.config, layout),
+            "head_order": LAYOUTS[layout].head_order or source.config.head_order,
             "dtype": "float32",
         },
         "arrays": [

@@ -8,8 +8,11 @@ from typing import Any
 
 # As huggingface_hub checks it, with an owner; it need not be installed to tell a path from a name.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
-# Whoever writes these means a file that is not there, and no repository.
-_FILES = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt", ".json")
+WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
+
+
+class NotInCache(FileNotFoundError):
+    """A file that the cache does not hold, when the Hub could not be asked whether the repository has it."""
 
 
 class Repository:
@@ -38,7 +41,8 @@ class Repository:
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> None:
-        if not _ID.fullmatch(name) or name.endswith(_FILES):
+        # Whoever writes such an ending means a file that is not there, and no repository.
+        if not _ID.fullmatch(name) or name.endswith((*WEIGHTS_ENDINGS, ".json")):
             raise FileNotFoundError(
                 f"There is no model at {name}. Expected a model folder, a file in it, or a name on the Hugging Face "
                 "Hub such as 'sail/poolformer_s12'."
@@ -54,36 +58,46 @@ class Repository:
         self._of_cache: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
         self._options: dict[str, Any] = {**self._of_cache, "local_files_only": local_files_only, "token": token}
 
-    def find(self, file: str) -> Path | None:
-        """Where a file is in the cache, downloaded if need be; None if the repository does not have it.
+    def find(self, *files: str) -> Path | None:
+        """Where the first of these files is in the cache, downloaded if need be; offline, the first that is there.
+
+        Returns:
+            None if the repository is known to have none of them.
 
         Raises:
-            FileNotFoundError: if there is no such repository or revision, or nobody can tell.
+            FileNotFoundError: if there is no such repository or revision.
+            NotInCache: if the cache has none of them, and nobody can tell what the repository has.
         """
         from huggingface_hub import errors, hf_hub_download
 
-        try:
-            return Path(str(hf_hub_download(self.name, file, **self._options)))
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-            named = isinstance(error, errors.RevisionNotFoundError)
-            what = f"revision {self._options['revision']!r} of {self.name}" if named else self.name
-            raise FileNotFoundError(
-                f"There is no {what} on the Hugging Face Hub, nor a file or folder of that name here. Expected a name "
-                "such as 'sail/poolformer_s12'; a private model needs token=..."
-            ) from error
-        except errors.LocalEntryNotFoundError as error:
-            # Offline nobody knows what a repository lacks. Another file in the cache shows that it was fetched.
-            if self._is_cached():
-                return None
-            raise FileNotFoundError(
-                f"{self.name!r} is no file or folder here and not in the Hub's cache, and the Hub was not asked or "
-                "cannot be reached. Connect and leave out local_files_only and HF_HUB_OFFLINE, or give cache_dir=... "
-                "that holds it."
-            ) from error
-        except errors.EntryNotFoundError:
+        unknown = None
+        for file in files:
+            try:
+                return Path(str(hf_hub_download(self.name, file, **self._options)))
+            except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+                named = isinstance(error, errors.RevisionNotFoundError)
+                what = f"revision {self._options['revision']!r} of {self.name}" if named else self.name
+                raise FileNotFoundError(
+                    f"There is no {what} on the Hugging Face Hub, nor a file or folder of that name here. Expected a "
+                    "name such as 'sail/poolformer_s12'; a private model needs token=..."
+                ) from error
+            except errors.LocalEntryNotFoundError as error:
+                if self._cached(file) is None:
+                    unknown = error
+            except errors.EntryNotFoundError:
+                pass
+        if unknown is None:
             return None
+        partly = any(isinstance(self._cached(file), str) for file in self.files)
+        lack = f"The Hub's cache of {self.name} has no {' or '.join(files)}"
+        nothing = f"{self.name!r} is no file or folder here and not in the Hub's cache"
+        raise NotInCache(
+            f"{lack if partly else nothing}, and the Hub was not asked or cannot be reached. Connect and leave out "
+            "local_files_only and HF_HUB_OFFLINE, or give cache_dir=... that holds it."
+        ) from unknown
 
-    def _is_cached(self) -> bool:
+    def _cached(self, file: str) -> Any:
+        """A path, or None for a file that was never asked for; for one that the repository lacks, a mark of that."""
         from huggingface_hub import try_to_load_from_cache
 
-        return any(isinstance(try_to_load_from_cache(self.name, file, **self._of_cache), str) for file in self.files)
+        return try_to_load_from_cache(self.name, file, **self._of_cache)

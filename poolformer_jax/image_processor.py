@@ -81,6 +81,15 @@ class PoolFormerImageProcessor:
             return self.size["height"], self.size["width"]
         return None
 
+    @property
+    def shorter_edge(self) -> int | None:
+        """Pixels of every resized picture's shorter edge; None where resizing does not keep a picture's shape."""
+        edge, *other = self.size.values()
+        # One edge keeps the aspect ratio, and so does a square with a crop_pct.
+        if other and (self.crop_pct is None or other != [edge]):
+            return None
+        return int(edge / (self.crop_pct or 1.0))
+
     def preprocess(
         self, images: ImageLike, *, input_data_format: str | None = None
     ) -> dict[str, Float32[np.ndarray, "b h w c"]]:
@@ -167,12 +176,8 @@ class PoolFormerImageProcessor:
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Every division is rounded towards zero, as in transformers."""
-        percentage = 1.0 if self.crop_pct is None else self.crop_pct
-        if "shortest_edge" in self.size:
-            short = int(self.size["shortest_edge"] / percentage)
-        elif self.crop_pct is not None and self.size["height"] == self.size["width"]:
-            short = int(self.size["height"] / percentage)  # a square with a crop_pct keeps the aspect ratio
-        else:
+        if (short := self.shorter_edge) is None:
+            percentage = self.crop_pct or 1.0
             return int(self.size["height"] / percentage), int(self.size["width"] / percentage)
         long = int(short * max(height, width) / min(height, width))
         return (long, short) if width <= height else (short, long)

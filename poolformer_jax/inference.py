@@ -23,6 +23,7 @@ from PIL import Image
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.cores import available_cores
+from poolformer_jax.hub import NotInCache
 from poolformer_jax.image_processor import PoolFormerImageProcessor, is_one_image
 from poolformer_jax.image_reading import ImageError, ImageLike, read_image
 from poolformer_jax.imagenet_labels import imagenet_labels
@@ -272,12 +273,13 @@ def find_image_processor(
     """The preprocessing written down at `source`, or else that of the published variant of this architecture.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if there is neither, or the Hub's cache lacks it and the Hub cannot be asked.
     """
     try:
         return PoolFormerImageProcessor.from_pretrained(source, **hub_options)
     except FileNotFoundError as error:
-        if (variant := published_variant(config)) is None:
+        variant = None if isinstance(error, NotInCache) else published_variant(config)
+        if variant is None:
             raise ValueError(f"{error} Or pass image_processor=PoolFormerImageProcessor(...).") from error
     return PoolFormerImageProcessor.for_variant(variant)
 

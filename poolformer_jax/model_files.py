@@ -8,12 +8,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.hub import Repository
+from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
+from poolformer_jax.processor_config import FILE as PREPROCESSOR
 from poolformer_jax.published import RESULTS, published_variant
 from poolformer_jax.torch_weights.files import WeightsFile, WeightsFileError, is_index, read_index
 from poolformer_jax.torch_weights.names import LAYOUTS
@@ -32,7 +34,6 @@ WEIGHTS = (
 )
 # A lone safetensors file of ours carries its config under this entry of its metadata, and needs no config.json.
 CARRIED_CONFIG = "poolformer_jax.config"
-_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,12 @@ class ModelFiles:
     config: Path | None
 
 
-def find_model_files(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> ModelFiles:
+def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> ModelFiles:
     """Finds the files of a model, and downloads them if `source` is a name on the Hub.
 
     Args:
         source: a folder, a weights file, or a name on the Hub ("sail/poolformer_s12").
-        revision: branch, tag or commit on the Hub.
-        cache_dir: the Hub's cache; by default where huggingface_hub keeps it (HF_HOME).
-        local_files_only: whether to take what the cache has and ask nobody. HF_HUB_OFFLINE=1 does so too.
-        token: for private models; by default the one that `hf auth login` stored.
+        hub_options: revision, cache_dir, local_files_only, token, as in `hub.Repository`.
 
     Raises:
         FileNotFoundError: if there is no such model, or it has no weights.
@@ -76,15 +67,7 @@ def find_model_files(
     if path.is_file():
         config = path.with_name(CONFIG)
         return ModelFiles(path, config if config.is_file() else None)
-    repository = Repository(
-        str(source),
-        (CONFIG, *WEIGHTS),
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
-    )
-    return _on_hub(repository)
+    return _on_hub(Repository(str(source), (CONFIG, *WEIGHTS), **hub_options))
 
 
 def _in_folder(folder: Path) -> ModelFiles:
@@ -92,7 +75,8 @@ def _in_folder(folder: Path) -> ModelFiles:
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        found = [path for path in files if is_index(path)] or [path for path in files if path.name.endswith(_ENDINGS)]
+        found = [path for path in files if is_index(path)]
+        found = found or [path for path in files if path.name.endswith(WEIGHTS_ENDINGS)]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")
@@ -105,7 +89,7 @@ def _in_folder(folder: Path) -> ModelFiles:
 
 def _on_hub(repository: Repository) -> ModelFiles:
     config = repository.find(CONFIG)
-    weights = next((path for file in WEIGHTS if (path := repository.find(file))), None)
+    weights = repository.find(*WEIGHTS)
     if weights is None:
         raise FileNotFoundError(
             f"{repository.name} on the Hugging Face Hub holds no weights. Expected one of {', '.join(WEIGHTS)}."
@@ -117,38 +101,13 @@ def _on_hub(repository: Repository) -> ModelFiles:
             raise WeightsFileError(f"Cannot read the weights in {weights}: {error}.") from error
         for shard in sorted(shards):
             repository.find(shard)
+    with suppress(NotInCache):  # small, and a cache that holds it serves a classifier offline
+        repository.find(PREPROCESSOR)
     return ModelFiles(weights, config)
 
 
-@dataclass(frozen=True)
-class WrittenConfig:
-    """What a config.json says about a network.
-
-    Args:
-        dialect: "transformers" (and this package's own), or "timm".
-        data: its entries.
-    """
-
-    dialect: str
-    data: Mapping[str, Any]
-
-    @property
-    def id2label(self) -> dict[int, str] | None:
-        """Class names by index; None if it names none."""
-        if self.dialect == "transformers":
-            labels = self.data.get("id2label")
-            return {int(index): str(label) for index, label in labels.items()} if labels else None
-        cfg = self.data.get("pretrained_cfg") or self.data
-        names = self.data.get("label_names") or cfg.get("label_names") or self.data.get("labels")
-        texts = self.data.get("label_descriptions") or cfg.get("label_descriptions") or {}
-        if not names:
-            return None
-        by_index = names.items() if isinstance(names, Mapping) else enumerate(names)
-        return {int(index): str(texts.get(label, label)) for index, label in by_index}
-
-
-def read_config(path: Path) -> WrittenConfig:
-    """Reads a config.json that is of a model.
+def read_config(path: Path) -> dict[str, Any]:
+    """The entries of a config.json that is of a model.
 
     Raises:
         ValueError: if it is no JSON object, or of another kind of model.
@@ -156,7 +115,12 @@ def read_config(path: Path) -> WrittenConfig:
     return _written(path.read_text(encoding="utf-8", errors="replace"), path)
 
 
-def _written(text: str, path: Path) -> WrittenConfig:
+def is_timms(config: Mapping[str, Any]) -> bool:
+    """Whether these are the entries of timm's config.json, rather than of transformers' or this package's."""
+    return "architecture" in config
+
+
+def _written(text: str, path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -167,14 +131,12 @@ def _written(text: str, path: Path) -> WrittenConfig:
         raise ValueError(
             f"The config in {path} holds a {type(data).__name__}. Expected an object, the config.json of a PoolFormer."
         )
-    if "architecture" in data:
-        return WrittenConfig("timm", data)
-    if data.get("model_type") != "poolformer":
+    if not is_timms(data) and data.get("model_type") != "poolformer":
         raise ValueError(
             f"The config in {path} is of a {data.get('model_type')!r} model. Expected model_type 'poolformer', or "
             "timm's config.json."
         )
-    return WrittenConfig("transformers", data)
+    return data
 
 
 def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
@@ -191,13 +153,12 @@ def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
         raise ValueError(f"The config in {where} is malformed ({error}). Expected that of a PoolFormer.") from error
 
 
-def _network(files: ModelFiles, weights: WeightsFile, written: WrittenConfig | None) -> PoolFormerConfig:
-    if written is not None and written.dialect == "transformers":
-        data = dict(written.data)
-        if "num_labels" not in data and not data.get("id2label"):
-            data["num_labels"] = plan_import(weights.tensors).detection.config.num_labels
+def _network(files: ModelFiles, weights: WeightsFile, written: Mapping[str, Any] | None) -> PoolFormerConfig:
+    if written is not None and not is_timms(written):
+        if "num_labels" not in written and not written.get("id2label"):
+            written = {**written, "num_labels": plan_import(weights.tensors).detection.config.num_labels}
         try:
-            return PoolFormerConfig.from_dict(data)
+            return PoolFormerConfig.from_dict(written)
         except ValueError as error:
             raise ValueError(f"The config in {files.config or files.weights} is malformed. {error}") from error
     config = plan_import(weights.tensors).detection.config
@@ -206,10 +167,22 @@ def _network(files: ModelFiles, weights: WeightsFile, written: WrittenConfig | N
         config = dataclasses.replace(config, token_mixers=("identity",) * len(config.depths))
     if written is None:
         return config
-    _refuse_other_functions(config, written.data, files.config)
-    id2label = written.id2label if len(written.id2label or ()) == config.num_labels else None
+    _refuse_other_functions(config, written, files.config)
+    labels = _timms_labels(written)
+    id2label = labels if labels and len(labels) == config.num_labels else None
     # timm's model pools first, whatever names its weights have: it reads the authors' names too.
     return dataclasses.replace(config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label)
+
+
+def _timms_labels(data: Mapping[str, Any]) -> dict[int, str] | None:
+    """Class names by index; None if timm's config.json names none."""
+    cfg = data.get("pretrained_cfg") or data
+    names = data.get("label_names") or cfg.get("label_names") or data.get("labels")
+    texts = data.get("label_descriptions") or cfg.get("label_descriptions") or {}
+    if not names:
+        return None
+    by_index = names.items() if isinstance(names, Mapping) else enumerate(names)
+    return {int(index): str(texts.get(label, label)) for index, label in by_index}
 
 
 def _is_of_a_model(path: Path) -> bool:
@@ -259,6 +232,6 @@ def _refuse_other_functions(config: PoolFormerConfig, data: Mapping[str, Any], p
         )
 
 
-def _carried_config(weights: WeightsFile) -> WrittenConfig | None:
+def _carried_config(weights: WeightsFile) -> dict[str, Any] | None:
     carried = weights.metadata.get(CARRIED_CONFIG)
     return _written(carried, weights.path) if carried else None

@@ -1,12 +1,17 @@
-"""What a model folder for each home of PoolFormer holds, and how it comes to be there whole or not at all."""
+"""What a model folder for each home of PoolFormer holds, and how it comes to be there whole or not at all.
+
+A new folder appears by one rename. In one that is there files can be replaced only one by one: its weights go first and
+come last, so that whatever ends a program in between leaves a folder without weights, and none of parts of two models.
+"""
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +22,10 @@ from PIL import Image
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.model_files import CARRIED_CONFIG, CONFIG, WEIGHTS
+from poolformer_jax.processor_config import FILE as PREPROCESSOR
 from poolformer_jax.published import published_variant
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
-from poolformer_jax.torch_weights.writers import Names, write_safetensors, write_torch
+from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
 from poolformer_jax.writing import write_json, writing
 
 # transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
@@ -47,34 +53,18 @@ def write_model(
             "Expected a mean and a standard deviation for each channel, or no preprocessing."
         )
     there = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
-    file, write = _WEIGHTS[layout]
+    config_json = _config_json(there, layout, processor)
+    file = "model.pth.tar" if layout == "sail" else "model.safetensors"
     with _staged(Path(folder).expanduser(), file) as stage:
         if processor is not None:
             processor.save_pretrained(stage)
-        write_json(stage / CONFIG, _config_json(there, layout, processor))
-        write(stage / file, there, names, arrays)
-
-
-def _write_jax(path: Path, config: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
-    metadata = {"format": "flax", CARRIED_CONFIG: json.dumps(config.to_dict())}
-    write_safetensors(path, names, arrays, metadata)
-
-
-def _write_hf_or_timm(path: Path, _: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
-    # transformers asks for this entry.
-    write_safetensors(path, names, arrays, {"format": "pt"})
-
-
-def _write_sail(path: Path, _: PoolFormerConfig, names: Names, arrays: Iterable[np.ndarray]) -> None:
-    write_torch(path, names, arrays)
-
-
-_WEIGHTS: Mapping[str, tuple[str, Callable[[Path, PoolFormerConfig, Names, Iterable[np.ndarray]], None]]] = {
-    "jax": ("model.safetensors", _write_jax),
-    "hf": ("model.safetensors", _write_hf_or_timm),
-    "timm": ("model.safetensors", _write_hf_or_timm),
-    "sail": ("model.pth.tar", _write_sail),
-}
+        write_json(stage / CONFIG, config_json)
+        if layout == "sail":
+            write_torch(stage / file, names, arrays)
+        else:
+            ours = {"format": "flax", CARRIED_CONFIG: json.dumps(there.to_dict())}
+            # transformers asks for the entry that says "pt".
+            write_safetensors(stage / file, names, arrays, ours if layout == "jax" else {"format": "pt"})
 
 
 def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
@@ -128,7 +118,8 @@ def _config_json(config: PoolFormerConfig, layout: str, processor: PoolFormerIma
 
 
 def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor | None) -> dict[str, Any]:
-    height, width = (processor and processor.output_size) or (224, 224)
+    preprocessing = {} if processor is None else _timm_preprocessing(processor)
+    side = 224 if processor is None else processor.crop_size["height"]
     data: dict[str, Any] = {
         "architecture": f"poolformer_{_timm_variant(config)}",
         "num_classes": config.num_labels,
@@ -136,19 +127,12 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
         "global_pool": "avg",
         "pretrained_cfg": {
             "num_classes": config.num_labels,
-            "input_size": [config.num_channels, height, width],
-            "pool_size": [height // config.total_stride, width // config.total_stride],
+            "input_size": [config.num_channels, side, side],
+            "pool_size": [side // config.total_stride] * 2,
             "classifier": "head.fc",
+            **preprocessing,
         },
     }
-    if processor is not None:
-        data["pretrained_cfg"] |= {
-            "crop_pct": processor.crop_pct or 1.0,
-            "crop_mode": "center",
-            "interpolation": Image.Resampling(processor.resample).name.lower(),
-            "mean": list(processor.image_mean),
-            "std": list(processor.image_std),
-        }
     if config.num_channels == 3:
         data["pretrained_cfg"]["first_conv"] = "stem.conv"
     else:  # timm takes a convolution that is named there for one of three channels, and makes a new one of it
@@ -156,6 +140,35 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
     if config.id2label is not None:
         data["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
     return data
+
+
+def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
+    """timm makes the shorter edge floor(side / crop_pct), cuts out the middle, and divides by 255 before it normalises.
+
+    Raises:
+        ValueError: if that makes no such pixels.
+    """
+    side, edge = processor.crop_size["height"], processor.shorter_edge
+    cuts = processor.do_resize and processor.do_center_crop and processor.crop_size["width"] == side
+    if not cuts or edge is None or edge < side:
+        names = ("do_resize", "size", "crop_pct", "do_center_crop", "crop_size")
+        raise ValueError(
+            f"timm cannot preprocess with {', '.join(f'{name}={getattr(processor, name)!r}' for name in names)}. "
+            "Expected a picture resized in its own shape, and a square cut out that fits into it; save this one as "
+            "'hf', 'sail' or 'jax'."
+        )
+    # The processor's own where that is it. The edge that timm makes of a quotient may be one less.
+    shares = (processor.crop_pct or 1.0, side / edge, math.nextafter(side / edge, 0))
+    unit = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    unchanged = (0.0,) * processor.num_channels, (1.0,) * processor.num_channels
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else unchanged
+    return {
+        "crop_pct": next(share for share in shares if math.floor(side / share) == edge),
+        "crop_mode": "center",
+        "interpolation": Image.Resampling(processor.resample).name.lower(),
+        "mean": [value / unit for value in mean],
+        "std": [value / unit for value in std],
+    }
 
 
 @contextmanager
@@ -181,7 +194,10 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
         try:
             yield stage
             if where == place:
-                for file in stage.iterdir():
+                if (place / weights).exists():
+                    for name in (weights, PREPROCESSOR):
+                        (place / name).unlink(missing_ok=True)
+                for file in sorted(stage.iterdir(), key=lambda file: file.name == weights):
                     file.replace(place / file.name)
             else:
                 stage.rename(place)

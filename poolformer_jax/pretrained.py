@@ -68,7 +68,7 @@ def load_pretrained(
             "A key was given, and the head is the file's. Expected no key; pass reset_head=True to begin a new head."
         )
     hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-    files = find_model_files(source, **hub)  # type: ignore[arg-type]
+    files = find_model_files(source, **hub)
     weights = open_weights(files.weights, use_ema=use_ema)
     config, variables = from_torch_state_dict(weights.tensors, network_of(files, weights))
     if reset_head:
@@ -126,10 +126,11 @@ def save_pretrained(
     layout: str = "jax",
     image_processor: PoolFormerImageProcessor | None = None,
 ) -> None:
-    """Writes a model folder, whole or not at all, that `load_pretrained` and the layout's own home read.
+    """Writes a model folder that `load_pretrained` and the layout's own home read, whole or not at all.
 
     Args:
-        folder: where to; made if there is none. Files of the same names in it are replaced.
+        folder: where to; made if there is none. A model in it is replaced when all is written, its preprocessing too.
+            A program that is killed in that moment leaves no weights there, rather than parts of two models.
         model: gives the config.
         variables: `{"params": tree}`.
         layout: "jax" (the tree's own names), "hf" (`transformers`' from_pretrained reads the folder), "timm"

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from poolformer_jax.checks import shown
 from poolformer_jax.hub import Repository
 from poolformer_jax.kinds import WHOLE
 
@@ -86,16 +87,18 @@ def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
     """timm too scales the shorter edge to floor(size / crop_pct) and crops the middle, under other names."""
     if missing := [name for name in ("input_size", "mean", "std") if not isinstance(data.get(name), list | tuple)]:
         raise ValueError(f"timm's pretrained_cfg has no list {', '.join(missing)}. Expected all of them.")
-    if data.get("crop_mode", "center") != "center" or str(data["interpolation"]) not in _TIMM_FILTERS:
+    if data.get("crop_mode") not in (None, "center") or str(data["interpolation"]) not in _TIMM_FILTERS:
         raise ValueError(
             f"timm's crop_mode={data.get('crop_mode')!r} with interpolation={data['interpolation']!r} is not "
             f"implemented. Expected crop_mode 'center' and one of {', '.join(_TIMM_FILTERS)}."
         )
-    height, width = data["input_size"][-2:]
+    size = data["input_size"]
+    if len(size) != 3 or size[1] != size[2]:  # timm keeps a picture's shape for an oblong too, and nothing here does
+        raise ValueError(f"timm's input_size={shown(size)} is not implemented. Expected [channels, side, side].")
     return {
-        "size": {"shortest_edge": height} if height == width else {"height": height, "width": width},
-        "crop_size": {"height": height, "width": width},
-        "crop_pct": data.get("crop_pct", 0.875),
+        "size": {"shortest_edge": size[1]},
+        "crop_size": {"height": size[1], "width": size[1]},
+        "crop_pct": data.get("crop_pct") or 0.875,
         "resample": _TIMM_FILTERS[data["interpolation"]],
         "image_mean": data["mean"],
         "image_std": data["std"],
@@ -106,7 +109,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
     """The preprocessing that a folder, a file in it, or a repository on the Hub has written down.
 
     Raises:
-        FileNotFoundError: if it has none, or there is nothing at `source`.
+        FileNotFoundError: if it has none, or there is nothing at `source`; `NotInCache` if only the Hub could tell.
         ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
     """
     path, names = Path(source).expanduser(), (FILE, TIMM_FILE)
@@ -114,7 +117,9 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
         folder = path if path.is_dir() else path.parent
         candidates = filter(Path.is_file, (folder / name for name in names))
     else:
-        candidates = filter(None, map(Repository(str(source), names, **hub_options).find, names))
+        repository = Repository(str(source), names, **hub_options)
+        # Where config.json does not tell it, it has to be known that there is no other file.
+        candidates = filter(None, (repository.find(*wanted) for wanted in (names, names[:1])))
     for candidate in candidates:
         data = _json_object(candidate)
         if candidate.name == FILE:

@@ -97,6 +97,18 @@ def test_the_moving_average_is_converted_on_request(tmp_path):
     np.testing.assert_array_equal(variables["params"]["norm"]["bias"], parameter("ema.head.norm.bias", (8,)))
 
 
+def test_offline_no_preprocessing_is_made_up_for_a_repository_that_may_have_one(tmp_path, capsys):
+    repository = tmp_path / "cache" / "models--someone--tiny"
+    shutil.copytree(FIXTURES / "hf_sharded", repository / "snapshots" / "c0ffee")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    assert run("someone/tiny", tmp_path / "model", "--cache-dir", tmp_path / "cache", "--local-files-only") == 1
+    assert "The Hub's cache of someone/tiny has no preprocessor_config.json, and" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    assert run("inspect", "someone/tiny", "--cache-dir", tmp_path / "cache", "--local-files-only") == 1
+    assert "sharded safetensors" in capsys.readouterr().out
+
+
 def test_the_network_can_be_named_where_arrays_do_not_tell_it(tmp_path):
     assert run(FIXTURES / "hf.bin", tmp_path / "model", "--variant", "metaformer_id_s12") == 1
     assert not (tmp_path / "model").exists()

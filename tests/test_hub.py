@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from poolformer_jax import PoolFormerImageProcessor
+
 pytest.importorskip("huggingface_hub")
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -59,6 +61,8 @@ class Hub:
         if missing:
             request.send_response(404)
             request.send_header("X-Error-Code", missing)
+            if missing == "EntryNotFound":
+                request.send_header("X-Repo-Commit", COMMIT)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
@@ -76,12 +80,18 @@ class Hub:
 def hub(tmp_path_factory):
     index = tmp_path_factory.mktemp("hostile") / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"norm.bias": "../../config.json"}}))
+    preprocessor = index.with_name("preprocessor_config.json")
+    preprocessor.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
     sharded = {path.name: path for path in (FIXTURES / "hf_sharded").iterdir()}
     config = FIXTURES / "hf_sharded" / "config.json"
     served = Hub(
         {
             "someone/sharded": {**sharded, "pytorch_model.bin": FIXTURES / "whole_model.bin"},
-            "someone/old": {"config.json": config, "pytorch_model.bin": FIXTURES / "hf.bin"},
+            "someone/old": {
+                "config.json": config,
+                "pytorch_model.bin": FIXTURES / "hf.bin",
+                "preprocessor_config.json": preprocessor,
+            },
             "someone/empty": {"config.json": config},
             "someone/hostile": {"config.json": config, index.name: index},
         }
@@ -122,6 +132,9 @@ def test_an_old_repository_of_pickles_and_a_revision_are_found(hub, load, tmp_pa
     assert len(loaded["bias"]) == 3
     assert again == loaded
     assert {revision for revision, _ in hub.asked} <= {"v1", COMMIT}
+    # Its preprocessing came along, for a classifier that may not ask.
+    offline = cache | {"local_files_only": True}
+    assert PoolFormerImageProcessor.from_pretrained("someone/old", **offline).image_mean == (0.5, 0.5, 0.5)
     assert (tmp_path / "cache" / "models--someone--old" / "refs" / "v1").is_file()
 
 

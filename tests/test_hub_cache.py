@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from poolformer_jax.pretrained import load_pretrained
+from poolformer_jax import PoolFormerConfig, load_pretrained
+from poolformer_jax.inference import find_image_processor
+from poolformer_jax.model_files import WEIGHTS
 from saved_models import LABELS, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -48,6 +50,25 @@ def test_a_revision_in_the_hubs_cache_is_the_one_that_is_loaded(tmp_path):
     load_pretrained("someone/tiny", revision=commit, cache_dir=cache, local_files_only=True)
     with pytest.raises(FileNotFoundError, match="not in the Hub's cache"):
         load_pretrained("someone/tiny", revision="v2", cache_dir=cache, local_files_only=True)
+
+
+def test_what_the_cache_lacks_is_guessed_only_where_the_repository_is_known_to_lack_it(tmp_path):
+    cache = make_cache(tmp_path, "someone/tiny", [FIXTURES / "hf_sharded" / "config.json"])
+    offline = {"cache_dir": cache, "local_files_only": True}
+    config = PoolFormerConfig.from_variant("m36")
+    lacks = r"The Hub's cache of someone/tiny has no {}.*, and the Hub was not asked or cannot be reached\. Connect"
+    with pytest.raises(FileNotFoundError, match=lacks.format(r"model\.safetensors or ")):
+        load_pretrained("someone/tiny", **offline)
+    with pytest.raises(ValueError, match=lacks.format(r"preprocessor_config\.json") + ".*Or pass image_processor="):
+        find_image_processor("someone/tiny", config, **offline)
+    # How huggingface_hub notes that the Hub, once asked, did not have a file.
+    absent = cache / "models--someone--tiny" / ".no_exist" / "0123456789abcdef0123456789abcdef01234567"
+    absent.mkdir(parents=True)
+    for name in ("preprocessor_config.json", *WEIGHTS):
+        (absent / name).touch()
+    assert find_image_processor("someone/tiny", config, **offline).crop_pct == 0.95
+    with pytest.raises(FileNotFoundError, match=r"^someone/tiny on the Hugging Face Hub holds no weights"):
+        load_pretrained("someone/tiny", **offline)
 
 
 def test_a_model_that_is_nowhere_says_where_it_was_looked_for(tmp_path, monkeypatch):

@@ -59,6 +59,12 @@ def test_timms_config_is_understood(tmp_path):
     assert PoolFormerImageProcessor.from_pretrained(tmp_path) == PoolFormerImageProcessor()
     with pytest.raises(ValueError, match="squash"):
         PoolFormerImageProcessor.from_dict({**pretrained, "crop_mode": "squash"})
+    # What timm takes for null.
+    of_none = PoolFormerImageProcessor.from_dict({**pretrained, "crop_mode": None, "crop_pct": None})
+    assert of_none == PoolFormerImageProcessor(crop_pct=0.875)
+    for size in ([3, 224, 192], [224, 224], []):
+        with pytest.raises(ValueError, match=r"input_size=\[.*Expected \[channels, side, side\]"):
+            PoolFormerImageProcessor.from_dict({**pretrained, "input_size": size})
 
 
 def test_a_source_without_preprocessing_says_what_was_missing(tmp_path):

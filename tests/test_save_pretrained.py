@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +44,55 @@ def test_a_folder_for_timm_is_loaded_with_its_labels_and_preprocessing(tmp_path)
     assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PROCESSOR
     written = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (written["architecture"], written["num_classes"]) == ("poolformer_s12", 3)
+
+
+S12 = PoolFormerConfig.from_variant("s12", num_labels=0, head_order="pool_norm")
+SQUARE = {"height": 5, "width": 5}
+
+
+def write_zeros_for_timm(folder, changes):
+    arrays = (np.zeros(leaf.stored_shape, np.float32) for leaf in leaves(S12, "timm"))
+    processor = PoolFormerImageProcessor(**{"size": {"shortest_edge": 5}, "crop_size": SQUARE, **changes})
+    write_model(folder, S12, "timm", arrays, processor)
+    return processor
+
+
+def test_a_folder_for_timm_tells_timm_what_the_preprocessing_does(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
+    for changes, crop_pct in [
+        ({"crop_pct": 0.7}, 0.7),
+        ({"crop_pct": None, "size": {"shortest_edge": 7}}, 5 / 7),
+        ({"crop_pct": None, "size": {"shortest_edge": 29}}, np.nextafter(5 / 29, 0)),  # of 5 / 29 itself it makes 28
+        ({"crop_pct": 0.9, "size": SQUARE, "do_normalize": False}, 0.9),
+        # timm divides by 255 whatever comes after.
+        ({"crop_pct": None, "do_rescale": False}, 1.0),
+        ({"crop_pct": 0.999, "rescale_factor": 1 / 127.5, "do_normalize": False}, 0.999),
+    ]:
+        processor = write_zeros_for_timm(tmp_path / "model", changes)
+        written = json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]
+        assert (written["input_size"], written["crop_pct"]) == ([3, 5, 5], crop_pct)
+        expected, made = (
+            one(picture)["pixel_values"] for one in (processor, PoolFormerImageProcessor.from_dict(written))
+        )
+        np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_resize": False},
+        {"do_center_crop": False},
+        {"crop_pct": None, "size": SQUARE},  # squashes a picture
+        {"crop_pct": None, "size": {"shortest_edge": 4}},  # a black margin
+        {"crop_size": {"height": 5, "width": 4}},
+    ],
+    ids=str,
+)
+def test_preprocessing_that_timm_has_no_words_for_is_not_saved_for_it(tmp_path, changes):
+    ((name, value),) = list(changes.items())[-1:]
+    with pytest.raises(ValueError, match=f"timm cannot preprocess with .*{name}={re.escape(str(value))}.*'hf', 'sail'"):
+        write_zeros_for_timm(tmp_path / "model", changes)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -89,6 +141,42 @@ def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"is a file. Expected the name of a folder"):
         save(tmp_path / "file")
+
+
+def test_a_model_takes_the_place_of_another_whole_with_its_preprocessing(tmp_path):
+    save(tmp_path / "model")
+    (tmp_path / "model" / "README.md").touch()
+    grey = dataclasses.replace(CONFIG, num_channels=1)
+    save(tmp_path / "model", config=grey)
+    assert load_pretrained(tmp_path / "model")[0].config == grey
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    # Preprocessing that lies there alone is no other model's.
+    processor = dataclasses.replace(PROCESSOR, image_mean=(0.5,), image_std=(0.5,))
+    processor.save_pretrained(tmp_path / "new")
+    save(tmp_path / "new", config=grey)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "new") == processor
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_folder_never_holds_parts_of_two_models(tmp_path, monkeypatch, moves):
+    folder = tmp_path / "model"
+    save(folder)
+    replace, moved = Path.replace, []
+
+    def killed(path, target):
+        if target.parent == folder:
+            if len(moved) == moves:
+                raise KeyboardInterrupt
+            moved.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    renamed = dataclasses.replace(CONFIG, id2label=dict(enumerate("abc")))
+    with pytest.raises(KeyboardInterrupt) if moves < 3 else nullcontext():
+        save(folder, config=renamed, image_processor=PROCESSOR)
+    with pytest.raises(FileNotFoundError, match="holds no weights") if moves < 3 else nullcontext():
+        assert load_pretrained(folder)[0].config == renamed
+        assert PoolFormerImageProcessor.from_pretrained(folder) == PROCESSOR
 
 
 @pytest.mark.parametrize(

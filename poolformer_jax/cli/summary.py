@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _config(network: str) -> "PoolFormerConfig":
     from poolformer_jax.config import VARIANTS, PoolFormerConfig
-    from poolformer_jax.model_files import find_model_files, network_of, read_config
+    from poolformer_jax.model_files import find_model_files, is_timms, network_of, read_config
     from poolformer_jax.torch_weights.files import open_weights
 
     path = Path(network)
@@ -54,8 +54,8 @@ def _config(network: str) -> "PoolFormerConfig":
         return PoolFormerConfig.from_variant(network)
     if path.suffix == ".json":
         written = read_config(path)
-        if written.dialect == "transformers":
-            return PoolFormerConfig.from_dict(written.data)
+        if not is_timms(written):
+            return PoolFormerConfig.from_dict(written)
         path = path.parent  # timm's says nothing of the layers: the weights beside it do
     files = find_model_files(path)
     return network_of(files, open_weights(files.weights))

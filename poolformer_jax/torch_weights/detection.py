@@ -86,21 +86,11 @@ class ReadNames:
         return [match.given for match in self.matches]
 
 
-def detect(shapes: Mapping[str, Shape], config: PoolFormerConfig | None = None) -> Detection:
-    """Works out layout and network of a state dict.
+def read_names(shapes: Mapping[str, Shape]) -> ReadNames:
+    """The layout of a state dict, and which of its rows each name is.
 
     Args:
         shapes: shape of every array by its name, in any order.
-        config: the network, if the caller knows it; only the layout is then worked out.
-
-    Raises:
-        ValueError: if the names are of no known layout, or do not tell the network.
-    """
-    return network_of_names(read_names(shapes), config)
-
-
-def read_names(shapes: Mapping[str, Shape]) -> ReadNames:
-    """The first half of `detect`: the layout, and which of its rows each name is.
 
     Raises:
         ValueError: if the names are of no known layout.
@@ -119,7 +109,7 @@ def read_names(shapes: Mapping[str, Shape]) -> ReadNames:
 
 
 def network_of_names(read: ReadNames, config: PoolFormerConfig | None = None) -> Detection:
-    """The second half of `detect`: the network, from the shapes.
+    """The network, from the shapes; `config` if the caller knows it.
 
     Raises:
         ValueError: if names and shapes do not tell it.

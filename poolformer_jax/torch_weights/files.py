@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from poolformer_jax.checks import few
 from poolformer_jax.torch_weights import torch_files
 from poolformer_jax.torch_weights.storage import (
     DTYPES,
@@ -239,6 +240,4 @@ def _kind(value: Any) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    shown = ", ".join(plain(name) for name in names[:3]) or "nothing"
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return few([plain(name) for name in sorted(names)], 3) or "nothing"

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from poolformer_jax.checks import few
 from poolformer_jax.config import PoolFormerConfig
 
 # Shapes: k patch size, i channels before the stage, c channels of the stage, m hidden channels of its MLP, q three
@@ -233,10 +234,9 @@ def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = 
     if layout != "jax":
         named = {leaf.path for leaf in found}
         if nameless := [leaf.path for leaf in leaves(config, classifier=classifier) if leaf.path not in named]:
-            shown = ", ".join(nameless[:3]) + (f" and {len(nameless) - 3} more" if len(nameless) > 3 else "")
             raise ValueError(
-                f"The layout {layout!r} has no name for {shown}: its model has no such part. Expected a network of "
-                "pooling mixers without position embeddings; the layouts 'sail' and 'jax' hold this one."
+                f"The layout {layout!r} has no name for {few(nameless, 3)}: its model has no such part. Expected a "
+                "network of pooling mixers without position embeddings; the layouts 'sail' and 'jax' hold this one."
             )
     return tuple(found)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from poolformer_jax.torch_weights.storage import (
     DTYPES,
     MAX_DIMENSIONS,
@@ -21,9 +23,9 @@ from poolformer_jax.torch_weights.storage import (
 
 @dataclass(frozen=True, eq=False)
 class StorageType:
-    """A class such as `torch.FloatStorage`, as its entry in `storage.DTYPES`."""
+    """A class such as `torch.FloatStorage`, and the type of the numbers in it."""
 
-    name: str
+    dtype: np.dtype[Any]
 
 
 class Inert:
@@ -113,7 +115,7 @@ _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "torch.torch_version.TorchVersion": Inert,
     **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _BUILTINS},
 }
-_STORAGE_TYPES = {f"torch.{name}": name for name, *_ in DTYPES}
+_STORAGE_TYPES = {f"torch.{name}": StorageType(dtype) for name, _, dtype in DTYPES}
 
 
 def look_up(name: str) -> Global | StorageType:
@@ -123,7 +125,7 @@ def look_up(name: str) -> Global | StorageType:
         WeightsFileError: if it is neither a tensor nor a container.
     """
     if name in _STORAGE_TYPES:
-        return StorageType(_STORAGE_TYPES[name])
+        return _STORAGE_TYPES[name]
     if _DTYPE.fullmatch(name):
         return Global(name, Inert)
     if name not in _CONSTRUCTORS:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from poolformer_jax.torch_weights import pickles
 from poolformer_jax.torch_weights.pickle_names import StorageType
-from poolformer_jax.torch_weights.storage import DTYPES, BoundedReader, Storage, WeightsFileError, plain
+from poolformer_jax.torch_weights.storage import BoundedReader, Storage, WeightsFileError, plain
 
 ZIP_MAGIC = b"PK\x03\x04"
 # A pickle of one long integer, torch.serialization.MAGIC_NUMBER; its protocol, and from 4 on a frame, stand before it.
@@ -24,7 +24,6 @@ LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _ByteOrder = Literal["<", ">"]
 _BYTE_ORDERS: Mapping[bytes, _ByteOrder] = {b"little": "<", b"big": ">"}
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
-_DTYPES = {name: dtype for name, _, dtype in DTYPES}
 
 
 def read_zip(path: Path, file: io.BufferedIOBase, size: int) -> Any:
@@ -155,7 +154,7 @@ def _reference(path: Path, reference: tuple[Any, ...], order: _ByteOrder) -> tup
         raise WeightsFileError("its pickle refers to a storage without a type, a name and a length")
     if not 0 <= count < 1 << 60:
         raise WeightsFileError(f"its storage {key[:80]!r} claims {str(count)[:40]} numbers")
-    return key, Storage(path, _DTYPES[kind.name].newbyteorder(order), count)
+    return key, Storage(path, kind.dtype.newbyteorder(order), count)
 
 
 def _same(storages: dict[str, Storage], key: str, declared: Storage) -> Storage:

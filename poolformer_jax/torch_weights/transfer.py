@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import DTypeLike
 
+from poolformer_jax.checks import few
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.torch_weights.detection import Detection, network_of_names, read_names
 from poolformer_jax.torch_weights.names import TRANSFORMS, Leaf, leaves
@@ -150,8 +151,9 @@ def _refuse_quantized(state_dict: Mapping[str, ArrayLike]) -> None:
         for name, array in state_dict.items()
     }
     if wrong := [f"{plain(name)} ({kind})" for name, kind in types.items() if "float" not in kind]:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise ValueError(f"These weights are no floating-point numbers: {shown}. Expected float16, bfloat16, 32 or 64.")
+        raise ValueError(
+            f"These weights are no floating-point numbers: {few(wrong, 3)}. Expected float16, bfloat16, 32 or 64."
+        )
 
 
 def from_torch_state_dict(
