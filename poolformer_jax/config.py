@@ -89,8 +89,16 @@ class PoolFormerConfig:
 
     @property
     def total_stride(self) -> int:
-        """Input pixels per pixel of the last feature map; also the smallest input side accepted."""
+        """Input pixels per pixel of the last feature map."""
         return math.prod(self.strides)
+
+    @property
+    def smallest_side(self) -> int:
+        """The smallest input side accepted: the stride, or what leaves every feature map a pixel if that is more."""
+        side = 1
+        for patch, stride, pad in zip(self.patch_sizes[::-1], self.strides[::-1], self.padding[::-1]):
+            side = max(1, (side - 1) * stride + patch - 2 * pad)
+        return max(side, self.total_stride)
 
     def feature_sizes(self, image_size: int) -> tuple[int, ...]:
         """The side of every stage's feature map for an input side of `image_size` pixels."""
@@ -253,8 +261,8 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         ("head_order", config.head_order in HEAD_ORDERS, f"one of {', '.join(HEAD_ORDERS)}"),
         (
             "image_size",
-            config.image_size is None or config.image_size >= config.total_stride,
-            f"None, or at least the network's stride of {math.prod(config.strides)} pixels",
+            config.image_size is None or config.image_size >= config.smallest_side,
+            f"None, or at least {config.smallest_side} pixels, the smallest side that the network takes",
         ),
         (
             "image_size",

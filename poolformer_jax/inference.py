@@ -309,8 +309,8 @@ def _check(
         )
     if (size := image_processor.output_size) is None:
         problems.append("The preprocessing makes images of many sizes: expected one. Set do_center_crop=True.")
-    elif min(size) < config.total_stride or (config.image_size is not None and size != (config.image_size,) * 2):
-        wanted = config.image_size or f"at least {config.total_stride}"
+    elif min(size) < config.smallest_side or (config.image_size is not None and size != (config.image_size,) * 2):
+        wanted = config.image_size or f"at least {config.smallest_side}"
         problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
     if unnamed := sorted(set(range(config.num_labels)) - set(id2label)):
         problems.append(f"id2label has no name for class {unnamed[0]}: expected one for each of {config.num_labels}.")

@@ -55,6 +55,9 @@ class HeightShardedModel:
         variables: `{"params": tree}`.
         devices: what to spread over; by default all devices of this process.
         dtype: type that feature maps are computed in, float32 or bfloat16.
+
+    Raises:
+        ValueError: for strides, kernels and padding whose feature maps have no equal bands.
     """
 
     def __init__(
@@ -69,6 +72,12 @@ class HeightShardedModel:
         self.config = config
         self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
         self._multiple = config.total_stride * mesh.size
+        if any(rows % mesh.size for rows in config.feature_sizes(self._multiple)):  # then no multiple will do
+            raise ValueError(
+                f"The feature maps of {self._multiple} pixels are {config.feature_sizes(self._multiple)} pixels high, "
+                f"which {mesh.size} devices do not share equally. Expected padding of about half of patch_sizes, as "
+                "published, or one device."
+            )
         self._params = jax.device_put(fold(config, variables), replicated)
         self._apply = jax.jit(
             partial(_apply, config, dtype),

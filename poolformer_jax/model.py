@@ -217,7 +217,7 @@ class PoolFormerModel(nn.Module):
         """Feature maps of a batch of images.
 
         Args:
-            pixel_values: [batch, height, width, num_channels], normalised; any size of at least the network's stride.
+            pixel_values: [batch, height, width, num_channels], normalised; any size from `config.smallest_side`.
             train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
 
         Raises:
@@ -255,7 +255,7 @@ class PoolFormerForImageClassification(nn.Module):
         """Logits of a batch of images, and the loss where labels are given.
 
         Args:
-            pixel_values: [batch, height, width, num_channels], normalised; any size of at least the network's stride.
+            pixel_values: [batch, height, width, num_channels], normalised; any size from `config.smallest_side`.
             labels: class indices [batch], or a probability for each class [batch, num_labels].
             train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
 
@@ -314,7 +314,7 @@ def _loss(config: PoolFormerConfig, logits: Float[Array, "b labels"], labels: Nu
 
 def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # a symbolic batch is no int
     """Raises ValueError, with how to mend it, if the network cannot take an input of this shape."""
-    channels, smallest = config.num_channels, config.total_stride
+    channels, smallest = config.num_channels, config.smallest_side
     wanted = f"Expected [batch, height, width, {channels}]"
     if len(shape) != 4:
         raise ValueError(f"pixel_values has shape {shape}. {wanted}; add the batch axis with pixel_values[None].")
@@ -326,7 +326,7 @@ def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None
         raise ValueError(f"pixel_values has shape {shape}. {wanted}{advice}")
     if min(shape[1:3]) < smallest:
         raise ValueError(
-            f"pixel_values has shape {shape}, which leaves nothing of the image at the network's stride of {smallest}. "
+            f"pixel_values has shape {shape}, which is too small for this network. "
             f"{wanted} with height and width of at least {smallest} pixels; resize the images."
         )
     if config.image_size is not None and shape[1:3] != (config.image_size, config.image_size):
