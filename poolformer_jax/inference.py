@@ -165,8 +165,16 @@ class ImageClassifier:
         At most four batches are held at a time: one being decoded, one assembled, two on the devices; so the first
         result comes after up to three of them are read. What `images` itself raises is raised here, after the results
         of the images that came before. Once `images` has gone on, an array or a Pillow image that it gave may change.
+
+        Raises:
+            ValueError: for one image instead of an iterable of them.
         """
         _check_at_least_one(top_k=top_k)
+        if is_one_image(images):  # a path is an iterable of characters, an array one of rows
+            raise ValueError(
+                f"images is one image, of type {type(images).__name__}. Expected an iterable of images: stream "
+                "[image], or call the classifier with it; of an array of many, stream list(array)."
+            )
         return self._stream(images, top_k)
 
     def _stream(self, images: Iterable[ImageLike], top_k: int) -> Iterator[list[Prediction] | ImageError]:

@@ -297,6 +297,16 @@ def test_top_k_below_one_is_refused(classifier):
         classifier(PHOTOGRAPHS[0], top_k=-1)
 
 
+@pytest.mark.parametrize(
+    "image",
+    ["cat.jpg", b"JFIF", np.zeros((64, 64, 3), np.uint8), {"image": "cat.jpg"}],
+    ids=lambda image: type(image).__name__,
+)
+def test_one_image_is_not_taken_for_a_stream_of_its_characters_or_rows(classifier, image):
+    with pytest.raises(ValueError, match=rf"one image, of type {type(image).__name__}\. .*stream \[image\], or call"):
+        classifier.stream(image)
+
+
 CACHED = """
 import sys
 import jax, jax.monitoring
