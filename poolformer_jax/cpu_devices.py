@@ -56,9 +56,11 @@ def share_image(apply: _Apply, params: FoldedParams, mesh: Mesh) -> tuple[_Apply
     Returns:
         None where there is only one device, or not a CPU's, or where as many do not divide what they would share.
     """
+    if mesh.size == 1 or not _is_cpu(mesh):  # of kernels' devices the parameters are not folded
+        return None
     (axis,) = mesh.axis_names
     specs, replicated = shares(params, axis), P()  # type: ignore[no-untyped-call]
-    if mesh.size == 1 or not _is_cpu(mesh) or not _divides(params, specs, mesh.size):
+    if not _divides(params, specs, mesh.size):
         return None
     shardings = jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), params, specs)
     # Every device returns the same logits; that they are the same is not something that shard_map could know.

@@ -61,6 +61,7 @@ class ImageClassifier:
 
     Raises:
         ValueError: for a network without a head, or preprocessing that does not fit it.
+        WeightsMismatch: if the variables are not those of such a network.
     """
 
     def __init__(

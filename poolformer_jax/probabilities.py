@@ -22,7 +22,7 @@ from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.cpu_devices import images_on_device, share_batch, share_image
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
-from poolformer_jax.kernels import kernels_for
+from poolformer_jax.kernels import Kernels, kernels_for
 from poolformer_jax.model import PoolFormerForImageClassification
 from poolformer_jax.shared_image import shared_apply
 from poolformer_jax.torch_weights.transfer import check_variables
@@ -55,10 +55,10 @@ class Probabilities:
         if fold_parameters:
             network, params = fastest_network(config, variables, mesh, dtype)
         else:
-            network, params = partial(_logits, PoolFormerForImageClassification(config, dtype)), variables["params"]
-        alone = _image_program(config, image_processor, dtype, params, mesh) if fold_parameters else None
-        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone is not None)
-        self._programs: dict[int, _Program] = {} if alone is None else {1: alone}
+            network, params = _network_as_trained(config, variables, dtype)
+        one_image = _image_program(config, image_processor, dtype, params, mesh) if fold_parameters else None
+        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, one_image is not None)
+        self._programs: dict[int, _Program] = {} if one_image is None else {1: one_image}
         if sizes := [size for size in self.batch_sizes if size not in self._programs]:
             apply = partial(_probabilities, image_processor, network)
             self._programs |= dict.fromkeys(sizes, _batch_program(apply, params, mesh))
@@ -93,6 +93,12 @@ def fastest_network(
     kernels = kernels_for(mesh, mesh.axis_names) if use_kernels and jnp.dtype(dtype) == jnp.bfloat16 else None
     if kernels is None:
         return partial(_folded, config, dtype, images_on_device(mesh)), fold(config, variables)
+    return _network_as_trained(config, variables, dtype, kernels)
+
+
+def _network_as_trained(
+    config: PoolFormerConfig, variables: Mapping[str, Any], dtype: Dtype, kernels: Kernels | None = None
+) -> tuple[_Apply, Any]:
     check_variables(config, variables)
     return partial(_logits, PoolFormerForImageClassification(config, dtype, kernels=kernels)), variables["params"]
 

@@ -28,6 +28,7 @@ from poolformer_jax.inference import ImageClassifier, find_image_processor
 from poolformer_jax.pretrained import save_pretrained
 from poolformer_jax.probabilities import Probabilities
 from poolformer_jax.summary import parameter_shapes
+from poolformer_jax.torch_weights import WeightsMismatch
 from small_networks import CONFIG, LABELS, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
 
 
@@ -288,6 +289,13 @@ def test_what_does_not_fit_together_is_refused_at_once(changes, options, message
     config = PoolFormerConfig(**{**{field: getattr(CONFIG, field) for field in CONFIG.__dataclass_fields__}, **changes})
     with pytest.raises(ValueError, match=message):
         ImageClassifier(config, VARIABLES, **{"image_processor": PROCESSOR, **options})
+
+
+@pytest.mark.parametrize("fold_parameters", [True, False])
+def test_weights_of_another_network_are_refused_at_once(fold_parameters):
+    variables = {"params": {name: value for name, value in VARIABLES["params"].items() if name != "head"}}
+    with pytest.raises(WeightsMismatch, match="missing: head/"):
+        ImageClassifier(CONFIG, variables, PROCESSOR, fold_parameters=fold_parameters)
 
 
 def test_top_k_below_one_is_refused(classifier):
