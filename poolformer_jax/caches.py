@@ -5,7 +5,7 @@ first pass over them to the last, and every part uses the same few megabytes: me
 in every step, as it does for the hidden layers of a whole batch, costs more than the arithmetic on it.
 
 Several CPU devices that share a batch would fetch each other's images for this; training meshes of them are for tests,
-and inference keeps each to its own (`cpu_devices.share_batch`).
+and inference keeps each to its own (`cpu_devices.data_parallel`).
 """
 
 import math

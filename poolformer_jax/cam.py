@@ -94,8 +94,8 @@ class GradCam:
 def _explain(
     config: PoolFormerConfig, folded: dict[str, Any], pixel_values: Float[Array, "1 h w c"], label: Int[Array, ""] | int
 ) -> tuple[Float[Array, "h w"], Int[Array, ""], Float[Array, ""]]:
-    features = folded_features(folded, config, pixel_values)[-1]
-    logits, gradient_of = jax.vjp(partial(folded_head, folded, config), features)
+    features = folded_features(config, folded, pixel_values)[-1]
+    logits, gradient_of = jax.vjp(partial(folded_head, config, folded), features)
     chosen = jnp.where(label < 0, jnp.argmax(logits), label)
     (gradient,) = gradient_of(jax.nn.one_hot(chosen, config.num_labels, dtype=logits.dtype)[None])
     weights = gradient.mean((1, 2))

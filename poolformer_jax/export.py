@@ -30,7 +30,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float32
 
 import poolformer_jax
 from poolformer_jax.config import PoolFormerConfig
@@ -159,7 +159,7 @@ def to_stablehlo(
     """
     (batch,) = jax.export.symbolic_shape("batch")
     pixels = jax.ShapeDtypeStruct((batch, *image_size, config.num_channels), jnp.float32)  # type: ignore[no-untyped-call]
-    network = partial(_logits, fold(config, variables), config, dtype)
+    network = partial(folded_apply, config, fold(config, variables), dtype=dtype)
     try:
         return bytes(jax.export.export(jax.jit(network), platforms=PLATFORMS)(pixels).serialize())
     except ImportError as error:
@@ -177,7 +177,7 @@ def to_onnx(
         raise _missing("jax2onnx and onnx", error) from error
     with _quiet("onnx_ir"):
         model = jax2onnx.to_onnx(
-            partial(_logits, fold(config, variables), config, jnp.float32),
+            partial(folded_apply, config, fold(config, variables)),
             inputs=[("batch", *image_size, config.num_channels)],
             model_name="poolformer",
             opset=ONNX_OPSET,
@@ -199,12 +199,6 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _logits(
-    folded: dict[str, Any], config: PoolFormerConfig, dtype: Dtype, pixel_values: Float[Array, "b h w c"]
-) -> Float[Array, "b labels"]:
-    return folded_apply(folded, config, pixel_values, dtype)
 
 
 def _run_onnx(data: bytes, pixel_values: Float32[np.ndarray, "b h w c"]) -> Float32[np.ndarray, "b labels"] | None:

@@ -118,5 +118,5 @@ class HeightShardedModel:
 def _apply(
     config: PoolFormerConfig, dtype: Dtype, folded: dict[str, Any], pixel_values: Num[Array, "b h w c"]
 ) -> tuple[tuple[Float[Array, "b _h _w _c"], ...], Float[Array, "b labels"]]:
-    hidden_states = folded_features(folded, config, pixel_values, dtype)
-    return hidden_states, folded_head(folded, config, hidden_states[-1])
+    hidden_states = folded_features(config, folded, pixel_values, dtype)
+    return hidden_states, folded_head(config, folded, hidden_states[-1])

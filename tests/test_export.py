@@ -127,7 +127,7 @@ def test_bfloat16_goes_into_stablehlo_and_not_into_onnx(tmp_path):
 def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):
     config = CONFIGS["published"]
     _, variables = random_variables(config)
-    wrong = lambda folded, config, pixels, dtype: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
+    wrong = lambda config, folded, pixels, **options: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
     monkeypatch.setattr("poolformer_jax.export.folded_apply", wrong)
     for name in ("n.stablehlo", "n.onnx"):
         with pytest.raises(ExportError, match="computes other logits"):
