@@ -47,7 +47,7 @@ ONNX_OPSET = 18
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-class ExportError(RuntimeError):
+class ExportError(ValueError):
     """A conversion that computes something else than the network."""
 
 
@@ -77,7 +77,7 @@ def export_model(
         is not installed to compute it.
 
     Raises:
-        ValueError: for another ending, or an image size that the network does not take.
+        ValueError: for another ending, an image size that the network does not take, or weights that give no numbers.
         OSError: if there is no folder for `file`, or a folder in its place.
         ModuleNotFoundError: naming the extra to install.
         ExportError: if the converted network computes other logits; nothing is written then.
@@ -223,7 +223,10 @@ def _difference(
         return None
     output: Any = jax.jit(PoolFormerForImageClassification(config).apply)(variables, pixel_values)
     expected = np.asarray(output.logits)
-    difference = float(np.abs(np.asarray(logits) - expected).max() / np.abs(expected).max())
+    if not np.isfinite(expected).all():
+        raise ValueError("The network's own logits are infinite or no numbers. Expected finite weights; check them.")
+    largest = np.abs(expected).max() or 1  # a head of zeros has no larger one: then the difference itself
+    difference = float(np.abs(np.asarray(logits) - expected).max() / largest)
     if not difference <= _TOLERANCE[jnp.dtype(dtype).name]:
         raise ExportError(
             f"The converted network computes other logits: they differ by {difference:.1e} of the largest one. "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -128,6 +129,14 @@ def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path)
     network = jax.export.deserialize(bytearray((tmp_path / "network.stablehlo").read_bytes()))
     logits = jax.jit(MODEL.apply)(VARIABLES, pixels).logits
     np.testing.assert_allclose(network.call(pixels), logits, atol=1e-4)
+
+
+def test_a_conversion_that_computes_something_else_exits_with_1(folder, capsys, tmp_path, monkeypatch):
+    wrong = lambda config, folded, pixels, **options: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
+    monkeypatch.setattr("poolformer_jax.export.folded_apply", wrong)
+    assert main(["export", folder, str(tmp_path / "network.stablehlo")]) == 1
+    assert capsys.readouterr().err.startswith("error: The converted network computes other logits")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,20 @@ def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monk
         with pytest.raises(ExportError, match="computes other logits"):
             export_model(tmp_path / name, config, variables, PROCESSOR, LABELS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_a_head_of_zeros_is_exported_and_one_of_no_numbers_refused(value, tmp_path):
+    config = CONFIGS["published"]
+    params = random_variables(config)[1]["params"]
+    variables = {"params": {**params, "head": jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params["head"])}}
+    export = partial(export_model, tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS)
+    if value == 0:
+        assert export() == 0
+    else:
+        with pytest.raises(ValueError, match=r"no numbers\. Expected finite weights"):
+            export()
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_size_that_the_network_does_not_take_is_refused(tmp_path):
