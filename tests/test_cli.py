@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from poolformer_jax.cli import COMMANDS, main
 from poolformer_jax.cli.arguments import waiting
@@ -90,6 +91,16 @@ def test_summary_shows_layers_of_a_variant_or_a_trained_folder(folder, capsys):
     for source in (folder, f"{folder}/model.safetensors", f"{folder}/config.json"):
         assert main(["summary", source, "--image-size", "64"]) == 0
         assert "16 x 16 x 8" in capsys.readouterr().out
+
+
+def test_summary_reads_weights_in_shards(folder, capsys, tmp_path):
+    shutil.copy(f"{folder}/model.safetensors", tmp_path / "one.safetensors")
+    shutil.copy(f"{folder}/config.json", tmp_path)
+    names = list(load_file(tmp_path / "one.safetensors"))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "one.safetensors")}))
+    assert main(["summary", str(index), "--image-size", "64"]) == 0
+    assert "16 x 16 x 8" in capsys.readouterr().out
 
 
 def test_cam_writes_the_overlay_of_the_class_asked_for(folder, expected, capsys, tmp_path, monkeypatch):
