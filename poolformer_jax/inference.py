@@ -196,9 +196,8 @@ class ImageClassifier:
         """Every image read, resized and cropped by threads that keep one batch ahead; in order."""
         ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
         pool = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
-        ending = (
-            sys.is_finalizing
-        )  # kept here: when the interpreter ends, modules lose their names, and threads are gone
+        # Kept here: when the interpreter ends, modules lose their names, and threads are gone.
+        ending = sys.is_finalizing
         try:
             for image in images:
                 ahead.append(self._submit(pool, image))
