@@ -243,9 +243,8 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         ("num_channels", config.num_channels >= 1, "at least 1"),
         (
             "mlp_ratio",
-            config.mlp_ratio > 0
-            and all(hidden >= 1 for c, hidden in zip(config.hidden_sizes, config.mlp_hidden_sizes) if c >= 1),
-            "a positive number, large enough for one hidden channel in every stage",
+            config.mlp_ratio > 0 and all(1 <= c * config.mlp_ratio < math.inf for c in config.hidden_sizes if c >= 1),
+            "a positive number, for at least one hidden channel in every stage, and finitely many",
         ),
         ("pool_size", config.pool_size >= 1 and config.pool_size % 2 == 1, "a positive odd number"),
         ("hidden_sizes", all(c >= 1 for c in config.hidden_sizes), "positive channel counts"),

@@ -36,7 +36,7 @@ import poolformer_jax
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
-from poolformer_jax.model import PoolFormerForImageClassification
+from poolformer_jax.model import PoolFormerForImageClassification, check_dtype
 from poolformer_jax.writing import replacing, write_json
 
 FORMATS = (".stablehlo", ".onnx")
@@ -64,7 +64,7 @@ def export_model(
     """Writes the network to `file`, whole or not at all.
 
     Args:
-        file: ends in .stablehlo (a second file, `file` + ".json", has the metadata) or in .onnx.
+        file: ends in .stablehlo (a second file, `file` + ".json", has the metadata) or in .onnx, in any case.
         config: the architecture.
         variables: `{"params": tree}`.
         image_processor: the preprocessing that the metadata describes.
@@ -83,11 +83,12 @@ def export_model(
         ExportError: if the converted network computes other logits; nothing is written then.
     """
     path = Path(file)
-    if path.suffix not in FORMATS:
+    ending = path.suffix.lower()
+    if ending not in FORMATS:
         raise ValueError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")
     if not path.parent.is_dir():  # before the minutes that a conversion can take
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
-    beside = path.with_name(f"{path.name}.json") if path.suffix == ".stablehlo" else None
+    beside = path.with_name(f"{path.name}.json") if ending == ".stablehlo" else None
     for one in (path, beside):
         if one is not None and one.is_dir():
             raise IsADirectoryError(f"{one} is a folder. Expected the name of a file to write.")
@@ -96,9 +97,10 @@ def export_model(
         raise ValueError("The preprocessing makes images of many sizes. Say image_size=(height, width) in pixels.")
     facts = metadata(config, image_processor, id2label, size)
     example = np.random.default_rng(0).standard_normal((2, *size, config.num_channels), np.float32)
+    check_dtype(dtype)
     if jnp.dtype(dtype).name not in _TOLERANCE:
         raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported. Expected {' or '.join(_TOLERANCE)}.")
-    if path.suffix == ".onnx":
+    if ending == ".onnx":
         if jnp.dtype(dtype) != jnp.float32:
             raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported to ONNX. Expected float32.")
         data = to_onnx(config, variables, size, facts)

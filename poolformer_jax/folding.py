@@ -240,8 +240,8 @@ def _mix_tokens(
         (shift,) = _vectors(params, x.dtype, "shift")
         return x + (normalised * scale + shift)
     gain, shift = _vectors(params["norm"], x.dtype, "scale", "bias")
-    module = TOKEN_MIXERS[mixer](config, x.dtype, "token_mixer")
-    mixed: Any = module.apply({"params": params["mixer"]}, normalised * gain + shift)
+    module: Any = TOKEN_MIXERS[mixer](config, x.dtype, "token_mixer")  # every one is a linen module
+    mixed = module.apply({"params": params["mixer"]}, normalised * gain + shift)
     return x + jnp.asarray(mixed) * scale
 
 

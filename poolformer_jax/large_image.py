@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Num
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.folding import fold, folded_features, folded_head
-from poolformer_jax.model import ImageClassifierOutput
+from poolformer_jax.model import ImageClassifierOutput, check_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class HeightShardedModel:
         dtype: type that feature maps are computed in, float32 or bfloat16.
 
     Raises:
-        ValueError: for strides, kernels and padding whose feature maps have no equal bands.
+        ValueError: for strides, kernels and padding whose feature maps have no equal bands, or another dtype.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class HeightShardedModel:
         devices: Sequence[jax.Device] | None = None,
         dtype: Dtype = jnp.float32,
     ) -> None:
+        check_dtype(dtype)
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("height",))
         self.config = config
         self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]

@@ -28,7 +28,7 @@ from poolformer_jax.layers import (
     MlpParameters,
     PatchEmbedding,
 )
-from poolformer_jax.token_mixers import TOKEN_MIXERS
+from poolformer_jax.token_mixers import TOKEN_MIXERS, TokenMixer
 
 # As the two public modules take them; `check_pixel_values` and `_loss` say more than an annotation can.
 Pixels = Num[Array | np.ndarray, "..."]
@@ -72,7 +72,7 @@ class ImageClassifierOutput:
 class MetaFormerBlock(nn.Module):
     """Two residual branches: the token mixer communicates between positions, the MLP works on each of them."""
 
-    token_mixer: Callable[..., nn.Module]
+    token_mixer: Callable[..., TokenMixer]
     norm: Callable[..., nn.Module]
     hidden_features: int
     activation: Callable[[Array], Array]
@@ -212,6 +212,10 @@ class PoolFormerModel(nn.Module):
     fused: bool = True
     kernels: Kernels | None = None
 
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, pixel_values: Pixels, train: bool = False) -> PoolFormerModelOutput:
         """Feature maps of a batch of images.
@@ -244,6 +248,10 @@ class PoolFormerForImageClassification(nn.Module):
     remat: bool = False
     fused: bool = True
     kernels: Kernels | None = None
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -310,6 +318,16 @@ def _loss(config: PoolFormerConfig, logits: Float[Array, "b labels"], labels: Nu
             f"[{batch}, {classes}]."
         )
     return functional.cross_entropy(logits, labels).mean()
+
+
+def check_dtype(dtype: Dtype) -> None:
+    """Raises ValueError unless feature maps can be computed in this type. Whole numbers would lose all of them."""
+    try:
+        fits = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # no type at all
+        fits = False
+    if not fits:
+        raise ValueError(f"dtype={dtype!r}: expected float32 or bfloat16.")
 
 
 def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # a symbolic batch is no int

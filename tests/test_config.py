@@ -125,6 +125,8 @@ def test_all_problems_are_told_together():
         ({"token_mixers": ("spatial_fc",) * 4}, "image_size=None"),
         ({"image_size": 16}, "image_size=16: expected None, or at least 32 pixels"),
         ({"head_order": "pool"}, "norm_pool, pool_norm"),
+        ({"mlp_ratio": 1e308}, r"mlp_ratio=1e\+308: expected a positive number"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio=0.01: expected a positive number"),
         ({"hidden_act": "swiglu"}, "hidden_act='swiglu': expected one of gelu, gelu_new"),
         (
             {"token_mixers": ("pooling", "convolution") * 2},

@@ -121,8 +121,10 @@ def test_bfloat16_goes_into_stablehlo_and_not_into_onnx(tmp_path):
     _, variables = random_variables(config)
     options = {"dtype": jnp.bfloat16}
     assert 1e-5 < export_model(tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS, **options) < 5e-2
+    with pytest.raises(ValueError, match="dtype='junk': expected float32 or bfloat16"):
+        export_model(tmp_path / "n.onnx", config, variables, PROCESSOR, LABELS, dtype="junk")
     with pytest.raises(ValueError, match="bfloat16 cannot be exported to ONNX"):
-        export_model(tmp_path / "n.onnx", config, variables, PROCESSOR, LABELS, **options)
+        export_model(tmp_path / "N.ONNX", config, variables, PROCESSOR, LABELS, **options)
 
 
 def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):

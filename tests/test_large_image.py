@@ -53,6 +53,11 @@ def test_a_height_that_makes_unequal_bands_is_refused(four):
         four(np.zeros((1, 1000, 64, 3), np.float32))
 
 
+def test_a_type_that_holds_no_feature_maps_is_refused(variables):
+    with pytest.raises(ValueError, match="dtype='int8': expected float32 or bfloat16"):
+        HeightShardedModel(CONFIG, variables[1], dtype="int8")
+
+
 def test_a_network_whose_maps_make_unequal_bands_at_every_height_is_refused():
     config = PoolFormerConfig(**TINY, padding=(0, 0, 0, 0))
     with pytest.raises(ValueError, match=r"of 128 pixels are \(31, 15, 7, 3\) pixels high, which 4 devices do not"):

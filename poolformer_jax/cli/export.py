@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         from poolformer_jax.export import FORMATS, export_model
         from poolformer_jax.inference import class_names, find_image_processor
         from poolformer_jax.pretrained import load_pretrained
-    if Path(arguments.file).suffix not in FORMATS:
+    if Path(arguments.file).suffix.lower() not in FORMATS:
         raise ValueError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
     with waiting(f"Loading {arguments.source}"):
         model, variables = load_pretrained(arguments.source)
