@@ -80,5 +80,5 @@ def kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"], dty
     product = partial(lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), preferred_element_type=dtype)
     if x.shape[1] <= dy.shape[1]:
         return product(x, dy)
-    transposed: Float[Array, "d c"] = lax.optimization_barrier(product(dy, x))  # type: ignore[no-untyped-call]
+    transposed: Float[Array, "d c"] = lax.optimization_barrier(product(dy, x))
     return transposed.T

@@ -182,7 +182,7 @@ _LONGEST_INDEX = 10  # characters; Python refuses to read numbers of thousands o
 _NAMES = Kind(
     "a mapping from indices to names",
     lambda value: isinstance(value, Mapping) and all(map(WHOLE.fits, value)) and all(map(TEXT.fits, value.values())),
-    lambda value: FrozenDict({int(index): name for index, name in value.items()}),  # type: ignore[no-untyped-call]
+    lambda value: FrozenDict({int(index): name for index, name in value.items()}),
 )
 _PER_STAGE: Mapping[str, Kind] = {
     **dict.fromkeys(

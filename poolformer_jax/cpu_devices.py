@@ -40,7 +40,7 @@ def data_parallel(apply: _Apply, mesh: Mesh) -> _Apply:
     """
     if mesh.size == 1 or not _is_cpu(mesh):
         return apply
-    replicated, batch = P(), P(mesh.axis_names)  # type: ignore[no-untyped-call]
+    replicated, batch = P(), P(mesh.axis_names)
     return jax.shard_map(apply, mesh=mesh, in_specs=(replicated, batch), out_specs=batch)
 
 
@@ -63,7 +63,7 @@ def tensor_parallel(apply: _Apply, params: FoldedParams, mesh: Mesh) -> tuple[_A
     if mesh.size == 1 or not _is_cpu(mesh):  # of kernels' devices the parameters are not folded
         return None
     (axis,) = mesh.axis_names
-    specs, replicated = _partition_specs(params, axis), P()  # type: ignore[no-untyped-call]
+    specs, replicated = _partition_specs(params, axis), P()
     if not _divides(params, specs, mesh.size):
         return None
     shardings = jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), params, specs)
@@ -74,8 +74,8 @@ def tensor_parallel(apply: _Apply, params: FoldedParams, mesh: Mesh) -> tuple[_A
 
 def _partition_specs(folded: FoldedParams, axis: str) -> Any:
     """How devices along a mesh axis hold the parameters: a tree of PartitionSpecs."""
-    every, first, second = P(), P(axis), P(None, axis)  # type: ignore[no-untyped-call]
-    channels = P(None, None, None, axis)  # type: ignore[no-untyped-call]
+    every, first, second = P(), P(axis), P(None, axis)
+    channels = P(None, None, None, axis)
 
     def spec(path: tuple[Any, ...], _: Array) -> P:
         match [entry.key for entry in path][-2:]:

@@ -107,7 +107,7 @@ def export_model(
         difference = _difference(config, variables, dtype, example, _run_onnx(data, example))
     else:
         data = to_stablehlo(config, variables, size, dtype)
-        logits = jax.export.deserialize(bytearray(data)).call(example)  # type: ignore[no-untyped-call]
+        logits = jax.export.deserialize(bytearray(data)).call(example)
         difference = _difference(config, variables, dtype, example, logits)
     with replacing(path) as temporary:  # the network comes last: what has a network has its metadata
         temporary.write_bytes(data)
@@ -160,7 +160,7 @@ def to_stablehlo(
     jax promises to read it for six months of later versions, and a runtime three weeks older.
     """
     (batch,) = jax.export.symbolic_shape("batch")
-    pixels = jax.ShapeDtypeStruct((batch, *image_size, config.num_channels), jnp.float32)  # type: ignore[no-untyped-call]
+    pixels = jax.ShapeDtypeStruct((batch, *image_size, config.num_channels), jnp.float32)
     network = partial(folded_apply, config, fold(config, variables), dtype=dtype)
     try:
         return bytes(jax.export.export(jax.jit(network), platforms=PLATFORMS)(pixels).serialize())

@@ -210,7 +210,9 @@ def _convolve(
     else:
         y = convolution(x, kernel)
     y = y + conv["bias"].astype(x.dtype)
-    return y if axis is None else jnp.asarray(lax.all_gather(y, axis, axis=3, tiled=True))
+    if axis is not None:
+        y = lax.all_gather(y, axis, axis=3, tiled=True)
+    return y
 
 
 def _convolve_patches(
@@ -257,7 +259,7 @@ def _dense(params: Mapping[str, Array], x: Float[Array, "*b c"], axis: str | Non
     """A dense layer, in the type of its input, whose channels are spread along a mesh axis where there is one."""
     y = x @ params["kernel"].astype(x.dtype)
     if axis is not None:
-        y = lax.psum(y, axis)  # type: ignore[no-untyped-call]
+        y = lax.psum(y, axis)
     return y + params["bias"].astype(x.dtype)
 
 

@@ -270,7 +270,7 @@ def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for name, value in settings.items():
-        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+        jax.config.update(name, value)
     compilation_cache.reset_cache()  # or jax stays with the folder of the first program
 
 

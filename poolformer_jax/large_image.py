@@ -71,7 +71,7 @@ class HeightShardedModel:
         check_dtype(dtype)
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("height",))
         self.config = config
-        self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
+        self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())
         self._multiple = config.total_stride * mesh.size
         if any(rows % mesh.size for rows in config.feature_sizes(self._multiple)):  # then no multiple will do
             raise ValueError(
@@ -103,7 +103,7 @@ class HeightShardedModel:
     def memory_per_device(self, height: int, width: int, batch: int = 1) -> MemoryPerDevice:
         """What XLA plans for images of `height` x `width` pixels; compiles without computing."""
         self._check(height)
-        pixels = jax.eval_shape(partial(jnp.zeros, (batch, height, width, self.config.num_channels)))
+        pixels = jax.ShapeDtypeStruct((batch, height, width, self.config.num_channels), jnp.float32)
         plan: Any = self._apply.lower(self._params, pixels).compile().memory_analysis()
         return MemoryPerDevice(plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes)
 

@@ -116,7 +116,7 @@ class _Program(NamedTuple):
 
 def _batch_program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:
     """Every device computes its images of a batch."""
-    replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))  # type: ignore[no-untyped-call]
+    replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
     compiled = jax.jit(
         data_parallel(apply, mesh),
         in_shardings=(replicated, cut),
@@ -135,7 +135,7 @@ def _image_program(
     if together is None:
         return None
     compiled = jax.jit(together[0], compiler_options=_compiler_options(mesh))
-    return _Program(compiled, together[1], NamedSharding(mesh, P()))  # type: ignore[no-untyped-call]
+    return _Program(compiled, together[1], NamedSharding(mesh, P()))
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, Any] | None:

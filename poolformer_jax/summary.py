@@ -42,7 +42,7 @@ class LayerCost:
 def parameter_shapes(config: PoolFormerConfig) -> Mapping[str, Any]:
     """The parameter tree with shapes in the place of arrays; nothing is allocated."""
     side = config.image_size or config.smallest_side
-    pixels = jax.eval_shape(partial(jnp.zeros, (1, side, side, config.num_channels)))
+    pixels = jax.ShapeDtypeStruct((1, side, side, config.num_channels), jnp.float32)
     init = partial(PoolFormerForImageClassification(config).init, jax.random.key(0))
     shapes: Mapping[str, Any] = jax.eval_shape(init, pixels)["params"]
     return shapes
