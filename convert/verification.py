@@ -68,7 +68,7 @@ def _different(source: Source, destination: Path, mapped: list[Mapped]) -> tuple
 
 def _differences(source: Source, destination: Path) -> dict[str, float]:
     model, variables = load_pretrained(destination)
-    side = source.config.image_size or max(64, 2 * source.config.total_stride)
+    side = source.config.image_size or max(64, 2 * source.config.smallest_side)
     shape = (2, side, side, source.config.num_channels)
     pixel_values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     theirs = pytorch.outputs(source, pixel_values, model.config.head_order)

@@ -5,7 +5,7 @@ first pass over them to the last, and every part uses the same few megabytes: me
 in every step, as it does for the hidden layers of a whole batch, costs more than the arithmetic on it.
 
 Several CPU devices that share a batch would fetch each other's images for this; training meshes of them are for tests,
-and inference keeps each to its own (`cpu_devices.share_batch`).
+and inference keeps each to its own (`cpu_devices.data_parallel`).
 """
 
 import math
@@ -80,5 +80,5 @@ def kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"], dty
     product = partial(lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), preferred_element_type=dtype)
     if x.shape[1] <= dy.shape[1]:
         return product(x, dy)
-    transposed: Float[Array, "d c"] = lax.optimization_barrier(product(dy, x))  # type: ignore[no-untyped-call]
+    transposed: Float[Array, "d c"] = lax.optimization_barrier(product(dy, x))
     return transposed.T

@@ -41,14 +41,15 @@ class Explanation:
     picture: UInt8[np.ndarray, "h w c"]
     heatmap: Float32[np.ndarray, "h w"]
 
-    def overlay(self, smallest_side: int = 1) -> UInt8[np.ndarray, "h2 w2 3"]:
+    def overlay(self, shorter_side: int = 1) -> UInt8[np.ndarray, "h2 w2 3"]:
         """The picture with the heatmap over it: red speaks for the class, blue does not.
 
         Args:
-            smallest_side: a smaller picture is enlarged, by the largest whole factor that keeps its sides within this.
+            shorter_side: a picture whose shorter side has fewer pixels is enlarged, by the largest whole factor that
+                keeps that side within this.
         """
         mixed = jet(self.heatmap) + self.picture / 255
-        factor = max(1, smallest_side // min(self.heatmap.shape))
+        factor = max(1, shorter_side // min(self.heatmap.shape))
         rounded: UInt8[np.ndarray, "h w 3"] = np.rint(255 * mixed / mixed.max()).astype(np.uint8)
         return rounded.repeat(factor, 0).repeat(factor, 1)
 
@@ -94,8 +95,8 @@ class GradCam:
 def _explain(
     config: PoolFormerConfig, folded: dict[str, Any], pixel_values: Float[Array, "1 h w c"], label: Int[Array, ""] | int
 ) -> tuple[Float[Array, "h w"], Int[Array, ""], Float[Array, ""]]:
-    features = folded_features(folded, config, pixel_values)[-1]
-    logits, gradient_of = jax.vjp(partial(folded_head, folded, config), features)
+    features = folded_features(config, folded, pixel_values)[-1]
+    logits, gradient_of = jax.vjp(partial(folded_head, config, folded), features)
     chosen = jnp.where(label < 0, jnp.argmax(logits), label)
     (gradient,) = gradient_of(jax.nn.one_hot(chosen, config.num_labels, dtype=logits.dtype)[None])
     weights = gradient.mean((1, 2))

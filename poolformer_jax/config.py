@@ -89,8 +89,16 @@ class PoolFormerConfig:
 
     @property
     def total_stride(self) -> int:
-        """Input pixels per pixel of the last feature map; also the smallest input side accepted."""
+        """Input pixels per pixel of the last feature map."""
         return math.prod(self.strides)
+
+    @property
+    def smallest_side(self) -> int:
+        """The smallest input side accepted: the stride, or what leaves every feature map a pixel if that is more."""
+        side = 1
+        for patch, stride, pad in zip(self.patch_sizes[::-1], self.strides[::-1], self.padding[::-1]):
+            side = max(1, (side - 1) * stride + patch - 2 * pad)
+        return max(side, self.total_stride)
 
     def feature_sizes(self, image_size: int) -> tuple[int, ...]:
         """The side of every stage's feature map for an input side of `image_size` pixels."""
@@ -174,7 +182,7 @@ _LONGEST_INDEX = 10  # characters; Python refuses to read numbers of thousands o
 _NAMES = Kind(
     "a mapping from indices to names",
     lambda value: isinstance(value, Mapping) and all(map(WHOLE.fits, value)) and all(map(TEXT.fits, value.values())),
-    lambda value: FrozenDict({int(index): name for index, name in value.items()}),  # type: ignore[no-untyped-call]
+    lambda value: FrozenDict({int(index): name for index, name in value.items()}),
 )
 _PER_STAGE: Mapping[str, Kind] = {
     **dict.fromkeys(
@@ -235,9 +243,8 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         ("num_channels", config.num_channels >= 1, "at least 1"),
         (
             "mlp_ratio",
-            config.mlp_ratio > 0
-            and all(hidden >= 1 for c, hidden in zip(config.hidden_sizes, config.mlp_hidden_sizes) if c >= 1),
-            "a positive number, large enough for one hidden channel in every stage",
+            config.mlp_ratio > 0 and all(1 <= c * config.mlp_ratio < math.inf for c in config.hidden_sizes if c >= 1),
+            "a positive number, for at least one hidden channel in every stage, and finitely many",
         ),
         ("pool_size", config.pool_size >= 1 and config.pool_size % 2 == 1, "a positive odd number"),
         ("hidden_sizes", all(c >= 1 for c in config.hidden_sizes), "positive channel counts"),
@@ -253,8 +260,8 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         ("head_order", config.head_order in HEAD_ORDERS, f"one of {', '.join(HEAD_ORDERS)}"),
         (
             "image_size",
-            config.image_size is None or config.image_size >= config.total_stride,
-            f"None, or at least the network's stride of {math.prod(config.strides)} pixels",
+            config.image_size is None or config.image_size >= config.smallest_side,
+            f"None, or at least {config.smallest_side} pixels, the smallest side that the network takes",
         ),
         (
             "image_size",

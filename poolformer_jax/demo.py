@@ -38,9 +38,10 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
     def look(path: str | None) -> tuple[dict[str, float] | None, UInt8[np.ndarray, "h w 3"] | None]:
         if path is None:
             return None, None
-        (predictions,) = classifier.stream([path], top_k)
-        if isinstance(predictions, ImageError):
-            raise gradio.Error(str(predictions))
+        try:
+            predictions = classifier(path, top_k)
+        except ImageError as error:
+            raise gradio.Error(str(error)) from error
         # Two classes of ImageNet share a name; the more probable one comes first and stays.
         probabilities: dict[str, float] = {}
         for label, probability in predictions:

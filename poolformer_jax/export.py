@@ -30,13 +30,13 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float32
 
 import poolformer_jax
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
-from poolformer_jax.model import PoolFormerForImageClassification
+from poolformer_jax.model import PoolFormerForImageClassification, check_dtype
 from poolformer_jax.writing import replacing, write_json
 
 FORMATS = (".stablehlo", ".onnx")
@@ -47,7 +47,7 @@ ONNX_OPSET = 18
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-class ExportError(RuntimeError):
+class ExportError(ValueError):
     """A conversion that computes something else than the network."""
 
 
@@ -64,7 +64,7 @@ def export_model(
     """Writes the network to `file`, whole or not at all.
 
     Args:
-        file: ends in .stablehlo (a second file, `file` + ".json", has the metadata) or in .onnx.
+        file: ends in .stablehlo (a second file, `file` + ".json", has the metadata) or in .onnx, in any case.
         config: the architecture.
         variables: `{"params": tree}`.
         image_processor: the preprocessing that the metadata describes.
@@ -77,17 +77,18 @@ def export_model(
         is not installed to compute it.
 
     Raises:
-        ValueError: for another ending, or an image size that the network does not take.
+        ValueError: for another ending, an image size that the network does not take, or weights that give no numbers.
         OSError: if there is no folder for `file`, or a folder in its place.
         ModuleNotFoundError: naming the extra to install.
         ExportError: if the converted network computes other logits; nothing is written then.
     """
     path = Path(file)
-    if path.suffix not in FORMATS:
+    ending = path.suffix.lower()
+    if ending not in FORMATS:
         raise ValueError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")
     if not path.parent.is_dir():  # before the minutes that a conversion can take
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
-    beside = path.with_name(f"{path.name}.json") if path.suffix == ".stablehlo" else None
+    beside = path.with_name(f"{path.name}.json") if ending == ".stablehlo" else None
     for one in (path, beside):
         if one is not None and one.is_dir():
             raise IsADirectoryError(f"{one} is a folder. Expected the name of a file to write.")
@@ -96,16 +97,17 @@ def export_model(
         raise ValueError("The preprocessing makes images of many sizes. Say image_size=(height, width) in pixels.")
     facts = metadata(config, image_processor, id2label, size)
     example = np.random.default_rng(0).standard_normal((2, *size, config.num_channels), np.float32)
+    check_dtype(dtype)
     if jnp.dtype(dtype).name not in _TOLERANCE:
         raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported. Expected {' or '.join(_TOLERANCE)}.")
-    if path.suffix == ".onnx":
+    if ending == ".onnx":
         if jnp.dtype(dtype) != jnp.float32:
             raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported to ONNX. Expected float32.")
         data = to_onnx(config, variables, size, facts)
         difference = _difference(config, variables, dtype, example, _run_onnx(data, example))
     else:
         data = to_stablehlo(config, variables, size, dtype)
-        logits = jax.export.deserialize(bytearray(data)).call(example)  # type: ignore[no-untyped-call]
+        logits = jax.export.deserialize(bytearray(data)).call(example)
         difference = _difference(config, variables, dtype, example, logits)
     with replacing(path) as temporary:  # the network comes last: what has a network has its metadata
         temporary.write_bytes(data)
@@ -158,8 +160,8 @@ def to_stablehlo(
     jax promises to read it for six months of later versions, and a runtime three weeks older.
     """
     (batch,) = jax.export.symbolic_shape("batch")
-    pixels = jax.ShapeDtypeStruct((batch, *image_size, config.num_channels), jnp.float32)  # type: ignore[no-untyped-call]
-    network = partial(_logits, fold(config, variables), config, dtype)
+    pixels = jax.ShapeDtypeStruct((batch, *image_size, config.num_channels), jnp.float32)
+    network = partial(folded_apply, config, fold(config, variables), dtype=dtype)
     try:
         return bytes(jax.export.export(jax.jit(network), platforms=PLATFORMS)(pixels).serialize())
     except ImportError as error:
@@ -177,7 +179,7 @@ def to_onnx(
         raise _missing("jax2onnx and onnx", error) from error
     with _quiet("onnx_ir"):
         model = jax2onnx.to_onnx(
-            partial(_logits, fold(config, variables), config, jnp.float32),
+            partial(folded_apply, config, fold(config, variables)),
             inputs=[("batch", *image_size, config.num_channels)],
             model_name="poolformer",
             opset=ONNX_OPSET,
@@ -199,12 +201,6 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _logits(
-    folded: dict[str, Any], config: PoolFormerConfig, dtype: Dtype, pixel_values: Float[Array, "b h w c"]
-) -> Float[Array, "b labels"]:
-    return folded_apply(folded, config, pixel_values, dtype)
 
 
 def _run_onnx(data: bytes, pixel_values: Float32[np.ndarray, "b h w c"]) -> Float32[np.ndarray, "b labels"] | None:
@@ -229,7 +225,10 @@ def _difference(
         return None
     output: Any = jax.jit(PoolFormerForImageClassification(config).apply)(variables, pixel_values)
     expected = np.asarray(output.logits)
-    difference = float(np.abs(np.asarray(logits) - expected).max() / np.abs(expected).max())
+    if not np.isfinite(expected).all():
+        raise ValueError("The network's own logits are infinite or no numbers. Expected finite weights; check them.")
+    largest = np.abs(expected).max() or 1  # a head of zeros has no larger one: then the difference itself
+    difference = float(np.abs(np.asarray(logits) - expected).max() / largest)
     if not difference <= _TOLERANCE[jnp.dtype(dtype).name]:
         raise ExportError(
             f"The converted network computes other logits: they differ by {difference:.1e} of the largest one. "

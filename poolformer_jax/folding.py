@@ -73,7 +73,7 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
         folded[f"stages_{index}"] = {
             **({"downsample": stage["downsample"]["conv"]} if index > 0 else {}),
             **{name: stage[name] for name in ("position_embedding",) if name in stage},
-            **{name: _fold_block(config.token_mixers[index], stage[name]) for name in block_names(depth)},
+            **{name: _fold_block(config.token_mixers[index], stage[name]) for name in _block_names(depth)},
         }
     if config.num_labels:
         folded["head"] = _fold_affine(params["norm"], params["head"])
@@ -83,7 +83,7 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
     return rounded
 
 
-def block_names(depth: int) -> list[str]:
+def _block_names(depth: int) -> list[str]:
     """The names of a stage's blocks, first to last."""
     return [f"blocks_{number}" for number in range(depth)]
 
@@ -115,56 +115,66 @@ def _fold_affine(norm: Mapping[str, Any], dense: Mapping[str, Any]) -> FoldedPar
 
 
 def folded_apply(
-    folded: FoldedParams,
     config: PoolFormerConfig,
+    folded: FoldedParams,
     pixel_values: Pixels,
     dtype: Dtype = jnp.float32,
+    *,
     images_at_once: int | None = None,
+    axis: str | None = None,
 ) -> Float[Array, "b labels"]:
     """The logits of `PoolFormerForImageClassification(config, dtype)` with train=False, in float32.
 
     Args:
-        folded: what `fold` returns.
         config: the architecture.
+        folded: what `fold` returns.
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: work through the batch in equal parts of at most so many images; None does all at once.
             `cpu_devices.images_on_device(mesh)` is fast.
+        axis: inside a `shard_map`, the mesh axis whose devices compute the same images together, each with its part of
+            the parameters (`cpu_devices.tensor_parallel`); None where `folded` is all of them.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         size = largest_divisor(len(pixel_values), images_at_once)
         parts = jnp.reshape(pixel_values, (-1, size, *pixel_values.shape[1:]))
-        logits: Float[Array, "parts n labels"] = lax.map(lambda part: folded_apply(folded, config, part, dtype), parts)
+        apply = partial(folded_apply, config, folded, dtype=dtype, axis=axis)
+        logits: Float[Array, "parts n labels"] = lax.map(apply, parts)
         return logits.reshape(len(pixel_values), -1)
-    return folded_head(folded, config, folded_features(folded, config, pixel_values, dtype)[-1])
+    return folded_head(config, folded, folded_features(config, folded, pixel_values, dtype, axis=axis)[-1])
 
 
 def folded_features(
-    folded: FoldedParams, config: PoolFormerConfig, pixel_values: Pixels, dtype: Dtype = jnp.float32
+    config: PoolFormerConfig,
+    folded: FoldedParams,
+    pixel_values: Pixels,
+    dtype: Dtype = jnp.float32,
+    *,
+    axis: str | None = None,
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    """The feature map of every stage: the `hidden_states` of the model.
+    """The feature map of every stage: the `hidden_states` of the model. The arguments are those of `folded_apply`.
 
     Raises:
         ValueError: for an input that the model refuses too.
     """
     check_pixel_values(config, pixel_values.shape)
-    x = convolve(folded["stem"], config, 0, jnp.asarray(pixel_values).astype(dtype))
+    x = _convolve(config, 0, folded["stem"], jnp.asarray(pixel_values).astype(dtype), axis)
     hidden_states = []
     for index, depth in enumerate(config.depths):
         stage = folded[f"stages_{index}"]
         if index > 0:
-            x = convolve(stage["downsample"], config, index, x)
+            x = _convolve(config, index, stage["downsample"], x, axis)
         if "position_embedding" in stage:
             x = x + stage["position_embedding"].astype(dtype)
-        for name in block_names(depth):
-            x = mix_tokens(stage[name]["token_mixer"], config, config.token_mixers[index], x)
-            x = _mix_channels(stage[name]["mlp"], config, x)
+        for name in _block_names(depth):
+            x = _mix_tokens(config, config.token_mixers[index], stage[name]["token_mixer"], x)
+            x = _mix_channels(config, stage[name]["mlp"], x, axis)
         hidden_states.append(x)
     return tuple(hidden_states)
 
 
 def folded_head(
-    folded: FoldedParams, config: PoolFormerConfig, features: Float[Array, "b h w c"]
+    config: PoolFormerConfig, folded: FoldedParams, features: Float[Array, "b h w c"]
 ) -> Float[Array, "b labels"]:
     """The logits for the last feature map; with num_labels=0 the pooled, normalised features."""
     features = widen(features)
@@ -176,15 +186,15 @@ def folded_head(
     else:
         pooled = standardize(features, (-1,)).mean((1, 2))
     if "head" in folded:
-        return dense(folded["head"], pooled)
+        return _dense(folded["head"], pooled)
     gain, shift = _vectors(folded["norm"], pooled.dtype, "scale", "bias")
     return pooled * gain + shift
 
 
-def convolve(
-    conv: Mapping[str, Array], config: PoolFormerConfig, index: int, x: Float[Array, "b h w c"]
+def _convolve(
+    config: PoolFormerConfig, index: int, conv: Mapping[str, Array], x: Float[Array, "b h w c"], axis: str | None
 ) -> Float[Array, "b h2 w2 c2"]:
-    """The convolution before the blocks of a stage."""
+    """The convolution before the blocks of a stage; along a mesh axis a device computes some of its channels."""
     stride, padding = config.strides[index], config.padding[index]
     kernel = conv["kernel"].astype(x.dtype)
     convolution = partial(
@@ -199,7 +209,10 @@ def convolve(
         y: Array = lax.platform_dependent(x, kernel, cpu=product, default=convolution)
     else:
         y = convolution(x, kernel)
-    return y + conv["bias"].astype(x.dtype)
+    y = y + conv["bias"].astype(x.dtype)
+    if axis is not None:
+        y = lax.all_gather(y, axis, axis=3, tiled=True)
+    return y
 
 
 def _convolve_patches(
@@ -213,15 +226,15 @@ def _convolve_patches(
     return jnp.concatenate(pixels, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def mix_tokens(
-    params: FoldedParams, config: PoolFormerConfig, mixer: str, x: Float[Array, "b h w c"]
+def _mix_tokens(
+    config: PoolFormerConfig, mixer: str, params: FoldedParams, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
     """The first residual branch and its input."""
     if mixer == "pooling" and config.norm == "group_norm":  # line 3
         _, inverse_std = distance_and_inverse_std(x, (1, 2, 3))
         (scale,) = _vectors(params, inverse_std.dtype, "scale")
         return x + pooling_mixer(x, config.pool_size) * (inverse_std * scale).astype(x.dtype)
-    normalised = standardize(x, norm_axes(config))
+    normalised = standardize(x, _norm_axes(config))
     (scale,) = _vectors(params, x.dtype, "scale")
     if mixer == "pooling":
         return x + pooling_mixer(normalised, config.pool_size) * scale
@@ -229,22 +242,25 @@ def mix_tokens(
         (shift,) = _vectors(params, x.dtype, "shift")
         return x + (normalised * scale + shift)
     gain, shift = _vectors(params["norm"], x.dtype, "scale", "bias")
-    module = TOKEN_MIXERS[mixer](config, x.dtype, "token_mixer")
-    mixed: Any = module.apply({"params": params["mixer"]}, normalised * gain + shift)
+    module: Any = TOKEN_MIXERS[mixer](config, x.dtype, "token_mixer")  # every one is a linen module
+    mixed = module.apply({"params": params["mixer"]}, normalised * gain + shift)
     return x + jnp.asarray(mixed) * scale
 
 
 def _mix_channels(
-    params: FoldedParams, config: PoolFormerConfig, x: Float[Array, "b h w c"]
+    config: PoolFormerConfig, params: FoldedParams, x: Float[Array, "b h w c"], axis: str | None
 ) -> Float[Array, "b h w c"]:
-    """The second residual branch and its input."""
-    hidden = dense(params["fc1"], standardize(x, norm_axes(config)))
-    return x + dense(params["fc2"], ACTIVATIONS[config.hidden_act](hidden))
+    """The second residual branch and its input; along a mesh axis a device has some of the hidden channels."""
+    hidden = _dense(params["fc1"], standardize(x, _norm_axes(config)))
+    return x + _dense(params["fc2"], ACTIVATIONS[config.hidden_act](hidden), axis)
 
 
-def dense(params: Mapping[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b c2"]:
-    """A dense layer, in the type of its input."""
-    return x @ params["kernel"].astype(x.dtype) + params["bias"].astype(x.dtype)
+def _dense(params: Mapping[str, Array], x: Float[Array, "*b c"], axis: str | None = None) -> Float[Array, "*b c2"]:
+    """A dense layer, in the type of its input, whose channels are spread along a mesh axis where there is one."""
+    y = x @ params["kernel"].astype(x.dtype)
+    if axis is not None:
+        y = lax.psum(y, axis)
+    return y + params["bias"].astype(x.dtype)
 
 
 def _vectors(params: FoldedParams, dtype: Dtype, *names: str) -> tuple[Float[Array, " _c"], ...]:
@@ -252,6 +268,6 @@ def _vectors(params: FoldedParams, dtype: Dtype, *names: str) -> tuple[Float[Arr
     return tuple(params[name].astype(dtype) for name in names)
 
 
-def norm_axes(config: PoolFormerConfig) -> tuple[int, ...]:
+def _norm_axes(config: PoolFormerConfig) -> tuple[int, ...]:
     """What a block's norm averages over."""
     return (1, 2, 3) if config.norm == "group_norm" else (-1,)

@@ -62,6 +62,7 @@ class ImageClassifier:
 
     Raises:
         ValueError: for a network without a head, or preprocessing that does not fit it.
+        WeightsMismatch: if the variables are not those of such a network.
     """
 
     def __init__(
@@ -166,8 +167,16 @@ class ImageClassifier:
         At most four batches are held at a time: one being decoded, one assembled, two on the devices; so the first
         result comes after up to three of them are read. What `images` itself raises is raised here, after the results
         of the images that came before. Once `images` has gone on, an array or a Pillow image that it gave may change.
+
+        Raises:
+            ValueError: for one image instead of an iterable of them.
         """
         _check_at_least_one(top_k=top_k)
+        if is_one_image(images):  # a path is an iterable of characters, an array one of rows
+            raise ValueError(
+                f"images is one image, of type {type(images).__name__}. Expected an iterable of images: stream "
+                "[image], or call the classifier with it; of an array of many, stream list(array)."
+            )
         return self._stream(images, top_k)
 
     def _stream(self, images: Iterable[ImageLike], top_k: int) -> Iterator[list[Prediction] | ImageError]:
@@ -188,9 +197,8 @@ class ImageClassifier:
         """Every image read, resized and cropped by threads that keep one batch ahead; in order."""
         ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
         pool = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
-        ending = (
-            sys.is_finalizing
-        )  # kept here: when the interpreter ends, modules lose their names, and threads are gone
+        # Kept here: when the interpreter ends, modules lose their names, and threads are gone.
+        ending = sys.is_finalizing
         try:
             for image in images:
                 ahead.append(self._submit(pool, image))
@@ -263,7 +271,7 @@ def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for name, value in settings.items():
-        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+        jax.config.update(name, value)
     compilation_cache.reset_cache()  # or jax stays with the folder of the first program
 
 
@@ -311,8 +319,8 @@ def _check(
         )
     if (size := image_processor.output_size) is None:
         problems.append("The preprocessing makes images of many sizes: expected one. Set do_center_crop=True.")
-    elif min(size) < config.total_stride or (config.image_size is not None and size != (config.image_size,) * 2):
-        wanted = config.image_size or f"at least {config.total_stride}"
+    elif min(size) < config.smallest_side or (config.image_size is not None and size != (config.image_size,) * 2):
+        wanted = config.image_size or f"at least {config.smallest_side}"
         problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
     if unnamed := sorted(set(range(config.num_labels)) - set(id2label)):
         problems.append(f"id2label has no name for class {unnamed[0]}: expected one for each of {config.num_labels}.")

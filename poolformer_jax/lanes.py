@@ -152,7 +152,7 @@ def convolve_gradient(
 
     def gradient_in(groups: _Groups, x: Array, dy: Array) -> Array:
         x, dy = group(x, groups.sources), group(dy, groups.targets)
-        kernel = jax.ShapeDtypeStruct(shape, accumulator)  # type: ignore[no-untyped-call]
+        kernel = jax.ShapeDtypeStruct(shape, accumulator)
         size = jax.eval_shape(groups.spread, kernel).shape[:2]
         # The window of the kernel's first number covers what it is multiplied with, and so on: as many windows along
         # an axis as the kernel has numbers there.

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Num
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.folding import fold, folded_features, folded_head
-from poolformer_jax.model import ImageClassifierOutput
+from poolformer_jax.model import ImageClassifierOutput, check_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,9 @@ class HeightShardedModel:
         variables: `{"params": tree}`.
         devices: what to spread over; by default all devices of this process.
         dtype: type that feature maps are computed in, float32 or bfloat16.
+
+    Raises:
+        ValueError: for strides, kernels and padding whose feature maps have no equal bands, or another dtype.
     """
 
     def __init__(
@@ -65,10 +68,17 @@ class HeightShardedModel:
         devices: Sequence[jax.Device] | None = None,
         dtype: Dtype = jnp.float32,
     ) -> None:
+        check_dtype(dtype)
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("height",))
         self.config = config
-        self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())  # type: ignore[no-untyped-call]
+        self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())
         self._multiple = config.total_stride * mesh.size
+        if any(rows % mesh.size for rows in config.feature_sizes(self._multiple)):  # then no multiple will do
+            raise ValueError(
+                f"The feature maps of {self._multiple} pixels are {config.feature_sizes(self._multiple)} pixels high, "
+                f"which {mesh.size} devices do not share equally. Expected padding of about half of patch_sizes, as "
+                "published, or one device."
+            )
         self._params = jax.device_put(fold(config, variables), replicated)
         self._apply = jax.jit(
             partial(_apply, config, dtype),
@@ -93,7 +103,7 @@ class HeightShardedModel:
     def memory_per_device(self, height: int, width: int, batch: int = 1) -> MemoryPerDevice:
         """What XLA plans for images of `height` x `width` pixels; compiles without computing."""
         self._check(height)
-        pixels = jax.eval_shape(partial(jnp.zeros, (batch, height, width, self.config.num_channels)))
+        pixels = jax.ShapeDtypeStruct((batch, height, width, self.config.num_channels), jnp.float32)
         plan: Any = self._apply.lower(self._params, pixels).compile().memory_analysis()
         return MemoryPerDevice(plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes)
 
@@ -109,5 +119,5 @@ class HeightShardedModel:
 def _apply(
     config: PoolFormerConfig, dtype: Dtype, folded: dict[str, Any], pixel_values: Num[Array, "b h w c"]
 ) -> tuple[tuple[Float[Array, "b _h _w _c"], ...], Float[Array, "b labels"]]:
-    hidden_states = folded_features(folded, config, pixel_values, dtype)
-    return hidden_states, folded_head(folded, config, hidden_states[-1])
+    hidden_states = folded_features(config, folded, pixel_values, dtype)
+    return hidden_states, folded_head(config, folded, hidden_states[-1])

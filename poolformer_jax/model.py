@@ -28,7 +28,7 @@ from poolformer_jax.layers import (
     MlpParameters,
     PatchEmbedding,
 )
-from poolformer_jax.token_mixers import TOKEN_MIXERS
+from poolformer_jax.token_mixers import TOKEN_MIXERS, TokenMixer
 
 # As the two public modules take them; `check_pixel_values` and `_loss` say more than an annotation can.
 Pixels = Num[Array | np.ndarray, "..."]
@@ -72,7 +72,7 @@ class ImageClassifierOutput:
 class MetaFormerBlock(nn.Module):
     """Two residual branches: the token mixer communicates between positions, the MLP works on each of them."""
 
-    token_mixer: Callable[..., nn.Module]
+    token_mixer: Callable[..., TokenMixer]
     norm: Callable[..., nn.Module]
     hidden_features: int
     activation: Callable[[Array], Array]
@@ -212,12 +212,16 @@ class PoolFormerModel(nn.Module):
     fused: bool = True
     kernels: Kernels | None = None
 
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, pixel_values: Pixels, train: bool = False) -> PoolFormerModelOutput:
         """Feature maps of a batch of images.
 
         Args:
-            pixel_values: [batch, height, width, num_channels], normalised; any size of at least the network's stride.
+            pixel_values: [batch, height, width, num_channels], normalised; any size from `config.smallest_side`.
             train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
 
         Raises:
@@ -245,6 +249,10 @@ class PoolFormerForImageClassification(nn.Module):
     fused: bool = True
     kernels: Kernels | None = None
 
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -255,7 +263,7 @@ class PoolFormerForImageClassification(nn.Module):
         """Logits of a batch of images, and the loss where labels are given.
 
         Args:
-            pixel_values: [batch, height, width, num_channels], normalised; any size of at least the network's stride.
+            pixel_values: [batch, height, width, num_channels], normalised; any size from `config.smallest_side`.
             labels: class indices [batch], or a probability for each class [batch, num_labels].
             train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
 
@@ -312,9 +320,19 @@ def _loss(config: PoolFormerConfig, logits: Float[Array, "b labels"], labels: Nu
     return functional.cross_entropy(logits, labels).mean()
 
 
+def check_dtype(dtype: Dtype) -> None:
+    """Raises ValueError unless feature maps can be computed in this type. Whole numbers would lose all of them."""
+    try:
+        fits = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # no type at all
+        fits = False
+    if not fits:
+        raise ValueError(f"dtype={dtype!r}: expected float32 or bfloat16.")
+
+
 def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # a symbolic batch is no int
     """Raises ValueError, with how to mend it, if the network cannot take an input of this shape."""
-    channels, smallest = config.num_channels, config.total_stride
+    channels, smallest = config.num_channels, config.smallest_side
     wanted = f"Expected [batch, height, width, {channels}]"
     if len(shape) != 4:
         raise ValueError(f"pixel_values has shape {shape}. {wanted}; add the batch axis with pixel_values[None].")
@@ -326,7 +344,7 @@ def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None
         raise ValueError(f"pixel_values has shape {shape}. {wanted}{advice}")
     if min(shape[1:3]) < smallest:
         raise ValueError(
-            f"pixel_values has shape {shape}, which leaves nothing of the image at the network's stride of {smallest}. "
+            f"pixel_values has shape {shape}, which is too small for this network. "
             f"{wanted} with height and width of at least {smallest} pixels; resize the images."
         )
     if config.image_size is not None and shape[1:3] != (config.image_size, config.image_size):

@@ -19,12 +19,11 @@ from jaxtyping import Array, Float, UInt8
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.cpu_devices import images_on_device, share_batch, share_image
+from poolformer_jax.cpu_devices import data_parallel, images_on_device, tensor_parallel
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
-from poolformer_jax.kernels import kernels_for
+from poolformer_jax.kernels import Kernels, kernels_for
 from poolformer_jax.model import PoolFormerForImageClassification
-from poolformer_jax.shared_image import shared_apply
 from poolformer_jax.torch_weights.transfer import check_variables
 
 _AXIS = "batch"
@@ -55,10 +54,10 @@ class Probabilities:
         if fold_parameters:
             network, params = fastest_network(config, variables, mesh, dtype)
         else:
-            network, params = partial(_logits, PoolFormerForImageClassification(config, dtype)), variables["params"]
-        alone = _image_program(config, image_processor, dtype, params, mesh) if fold_parameters else None
-        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone is not None)
-        self._programs: dict[int, _Program] = {} if alone is None else {1: alone}
+            network, params = _network_as_trained(config, variables, dtype)
+        one_image = _image_program(config, image_processor, dtype, params, mesh) if fold_parameters else None
+        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, one_image is not None)
+        self._programs: dict[int, _Program] = {} if one_image is None else {1: one_image}
         if sizes := [size for size in self.batch_sizes if size not in self._programs]:
             apply = partial(_probabilities, image_processor, network)
             self._programs |= dict.fromkeys(sizes, _batch_program(apply, params, mesh))
@@ -92,7 +91,14 @@ def fastest_network(
     """
     kernels = kernels_for(mesh, mesh.axis_names) if use_kernels and jnp.dtype(dtype) == jnp.bfloat16 else None
     if kernels is None:
-        return partial(_folded, config, dtype, images_on_device(mesh)), fold(config, variables)
+        apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_on_device(mesh))
+        return apply, fold(config, variables)
+    return _network_as_trained(config, variables, dtype, kernels)
+
+
+def _network_as_trained(
+    config: PoolFormerConfig, variables: Mapping[str, Any], dtype: Dtype, kernels: Kernels | None = None
+) -> tuple[_Apply, Any]:
     check_variables(config, variables)
     return partial(_logits, PoolFormerForImageClassification(config, dtype, kernels=kernels)), variables["params"]
 
@@ -110,9 +116,9 @@ class _Program(NamedTuple):
 
 def _batch_program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:
     """Every device computes its images of a batch."""
-    replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))  # type: ignore[no-untyped-call]
+    replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
     compiled = jax.jit(
-        share_batch(apply, mesh),
+        data_parallel(apply, mesh),
         in_shardings=(replicated, cut),
         out_shardings=cut,
         compiler_options=_compiler_options(mesh),
@@ -124,12 +130,12 @@ def _image_program(
     config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, dtype: Dtype, params: Any, mesh: Mesh
 ) -> _Program | None:
     """All devices compute one image, if they can."""
-    apply = partial(_probabilities, image_processor, lambda params, x: shared_apply(params, config, x, _AXIS, dtype))
-    shared = share_image(apply, params, mesh)
-    if shared is None:
+    apply = partial(_probabilities, image_processor, partial(folded_apply, config, dtype=dtype, axis=_AXIS))
+    together = tensor_parallel(apply, params, mesh)
+    if together is None:
         return None
-    compiled = jax.jit(shared[0], compiler_options=_compiler_options(mesh))
-    return _Program(compiled, shared[1], NamedSharding(mesh, P()))  # type: ignore[no-untyped-call]
+    compiled = jax.jit(together[0], compiler_options=_compiler_options(mesh))
+    return _Program(compiled, together[1], NamedSharding(mesh, P()))
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, Any] | None:
@@ -153,10 +159,6 @@ def _probabilities(
 ) -> Float[Array, "b labels"]:
     scale, shift = image_processor.scale_and_shift()
     return jax.nn.softmax(network(params, pixels.astype(jnp.float32) * scale + shift))
-
-
-def _folded(config: PoolFormerConfig, dtype: Dtype, images_at_once: int | None, params: Any, x: Array) -> Array:
-    return folded_apply(dict(params), config, x, dtype, images_at_once)
 
 
 def _logits(model: PoolFormerForImageClassification, params: Any, x: Array) -> Array:

@@ -41,8 +41,8 @@ class LayerCost:
 
 def parameter_shapes(config: PoolFormerConfig) -> Mapping[str, Any]:
     """The parameter tree with shapes in the place of arrays; nothing is allocated."""
-    side = config.image_size or config.total_stride
-    pixels = jax.eval_shape(partial(jnp.zeros, (1, side, side, config.num_channels)))
+    side = config.image_size or config.smallest_side
+    pixels = jax.ShapeDtypeStruct((1, side, side, config.num_channels), jnp.float32)
     init = partial(PoolFormerForImageClassification(config).init, jax.random.key(0))
     shapes: Mapping[str, Any] = jax.eval_shape(init, pixels)["params"]
     return shapes
@@ -69,10 +69,10 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     shapes = parameter_shapes(dataclasses.replace(config, depths=(1,) * len(config.depths)))
     rows: list[LayerCost] = []
     channels = config.num_channels
-    sizes = zip(config.feature_sizes(height), config.feature_sizes(width))
-    for index, (depth, (height, width)) in enumerate(zip(config.depths, sizes)):
+    sizes = list(zip(config.feature_sizes(height), config.feature_sizes(width)))
+    for index, (depth, size) in enumerate(zip(config.depths, sizes)):
         stage = shapes[f"stages_{index}"]
-        shape = (height, width, config.hidden_sizes[index])
+        shape = (*size, config.hidden_sizes[index])
         name, conv = ("stem", shapes["stem"]) if index == 0 else (f"stages_{index}/downsample", stage["downsample"])
         patch = config.patch_sizes[index] ** 2 * channels
         rows.append(LayerCost(name, shape, count_parameters(conv), math.prod(shape) * patch))
@@ -81,10 +81,10 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
             rows.append(LayerCost(f"stages_{index}/position_embedding", shape, positions, 0))
         blocks = f"stages_{index}/blocks_0..{depth - 1}" if depth > 1 else f"stages_{index}/blocks_0"
         learnt = depth * count_parameters(stage["blocks_0"])
-        macs = depth * _block_macs(config, index, height * width)
+        macs = depth * _block_macs(config, index, math.prod(size))
         rows.append(LayerCost(f"{blocks} ({config.token_mixers[index]})", shape, learnt, macs))
         channels = config.hidden_sizes[index]
-    normalised = channels * (height * width if config.head_order == "norm_pool" else 1)
+    normalised = channels * (math.prod(sizes[-1]) if config.head_order == "norm_pool" else 1)
     rows.append(LayerCost("norm", (channels,), count_parameters(shapes["norm"]), _NORM_MACS * normalised))
     if config.num_labels:
         head = count_parameters(shapes["head"])

@@ -79,7 +79,7 @@ class SpatialFc(nn.Module):
 
 
 # How the model builds each mixer. `name` is the parameter tree's name for it.
-TOKEN_MIXERS: Mapping[str, Callable[[PoolFormerConfig, Dtype, str], nn.Module]] = {
+TOKEN_MIXERS: Mapping[str, Callable[[PoolFormerConfig, Dtype, str], TokenMixer]] = {
     "pooling": lambda config, dtype, name: Pooling(config.pool_size, name=name),
     "identity": lambda config, dtype, name: Identity(name=name),
     "attention": lambda config, dtype, name: Attention(dtype=dtype, name=name),

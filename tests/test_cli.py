@@ -9,9 +9,11 @@ from pathlib import Path
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from poolformer_jax.cli import COMMANDS, main
 from poolformer_jax.cli.arguments import waiting
@@ -91,6 +93,16 @@ def test_summary_shows_layers_of_a_variant_or_a_trained_folder(folder, capsys):
         assert "16 x 16 x 8" in capsys.readouterr().out
 
 
+def test_summary_reads_weights_in_shards(folder, capsys, tmp_path):
+    shutil.copy(f"{folder}/model.safetensors", tmp_path / "one.safetensors")
+    shutil.copy(f"{folder}/config.json", tmp_path)
+    names = list(load_file(tmp_path / "one.safetensors"))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "one.safetensors")}))
+    assert main(["summary", str(index), "--image-size", "64"]) == 0
+    assert "16 x 16 x 8" in capsys.readouterr().out
+
+
 def test_cam_writes_the_overlay_of_the_class_asked_for(folder, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["cam", CAT, "--weights", folder]) == 0
@@ -128,6 +140,14 @@ def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path)
     network = jax.export.deserialize(bytearray((tmp_path / "network.stablehlo").read_bytes()))
     logits = jax.jit(MODEL.apply)(VARIABLES, pixels).logits
     np.testing.assert_allclose(network.call(pixels), logits, atol=1e-4)
+
+
+def test_a_conversion_that_computes_something_else_exits_with_1(folder, capsys, tmp_path, monkeypatch):
+    wrong = lambda config, folded, pixels, **options: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
+    monkeypatch.setattr("poolformer_jax.export.folded_apply", wrong)
+    assert main(["export", folder, str(tmp_path / "network.stablehlo")]) == 1
+    assert capsys.readouterr().err.startswith("error: The converted network computes other logits")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,20 @@ def test_transformers_keeps_four_kernels_beside_a_smaller_number_of_stages():
     assert (config.patch_sizes, config.strides, config.padding) == ((7, 3, 3), (4, 2, 2), (2, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [({}, 32), ({"padding": (0, 0, 0, 0)}, 63), ({"strides": (1, 1, 1, 1), "padding": (0, 0, 0, 0)}, 13)],
+)
+def test_the_smallest_side_leaves_a_pixel_at_every_stage(changes, side):
+    config = PoolFormerConfig(**changes)
+    assert config.smallest_side == side
+    assert min(config.feature_sizes(side)) >= 1
+    assert side == config.total_stride or min(config.feature_sizes(side - 1)) < 1
+    assert dataclasses.replace(config, image_size=side).image_size == side
+    with pytest.raises(ValueError, match=f"expected None, or at least {side} pixels"):
+        dataclasses.replace(config, image_size=side - 1)
+
+
 def test_all_problems_are_told_together():
     with pytest.raises(ValueError) as error:
         PoolFormerConfig(pool_size=4, hidden_sizes=(8, 8), norm="batch_norm", drop_path_rate=1.0)
@@ -109,8 +123,10 @@ def test_all_problems_are_told_together():
         ({"num_labels": -1}, "num_labels=-1: expected 0"),
         ({"id2label": {0: "cat"}}, "num_labels=1000: expected id2label to have a name for every index .* and it has 1"),
         ({"token_mixers": ("spatial_fc",) * 4}, "image_size=None"),
-        ({"image_size": 16}, "at least the network's stride of 32"),
+        ({"image_size": 16}, "image_size=16: expected None, or at least 32 pixels"),
         ({"head_order": "pool"}, "norm_pool, pool_norm"),
+        ({"mlp_ratio": 1e308}, r"mlp_ratio=1e\+308: expected a positive number"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio=0.01: expected a positive number"),
         ({"hidden_act": "swiglu"}, "hidden_act='swiglu': expected one of gelu, gelu_new"),
         (
             {"token_mixers": ("pooling", "convolution") * 2},

@@ -1,6 +1,7 @@
 """Several CPU devices compute what one does: a batch, each its own images, and one image, all of them together."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.cpu_devices import share_batch, share_image
+from poolformer_jax.cpu_devices import data_parallel, tensor_parallel
 from poolformer_jax.folding import fold, folded_apply
-from poolformer_jax.shared_image import shared_apply
 from small_networks import EVERY_MIXER, TINY, random_variables
 
 SHALLOW = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
@@ -34,17 +34,17 @@ def exchanges(compiled):
 def shared(config, devices):
     """The network on one image, on so many devices, and its parameters there."""
     folded = fold(config, random_variables(config)[1])
-    return share_image(lambda part, x: shared_apply(part, config, x, "batch"), folded, mesh(devices))
+    return tensor_parallel(partial(folded_apply, config, axis="batch"), folded, mesh(devices))
 
 
 def test_each_device_works_through_its_own_images_in_parts():
     folded, pixels, devices = fold(SHALLOW, random_variables(SHALLOW)[1]), random_pixels(16, 32), mesh(4)
-    apply = share_batch(lambda folded, part: folded_apply(folded, SHALLOW, part, images_at_once=2), devices)
+    apply = data_parallel(partial(folded_apply, SHALLOW, images_at_once=2), devices)
     cut = jax.device_put(pixels, NamedSharding(devices, P("batch")))
     compiled = jax.jit(apply).lower(jax.device_put(folded, NamedSharding(devices, P())), cut).compile()
     assert "while" in compiled.as_text()
     assert not exchanges(compiled)
-    whole = folded_apply(folded, SHALLOW, pixels)
+    whole = folded_apply(SHALLOW, folded, pixels)
     np.testing.assert_allclose(jax.jit(apply)(folded, cut), whole, rtol=0, atol=1e-6 * np.abs(whole).max())
 
 
@@ -54,7 +54,7 @@ def test_an_image_that_devices_share_has_the_logits_it_has_on_one(norm, batch):
     positions = (False, False, True, False)
     config = PoolFormerConfig(**TINY, token_mixers=EVERY_MIXER, norm=norm, position_embeddings=positions, image_size=64)
     pixels, (apply, params) = random_pixels(batch, 64), shared(config, 4)
-    whole = jax.jit(folded_apply, static_argnums=1)(fold(config, random_variables(config)[1]), config, pixels)
+    whole = jax.jit(folded_apply, static_argnums=0)(config, fold(config, random_variables(config)[1]), pixels)
     np.testing.assert_allclose(jax.jit(apply)(params, pixels), whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -120,19 +121,35 @@ def test_bfloat16_goes_into_stablehlo_and_not_into_onnx(tmp_path):
     _, variables = random_variables(config)
     options = {"dtype": jnp.bfloat16}
     assert 1e-5 < export_model(tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS, **options) < 5e-2
+    with pytest.raises(ValueError, match="dtype='junk': expected float32 or bfloat16"):
+        export_model(tmp_path / "n.onnx", config, variables, PROCESSOR, LABELS, dtype="junk")
     with pytest.raises(ValueError, match="bfloat16 cannot be exported to ONNX"):
-        export_model(tmp_path / "n.onnx", config, variables, PROCESSOR, LABELS, **options)
+        export_model(tmp_path / "N.ONNX", config, variables, PROCESSOR, LABELS, **options)
 
 
 def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):
     config = CONFIGS["published"]
     _, variables = random_variables(config)
-    wrong = lambda folded, config, pixels, dtype: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
+    wrong = lambda config, folded, pixels, **options: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
     monkeypatch.setattr("poolformer_jax.export.folded_apply", wrong)
     for name in ("n.stablehlo", "n.onnx"):
         with pytest.raises(ExportError, match="computes other logits"):
             export_model(tmp_path / name, config, variables, PROCESSOR, LABELS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_a_head_of_zeros_is_exported_and_one_of_no_numbers_refused(value, tmp_path):
+    config = CONFIGS["published"]
+    params = random_variables(config)[1]["params"]
+    variables = {"params": {**params, "head": jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params["head"])}}
+    export = partial(export_model, tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS)
+    if value == 0:
+        assert export() == 0
+    else:
+        with pytest.raises(ValueError, match=r"no numbers\. Expected finite weights"):
+            export()
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_size_that_the_network_does_not_take_is_refused(tmp_path):

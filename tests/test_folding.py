@@ -14,9 +14,9 @@ from poolformer_jax.torch_weights import WeightsMismatch
 from small_networks import CONFIG, EVERY_MIXER, TINY, VARIABLES, random_variables
 
 
-@partial(jax.jit, static_argnums=(1, 3))
-def apply_folded(folded, config, pixels, dtype=jnp.float32):
-    return folded_apply(folded, config, pixels, dtype), folded_features(folded, config, pixels, dtype)
+@partial(jax.jit, static_argnums=(0, 3))
+def apply_folded(config, folded, pixels, dtype=jnp.float32):
+    return folded_apply(config, folded, pixels, dtype), folded_features(config, folded, pixels, dtype)
 
 
 def assert_same_function(config, size, batch=2, tolerance=1e-5):
@@ -24,7 +24,7 @@ def assert_same_function(config, size, batch=2, tolerance=1e-5):
     model, variables = random_variables(config)
     pixels = jax.random.normal(jax.random.key(1), (batch, height, width, config.num_channels))
     expected = jax.jit(model.apply)(variables, pixels)
-    logits, features = apply_folded(fold(config, variables), config, pixels)
+    logits, features = apply_folded(config, fold(config, variables), pixels)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=tolerance * float(jnp.abs(expected.logits).max()))
     for ours, theirs in zip(features, expected.hidden_states, strict=True):
@@ -68,10 +68,10 @@ def test_an_image_alone_has_the_features_it_has_in_a_batch(size):
     config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))
     folded = fold(config, random_variables(config)[1])
     pixels = jax.random.normal(jax.random.key(1), (200, *size, 3))
-    text = [apply_folded.lower(folded, config, images).as_text() for images in (pixels, pixels[:1])]
+    text = [apply_folded.lower(config, folded, images).as_text() for images in (pixels, pixels[:1])]
     assert [one.count("stablehlo.convolution") for one in text] == [8, 2]  # in logits and in features
-    _, together = apply_folded(folded, config, pixels)
-    _, alone = apply_folded(folded, config, pixels[:1])
+    _, together = apply_folded(config, folded, pixels)
+    _, alone = apply_folded(config, folded, pixels[:1])
     for one, many in zip(alone, together, strict=True):
         np.testing.assert_allclose(one[0], many[0], rtol=0, atol=1e-5 * float(jnp.abs(many).max()))
 
@@ -87,7 +87,7 @@ def test_folding_is_exact_and_not_merely_close():
         _, variables = random_variables(config)
         pixels = jax.random.normal(jax.random.key(1), (1, 64, 64, 3), jnp.float64)
         expected = jax.jit(PoolFormerForImageClassification(config, dtype=jnp.float64).apply)(variables, pixels).logits
-        logits, _ = apply_folded(fold(config, variables), config, pixels, jnp.float64)
+        logits, _ = apply_folded(config, fold(config, variables), pixels, jnp.float64)
     assert logits.dtype == jnp.float64
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-7 * np.abs(expected).max())
 
@@ -99,7 +99,7 @@ def test_bfloat16_stays_as_close_as_the_model_in_bfloat16():
     exact = jax.jit(model.apply)(variables, pixels).logits
     rounded = PoolFormerForImageClassification(config, dtype=jnp.bfloat16)
     unfolded = jax.jit(rounded.apply)(variables, pixels).logits
-    folded, features = apply_folded(fold(config, variables), config, pixels, jnp.bfloat16)
+    folded, features = apply_folded(config, fold(config, variables), pixels, jnp.bfloat16)
     assert all(feature.dtype == jnp.bfloat16 for feature in features)
     assert jnp.abs(folded - exact).mean() <= 1.5 * jnp.abs(unfolded - exact).mean()
 
@@ -109,7 +109,7 @@ def test_what_the_model_refuses_the_folded_network_refuses(shape):
     config = PoolFormerConfig(**TINY)
     model, variables = random_variables(config)
     messages = []
-    for apply in (lambda x: model.apply(variables, x), lambda x: folded_apply(fold(config, variables), config, x)):
+    for apply in (lambda x: model.apply(variables, x), lambda x: folded_apply(config, fold(config, variables), x)):
         with pytest.raises(ValueError, match=r"pixel_values has shape") as error:
             apply(jnp.zeros(shape))
         messages.append(str(error.value))
@@ -120,7 +120,7 @@ def test_what_the_model_refuses_the_folded_network_refuses(shape):
 def test_an_empty_batch_has_no_logits(images_at_once):
     config = PoolFormerConfig(**TINY, token_mixers=EVERY_MIXER, image_size=64)
     folded = fold(config, random_variables(config)[1])
-    logits = folded_apply(folded, config, jnp.zeros((0, 64, 64, 3)), images_at_once=images_at_once)
+    logits = folded_apply(config, folded, jnp.zeros((0, 64, 64, 3)), images_at_once=images_at_once)
     assert logits.shape == (0, config.num_labels)
 
 
@@ -137,10 +137,10 @@ def test_a_batch_worked_through_in_parts_has_the_same_logits():
     config = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
     folded = fold(config, random_variables(config)[1])
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
-    apply = jax.jit(folded_apply, static_argnums=1, static_argnames="images_at_once")
-    whole = apply(folded, config, pixels)
+    apply = jax.jit(folded_apply, static_argnums=0, static_argnames="images_at_once")
+    whole = apply(config, folded, pixels)
     for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch: three at a time
-        parts = apply(folded, config, pixels, images_at_once=images_at_once)
+        parts = apply(config, folded, pixels, images_at_once=images_at_once)
         np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
 
 

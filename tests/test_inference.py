@@ -28,6 +28,7 @@ from poolformer_jax.inference import ImageClassifier, find_image_processor
 from poolformer_jax.pretrained import save_pretrained
 from poolformer_jax.probabilities import Probabilities
 from poolformer_jax.summary import parameter_shapes
+from poolformer_jax.torch_weights import WeightsMismatch
 from small_networks import CONFIG, LABELS, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
 
 
@@ -290,11 +291,28 @@ def test_what_does_not_fit_together_is_refused_at_once(changes, options, message
         ImageClassifier(config, VARIABLES, **{"image_processor": PROCESSOR, **options})
 
 
+@pytest.mark.parametrize("fold_parameters", [True, False])
+def test_weights_of_another_network_are_refused_at_once(fold_parameters):
+    variables = {"params": {name: value for name, value in VARIABLES["params"].items() if name != "head"}}
+    with pytest.raises(WeightsMismatch, match="missing: head/"):
+        ImageClassifier(CONFIG, variables, PROCESSOR, fold_parameters=fold_parameters)
+
+
 def test_top_k_below_one_is_refused(classifier):
     with pytest.raises(ValueError, match="top_k=0"):
         classifier.stream([], top_k=0)
     with pytest.raises(ValueError, match="top_k=-1"):
         classifier(PHOTOGRAPHS[0], top_k=-1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["cat.jpg", b"JFIF", np.zeros((64, 64, 3), np.uint8), {"image": "cat.jpg"}],
+    ids=lambda image: type(image).__name__,
+)
+def test_one_image_is_not_taken_for_a_stream_of_its_characters_or_rows(classifier, image):
+    with pytest.raises(ValueError, match=rf"one image, of type {type(image).__name__}\. .*stream \[image\], or call"):
+        classifier.stream(image)
 
 
 CACHED = """

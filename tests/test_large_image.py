@@ -51,3 +51,14 @@ def test_every_device_needs_a_share_of_the_memory(variables, four):
 def test_a_height_that_makes_unequal_bands_is_refused(four):
     with pytest.raises(ValueError, match=r"1000 pixels high.*multiple of 128.*resize it to 1024"):
         four(np.zeros((1, 1000, 64, 3), np.float32))
+
+
+def test_a_type_that_holds_no_feature_maps_is_refused(variables):
+    with pytest.raises(ValueError, match="dtype='int8': expected float32 or bfloat16"):
+        HeightShardedModel(CONFIG, variables[1], dtype="int8")
+
+
+def test_a_network_whose_maps_make_unequal_bands_at_every_height_is_refused():
+    config = PoolFormerConfig(**TINY, padding=(0, 0, 0, 0))
+    with pytest.raises(ValueError, match=r"of 128 pixels are \(31, 15, 7, 3\) pixels high, which 4 devices do not"):
+        HeightShardedModel(config, random_variables(config)[1], devices=jax.local_devices()[:4])

@@ -1,6 +1,7 @@
 """What a user of the two modules relies on: shapes, sizes, types, randomness, initial values and error messages."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -224,6 +225,22 @@ def test_initial_values_are_the_authors():
 def test_pixels_of_another_layout_get_one_clear_message(model, shape, message):
     with pytest.raises(ValueError, match=message):
         model.init(jax.random.key(0), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", ["junk", "int8", np.uint8])
+@pytest.mark.parametrize("model", [PoolFormerModel, PoolFormerForImageClassification])
+def test_a_type_that_holds_no_feature_maps_is_refused_at_once(model, dtype):
+    with pytest.raises(ValueError, match=r"dtype=.*: expected float32 or bfloat16"):
+        model(TINY, dtype=dtype)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_without_padding_an_image_that_a_stage_has_nothing_of_is_refused(fused):
+    model = PoolFormerForImageClassification(dataclasses.replace(TINY, padding=(0, 0, 0, 0)), fused=fused)
+    init = partial(jax.eval_shape, model.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="at least 63 pixels"):
+        init(jax.ShapeDtypeStruct((1, 62, 62, 3), jnp.float32))
+    init(jax.ShapeDtypeStruct((1, 63, 63, 3), jnp.float32))
 
 
 @pytest.mark.parametrize(

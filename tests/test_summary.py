@@ -91,6 +91,13 @@ def test_an_image_that_the_network_does_not_take_is_refused(name, size, message)
         layer_table(PoolFormerConfig.from_variant(name), *size)
 
 
+def test_a_network_without_padding_has_a_table_too():
+    config = PoolFormerConfig.from_variant("s12", padding=(0, 0, 0, 0))
+    assert layer_table(config, 64, 64)[-2].output_shape == (512,)
+    with pytest.raises(ValueError, match="at least 63 pixels"):
+        layer_table(config, 62, 64)
+
+
 def test_published_architectures_are_recognised_whatever_their_head():
     assert published_variant(PoolFormerConfig.from_variant("m36", num_labels=3, head_order="pool_norm")) == "m36"
     for change in ({"depths": (1, 1, 1, 1)}, {"pool_size": 5}, {"hidden_act": "relu"}, {"padding": (3, 1, 1, 1)}):

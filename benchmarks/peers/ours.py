@@ -1,6 +1,7 @@
 """poolformer_jax: the network as ImageClassifier compiles it, and the step that `python -m train` compiles."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax
@@ -15,12 +16,11 @@ from benchmarks import gpu_kernels
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.cores import available_cores
-from poolformer_jax.cpu_devices import share_batch, share_image
-from poolformer_jax.folding import FoldedParams
+from poolformer_jax.cpu_devices import data_parallel, tensor_parallel
+from poolformer_jax.folding import folded_apply
 from poolformer_jax.kernels import kernels_for
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.probabilities import fastest_network
-from poolformer_jax.shared_image import shared_apply
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.state import new_state
 from train.step import make_train_step
@@ -39,15 +39,13 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     model, variables = load_pretrained(folder)
     (apart, params), images = fastest_network(model.config, variables, mesh, jnp.dtype(dtype)), jnp.asarray(pixels)
 
-    def together(params: FoldedParams, images: jax.Array) -> jax.Array:
-        return shared_apply(params, model.config, images, "batch", jnp.dtype(dtype))
-
-    shared = share_image(together, params, mesh) if len(pixels) == 1 else None
-    if shared is not None:
-        function, params = shared
+    apply = partial(folded_apply, model.config, dtype=jnp.dtype(dtype), axis="batch")
+    together = tensor_parallel(apply, params, mesh) if len(pixels) == 1 else None
+    if together is not None:
+        function, params = together
         images = jax.device_put(images, replicated)
     else:
-        function = share_batch(apart, mesh)
+        function = data_parallel(apart, mesh)
         params, images = jax.device_put((params, images), (replicated, NamedSharding(mesh, P("batch"))))
     compiled = jax.jit(function, compiler_options=compiler_options(platform)).lower(params, images).compile()
 

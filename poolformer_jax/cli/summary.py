@@ -47,15 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _config(network: str) -> "PoolFormerConfig":
     from poolformer_jax.config import VARIANTS, PoolFormerConfig
     from poolformer_jax.model_files import find_model_files, is_timms, network_of, read_config
-    from poolformer_jax.torch_weights.files import open_weights
+    from poolformer_jax.torch_weights.files import is_index, open_weights
 
-    path = Path(network)
+    path = Path(network).expanduser()
     if network.removeprefix("poolformer_") in VARIANTS or not (path.exists() or "/" in network):
         return PoolFormerConfig.from_variant(network)
-    if path.suffix == ".json":
+    source = network  # as it was written: a name on the Hub is no path
+    if path.suffix == ".json" and not is_index(path):
         written = read_config(path)
         if not is_timms(written):
             return PoolFormerConfig.from_dict(written)
-        path = path.parent  # timm's says nothing of the layers: the weights beside it do
-    files = find_model_files(path)
+        source = str(path.parent)  # timm's says nothing of the layers: the weights beside it do
+    files = find_model_files(source)
     return network_of(files, open_weights(files.weights))

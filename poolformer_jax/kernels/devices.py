@@ -80,7 +80,7 @@ class _Kernels:
             return result, vectors, jax.tree.map(lambda total: total[None], sums)
 
         # The sums leave one for each device, and XLA adds them up as it does all other gradients: in one exchange.
-        of_map, of_vectors, of_all = P(*[None] * batch_axis, self.batch_axes), P(self.batch_axes), P()  # type: ignore[no-untyped-call]
+        of_map, of_vectors, of_all = P(*[None] * batch_axis, self.batch_axes), P(self.batch_axes), P()
         result, vectors, sums = jax.shard_map(
             local,
             mesh=self.mesh,

@@ -210,7 +210,7 @@ class _Blocks:
         return pl.ds(part * self.hidden_side, self.hidden_side)
 
     def array(self, *shape: int, dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+        return jax.ShapeDtypeStruct(shape, dtype)
 
     def zeros(self) -> list[Array]:
         return [jnp.zeros((GPU_ROWS, self.side), jnp.float32) for _ in self.channels]

@@ -116,8 +116,8 @@ class _Tiles:
         self.width = side_of_blocks(hidden, 128)
         self.down, self.across = rows // self.height, hidden // self.width
         self.side, self.blocks = side, kernel1.shape[0] // side
-        self.layer = jax.ShapeDtypeStruct((rows, hidden), z.dtype)  # type: ignore[no-untyped-call]
-        self.sums = jax.ShapeDtypeStruct((self.down, hidden), jnp.float32)  # type: ignore[no-untyped-call]
+        self.layer = jax.ShapeDtypeStruct((rows, hidden), z.dtype)
+        self.sums = jax.ShapeDtypeStruct((self.down, hidden), jnp.float32)
 
     def mine(self) -> tuple[Any, Any, Any]:
         """Which row of tiles a program is in, and the rows and columns of its tile. Neighbours read the same rows."""

@@ -36,7 +36,7 @@ def images_in_tile(batch: int, limit: int) -> int:
 
 def result(shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
     """An array that a kernel returns."""
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def whole(array: Any) -> pl.BlockSpec:

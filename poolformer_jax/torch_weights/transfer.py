@@ -189,7 +189,7 @@ def from_torch_state_dict(
     """
     plan = plan_import(state_dict, config)
     params = {leaf.path: read_leaf(leaf, state_dict[plan.given_name(leaf)], param_dtype) for leaf in plan.leaves}
-    return plan.detection.config, {"params": unflatten_dict(params, sep="/")}  # type: ignore[no-untyped-call]
+    return plan.detection.config, {"params": unflatten_dict(params, sep="/")}
 
 
 def read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None = np.float32) -> np.ndarray:
@@ -264,5 +264,5 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
             f"variables holds {sorted(variables) or 'nothing'}. Expected {{'params': tree}} and nothing else, "
             "as model.init and load_pretrained return."
         )
-    flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")  # type: ignore[no-untyped-call]
+    flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")
     return flat
