@@ -92,6 +92,33 @@ def test_a_wrong_flag_or_value_is_a_usage_error(arguments, capsys):
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["smoke", "--run-dir", "gs://bucket/run"], "--checkpoint-dir gs://... beside a local --run-dir"),
+        (["smoke", "--checkpoint-dir", "gs:/bucket/run"], "or gs://... or s3://..."),
+        (["smoke", "--checkpoint-dir", "gcs://bucket/run"], "or gs://... or s3://..."),
+        (["smoke", "--data.source", "tfds:gs://bucket/data"], "mount a bucket on every host"),
+        (["smoke", "--data.source", "folder:gs://bucket/data"], "mount a bucket on every host"),
+        (["smoke", "--data.source", "tfds:flowers", "--data.data-dir", "gs://bucket"], "mount a bucket on every host"),
+        (["evaluate", "model", "--data", "digits", "--output", "gs://bucket/result"], "a bucket that is mounted"),
+        (["prepare", "folder:flowers", "gs://bucket/packed"], "a bucket that is mounted"),
+    ],
+)
+def test_the_address_of_a_bucket_is_no_folder_of_this_machine(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_drive_of_windows_and_a_bucket_of_states_are_no_mistakes():
+    assert tiny(Path("C:/runs/flowers")).run_dir == Path("C:/runs/flowers")
+    assert tiny(checkpoint_dir="gs://bucket/run").checkpoints == "gs://bucket/run"
+
+
 def test_an_error_is_one_message_without_a_traceback(tmp_path):
     output = programs.run(["smoke", "--run-dir", str(tmp_path), "--data.batch-size", "33"], code=1, devices=2)
     assert "error: data.batch_size=33 cannot be shared evenly by 2 devices. Expected a multiple of 2" in output
@@ -105,6 +132,7 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path):
         ("tensorflow_datasets", ["smoke", "--data.source", "tfds:flowers"], "pip install -e '.[train]'"),
         ("huggingface_hub", ["finetune", "--data.source", "synthetic"], "pip install 'poolformer-jax[hub]'"),
         ("orbax.checkpoint", ["smoke"], "pip install -e '.[train]'"),
+        ("gcsfs", ["smoke", "--checkpoint-dir", "gs://bucket/run"], "pip install -e '.[gcs]'"),
     ],
 )
 def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(tmp_path, module, arguments, told):

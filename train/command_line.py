@@ -120,9 +120,10 @@ def _missing(error: ImportError) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package in ("train", "poolformer_jax"):
         return None
-    # Where the library misses something, it says itself how to install it.
-    advice = "" if "pip install" in str(error) else "\nInstall what training needs with: pip install -e '.[train]'"
-    return f"{error}{advice}"
+    if "pip install" in str(error):  # where the library misses something, it says itself how to install it
+        return str(error)
+    needed, extra = ("buckets need", "gcs") if "gcsfs" in str(error) else ("training needs", "train")
+    return f"{error}\nInstall what {needed} with: pip install -e '.[{extra}]'"
 
 
 def _train(name: str, arguments: Sequence[str]) -> int:

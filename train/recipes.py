@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax import PoolFormerImageProcessor
-from poolformer_jax.checks import is_none_or_positive, refuse
+from poolformer_jax.checks import is_none_or_positive, is_of_this_machine, refuse
 from poolformer_jax.published import RESULTS
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
@@ -50,7 +50,7 @@ class TrainConfig:
     save_every: int | None = None
     """Steps between two checkpoints. Default: one epoch."""
     checkpoint_dir: str | None = None
-    """Folder of the checkpoints, which all hosts share. Default: checkpoints in run_dir."""
+    """Folder of the checkpoints, which all hosts share, or a bucket's (gs://...). Default: checkpoints in run_dir."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep."""
     max_skipped: int = 20
@@ -61,7 +61,19 @@ class TrainConfig:
     """Images of the evaluation split to write into the run's folder, for trying the trained model."""
 
     def __post_init__(self) -> None:
+        states = self.checkpoint_dir or ""
         rules = [
+            (
+                "run_dir",
+                is_of_this_machine(self.run_dir),
+                "a folder of this machine, or of a bucket that is mounted; states alone go into a bucket with "
+                "--checkpoint-dir gs://... beside a local --run-dir",
+            ),
+            (
+                "checkpoint_dir",
+                is_of_this_machine(states) or states.startswith(("gs://", "s3://")),
+                "a folder that all hosts share, or gs://... or s3://...",
+            ),
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
             ("log_every", self.log_every >= 1, "at least 1"),
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
