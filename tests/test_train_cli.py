@@ -17,7 +17,7 @@ import programs
 from train import loop
 from train.command_line import main
 from train.optimizer import OptimizerConfig
-from train.recipes import RECIPES, differences
+from train.recipes import RECIPES, TrainConfig, differences, in_present_fields
 from train.reports import Reports
 from training import tiny
 
@@ -195,8 +195,37 @@ def test_recipes_that_continue_each_other_differ_in_what_changes_no_step():
     assert (
         differences(before, tiny(Path("b"), mesh__fsdp=2, save_every=7, data__workers=3, max_steps=5).to_dict()) == []
     )
+    assert differences(before, tiny(Path("a"), optimizer__accumulate=2).to_dict()) == []
     changed = tiny(Path("a"), optimizer__beta2=0.99, data__seed=7, seed=3).to_dict()
     assert [line.partition(":")[0] for line in differences(before, changed)] == ["data.seed", "optimizer.beta2", "seed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Later(TrainConfig):
+    """Recipes of a later version, with names that begin as others do."""
+
+    remat_policy: str = "all"
+    mesh_kind: str = "flat"
+
+
+def _later(config: TrainConfig, **changes: str) -> _Later:
+    return _Later(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, **changes)
+
+
+def test_a_field_is_free_to_change_by_its_whole_name_only():
+    before, now = _later(tiny()).to_dict(), _later(tiny(remat=True), remat_policy="some", mesh_kind="cube").to_dict()
+    assert differences(before, now) == ["remat_policy: 'all' -> 'some'", "mesh_kind: 'flat' -> 'cube'"]
+
+
+def test_a_field_that_was_not_noted_has_its_default_and_one_that_is_gone_is_named():
+    noted = tiny(data__seed=7).to_dict()
+    later = _later(tiny(data__seed=7), mesh_kind="cube")
+    values, unknown = in_present_fields(noted, later)
+    assert differences(values, later.to_dict()) == ["mesh_kind: 'flat' -> 'cube'"]
+    assert unknown == []
+    values, unknown = in_present_fields(later.to_dict(), tiny(data__seed=8))
+    assert differences(values, tiny(data__seed=8).to_dict()) == ["data.seed: 7 -> 8"]
+    assert unknown == ["remat_policy: 'all'", "mesh_kind: 'cube'"]
 
 
 @pytest.fixture(scope="module")

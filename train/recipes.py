@@ -101,16 +101,17 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values, as the run's folder keeps it."""
-        data = json.loads(json.dumps(dataclasses.asdict(self), default=_as_json))
+        data = _as_json(dataclasses.asdict(self))
         data["model"]["kind"] = type(self.model).__name__
         return data
 
 
-def _as_json(value: Any) -> Any:
-    return dict(value) if hasattr(value, "items") else str(value)
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values, default=lambda value: dict(value) if hasattr(value, "items") else str(value)))
 
 
-# What may change between the parts of one run: none of it changes what a step computes.
+# What may change between the parts of one run, with everything inside of it: none of it changes what is learnt. Sums
+# may be rounded in another order, and with another optimizer.accumulate drop path tosses its coins anew.
 FREE_TO_CHANGE = (
     "run_dir",
     "mesh",
@@ -123,15 +124,16 @@ FREE_TO_CHANGE = (
     "max_skipped",
     "max_steps",
     "examples",
+    "optimizer.accumulate",
     "remat",
     "kernels",
-    "data/source",  # wherever it lies: `identity` asks for the same examples
-    "data/data_dir",
-    "data/workers",
-    "data/worker_batches",
-    "data/on_bad_image",
-    "data/evaluation_split",
-    "data/evaluation_batch_size",
+    "data.source",  # wherever it lies: `identity` asks for the same examples
+    "data.data_dir",
+    "data.workers",
+    "data.worker_batches",
+    "data.on_bad_image",
+    "data.evaluation_split",
+    "data.evaluation_batch_size",
 )
 
 
@@ -141,28 +143,52 @@ FREE_TO_DIFFER = (
     "distributed",
     "log_every",
     "checkpoint_dir",
-    "data/source",
-    "data/data_dir",
-    "data/workers",
-    "data/worker_batches",
+    "data.source",
+    "data.data_dir",
+    "data.workers",
+    "data.worker_batches",
 )
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
     """Fields, as "name: before -> now", in which two `to_dict()`s would not continue each other."""
     left, right = _flat(before), _flat(now)
-    names = [name for name in {**left, **right} if not name.startswith(free)]
     return [
-        f"{name.replace('/', '.')}: {left.get(name)!r} -> {right.get(name)!r}"
-        for name in names
-        if left.get(name) != right.get(name)
+        f"{name}: {left.get(name)!r} -> {right.get(name)!r}"
+        for name in {**left, **right}
+        if left.get(name) != right.get(name) and not any(name == one or name.startswith(f"{one}.") for one in free)
     ]
 
 
+def in_present_fields(noted: dict[str, Any], config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
+    """A `to_dict()` that another version of this program noted, in the fields of `config`, to be compared with it.
+
+    Returns:
+        values: by full name ("data.seed"); a field that was not there then has its default, as if nobody had set it.
+        unknown: as "name: value", fields that there are no more. What became of them is not known.
+    """
+    values, fields = _flat(_as_json(_defaults(config))) | _flat(noted), _flat(config.to_dict())
+    known = {name: value for name, value in values.items() if name in fields}
+    return known, [f"{name}: {value!r}" for name, value in values.items() if name not in fields]
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """What fields, and those inside of them, hold where nobody sets them; without those that have to be set."""
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            defaults[field.name] = _defaults(value)
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return defaults
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by full name, as flags have it: "data.seed"."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
