@@ -14,7 +14,7 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import programs
-from train import loop
+from train import distributed, loop
 from train.command_line import main
 from train.optimizer import OptimizerConfig
 from train.recipes import RECIPES, TrainConfig, differences, in_present_fields
@@ -151,7 +151,12 @@ def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(tmp
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError("Unable to allocate 2 TiB"), JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")]
+    "error",
+    [
+        MemoryError("Unable to allocate 2 TiB"),
+        MemoryError(),
+        JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"),
+    ],
 )
 def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, capsys, error):
     def fail(*arguments):
@@ -161,7 +166,40 @@ def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, caps
     assert main(["smoke", "--run-dir", str(tmp_path), "--distributed.mode", "off"]) == 1
     message = capsys.readouterr().err
     assert str(error) in message
+    assert " \n" not in message
     assert "--optimizer.accumulate 2" in message
+
+
+def _fails_in_another_package(*arguments):
+    return np.broadcast_to(np.zeros(3), 4)
+
+
+@pytest.mark.parametrize(
+    "fail", [_fails_in_another_package, [].remove], ids=["in another package", "in C that our code calls"]
+)
+def test_what_nobody_raised_to_tell_a_person_something_keeps_its_traceback(tmp_path, monkeypatch, fail):
+    monkeypatch.setattr(loop, "initialize", fail)
+    with pytest.raises(ValueError, match=r"broadcast|not in list"):
+        main(["smoke", "--run-dir", str(tmp_path)])
+
+
+def test_a_file_in_the_way_is_named_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([*programs.TINY, "--run-dir", str(tmp_path / "file" / "run"), "--distributed.mode", "off"]) == 1
+    assert f"Not a directory: '{tmp_path / 'file' / 'run'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [JaxRuntimeError, ValueError, RuntimeError])
+def test_the_loss_of_another_process_is_told_whatever_error_it_comes_in(tmp_path, monkeypatch, capsys, kind):
+    def fail(*arguments):
+        raise kind("Gloo all-reduce failed: Connection closed by peer")
+
+    monkeypatch.setattr(loop, "initialize", fail)
+    monkeypatch.setattr(distributed, "others_depend_on_this", lambda: True)
+    assert main(["smoke", "--run-dir", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "Another process of the run has ended" in message
+    assert "Connection closed by peer" in message
 
 
 def test_the_imagenet_recipes_are_the_authors_training():
