@@ -209,6 +209,7 @@ def test_the_imagenet_recipes_are_the_authors_training():
         config = RECIPES[f"imagenet-{variant}"].config
         optimizer, augment, mix = config.optimizer, config.data.augment, config.data.mix
         assert (config.model.drop_path_rate, config.data.crop_pct) == (drop_path_rate, crop_pct)
+        assert config.dtype == "bfloat16"  # README: --apex-amp, which computes in float16
         assert (optimizer.epochs, optimizer.warmup_epochs, optimizer.cooldown_epochs) == (300, 5, 10)
         assert (optimizer.learning_rate, optimizer.learning_rate_batch, config.data.batch_size) == (1e-3, 1024, 1024)
         assert (optimizer.weight_decay, optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.05, 0.9, 0.999, 1e-8)

@@ -213,7 +213,7 @@ def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
         PoolFormer-{variant.upper()} on ImageNet-1k as the authors train it: 300 epochs and 10 of cool-down, AdamW at
         1e-3 per 1024 images, RandAugment, mixup, cutmix, random erasing, drop path {drop_path_rate}.
 
-        Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012 --dtype bfloat16
+        Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012
 
         Expected: {top_1} % top-1 at 224 pixels, the authors' own result (README of sail-sg/poolformer); this program
         has not been run to the end on ImageNet. About {hours:.1f} hours on a TPU v4-32 if its 16 chips reach a quarter
@@ -225,6 +225,8 @@ def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
             # One mixing ratio for the 128 images of each of the authors' 8 GPUs.
             data=DataConfig(source="tfds:imagenet2012", crop_pct=crop_pct, mix=DeviceAugmentation(mix_group=128)),
             optimizer=OptimizerConfig(),
+            # As near as TPUs come to the float16 that the authors mix in (--apex-amp), and in need of no loss scale.
+            dtype="bfloat16",
         ),
     )
 
