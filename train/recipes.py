@@ -57,7 +57,7 @@ class TrainConfig:
     """Stop after this many steps in a row without a finite gradient; each of them leaves the weights alone."""
     max_steps: int | None = None
     """End the run after this step, in the middle of its schedule. For trying out."""
-    examples: int = 5
+    example_images: int = 5
     """Images of the evaluation split to write into the run's folder, for trying the trained model."""
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class TrainConfig:
             ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
             ("max_skipped", self.max_skipped >= 1, "at least 1"),
             ("max_steps", is_none_or_positive(self.max_steps), "at least 1, or None"),
-            ("examples", self.examples >= 0, "0 or more"),
+            ("example_images", self.example_images >= 0, "0 or more"),
         ]
         refuse(self, rules)
 
@@ -123,7 +123,7 @@ FREE_TO_CHANGE = (
     "keep_checkpoints",
     "max_skipped",
     "max_steps",
-    "examples",
+    "example_images",
     "optimizer.accumulate",
     "remat",
     "kernels",
@@ -320,7 +320,7 @@ _SMOKE = Recipe(
         ),
         log_every=2,
         save_every=4,
-        examples=2,
+        example_images=2,
     ),
 )
 
