@@ -1,7 +1,9 @@
 """How a configuration refuses values it cannot work with: everything wrong at once."""
 
+import re
 import reprlib
 from collections.abc import Sequence
+from pathlib import Path
 
 # A config.json may hold lists of any length; a message should not.
 _SHORT = reprlib.Repr()
@@ -31,3 +33,8 @@ def few(names: Sequence[str], count: int = 5) -> str:
 def is_none_or_positive(value: int | float | None) -> bool:
     """Whether a field that may be None holds a number above 0 where it is not. `value or 1` takes 0 for None."""
     return value is None or value > 0
+
+
+def is_of_this_machine(path: Path | str | None) -> bool:
+    """Whether a path is of the file system, and no address such as gs://bucket, which a `Path` makes to gs:/bucket."""
+    return re.match(r"\w{2,}:/", str(path)) is None  # one letter is a drive of Windows

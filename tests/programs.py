@@ -18,7 +18,7 @@ TINY = (
     *("--model.dropout-rate", "0.1", "--data.image-size", "16", "--data.batch-size", "16"),
     *("--data.synthetic-examples", "64", "--data.augment.randaugment", "none", "--data.mix.mixup", "0"),
     *("--data.mix.cutmix", "0", "--data.mix.erase-probability", "0", "--log-every", "1", "--save-every", "2"),
-    *("--evaluate-every", "100", "--examples", "1"),
+    *("--evaluate-every", "100", "--example-images", "1"),
 )
 DEADLINE = 180.0  # seconds; far above what anything here takes, so that a hang fails instead of lasting
 

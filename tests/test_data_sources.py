@@ -157,6 +157,14 @@ def test_folders_that_are_not_as_expected_are_refused(tmp_path, prepare, message
         splits(DataConfig(source=f"folder:{tmp_path}"))
 
 
+def test_a_split_that_is_empty_is_refused_with_the_flags_of_either_split(tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "alone.png")
+    with pytest.raises(SourceError, match=r"'validation' of folder:.* is empty.*--data\.evaluation-split.*add images"):
+        open_source(DataConfig(source=f"folder:{tmp_path}"), "validation")
+
+
 def test_splits_and_folders_that_do_not_exist_are_named(tmp_path):
     write_images(tmp_path / "train" / "cat", 2)
     with pytest.raises(SourceError, match=r"has no split 'test': .* holds train"):

@@ -14,10 +14,10 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import programs
-from train import loop
+from train import distributed, loop
 from train.command_line import main
 from train.optimizer import OptimizerConfig
-from train.recipes import RECIPES, differences
+from train.recipes import RECIPES, TrainConfig, differences, in_present_fields
 from train.reports import Reports
 from training import tiny
 
@@ -92,6 +92,33 @@ def test_a_wrong_flag_or_value_is_a_usage_error(arguments, capsys):
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["smoke", "--run-dir", "gs://bucket/run"], "--checkpoint-dir gs://... beside a local --run-dir"),
+        (["smoke", "--checkpoint-dir", "gs:/bucket/run"], "or gs://... or s3://..."),
+        (["smoke", "--checkpoint-dir", "gcs://bucket/run"], "or gs://... or s3://..."),
+        (["smoke", "--data.source", "tfds:gs://bucket/data"], "mount a bucket on every host"),
+        (["smoke", "--data.source", "folder:gs://bucket/data"], "mount a bucket on every host"),
+        (["smoke", "--data.source", "tfds:flowers", "--data.data-dir", "gs://bucket"], "mount a bucket on every host"),
+        (["evaluate", "model", "--data", "digits", "--output", "gs://bucket/result"], "a bucket that is mounted"),
+        (["prepare", "folder:flowers", "gs://bucket/packed"], "a bucket that is mounted"),
+    ],
+)
+def test_the_address_of_a_bucket_is_no_folder_of_this_machine(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_drive_of_windows_and_a_bucket_of_states_are_no_mistakes():
+    assert tiny(Path("C:/runs/flowers")).run_dir == Path("C:/runs/flowers")
+    assert tiny(checkpoint_dir="gs://bucket/run").checkpoints == "gs://bucket/run"
+
+
 def test_an_error_is_one_message_without_a_traceback(tmp_path):
     output = programs.run(["smoke", "--run-dir", str(tmp_path), "--data.batch-size", "33"], code=1, devices=2)
     assert "error: data.batch_size=33 cannot be shared evenly by 2 devices. Expected a multiple of 2" in output
@@ -105,6 +132,7 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path):
         ("tensorflow_datasets", ["smoke", "--data.source", "tfds:flowers"], "pip install -e '.[train]'"),
         ("huggingface_hub", ["finetune", "--data.source", "synthetic"], "pip install 'poolformer-jax[hub]'"),
         ("orbax.checkpoint", ["smoke"], "pip install -e '.[train]'"),
+        ("gcsfs", ["smoke", "--checkpoint-dir", "gs://bucket/run"], "pip install -e '.[gcs]'"),
     ],
 )
 def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(tmp_path, module, arguments, told):
@@ -123,7 +151,12 @@ def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(tmp
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError("Unable to allocate 2 TiB"), JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")]
+    "error",
+    [
+        MemoryError("Unable to allocate 2 TiB"),
+        MemoryError(),
+        JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"),
+    ],
 )
 def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, capsys, error):
     def fail(*arguments):
@@ -133,7 +166,40 @@ def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, caps
     assert main(["smoke", "--run-dir", str(tmp_path), "--distributed.mode", "off"]) == 1
     message = capsys.readouterr().err
     assert str(error) in message
+    assert " \n" not in message
     assert "--optimizer.accumulate 2" in message
+
+
+def _fails_in_another_package(*arguments):
+    return np.broadcast_to(np.zeros(3), 4)
+
+
+@pytest.mark.parametrize(
+    "fail", [_fails_in_another_package, [].remove], ids=["in another package", "in C that our code calls"]
+)
+def test_what_nobody_raised_to_tell_a_person_something_keeps_its_traceback(tmp_path, monkeypatch, fail):
+    monkeypatch.setattr(loop, "initialize", fail)
+    with pytest.raises(ValueError, match=r"broadcast|not in list"):
+        main(["smoke", "--run-dir", str(tmp_path)])
+
+
+def test_a_file_in_the_way_is_named_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([*programs.TINY, "--run-dir", str(tmp_path / "file" / "run"), "--distributed.mode", "off"]) == 1
+    assert f"Not a directory: '{tmp_path / 'file' / 'run'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [JaxRuntimeError, ValueError, RuntimeError])
+def test_the_loss_of_another_process_is_told_whatever_error_it_comes_in(tmp_path, monkeypatch, capsys, kind):
+    def fail(*arguments):
+        raise kind("Gloo all-reduce failed: Connection closed by peer")
+
+    monkeypatch.setattr(loop, "initialize", fail)
+    monkeypatch.setattr(distributed, "others_depend_on_this", lambda: True)
+    assert main(["smoke", "--run-dir", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "Another process of the run has ended" in message
+    assert "Connection closed by peer" in message
 
 
 def test_the_imagenet_recipes_are_the_authors_training():
@@ -143,6 +209,7 @@ def test_the_imagenet_recipes_are_the_authors_training():
         config = RECIPES[f"imagenet-{variant}"].config
         optimizer, augment, mix = config.optimizer, config.data.augment, config.data.mix
         assert (config.model.drop_path_rate, config.data.crop_pct) == (drop_path_rate, crop_pct)
+        assert config.dtype == "bfloat16"  # README: --apex-amp, which computes in float16
         assert (optimizer.epochs, optimizer.warmup_epochs, optimizer.cooldown_epochs) == (300, 5, 10)
         assert (optimizer.learning_rate, optimizer.learning_rate_batch, config.data.batch_size) == (1e-3, 1024, 1024)
         assert (optimizer.weight_decay, optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.05, 0.9, 0.999, 1e-8)
@@ -167,8 +234,37 @@ def test_recipes_that_continue_each_other_differ_in_what_changes_no_step():
     assert (
         differences(before, tiny(Path("b"), mesh__fsdp=2, save_every=7, data__workers=3, max_steps=5).to_dict()) == []
     )
+    assert differences(before, tiny(Path("a"), optimizer__accumulate=2).to_dict()) == []
     changed = tiny(Path("a"), optimizer__beta2=0.99, data__seed=7, seed=3).to_dict()
     assert [line.partition(":")[0] for line in differences(before, changed)] == ["data.seed", "optimizer.beta2", "seed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Later(TrainConfig):
+    """Recipes of a later version, with names that begin as others do."""
+
+    remat_policy: str = "all"
+    mesh_kind: str = "flat"
+
+
+def _later(config: TrainConfig, **changes: str) -> _Later:
+    return _Later(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, **changes)
+
+
+def test_a_field_is_free_to_change_by_its_whole_name_only():
+    before, now = _later(tiny()).to_dict(), _later(tiny(remat=True), remat_policy="some", mesh_kind="cube").to_dict()
+    assert differences(before, now) == ["remat_policy: 'all' -> 'some'", "mesh_kind: 'flat' -> 'cube'"]
+
+
+def test_a_field_that_was_not_noted_has_its_default_and_one_that_is_gone_is_named():
+    noted = tiny(data__seed=7).to_dict()
+    later = _later(tiny(data__seed=7), mesh_kind="cube")
+    values, unknown = in_present_fields(noted, later)
+    assert differences(values, later.to_dict()) == ["mesh_kind: 'flat' -> 'cube'"]
+    assert unknown == []
+    values, unknown = in_present_fields(later.to_dict(), tiny(data__seed=8))
+    assert differences(values, tiny(data__seed=8).to_dict()) == ["data.seed: 7 -> 8"]
+    assert unknown == ["remat_policy: 'all'", "mesh_kind: 'cube'"]
 
 
 @pytest.fixture(scope="module")

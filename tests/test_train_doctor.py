@@ -19,6 +19,7 @@ from train.data.sources import open_source
 from train.doctor import examine, report
 from train.identity import identify
 from train.kernel_check import TOLERANCE, largest_difference
+from train.recipes import TrainConfig
 from train.sharding import BATCH_AXES, make_mesh
 from training import first_state, sharded, tiny
 
@@ -149,6 +150,26 @@ def test_a_folder_with_another_run_is_told(folder, tmp_path):
     (found,) = failures(config)
     assert "seed: 1 -> 42" in found.found
     assert "--run-dir" in found.remedy
+
+
+def test_a_run_of_another_version_goes_on_and_fields_that_are_gone_are_named(folder, tmp_path, monkeypatch, caplog):
+    """With a field less in its notes, whose value is the default, and one more, in states and recipe.json."""
+
+    def of_before(config):
+        noted = to_dict(config)
+        del noted["data"]["augment"]["scaled_decoding"]
+        return noted | {"data": noted["data"] | {"restart_markers": 4}}
+
+    config, to_dict = of_folder(folder, tmp_path), TrainConfig.to_dict
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainConfig, "to_dict", of_before)
+        save_a_state(config)
+        (tmp_path / "run" / "recipe.json").write_text(json.dumps(config.to_dict()))
+    assert not failures(config)
+    assert "It goes on without: data.restart_markers: 4" in caplog.text
+    other = dataclasses.replace(config.data.augment, scaled_decoding=False)
+    (found,) = failures(dataclasses.replace(config, data=dataclasses.replace(config.data, augment=other)))
+    assert "data.augment.scaled_decoding: True -> False" in found.found
 
 
 def test_a_folder_with_the_recipe_of_another_run_is_told(folder, tmp_path):

@@ -4,6 +4,7 @@ Exit codes: 0 done (or stopped by SIGTERM with its state saved), 1 failed, 2 the
 Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
+import dis
 import inspect
 import logging
 import os
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
             return 0
         if (message := _message(error)) is None:
-            raise  # a bug: the traceback tells most
+            raise
         print(f"\nerror: {message}", file=sys.stderr)
         return 1
 
@@ -74,7 +75,7 @@ def _has_no_reader() -> bool:
 
 
 def _message(error: BaseException) -> str | None:
-    """What a person can mend, in one message; None for a mistake in the program."""
+    """What a person can mend, in one message; None for what may be a mistake in a program, whose traceback tells."""
     if isinstance(error, ImportError):
         return _missing(error)
     import jax
@@ -82,13 +83,33 @@ def _message(error: BaseException) -> str | None:
     from train.checkpoints import CheckpointError
     from train.loop import TrainingError
 
+    told = str(error)
     if isinstance(error, MemoryError):
-        return f"The memory of this host is used up. {error}\n{_LESS_MEMORY}".replace(". \n", ".\n")
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return _from_device(error)
-    if isinstance(error, CheckpointError | TrainingError | ValueError | OSError):
-        return str(error)
-    return None
+        return "\n".join([f"The memory of this host is used up. {told}".rstrip(), _LESS_MEMORY])
+    if isinstance(error, CheckpointError | TrainingError | ValueError | OSError) and _is_refusal(error):
+        return told
+    if isinstance(error, OSError):
+        return told if error.filename is not None else None
+    if isinstance(error, jax.errors.JaxRuntimeError) and ("RESOURCE_EXHAUSTED" in told or "Out of memory" in told):
+        return f"The memory of a device is used up. {told}\n{_LESS_MEMORY}"
+    return _loss_of_a_process(told)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether our own code raised it, to tell a person something."""
+    if _is_ours(type(error).__module__):  # also where a worker process did, whose frames are not here
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not _is_ours(trace.tb_frame.f_globals["__name__"]):
+        return False
+    # By `raise`: what is written in C, as NumPy is, fails without a frame of its own, in the one that called it.
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("train", "poolformer_jax")
 
 
 _LESS_MEMORY = (
@@ -98,16 +119,13 @@ _LESS_MEMORY = (
 )
 
 
-# What jax says in a process when another one is gone, by gloo, NCCL and the coordination service.
+# What jax says when another process is gone, by gloo, NCCL and the coordination service; in errors of several types.
 _SIGNS_OF_LOSS = ("Connection closed", "Connection reset", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Timed out")
 
 
-def _from_device(error: Exception) -> str | None:
+def _loss_of_a_process(told: str) -> str | None:
     from train.distributed import others_depend_on_this
 
-    told = str(error)
-    if "RESOURCE_EXHAUSTED" in told or "Out of memory" in told:
-        return f"The memory of a device is used up. {told}\n{_LESS_MEMORY}"
     if others_depend_on_this() and any(sign in told for sign in _SIGNS_OF_LOSS):
         return (
             f"Another process of the run has ended, or cannot be reached: {told}\nIts own output says why. Once that "
@@ -117,12 +135,12 @@ def _from_device(error: Exception) -> str | None:
 
 
 def _missing(error: ImportError) -> str | None:
-    package = (error.name or "").partition(".")[0]
-    if package in ("train", "poolformer_jax"):
+    if _is_ours(error.name or ""):
         return None
-    # Where the library misses something, it says itself how to install it.
-    advice = "" if "pip install" in str(error) else "\nInstall what training needs with: pip install -e '.[train]'"
-    return f"{error}{advice}"
+    if "pip install" in str(error):  # where the library misses something, it says itself how to install it
+        return str(error)
+    needed, extra = ("buckets need", "gcs") if "gcsfs" in str(error) else ("training needs", "train")
+    return f"{error}\nInstall what {needed} with: pip install -e '.[{extra}]'"
 
 
 def _train(name: str, arguments: Sequence[str]) -> int:

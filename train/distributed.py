@@ -1,7 +1,7 @@
 """One run on many hosts: how processes find each other, and stop together.
 
-On TPU pods (GCE and GKE), under Slurm's srun, on Kubernetes and under Open MPI the processes find each other by
-themselves, because `jax.distributed` knows these environments. Anywhere else they are told by flags.
+On TPU pods (GCE and GKE), under Slurm's srun, under Open MPI, and on Kubernetes with jax's extra k8s the processes find
+each other by themselves, because `jax.distributed` knows these environments. Anywhere else they are told by flags.
 """
 
 import dataclasses
@@ -111,7 +111,8 @@ class StopRequest:
     Both are only noted, because an exception in the middle of a compilation, or in one of jax's callbacks, is lost or
     ends the interpreter; so there is something to call between any two parts of a run. With several processes, jax
     tells all of them of a SIGTERM to any of them and settles on one step at which all of them stop; so `at(step)` has
-    to be called at every step. A second signal ends the process at once.
+    to be called at every step. A second signal ends the process at once; but a SIGTERM amid several processes, where
+    it is jax's, never does.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from poolformer_jax import PoolFormerImageProcessor, load_pretrained
-from poolformer_jax.checks import refuse
+from poolformer_jax.checks import is_of_this_machine, refuse
 from poolformer_jax.image_reading import printable
 from poolformer_jax.inference import find_image_processor
 from poolformer_jax.writing import write_json
@@ -70,7 +70,11 @@ class EvaluateConfig:
     """How the processes of several hosts find each other."""
 
     def __post_init__(self) -> None:
-        refuse(self, [("batch_size", self.batch_size >= 1, "a positive number of images")])
+        rules = [
+            ("batch_size", self.batch_size >= 1, "a positive number of images"),
+            ("output", is_of_this_machine(self.output), "a folder of this machine, or of a bucket that is mounted"),
+        ]
+        refuse(self, rules)
 
 
 def run(config: EvaluateConfig, console: Console) -> Evaluation:

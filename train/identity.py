@@ -5,6 +5,7 @@ renamed gives every label after it another meaning.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from jax.experimental import multihost_utils
 from poolformer_jax.checks import few
 from train.checkpoints import newest_run
 from train.data.sources import Source
-from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences
+from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences, in_present_fields
 
 Identity = dict[str, Any]
+_LOG = logging.getLogger(__name__)
 
 
 def identify(config: TrainConfig, source: Source) -> Identity:
@@ -34,6 +36,9 @@ def identify(config: TrainConfig, source: Source) -> Identity:
 def refuse_another_run(config: TrainConfig, source: Source) -> None:
     """Makes sure that what the folders of the run hold, if anything, is of this run; reads only.
 
+    Another version of this program may have written it: a field that is new since then counts with its default, and
+    one that is gone by now cannot be compared, which is said.
+
     Raises:
         ValueError: if it is of another run, or the run keeps its states elsewhere.
         CheckpointError: if there are states and none of them says what it is of.
@@ -44,10 +49,18 @@ def refuse_another_run(config: TrainConfig, source: Source) -> None:
         return
     step, kept = found
     now = identify(config, source)
-    _refuse_changes(config.checkpoints, step, _changes(kept, now))
+    recipe, unknown = in_present_fields(kept["recipe"], config)
+    _refuse_changes(config.checkpoints, step, _changes(kept | {"recipe": recipe}, now))
     path = config.run_dir / "recipe.json"
     if path.exists():  # the run's folder may be each host's own; process 0's has the recipe
-        _refuse_changes(config.run_dir, step, differences(read_recipe(path), now["recipe"]))
+        recipe, _ = in_present_fields(read_recipe(path), config)
+        _refuse_changes(config.run_dir, step, differences(recipe, now["recipe"]))
+    if unknown:
+        _LOG.warning(
+            "%s is of a run with fields that this version does not have. It goes on without: %s",
+            config.checkpoints,
+            ", ".join(unknown),
+        )
 
 
 def refuse_unlike_processes(config: TrainConfig, source: Source, held_out: Source) -> None:

@@ -51,7 +51,7 @@ class OptimizerConfig:
     layer_decay: float | None = None
     """Multiply the learning rate by this for every block further from the head, for fine-tuning. None: never."""
     accumulate: int = 1
-    """Parts that a batch is cut into, their gradients summed before one update: less memory, the same result."""
+    """Parts that a batch is cut into, for less memory: the same gradient, for which drop path and dropout draw anew."""
     ema_decay: float | None = None
     """Keep a running mean of the weights with this decay (0.9998 is timm's), and evaluate it too. None: none."""
 

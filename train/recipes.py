@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax import PoolFormerImageProcessor
-from poolformer_jax.checks import is_none_or_positive, refuse
+from poolformer_jax.checks import is_none_or_positive, is_of_this_machine, refuse
 from poolformer_jax.published import RESULTS
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
@@ -50,18 +50,30 @@ class TrainConfig:
     save_every: int | None = None
     """Steps between two checkpoints. Default: one epoch."""
     checkpoint_dir: str | None = None
-    """Folder of the checkpoints, which all hosts share. Default: checkpoints in run_dir."""
+    """Folder of the checkpoints, which all hosts share, or a bucket's (gs://...). Default: checkpoints in run_dir."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep."""
     max_skipped: int = 20
     """Stop after this many steps in a row without a finite gradient; each of them leaves the weights alone."""
     max_steps: int | None = None
     """End the run after this step, in the middle of its schedule. For trying out."""
-    examples: int = 5
+    example_images: int = 5
     """Images of the evaluation split to write into the run's folder, for trying the trained model."""
 
     def __post_init__(self) -> None:
+        states = self.checkpoint_dir or ""
         rules = [
+            (
+                "run_dir",
+                is_of_this_machine(self.run_dir),
+                "a folder of this machine, or of a bucket that is mounted; states alone go into a bucket with "
+                "--checkpoint-dir gs://... beside a local --run-dir",
+            ),
+            (
+                "checkpoint_dir",
+                is_of_this_machine(states) or states.startswith(("gs://", "s3://")),
+                "a folder that all hosts share, or gs://... or s3://...",
+            ),
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
             ("log_every", self.log_every >= 1, "at least 1"),
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
@@ -69,7 +81,7 @@ class TrainConfig:
             ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
             ("max_skipped", self.max_skipped >= 1, "at least 1"),
             ("max_steps", is_none_or_positive(self.max_steps), "at least 1, or None"),
-            ("examples", self.examples >= 0, "0 or more"),
+            ("example_images", self.example_images >= 0, "0 or more"),
         ]
         refuse(self, rules)
 
@@ -89,16 +101,17 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values, as the run's folder keeps it."""
-        data = json.loads(json.dumps(dataclasses.asdict(self), default=_as_json))
+        data = _as_json(dataclasses.asdict(self))
         data["model"]["kind"] = type(self.model).__name__
         return data
 
 
-def _as_json(value: Any) -> Any:
-    return dict(value) if hasattr(value, "items") else str(value)
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values, default=lambda value: dict(value) if hasattr(value, "items") else str(value)))
 
 
-# What may change between the parts of one run: none of it changes what a step computes.
+# What may change between the parts of one run, with everything inside of it: none of it changes what is learnt. Sums
+# may be rounded in another order, and with another optimizer.accumulate drop path tosses its coins anew.
 FREE_TO_CHANGE = (
     "run_dir",
     "mesh",
@@ -110,16 +123,17 @@ FREE_TO_CHANGE = (
     "keep_checkpoints",
     "max_skipped",
     "max_steps",
-    "examples",
+    "example_images",
+    "optimizer.accumulate",
     "remat",
     "kernels",
-    "data/source",  # wherever it lies: `identity` asks for the same examples
-    "data/data_dir",
-    "data/workers",
-    "data/worker_batches",
-    "data/on_bad_image",
-    "data/evaluation_split",
-    "data/evaluation_batch_size",
+    "data.source",  # wherever it lies: `identity` asks for the same examples
+    "data.data_dir",
+    "data.workers",
+    "data.worker_batches",
+    "data.on_bad_image",
+    "data.evaluation_split",
+    "data.evaluation_batch_size",
 )
 
 
@@ -129,28 +143,52 @@ FREE_TO_DIFFER = (
     "distributed",
     "log_every",
     "checkpoint_dir",
-    "data/source",
-    "data/data_dir",
-    "data/workers",
-    "data/worker_batches",
+    "data.source",
+    "data.data_dir",
+    "data.workers",
+    "data.worker_batches",
 )
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
     """Fields, as "name: before -> now", in which two `to_dict()`s would not continue each other."""
     left, right = _flat(before), _flat(now)
-    names = [name for name in {**left, **right} if not name.startswith(free)]
     return [
-        f"{name.replace('/', '.')}: {left.get(name)!r} -> {right.get(name)!r}"
-        for name in names
-        if left.get(name) != right.get(name)
+        f"{name}: {left.get(name)!r} -> {right.get(name)!r}"
+        for name in {**left, **right}
+        if left.get(name) != right.get(name) and not any(name == one or name.startswith(f"{one}.") for one in free)
     ]
 
 
+def in_present_fields(noted: dict[str, Any], config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
+    """A `to_dict()` that another version of this program noted, in the fields of `config`, to be compared with it.
+
+    Returns:
+        values: by full name ("data.seed"); a field that was not there then has its default, as if nobody had set it.
+        unknown: as "name: value", fields that there are no more. What became of them is not known.
+    """
+    values, fields = _flat(_as_json(_defaults(config))) | _flat(noted), _flat(config.to_dict())
+    known = {name: value for name, value in values.items() if name in fields}
+    return known, [f"{name}: {value!r}" for name, value in values.items() if name not in fields]
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """What fields, and those inside of them, hold where nobody sets them; without those that have to be set."""
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            defaults[field.name] = _defaults(value)
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return defaults
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by full name, as flags have it: "data.seed"."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
@@ -175,7 +213,7 @@ def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
         PoolFormer-{variant.upper()} on ImageNet-1k as the authors train it: 300 epochs and 10 of cool-down, AdamW at
         1e-3 per 1024 images, RandAugment, mixup, cutmix, random erasing, drop path {drop_path_rate}.
 
-        Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012 --dtype bfloat16
+        Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012
 
         Expected: {top_1} % top-1 at 224 pixels, the authors' own result (README of sail-sg/poolformer); this program
         has not been run to the end on ImageNet. About {hours:.1f} hours on a TPU v4-32 if its 16 chips reach a quarter
@@ -187,6 +225,8 @@ def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
             # One mixing ratio for the 128 images of each of the authors' 8 GPUs.
             data=DataConfig(source="tfds:imagenet2012", crop_pct=crop_pct, mix=DeviceAugmentation(mix_group=128)),
             optimizer=OptimizerConfig(),
+            # As near as TPUs come to the float16 that the authors mix in (--apex-amp), and in need of no loss scale.
+            dtype="bfloat16",
         ),
     )
 
@@ -280,7 +320,7 @@ _SMOKE = Recipe(
         ),
         log_every=2,
         save_every=4,
-        examples=2,
+        example_images=2,
     ),
 )
 

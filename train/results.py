@@ -37,7 +37,7 @@ def write(
             write_json(config.run_dir / _FOLDERS[weights] / "evaluation.json", report)
     if jax.process_index() == 0:
         draw_confusion(evaluations["params"], held_out.class_names, config.run_dir / "confusion.png")
-        write_examples(config.run_dir / "examples", held_out, config.examples)
+        write_examples(config.run_dir / "examples", held_out, config.example_images)
 
 
 def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any) -> None:

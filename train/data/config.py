@@ -8,10 +8,12 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from poolformer_jax.checks import is_none_or_positive, refuse
+from poolformer_jax.checks import is_none_or_positive, is_of_this_machine, refuse
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from train.data.random_augment import RandAugment
 
+# What a path of data has to be.
+_MOUNTED = "a path of this machine; mount a bucket on every host, as with gcsfuse, and give its folder there"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
@@ -145,6 +147,8 @@ class DataConfig:
         known = (kind in ("folder", "tfds") and argument) or self.source in ("digits", "synthetic")
         rules = [
             ("source", known, "digits, synthetic, folder:PATH, tfds:NAME or tfds:PATH"),
+            ("source", is_of_this_machine(argument), _MOUNTED),
+            ("data_dir", is_of_this_machine(self.data_dir), _MOUNTED),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             ("image_size", self.image_size > 0, "a positive number of pixels"),
             ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),

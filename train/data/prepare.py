@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from poolformer_jax.checks import refuse
+from poolformer_jax.checks import is_of_this_machine, refuse
 from poolformer_jax.image_reading import printable
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
@@ -62,6 +62,7 @@ class PrepareConfig:
         kind, _, path = self.source.partition(":")
         rules = [
             ("source", kind in ("folder", "imagenet") and path, "folder:PATH or imagenet:PATH"),
+            ("output", is_of_this_machine(self.output), "a folder of this machine, or of a bucket that is mounted"),
             ("name", re.fullmatch(r"[a-z]\w*", self.dataset_name), "a lower-case letter, then letters, digits and _"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             ("images_per_shard", self.images_per_shard > 0, "a positive number of images"),

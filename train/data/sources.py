@@ -91,7 +91,10 @@ def open_source(config: DataConfig, split: str) -> Source:
     else:
         source = synthetic_source(split, config.synthetic_examples, config.image_size, config.num_channels)
     if len(source) == 0:
-        raise SourceError(f"The split {split!r} of {config.source} is empty. Choose another with --data.train-split.")
+        raise SourceError(
+            f"The split {split!r} of {config.source} is empty. Choose another with --data.train-split or "
+            "--data.evaluation-split (in evaluate: --split), or add images: of a class with one none is held out."
+        )
     return source
 
 
