@@ -128,7 +128,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
         "pretrained_cfg": {
             "num_classes": config.num_labels,
             "input_size": [config.num_channels, side, side],
-            "pool_size": [side // config.total_stride] * 2,
+            "pool_size": [config.feature_sizes(side)[-1]] * 2,
             "classifier": "head.fc",
             **preprocessing,
         },
