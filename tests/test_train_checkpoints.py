@@ -163,7 +163,7 @@ def test_trouble_with_storage_or_memory_is_no_damage(tmp_path, parts, states, mo
     save(tmp_path, states[:2])
     with open_in(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(ocp.CheckpointManager, "restore", fail)
+            patch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
             with pytest.raises(told):
                 checkpoints.restore(parts.abstract_state)
         assert_equal(checkpoints.restore(parts.abstract_state), states[1])

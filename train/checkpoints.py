@@ -11,10 +11,10 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from train.fingerprints import array_types, fingerprints
 from train.state import TrainState
 
+_Read = TypeVar("_Read")
 # The items of a checkpoint that are trees of arrays; the fourth item, "step", is JSON.
 _TREES = ("params", "ema", "optimizer")
 _COUNTERS = ("step", "skipped", "skipped_in_a_row")
@@ -131,31 +132,16 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
-            state, error = None, None
             try:
                 state = self._read(step, abstract)
-            except _OtherArraysError:
-                raise  # the same on all processes, because all read the same record
-            except Exception as reason:
-                error = reason
-            worst = _worst(_SOUND if error is None else _DAMAGED if _is_damage(error) else _TROUBLE)
-            if worst == _SOUND:
-                for number, why in damaged.items():
-                    aside = self._folder / "damaged"
-                    self._log.warning(
-                        "The checkpoint of step %d is damaged: %s. It is moved to %s.", number, why, aside
-                    )
-                    self._set_aside(number)
-                return state
-            told = "another process could not read it" if error is None else _first_line(error)
-            if worst == _TROUBLE:
-                if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-                    raise error
-                raise CheckpointError(
-                    f"The checkpoint of step {step} in {self._folder} could not be read: {told}\n"
-                    "That need not be damage, so nothing was moved. Mend the storage, then run the same command again."
-                ) from error
-            damaged[step] = told
+            except _DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            for number, why in damaged.items():
+                aside = self._folder / "damaged"
+                self._log.warning("The checkpoint of step %d is damaged: %s. It is moved to %s.", number, why, aside)
+                self._set_aside(number)
+            return state
         self._refuse_to_begin_again(damaged)
         return None
 
@@ -171,21 +157,41 @@ class Checkpoints:
             )
 
     def _read(self, step: int, abstract: TrainState) -> TrainState:
-        record = _read_record(self._folder, step)
-        self._refuse_other_arrays(step, record, abstract)
-        wanted = {
-            name: ocp.args.StandardRestore(tree) for name in _TREES if (tree := getattr(abstract, name)) is not None
-        }
-        found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        """The state of `step`; in parts, each of which begins when all processes are through with the one before."""
+        record = self._on_all_processes(step, lambda: _read_record(self._folder, step))
+        self._refuse_other_arrays(step, record, abstract)  # the same on all processes, because the record is
+        trees = self._on_all_processes(step, lambda: _read_trees(self._folder, step, abstract))
         counters = {
             name: jax.device_put(np.int32(record[name]), getattr(abstract, name).sharding) for name in _COUNTERS
         }
-        state = abstract.replace(**{name: found[name] for name in wanted}, **counters)
-        written, read = record["fingerprints"], fingerprints(state)
-        if changed := [name for name in read if written.get(name) != read[name]]:
-            more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
-            raise ValueError(f"the contents of {changed[0]}{more} changed since it was written")
+        state = abstract.replace(**trees, **counters)
+        self._on_all_processes(step, lambda: _refuse_changed_arrays(record, state))
         return state
+
+    def _on_all_processes(self, step: int, read: Callable[[], _Read]) -> _Read:
+        """What `read` returns, if it does on every process; those that went on without the others would hang.
+
+        Raises, on every process:
+            _DamagedError: if the contents of the state are the matter.
+            CheckpointError: if something else is.
+        """
+        error: Exception | None = None
+        try:
+            result = read()
+        except Exception as reason:
+            error = reason
+        worst = _worst(_SOUND if error is None else _DAMAGED if _is_damage(error) else _TROUBLE)
+        if worst == _SOUND:
+            return result
+        told = "another process could not read it" if error is None else _first_line(error)
+        if worst == _DAMAGED:
+            raise _DamagedError(told) from error
+        if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+            raise error
+        raise CheckpointError(
+            f"The checkpoint of step {step} in {self._folder} could not be read: {told}\n"
+            "That need not be damage, so nothing was moved. Mend the storage, then run the same command again."
+        ) from error
 
     def _refuse_other_arrays(self, step: int, record: Mapping[str, Any], abstract: TrainState) -> None:
         written, wanted = record["arrays"], array_types(abstract)
@@ -196,7 +202,7 @@ class Checkpoints:
         ]
         if differing:
             rest = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
-            raise _OtherArraysError(
+            raise ValueError(
                 f"The checkpoint of step {step} in {self._folder} is of another network or optimizer:\n  "
                 + "\n  ".join([*differing[:_SHOWN], *rest])
                 + "\nNothing was moved. Expected the network, the classes and the optimizer that it was written with, "
@@ -223,8 +229,8 @@ class Checkpoints:
         )
 
 
-class _OtherArraysError(ValueError):
-    """A sound state that is not of this run."""
+class _DamagedError(Exception):
+    """A state whose contents are not as they were written, or cannot be read so by some process."""
 
 
 def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
@@ -276,6 +282,22 @@ def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:
     if record["step"] != step:
         raise ValueError(f"it says that it is of step {record['step']}")
     return record
+
+
+def _read_trees(folder: epath.Path, step: int, abstract: TrainState) -> dict[str, Any]:
+    """The arrays of a state, without the manager for the same reason."""
+    return {
+        name: ocp.StandardCheckpointHandler().restore(folder / str(step) / name, args=ocp.args.StandardRestore(tree))
+        for name in _TREES
+        if (tree := getattr(abstract, name)) is not None
+    }
+
+
+def _refuse_changed_arrays(record: Mapping[str, Any], state: TrainState) -> None:
+    written, read = record["fingerprints"], fingerprints(state)
+    if changed := [name for name in read if written.get(name) != read[name]]:
+        more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
+        raise ValueError(f"the contents of {changed[0]}{more} changed since it was written")
 
 
 def _checksum(record: Mapping[str, Any]) -> int:
