@@ -176,7 +176,7 @@ def test_a_state_says_what_run_it_is_of(tmp_path, states):
         checkpoints.save(states[1])
     assert newest_run(tmp_path) == (2, RUN)
     (tmp_path / "2" / "step" / "metadata").write_text("{}")
-    assert newest_run(tmp_path) == (2, RUN), "the one before tells"
+    assert newest_run(tmp_path) == (1, RUN), "the one before tells"
     (tmp_path / "1" / "step" / "metadata").unlink()
     with pytest.raises(CheckpointError, match=r"(?s)No checkpoint .*step 2: its record is not as it was .*step 1: "):
         newest_run(tmp_path)
@@ -227,6 +227,35 @@ def test_half_written_states_are_cleared_away(tmp_path, parts, states):
     with open_in(tmp_path) as checkpoints:
         assert_equal(checkpoints.restore(parts.abstract_state), states[0])
     assert not list(tmp_path.glob("*tmp*"))
+
+
+@pytest.fixture
+def as_in_a_bucket(monkeypatch):
+    """Orbax completes states by a mark in their folders, as where folders cannot be renamed."""
+    for default in ("get_default_temporary_path_class", "get_item_default_temporary_path_class"):
+        monkeypatch.setattr(
+            ocp.path.atomicity_defaults, default, lambda *_, **options: ocp.path.atomicity.CommitFileTemporaryPath
+        )
+
+
+def test_a_half_written_state_in_a_bucket_is_none(tmp_path, parts, states, as_in_a_bucket):
+    (tmp_path / "1" / "params").mkdir(parents=True)
+    assert newest_run(tmp_path) is None
+    with open_in(tmp_path) as checkpoints:
+        assert checkpoints.restore(parts.abstract_state) is None
+        checkpoints.save(states[0], wait=True)
+    assert newest_run(tmp_path) == (1, RUN)
+    (tmp_path / "2").mkdir()
+    assert newest_run(tmp_path) == (1, RUN)
+    with open_in(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
+
+
+def test_only_states_are_cleared_away_from_a_bucket(tmp_path, states, as_in_a_bucket):
+    for name in ("damaged/1", "of somebody else"):
+        (tmp_path / name).mkdir(parents=True)
+    save(tmp_path, states, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "damaged", "of somebody else"}
 
 
 def test_the_record_says_which_step_it_is(tmp_path, states):

@@ -1,9 +1,10 @@
 """Keeping a run: states on disk through Orbax, and the newest sound one back, on any mesh.
 
-Orbax writes a state under a temporary name and renames it when it is complete, so a process that dies at any moment
-leaves the states before it alone. What it does not notice is data that changed on the disk afterwards. Therefore every
-state is kept with a record: fingerprints of its arrays, computed on the devices, and compared when it is read; their
-shapes; and what run it is of, so that a state that does not fit is told from one that is damaged.
+Orbax writes a state under a temporary name and renames it when it is complete, or marks it in a bucket, so a process
+that dies at any moment leaves the states before it alone. What it does not notice is data that changed on the disk
+afterwards. Therefore every state is kept with a record: fingerprints of its arrays, computed on the devices, and
+compared when it is read; their shapes; and what run it is of, so that a state that does not fit is told from one that
+is damaged.
 """
 
 import contextlib
@@ -57,7 +58,12 @@ class Checkpoints:
         self._folder = _absolute(folder)
         self._run = run
         self._log = logging.getLogger(__name__)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            # In a bucket a folder is taken for half written until it holds a mark, and so is this one: Orbax would
+            # clear away the folder `damaged` as well, and whatever else lies here.
+            cleanup_tmp_directories=not ocp.path.step.is_path_temporary(self._folder),
+        )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -149,7 +155,7 @@ class Checkpoints:
         if damaged:
             raise _nothing_to_read(self._folder, damaged)
         aside = self._folder / "damaged"
-        if aside.exists() and (steps := _steps(aside)):
+        if steps := _steps(aside):
             raise CheckpointError(
                 f"{self._folder} holds no checkpoint but those that were moved to its folder 'damaged', of step "
                 f"{', '.join(map(str, steps))}. The run would begin again from step 0, and does not do so by itself. "
@@ -234,7 +240,7 @@ class _DamagedError(Exception):
 
 
 def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
-    """The newest step among the states in `folder`, and what they say that they are of; None if there are none.
+    """The step of the newest state in `folder` that says what it is of, and what that is; None if there are none.
 
     Reads only, and needs no device.
 
@@ -242,11 +248,10 @@ def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
         CheckpointError: if there are states and none of them says so.
     """
     place = _absolute(folder)
-    steps = _steps(place) if place.exists() else []
     damaged: dict[int, str] = {}
-    for step in reversed(steps):
+    for step in reversed(_steps(place)):
         try:
-            return steps[-1], _read_record(place, step)["run"]
+            return step, _read_record(place, step)["run"]
         except (ValueError, OSError) as error:
             damaged[step] = _first_line(error)
     if damaged:
@@ -265,7 +270,8 @@ def _absolute(folder: Path | str) -> epath.Path:
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    """Steps of the complete states in a folder; in a bucket half-written ones have names like theirs."""
+    return sorted(state.step for state in ocp.path.step.standard_name_format().find_all(folder))
 
 
 def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:
