@@ -107,7 +107,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_pat
         assert "The checkpoint of step 2 is damaged" in caplog.text
         assert (tmp_path / "damaged" / "2").is_dir()
         # The run goes on from step 1 and comes past step 2 again.
-        checkpoints.save(states[1], wait=True)
+        checkpoints.save(states[1], last=True)
         assert checkpoints.steps == [1, 2]
 
 
@@ -193,10 +193,13 @@ def test_a_record_that_cannot_be_checked_counts_as_damaged(tmp_path, parts, stat
     assert "The checkpoint of step 2 is damaged: its record is not as it was written" in caplog.text
 
 
-def test_a_state_amid_steps_without_a_finite_gradient_is_not_written(tmp_path, states):
-    save(tmp_path, [states[0], states[1].replace(skipped_in_a_row=jnp.int32(3))])
+def test_a_state_amid_steps_without_a_finite_gradient_is_not_written_unless_it_is_the_last(tmp_path, parts, states):
+    amid = states[1].replace(skipped_in_a_row=jnp.int32(3))
+    save(tmp_path, [states[0], amid])
     with open_in(tmp_path) as checkpoints:
         assert checkpoints.steps == [1]
+        checkpoints.save(amid, last=True)
+        assert_equal(checkpoints.restore(parts.abstract_state), amid)
 
 
 @pytest.fixture
@@ -208,15 +211,15 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_an_error_and_leaves_the_state_before(small_disk, parts, states):
     with open_in(small_disk) as checkpoints:
-        checkpoints.save(states[0], wait=True)
+        checkpoints.save(states[0], last=True)
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
         (small_disk / "ballast").write_bytes(b"\0" * max(0, free - 16_384))
         with pytest.raises(CheckpointError, match=r"(?s)No space left on device.*written before it are complete"):
-            checkpoints.save(states[1], wait=True)
+            checkpoints.save(states[1], last=True)
     (small_disk / "ballast").unlink()
     with open_in(small_disk) as checkpoints:
         assert_equal(checkpoints.restore(parts.abstract_state), states[0])
-        checkpoints.save(states[1], wait=True)
+        checkpoints.save(states[1], last=True)
         assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 
 
@@ -243,7 +246,7 @@ def test_a_half_written_state_in_a_bucket_is_none(tmp_path, parts, states, as_in
     assert newest_run(tmp_path) is None
     with open_in(tmp_path) as checkpoints:
         assert checkpoints.restore(parts.abstract_state) is None
-        checkpoints.save(states[0], wait=True)
+        checkpoints.save(states[0], last=True)
     assert newest_run(tmp_path) == (1, RUN)
     (tmp_path / "2").mkdir()
     assert newest_run(tmp_path) == (1, RUN)
@@ -267,5 +270,5 @@ def test_the_record_says_which_step_it_is(tmp_path, states):
 def test_waiting_is_for_a_state_that_is_being_written_as_well(tmp_path, states):
     with open_in(tmp_path) as checkpoints:
         checkpoints.save(states[0])
-        checkpoints.save(states[0], wait=True)
+        checkpoints.save(states[0], last=True)
         assert (tmp_path / "1").is_dir(), "only a whole state has this name"

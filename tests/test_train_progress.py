@@ -22,6 +22,13 @@ def test_a_step_that_was_skipped_is_counted_and_not_averaged():
     assert not math.isfinite(none.loss)
 
 
+def test_a_series_of_skipped_steps_is_seen_wherever_it_ends():
+    meter = Meter(0, every=4, steps_per_epoch=4, batch_size=8)
+    in_a_row = [0, 1, 2, 0, 0, 0, 1, 2, 3, 0, 0, 0]
+    records = [record for count in in_a_row for record in meter.add(metrics(in_a_row=count))] + meter.rest()
+    assert [record.skipped_in_a_row for record in records] == [2, 2, 3]
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_the_clock_stops_when_the_devices_are_done_and_not_when_the_host_is(monkeypatch, every):
     """Steps of 1 s, handed to the devices in no time, and an evaluation of 100 s behind every fourth."""

@@ -83,19 +83,22 @@ class Checkpoints:
         """Steps of the states on the disk, oldest first; of complete ones only after `wait`."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, wait: bool = False) -> None:
-        """Begins to write `state`, and returns when the state may be donated; with `wait`, when it is on the disk.
+    def save(self, state: TrainState, last: bool = False) -> None:
+        """Begins to write `state`, and returns when it may be donated; the `last` of a run, when it is on the disk.
 
-        A state in the middle of steps without a finite gradient is not written, so that the last one from before
-        stands. Nor is one that is there already, or is being written.
+        One that is there already, or is being written, is not written again. Nor is one amid steps without a finite
+        gradient: its weights are those of the last step that had one, and that step may be what threw them away. So
+        such a series does not take the place of the states from before it. The last state is written all the same:
+        without it the run would lose every step since the one before.
 
         Raises:
             CheckpointError: if this or the write before it failed. The states written before are untouched.
         """
         counters = {name: int(getattr(state, name)) for name in _COUNTERS}
-        if not counters["skipped_in_a_row"] and counters["step"] not in self._manager.all_steps():
+        wanted = last or not counters["skipped_in_a_row"]
+        if wanted and counters["step"] not in self._manager.all_steps():
             self._begin_to_write(state, counters)
-        if wait:
+        if last:
             self.wait()
 
     def _begin_to_write(self, state: TrainState, counters: Mapping[str, int]) -> None:

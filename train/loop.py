@@ -36,13 +36,11 @@ class Outcome:
 
     Attributes:
         step: steps done.
-        saved: the step of the newest state on the disk, None if there is none.
         evaluations: of the whole evaluation split at the end, by kind of weights; empty if the run was stopped.
         stopped_by: the signal that stopped it, or None.
     """
 
     step: int
-    saved: int | None
     evaluations: dict[str, Evaluation]
     stopped_by: signal.Signals | None
 
@@ -52,7 +50,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
 
     Raises:
         ValueError: if the parts of the recipe, the data, the devices and the run's folder do not fit each other.
-        TrainingError: if the gradient stays without a finite value, or the loss is not finite at the end.
+        TrainingError: if the gradient stays without a finite value, or the held-out loss has none at the end.
         CheckpointError: if states can be neither written nor read.
     """
     with StopRequest() as stop:
@@ -87,7 +85,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 def note(records: list[Record]) -> None:
                     for record in records:
                         journal.train(record)
-                        _refuse_to_go_on_blind(record, config, total)
+                        _refuse_to_go_on_blind(record, config)
                     checkpoints.check()
 
                 while step < total and not stop.at(step):
@@ -109,15 +107,14 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                         if saves:
                             checkpoints.save(state)
                 note(meter.rest())
-                checkpoints.save(state, wait=True)
-                saved = max(checkpoints.steps, default=None)
+                checkpoints.save(state, last=True)
                 if step < total:
-                    return Outcome(step, saved, {}, stop.signal)
+                    return Outcome(step, {}, stop.signal)
                 evaluations = _evaluate(config, parts, state, held_out)
                 journal.evaluation(step, evaluations)
                 _refuse_a_broken_model(evaluations, config)
             results.write(config, parts, state, held_out, evaluations)
-    return Outcome(step, saved, evaluations, None)
+    return Outcome(step, evaluations, None)
 
 
 @contextlib.contextmanager
@@ -143,17 +140,14 @@ def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out:
     return evaluations
 
 
-def _refuse_to_go_on_blind(record: Record, config: TrainConfig, total: int) -> None:
-    """Raises TrainingError where nothing is learnt any more. The end of a run leaves no time to see that it is."""
-    skipped, at_the_end = record.skipped_in_a_row, record.step == total
-    if skipped >= (1 if at_the_end else config.max_skipped):
-        last_good = record.step - skipped
-        remedy = f", or --max-steps {last_good} to end the run before them" if at_the_end and last_good else ""
+def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
+    """Raises TrainingError where nothing is learnt any more."""
+    if record.skipped_in_a_row >= config.max_skipped:
         raise TrainingError(
-            f"The last {skipped} steps up to step {record.step} had no finite gradient. Expected fewer than "
-            f"max_skipped={config.max_skipped} in a row, and none at the end of the run. Checkpoints from before them, "
-            f"if any, stand in {config.checkpoints}. A lower --optimizer.learning-rate, --optimizer.clip-norm 1, or "
-            f"--dtype float32 may help{remedy}."
+            f"{record.skipped_in_a_row} steps in a row, up to step {record.step} or shortly before, had no finite "
+            f"gradient. Expected fewer than max_skipped={config.max_skipped}. Checkpoints from before them, if any, "
+            f"stand in {config.checkpoints}. A lower --optimizer.learning-rate, --optimizer.clip-norm 1, or --dtype "
+            "float32 may help."
         )
 
 

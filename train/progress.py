@@ -36,7 +36,7 @@ class Record:
             time includes that of compiling the step.
         data_wait: share of the time in which the devices waited for the next batch.
         skipped: steps without a finite gradient, since the start of the run.
-        skipped_in_a_row: how many of these were the last steps.
+        skipped_in_a_row: the most of these without another step between them, of the series that the interval saw.
     """
 
     step: int
@@ -118,7 +118,7 @@ class Meter:
             images_per_second=len(rows) * self._batch_size / seconds,
             data_wait=min(waited / seconds, 1.0),
             skipped=int(rows[-1]["skipped"]),
-            skipped_in_a_row=int(rows[-1]["skipped_in_a_row"]),
+            skipped_in_a_row=max(int(row["skipped_in_a_row"]) for row in rows),
         )
 
 
