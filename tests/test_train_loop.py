@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from train import loop
+from train.reports import Reports
 from training import saved, sharded, tiny, without_a_finite_gradient
 
 
@@ -25,6 +26,23 @@ def test_a_finished_run_that_is_repeated_notes_nothing_twice(tmp_path):
     assert [json.loads(line)["kind"] for line in noted.splitlines()] == ["train", "evaluation", "evaluation_ema"]
     assert run(config).evaluations.keys() == {"params", "ema"}
     assert (tmp_path / "metrics.jsonl").read_text() == noted
+
+
+def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path, monkeypatch):
+    def die(*arguments):
+        raise MemoryError
+
+    config = small(tmp_path, max_steps=4, save_every=3)  # 3 steps are an epoch
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop, "evaluate", die)
+        run(config)
+    assert saved(tmp_path) == [3]
+    run(config)
+    noted = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in noted if line["kind"] == "evaluation"] == [3, 4]
+    assert [line["step"] for line in noted if line["kind"] == "train"] == [2, 3, 4]
+    with Reports(tmp_path, start_step=3) as reports:
+        assert not reports.lacks_evaluation(3)
 
 
 def test_a_last_step_without_a_finite_gradient_costs_nothing_but_itself(tmp_path, monkeypatch):

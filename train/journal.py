@@ -3,6 +3,8 @@
 import contextlib
 from types import TracebackType
 
+import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from train.evaluation import Evaluation
@@ -51,6 +53,10 @@ class Journal:
         """An interval of training is over."""
         self._reports.train(record)
         self._display.show(record)
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether none of `step` was noted before; the same on all processes, of which the first has the notes."""
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(self._reports.lacks_evaluation(step))))
 
     def evaluation(self, step: int, evaluations: dict[str, Evaluation]) -> None:
         """The whole evaluation split was gone through, with each kind of weights."""

@@ -89,6 +89,10 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     checkpoints.check()
 
                 while step < total and not stop.at(step):
+                    # After the state is saved, and not before a stop: a run that goes on from it makes up for this.
+                    if step and step % evaluate_every == 0 and journal.lacks_evaluation(step):
+                        with meter.paused():
+                            journal.evaluation(step, _evaluate(config, parts, state, held_out))
                     with meter.waiting():
                         batch = next(batches)
                     state, metrics = parts.step(
@@ -96,15 +100,12 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     )
                     step += 1
                     journal.advance(step)
-                    evaluates, saves = step % evaluate_every == 0, step % save_every == 0
-                    note(meter.add(metrics, wait=evaluates or saves))
+                    saves = step % save_every == 0
+                    note(meter.add(metrics, wait=saves or step % evaluate_every == 0))
                     if saves:
                         # Before the state, so that a run that goes on from it lacks no line.
                         note(meter.rest())
-                    with meter.paused():
-                        if evaluates and step < total:
-                            journal.evaluation(step, _evaluate(config, parts, state, held_out))
-                        if saves:
+                        with meter.paused():
                             checkpoints.save(state)
                 note(meter.rest())
                 checkpoints.save(state, last=True)
