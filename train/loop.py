@@ -134,11 +134,9 @@ def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
 
 def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out: Source) -> dict[str, Evaluation]:
     """The weights over the whole evaluation split, and their running mean where there is one."""
-    evaluations = {}
-    for weights in ("params", "ema") if state.ema is not None else ("params",):
-        with evaluation_batches(config.data, held_out, **process_part(parts.mesh)) as batches:
-            evaluations[weights] = evaluate(parts.evaluation_step, getattr(state, weights), batches, parts.mesh)
-    return evaluations
+    weights = {"params": state.params} if state.ema is None else {"params": state.params, "ema": state.ema}
+    with evaluation_batches(config.data, held_out, **process_part(parts.mesh)) as batches:
+        return evaluate(parts.evaluation_step, weights, batches, parts.mesh)
 
 
 def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
