@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from train import loop
+from train.checkpoints import newest_run
 from train.reports import Reports
 from training import saved, sharded, tiny, without_a_finite_gradient
 
@@ -43,6 +44,15 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path
     assert [line["step"] for line in noted if line["kind"] == "train"] == [2, 3, 4]
     with Reports(tmp_path, start_step=3) as reports:
         assert not reports.lacks_evaluation(3)
+
+
+def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
+    run_dir = tmp_path / "run"
+    config = small(run_dir, max_steps=2, checkpoint_dir=f"{tmp_path}/other/../run")
+    assert run(config).step == 2
+    assert newest_run(run_dir)[0] == 2
+    assert run(config).step == 2
+    assert (run_dir / "model" / "config.json").exists()
 
 
 def test_a_last_step_without_a_finite_gradient_costs_nothing_but_itself(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -121,8 +122,11 @@ def run(config: TrainConfig, console: Console) -> Outcome:
 @contextlib.contextmanager
 def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
     """Process 0 holds the locks for all processes of the run."""
+    given = (str(config.run_dir), config.checkpoints) if jax.process_index() == 0 else ()
+    # By their real places: two locks on one folder would refuse each other.
+    folders = {folder if "://" in folder else str(Path(folder).resolve()): folder for folder in given}
     with contextlib.ExitStack() as locks:
-        for folder in (config.run_dir, config.checkpoints) if jax.process_index() == 0 else ():
+        for folder in folders.values():
             refusal = (
                 f"A run is going on in {folder}. Expected no other: it would lose what it is saving. Stop that run, "
                 "wait for its end, or begin this one in another folder with --run-dir (and --checkpoint-dir, where it "
