@@ -55,6 +55,13 @@ def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
     assert (run_dir / "model" / "config.json").exists()
 
 
+def test_checkpoints_that_are_kept_for_good_are_saved_and_outlive_newer_ones(tmp_path):
+    run(small(tmp_path, max_steps=6, save_every=1000, keep_checkpoints=1, keep_every=2))
+    assert saved(tmp_path) == [2, 4, 6]
+    run(small(tmp_path, max_steps=9, save_every=1, keep_checkpoints=1, keep_every=4))
+    assert saved(tmp_path) == [4, 8, 9]
+
+
 def test_a_last_step_without_a_finite_gradient_costs_nothing_but_itself(tmp_path, monkeypatch):
     without_a_finite_gradient(monkeypatch, after=[1])
     run(small(tmp_path, max_steps=2))

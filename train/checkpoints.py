@@ -52,14 +52,18 @@ class Checkpoints:
         folder: where they are, on a file system that all processes share.
         run: what the states are of, JSON-ready; written with each of them.
         keep: number of states to keep; older ones are deleted once a newer one is complete.
+        keep_every: states of multiples of this step are never deleted.
     """
 
-    def __init__(self, folder: Path | str, run: Mapping[str, Any], keep: int = 3) -> None:
+    def __init__(
+        self, folder: Path | str, run: Mapping[str, Any], keep: int = 3, keep_every: int | None = None
+    ) -> None:
         self._folder = _absolute(folder)
         self._run = run
         self._log = logging.getLogger(__name__)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
+            keep_period=keep_every,
             # In a bucket a folder is taken for half written until it holds a mark, and so is this one: Orbax would
             # clear away the folder `damaged` as well, and whatever else lies here.
             cleanup_tmp_directories=not ocp.path.step.is_path_temporary(self._folder),

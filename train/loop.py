@@ -66,11 +66,14 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         stop.before_training()
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
+        keep_every = config.keep_every or save_every
         refuse_another_run(config, source)  # before anything is made or cleared away
 
         with (
             _alone_in_its_folders(config),
-            Checkpoints(config.checkpoints, identify(config, source), config.keep_checkpoints) as checkpoints,
+            Checkpoints(
+                config.checkpoints, identify(config, source), config.keep_checkpoints, config.keep_every
+            ) as checkpoints,
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
@@ -101,7 +104,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     )
                     step += 1
                     journal.advance(step)
-                    saves = step % save_every == 0
+                    saves = step % save_every == 0 or step % keep_every == 0
                     note(meter.add(metrics, wait=saves or step % evaluate_every == 0))
                     if saves:
                         # Before the state, so that a run that goes on from it lacks no line.

@@ -53,6 +53,8 @@ class TrainConfig:
     """Folder of the checkpoints, which all hosts share. Default: checkpoints in run_dir."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep."""
+    keep_every: int | None = None
+    """Steps between two checkpoints that are kept for good, besides the newest ones. Default: none is."""
     max_skipped: int = 20
     """Stop after this many steps in a row without a finite gradient; each of them leaves the weights alone."""
     max_steps: int | None = None
@@ -67,6 +69,7 @@ class TrainConfig:
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
             ("save_every", is_none_or_positive(self.save_every), "at least 1, or None"),
             ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
+            ("keep_every", is_none_or_positive(self.keep_every), "at least 1, or None"),
             ("max_skipped", self.max_skipped >= 1, "at least 1"),
             ("max_steps", is_none_or_positive(self.max_steps), "at least 1, or None"),
             ("examples", self.examples >= 0, "0 or more"),
@@ -108,6 +111,7 @@ FREE_TO_CHANGE = (
     "save_every",
     "checkpoint_dir",
     "keep_checkpoints",
+    "keep_every",
     "max_skipped",
     "max_steps",
     "examples",
