@@ -28,7 +28,8 @@ class Journal:
         self._steps_per_epoch = steps_per_epoch
         self._open = contextlib.ExitStack()
         self._reports = self._open.enter_context(Reports(config.run_dir, start))
-        self._display = self._open.enter_context(Display(console, start, total, config.optimizer.total_epochs))
+        epochs, batch_size = config.optimizer.total_epochs, config.data.batch_size
+        self._display = self._open.enter_context(Display(console, start, total, epochs, batch_size))
         if start:
             self._display.say(f"Going on from step {start} in {config.run_dir}.")
 
