@@ -62,6 +62,13 @@ def test_checkpoints_that_are_kept_for_good_are_saved_and_outlive_newer_ones(tmp
     assert saved(tmp_path) == [4, 8, 9]
 
 
+@pytest.mark.parametrize("steps", [1, 1000])
+def test_a_profile_is_written_even_if_the_run_ends_amid_it(tmp_path, steps):
+    run(small(tmp_path, max_steps=12, profile_steps=steps, save_every=1000, evaluate_every=1000))
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size
+
+
 def test_a_last_step_without_a_finite_gradient_costs_nothing_but_itself(tmp_path, monkeypatch):
     without_a_finite_gradient(monkeypatch, after=[1])
     run(small(tmp_path, max_steps=2))

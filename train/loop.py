@@ -25,6 +25,10 @@ from train.progress import Meter, Record
 from train.recipes import TrainConfig
 from train.sharding import process_part, to_devices
 from train.state import TrainState
+from train.step import Metrics
+
+# Before a profile begins: compiling, filling the data pipeline, and what else happens once.
+_STEPS_TO_WARM_UP = 10
 
 
 class TrainingError(Exception):
@@ -84,6 +88,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
             with (
                 Journal(config, console, start, total, steps_per_epoch) as journal,
                 train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
+                contextlib.ExitStack() as profile,
             ):
 
                 def note(records: list[Record]) -> None:
@@ -104,6 +109,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     )
                     step += 1
                     journal.advance(step)
+                    _profile(config, step - start, metrics, profile)
                     saves = step % save_every == 0 or step % keep_every == 0
                     note(meter.add(metrics, wait=saves or step % evaluate_every == 0))
                     if saves:
@@ -144,6 +150,17 @@ def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out:
     weights = {"params": state.params} if state.ema is None else {"params": state.params, "ema": state.ema}
     with evaluation_batches(config.data, held_out, **process_part(parts.mesh)) as batches:
         return evaluate(parts.evaluation_step, weights, batches, parts.mesh)
+
+
+def _profile(config: TrainConfig, done: int, metrics: Metrics, profile: contextlib.ExitStack) -> None:
+    """Begins and ends the trace that `config` asks for, on process 0; `profile` ends it where the run ends before."""
+    if not config.profile_steps or jax.process_index() > 0:
+        return
+    if done == _STEPS_TO_WARM_UP:
+        profile.enter_context(jax.profiler.trace(config.run_dir / "profile"))
+    elif done == _STEPS_TO_WARM_UP + config.profile_steps:
+        jax.block_until_ready(metrics)
+        profile.close()
 
 
 def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:

@@ -59,6 +59,8 @@ class TrainConfig:
     """Stop after this many steps in a row without a finite gradient; each of them leaves the weights alone."""
     max_steps: int | None = None
     """End the run after this step, in the middle of its schedule. For trying out."""
+    profile_steps: int = 0
+    """Steps to trace with jax.profiler, after ten that warm up, into the folder profile in run_dir."""
     examples: int = 5
     """Images of the evaluation split to write into the run's folder, for trying the trained model."""
 
@@ -72,6 +74,7 @@ class TrainConfig:
             ("keep_every", is_none_or_positive(self.keep_every), "at least 1, or None"),
             ("max_skipped", self.max_skipped >= 1, "at least 1"),
             ("max_steps", is_none_or_positive(self.max_steps), "at least 1, or None"),
+            ("profile_steps", self.profile_steps >= 0, "0 or more"),
             ("examples", self.examples >= 0, "0 or more"),
         ]
         refuse(self, rules)
@@ -114,6 +117,7 @@ FREE_TO_CHANGE = (
     "keep_every",
     "max_skipped",
     "max_steps",
+    "profile_steps",
     "examples",
     "remat",
     "kernels",
