@@ -98,7 +98,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     checkpoints.check()
 
                 while step < total and not stop.at(step):
-                    # After the state is saved, and not before a stop: a run that goes on from it makes up for this.
+                    # Once the state is saved and no stop is asked for; a run that goes on from it makes up for this.
                     if step and step % evaluate_every == 0 and journal.lacks_evaluation(step):
                         with meter.paused():
                             journal.evaluation(step, _evaluate(config, parts, state, held_out))
