@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from small_data import SMALL
-from train.data.pipeline import train_batches
+from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import open_source
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +116,15 @@ def test_workers_do_not_outlive_a_program_that_is_killed(tmp_path):
     while any(alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker is still there"
         time.sleep(0.05)
+
+
+@linux
+def test_no_more_workers_start_than_there_are_batches():
+    config = dataclasses.replace(SMALL, workers=5, batch_size=256)
+    with evaluation_batches(config, open_source(config, "validation")) as batches:
+        assert next(batches)["mask"].sum() == 256
+        assert len(workers_of(os.getpid())) <= 2
+        assert next(batches)["mask"].sum() == 359 - 256
 
 
 @linux

@@ -107,7 +107,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_pat
         assert "The checkpoint of step 2 is damaged" in caplog.text
         assert (tmp_path / "damaged" / "2").is_dir()
         # The run goes on from step 1 and comes past step 2 again.
-        checkpoints.save(states[1], wait=True)
+        checkpoints.save(states[1], last=True)
         assert checkpoints.steps == [1, 2]
 
 
@@ -163,7 +163,7 @@ def test_trouble_with_storage_or_memory_is_no_damage(tmp_path, parts, states, mo
     save(tmp_path, states[:2])
     with open_in(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(ocp.CheckpointManager, "restore", fail)
+            patch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
             with pytest.raises(told):
                 checkpoints.restore(parts.abstract_state)
         assert_equal(checkpoints.restore(parts.abstract_state), states[1])
@@ -176,7 +176,7 @@ def test_a_state_says_what_run_it_is_of(tmp_path, states):
         checkpoints.save(states[1])
     assert newest_run(tmp_path) == (2, RUN)
     (tmp_path / "2" / "step" / "metadata").write_text("{}")
-    assert newest_run(tmp_path) == (2, RUN), "the one before tells"
+    assert newest_run(tmp_path) == (1, RUN), "the one before tells"
     (tmp_path / "1" / "step" / "metadata").unlink()
     with pytest.raises(CheckpointError, match=r"(?s)No checkpoint .*step 2: its record is not as it was .*step 1: "):
         newest_run(tmp_path)
@@ -193,10 +193,13 @@ def test_a_record_that_cannot_be_checked_counts_as_damaged(tmp_path, parts, stat
     assert "The checkpoint of step 2 is damaged: its record is not as it was written" in caplog.text
 
 
-def test_a_state_amid_steps_without_a_finite_gradient_is_not_written(tmp_path, states):
-    save(tmp_path, [states[0], states[1].replace(skipped_in_a_row=jnp.int32(3))])
+def test_a_state_amid_steps_without_a_finite_gradient_is_not_written_unless_it_is_the_last(tmp_path, parts, states):
+    amid = states[1].replace(skipped_in_a_row=jnp.int32(3))
+    save(tmp_path, [states[0], amid])
     with open_in(tmp_path) as checkpoints:
         assert checkpoints.steps == [1]
+        checkpoints.save(amid, last=True)
+        assert_equal(checkpoints.restore(parts.abstract_state), amid)
 
 
 @pytest.fixture
@@ -208,15 +211,15 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_an_error_and_leaves_the_state_before(small_disk, parts, states):
     with open_in(small_disk) as checkpoints:
-        checkpoints.save(states[0], wait=True)
+        checkpoints.save(states[0], last=True)
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
         (small_disk / "ballast").write_bytes(b"\0" * max(0, free - 16_384))
         with pytest.raises(CheckpointError, match=r"(?s)No space left on device.*written before it are complete"):
-            checkpoints.save(states[1], wait=True)
+            checkpoints.save(states[1], last=True)
     (small_disk / "ballast").unlink()
     with open_in(small_disk) as checkpoints:
         assert_equal(checkpoints.restore(parts.abstract_state), states[0])
-        checkpoints.save(states[1], wait=True)
+        checkpoints.save(states[1], last=True)
         assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 
 
@@ -229,6 +232,35 @@ def test_half_written_states_are_cleared_away(tmp_path, parts, states):
     assert not list(tmp_path.glob("*tmp*"))
 
 
+@pytest.fixture
+def as_in_a_bucket(monkeypatch):
+    """Orbax completes states by a mark in their folders, as where folders cannot be renamed."""
+    for default in ("get_default_temporary_path_class", "get_item_default_temporary_path_class"):
+        monkeypatch.setattr(
+            ocp.path.atomicity_defaults, default, lambda *_, **options: ocp.path.atomicity.CommitFileTemporaryPath
+        )
+
+
+def test_a_half_written_state_in_a_bucket_is_none(tmp_path, parts, states, as_in_a_bucket):
+    (tmp_path / "1" / "params").mkdir(parents=True)
+    assert newest_run(tmp_path) is None
+    with open_in(tmp_path) as checkpoints:
+        assert checkpoints.restore(parts.abstract_state) is None
+        checkpoints.save(states[0], last=True)
+    assert newest_run(tmp_path) == (1, RUN)
+    (tmp_path / "2").mkdir()
+    assert newest_run(tmp_path) == (1, RUN)
+    with open_in(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
+
+
+def test_only_states_are_cleared_away_from_a_bucket(tmp_path, states, as_in_a_bucket):
+    for name in ("damaged/1", "of somebody else"):
+        (tmp_path / name).mkdir(parents=True)
+    save(tmp_path, states, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "damaged", "of somebody else"}
+
+
 def test_the_record_says_which_step_it_is(tmp_path, states):
     save(tmp_path, states[:1])
     record = json.loads((tmp_path / "1" / "step" / "metadata").read_text())
@@ -238,5 +270,5 @@ def test_the_record_says_which_step_it_is(tmp_path, states):
 def test_waiting_is_for_a_state_that_is_being_written_as_well(tmp_path, states):
     with open_in(tmp_path) as checkpoints:
         checkpoints.save(states[0])
-        checkpoints.save(states[0], wait=True)
+        checkpoints.save(states[0], last=True)
         assert (tmp_path / "1").is_dir(), "only a whole state has this name"

@@ -340,7 +340,7 @@ def test_configuration_mistakes_are_named_together():
     ("make", "field"),
     [
         *((OptimizerConfig, name) for name in ("learning_rate_batch", "clip_norm", "layer_decay")),
-        *((tiny, name) for name in ("save_every", "max_steps", "data__evaluation_batch_size")),
+        *((tiny, name) for name in ("save_every", "keep_every", "max_steps", "data__evaluation_batch_size")),
     ],
 )
 def test_zero_is_not_none_where_a_field_may_be_left_out(make, field):

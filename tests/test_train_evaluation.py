@@ -33,7 +33,7 @@ def evaluate_on(split, params, batch_size, data, fsdp):
     _, parts = open_and_assemble(config, jax.devices()[: data * fsdp])
     placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state.params))
     with evaluation_batches(config.data, split) as batches:
-        return evaluate(parts.evaluation_step, placed, batches, parts.mesh)
+        return evaluate(parts.evaluation_step, {"params": placed}, batches, parts.mesh)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +69,31 @@ def test_any_batch_and_mesh_gives_the_result_of_the_whole_split(split, params, b
     np.testing.assert_array_equal(found.class_correct, confusion.diagonal())
 
 
+def test_all_kinds_of_weights_are_scored_on_one_pass_over_the_split(split, params, by_hand):
+    config = tiny(mesh=sharded(1, 1))
+    _, parts = open_and_assemble(config, jax.devices()[:1])
+    untrained = jax.tree.map(lambda leaf: leaf / 3, params)
+    with evaluation_batches(config.data, split) as batches:
+        found = evaluate(parts.evaluation_step, {"params": params, "ema": untrained}, batches, parts.mesh)
+    assert list(found) == ["params", "ema"]
+    assert (found["params"].examples, found["ema"].examples) == (89, 89)
+    assert found["params"].loss == pytest.approx(by_hand["loss"], rel=1e-5)
+    assert found["ema"].loss != pytest.approx(by_hand["loss"], rel=1e-2)
+
+
 def test_filler_counts_for_nothing_even_where_its_loss_is_infinite(split, params):
     _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     image = np.zeros((32, 16, 16, 1), np.uint8)
     batch = {"image": image, "label": np.zeros(32, np.int32), "mask": np.arange(32) < 3}
     broken = {**params, "head": {**params["head"], "bias": jnp.full(10, jnp.inf).at[0].set(0.0)}}
-    found = evaluate(parts.evaluation_step, params, [batch], parts.mesh)
+    found = evaluate(parts.evaluation_step, {"params": params}, [batch], parts.mesh)["params"]
     assert (found.examples, found.class_examples.tolist()) == (3, [3] + [0] * 9)
     everything_masked = {**batch, "mask": np.zeros(32, bool)}
     with pytest.raises(ValueError, match="No image"):
-        evaluate(parts.evaluation_step, broken, [everything_masked], parts.mesh)
+        evaluate(parts.evaluation_step, {"params": broken}, [everything_masked], parts.mesh)
 
 
 def test_an_empty_split_is_refused(params):
     _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     with pytest.raises(ValueError, match="no example"):
-        evaluate(parts.evaluation_step, params, [], parts.mesh)
+        evaluate(parts.evaluation_step, {"params": params}, [], parts.mesh)

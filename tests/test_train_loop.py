@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from train import loop
-from training import sharded, tiny
+from train.checkpoints import newest_run
+from train.reports import Reports
+from training import saved, sharded, tiny, without_a_finite_gradient
 
 
 def run(config):
@@ -27,10 +29,57 @@ def test_a_finished_run_that_is_repeated_notes_nothing_twice(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == noted
 
 
-def test_a_run_whose_last_steps_had_no_finite_gradient_fails(tmp_path):
+def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path, monkeypatch):
+    def die(*arguments):
+        raise MemoryError
+
+    config = small(tmp_path, max_steps=4, save_every=3)  # 3 steps are an epoch
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop, "evaluate", die)
+        run(config)
+    assert saved(tmp_path) == [3]
+    run(config)
+    noted = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in noted if line["kind"] == "evaluation"] == [3, 4]
+    assert [line["step"] for line in noted if line["kind"] == "train"] == [2, 3, 4]
+    with Reports(tmp_path, start_step=3) as reports:
+        assert not reports.lacks_evaluation(3)
+
+
+def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
+    run_dir = tmp_path / "run"
+    config = small(run_dir, max_steps=2, checkpoint_dir=f"{tmp_path}/other/../run")
+    assert run(config).step == 2
+    assert newest_run(run_dir)[0] == 2
+    assert run(config).step == 2
+    assert (run_dir / "model" / "config.json").exists()
+
+
+def test_checkpoints_that_are_kept_for_good_are_saved_and_outlive_newer_ones(tmp_path):
+    run(small(tmp_path, max_steps=6, save_every=1000, keep_checkpoints=1, keep_every=2))
+    assert saved(tmp_path) == [2, 4, 6]
+    run(small(tmp_path, max_steps=9, save_every=1, keep_checkpoints=1, keep_every=4))
+    assert saved(tmp_path) == [4, 8, 9]
+
+
+@pytest.mark.parametrize("steps", [1, 1000])
+def test_a_profile_is_written_even_if_the_run_ends_amid_it(tmp_path, steps):
+    run(small(tmp_path, max_steps=12, profile_steps=steps, save_every=1000, evaluate_every=1000))
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size
+
+
+def test_a_last_step_without_a_finite_gradient_costs_nothing_but_itself(tmp_path, monkeypatch):
+    without_a_finite_gradient(monkeypatch, after=[1])
+    run(small(tmp_path, max_steps=2))
+    assert (tmp_path / "model" / "evaluation.json").exists()
+    assert saved(tmp_path) == [2]
+
+
+def test_a_run_whose_last_steps_have_no_finite_gradient_because_of_its_weights_fails(tmp_path):
     # The second step's learning rate throws the weights out of float32's range; 20 in a row may be skipped.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3)
-    with pytest.raises(loop.TrainingError, match=r"The last \d steps up to step 9 had no finite gradient\."):
+    with pytest.raises(loop.TrainingError, match="The loss on the held-out images is not finite"):
         run(config)
     assert not (tmp_path / "run" / "model").exists()
 

@@ -1,7 +1,9 @@
 """Several processes train as one, and end as one. These are real processes, without a cluster."""
 
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,35 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
         outputs = [programs.finish(process, code=0) for process in started]
     (step,) = (int(path.name) for path in (tmp_path / "shared").iterdir() if path.name.isdigit())
     assert f"Stopped after step {step}" in outputs[0]
+
+
+def lose_arrays(state: Path) -> None:
+    shutil.rmtree(state / "params")
+
+
+def make_record_unreadable(state: Path) -> None:
+    (state / "step" / "metadata").unlink()
+    (state / "step" / "metadata").mkdir()  # reading what is no file is an error of the system's, for root as well
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [
+        (lose_arrays, 0, "The checkpoint of step 20 is damaged: another process could not read it."),
+        (make_record_unreadable, 1, "could not be read: another process could not read it That need not be damage"),
+    ],
+)
+def test_a_state_that_one_of_two_processes_cannot_read_is_read_by_neither(tmp_path, uninterrupted, fault, code, told):
+    states = [tmp_path / f"states {process}" for process in (0, 1)]
+    for folder in states:
+        shutil.copytree(uninterrupted / "checkpoints", folder)
+    fault(states[1] / "20")
+    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--max-steps", "18", "--checkpoint-dir"]
+    with programs.stopping(programs.start_together([[*common, str(folder)] for folder in states], 2)) as started:
+        outputs = [" ".join(programs.finish(process, code).split()) for process in started]
+    assert told in outputs[0]
+    assert ("Going on from step 18" in outputs[0]) == (code == 0)
+    assert (states[0] / "damaged").exists() == (code == 0)
 
 
 def test_one_process_that_fails_ends_both_with_its_message(tmp_path):

@@ -1,12 +1,14 @@
 """The numbers of an interval of steps: what they are means of, and what their clock counts."""
 
+import io
 import math
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from train import progress
-from train.progress import Meter
+from train.progress import Display, Meter, Record
 
 
 def metrics(loss=1.0, skipped=0, in_a_row=0):
@@ -20,6 +22,36 @@ def test_a_step_that_was_skipped_is_counted_and_not_averaged():
     some, none = [record for row in rows for record in meter.add(row)] + meter.rest()
     assert (some.loss, some.gradient_norm, some.skipped) == (2.0, 2.0, 1)
     assert not math.isfinite(none.loss)
+
+
+def test_a_series_of_skipped_steps_is_seen_wherever_it_ends():
+    meter = Meter(0, every=4, steps_per_epoch=4, batch_size=8)
+    in_a_row = [0, 1, 2, 0, 0, 0, 1, 2, 3, 0, 0, 0]
+    records = [record for count in in_a_row for record in meter.add(metrics(in_a_row=count))] + meter.rest()
+    assert [record.skipped_in_a_row for record in records] == [2, 2, 3]
+
+
+def test_a_line_of_a_log_file_says_how_long_it_will_take():
+    file = io.StringIO()
+    record = Record(
+        step=12_510,
+        epoch=10.0,
+        loss=4.871,
+        accuracy=0.214,
+        learning_rate=1e-3,
+        gradient_norm=1.2345,
+        images_per_second=11_212.0,
+        data_wait=0.01,
+        skipped=0,
+        skipped_in_a_row=0,
+    )
+    with Display(Console(file=file), start_step=0, total_steps=387_810, epochs=310, batch_size=1024) as display:
+        display.show(record)
+    # (387810 - 12510) * 1024 / 11212 = 34276 seconds
+    assert file.getvalue() == (
+        "step 12510/387810  epoch 10.0  loss 4.871  accuracy  21.4%  lr 1.0e-03  norm 1.23  "
+        "11,212 images/s  data wait 1%  9:31:16 left\n"
+    )
 
 
 @pytest.mark.parametrize("every", [1, 4])

@@ -1,5 +1,6 @@
 """A run that dies goes on as if nothing had happened. These are real processes, ended by real signals."""
 
+import json
 import random
 import re
 import signal
@@ -82,20 +83,24 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
     assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
-@pytest.mark.parametrize(
-    ("save_every", "told"), [("1", "The same command goes on from step "), ("1000", "There is none")]
-)
-def test_a_stop_amid_steps_without_a_finite_gradient_tells_where_the_run_goes_on(tmp_path, save_every, told):
+def test_a_stop_amid_steps_without_a_finite_gradient_saves_and_the_run_counts_on(tmp_path):
     run_dir = tmp_path / "run"
     # As below: the second step's learning rate throws the weights out of float32's range.
-    never_finite = ["--optimizer.warmup-epochs", "2", "--optimizer.learning-rate", "1e30", "--max-skipped", "1000000"]
+    never_finite = ["--optimizer.warmup-epochs", "2", "--optimizer.learning-rate", "1e30", "--save-every", "1"]
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.epochs", "9000", *never_finite]
-    process = programs.start([*arguments, "--save-every", save_every])
+    process = programs.start([*arguments, "--max-skipped", "1000000"])
     programs.wait_until(lambda: lines(run_dir) >= 8, process)
     process.send_signal(signal.SIGTERM)
     output = programs.finish(process, code=0)
-    newest = saved(run_dir)[-1] if saved(run_dir) else " from before them"
-    assert f"whose states are not saved. {told}{newest}" in output
+    *before, newest = saved(run_dir)
+    assert f"Stopped after step {newest}; its state is saved." in output
+    record = json.loads((run_dir / "checkpoints" / str(newest) / "step" / "metadata").read_text())
+    assert before == [newest - record["skipped_in_a_row"] - 1, newest - record["skipped_in_a_row"]]
+    limit = record["skipped_in_a_row"] + 2
+    output = programs.run([*arguments, "--max-skipped", str(limit)], code=1)
+    assert f"Going on from step {newest}" in output
+    assert f"{limit} steps in a row, up to step {newest + 2}" in output
+    assert saved(run_dir) == [*before, newest]
 
 
 @pytest.mark.parametrize("seconds", [0.4, 2.5, 4.0])

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from PIL import Image
 
+from train import assembly
 from train.assembly import Assembly, assemble
 from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
 from train.data.pipeline import train_batches
@@ -99,6 +101,26 @@ def train(
             state, metrics = parts.step(state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")}))
             rows.append(jax.device_get(metrics))
     return state, rows
+
+
+def without_a_finite_gradient(patch: pytest.MonkeyPatch, after: Sequence[int]) -> None:
+    """Has the steps that follow these ones meet pixels that are no numbers."""
+
+    def make(model: Any, optimizer: Any, schedule: Any, augment: Any, *rest: Any) -> Any:
+        def broken(key: Any, images: Any, labels: Any) -> Any:
+            pixels, targets = augment(key, images, labels)
+            return jnp.where(jnp.isin(step.pop(), jnp.array(after)), jnp.nan, pixels), targets
+
+        def train_step(state: TrainState, batch: Any) -> Any:
+            step.append(state.step)
+            return inner(state, batch)
+
+        inner = make_train_step(model, optimizer, schedule, broken, *rest)
+        return train_step
+
+    step: list[Any] = []
+    make_train_step = assembly.make_train_step
+    patch.setattr(assembly, "make_train_step", make)
 
 
 def train_losses(run_dir: Path) -> dict[int, float]:

@@ -1,9 +1,10 @@
 """Keeping a run: states on disk through Orbax, and the newest sound one back, on any mesh.
 
-Orbax writes a state under a temporary name and renames it when it is complete, so a process that dies at any moment
-leaves the states before it alone. What it does not notice is data that changed on the disk afterwards. Therefore every
-state is kept with a record: fingerprints of its arrays, computed on the devices, and compared when it is read; their
-shapes; and what run it is of, so that a state that does not fit is told from one that is damaged.
+Orbax writes a state under a temporary name and renames it when it is complete, or marks it in a bucket, so a process
+that dies at any moment leaves the states before it alone. What it does not notice is data that changed on the disk
+afterwards. Therefore every state is kept with a record: fingerprints of its arrays, computed on the devices, and
+compared when it is read; their shapes; and what run it is of, so that a state that does not fit is told from one that
+is damaged.
 """
 
 import contextlib
@@ -11,10 +12,10 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from jax.experimental import multihost_utils
 from train.fingerprints import array_types, fingerprints
 from train.state import TrainState
 
+_Read = TypeVar("_Read")
 # The items of a checkpoint that are trees of arrays; the fourth item, "step", is JSON.
 _TREES = ("params", "ema", "optimizer")
 _COUNTERS = ("step", "skipped", "skipped_in_a_row")
@@ -50,13 +52,22 @@ class Checkpoints:
         folder: where they are, on a file system that all processes share.
         run: what the states are of, JSON-ready; written with each of them.
         keep: number of states to keep; older ones are deleted once a newer one is complete.
+        keep_every: states of multiples of this step are never deleted.
     """
 
-    def __init__(self, folder: Path | str, run: Mapping[str, Any], keep: int = 3) -> None:
+    def __init__(
+        self, folder: Path | str, run: Mapping[str, Any], keep: int = 3, keep_every: int | None = None
+    ) -> None:
         self._folder = _absolute(folder)
         self._run = run
         self._log = logging.getLogger(__name__)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every,
+            # In a bucket a folder is taken for half written until it holds a mark, and so is this one: Orbax would
+            # clear away the folder `damaged` as well, and whatever else lies here.
+            cleanup_tmp_directories=not ocp.path.step.is_path_temporary(self._folder),
+        )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -76,19 +87,22 @@ class Checkpoints:
         """Steps of the states on the disk, oldest first; of complete ones only after `wait`."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, wait: bool = False) -> None:
-        """Begins to write `state`, and returns when the state may be donated; with `wait`, when it is on the disk.
+    def save(self, state: TrainState, last: bool = False) -> None:
+        """Begins to write `state`, and returns when it may be donated; the `last` of a run, when it is on the disk.
 
-        A state in the middle of steps without a finite gradient is not written, so that the last one from before
-        stands. Nor is one that is there already, or is being written.
+        One that is there already, or is being written, is not written again. Nor is one amid steps without a finite
+        gradient: its weights are those of the last step that had one, and that step may be what threw them away. So
+        such a series does not take the place of the states from before it. The last state is written all the same:
+        without it the run would lose every step since the one before.
 
         Raises:
             CheckpointError: if this or the write before it failed. The states written before are untouched.
         """
         counters = {name: int(getattr(state, name)) for name in _COUNTERS}
-        if not counters["skipped_in_a_row"] and counters["step"] not in self._manager.all_steps():
+        wanted = last or not counters["skipped_in_a_row"]
+        if wanted and counters["step"] not in self._manager.all_steps():
             self._begin_to_write(state, counters)
-        if wait:
+        if last:
             self.wait()
 
     def _begin_to_write(self, state: TrainState, counters: Mapping[str, int]) -> None:
@@ -131,31 +145,16 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
-            state, error = None, None
             try:
                 state = self._read(step, abstract)
-            except _OtherArraysError:
-                raise  # the same on all processes, because all read the same record
-            except Exception as reason:
-                error = reason
-            worst = _worst(_SOUND if error is None else _DAMAGED if _is_damage(error) else _TROUBLE)
-            if worst == _SOUND:
-                for number, why in damaged.items():
-                    aside = self._folder / "damaged"
-                    self._log.warning(
-                        "The checkpoint of step %d is damaged: %s. It is moved to %s.", number, why, aside
-                    )
-                    self._set_aside(number)
-                return state
-            told = "another process could not read it" if error is None else _first_line(error)
-            if worst == _TROUBLE:
-                if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-                    raise error
-                raise CheckpointError(
-                    f"The checkpoint of step {step} in {self._folder} could not be read: {told}\n"
-                    "That need not be damage, so nothing was moved. Mend the storage, then run the same command again."
-                ) from error
-            damaged[step] = told
+            except _DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            for number, why in damaged.items():
+                aside = self._folder / "damaged"
+                self._log.warning("The checkpoint of step %d is damaged: %s. It is moved to %s.", number, why, aside)
+                self._set_aside(number)
+            return state
         self._refuse_to_begin_again(damaged)
         return None
 
@@ -163,7 +162,7 @@ class Checkpoints:
         if damaged:
             raise _nothing_to_read(self._folder, damaged)
         aside = self._folder / "damaged"
-        if aside.exists() and (steps := _steps(aside)):
+        if steps := _steps(aside):
             raise CheckpointError(
                 f"{self._folder} holds no checkpoint but those that were moved to its folder 'damaged', of step "
                 f"{', '.join(map(str, steps))}. The run would begin again from step 0, and does not do so by itself. "
@@ -171,21 +170,41 @@ class Checkpoints:
             )
 
     def _read(self, step: int, abstract: TrainState) -> TrainState:
-        record = _read_record(self._folder, step)
-        self._refuse_other_arrays(step, record, abstract)
-        wanted = {
-            name: ocp.args.StandardRestore(tree) for name in _TREES if (tree := getattr(abstract, name)) is not None
-        }
-        found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        """The state of `step`; in parts, each of which begins when all processes are through with the one before."""
+        record = self._on_all_processes(step, lambda: _read_record(self._folder, step))
+        self._refuse_other_arrays(step, record, abstract)  # the same on all processes, because the record is
+        trees = self._on_all_processes(step, lambda: _read_trees(self._folder, step, abstract))
         counters = {
             name: jax.device_put(np.int32(record[name]), getattr(abstract, name).sharding) for name in _COUNTERS
         }
-        state = abstract.replace(**{name: found[name] for name in wanted}, **counters)
-        written, read = record["fingerprints"], fingerprints(state)
-        if changed := [name for name in read if written.get(name) != read[name]]:
-            more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
-            raise ValueError(f"the contents of {changed[0]}{more} changed since it was written")
+        state = abstract.replace(**trees, **counters)
+        self._on_all_processes(step, lambda: _refuse_changed_arrays(record, state))
         return state
+
+    def _on_all_processes(self, step: int, read: Callable[[], _Read]) -> _Read:
+        """What `read` returns, if it does on every process; those that went on without the others would hang.
+
+        Raises, on every process:
+            _DamagedError: if the contents of the state are the matter.
+            CheckpointError: if something else is.
+        """
+        error: Exception | None = None
+        try:
+            result = read()
+        except Exception as reason:
+            error = reason
+        worst = _worst(_SOUND if error is None else _DAMAGED if _is_damage(error) else _TROUBLE)
+        if worst == _SOUND:
+            return result
+        told = "another process could not read it" if error is None else _first_line(error)
+        if worst == _DAMAGED:
+            raise _DamagedError(told) from error
+        if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+            raise error
+        raise CheckpointError(
+            f"The checkpoint of step {step} in {self._folder} could not be read: {told}\n"
+            "That need not be damage, so nothing was moved. Mend the storage, then run the same command again."
+        ) from error
 
     def _refuse_other_arrays(self, step: int, record: Mapping[str, Any], abstract: TrainState) -> None:
         written, wanted = record["arrays"], array_types(abstract)
@@ -196,7 +215,7 @@ class Checkpoints:
         ]
         if differing:
             rest = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
-            raise _OtherArraysError(
+            raise ValueError(
                 f"The checkpoint of step {step} in {self._folder} is of another network or optimizer:\n  "
                 + "\n  ".join([*differing[:_SHOWN], *rest])
                 + "\nNothing was moved. Expected the network, the classes and the optimizer that it was written with, "
@@ -223,12 +242,12 @@ class Checkpoints:
         )
 
 
-class _OtherArraysError(ValueError):
-    """A sound state that is not of this run."""
+class _DamagedError(Exception):
+    """A state whose contents are not as they were written, or cannot be read so by some process."""
 
 
 def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
-    """The newest step among the states in `folder`, and what they say that they are of; None if there are none.
+    """The step of the newest state in `folder` that says what it is of, and what that is; None if there are none.
 
     Reads only, and needs no device.
 
@@ -236,11 +255,10 @@ def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
         CheckpointError: if there are states and none of them says so.
     """
     place = _absolute(folder)
-    steps = _steps(place) if place.exists() else []
     damaged: dict[int, str] = {}
-    for step in reversed(steps):
+    for step in reversed(_steps(place)):
         try:
-            return steps[-1], _read_record(place, step)["run"]
+            return step, _read_record(place, step)["run"]
         except (ValueError, OSError) as error:
             damaged[step] = _first_line(error)
     if damaged:
@@ -259,7 +277,8 @@ def _absolute(folder: Path | str) -> epath.Path:
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    """Steps of the complete states in a folder; in a bucket half-written ones have names like theirs."""
+    return sorted(state.step for state in ocp.path.step.standard_name_format().find_all(folder))
 
 
 def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:
@@ -276,6 +295,22 @@ def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:
     if record["step"] != step:
         raise ValueError(f"it says that it is of step {record['step']}")
     return record
+
+
+def _read_trees(folder: epath.Path, step: int, abstract: TrainState) -> dict[str, Any]:
+    """The arrays of a state, without the manager for the same reason."""
+    return {
+        name: ocp.StandardCheckpointHandler().restore(folder / str(step) / name, args=ocp.args.StandardRestore(tree))
+        for name in _TREES
+        if (tree := getattr(abstract, name)) is not None
+    }
+
+
+def _refuse_changed_arrays(record: Mapping[str, Any], state: TrainState) -> None:
+    written, read = record["fingerprints"], fingerprints(state)
+    if changed := [name for name in read if written.get(name) != read[name]]:
+        more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
+        raise ValueError(f"the contents of {changed[0]}{more} changed since it was written")
 
 
 def _checksum(record: Mapping[str, Any]) -> int:

@@ -148,7 +148,7 @@ def _train(name: str, arguments: Sequence[str]) -> int:
     from train import loop, results
 
     outcome = loop.run(config, _console())
-    results.tell(config, outcome.step, outcome.saved, outcome.evaluations)
+    results.tell(config, outcome.step, outcome.evaluations)
     return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
 
 

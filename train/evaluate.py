@@ -104,7 +104,7 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
         count = -(-len(source) // data.batch_size)
         watched = track(batches, "Evaluating", total=count, console=console, disable=jax.process_index() > 0)
         own = watched if some is None else ({**batch, "label": some[batch["label"]]} for batch in watched)
-        evaluation = evaluate(step, params, own, mesh)
+        evaluation = evaluate(step, {"params": params}, own, mesh)["params"]
         left_out = dict(batches.bad_images)
     if jax.process_index() == 0:
         _report(config, data, evaluation, class_names, left_out)

@@ -1,7 +1,7 @@
 """How good a network is on a whole split: sums over exactly its examples, at any batch size and number of processes."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,22 +75,30 @@ def make_evaluation_step(
     return jax.jit(sums, in_shardings=(param_shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
-def evaluate(step: EvaluationStep, params: Any, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Evaluation:
-    """Runs `step` over the split's `batches`, this process's parts of them.
+def evaluate(
+    step: EvaluationStep, weights: Mapping[str, Any], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
+) -> dict[str, Evaluation]:
+    """Runs `step` over the split's `batches`, this process's parts of them, with every kind of weights at once.
 
     Raises:
         ValueError: if the split has no example.
     """
-    parts = []
+    sums: dict[str, list[dict[str, Array]]] = {kind: [] for kind in weights}
     for batch in batches:
-        shares = {name: batch[name] for name in ("image", "label", "mask")}
-        parts.append(step(params, to_devices(mesh, shares)))
+        shares = to_devices(mesh, {name: batch[name] for name in ("image", "label", "mask")})
+        for kind, params in weights.items():
+            sums[kind].append(step(params, shares))
         # The host must not run ahead and fill the devices with waiting batches.
-        jax.block_until_ready(parts[-2:-1])
+        jax.block_until_ready([parts[-2:-1] for parts in sums.values()])
+    return {kind: _evaluation(jax.device_get(parts)) for kind, parts in sums.items()}
+
+
+def _evaluation(parts: Sequence[Mapping[str, np.ndarray]]) -> Evaluation:
+    """What the sums over single batches come to."""
     if not parts:
         raise ValueError("The evaluation split has no example. Expected at least one.")
     # Counts are added as whole numbers and the loss in float64 on the host: exact for any split.
-    total = jax.tree.map(lambda *values: np.sum(np.stack(values), 0, dtype=_wide(values[0])), *jax.device_get(parts))
+    total = jax.tree.map(lambda *values: np.sum(np.stack(values), 0, dtype=_wide(values[0])), *parts)
     examples = int(total["class_examples"].sum())
     if examples == 0:
         raise ValueError("No image of the evaluation split could be read. Expected at least one.")

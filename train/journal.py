@@ -3,6 +3,8 @@
 import contextlib
 from types import TracebackType
 
+import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from train.evaluation import Evaluation
@@ -26,7 +28,8 @@ class Journal:
         self._steps_per_epoch = steps_per_epoch
         self._open = contextlib.ExitStack()
         self._reports = self._open.enter_context(Reports(config.run_dir, start))
-        self._display = self._open.enter_context(Display(console, start, total, config.optimizer.total_epochs))
+        epochs, batch_size = config.optimizer.total_epochs, config.data.batch_size
+        self._display = self._open.enter_context(Display(console, start, total, epochs, batch_size))
         if start:
             self._display.say(f"Going on from step {start} in {config.run_dir}.")
 
@@ -51,6 +54,10 @@ class Journal:
         """An interval of training is over."""
         self._reports.train(record)
         self._display.show(record)
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether none of `step` was noted before; the same on all processes, of which the first has the notes."""
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(self._reports.lacks_evaluation(step))))
 
     def evaluation(self, step: int, evaluations: dict[str, Evaluation]) -> None:
         """The whole evaluation split was gone through, with each kind of weights."""

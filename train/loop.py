@@ -5,6 +5,7 @@ import dataclasses
 import math
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -24,6 +25,10 @@ from train.progress import Meter, Record
 from train.recipes import TrainConfig
 from train.sharding import process_part, to_devices
 from train.state import TrainState
+from train.step import Metrics
+
+# Before a profile begins: compiling, filling the data pipeline, and what else happens once.
+_STEPS_TO_WARM_UP = 10
 
 
 class TrainingError(Exception):
@@ -36,13 +41,11 @@ class Outcome:
 
     Attributes:
         step: steps done.
-        saved: the step of the newest state on the disk, None if there is none.
         evaluations: of the whole evaluation split at the end, by kind of weights; empty if the run was stopped.
         stopped_by: the signal that stopped it, or None.
     """
 
     step: int
-    saved: int | None
     evaluations: dict[str, Evaluation]
     stopped_by: signal.Signals | None
 
@@ -52,7 +55,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
 
     Raises:
         ValueError: if the parts of the recipe, the data, the devices and the run's folder do not fit each other.
-        TrainingError: if the gradient stays without a finite value, or the loss is not finite at the end.
+        TrainingError: if the gradient stays without a finite value, or the held-out loss has none at the end.
         CheckpointError: if states can be neither written nor read.
     """
     with StopRequest() as stop:
@@ -67,11 +70,14 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         stop.before_training()
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
+        keep_every = config.keep_every or save_every
         refuse_another_run(config, source)  # before anything is made or cleared away
 
         with (
             _alone_in_its_folders(config),
-            Checkpoints(config.checkpoints, identify(config, source), config.keep_checkpoints) as checkpoints,
+            Checkpoints(
+                config.checkpoints, identify(config, source), config.keep_checkpoints, config.keep_every
+            ) as checkpoints,
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
@@ -82,15 +88,20 @@ def run(config: TrainConfig, console: Console) -> Outcome:
             with (
                 Journal(config, console, start, total, steps_per_epoch) as journal,
                 train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
+                contextlib.ExitStack() as profile,
             ):
 
                 def note(records: list[Record]) -> None:
                     for record in records:
                         journal.train(record)
-                        _refuse_to_go_on_blind(record, config, total)
+                        _refuse_to_go_on_blind(record, config)
                     checkpoints.check()
 
                 while step < total and not stop.at(step):
+                    # Once the state is saved and no stop is asked for; a run that goes on from it makes up for this.
+                    if step and step % evaluate_every == 0 and journal.lacks_evaluation(step):
+                        with meter.paused():
+                            journal.evaluation(step, _evaluate(config, parts, state, held_out))
                     with meter.waiting():
                         batch = next(batches)
                     state, metrics = parts.step(
@@ -98,33 +109,33 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     )
                     step += 1
                     journal.advance(step)
-                    evaluates, saves = step % evaluate_every == 0, step % save_every == 0
-                    note(meter.add(metrics, wait=evaluates or saves))
+                    _profile(config, step - start, metrics, profile)
+                    saves = step % save_every == 0 or step % keep_every == 0
+                    note(meter.add(metrics, wait=saves or step % evaluate_every == 0))
                     if saves:
                         # Before the state, so that a run that goes on from it lacks no line.
                         note(meter.rest())
-                    with meter.paused():
-                        if evaluates and step < total:
-                            journal.evaluation(step, _evaluate(config, parts, state, held_out))
-                        if saves:
+                        with meter.paused():
                             checkpoints.save(state)
                 note(meter.rest())
-                checkpoints.save(state, wait=True)
-                saved = max(checkpoints.steps, default=None)
+                checkpoints.save(state, last=True)
                 if step < total:
-                    return Outcome(step, saved, {}, stop.signal)
+                    return Outcome(step, {}, stop.signal)
                 evaluations = _evaluate(config, parts, state, held_out)
                 journal.evaluation(step, evaluations)
                 _refuse_a_broken_model(evaluations, config)
             results.write(config, parts, state, held_out, evaluations)
-    return Outcome(step, saved, evaluations, None)
+    return Outcome(step, evaluations, None)
 
 
 @contextlib.contextmanager
 def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
     """Process 0 holds the locks for all processes of the run."""
+    given = (str(config.run_dir), config.checkpoints) if jax.process_index() == 0 else ()
+    # By their real places: two locks on one folder would refuse each other.
+    folders = {folder if "://" in folder else str(Path(folder).resolve()): folder for folder in given}
     with contextlib.ExitStack() as locks:
-        for folder in (config.run_dir, config.checkpoints) if jax.process_index() == 0 else ():
+        for folder in folders.values():
             refusal = (
                 f"A run is going on in {folder}. Expected no other: it would lose what it is saving. Stop that run, "
                 "wait for its end, or begin this one in another folder with --run-dir (and --checkpoint-dir, where it "
@@ -136,24 +147,30 @@ def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
 
 def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out: Source) -> dict[str, Evaluation]:
     """The weights over the whole evaluation split, and their running mean where there is one."""
-    evaluations = {}
-    for weights in ("params", "ema") if state.ema is not None else ("params",):
-        with evaluation_batches(config.data, held_out, **process_part(parts.mesh)) as batches:
-            evaluations[weights] = evaluate(parts.evaluation_step, getattr(state, weights), batches, parts.mesh)
-    return evaluations
+    weights = {"params": state.params} if state.ema is None else {"params": state.params, "ema": state.ema}
+    with evaluation_batches(config.data, held_out, **process_part(parts.mesh)) as batches:
+        return evaluate(parts.evaluation_step, weights, batches, parts.mesh)
 
 
-def _refuse_to_go_on_blind(record: Record, config: TrainConfig, total: int) -> None:
-    """Raises TrainingError where nothing is learnt any more. The end of a run leaves no time to see that it is."""
-    skipped, at_the_end = record.skipped_in_a_row, record.step == total
-    if skipped >= (1 if at_the_end else config.max_skipped):
-        last_good = record.step - skipped
-        remedy = f", or --max-steps {last_good} to end the run before them" if at_the_end and last_good else ""
+def _profile(config: TrainConfig, done: int, metrics: Metrics, profile: contextlib.ExitStack) -> None:
+    """Begins and ends the trace that `config` asks for, on process 0; `profile` ends it where the run ends before."""
+    if not config.profile_steps or jax.process_index() > 0:
+        return
+    if done == _STEPS_TO_WARM_UP:
+        profile.enter_context(jax.profiler.trace(config.run_dir / "profile"))
+    elif done == _STEPS_TO_WARM_UP + config.profile_steps:
+        jax.block_until_ready(metrics)
+        profile.close()
+
+
+def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
+    """Raises TrainingError where nothing is learnt any more."""
+    if record.skipped_in_a_row >= config.max_skipped:
         raise TrainingError(
-            f"The last {skipped} steps up to step {record.step} had no finite gradient. Expected fewer than "
-            f"max_skipped={config.max_skipped} in a row, and none at the end of the run. Checkpoints from before them, "
-            f"if any, stand in {config.checkpoints}. A lower --optimizer.learning-rate, --optimizer.clip-norm 1, or "
-            f"--dtype float32 may help{remedy}."
+            f"{record.skipped_in_a_row} steps in a row, up to step {record.step} or shortly before, had no finite "
+            f"gradient. Expected fewer than max_skipped={config.max_skipped}. Checkpoints from before them, if any, "
+            f"stand in {config.checkpoints}. A lower --optimizer.learning-rate, --optimizer.clip-norm 1, or --dtype "
+            "float32 may help."
         )
 
 

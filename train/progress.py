@@ -36,7 +36,7 @@ class Record:
             time includes that of compiling the step.
         data_wait: share of the time in which the devices waited for the next batch.
         skipped: steps without a finite gradient, since the start of the run.
-        skipped_in_a_row: how many of these were the last steps.
+        skipped_in_a_row: the most of these without another step between them, of the series that the interval saw.
     """
 
     step: int
@@ -118,15 +118,15 @@ class Meter:
             images_per_second=len(rows) * self._batch_size / seconds,
             data_wait=min(waited / seconds, 1.0),
             skipped=int(rows[-1]["skipped"]),
-            skipped_in_a_row=int(rows[-1]["skipped_in_a_row"]),
+            skipped_in_a_row=max(int(row["skipped_in_a_row"]) for row in rows),
         )
 
 
 class Display:
     """The run on the screen of process 0; nothing on the others."""
 
-    def __init__(self, console: Console, start_step: int, total_steps: int, epochs: int) -> None:
-        self._console, self._epochs, self._total = console, epochs, total_steps
+    def __init__(self, console: Console, start_step: int, total_steps: int, epochs: int, batch_size: int) -> None:
+        self._console, self._epochs, self._total, self._batch_size = console, epochs, total_steps, batch_size
         self._train = Text("compiling the training step ...", style="dim")
         self._evaluation = Text("")
         columns = (
@@ -165,16 +165,18 @@ class Display:
     def show(self, record: Record) -> None:
         """Shows the numbers of an interval."""
         learning = (
-            f"epoch {record.epoch:.1f}/{self._epochs}  loss {record.loss:.3f}  accuracy {record.accuracy:6.1%}  "
-            f"lr {record.learning_rate:.1e}"
+            f"loss {record.loss:.3f}  accuracy {record.accuracy:6.1%}  lr {record.learning_rate:.1e}  "
+            f"norm {record.gradient_norm:.3g}"
         )
         speed = f"{record.images_per_second:,.0f} images/s  data wait {record.data_wait:.0%}"
         if record.skipped:
             speed += f"  skipped {record.skipped}"
         if self._live is not None:
-            self._train.plain = f"{learning}\n{speed}"
+            self._train.plain = f"epoch {record.epoch:.1f}/{self._epochs}  {learning}\n{speed}"
         else:
-            self.say(f"step {record.step}/{self._total}  {learning}  {speed}")
+            left = round((self._total - record.step) * self._batch_size / record.images_per_second)
+            time_left = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+            self.say(f"step {record.step}/{self._total}  epoch {record.epoch:.1f}  {learning}  {speed}  {time_left}")
 
     def show_evaluation(self, line: str) -> None:
         """Shows the result of an evaluation."""

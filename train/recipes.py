@@ -53,10 +53,14 @@ class TrainConfig:
     """Folder of the checkpoints, which all hosts share, or a bucket's (gs://...). Default: checkpoints in run_dir."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep."""
+    keep_every: int | None = None
+    """Steps between two checkpoints that are kept for good, besides the newest ones. Default: none is."""
     max_skipped: int = 20
     """Stop after this many steps in a row without a finite gradient; each of them leaves the weights alone."""
     max_steps: int | None = None
     """End the run after this step, in the middle of its schedule. For trying out."""
+    profile_steps: int = 0
+    """Steps to trace with jax.profiler, after ten that warm up, into the folder profile in run_dir."""
     example_images: int = 5
     """Images of the evaluation split to write into the run's folder, for trying the trained model."""
 
@@ -79,8 +83,10 @@ class TrainConfig:
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
             ("save_every", is_none_or_positive(self.save_every), "at least 1, or None"),
             ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
+            ("keep_every", is_none_or_positive(self.keep_every), "at least 1, or None"),
             ("max_skipped", self.max_skipped >= 1, "at least 1"),
             ("max_steps", is_none_or_positive(self.max_steps), "at least 1, or None"),
+            ("profile_steps", self.profile_steps >= 0, "0 or more"),
             ("example_images", self.example_images >= 0, "0 or more"),
         ]
         refuse(self, rules)
@@ -121,8 +127,10 @@ FREE_TO_CHANGE = (
     "save_every",
     "checkpoint_dir",
     "keep_checkpoints",
+    "keep_every",
     "max_skipped",
     "max_steps",
+    "profile_steps",
     "example_images",
     "optimizer.accumulate",
     "remat",

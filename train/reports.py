@@ -58,6 +58,10 @@ class Reports:
         """Notes an interval of training."""
         self._note("train", dataclasses.asdict(record))
 
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the run that this one goes on from noted none of `step`; only process 0 knows."""
+        return not self._writes or ("evaluation", step) not in self._noted
+
     def evaluation(self, step: int, epoch: float, weights: str, evaluation: Evaluation) -> None:
         """Notes an evaluation of the parameters ("params") or their running mean ("ema")."""
         kind = "evaluation" if weights == "params" else f"evaluation_{weights}"

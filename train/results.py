@@ -81,19 +81,18 @@ def _picture(example: Example) -> Image.Image:
     return read_image(pixels, 1 if pixels.ndim == 2 or pixels.shape[2] == 1 else 3, "channels_last")
 
 
-def tell(config: TrainConfig, step: int, saved: int | None, evaluations: dict[str, Evaluation]) -> None:
+def tell(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> None:
     """Prints, on process 0, how good the model is, where things are, and what to do next.
 
     Args:
         config: the run.
         step: the last one done.
-        saved: the step of the newest state on the disk, None if there is none.
         evaluations: at the end, by kind of weights; empty if the run was stopped.
     """
     if jax.process_index() > 0:
         return
     if not evaluations:
-        print(f"\nStopped after step {step}{_what_is_saved(step, saved)}")
+        print(f"\nStopped after step {step}; its state is saved. The same command goes on from there.")
         return
     run_dir, result = config.run_dir, evaluations["params"]
     print(f"\nHeld-out accuracy {result.top1:.2%} ({result.examples:,} images), loss {result.loss:.3f}")
@@ -104,16 +103,6 @@ def tell(config: TrainConfig, step: int, saved: int | None, evaluations: dict[st
         image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
         print("\nNext, classify an image:")
         print(f"{shlex.quote(_python())} -m poolformer_jax predict {image} --weights {model} --top-k 5")
-
-
-def _what_is_saved(step: int, saved: int | None) -> str:
-    """How a sentence about a stop after `step` goes on."""
-    if saved == step:
-        return "; its state is saved. The same command goes on from there."
-    without = ", amid steps without a finite gradient, whose states are not saved."
-    if saved is None:
-        return f"{without} There is none from before them: the same command begins again."
-    return f"{without} The same command goes on from step {saved}."
 
 
 def _python() -> str:

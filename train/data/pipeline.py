@@ -262,7 +262,8 @@ def _shuffle_seed(seed: int) -> int:
 
 def _spread(batches: grain.MapDataset[Batch], config: DataConfig, source: Source) -> grain.IterDataset[Batch]:
     """The batches made ahead of time: by workers, or by a thread of this process."""
-    workers = default_workers(source) if config.workers is None else config.workers
+    # An evaluation may have fewer batches than a host has cores, and a worker takes a second to start.
+    workers = min(default_workers(source) if config.workers is None else config.workers, len(batches))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else config.worker_batches)
     dataset = batches.to_iter_dataset(options)
     if workers == 0:
