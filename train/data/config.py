@@ -57,8 +57,8 @@ class HostAugmentation:
 class DeviceAugmentation:
     """Random changes to whole batches, made on the device inside the training step."""
 
-    # Groups: the authors' 8 GPUs mixed groups of 128 images. Smaller ones leave every image the same distribution, and
-    # mixing needs no communication while a device's part of the batch holds whole groups.
+    # Groups: each of the authors' 8 GPUs drew one mixing ratio for its 128 images. At any size every image has the same
+    # distribution.
 
     mixup: float = 0.8
     """Alpha of mixup's Beta(alpha, alpha); 0 switches mixup off."""
@@ -69,7 +69,7 @@ class DeviceAugmentation:
     switch_to_cutmix: float = 0.5
     """Probability of cutmix rather than mixup where both are on."""
     mix_group: int = 32
-    """Images that share a mixing ratio and are mixed among themselves; divides the batch size. 0: the whole batch."""
+    """Images in a row that share a mixing ratio; divides the batch size. 0: the whole batch."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
     erase_probability: float = 0.25

@@ -6,8 +6,9 @@ mixed as 8-bit values and rounded, then normalised, then erased with noise.
 Papers: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; Random Erasing, arXiv 1708.04896; label smoothing, arXiv
 1512.00567. Semantics: timm/data/mixup.py in mode "batch" and timm/data/random_erasing.py in mode "pixel".
 
-Everything is pure and made for `jax.jit`: shapes depend on the config alone. Two numbers for each image of a group
-are all that images share, and groups never mix, so a sharded batch needs no communication here (`mix_group`).
+Everything is pure and made for `jax.jit`: shapes depend on the config alone. The result is the same on any number of
+devices, and while each holds an even number of images they send each other none: an image is mixed with its neighbour
+in the batch, whose order is random, where timm mixes the first image with the last.
 """
 
 from typing import NamedTuple
@@ -79,13 +80,13 @@ def mix_groups(
     targets: Float[Array, "b k"],
     augment: DeviceAugmentation,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Mixes every image with the one that mirrors it in its group, by mixup or cutmix.
+    """Mixes images 0 and 1 of the batch with each other, 2 and 3, and so on, by mixup or cutmix.
 
     Args:
         key: random key.
         values: 0 to 255.
         targets: distributions over k classes.
-        augment: alphas, probabilities and the size of a group.
+        augment: alphas, probabilities, and how many images in a row share what is drawn.
 
     Returns:
         Mixed values, whole numbers again, and the targets mixed in the same proportion.
@@ -93,13 +94,15 @@ def mix_groups(
     batch, height, width, _ = values.shape
     size = group_size(batch, augment)
     mixing = _draw_mixing(key, batch // size, height, width, augment)
-    grouped = values.reshape(batch // size, size, *values.shape[1:])
-    share = mixing.share[:, None, :, :, None]
-    mixed = jnp.round(grouped * share + grouped[:, ::-1] * (1 - share))
-    grouped_targets = targets.reshape(batch // size, size, -1)
-    ratio = mixing.ratio[:, None, None]
-    mixed_targets = grouped_targets * ratio + grouped_targets[:, ::-1] * (1 - ratio)
-    return mixed.reshape(values.shape), mixed_targets.reshape(targets.shape)
+    share = jnp.repeat(mixing.share, size, axis=0)[..., None]
+    ratio = jnp.repeat(mixing.ratio, size)[:, None]
+    mixed = jnp.round(values * share + _swap_neighbours(values) * (1 - share))
+    return mixed, targets * ratio + _swap_neighbours(targets) * (1 - ratio)
+
+
+def _swap_neighbours(rows: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    pairs = rows.reshape(len(rows) // 2, 2, *rows.shape[1:])
+    return pairs[:, ::-1].reshape(rows.shape)
 
 
 def group_size(batch: int, augment: DeviceAugmentation) -> int:
