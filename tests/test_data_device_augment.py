@@ -21,7 +21,7 @@ TARGETS = np.asarray(smooth_one_hot(jnp.asarray(LABELS), 10, 0.1))
 
 @functools.partial(jax.jit, static_argnums=1)
 def mixed_by(key, augment):
-    return mix_groups(key, jnp.asarray(IMAGES, jnp.float32), jnp.asarray(TARGETS), augment)
+    return mix_groups(key, jnp.asarray(IMAGES), jnp.asarray(TARGETS), augment)
 
 
 def mix(seed, **changes):
