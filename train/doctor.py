@@ -40,7 +40,7 @@ _READERS = 16
 # Below this many random reads a second, sixteen at a time, storage cannot feed even one accelerator.
 _FEW_READS = 500.0
 _FEW_STEPS = 100
-# Names that one folder of each split often has; of classes there may be one that is called train.
+# What folders of splits are often called. One such name alone may be that of a class.
 _LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _WORKER_BYTES = 150e6  # a worker process before it holds a batch: Python, NumPy, Pillow, Grain; with some room
 

@@ -87,7 +87,7 @@ class Meter:
 
         Args:
             metrics: of the step.
-            wait: until the devices are done with it; else what pauses the clock next would take that time from it.
+            wait: until the devices are done with it, as is needed before the clock is paused.
         """
         self._step += 1
         self._metrics.append(metrics)

@@ -28,9 +28,9 @@ class HostAugmentation:
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
     """Filter that resizes the random part; "random" chooses one of the two for every image."""
     resizer: Literal["auto", "pillow", "simd"] = "auto"
-    """Who computes it: Pillow, or cykooz-resizer (simd; faster, rounds differently); auto: the faster one there is."""
+    """Who resizes it: Pillow, or cykooz-resizer (simd; faster, rounds differently), which auto takes if installed."""
     scaled_decoding: bool = True
-    """Let the JPEG decoder divide by 4 or 8 what the crop would divide at least so: faster, pixels differ a little."""
+    """Have JPEGs decoded at 1/4 or 1/8 where the crop shrinks at least so much: faster, pixels differ a little."""
     horizontal_flip: float = 0.5
     """Probability of mirroring left and right."""
     randaugment: str = "rand-m9-mstd0.5-inc1"
@@ -128,7 +128,7 @@ class DataConfig:
     seed: int = 42
     """Seed of the order of the images and of every random change made on the host."""
     workers: int | None = None
-    """Processes per host that decode images; 0: a thread of the program. Default: a core less than there are."""
+    """Processes per host that decode images; 0: a thread of the program. Default: one for every core but one."""
     worker_batches: int = 2
     """Batches that every worker keeps ready."""
     on_bad_image: Literal["error", "skip"] = "error"

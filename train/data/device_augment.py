@@ -205,7 +205,7 @@ def erase_rectangles(
 def _draw_rectangles(
     key: Key[Array, ""], batch: int, height: int, width: int, augment: DeviceAugmentation
 ) -> Bool[Array, "b h w"]:
-    """The first of ten rectangles that is smaller than the image; none where no one is, or the dice say so."""
+    """Of ten rectangles the first that is smaller than the image; nothing where none is, or nothing is to be erased."""
     happens_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
     shape = (batch, _ATTEMPTS)
     smallest, largest = augment.erase_area
