@@ -101,6 +101,15 @@ def test_a_run_does_not_go_on_with_the_resizer_that_another_machine_has(tmp_path
     refuse_another_run(named(first), source)
 
 
+def test_a_state_that_does_not_say_who_resized_goes_on(tmp_path):
+    config = tiny(tmp_path / "run")
+    source = open_source(config.data, "train")
+    kept = {name: value for name, value in identify(config, source).items() if name != "resizer"}
+    with Checkpoints(config.checkpoints, kept) as checkpoints:
+        checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
+    refuse_another_run(config, source)
+
+
 def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path):
     run_dir, states = tmp_path / "run", tmp_path / "states"
     arguments = [*programs.TINY, "--run-dir", str(run_dir)]

@@ -138,7 +138,7 @@ def refuse_run_folder(source: str) -> None:
 
 def _changes(before: Identity, now: Identity, free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
     changed = differences(before["recipe"], now["recipe"], free)
-    if before["resizer"] != now["resizer"]:
+    if before.get("resizer", now["resizer"]) != now["resizer"]:  # states from before it was kept do not tell
         changed.append(f"data.augment.resizer: {before['resizer']!r} -> {now['resizer']!r}")
     if before["classes"] != now["classes"]:
         changed.append(f"classes: {_classes(before['classes'], now['classes'])}")
