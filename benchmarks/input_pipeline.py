@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
 def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> list[Contender]:
     """The pipelines for one job, ours first."""
     jobs = "rand-m9-mstd0.5-inc1" if randaugment else "none"
-    ours = [sys.executable, "-m", "train.data.throughput", "--on-request", "--source", f"folder:{folder}"]
+    ours = [sys.executable, "-m", "benchmarks.input_peers.ours", "--source", f"folder:{folder}"]
     ours += ["--batch-size", str(BATCH), "--workers", "1", "--randaugment", jobs, "--held-out", "0.01"]
     flag = ["--randaugment"] if randaugment else []
     torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]

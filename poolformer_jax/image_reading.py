@@ -18,6 +18,8 @@ The rules, all of which a test holds. A picture that none of them covers is refu
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -89,14 +91,16 @@ def is_upright(image: Image.Image) -> bool:
     return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
 
 
-def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Around nothing but Pillow's work on a file: whatever goes wrong there is the file's fault.
+
+    Raises:
+        ImageError: which calls the file `name`, for every error but one of ours or a lack of memory.
+    """
     try:
-        if not isinstance(file, BytesIO) and not Path(file).is_file():
-            hint = " Addresses are not downloaded: give the bytes instead." if "://" in name else ""
-            raise ImageError(f"There is no image file {name}.{hint}")
-        with Image.open(file) as image:
-            return _decode(image, name)
-    except ImageError:
+        yield
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image that Pillow can read: it is of no format that it knows.") from error
@@ -104,6 +108,15 @@ def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
         raise ImageError(_too_large(name)) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
         raise ImageError(f"{name} is not an image that Pillow can read: {error}") from error
+
+
+def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
+    with reading(name):
+        if not isinstance(file, BytesIO) and not Path(file).is_file():
+            hint = " Addresses are not downloaded: give the bytes instead." if "://" in name else ""
+            raise ImageError(f"There is no image file {name}.{hint}")
+        with Image.open(file) as image:
+            return _decode(image, name)
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
@@ -120,13 +133,17 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         return image if is_upright(image) else ImageOps.exif_transpose(image)  # which copies upright ones
-    except Exception as error:  # see _open
+    except MemoryError:
+        raise
+    except Exception as error:  # see `reading`
         raise ImageError(f"{name} is truncated or damaged: {error}") from error
 
 
 def _as_numpy(array: Any) -> Shaped[np.ndarray, "..."]:
     try:
         return np.asarray(array)
+    except MemoryError:
+        raise
     except Exception as error:  # of another library: PyTorch raises RuntimeError for an array that needs gradients
         raise ImageError(f"A {type(array).__name__} does not become a NumPy array: {error}") from error
 

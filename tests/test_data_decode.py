@@ -5,9 +5,11 @@ import io
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from jpegs import IMAGES, RESIZERS, encoded, photograph
 from poolformer_jax.image_reading import ImageError
+from train.data import decode
 from train.data.crops import Box, random_resized_box, shift_and_rotate
 from train.data.decode import decode_part
 from train.data.resizing import to_pixels
@@ -100,7 +102,7 @@ def test_truncated_files_are_refused(cut):
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [
-        (1000, "exceeds limit of 2000 pixels"),
+        (1000, r"its file has more than 1000 pixels, .* If you trust it, raise PIL\.Image\.MAX_IMAGE_PIXELS"),
         (200_000, "600 x 400 pixels are more than PIL.Image.MAX_IMAGE_PIXELS, 200000"),
     ],
 )
@@ -109,6 +111,26 @@ def test_enormous_images_are_refused_before_they_are_decoded(monkeypatch, limit,
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ImageError, match=expected):
         decoded((IMAGES / "coffee.jpg").read_bytes())
+
+
+@pytest.mark.parametrize("name", ["coffee.jpg", "chelsea_rgba.png"])
+def test_a_mistake_in_choosing_the_part_is_no_bad_image(name):
+    with pytest.raises(ZeroDivisionError):
+        decode_part((IMAGES / name).read_bytes(), lambda width, height: Box(0, 0, width // 0, height), 224, BICUBIC)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("where", ["open", "load"])
+def test_a_lack_of_memory_is_no_bad_image(monkeypatch, where, scaled):
+    """Else training that skips bad images would replace good ones, and say nothing of memory."""
+    monkeypatch.setattr(decode, "decode_region", lambda *_: None)
+    monkeypatch.setattr(*{"open": (Image, "open"), "load": (JpegImageFile, "load")}[where], no_memory)
+    with pytest.raises(MemoryError):
+        decoded((IMAGES / "coffee.jpg").read_bytes(), Box(0, 0, 600, 400), size=32, scaled_decoding=scaled)
+
+
+def no_memory(*_):
+    raise MemoryError
 
 
 def test_random_boxes_have_the_areas_and_shapes_asked_for():

@@ -14,8 +14,8 @@ SMALL = ["--source", "synthetic", "--synthetic-examples", "64", "--image-size", 
 WHO = "(nvImageCodec|Pillow) decodes JPEGs, (cykooz-resizer|Pillow) resizes"
 
 
-def run(*arguments, answers=None):
-    command = [sys.executable, "-m", "train.data.throughput", *arguments]
+def run(*arguments, module="train.data.throughput", answers=None):
+    command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, input=answers, capture_output=True, text=True, timeout=120, check=False
@@ -43,8 +43,8 @@ def test_it_counts_the_cores_it_may_use_and_not_the_machines():
     assert re.fullmatch(rf"64 images, 0 worker processes on 1 cores\n{WHO}\n", done.stdout)
 
 
-def test_on_request_it_answers_every_line():
-    done = run(*SMALL, "--on-request", answers="1\n2\n")
+def test_beside_its_peers_it_answers_every_line():
+    done = run(*SMALL, module="benchmarks.input_peers.ours", answers="1\n2\n")
     assert done.returncode == 0
     versions, *answers = done.stdout.splitlines()
     assert "grain" in versions

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
 from pictures import IMAGES, RAW, encode, raw
 from poolformer_jax.image_reading import ImageError
@@ -98,6 +98,25 @@ def test_decompression_bombs_are_refused_where_warnings_are_silent(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="40 x 40 pixels"):
         raw(encode(Image.new("L", (40, 40))))
+
+
+@pytest.mark.parametrize(("owner", "function"), [(Image, "open"), (ImageFile.ImageFile, "load")])
+def test_a_lack_of_memory_is_not_the_pictures_fault(monkeypatch, owner, function):
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(owner, function, no_memory)
+    with pytest.raises(MemoryError):
+        raw((IMAGES / "chelsea.jpg").read_bytes())
+
+
+def test_an_array_for_which_there_is_no_memory_is_not_refused():
+    class TooLarge:
+        def __array__(self, dtype=None, copy=None):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        raw(TooLarge())
 
 
 def test_drawings_are_refused_before_anything_runs_them():

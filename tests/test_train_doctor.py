@@ -4,17 +4,20 @@ import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 from PIL import Image
 from rich.console import Console
 
 from poolformer_jax import GpuKernels, TpuKernels
 from poolformer_jax.kernels import mlp
-from train import assembly, loop
+from train import assembly, doctor, loop
 from train.checkpoints import Checkpoints
+from train.data import folders
 from train.data.sources import open_source
 from train.doctor import examine, report
 from train.identity import identify
@@ -198,6 +201,53 @@ def test_a_damaged_recipe_is_named_by_the_doctor_and_by_the_run(folder, tmp_path
     with pytest.raises(ValueError, match=r"recipe\.json is damaged: .*Bring it back from a copy"):
         loop.run(config, Console(stderr=True))
     assert path.read_text(encoding="latin-1") == content
+
+
+def in_megabytes(config):
+    """What the workers need by the finding about the host's memory."""
+    (found,) = [finding.found for finding in findings(config) if finding.subject == "host memory"]
+    number, unit = re.search(r"need about ([\d.]+) ([MG])B", found).groups()
+    return float(number) * {"M": 1, "G": 1000}[unit], found
+
+
+def with_workers(folder, tmp_path, **changes):
+    config = of_folder(folder, tmp_path)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, workers=2, **changes))
+
+
+def test_the_workers_of_an_evaluation_are_counted_beside_the_trainings(folder, tmp_path):
+    needed, found = in_megabytes(with_workers(folder, tmp_path))
+    assert found.startswith("2 data workers, and 2 more during evaluations, need about ")
+    assert needed >= 4 * 150
+    batch = 8000 * 16 * 16 / 1e6
+    more, _ = in_megabytes(with_workers(folder, tmp_path, evaluation_batch_size=8008))
+    assert more - needed == pytest.approx(2 * (2 + 2) * batch, abs=0.2)
+
+
+def test_what_workers_hold_of_the_source_is_counted_twice(folder, tmp_path, monkeypatch):
+    """Two workers keep 10 MB of names as they were sent and as they were unpacked; so do evaluation's."""
+    needed, _ = in_megabytes(with_workers(folder, tmp_path))
+    counter = {f".{'x' * 1_000_000}{number}": 1 for number in range(10)}
+    read = folders.read_class_folders
+    monkeypatch.setattr(
+        folders, "read_class_folders", lambda *given: dataclasses.replace(read(*given), passed_over=counter)
+    )
+    assert in_megabytes(with_workers(folder, tmp_path))[0] - needed == pytest.approx(4 * 2 * 10, abs=0.2)
+
+
+def test_a_step_that_the_compiler_refuses_for_its_memory_is_told_with_remedies(folder, tmp_path, monkeypatch):
+    told = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.03G) ..."
+
+    def refuse(*_):
+        raise JaxRuntimeError(f"{told}\nand many lines about single arrays")
+
+    def assemble(*given):
+        return dataclasses.replace(assembly.assemble(*given), step=SimpleNamespace(lower=refuse))
+
+    monkeypatch.setattr(doctor, "assemble", assemble)
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert (found.subject, found.found) == ("device memory", f"the step does not fit: {told}")
+    assert "--mesh.fsdp" in found.remedy
 
 
 def test_the_report_fits_the_screen_and_gives_an_exit_code(folder, tmp_path):

@@ -6,7 +6,12 @@ import signal
 import pytest
 
 import programs
-from training import class_folders, lines, saved, train_losses
+from train import identity
+from train.checkpoints import Checkpoints
+from train.data.config import HostAugmentation
+from train.data.sources import open_source
+from train.identity import identify, refuse_another_run
+from training import class_folders, first_state, lines, saved, sharded, tiny, train_losses
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):
@@ -73,6 +78,36 @@ def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_pa
     assert "Going on from step 2" in programs.run([*common, f"folder:{there}", "--max-steps", "3"])
     (there / "ant" / "1.png").rename(there / "ant" / "another.png")
     assert "as many, but others" in programs.run([*common, f"folder:{there}", "--max-steps", "4"], code=1)
+
+
+@pytest.mark.parametrize(("first", "then"), [("simd", "pillow"), ("pillow", "simd")])
+def test_a_run_does_not_go_on_with_the_resizer_that_another_machine_has(tmp_path, monkeypatch, first, then):
+    """Where the recipe leaves the choice to what is installed; naming the same one changes nothing."""
+
+    def choose(installed):
+        monkeypatch.setattr(identity, "choose_resizer", lambda wanted: installed if wanted == "auto" else wanted)
+
+    def named(resizer):
+        return tiny(tmp_path / "run", data__augment=HostAugmentation(randaugment="none", resizer=resizer))
+
+    choose(first)
+    source = open_source(named("auto").data, "train")
+    with Checkpoints(named("auto").checkpoints, identify(named("auto"), source)) as checkpoints:
+        checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
+    refuse_another_run(named("auto"), source)
+    choose(then)
+    with pytest.raises(ValueError, match=rf"What differs:\n  data\.augment\.resizer: '{first}' -> '{then}'\n"):
+        refuse_another_run(named("auto"), source)
+    refuse_another_run(named(first), source)
+
+
+def test_a_state_that_does_not_say_who_resized_goes_on(tmp_path):
+    config = tiny(tmp_path / "run")
+    source = open_source(config.data, "train")
+    kept = {name: value for name, value in identify(config, source).items() if name != "resizer"}
+    with Checkpoints(config.checkpoints, kept) as checkpoints:
+        checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
+    refuse_another_run(config, source)
 
 
 def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import programs
+from jpegs import needs_simd
 from training import class_folders, lines, train_losses
 
 
@@ -112,8 +113,11 @@ def test_one_process_that_fails_ends_both_with_its_message(tmp_path):
         (["--optimizer.learning-rate", "0.3"], "optimizer.learning_rate: 0.003 -> 0.3"),
         (["--data.source", "folder:fewer"], "training images: 21 -> 18"),
         (["--data.source", "folder:others"], "training images: as many, but others"),
+        pytest.param(
+            ["--data.augment.resizer", "pillow"], "data.augment.resizer: 'simd' -> 'pillow'", marks=needs_simd
+        ),
     ],
-    ids=["another recipe", "fewer images", "other images"],
+    ids=["another recipe", "fewer images", "other images", "another resizer"],
 )
 def test_processes_that_differ_from_process_0_end_all_at_once(tmp_path, of_process_1, told):
     for name, images in (("pool", 8), ("fewer", 7), ("others", 8)):

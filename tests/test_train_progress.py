@@ -78,3 +78,27 @@ def test_the_clock_stops_when_the_devices_are_done_and_not_when_the_host_is(monk
     records += meter.rest()
     seconds = sum(every * 8 / record.images_per_second for record in records)
     assert seconds == pytest.approx(8, rel=0.01)
+
+
+class OnDevice(float):
+    """A number that the devices are done with, or not."""
+
+    ready = True
+
+    def is_ready(self):
+        return self.ready
+
+
+def test_a_wait_for_images_counts_only_where_the_devices_have_nothing_left_to_do(monkeypatch):
+    """Steps of 1 s with a wait of 0.25 s each. Before the first there is no work; before the third it has run out."""
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    meter = Meter(0, every=1, steps_per_epoch=4, batch_size=8)
+    records = []
+    for OnDevice.ready in (False, False, True, False):
+        with meter.waiting():
+            now[0] += 0.25
+        now[0] += 0.75
+        records += meter.add({name: OnDevice(value) for name, value in metrics().items()})
+    records += meter.rest()
+    assert [record.data_wait for record in records] == [0.25, 0.0, 0.25, 0.0]

@@ -15,7 +15,7 @@ _WORDNET_ID = re.compile(r" \(n\d{8}\)$")
 
 
 def labels_of_some(config: PoolFormerConfig, class_names: Sequence[str]) -> Int[np.ndarray, " classes"] | None:
-    """The model's label of every class of the data where these are, by their names, some of the model's; else None."""
+    """The model's label of every class of the data, by name; None unless the data has a part of the model's classes."""
     label_of = {name: label for label, name in (config.id2label or {}).items()}
     fewer = len(class_names) < config.num_labels == len(label_of)
     if not fewer or not set(class_names) <= label_of.keys():

@@ -5,6 +5,7 @@ Nothing is trained and nothing is written. The training step is compiled exactly
 
 import dataclasses
 import os
+import pickle
 import shutil
 import textwrap
 import time
@@ -39,7 +40,7 @@ _READERS = 16
 # Below this many random reads a second, sixteen at a time, storage cannot feed even one accelerator.
 _FEW_READS = 500.0
 _FEW_STEPS = 100
-# Names that one folder of each split often has; of classes there may be one that is called train.
+# What folders of splits are often called. One such name alone may be that of a class.
 _LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _WORKER_BYTES = 150e6  # a worker process before it holds a batch: Python, NumPy, Pillow, Grain; with some room
 
@@ -75,7 +76,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     if config.data.evaluation_split in sources:
         yield from _look_for_classes_without_images(sources[config.data.evaluation_split])
     yield _look_at_steps(config, len(train))
-    yield _look_at_host_memory(config, train)
+    yield _look_at_host_memory(config, train, sources.get(config.data.evaluation_split))
     try:
         parts = assemble(config, train.class_names, len(train))
     except ValueError as error:
@@ -201,15 +202,28 @@ def _look_at_steps(config: TrainConfig, images: int) -> Finding:
     return Finding("fine", "steps", found)
 
 
-def _look_at_host_memory(config: TrainConfig, source: Source) -> Finding:
+def _look_at_host_memory(config: TrainConfig, train: Source, held_out: Source | None) -> Finding:
     data = config.data
-    workers = default_workers(source) if data.workers is None else data.workers
-    batch = data.batch_size / jax.process_count() * data.image_size**2 * data.num_channels
-    needed = max(workers, 1) * (data.worker_batches + 2) * batch + workers * _WORKER_BYTES
+    workers, needed = _pool_of(config, train, data.batch_size)
+    who = f"{workers} data workers"
+    if held_out is not None:  # the training's workers keep their batches meanwhile
+        more, their_needs = _pool_of(config, held_out, data.evaluation_batch_size or data.batch_size)
+        needed += their_needs
+        who += f", and {more} more during evaluations,"
     free = _available_memory()
-    found = f"{workers} data workers need about {_size(needed)} of the {_size(free)} available"
+    found = f"{who} need about {_size(needed)} of the {_size(free)} available"
     level: Level = "fine" if needed < 0.8 * free else "failure"
     return Finding(level, "host memory", found, "Choose fewer --data.workers or --data.worker-batches 1.")
+
+
+def _pool_of(config: TrainConfig, source: Source, batch_size: int) -> tuple[int, float]:
+    """How many workers read a source, and how many bytes they and their batches take."""
+    data = config.data
+    workers = default_workers(source) if data.workers is None else data.workers
+    batch = batch_size / jax.process_count() * data.image_size**2 * data.num_channels
+    # A worker keeps the source as Grain sent it and as it unpacked it: class folders hold the names of all files.
+    worker = _WORKER_BYTES + 2 * len(pickle.dumps(source))
+    return workers, max(workers, 1) * (data.worker_batches + 2) * batch + workers * worker
 
 
 def _available_memory() -> float:
@@ -252,7 +266,17 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
         ),
         "label": jax.ShapeDtypeStruct((data.batch_size,), np.int32, sharding=sharding),
     }
-    analysis = parts.step.lower(parts.abstract_state, batch).compile().memory_analysis()
+    remedy = (
+        "Choose --optimizer.accumulate 2 (or more), --remat, --dtype bfloat16, a larger --mesh.fsdp, or a smaller "
+        "--data.batch-size."
+    )
+    try:
+        analysis = parts.step.lower(parts.abstract_state, batch).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:  # of the compiler for TPUs, which knows their memory
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = f"the step does not fit: {str(error).splitlines()[0]}"
+        return Finding("failure", "device memory", found, remedy)
     # The new state takes the place of the old one.
     needed = (
         analysis.temp_size_in_bytes
@@ -265,10 +289,6 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
     # CPU devices share the host's memory.
     free = stats.get("bytes_limit") or _available_memory() / len(parts.mesh.local_devices)
     found = f"the compiled step needs {_size(needed)} of the {_size(free)} of each device"
-    remedy = (
-        "Choose --optimizer.accumulate 2 (or more), --remat, --dtype bfloat16, a larger --mesh.fsdp, or a smaller "
-        "--data.batch-size."
-    )
     return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
 
 

@@ -1,4 +1,4 @@
-"""What makes a run the same run: its recipe, its classes and its images. Kept with every state.
+"""What makes a run the same run: its recipe, its classes and the pixels of its images. Kept with every state.
 
 A state alone does not say what it is of: another run's weights may have the same shapes, and a class folder that was
 renamed gives every label after it another meaning.
@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from poolformer_jax.checks import few
 from train.checkpoints import newest_run
+from train.data.resizing import choose_resizer
 from train.data.sources import Source
 from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences, in_present_fields
 
@@ -27,6 +28,7 @@ def identify(config: TrainConfig, source: Source) -> Identity:
     """What the run of `config` on the training images of `source` is, JSON-ready."""
     return {
         "recipe": config.to_dict(),
+        "resizer": choose_resizer(config.data.augment.resizer),  # the recipe may say "auto"
         "classes": list(source.class_names),
         "images": len(source),
         "examples": source.digest,
@@ -149,6 +151,8 @@ def refuse_run_folder(source: str) -> None:
 
 def _changes(before: Identity, now: Identity, free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
     changed = differences(before["recipe"], now["recipe"], free)
+    if before.get("resizer", now["resizer"]) != now["resizer"]:  # states from before it was kept do not tell
+        changed.append(f"data.augment.resizer: {before['resizer']!r} -> {now['resizer']!r}")
     if before["classes"] != now["classes"]:
         changed.append(f"classes: {_classes(before['classes'], now['classes'])}")
     if before["images"] != now["images"]:

@@ -132,7 +132,7 @@ def decay_mask(params: Any) -> Any:
 def layer_scales(params: Any, layer_decay: float) -> Any:
     """What each parameter's learning rate is multiplied by: `layer_decay` to the power of its distance from the head.
 
-    The stem is layer 0, every block is a layer of its own, with it what leads to the first block of a stage, and the
+    The stem is layer 0. Every block is a layer; what precedes the first block of a stage belongs to that block's. The
     final norm and the head are the last layer, whose factor is 1.
     """
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]

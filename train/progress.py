@@ -34,7 +34,8 @@ class Record:
         gradient_norm: mean of the global norm of the gradient.
         images_per_second: over all processes, without evaluations and the wait for checkpoints. The first interval's
             time includes that of compiling the step.
-        data_wait: share of the time in which the devices waited for the next batch.
+        data_wait: share of the time spent waiting for batches that came when the devices had nothing left to do. The
+            devices waited at most so long: at the beginning of such a wait they may still have been busy.
         skipped: steps without a finite gradient, since the start of the run.
         skipped_in_a_row: the most of these without another step between them, of the series that the interval saw.
     """
@@ -61,16 +62,18 @@ class Meter:
         self._every, self._steps_per_epoch, self._batch_size = every, steps_per_epoch, batch_size
         self._step = start_step
         self._metrics: list[Mapping[str, jax.Array]] = []
+        self._last: Mapping[str, jax.Array] = {}  # of the step that was given to the devices last
         self._complete: tuple[int, list[Mapping[str, jax.Array]], float, float] | None = None
         self._waited = 0.0
         self._since = time.perf_counter()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for a batch."""
+        """Around the wait for a batch; counts where the devices are done with all steps by the time it is there."""
         before = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - before
+        if all(value.is_ready() for value in self._last.values()):
+            self._waited += time.perf_counter() - before
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -84,10 +87,11 @@ class Meter:
 
         Args:
             metrics: of the step.
-            wait: until the devices are done with it; else what pauses the clock next would take that time from it.
+            wait: until the devices are done with it, as is needed before the clock is paused.
         """
         self._step += 1
         self._metrics.append(metrics)
+        self._last = metrics
         ahead = 0 if wait else _STEPS_AHEAD
         if len(self._metrics) > ahead:
             jax.block_until_ready(self._metrics[-1 - ahead])

@@ -142,6 +142,7 @@ FREE_TO_CHANGE = (
     "data.on_bad_image",
     "data.evaluation_split",
     "data.evaluation_batch_size",
+    "data.augment.resizer",  # "auto" or by name: `identity` asks for the same one
 )
 
 
@@ -155,6 +156,7 @@ FREE_TO_DIFFER = (
     "data.data_dir",
     "data.workers",
     "data.worker_batches",
+    "data.augment.resizer",
 )
 
 

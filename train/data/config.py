@@ -30,9 +30,9 @@ class HostAugmentation:
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
     """Filter that resizes the random part; "random" chooses one of the two for every image."""
     resizer: Literal["auto", "pillow", "simd"] = "auto"
-    """Who computes it: Pillow, or cykooz-resizer (simd; faster, rounds differently); auto: the faster one there is."""
+    """Who resizes it: Pillow, or cykooz-resizer (simd; faster, rounds differently), which auto takes if installed."""
     scaled_decoding: bool = True
-    """Let the JPEG decoder divide by 4 or 8 what the crop would divide at least so: faster, pixels differ a little."""
+    """Have JPEGs decoded at 1/4 or 1/8 where the crop shrinks at least so much: faster, pixels differ a little."""
     horizontal_flip: float = 0.5
     """Probability of mirroring left and right."""
     randaugment: str = "rand-m9-mstd0.5-inc1"
@@ -59,8 +59,8 @@ class HostAugmentation:
 class DeviceAugmentation:
     """Random changes to whole batches, made on the device inside the training step."""
 
-    # Groups: the authors' 8 GPUs mixed groups of 128 images. Smaller ones leave every image the same distribution, and
-    # mixing needs no communication while a device's part of the batch holds whole groups.
+    # Groups: each of the authors' 8 GPUs drew one mixing ratio for its 128 images. At any size every image has the same
+    # distribution.
 
     mixup: float = 0.8
     """Alpha of mixup's Beta(alpha, alpha); 0 switches mixup off."""
@@ -71,7 +71,7 @@ class DeviceAugmentation:
     switch_to_cutmix: float = 0.5
     """Probability of cutmix rather than mixup where both are on."""
     mix_group: int = 32
-    """Images that share a mixing ratio and are mixed among themselves; divides the batch size. 0: the whole batch."""
+    """Images in a row that share a mixing ratio; divides the batch size. 0: the whole batch."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
     erase_probability: float = 0.25
@@ -130,7 +130,7 @@ class DataConfig:
     seed: int = 42
     """Seed of the order of the images and of every random change made on the host."""
     workers: int | None = None
-    """Processes per host that decode images; 0: a thread of the program. Default: a core less than there are."""
+    """Processes per host that decode images; 0: a thread of the program. Default: one for every core but one."""
     worker_batches: int = 2
     """Batches that every worker keeps ready."""
     on_bad_image: Literal["error", "skip"] = "error"

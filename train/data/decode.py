@@ -12,20 +12,20 @@ This is the short cut for training's random parts of JPEG photographs that are u
   little from those of a full decode. (At 1/2 it would save nothing.)
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from poolformer_jax.image_reading import ImageError, is_upright, read_image
+from poolformer_jax.image_reading import ImageError, is_upright, read_image, reading
 from train.data.crops import Box
 from train.data.jpeg_region import decode_region
 from train.data.resizing import Resizer, resize, to_pixels
 
 _SCALES = (8, 4)
+_FILE = "its file"  # of the example that a message names
 
 
 def decode_part(
@@ -52,36 +52,31 @@ def decode_part(
     Raises:
         ImageError: if the image cannot be read.
     """
-    with _opened(data) as image:
-        if not _is_upright_jpeg(image, num_channels):
-            upright = read_image(image, num_channels)
-            pixels = to_pixels(upright.crop(choose_box(*upright.size)))
-        else:
-            box = choose_box(*image.size)
-            if scaled_decoding and (scale := _scale(box, size)) > 1:
-                return _decode_scaled(image, box, scale, size, resample)
+    pixels = None
+    with reading(_FILE):
+        image = _open(data)
+        takes_part = _is_upright_jpeg(image, num_channels)
+        if not takes_part:
+            image = read_image(image, num_channels)
+    box = choose_box(*image.size)
+    if takes_part:
+        if scaled_decoding and (scale := _scale(box, size)) > 1:
+            return _decode_scaled(image, box, scale, size, resample)
+        with reading(_FILE):
             pixels = decode_region(data, box, num_channels)
             if pixels is None:  # about a damaged file Pillow has the last word
-                pixels = to_pixels(image.crop(box))
-    return resize(pixels, size, resample, resizer)
+                image.load()
+    return resize(to_pixels(image.crop(box)) if pixels is None else pixels, size, resample, resizer)
 
 
-@contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The file with its header read. Whatever goes wrong while it is open is the image's fault."""
-    try:
-        with Image.open(BytesIO(data)) as image:
-            limit = Image.MAX_IMAGE_PIXELS  # up to twice as many pixels Pillow only warns
-            if limit is not None and image.width * image.height > limit:
-                size = f"{image.width} x {image.height} pixels"
-                raise ImageError(f"{size} are more than PIL.Image.MAX_IMAGE_PIXELS, {limit}")
-            yield image
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:  # whose message shows an object's address
-        raise ImageError("not an image that Pillow can read: it is of no format that it knows") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
-        raise ImageError(f"not an image that Pillow can read: {error}") from error
+def _open(data: bytes) -> Image.Image:
+    """The file with its header read."""
+    image = Image.open(BytesIO(data))
+    limit = Image.MAX_IMAGE_PIXELS  # up to twice as many pixels Pillow only warns
+    if limit is not None and image.width * image.height > limit:
+        size = f"{image.width} x {image.height} pixels"
+        raise ImageError(f"{size} are more than PIL.Image.MAX_IMAGE_PIXELS, {limit}")
+    return image
 
 
 def _is_upright_jpeg(image: Image.Image, num_channels: int) -> bool:
@@ -98,7 +93,9 @@ def _decode_scaled(
     image: Image.Image, box: Box, scale: int, size: int, resample: Image.Resampling
 ) -> UInt8[np.ndarray, "size size c"]:
     width, height = image.size
-    drafted = image.draft(None, (width // scale, height // scale))
+    with reading(_FILE):
+        drafted = image.draft(None, (width // scale, height // scale))
+        image.load()
     # The decoder rounds its size up, so that what was at x is at x / scale whatever the size.
     divisor = 1 if drafted is None else width / drafted[1][2]
     part = (box.left / divisor, box.top / divisor, box.right / divisor, box.bottom / divisor)

@@ -39,7 +39,7 @@ class FolderSource:
     """int32 [n]."""
     class_names: tuple[str, ...]
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How many files of the class folders are no images by their names' endings, by ending."""
+    """How many other files the class folders hold, by the ending of their names."""
 
     @property
     def digest(self) -> str:

@@ -51,7 +51,7 @@ class Origin:
     def note(self, folder: Path) -> None:
         """Notes what a finished data set was packed from.
 
-        Sizes count only now: of a data set that is not finished, a file that was no image may be replaced.
+        Only now with the sizes of files: while a data set is unfinished, one that is no image may be replaced.
         """
         write_json(folder / _FILE, self._begun | {"sizes": self._sizes()})
 

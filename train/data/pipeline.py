@@ -154,7 +154,7 @@ def default_workers(source: Source) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """One example of training: the global position that keys its luck, and the number it has in the source."""
+    """One example of training: its global position, which keys its random numbers, and its number in the source."""
 
     position: int
     index: int
@@ -174,7 +174,7 @@ class _MakeTrainingBatch:
         for row, (place, example) in enumerate(zip(places, examples)):
             index = place.index
             while True:
-                # The stream starts afresh for a replacement: what the bad image drew is nobody's business.
+                # Anew for a replacement, which then does not depend on how many numbers were drawn for the bad image.
                 rng = np.random.Generator(np.random.Philox(key=[self.config.seed, place.position]))
                 try:
                     batch["image"][row] = transform(image_of(example), rng)

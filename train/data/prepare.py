@@ -159,7 +159,7 @@ def _pack(
     origin: Origin,
     on_progress: Callable[[Progress], None],
 ) -> list[str]:
-    """Makes the data set of what is packed already and what is not; returns the names of files that are no images."""
+    """Packs what is not packed yet and finishes the data set; returns the names of files that are no images."""
     work = config.folder.with_name(f"{_VERSION}.incomplete")
     work.mkdir(parents=True, exist_ok=True)
     origin.claim(work)
@@ -212,7 +212,7 @@ def _write_missing(
     images = total - sum(len(shard.rows) for shard in missing)
     on_progress(Progress(images, total))
     bad: list[str] = []
-    # Made here because importing TFDS, which loads its parts when they are first used, is nothing for several threads.
+    # Made before there are threads: TFDS loads its parts when they are first used, which only one thread may do.
     features = {split: _features(source) for split, source in sources.items()}
     with ThreadPoolExecutor(config.threads) as threads:
         try:

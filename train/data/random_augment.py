@@ -90,7 +90,7 @@ class RandAugment:
         return [operation for operation in drawn if operation is not None]
 
     def _draw_one(self, rng: np.random.Generator) -> Operation | None:
-        # Every number is drawn whether it is needed or not: what one operation does never shifts the next one's luck.
+        # Every number is drawn, needed or not, so that what the next operation draws does not depend on this one.
         name = self.names[rng.integers(len(_NAMES))]
         happens = rng.random() < self.probability
         noise, uniform = rng.standard_normal(), rng.random()

@@ -5,7 +5,6 @@ below what training consumes, the accelerator waits. Add workers, or pack the da
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -28,8 +27,6 @@ class Measurement:
     """How many times to measure."""
     batches: int = 8
     """Batches in a round. As many as all workers keep ready are made before the first."""
-    on_request: bool = False
-    """Instead, consume as many batches as each line of the standard input says, and answer "done"."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,17 +40,14 @@ def main(arguments: Sequence[str]) -> int:
     source = open_source(config, config.train_split)
     workers = default_workers(source) if config.workers is None else config.workers
     with train_batches(config, source) as batches:
-        if measurement.on_request:
-            _answer_requests(batches)
-            return 0
-        _consume(batches, max(1, workers) * (config.worker_batches + 1))
+        consume(batches, max(1, workers) * (config.worker_batches + 1))
         decoder = "nvImageCodec" if decodes_regions() else "Pillow"
         resizer = {"simd": "cykooz-resizer", "pillow": "Pillow"}[choose_resizer(config.augment.resizer)]
         print(f"{len(source)} images, {workers} worker processes on {available_cores()} cores")
         print(f"{decoder} decodes JPEGs, {resizer} resizes")
         for _ in range(measurement.rounds):
             start = time.perf_counter()
-            _consume(batches, measurement.batches)
+            consume(batches, measurement.batches)
             seconds = time.perf_counter() - start
             images = measurement.batches * config.batch_size
             print(
@@ -62,27 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _answer_requests(batches: Batches) -> None:
-    _consume(batches, 1)
-    packages = ("grain", "pillow", "cykooz-resizer", "nvidia-nvimgcodec-cu12")
-    print(json.dumps({package: _version(package) for package in packages}), flush=True)
-    for line in sys.stdin:
-        _consume(batches, int(line))
-        print("done", flush=True)
-
-
-def _consume(batches: Batches, count: int) -> None:
+def consume(batches: Batches, count: int) -> None:
+    """Throws batches away, once every pixel of them was read, as the way to a device does."""
     for _ in range(count):
-        next(batches)["image"].copy()  # read every pixel, as the way to a device does
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+        next(batches)["image"].copy()
 
 
 if __name__ == "__main__":
