@@ -82,7 +82,7 @@ def block_and_gradients(shape, kernels, dtype, seed=1):
 @pytest.mark.parametrize(
     ("kernels", "shape"),
     [
-        *[(INTERPRETED, shape) for shape in [(16, 3, 6, 64), (32, 3, 2, 96), (16, 2, 4, 64)]],
+        *[(INTERPRETED, shape) for shape in [(16, 3, 6, 64), (32, 3, 2, 96), (16, 2, 4, 64), (32, 1, 6, 64)]],
         *[
             (ON_GPU, shape)
             for shape in [(16, 4, 4, 64), (32, 2, 3, 96), (8, 4, 4, 128), (4, 4, 4, 192), (8, 4, 4, 160)]

@@ -203,7 +203,8 @@ class _Row(NamedTuple):
     def share(self, distance: int) -> Array:
         """1 / rows in the window around the row `distance` below."""
         number = self.number + distance
-        return jnp.where((number == 0) | (number == self.height - 1), 1 / 2, 1 / 3)
+        at_border = (number == 0) | (number == self.height - 1)
+        return jnp.where(at_border, 1 / min(2, self.height), 1 / 3)
 
 
 def _first_read(first: Array, read: int, height: int) -> Array:
