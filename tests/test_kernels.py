@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
+from poolformer_jax.config import VARIANTS
 from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, mlp, pooling
 
 INTERPRETED = TpuKernels(interpret=True)
@@ -182,26 +183,48 @@ def test_what_the_kernels_do_not_cover_is_left_to_xla(variables, kernels, change
 
 @pytest.mark.parametrize(
     ("shape", "hidden"),
-    [((16, 8, 8, 72), 256), ((16, 8, 8, 64), 24), ((3, 7, 7, 64), 256), ((2**13, 16, 16, 256), 1024)],
-    ids=["channels", "hidden layer", "positions", "too large"],
+    [
+        ((16, 8, 8, 72), 256),
+        ((16, 8, 8, 64), 24),
+        ((3, 7, 7, 64), 256),
+        ((2**13, 16, 16, 256), 1024),
+        ((2**15, 16, 16, 256), 64),
+    ],
+    ids=["channels", "hidden layer", "positions", "too large", "too large a map"],
 )
 def test_a_gpu_leaves_sizes_that_its_programs_cannot_cut_to_xla(shape, hidden):
-    like = partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-    assert takes(like((16, 8, 8, 64)), 256)
-    assert not takes(like(shape), hidden)
+    assert takes((16, 8, 8, 64), 256, ON_GPU)
+    assert not takes(shape, hidden, ON_GPU)
 
 
-def takes(x, hidden):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_tpu_has_memory_for_every_published_network(variant):
+    config = PoolFormerConfig.from_variant(variant)
+    for size, channels, hidden in zip(config.feature_sizes(224), config.hidden_sizes, config.mlp_hidden_sizes):
+        assert takes((64, size, size, channels), hidden, INTERPRETED)
+
+
+@pytest.mark.parametrize(
+    ("channels", "hidden"), [(1536, 6144), (1024, 8192), (2560, 2560)], ids=["wide", "wide hidden layer", "wide map"]
+)
+def test_a_tpu_leaves_weights_that_do_not_fit_into_its_memory_to_xla(channels, hidden):
+    """The compiler for v5e refused kernels of these sizes: 122, 103 and 140 MiB of the 100 that they may have."""
+    assert takes((16, 7, 7, 1280), 5120, INTERPRETED)
+    assert not takes((16, 7, 7, channels), hidden, INTERPRETED)
+
+
+def takes(shape, hidden, kernels):
     """Whether a program of `mlp_residual` on such a map holds a kernel."""
-    return "pallas_call" in program_on_gpu(x, hidden)
+    return "pallas_call" in mlp_program(shape, hidden, kernels)
 
 
-def program_on_gpu(x, hidden):
+def mlp_program(shape, hidden, kernels):
     """`mlp_residual` on such a map."""
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     vector = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    channels, per_image = x.shape[3], vector(x.shape[:1])
+    channels, per_image = shape[3], vector(shape[:1])
     weights = fused.MlpWeights(*map(vector, [(channels, hidden), (hidden,), (hidden, channels), (channels,)]))
-    run = partial(fused.mlp_residual, functional.gelu, kernels=ON_GPU)
+    run = partial(fused.mlp_residual, functional.gelu, kernels=kernels)
     return str(jax.make_jaxpr(run)(x, fused.Moments(per_image, per_image), weights, per_image))
 
 
@@ -209,7 +232,7 @@ def program_on_gpu(x, hidden):
     ("channels", "name"), [(96, "mlp_forward"), (128, "mlp_forward"), (112, "mlp_hidden"), (192, "mlp_hidden")]
 )
 def test_a_gpu_writes_the_hidden_layer_of_many_channels_or_of_many_blocks(channels, name):
-    program = program_on_gpu(jax.ShapeDtypeStruct((16, 8, 8, channels), jnp.bfloat16), 4 * channels)
+    program = mlp_program((16, 8, 8, channels), 4 * channels, ON_GPU)
     assert re.findall(r"\bname=(mlp_forward|mlp_hidden)\b", program) == [name]
 
 

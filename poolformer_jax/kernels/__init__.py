@@ -10,8 +10,9 @@ and a window slides over axes that no register spans. `lanes` fills the register
 For a GPU see `gpu`.
 
 The kernels compute what `fused` computes, for the exact GELU and bfloat16 maps: on TPUs with 128 MiB of VMEM (v5e, v6e)
-of a multiple of 16 images on each device and for windows of 3 x 3; on GPUs (Ampere and newer) of a multiple of 64
-positions. Everything else takes `fused`'s own way. They have gradients, and no gradients of gradients.
+of a multiple of 16 images on each device, for windows of 3 x 3 and as far as VMEM holds an MLP's weights and their
+gradients; on GPUs (Ampere and newer) of a multiple of 64 positions. Everything else takes `fused`'s own way. They have
+gradients, and no gradients of gradients.
 """
 
 from poolformer_jax.kernels.devices import (

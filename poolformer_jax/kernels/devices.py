@@ -125,6 +125,7 @@ class TpuKernels(_Kernels):
             and per_device % IMAGES == 0
             and pixels <= 2
             and 2 <= x.shape[2] // pixels <= _WIDEST_ROW
+            and (hidden_features is None or _mlp_fits(x.shape[3], hidden_features, pixels))
         )
 
     def run(self, name: Pass, pixels: int, cut: Any, whole: Any) -> tuple[Any, Any]:
@@ -169,7 +170,7 @@ class GpuKernels(_Kernels):
             and x.dtype == jnp.bfloat16
             and rest == 0
             and positions % GPU_ROWS == 0
-            and positions * hidden_features < 2**31  # programs count rows in 32 bits
+            and positions * max(x.shape[3], hidden_features) < 2**31  # programs count numbers in 32 bits
             and min(side_of_blocks(x.shape[3]), side_of_blocks(hidden_features)) >= _SMALLEST_SIDE
         )
 
@@ -191,6 +192,13 @@ def kernels_for(mesh: Mesh, batch_axes: tuple[str, ...]) -> Kernels | None:
     if all(_compute_capability(device) >= OLDEST_GPU for device in devices) and _has_triton():
         return GpuKernels(mesh, batch_axes)
     return None
+
+
+def _mlp_fits(channels: int, hidden_features: int, pixels: int) -> bool:
+    # Imported late, as in `TpuKernels.run`.
+    from poolformer_jax.kernels import mlp
+
+    return mlp.fits(pixels * channels, pixels * hidden_features, pixels)
 
 
 def side_of_blocks(channels: int, largest: int = _LARGEST_SIDE) -> int:

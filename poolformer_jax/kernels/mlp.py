@@ -31,6 +31,24 @@ _OfOnePixel = tuple[
 ]
 
 
+def fits(channels: int, hidden: int, pixels: int) -> bool:
+    """Whether VMEM holds what `backward` needs: both matrices, their gradients and a tile.
+
+    Args:
+        channels: of a position, `pixels` times those of the map.
+        hidden: the same of the hidden layer.
+        pixels: neighbours that share a position.
+    """
+    matrices = channels * hidden * (2 * 2 + 2 * 4 // pixels**2)  # in bfloat16, and their blocks' gradients in float32
+    rows = max(_rows_in_tile(hidden), _IMAGES)
+    # Bytes of a tile's row with everything that is computed from it: fitted to what the compiler for v5e says it takes.
+    return matrices + rows * (8 * hidden + 44 * channels) <= tiles.VMEM_BYTES
+
+
+def _rows_in_tile(hidden: int) -> int:
+    return min(_ROWS, _HIDDEN_NUMBERS // hidden)
+
+
 def forward(
     maps: tuple[_Map], vectors: tuple[_PerImage, _PerImage, _PerImage], weights: _Weights, *, interpret: bool
 ) -> tuple[_Map, tuple[_PerImageAndChannel, _PerImageAndChannel], tuple[()]]:
@@ -173,8 +191,7 @@ class _Tile:
     def __init__(self, x: _Map, kernel1: _Kernel1) -> None:
         height, width, batch, channels = x.shape
         images = tiles.images_in_tile(batch, _IMAGES)
-        rows = min(_ROWS, _HIDDEN_NUMBERS // kernel1.shape[1])
-        positions = largest_divisor(height * width, rows // images)
+        positions = largest_divisor(height * width, _rows_in_tile(kernel1.shape[1]) // images)
         self.grid = batch // images, height * width // positions
         self.map = pl.BlockSpec((positions, images, channels), lambda image, position: (position, image, 0))
         self.vectors = pl.BlockSpec((images, channels), lambda image, position: (image, 0))
