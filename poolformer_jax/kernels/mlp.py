@@ -66,12 +66,12 @@ def forward(
     (x,), (kernel1, bias1, kernel2, bias2) = maps, weights
 
     def kernel(
-        x_ref: Any, mean_ref: Any, std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
+        x_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
         y_ref: Any, sum_ref: Any, square_ref: Any,
     ) -> None:  # fmt: skip
         tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
         x, mean = x_ref[...].astype(jnp.float32), mean_ref[...]
-        standard = _rows(((x - mean) * std_ref[...]).astype(x_ref.dtype))
+        standard = _rows(((x - mean) * inverse_std_ref[...]).astype(x_ref.dtype))
         hidden, _ = gelu_fit(_product(standard, w1[...]) + b1[...])
         branch = _product(hidden.astype(x_ref.dtype), w2[...]) + b2[...]
         y = (x + branch.reshape(x.shape) * keep_ref[...]).astype(y_ref.dtype)
@@ -130,7 +130,7 @@ def backward(
     hidden_size = kernel1.shape[1]
 
     def kernel(
-        x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, std_ref: Any, keep_ref: Any, slope_ref: Any,
+        x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, slope_ref: Any,
         offset_ref: Any, w1: Any, b1: Any, w2: Any,
         dx_ref: Any, sum_ref: Any, product_ref: Any, dw1_ref: Any, db1_ref: Any, dw2_ref: Any, db2_ref: Any,
     ) -> None:  # fmt: skip
@@ -139,14 +139,14 @@ def backward(
         tiles.zero(first_of_image & (pl.program_id(0) == 0), dw1_ref, db1_ref, dw2_ref, db2_ref)
         dtype, wide = x_ref.dtype, jnp.float32
         dy = dy_ref[...].astype(wide) + y_ref[...].astype(wide) * slope_ref[...] + offset_ref[...]
-        standard_map = (x_ref[...].astype(wide) - mean_ref[...]) * std_ref[...]
+        standard_map = (x_ref[...].astype(wide) - mean_ref[...]) * inverse_std_ref[...]
         standard, dbranch = _rows(standard_map.astype(dtype)), _rows((dy * keep_ref[...]).astype(dtype))
 
-        hidden, slope = gelu_fit(_product(standard, w1[...]) + b1[...])
-        dinner = _product(dbranch, w2[...], transpose_right=True) * slope
+        hidden, dgelu = gelu_fit(_product(standard, w1[...]) + b1[...])
+        dinner = _product(dbranch, w2[...], transpose_right=True) * dgelu
         hidden, dinner_rounded = hidden.astype(dtype), dinner.astype(dtype)
         dstandard = _product(dinner_rounded, w1[...], transpose_right=True).reshape(dy.shape)
-        dx_ref[...] = (dy + dstandard * std_ref[...]).astype(dtype)
+        dx_ref[...] = (dy + dstandard * inverse_std_ref[...]).astype(dtype)
 
         sum_ref[...] += dstandard.sum(0)
         product_ref[...] += (dstandard * standard_map).sum(0)
