@@ -236,12 +236,12 @@ def _mlp_backward(
     cotangents: tuple[_Map, Moments],
 ) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
     inputs, weights, outputs, inner = residuals
-    cut = (*inputs, *outputs, *cotangents)
+    batched = (*inputs, *outputs, *cotangents)
     (dx, dmoments), dweights = _run(
         kernels if activation is gelu else None,
         "mlp_gradient",
         partial(_mlp_gradient, activation),
-        cut,
+        batched,
         weights,
         kept=inner,
         # There nothing fuses with matrix products: what the activation shares with its derivative, a float32 array as
@@ -289,33 +289,38 @@ def _run(
     kernels: Kernels | None,
     name: Pass,
     plain: Callable[..., Any],
-    cut: Any,
-    whole: Any,
+    batched: Any,
+    replicated: Any,
     kept: tuple[Any, ...] = (),
     on_gpu: Callable[..., Any] | None = None,
 ) -> Any:
     """(results for each image, sums over all images) of a pass, in the way of the platform that is compiled for.
 
-    A CPU's pass also takes what it has `kept`, after what is in `cut`; a GPU may have one of its own.
+    A CPU's pass also takes what it has `kept`, after what is `batched`; a GPU may have one of its own.
     """
-    x = cut[0]
+    x = batched[0]
     pixels = lanes.group_size(x.shape[2], x.shape[3], x.dtype)
-    elsewhere = partial(on_gpu or plain, 1)
-    ways = {"tpu": partial(plain, pixels), "cuda": elsewhere, "default": elsewhere}
-    hidden_features = len(whole.bias1) if isinstance(whole, MlpWeights) else None
-    if kernels is not None and kernels.take(name, x, hidden_features):
-        ways[kernels.platform] = partial(kernels.run, name, pixels)
+    hidden_features = len(replicated.bias1) if isinstance(replicated, MlpWeights) else None
+
+    def on_cpu(batched: Any, replicated: Any, kept: Any) -> Any:
+        return caches.in_parts(lambda images: plain(1, images, replicated), (*batched, *kept))
+
+    def on_tpu(batched: Any, replicated: Any, _: Any) -> Any:
+        return plain(pixels, batched, replicated)
+
+    def elsewhere(batched: Any, replicated: Any, _: Any) -> Any:
+        return (on_gpu or plain)(1, batched, replicated)
+
+    ways = {"cpu": on_cpu, "tpu": on_tpu, "default": elsewhere}
+    if kernels is not None and kernels.supports(name, x, hidden_features):
+
+        def by_kernel(batched: Any, replicated: Any, _: Any) -> Any:
+            return kernels.call(name, pixels, batched, replicated)
+
         if kernels.interpret:
-            return ways[kernels.platform](cut, whole)
-
-    def on_cpu(cut: Any, whole: Any, kept: Any) -> Any:
-        return caches.in_parts(lambda images: plain(1, images, whole), (*cut, *kept))
-
-    def without_kept(run: Callable[..., Any], cut: Any, whole: Any, _: Any) -> Any:
-        return run(cut, whole)
-
-    others = {platform: partial(without_kept, run) for platform, run in ways.items()}
-    return lax.platform_dependent(cut, whole, kept, cpu=on_cpu, **others)
+            return by_kernel(batched, replicated, kept)
+        ways[kernels.platform] = by_kernel
+    return lax.platform_dependent(batched, replicated, kept, **ways)
 
 
 def _cast(weights: MlpWeights, dtype: Dtype) -> MlpWeights:

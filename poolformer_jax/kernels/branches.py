@@ -26,10 +26,10 @@ _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array,
 
 
 def pooling_residual(
-    kernels: TpuKernels, pixels: int, cut: tuple[_Map, Moments, _PerImage], gain: _PerChannel
+    kernels: TpuKernels, pixels: int, batched: tuple[_Map, Moments, _PerImage], gain: _PerChannel
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
     """`fused.pooling_residual` of (x, its moments, keep)."""
-    x, x_moments, keep = cut
+    x, x_moments, keep = batched
     y, sums, _ = kernels.on_each_device(
         partial(pooling.forward, pixels=pixels, interpret=kernels.interpret),
         (positions_first(x, pixels),),
@@ -43,11 +43,11 @@ def pooling_residual(
 def pooling_gradient(
     kernels: TpuKernels,
     pixels: int,
-    cut: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
+    batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     gain: _PerChannel,
 ) -> tuple[tuple[_Map, _PerImage], _PerChannel]:
     """The gradient of `pooling_residual` by x, its variance, and gain, of (x, .., keep, y, .., dy, ..)."""
-    x, x_moments, keep, y, y_moments, dy, dmoments = cut
+    x, x_moments, keep, y, y_moments, dy, dmoments = batched
     inverse_std = x_moments.inverse_std
     through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total,), _ = kernels.on_each_device(
@@ -62,10 +62,10 @@ def pooling_gradient(
 
 
 def mlp_residual(
-    kernels: TpuKernels, pixels: int, cut: tuple[_Map, Moments, _PerImage], weights: _Weights
+    kernels: TpuKernels, pixels: int, batched: tuple[_Map, Moments, _PerImage], weights: _Weights
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
     """`fused.mlp_residual` of (x, its moments, keep)."""
-    x, x_moments, keep = cut
+    x, x_moments, keep = batched
     y, sums, _ = kernels.on_each_device(
         partial(mlp.forward, interpret=kernels.interpret),
         (positions_first(x, pixels),),
@@ -79,11 +79,11 @@ def mlp_residual(
 def mlp_gradient(
     kernels: TpuKernels,
     pixels: int,
-    cut: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
+    batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     weights: _Weights,
 ) -> tuple[tuple[_Map, Moments], _Weights]:
     """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
-    x, x_moments, keep, y, y_moments, dy, dmoments = cut
+    x, x_moments, keep, y, y_moments, dy, dmoments = batched
     through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
         partial(mlp.backward, pixels=pixels, interpret=kernels.interpret),

@@ -35,10 +35,10 @@ _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array,
 
 
 def mlp_residual(
-    kernels: GpuKernels, cut: tuple[_Map, Moments, _PerImage], weights: _Weights
+    kernels: GpuKernels, batched: tuple[_Map, Moments, _PerImage], weights: _Weights
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
     """`fused.mlp_residual` of (x, its moments, keep)."""
-    x, x_moments, keep = cut
+    x, x_moments, keep = batched
     y, (total, squares), _ = kernels.on_each_device(
         partial(_way(x).forward, interpret=kernels.interpret),
         (x,),
@@ -51,11 +51,11 @@ def mlp_residual(
 
 def mlp_gradient(
     kernels: GpuKernels,
-    cut: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
+    batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     weights: _Weights,
 ) -> tuple[tuple[_Map, Moments], _Weights]:
     """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
-    x, x_moments, keep, y, y_moments, dy, dmoments = cut
+    x, x_moments, keep, y, y_moments, dy, dmoments = batched
     through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
         partial(_way(x).backward, interpret=kernels.interpret),
