@@ -17,7 +17,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedShar
 
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
 from poolformer_jax.config import VARIANTS
-from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, mlp, pooling
+from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, tpu_mlp, tpu_pooling
 
 INTERPRETED = TpuKernels(interpret=True)
 ON_GPU = GpuKernels(interpret=True)
@@ -103,10 +103,10 @@ def test_each_result_and_gradient_of_a_block_is_nearer_to_float32_than_without_k
 def test_results_do_not_depend_on_how_maps_are_cut_into_tiles(monkeypatch):
     shape = (32, 6, 4, 64)
     whole = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
-    monkeypatch.setattr(pooling, "_ROW_BYTES", 2 * 2 * 16 * 128 * 2)  # two rows of 16 images
-    monkeypatch.setattr(pooling, "_NUMBERS_AT_ONCE", 16 * 128)
-    monkeypatch.setattr(mlp, "_IMAGES", 16)
-    monkeypatch.setattr(mlp, "_ROWS", 3 * 16)
+    monkeypatch.setattr(tpu_pooling, "_ROW_BYTES", 2 * 2 * 16 * 128 * 2)  # two rows of 16 images
+    monkeypatch.setattr(tpu_pooling, "_NUMBERS_AT_ONCE", 16 * 128)
+    monkeypatch.setattr(tpu_mlp, "_IMAGES", 16)
+    monkeypatch.setattr(tpu_mlp, "_ROWS", 3 * 16)
     jax.clear_caches()
     cut = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
     # Sums in another order change a rounding to bfloat16 here and there; a tile left out would be a tenth.

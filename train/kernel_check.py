@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig, functional, fused
-from poolformer_jax.kernels import GPU_ROWS, IMAGES, Kernels
+from poolformer_jax.kernels import GPU_ROWS, TPU_IMAGES, Kernels
 from train.sharding import batch_sharding, replicated
 
 TOLERANCE = 0.1
@@ -44,7 +44,7 @@ def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, ke
 
 def _images(size: int) -> int:
     """As few as fill both the registers of a TPU and the largest tiles of a GPU's kernels."""
-    return math.lcm(IMAGES * size**2, 2 * GPU_ROWS) // size**2
+    return math.lcm(TPU_IMAGES * size**2, 2 * GPU_ROWS) // size**2
 
 
 def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tuple[Any, ...]:

@@ -22,10 +22,10 @@ OLDEST_GPU = 8.0
 _TRITON = "jax.experimental.pallas.triton"
 
 POOL_SIZE = 3
-# The functions of `branches`, as `branches.PASSES` has them. `gpu.PASSES` has those of the MLP.
+# The functions of `tpu`, as `tpu.PASSES` has them. `gpu.PASSES` has those of the MLP.
 Pass = Literal["pooling_residual", "pooling_gradient", "mlp_residual", "mlp_gradient"]
 
-IMAGES = 16  # a TPU's register of bfloat16 holds as many rows
+TPU_IMAGES = 16  # a TPU's register of bfloat16 holds as many rows
 _WIDEST_ROW = 64  # a row's positions are written out one by one
 
 GPU_ROWS = 64  # positions of a map in a program
@@ -121,8 +121,8 @@ class TpuKernels(_Kernels):
         return (
             x.dtype == jnp.bfloat16
             and rest == 0
-            and per_device >= IMAGES
-            and per_device % IMAGES == 0
+            and per_device >= TPU_IMAGES
+            and per_device % TPU_IMAGES == 0
             and pixels <= 2
             and 2 <= x.shape[2] // pixels <= _WIDEST_ROW
             and (hidden_features is None or _mlp_fits(x.shape[3], hidden_features, pixels))
@@ -141,7 +141,7 @@ class TpuKernels(_Kernels):
             Arrays for each image, and sums over all images.
         """
         # Pallas is experimental and takes a while to import: whoever uses no kernels does without.
-        from poolformer_jax.kernels.branches import PASSES
+        from poolformer_jax.kernels.tpu import PASSES
 
         return PASSES[name](self, pixels, batched, replicated)
 
@@ -196,9 +196,9 @@ def kernels_for(mesh: Mesh, batch_axes: tuple[str, ...]) -> Kernels | None:
 
 def _mlp_fits(channels: int, hidden_features: int, pixels: int) -> bool:
     # Imported late, as in `TpuKernels.call`.
-    from poolformer_jax.kernels import mlp
+    from poolformer_jax.kernels import tpu_mlp
 
-    return mlp.fits(pixels * channels, pixels * hidden_features, pixels)
+    return tpu_mlp.fits(pixels * channels, pixels * hidden_features, pixels)
 
 
 def side_of_blocks(channels: int, largest: int = _LARGEST_SIDE) -> int:

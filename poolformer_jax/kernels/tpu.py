@@ -1,4 +1,4 @@
-"""The kernels as `fused` calls them: maps with the images first, moments, and the matrices of one pixel.
+"""The kernels on TPUs, as `fused` calls them: maps with the images first, moments, and the matrices of one pixel.
 
 Each function takes what it needs of every image, then what it needs once, and returns in the same order: results for
 each image, then sums over all images.
@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 
 from poolformer_jax import lanes
 from poolformer_jax import moments as moments_of
-from poolformer_jax.kernels import mlp, pooling
+from poolformer_jax.kernels import tpu_mlp, tpu_pooling
 from poolformer_jax.kernels.devices import Pass, TpuKernels
-from poolformer_jax.kernels.tiles import images_first, positions_first
+from poolformer_jax.kernels.tpu_tiles import images_first, positions_first
 from poolformer_jax.moments import Moments
 
 _Map = Float[Array, "b h w c"]
@@ -31,7 +31,7 @@ def pooling_residual(
     """`fused.pooling_residual` of (x, its moments, keep)."""
     x, x_moments, keep = batched
     y, sums, _ = kernels.on_each_device(
-        partial(pooling.forward, pixels=pixels, interpret=kernels.interpret),
+        partial(tpu_pooling.forward, pixels=pixels, interpret=kernels.interpret),
         (positions_first(x, pixels),),
         (x_moments.mean, _scale(gain, x_moments.inverse_std * keep, pixels)),
         (),
@@ -51,7 +51,7 @@ def pooling_gradient(
     inverse_std = x_moments.inverse_std
     through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total,), _ = kernels.on_each_device(
-        partial(pooling.backward, pixels=pixels, interpret=kernels.interpret),
+        partial(tpu_pooling.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
         (*through_moments, _scale(gain, inverse_std * keep, pixels)),
         (),
@@ -67,7 +67,7 @@ def mlp_residual(
     """`fused.mlp_residual` of (x, its moments, keep)."""
     x, x_moments, keep = batched
     y, sums, _ = kernels.on_each_device(
-        partial(mlp.forward, interpret=kernels.interpret),
+        partial(tpu_mlp.forward, interpret=kernels.interpret),
         (positions_first(x, pixels),),
         (x_moments.mean, x_moments.inverse_std, keep),
         _blocks(weights, pixels),
@@ -86,7 +86,7 @@ def mlp_gradient(
     x, x_moments, keep, y, y_moments, dy, dmoments = batched
     through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
-        partial(mlp.backward, pixels=pixels, interpret=kernels.interpret),
+        partial(tpu_mlp.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
         (x_moments.mean, x_moments.inverse_std, keep, *through_moments),
         _blocks(weights, pixels),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from poolformer_jax import lanes
 from poolformer_jax.caches import largest_divisor
-from poolformer_jax.kernels.devices import IMAGES
+from poolformer_jax.kernels.devices import TPU_IMAGES
 
 Axis = Literal["parallel", "arbitrary"]
 
@@ -31,7 +31,7 @@ def images_first(x: Float[Array, "h w2 b c2"], pixels: int) -> Float[Array, "b h
 
 def images_in_tile(batch: int, limit: int) -> int:
     """How many images a tile holds: whole registers, up to `limit`."""
-    return IMAGES * largest_divisor(batch // IMAGES, limit // IMAGES)
+    return TPU_IMAGES * largest_divisor(batch // TPU_IMAGES, limit // TPU_IMAGES)
 
 
 def result(shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
