@@ -33,9 +33,9 @@ from jaxtyping import Array, Float
 from poolformer_jax import caches, lanes
 from poolformer_jax.functional import gelu, widen
 from poolformer_jax.kernels import POOL_SIZE, Kernels, Pass
-from poolformer_jax.moments import Moments, around, moments, over_map, standardize, through, through_standardized
+from poolformer_jax.moments import Moments, around, over_map, standardize_with, through, through_standardized
 
-__all__ = ["MlpWeights", "Moments", "fold_mlp", "mlp_residual", "moments", "pooling_residual"]
+__all__ = ["MlpWeights", "fold_mlp", "mlp_residual", "pooling_residual"]
 
 _Map = Float[Array, "b h w c"]
 _Hidden = Float[Array, "b _h _w _hidden"]
@@ -195,7 +195,8 @@ def _mlp_residual_and_inner(
 ) -> tuple[tuple[tuple[_Map, Moments], _Hidden], tuple[()]]:
     x, x_moments, keep = inputs
     x, weights = lanes.group(x, pixels), _cast(weights, x.dtype)
-    inner = lanes.dense(pixels, standardize(x, x_moments), weights.kernel1) + lanes.per_pixel(weights.bias1, pixels)
+    standard = standardize_with(x, x_moments)
+    inner = lanes.dense(pixels, standard, weights.kernel1) + lanes.per_pixel(weights.bias1, pixels)
     branch = lanes.dense(pixels, activation(inner), weights.kernel2) + lanes.per_pixel(weights.bias2, pixels)
     y = x + branch * over_map(keep).astype(x.dtype)
     return ((lanes.ungroup(y, pixels), around(x_moments.mean, y)), inner), ()
@@ -258,7 +259,7 @@ def _mlp_gradient(
     x, y, dy = (lanes.group(z, pixels) for z in (x, y, dy))
     dy = through(y, y_moments, dy, dmoments)
     cast = _cast(weights, x.dtype)
-    standard = standardize(x, x_moments)
+    standard = standardize_with(x, x_moments)
     (inner,) = kept or (lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels),)
     hidden, activation_vjp = jax.vjp(activation, inner)
 

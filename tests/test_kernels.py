@@ -18,6 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedShar
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
 from poolformer_jax.config import VARIANTS
 from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, tpu_mlp, tpu_pooling
+from poolformer_jax.moments import Moments, moments_of
 
 INTERPRETED = TpuKernels(interpret=True)
 ON_GPU = GpuKernels(interpret=True)
@@ -55,7 +56,7 @@ def distance(found, exact):
 
 def block(x, gain, weights, keep, kernels):
     """One block as the model computes it: map and moments after both branches."""
-    x, moments = fused.pooling_residual(3, x, fused.moments(x), gain, keep, kernels)
+    x, moments = fused.pooling_residual(3, x, moments_of(x), gain, keep, kernels)
     return fused.mlp_residual(functional.gelu, x, moments, weights, keep, kernels)
 
 
@@ -71,7 +72,7 @@ def block_and_gradients(shape, kernels, dtype, seed=1):
         normal(channels),
     )
     x, gain, keep = 2 * normal(*shape) + 1, normal(channels), jnp.asarray(rng.choice([0, 1.25], batch), jnp.float32)
-    cotangents = normal(*shape).astype(dtype), fused.Moments(100 * normal(batch), 100 * normal(batch))
+    cotangents = normal(*shape).astype(dtype), Moments(100 * normal(batch), 100 * normal(batch))
 
     def run(x, gain, weights):
         (y, moments), vjp = jax.vjp(partial(block, keep=keep, kernels=kernels), x, gain, weights)
@@ -225,7 +226,7 @@ def mlp_program(shape, hidden, kernels):
     channels, per_image = shape[3], vector(shape[:1])
     weights = fused.MlpWeights(*map(vector, [(channels, hidden), (hidden,), (hidden, channels), (channels,)]))
     run = partial(fused.mlp_residual, functional.gelu, kernels=kernels)
-    return str(jax.make_jaxpr(run)(x, fused.Moments(per_image, per_image), weights, per_image))
+    return str(jax.make_jaxpr(run)(x, Moments(per_image, per_image), weights, per_image))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from poolformer_jax import lanes
-from poolformer_jax import moments as moments_of
+from poolformer_jax import lanes, moments
 from poolformer_jax.kernels import tpu_mlp, tpu_pooling
 from poolformer_jax.kernels.devices import Pass, TpuKernels
 from poolformer_jax.kernels.tpu_tiles import images_first, positions_first
@@ -49,7 +48,7 @@ def pooling_gradient(
     """The gradient of `pooling_residual` by x, its variance, and gain, of (x, .., keep, y, .., dy, ..)."""
     x, x_moments, keep, y, y_moments, dy, dmoments = batched
     inverse_std = x_moments.inverse_std
-    through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
+    through_moments = moments.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total,), _ = kernels.on_each_device(
         partial(tpu_pooling.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
@@ -84,7 +83,7 @@ def mlp_gradient(
 ) -> tuple[tuple[_Map, Moments], _Weights]:
     """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
     x, x_moments, keep, y, y_moments, dy, dmoments = batched
-    through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
+    through_moments = moments.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
         partial(tpu_mlp.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
@@ -92,7 +91,7 @@ def mlp_gradient(
         _blocks(weights, pixels),
         batch_axis=2,
     )
-    of_moments = moments_of.through_standardized(x_moments, total.sum(1), products.sum(1))
+    of_moments = moments.through_standardized(x_moments, total.sum(1), products.sum(1))
     return (images_first(dx, pixels), of_moments), dweights
 
 
@@ -117,7 +116,7 @@ def _vector(bias: Float[Array, " c"], pixels: int) -> Float[Array, " c2"]:
 
 
 def _moments(x: _Map, pivot: _PerImage, total: Float[Array, "b c2"], squares: Float[Array, "b c2"]) -> Moments:
-    return moments_of.from_sums(pivot, math.prod(x.shape[1:]), total.sum(1), squares.sum(1))
+    return moments.from_sums(pivot, math.prod(x.shape[1:]), total.sum(1), squares.sum(1))
 
 
 PASSES: Mapping[Pass, Callable[[TpuKernels, int, Any, Any], tuple[Any, Any]]] = {
