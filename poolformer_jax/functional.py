@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 # Of every norm but one; Flax's default is another.
 EPSILON = 1e-5
@@ -176,7 +176,7 @@ def drop_path_rates(rate: float, depths: tuple[int, ...]) -> tuple[tuple[float, 
 
 
 def cross_entropy(
-    logits: Float[Array, "b labels"], labels: Int[Array, " b"] | Float[Array, "b labels"]
+    logits: Float[Array, "b labels"], labels: Integer[Array, " b"] | Float[Array, "b labels"]
 ) -> Float[Array, " b"]:
     """Cross entropy of each sample in nats, in at least float32.
 
@@ -189,6 +189,8 @@ def cross_entropy(
     """
     log_probabilities = jax.nn.log_softmax(widen(logits))
     if labels.ndim == 1:
-        known = jnp.where(labels < 0, logits.shape[-1], labels)  # a negative index would count from the end
+        # The number of classes may not fit into 8 bits. An index is cut to 32, and a negative one counts from the end.
+        classes, labels = logits.shape[-1], labels.astype(int)
+        known = jnp.where((labels >= 0) & (labels < classes), labels, classes)
         return -jnp.take_along_axis(log_probabilities, known[:, None], axis=-1, mode="fill")[:, 0]
     return -jnp.sum(labels * log_probabilities, axis=-1)

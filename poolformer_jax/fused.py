@@ -33,9 +33,9 @@ from jaxtyping import Array, Float
 from poolformer_jax import caches, lanes
 from poolformer_jax.functional import gelu, widen
 from poolformer_jax.kernels import POOL_SIZE, Kernels, Pass
-from poolformer_jax.moments import Moments, around, moments, over_map, standardize, through, through_standardized
+from poolformer_jax.moments import Moments, around, over_map, standardize_with, through, through_standardized
 
-__all__ = ["MlpWeights", "Moments", "fold_mlp", "mlp_residual", "moments", "pooling_residual"]
+__all__ = ["MlpWeights", "fold_mlp", "mlp_residual", "pooling_residual"]
 
 _Map = Float[Array, "b h w c"]
 _Hidden = Float[Array, "b _h _w _hidden"]
@@ -195,7 +195,8 @@ def _mlp_residual_and_inner(
 ) -> tuple[tuple[tuple[_Map, Moments], _Hidden], tuple[()]]:
     x, x_moments, keep = inputs
     x, weights = lanes.group(x, pixels), _cast(weights, x.dtype)
-    inner = lanes.dense(pixels, standardize(x, x_moments), weights.kernel1) + lanes.per_pixel(weights.bias1, pixels)
+    standard = standardize_with(x, x_moments)
+    inner = lanes.dense(pixels, standard, weights.kernel1) + lanes.per_pixel(weights.bias1, pixels)
     branch = lanes.dense(pixels, activation(inner), weights.kernel2) + lanes.per_pixel(weights.bias2, pixels)
     y = x + branch * over_map(keep).astype(x.dtype)
     return ((lanes.ungroup(y, pixels), around(x_moments.mean, y)), inner), ()
@@ -236,12 +237,12 @@ def _mlp_backward(
     cotangents: tuple[_Map, Moments],
 ) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
     inputs, weights, outputs, inner = residuals
-    cut = (*inputs, *outputs, *cotangents)
+    batched = (*inputs, *outputs, *cotangents)
     (dx, dmoments), dweights = _run(
         kernels if activation is gelu else None,
         "mlp_gradient",
         partial(_mlp_gradient, activation),
-        cut,
+        batched,
         weights,
         kept=inner,
         # There nothing fuses with matrix products: what the activation shares with its derivative, a float32 array as
@@ -258,7 +259,7 @@ def _mlp_gradient(
     x, y, dy = (lanes.group(z, pixels) for z in (x, y, dy))
     dy = through(y, y_moments, dy, dmoments)
     cast = _cast(weights, x.dtype)
-    standard = standardize(x, x_moments)
+    standard = standardize_with(x, x_moments)
     (inner,) = kept or (lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels),)
     hidden, activation_vjp = jax.vjp(activation, inner)
 
@@ -289,33 +290,38 @@ def _run(
     kernels: Kernels | None,
     name: Pass,
     plain: Callable[..., Any],
-    cut: Any,
-    whole: Any,
+    batched: Any,
+    replicated: Any,
     kept: tuple[Any, ...] = (),
     on_gpu: Callable[..., Any] | None = None,
 ) -> Any:
     """(results for each image, sums over all images) of a pass, in the way of the platform that is compiled for.
 
-    A CPU's pass also takes what it has `kept`, after what is in `cut`; a GPU may have one of its own.
+    A CPU's pass also takes what it has `kept`, after what is `batched`; a GPU may have one of its own.
     """
-    x = cut[0]
+    x = batched[0]
     pixels = lanes.group_size(x.shape[2], x.shape[3], x.dtype)
-    elsewhere = partial(on_gpu or plain, 1)
-    ways = {"tpu": partial(plain, pixels), "cuda": elsewhere, "default": elsewhere}
-    hidden_features = len(whole.bias1) if isinstance(whole, MlpWeights) else None
-    if kernels is not None and kernels.take(name, x, hidden_features):
-        ways[kernels.platform] = partial(kernels.run, name, pixels)
+    hidden_features = len(replicated.bias1) if isinstance(replicated, MlpWeights) else None
+
+    def on_cpu(batched: Any, replicated: Any, kept: Any) -> Any:
+        return caches.in_parts(lambda images: plain(1, images, replicated), (*batched, *kept))
+
+    def on_tpu(batched: Any, replicated: Any, _: Any) -> Any:
+        return plain(pixels, batched, replicated)
+
+    def elsewhere(batched: Any, replicated: Any, _: Any) -> Any:
+        return (on_gpu or plain)(1, batched, replicated)
+
+    ways = {"cpu": on_cpu, "tpu": on_tpu, "default": elsewhere}
+    if kernels is not None and kernels.supports(name, x, hidden_features):
+
+        def by_kernel(batched: Any, replicated: Any, _: Any) -> Any:
+            return kernels.call(name, pixels, batched, replicated)
+
         if kernels.interpret:
-            return ways[kernels.platform](cut, whole)
-
-    def on_cpu(cut: Any, whole: Any, kept: Any) -> Any:
-        return caches.in_parts(lambda images: plain(1, images, whole), (*cut, *kept))
-
-    def without_kept(run: Callable[..., Any], cut: Any, whole: Any, _: Any) -> Any:
-        return run(cut, whole)
-
-    others = {platform: partial(without_kept, run) for platform, run in ways.items()}
-    return lax.platform_dependent(cut, whole, kept, cpu=on_cpu, **others)
+            return by_kernel(batched, replicated, kept)
+        ways[kernels.platform] = by_kernel
+    return lax.platform_dependent(batched, replicated, kept, **ways)
 
 
 def _cast(weights: MlpWeights, dtype: Dtype) -> MlpWeights:

@@ -34,13 +34,13 @@ class PatchEmbedding(nn.Module):
     stride: int
     padding: int
     dtype: Dtype = jnp.float32
-    fused: bool = True
+    own_gradient: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
         shape = (self.patch_size, self.patch_size, x.shape[-1], self.features)
         kernel, bias = _ConvParameters(shape, name="conv")()
-        convolve = patches.convolve if self.fused else patches.convolve_plainly
+        convolve = patches.convolve if self.own_gradient else patches.convolve_plainly
         return convolve(x.astype(self.dtype), kernel, bias, self.stride, self.padding)
 
 

@@ -28,6 +28,7 @@ from poolformer_jax.layers import (
     MlpParameters,
     PatchEmbedding,
 )
+from poolformer_jax.moments import Moments, moments_of
 from poolformer_jax.token_mixers import TOKEN_MIXERS, TokenMixer
 
 # As the two public modules take them; `check_pixel_values` and `_loss` say more than an annotation can.
@@ -106,8 +107,8 @@ class PoolFormerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], moments: fused.Moments, train: bool
-    ) -> tuple[Float[Array, "b h w c"], fused.Moments]:
+        self, x: Float[Array, "b h w c"], moments: Moments, train: bool
+    ) -> tuple[Float[Array, "b h w c"], Moments]:
         channels, wide = x.shape[-1], moments.mean.dtype
         # norm1's bias is a constant over the image, and the mixer subtracts it again.
         gain1, _ = GroupNorm(name="norm1").parameters(channels)
@@ -175,7 +176,7 @@ class Stage(nn.Module):
     def _fused_blocks(
         self, x: Float[Array, "b h w c"], rates: tuple[float, ...], train: bool
     ) -> Float[Array, "b h w c"]:
-        config, moments = self.config, fused.moments(x)
+        config, moments = self.config, moments_of(x)
         for number, rate in enumerate(rates):
             x, moments = PoolFormerBlock(
                 pool_size=config.pool_size,
@@ -189,9 +190,11 @@ class Stage(nn.Module):
         return x
 
 
-def _patch_embedding(config: PoolFormerConfig, index: int, dtype: Dtype, fused: bool, name: str) -> PatchEmbedding:
+def _patch_embedding(
+    config: PoolFormerConfig, index: int, dtype: Dtype, own_gradient: bool, name: str
+) -> PatchEmbedding:
     shape = (config.hidden_sizes[index], config.patch_sizes[index], config.strides[index], config.padding[index])
-    return PatchEmbedding(*shape, dtype=dtype, fused=fused, name=name)
+    return PatchEmbedding(*shape, dtype=dtype, own_gradient=own_gradient, name=name)
 
 
 class PoolFormerModel(nn.Module):

@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 
 
 @jax.custom_vjp
-def moments(x: _Map) -> Moments:
+def moments_of(x: _Map) -> Moments:
     """The moments of a map that comes without: mean first, then the variance from centred values."""
     x = widen(x)
     mean = jnp.mean(x, _AXES)
@@ -40,7 +40,7 @@ def moments(x: _Map) -> Moments:
 
 
 def _moments_forward(x: _Map) -> tuple[Moments, tuple[_Map, Moments]]:
-    x_moments = moments(x)
+    x_moments = moments_of(x)
     return x_moments, (x, x_moments)
 
 
@@ -49,7 +49,7 @@ def _moments_backward(residuals: tuple[_Map, Moments], dmoments: Moments) -> tup
     return (through(x, x_moments, jnp.zeros_like(x), dmoments),)
 
 
-moments.defvjp(_moments_forward, _moments_backward)
+moments_of.defvjp(_moments_forward, _moments_backward)
 
 
 def around(pivot: _PerImage, y: _Map) -> Moments:
@@ -77,13 +77,13 @@ def through(y: _Map, y_moments: Moments, dy: _Map, dmoments: Moments) -> _Map:
     return (widen(dy) + widen(y) * over_map(slope) + over_map(offset)).astype(dy.dtype)
 
 
-def standardize(x: _Map, x_moments: Moments) -> _Map:
+def standardize_with(x: _Map, x_moments: Moments) -> _Map:
     """`(x - mean) / std`, rounded once."""
     return ((widen(x) - over_map(x_moments.mean)) * over_map(x_moments.inverse_std)).astype(x.dtype)
 
 
 def through_standardized(x_moments: Moments, total: _PerImage, products: _PerImage) -> Moments:
-    """What reaches the moments through `z = standardize(x)`, from the sums over each image of `dz` and of `z * dz`."""
+    """What reaches the moments through the standardised map `z`, from sums over each image of `dz` and of `z * dz`."""
     inverse_std = x_moments.inverse_std
     return Moments(-inverse_std * total, -0.5 * inverse_std**2 * products)
 

@@ -140,6 +140,16 @@ def test_the_loss_of_an_index_that_is_of_no_class_is_nan(label):
     assert not np.isnan(cross_entropy(logits, jnp.array([2]))).any()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "label"), [("int8", -1), ("uint8", 255), ("uint32", 2**32 - 1), ("int64", 2**32 + 2), ("uint64", 2**63)]
+)
+def test_the_loss_is_nan_whatever_the_type_of_such_an_index(dtype, label):
+    """200 does not fit into an int8, and the lower 32 bits of such an index of 64 may be those of a class."""
+    with jax.enable_x64(True):
+        losses = cross_entropy(jnp.zeros((2, 200)), jnp.array([label, 2], dtype))
+    np.testing.assert_array_equal(np.isnan(losses), [True, False])
+
+
 def test_loss_is_the_mean_cross_entropy_of_indices_and_of_probabilities():
     model, variables = initialised(TINY)
     apply = jax.jit(model.apply)

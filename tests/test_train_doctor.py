@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from poolformer_jax import GpuKernels, TpuKernels
-from poolformer_jax.kernels import mlp
+from poolformer_jax.kernels import tpu_mlp
 from train import assembly, doctor, loop
 from train.checkpoints import Checkpoints
 from train.data import folders
@@ -276,17 +276,17 @@ def test_kernels_that_compute_what_xla_computes_are_fine():
 
 def test_the_kernels_of_every_stage_are_looked_at_on_a_gpu(monkeypatch):
     """Also where it takes many images to fill a tile, as the last stage's 7 x 7 at 224 pixels."""
-    taken = {}
+    supported = {}
 
     def look(kernels, name, x, hidden_features):
-        taken[x.shape[1], name] = take(kernels, name, x, hidden_features)
+        supported[x.shape[1], name] = supports(kernels, name, x, hidden_features)
         return False
 
-    take = GpuKernels.take
-    monkeypatch.setattr(GpuKernels, "take", look)
+    supports = GpuKernels.supports
+    monkeypatch.setattr(GpuKernels, "supports", look)
     mesh = make_mesh(sharded(1, 1), jax.devices()[:1])
     largest_difference(tiny(model__hidden_sizes=(64, 192)).model, 28, mesh, GpuKernels(mesh, BATCH_AXES))
-    mlp_passes = {key: value for key, value in taken.items() if key[1].startswith("mlp")}
+    mlp_passes = {key: value for key, value in supported.items() if key[1].startswith("mlp")}
     assert mlp_passes == {(size, name): True for size in (7, 4) for name in ("mlp_residual", "mlp_gradient")}
 
 
@@ -295,20 +295,21 @@ def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
         mean, inverse_std, keep = vectors
         return right(maps, (mean, inverse_std, 0.8 * keep), weights, **options)
 
-    right = mlp.forward
-    monkeypatch.setattr(mlp, "forward", forward)
+    right = tpu_mlp.forward
+    monkeypatch.setattr(tpu_mlp, "forward", forward)
     assert difference_of_kernels()[0] > TOLERANCE
 
 
 def test_kernels_that_do_not_compile_are_told_with_the_remedy(folder, tmp_path, monkeypatch):
-    def run(_, name, pixels, cut, whole):
+    def call(_, name, pixels, batched, replicated):
         """What can be traced, and no compiler takes."""
-        y = jax.ffi.ffi_call("no_such_kernel", jax.ShapeDtypeStruct(cut[0].shape, cut[0].dtype))(cut[0])
-        return (y, cut[1]), whole if name == "mlp_gradient" else ()
+        x, moments, *_ = batched
+        y = jax.ffi.ffi_call("no_such_kernel", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+        return (y, moments), replicated if name == "mlp_gradient" else ()
 
     monkeypatch.setattr(assembly, "kernels_for", lambda mesh, axes: GpuKernels(mesh, axes, interpret=True))
-    monkeypatch.setattr(GpuKernels, "take", lambda _, name, *shape: name.startswith("mlp"))
-    monkeypatch.setattr(GpuKernels, "run", run)
+    monkeypatch.setattr(GpuKernels, "supports", lambda _, name, *shape: name.startswith("mlp"))
+    monkeypatch.setattr(GpuKernels, "call", call)
     (found,) = failures(of_folder(folder, tmp_path))
     assert re.search("they do not run here: .*no_such_kernel", found.found)
     assert "--no-kernels" in found.remedy

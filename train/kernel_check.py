@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig, functional, fused
-from poolformer_jax.kernels import GPU_ROWS, IMAGES, Kernels
+from poolformer_jax.kernels import GPU_ROWS, TPU_IMAGES, Kernels
+from poolformer_jax.moments import Moments, moments_of
 from train.sharding import batch_sharding, replicated
 
 TOLERANCE = 0.1
@@ -44,7 +45,7 @@ def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, ke
 
 def _images(size: int) -> int:
     """As few as fill both the registers of a TPU and the largest tiles of a GPU's kernels."""
-    return math.lcm(IMAGES * size**2, 2 * GPU_ROWS) // size**2
+    return math.lcm(TPU_IMAGES * size**2, 2 * GPU_ROWS) // size**2
 
 
 def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tuple[Any, ...]:
@@ -62,14 +63,14 @@ def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tu
     cut = x, keep, dy, normal(images), normal(images)
     x, keep, dy, dmean, dvariance = jax.device_put(cut, batch_sharding(mesh))
     gain, weights = jax.device_put((normal(channels), fused.MlpWeights(*weights)), replicated(mesh))
-    return x, gain, weights, keep, (dy, fused.Moments(dmean, dvariance))
+    return x, gain, weights, keep, (dy, Moments(dmean, dvariance))
 
 
 def _results(
     x: jax.Array, gain: jax.Array, weights: Any, keep: jax.Array, cotangents: Any, kernels: Kernels | None
 ) -> dict[str, Any]:
     def block(x: jax.Array, gain: jax.Array, weights: Any) -> Any:
-        y, moments = fused.pooling_residual(3, x, fused.moments(x), gain, keep, kernels)
+        y, moments = fused.pooling_residual(3, x, moments_of(x), gain, keep, kernels)
         return fused.mlp_residual(functional.gelu, y, moments, weights, keep, kernels)
 
     (y, moments), vjp = jax.vjp(block, x, gain, weights)

@@ -7,17 +7,18 @@ the maps once, and writes one. Maps are held position by position, [h, w, batch,
 convolutions out on a TPU, so nothing is copied on the way in; numbers that belong to an image broadcast over positions;
 and a window slides over axes that no register spans. `lanes` fills the registers where there are 64 channels.
 
-For a GPU see `gpu`.
+Every file here but `devices` is for one of the two, and says so by its name. For a GPU see `gpu`.
 
 The kernels compute what `fused` computes, for the exact GELU and bfloat16 maps: on TPUs with 128 MiB of VMEM (v5e, v6e)
-of a multiple of 16 images on each device and for windows of 3 x 3; on GPUs (Ampere and newer) of a multiple of 64
-positions. Everything else takes `fused`'s own way. They have gradients, and no gradients of gradients.
+of a multiple of 16 images on each device, for windows of 3 x 3 and as far as VMEM holds an MLP's weights and their
+gradients; on GPUs (Ampere and newer) of a multiple of 64 positions. Everything else takes `fused`'s own way. They have
+gradients, and no gradients of gradients.
 """
 
 from poolformer_jax.kernels.devices import (
     GPU_ROWS,
-    IMAGES,
     POOL_SIZE,
+    TPU_IMAGES,
     GpuKernels,
     Kernels,
     Pass,
@@ -25,4 +26,4 @@ from poolformer_jax.kernels.devices import (
     kernels_for,
 )
 
-__all__ = ["GPU_ROWS", "IMAGES", "POOL_SIZE", "GpuKernels", "Kernels", "Pass", "TpuKernels", "kernels_for"]
+__all__ = ["GPU_ROWS", "POOL_SIZE", "TPU_IMAGES", "GpuKernels", "Kernels", "Pass", "TpuKernels", "kernels_for"]

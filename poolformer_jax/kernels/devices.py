@@ -22,10 +22,10 @@ OLDEST_GPU = 8.0
 _TRITON = "jax.experimental.pallas.triton"
 
 POOL_SIZE = 3
-# The functions of `branches`, as `branches.PASSES` has them. `gpu.PASSES` has those of the MLP.
+# The functions of `tpu`, as `tpu.PASSES` has them. `gpu.PASSES` has those of the MLP.
 Pass = Literal["pooling_residual", "pooling_gradient", "mlp_residual", "mlp_gradient"]
 
-IMAGES = 16  # a TPU's register of bfloat16 holds as many rows
+TPU_IMAGES = 16  # a TPU's register of bfloat16 holds as many rows
 _WIDEST_ROW = 64  # a row's positions are written out one by one
 
 GPU_ROWS = 64  # positions of a map in a program
@@ -61,19 +61,19 @@ class _Kernels:
             )
 
     def on_each_device(
-        self, kernel: Callable[..., tuple[Any, Any, Any]], maps: Any, vectors: Any, whole: Any, batch_axis: int
+        self, kernel: Callable[..., tuple[Any, Any, Any]], maps: Any, vectors: Any, replicated: Any, batch_axis: int
     ) -> tuple[Any, Any, Any]:
-        """`kernel(maps, vectors, whole)`, every device with its own images; returns (map, vectors, sums over images).
+        """What `kernel` makes of every device's own images: (map, vectors, sums over all images).
 
         Args:
-            kernel: what one device computes.
+            kernel: what one device computes of (maps, vectors, replicated).
             maps: feature maps.
             vectors: [batch] or [batch, channels] each.
-            whole: arrays that every device has.
+            replicated: arrays that every device has.
             batch_axis: where the batch is in `maps`.
         """
         if self.mesh is None:
-            return kernel(maps, vectors, whole)
+            return kernel(maps, vectors, replicated)
 
         def local(*arguments: Any) -> tuple[Any, Any, Any]:
             result, vectors, sums = kernel(*arguments)
@@ -87,7 +87,7 @@ class _Kernels:
             in_specs=(of_map, of_vectors, of_all),
             out_specs=(of_map, of_vectors, of_vectors),
             check_vma=False,
-        )(maps, vectors, whole)
+        )(maps, vectors, replicated)
         return result, vectors, jax.tree.map(lambda total: total.sum(0), sums)
 
     @property
@@ -114,35 +114,36 @@ class TpuKernels(_Kernels):
 
     platform: ClassVar[str] = "tpu"
 
-    def take(self, name: Pass, x: Array, hidden_features: int | None) -> bool:
+    def supports(self, name: Pass, x: Array, hidden_features: int | None) -> bool:
         """Whether there is a kernel of pass `name`, and maps like `x`, and their hidden layers, are in its reach."""
         per_device, rest = divmod(len(x), self._shards)
         pixels = lanes.group_size(x.shape[2], x.shape[3], x.dtype)
         return (
             x.dtype == jnp.bfloat16
             and rest == 0
-            and per_device >= IMAGES
-            and per_device % IMAGES == 0
+            and per_device >= TPU_IMAGES
+            and per_device % TPU_IMAGES == 0
             and pixels <= 2
             and 2 <= x.shape[2] // pixels <= _WIDEST_ROW
+            and (hidden_features is None or _mlp_fits(x.shape[3], hidden_features, pixels))
         )
 
-    def run(self, name: Pass, pixels: int, cut: Any, whole: Any) -> tuple[Any, Any]:
+    def call(self, name: Pass, pixels: int, batched: Any, replicated: Any) -> tuple[Any, Any]:
         """The kernel of pass `name`.
 
         Args:
             name: which pass.
             pixels: neighbours of a row that share a TPU's lanes.
-            cut: arrays whose first axis is the batch.
-            whole: arrays that every device has.
+            batched: arrays whose first axis is the batch.
+            replicated: arrays that every device has.
 
         Returns:
             Arrays for each image, and sums over all images.
         """
         # Pallas is experimental and takes a while to import: whoever uses no kernels does without.
-        from poolformer_jax.kernels.branches import PASSES
+        from poolformer_jax.kernels.tpu import PASSES
 
-        return PASSES[name](self, pixels, cut, whole)
+        return PASSES[name](self, pixels, batched, replicated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +160,8 @@ class GpuKernels(_Kernels):
 
     platform: ClassVar[str] = "cuda"
 
-    def take(self, name: Pass, x: Array, hidden_features: int | None) -> bool:
-        """As `TpuKernels.take`."""
+    def supports(self, name: Pass, x: Array, hidden_features: int | None) -> bool:
+        """As `TpuKernels.supports`."""
         per_device, rest = divmod(len(x), self._shards)
         positions = per_device * x.shape[1] * x.shape[2]
         return (
@@ -169,15 +170,15 @@ class GpuKernels(_Kernels):
             and x.dtype == jnp.bfloat16
             and rest == 0
             and positions % GPU_ROWS == 0
-            and positions * hidden_features < 2**31  # programs count rows in 32 bits
+            and positions * max(x.shape[3], hidden_features) < 2**31  # programs count numbers in 32 bits
             and min(side_of_blocks(x.shape[3]), side_of_blocks(hidden_features)) >= _SMALLEST_SIDE
         )
 
-    def run(self, name: Pass, _: int, cut: Any, whole: Any) -> tuple[Any, Any]:
-        """The kernels of pass `name`, as `TpuKernels.run`."""
+    def call(self, name: Pass, _: int, batched: Any, replicated: Any) -> tuple[Any, Any]:
+        """The kernels of pass `name`, as `TpuKernels.call`."""
         from poolformer_jax.kernels.gpu import PASSES
 
-        return PASSES[name](self, cut, whole)
+        return PASSES[name](self, batched, replicated)
 
 
 Kernels = TpuKernels | GpuKernels
@@ -191,6 +192,13 @@ def kernels_for(mesh: Mesh, batch_axes: tuple[str, ...]) -> Kernels | None:
     if all(_compute_capability(device) >= OLDEST_GPU for device in devices) and _has_triton():
         return GpuKernels(mesh, batch_axes)
     return None
+
+
+def _mlp_fits(channels: int, hidden_features: int, pixels: int) -> bool:
+    # Imported late, as in `TpuKernels.call`.
+    from poolformer_jax.kernels import tpu_mlp
+
+    return tpu_mlp.fits(pixels * channels, pixels * hidden_features, pixels)
 
 
 def side_of_blocks(channels: int, largest: int = _LARGEST_SIDE) -> int:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from poolformer_jax import moments as moments_of
+from poolformer_jax import moments
 from poolformer_jax.kernels import gpu_narrow, gpu_wide
 from poolformer_jax.kernels.devices import GpuKernels, Pass, side_of_blocks
 from poolformer_jax.moments import Moments
@@ -35,10 +35,10 @@ _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array,
 
 
 def mlp_residual(
-    kernels: GpuKernels, cut: tuple[_Map, Moments, _PerImage], weights: _Weights
+    kernels: GpuKernels, batched: tuple[_Map, Moments, _PerImage], weights: _Weights
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
     """`fused.mlp_residual` of (x, its moments, keep)."""
-    x, x_moments, keep = cut
+    x, x_moments, keep = batched
     y, (total, squares), _ = kernels.on_each_device(
         partial(_way(x).forward, interpret=kernels.interpret),
         (x,),
@@ -46,17 +46,17 @@ def mlp_residual(
         _cast(weights, x.dtype),
         batch_axis=0,
     )
-    return (y, moments_of.from_sums(x_moments.mean, math.prod(x.shape[1:]), total, squares)), ()
+    return (y, moments.from_sums(x_moments.mean, math.prod(x.shape[1:]), total, squares)), ()
 
 
 def mlp_gradient(
     kernels: GpuKernels,
-    cut: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
+    batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     weights: _Weights,
 ) -> tuple[tuple[_Map, Moments], _Weights]:
     """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
-    x, x_moments, keep, y, y_moments, dy, dmoments = cut
-    through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
+    x, x_moments, keep, y, y_moments, dy, dmoments = batched
+    through_moments = moments.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
         partial(_way(x).backward, interpret=kernels.interpret),
         (x, y, dy),
@@ -64,7 +64,7 @@ def mlp_gradient(
         _cast(weights, x.dtype),
         batch_axis=0,
     )
-    return (dx, moments_of.through_standardized(x_moments, total, products)), dweights
+    return (dx, moments.through_standardized(x_moments, total, products)), dweights
 
 
 PASSES: Mapping[Pass, Callable[[GpuKernels, Any, Any], tuple[Any, Any]]] = {

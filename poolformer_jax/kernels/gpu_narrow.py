@@ -45,12 +45,12 @@ def forward(
     (x,), blocks = maps, _Blocks(maps[0], weights[0])
 
     def kernel(
-        x_ref: Any, mean_ref: Any, std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
+        x_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
         y_ref: Any, sum_ref: Any, square_ref: Any,
     ) -> None:  # fmt: skip
         rows = pl.ds(pl.program_id(0) * GPU_ROWS, GPU_ROWS)
-        mean, std, keep = blocks.of_rows(rows, mean_ref, std_ref, keep_ref)
-        standard = [_standard(x, mean, std) for x in blocks.read(x_ref, rows)]
+        mean, inverse_std, keep = blocks.of_rows(rows, mean_ref, inverse_std_ref, keep_ref)
+        standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
 
         def add(index: Any, branch: list[Array]) -> list[Array]:
             some = blocks.hidden(index)
@@ -92,14 +92,14 @@ def backward(
         `dx` with mean and inverse_std held fixed; the sums of `dz` and of `z * dz` over each image, where
         `z = (x - mean) * inverse_std`; and the weights' gradients in float32.
     """
-    (x, _, _), (mean, std, *_), (kernel1, bias1, kernel2, _) = maps, vectors, weights
+    (x, _, _), (mean, inverse_std, *_), (kernel1, bias1, kernel2, _) = maps, vectors, weights
     blocks = _Blocks(x, kernel1)
     # As Triton multiplies: what is summed over last on the left, first on the right.
     layer1, layer2 = (kernel1, bias1), kernel2.T
     dx, dbranch, total, products, dbias2 = _input_gradient(
         blocks, [*map(blocks.flat, maps), *vectors, *layer1, layer2, kernel1.T], interpret
     )
-    gradients = _weight_gradients(blocks, [blocks.flat(x), dbranch, mean, std, *layer1, layer2], interpret)
+    gradients = _weight_gradients(blocks, [blocks.flat(x), dbranch, mean, inverse_std, *layer1, layer2], interpret)
     return dx.reshape(x.shape), (blocks.by_image(total), blocks.by_image(products)), (*gradients, dbias2.sum(0))
 
 
@@ -107,17 +107,19 @@ def _input_gradient(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> 
     """`dx`; the branch's gradient; sums of `dz` and `z * dz` over the channels of every row; of the second bias."""
 
     def kernel(
-        x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, std_ref: Any, keep_ref: Any, slope_ref: Any,
+        x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, slope_ref: Any,
         offset_ref: Any, w1: Any, b1: Any, w2t: Any, w1t: Any,
         dx_ref: Any, dbranch_ref: Any, sum_ref: Any, product_ref: Any, db2_ref: Any,
     ) -> None:  # fmt: skip
         rows = pl.ds(pl.program_id(0) * GPU_ROWS, GPU_ROWS)
-        mean, std, keep, slope, offset = blocks.of_rows(rows, mean_ref, std_ref, keep_ref, slope_ref, offset_ref)
+        mean, inverse_std, keep, slope, offset = blocks.of_rows(
+            rows, mean_ref, inverse_std_ref, keep_ref, slope_ref, offset_ref
+        )
 
         def whole_gradient() -> list[Array]:
             return [dy + slope * y + offset for y, dy in zip(blocks.read(y_ref, rows), blocks.read(dy_ref, rows))]
 
-        standard = [_standard(x, mean, std) for x in blocks.read(x_ref, rows)]
+        standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
         dbranch = [(dy * keep).astype(x_ref.dtype) for dy in whole_gradient()]
         for where, block in zip(blocks.channels, dbranch):
             dbranch_ref[rows, where] = block
@@ -125,14 +127,14 @@ def _input_gradient(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> 
 
         def add(index: Any, dstandard: list[Array]) -> list[Array]:
             some = blocks.hidden(index)
-            _, rise = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])
-            dinner = (blocks.product(dbranch, w2t, some) * rise).astype(x_ref.dtype)
+            _, dgelu = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])
+            dinner = (blocks.product(dbranch, w2t, some) * dgelu).astype(x_ref.dtype)
             return [total + _product(dinner, w1t[some, where]) for total, where in zip(dstandard, blocks.channels)]
 
         dstandard = lax.fori_loop(0, blocks.parts, add, blocks.zeros())
         total = products = jnp.zeros(GPU_ROWS, jnp.float32)
         for where, z, dz, dy in zip(blocks.channels, standard, dstandard, whole_gradient()):
-            dx_ref[rows, where] = (dy + dz * std).astype(dx_ref.dtype)
+            dx_ref[rows, where] = (dy + dz * inverse_std).astype(dx_ref.dtype)
             total, products = total + dz.sum(1), products + (dz * z.astype(jnp.float32)).sum(1)
         sum_ref[rows], product_ref[rows] = total, products
 
@@ -151,7 +153,7 @@ def _weight_gradients(blocks: "_Blocks", arrays: list[Array], interpret: bool) -
     steps = blocks.rows // GPU_ROWS // shares
 
     def kernel(
-        x_ref: Any, dbranch_ref: Any, mean_ref: Any, std_ref: Any, w1: Any, b1: Any, w2t: Any,
+        x_ref: Any, dbranch_ref: Any, mean_ref: Any, inverse_std_ref: Any, w1: Any, b1: Any, w2t: Any,
         dw1t_ref: Any, db1_ref: Any, dw2_ref: Any,
     ) -> None:  # fmt: skip
         # Neighbours read the same rows at about the same time: all but one of them from the cache.
@@ -161,11 +163,11 @@ def _weight_gradients(blocks: "_Blocks", arrays: list[Array], interpret: bool) -
         def add(step: Any, sums: Any) -> Any:
             dw1t, db1, dw2 = sums
             rows = pl.ds((share * steps + step) * GPU_ROWS, GPU_ROWS)
-            mean, std = blocks.of_rows(rows, mean_ref, std_ref)
-            standard = [_standard(x, mean, std) for x in blocks.read(x_ref, rows)]
+            mean, inverse_std = blocks.of_rows(rows, mean_ref, inverse_std_ref)
+            standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
             dbranch = [dbranch_ref[rows, where] for where in blocks.channels]
-            hidden, rise = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])
-            dinner = blocks.product(dbranch, w2t, some) * rise
+            hidden, dgelu = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])
+            dinner = blocks.product(dbranch, w2t, some) * dgelu
             hidden, rounded = hidden.astype(x_ref.dtype), dinner.astype(x_ref.dtype)
             return (
                 [total + _product(rounded.T, z) for total, z in zip(dw1t, standard)],
@@ -243,8 +245,8 @@ class _Blocks:
         )(*arrays)
 
 
-def _standard(x: Array, mean: Array, std: Array) -> Array:
-    return ((x - mean) * std).astype(jnp.bfloat16)
+def _standard(x: Array, mean: Array, inverse_std: Array) -> Array:
+    return ((x - mean) * inverse_std).astype(jnp.bfloat16)
 
 
 def _product(left: Array, right: Array) -> Array:

@@ -29,8 +29,8 @@ def forward(
     maps: tuple[_Map], vectors: tuple[_PerImage, ...], weights: _Weights, *, interpret: bool
 ) -> tuple[_Map, tuple[_PerImage, _PerImage], tuple[()]]:
     """As `gpu_narrow.forward`."""
-    (x,), (mean, std, keep), (kernel1, bias1, kernel2, bias2) = maps, vectors, weights
-    hidden = _hidden_layer(_standard(x, mean, std), kernel1, bias1, interpret)
+    (x,), (mean, inverse_std, keep), (kernel1, bias1, kernel2, bias2) = maps, vectors, weights
+    hidden = _hidden_layer(_standard(x, mean, inverse_std), kernel1, bias1, interpret)
     branch = (jnp.dot(hidden, kernel2) + bias2.astype(x.dtype)).reshape(x.shape)
     y = (widen(x) + widen(branch) * over_map(keep)).astype(x.dtype)
     distance = widen(y) - over_map(mean)
@@ -41,14 +41,14 @@ def backward(
     maps: tuple[_Map, _Map, _Map], vectors: tuple[_PerImage, ...], weights: _Weights, *, interpret: bool
 ) -> tuple[_Map, tuple[_PerImage, _PerImage], _Weights]:
     """As `gpu_narrow.backward`."""
-    (x, y, dy), (mean, std, keep, slope, offset) = maps, vectors
+    (x, y, dy), (mean, inverse_std, keep, slope, offset) = maps, vectors
     kernel1, bias1, kernel2, _ = weights
-    whole = widen(dy) + widen(y) * over_map(slope) + over_map(offset)
-    standard, dbranch = _standard(x, mean, std), _flat((whole * over_map(keep)).astype(x.dtype))
+    dy = widen(dy) + widen(y) * over_map(slope) + over_map(offset)
+    standard, dbranch = _standard(x, mean, inverse_std), _flat((dy * over_map(keep)).astype(x.dtype))
     hidden, dinner, dbias1 = _hidden_gradient(standard, dbranch, kernel1, bias1, kernel2.T, interpret)
 
     dstandard = jnp.dot(dinner, kernel1.T, preferred_element_type=jnp.float32).reshape(x.shape)
-    dx = (whole + dstandard * over_map(std)).astype(x.dtype)
+    dx = (dy + dstandard * over_map(inverse_std)).astype(x.dtype)
     products = dstandard * widen(standard).reshape(x.shape)
     dweights = _contract(standard, dinner), dbias1, _contract(hidden, dbranch), widen(dbranch).sum(0)
     return dx, (dstandard.sum((1, 2, 3)), products.sum((1, 2, 3))), dweights
@@ -96,8 +96,8 @@ def _hidden_gradient(
     ) -> None:
         tile, rows, some = tiles.mine()
         inner, dhidden = tiles.products(rows, some, (z_ref, w1), (dbranch_ref, w2t))
-        hidden, rise = gelu_fit(inner + b1[some][None])
-        dinner = dhidden * rise
+        hidden, dgelu = gelu_fit(inner + b1[some][None])
+        dinner = dhidden * dgelu
         hidden_ref[rows, some] = hidden.astype(hidden_ref.dtype)
         dinner_ref[rows, some] = dinner.astype(dinner_ref.dtype)
         sum_ref[tile, some] = dinner.sum(0)
@@ -157,8 +157,8 @@ def _contract(left: Float[Array, "rows c"], right: Float[Array, "rows d"]) -> Fl
     return lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _standard(x: _Map, mean: _PerImage, std: _PerImage) -> _Rows:
-    return _flat(((widen(x) - over_map(mean)) * over_map(std)).astype(x.dtype))
+def _standard(x: _Map, mean: _PerImage, inverse_std: _PerImage) -> _Rows:
+    return _flat(((widen(x) - over_map(mean)) * over_map(inverse_std)).astype(x.dtype))
 
 
 def _flat(x: _Map) -> _Rows:

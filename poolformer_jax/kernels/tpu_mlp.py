@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.caches import largest_divisor
 from poolformer_jax.functional import gelu_fit
-from poolformer_jax.kernels import tiles
+from poolformer_jax.kernels import tpu_tiles
 
 _HIDDEN_NUMBERS = 5 * 2**18  # of the hidden layer in a tile
 _ROWS, _IMAGES = 1024, 64
@@ -29,6 +29,24 @@ _Weights = tuple[_Kernel1, Float[Array, " hidden"], Float[Array, "hidden c"], Fl
 _OfOnePixel = tuple[
     Float[Array, "c1 hidden1"], Float[Array, " hidden1"], Float[Array, "hidden1 c1"], Float[Array, " c1"]
 ]
+
+
+def fits(channels: int, hidden: int, pixels: int) -> bool:
+    """Whether VMEM holds what `backward` needs: both matrices, their gradients and a tile.
+
+    Args:
+        channels: of a position, `pixels` times those of the map.
+        hidden: the same of the hidden layer.
+        pixels: neighbours that share a position.
+    """
+    matrices = channels * hidden * (2 * 2 + 2 * 4 // pixels**2)  # in bfloat16, and their blocks' gradients in float32
+    rows = max(_rows_in_tile(hidden), _IMAGES)
+    # Bytes of a tile's row with everything that is computed from it: fitted to what the compiler for v5e says it takes.
+    return matrices + rows * (8 * hidden + 44 * channels) <= tpu_tiles.VMEM_BYTES
+
+
+def _rows_in_tile(hidden: int) -> int:
+    return min(_ROWS, _HIDDEN_NUMBERS // hidden)
 
 
 def forward(
@@ -48,12 +66,12 @@ def forward(
     (x,), (kernel1, bias1, kernel2, bias2) = maps, weights
 
     def kernel(
-        x_ref: Any, mean_ref: Any, std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
+        x_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
         y_ref: Any, sum_ref: Any, square_ref: Any,
     ) -> None:  # fmt: skip
-        tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
+        tpu_tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
         x, mean = x_ref[...].astype(jnp.float32), mean_ref[...]
-        standard = _rows(((x - mean) * std_ref[...]).astype(x_ref.dtype))
+        standard = _rows(((x - mean) * inverse_std_ref[...]).astype(x_ref.dtype))
         hidden, _ = gelu_fit(_product(standard, w1[...]) + b1[...])
         branch = _product(hidden.astype(x_ref.dtype), w2[...]) + b2[...]
         y = (x + branch.reshape(x.shape) * keep_ref[...]).astype(y_ref.dtype)
@@ -63,18 +81,18 @@ def forward(
         square_ref[...] += (distance * distance).sum(0)
 
     tile, rows = _Tile(x, kernel1), _by_position(x)
-    sums = tiles.result(x.shape[2:])
+    sums = tpu_tiles.result(x.shape[2:])
     matrices = kernel1, bias1[None], kernel2, bias2[None]
-    results = [tiles.result(rows.shape, x.dtype), sums, sums]
+    results = [tpu_tiles.result(rows.shape, x.dtype), sums, sums]
     hidden = math.prod(rows.shape[:2]) * kernel1.shape[1]
     y, total, squares = pl.pallas_call(
         kernel,
         name="mlp_forward",
-        in_specs=[tile.map, *[tile.column] * 3, *map(tiles.whole, matrices)],
+        in_specs=[tile.map, *[tile.column] * 3, *map(tpu_tiles.whole, matrices)],
         out_specs=[tile.map, tile.vectors, tile.vectors],
         out_shape=results,
         interpret=interpret,
-        **tiles.options(
+        **tpu_tiles.options(
             "parallel",
             "arbitrary",
             grid=tile.grid,
@@ -112,23 +130,23 @@ def backward(
     hidden_size = kernel1.shape[1]
 
     def kernel(
-        x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, std_ref: Any, keep_ref: Any, slope_ref: Any,
+        x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, slope_ref: Any,
         offset_ref: Any, w1: Any, b1: Any, w2: Any,
         dx_ref: Any, sum_ref: Any, product_ref: Any, dw1_ref: Any, db1_ref: Any, dw2_ref: Any, db2_ref: Any,
     ) -> None:  # fmt: skip
         first_of_image = pl.program_id(1) == 0
-        tiles.zero(first_of_image, sum_ref, product_ref)
-        tiles.zero(first_of_image & (pl.program_id(0) == 0), dw1_ref, db1_ref, dw2_ref, db2_ref)
+        tpu_tiles.zero(first_of_image, sum_ref, product_ref)
+        tpu_tiles.zero(first_of_image & (pl.program_id(0) == 0), dw1_ref, db1_ref, dw2_ref, db2_ref)
         dtype, wide = x_ref.dtype, jnp.float32
         dy = dy_ref[...].astype(wide) + y_ref[...].astype(wide) * slope_ref[...] + offset_ref[...]
-        standard_map = (x_ref[...].astype(wide) - mean_ref[...]) * std_ref[...]
+        standard_map = (x_ref[...].astype(wide) - mean_ref[...]) * inverse_std_ref[...]
         standard, dbranch = _rows(standard_map.astype(dtype)), _rows((dy * keep_ref[...]).astype(dtype))
 
-        hidden, slope = gelu_fit(_product(standard, w1[...]) + b1[...])
-        dinner = _product(dbranch, w2[...], transpose_right=True) * slope
+        hidden, dgelu = gelu_fit(_product(standard, w1[...]) + b1[...])
+        dinner = _product(dbranch, w2[...], transpose_right=True) * dgelu
         hidden, dinner_rounded = hidden.astype(dtype), dinner.astype(dtype)
         dstandard = _product(dinner_rounded, w1[...], transpose_right=True).reshape(dy.shape)
-        dx_ref[...] = (dy + dstandard * std_ref[...]).astype(dtype)
+        dx_ref[...] = (dy + dstandard * inverse_std_ref[...]).astype(dtype)
 
         sum_ref[...] += dstandard.sum(0)
         product_ref[...] += (dstandard * standard_map).sum(0)
@@ -138,23 +156,23 @@ def backward(
         db2_ref[...] += dbranch.astype(wide).reshape(-1, _SUBLANES, x_ref.shape[2]).sum(0)
 
     tile, rows, channels = _Tile(x, kernel1), [_by_position(z) for z in maps], x.shape[3]
-    sums, matrices = [tiles.result(x.shape[2:])] * 2, (kernel1, bias1[None], kernel2)
+    sums, matrices = [tpu_tiles.result(x.shape[2:])] * 2, (kernel1, bias1[None], kernel2)
     gradients = [
-        tiles.result((channels // pixels, hidden_size // pixels)),
-        tiles.result((_SUBLANES, hidden_size)),
-        tiles.result((hidden_size // pixels, channels // pixels)),
-        tiles.result((_SUBLANES, channels)),
+        tpu_tiles.result((channels // pixels, hidden_size // pixels)),
+        tpu_tiles.result((_SUBLANES, hidden_size)),
+        tpu_tiles.result((hidden_size // pixels, channels // pixels)),
+        tpu_tiles.result((_SUBLANES, channels)),
     ]
-    results = [tiles.result(rows[0].shape, x.dtype), *sums, *gradients]
+    results = [tpu_tiles.result(rows[0].shape, x.dtype), *sums, *gradients]
     hidden = math.prod(rows[0].shape[:2]) * hidden_size
     dx, total, products, dkernel1, dbias1, dkernel2, dbias2 = pl.pallas_call(
         kernel,
         name="mlp_backward",
-        in_specs=[*[tile.map] * 3, *[tile.column] * 5, *map(tiles.whole, matrices)],
-        out_specs=[tile.map, tile.vectors, tile.vectors, *map(tiles.whole, gradients)],
+        in_specs=[*[tile.map] * 3, *[tile.column] * 5, *map(tpu_tiles.whole, matrices)],
+        out_specs=[tile.map, tile.vectors, tile.vectors, *map(tpu_tiles.whole, gradients)],
         out_shape=results,
         interpret=interpret,
-        **tiles.options(
+        **tpu_tiles.options(
             "arbitrary",
             "arbitrary",
             grid=tile.grid,
@@ -172,9 +190,8 @@ class _Tile:
 
     def __init__(self, x: _Map, kernel1: _Kernel1) -> None:
         height, width, batch, channels = x.shape
-        images = tiles.images_in_tile(batch, _IMAGES)
-        rows = min(_ROWS, _HIDDEN_NUMBERS // kernel1.shape[1])
-        positions = largest_divisor(height * width, rows // images)
+        images = tpu_tiles.images_in_tile(batch, _IMAGES)
+        positions = largest_divisor(height * width, _rows_in_tile(kernel1.shape[1]) // images)
         self.grid = batch // images, height * width // positions
         self.map = pl.BlockSpec((positions, images, channels), lambda image, position: (position, image, 0))
         self.vectors = pl.BlockSpec((images, channels), lambda image, position: (image, 0))

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from poolformer_jax.caches import largest_divisor
-from poolformer_jax.kernels import tiles
+from poolformer_jax.kernels import tpu_tiles
 
 _ROW_BYTES = 6 * 2**20  # of one map in a tile
 _NUMBERS_AT_ONCE = 2**13  # one position of a tile: eight registers in float32
@@ -45,7 +45,7 @@ def forward(
     height = x.shape[0]
 
     def kernel(x_ref: Any, mean_ref: Any, scale_ref: Any, y_ref: Any, sum_ref: Any, square_ref: Any) -> None:
-        tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
+        tpu_tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
         first, scale = pl.program_id(1) * y_ref.shape[0], scale_ref[...]
         pivot = jnp.broadcast_to(mean_ref[...], scale.shape)
 
@@ -71,8 +71,8 @@ def forward(
         square_ref[...] += squares
 
     tile = _Tile(x)
-    sums = tiles.result(scale.shape)
-    results = [tiles.result(x.shape, x.dtype), sums, sums]
+    sums = tpu_tiles.result(scale.shape)
+    results = [tpu_tiles.result(x.shape, x.dtype), sums, sums]
     y, total, squares = pl.pallas_call(
         kernel,
         name="pooling_forward",
@@ -111,7 +111,7 @@ def backward(
     def kernel(
         x_ref: Any, y_ref: Any, dy_ref: Any, slope_ref: Any, offset_ref: Any, scale_ref: Any, dx_ref: Any, sum_ref: Any
     ) -> None:
-        tiles.zero(pl.program_id(1) == 0, sum_ref)
+        tpu_tiles.zero(pl.program_id(1) == 0, sum_ref)
         first, scale = pl.program_id(1) * dx_ref.shape[0], scale_ref[...]
         slope, offset = (jnp.broadcast_to(ref[...], scale.shape) for ref in (slope_ref, offset_ref))
 
@@ -136,7 +136,7 @@ def backward(
         sum_ref[...] += lax.fori_loop(0, dx_ref.shape[0], do_row, jnp.zeros_like(scale))
 
     tile = _Tile(x)
-    results = [tiles.result(x.shape, x.dtype), tiles.result(scale.shape)]
+    results = [tpu_tiles.result(x.shape, x.dtype), tpu_tiles.result(scale.shape)]
     dx, total = pl.pallas_call(
         kernel,
         name="pooling_backward",
@@ -154,7 +154,7 @@ class _Tile:
 
     def __init__(self, x: _Map) -> None:
         height, width, batch, channels = x.shape
-        images = tiles.images_in_tile(batch, _NUMBERS_AT_ONCE // channels)
+        images = tpu_tiles.images_in_tile(batch, _NUMBERS_AT_ONCE // channels)
         rows = largest_divisor(height, _ROW_BYTES // (width * images * channels * x.dtype.itemsize))
         read = min(rows + 2, height)
 
@@ -169,7 +169,7 @@ class _Tile:
 
     def options(self, flops: int, arrays: list[Any]) -> dict[str, Any]:
         """For a kernel of `flops` operations for each number in a map."""
-        return tiles.options(
+        return tpu_tiles.options(
             "parallel", "arbitrary", grid=self._grid, rounds=self._rows, flops=flops * self._size, arrays=arrays
         )
 
@@ -203,7 +203,8 @@ class _Row(NamedTuple):
     def share(self, distance: int) -> Array:
         """1 / rows in the window around the row `distance` below."""
         number = self.number + distance
-        return jnp.where((number == 0) | (number == self.height - 1), 1 / 2, 1 / 3)
+        at_border = (number == 0) | (number == self.height - 1)
+        return jnp.where(at_border, 1 / min(2, self.height), 1 / 3)
 
 
 def _first_read(first: Array, read: int, height: int) -> Array:

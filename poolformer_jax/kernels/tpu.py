@@ -1,4 +1,4 @@
-"""The kernels as `fused` calls them: maps with the images first, moments, and the matrices of one pixel.
+"""The kernels on TPUs, as `fused` calls them: maps with the images first, moments, and the matrices of one pixel.
 
 Each function takes what it needs of every image, then what it needs once, and returns in the same order: results for
 each image, then sums over all images.
@@ -12,11 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from poolformer_jax import lanes
-from poolformer_jax import moments as moments_of
-from poolformer_jax.kernels import mlp, pooling
+from poolformer_jax import lanes, moments
+from poolformer_jax.kernels import tpu_mlp, tpu_pooling
 from poolformer_jax.kernels.devices import Pass, TpuKernels
-from poolformer_jax.kernels.tiles import images_first, positions_first
+from poolformer_jax.kernels.tpu_tiles import images_first, positions_first
 from poolformer_jax.moments import Moments
 
 _Map = Float[Array, "b h w c"]
@@ -26,12 +25,12 @@ _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array,
 
 
 def pooling_residual(
-    kernels: TpuKernels, pixels: int, cut: tuple[_Map, Moments, _PerImage], gain: _PerChannel
+    kernels: TpuKernels, pixels: int, batched: tuple[_Map, Moments, _PerImage], gain: _PerChannel
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
     """`fused.pooling_residual` of (x, its moments, keep)."""
-    x, x_moments, keep = cut
+    x, x_moments, keep = batched
     y, sums, _ = kernels.on_each_device(
-        partial(pooling.forward, pixels=pixels, interpret=kernels.interpret),
+        partial(tpu_pooling.forward, pixels=pixels, interpret=kernels.interpret),
         (positions_first(x, pixels),),
         (x_moments.mean, _scale(gain, x_moments.inverse_std * keep, pixels)),
         (),
@@ -43,15 +42,15 @@ def pooling_residual(
 def pooling_gradient(
     kernels: TpuKernels,
     pixels: int,
-    cut: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
+    batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     gain: _PerChannel,
 ) -> tuple[tuple[_Map, _PerImage], _PerChannel]:
     """The gradient of `pooling_residual` by x, its variance, and gain, of (x, .., keep, y, .., dy, ..)."""
-    x, x_moments, keep, y, y_moments, dy, dmoments = cut
+    x, x_moments, keep, y, y_moments, dy, dmoments = batched
     inverse_std = x_moments.inverse_std
-    through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
+    through_moments = moments.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total,), _ = kernels.on_each_device(
-        partial(pooling.backward, pixels=pixels, interpret=kernels.interpret),
+        partial(tpu_pooling.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
         (*through_moments, _scale(gain, inverse_std * keep, pixels)),
         (),
@@ -62,12 +61,12 @@ def pooling_gradient(
 
 
 def mlp_residual(
-    kernels: TpuKernels, pixels: int, cut: tuple[_Map, Moments, _PerImage], weights: _Weights
+    kernels: TpuKernels, pixels: int, batched: tuple[_Map, Moments, _PerImage], weights: _Weights
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
     """`fused.mlp_residual` of (x, its moments, keep)."""
-    x, x_moments, keep = cut
+    x, x_moments, keep = batched
     y, sums, _ = kernels.on_each_device(
-        partial(mlp.forward, interpret=kernels.interpret),
+        partial(tpu_mlp.forward, interpret=kernels.interpret),
         (positions_first(x, pixels),),
         (x_moments.mean, x_moments.inverse_std, keep),
         _blocks(weights, pixels),
@@ -79,20 +78,20 @@ def mlp_residual(
 def mlp_gradient(
     kernels: TpuKernels,
     pixels: int,
-    cut: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
+    batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     weights: _Weights,
 ) -> tuple[tuple[_Map, Moments], _Weights]:
     """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
-    x, x_moments, keep, y, y_moments, dy, dmoments = cut
-    through_moments = moments_of.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
+    x, x_moments, keep, y, y_moments, dy, dmoments = batched
+    through_moments = moments.slope_and_offset(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.on_each_device(
-        partial(mlp.backward, pixels=pixels, interpret=kernels.interpret),
+        partial(tpu_mlp.backward, pixels=pixels, interpret=kernels.interpret),
         tuple(positions_first(z, pixels) for z in (x, y, dy)),
         (x_moments.mean, x_moments.inverse_std, keep, *through_moments),
         _blocks(weights, pixels),
         batch_axis=2,
     )
-    of_moments = moments_of.through_standardized(x_moments, total.sum(1), products.sum(1))
+    of_moments = moments.through_standardized(x_moments, total.sum(1), products.sum(1))
     return (images_first(dx, pixels), of_moments), dweights
 
 
@@ -117,7 +116,7 @@ def _vector(bias: Float[Array, " c"], pixels: int) -> Float[Array, " c2"]:
 
 
 def _moments(x: _Map, pivot: _PerImage, total: Float[Array, "b c2"], squares: Float[Array, "b c2"]) -> Moments:
-    return moments_of.from_sums(pivot, math.prod(x.shape[1:]), total.sum(1), squares.sum(1))
+    return moments.from_sums(pivot, math.prod(x.shape[1:]), total.sum(1), squares.sum(1))
 
 
 PASSES: Mapping[Pass, Callable[[TpuKernels, int, Any, Any], tuple[Any, Any]]] = {

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float
 
 from poolformer_jax import lanes
 from poolformer_jax.caches import largest_divisor
-from poolformer_jax.kernels.devices import IMAGES
+from poolformer_jax.kernels.devices import TPU_IMAGES
 
 Axis = Literal["parallel", "arbitrary"]
 
-_VMEM_BYTES = 100 * 2**20
+VMEM_BYTES = 100 * 2**20  # of 128, for all that a kernel holds at once
 
 
 def positions_first(x: Float[Array, "b h w c"], pixels: int) -> Float[Array, "h w2 b c2"]:
@@ -31,7 +31,7 @@ def images_first(x: Float[Array, "h w2 b c2"], pixels: int) -> Float[Array, "b h
 
 def images_in_tile(batch: int, limit: int) -> int:
     """How many images a tile holds: whole registers, up to `limit`."""
-    return IMAGES * largest_divisor(batch // IMAGES, limit // IMAGES)
+    return TPU_IMAGES * largest_divisor(batch // TPU_IMAGES, limit // TPU_IMAGES)
 
 
 def result(shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -69,7 +69,7 @@ def options(
     sizes = (math.prod(array.shape) * jnp.dtype(array.dtype).itemsize for array in arrays)
     return {
         "grid": grid,
-        "compiler_params": pltpu.CompilerParams(dimension_semantics=axes, vmem_limit_bytes=_VMEM_BYTES),
+        "compiler_params": pltpu.CompilerParams(dimension_semantics=axes, vmem_limit_bytes=VMEM_BYTES),
         "cost_estimate": pl.CostEstimate(flops=flops, transcendentals=transcendentals, bytes_accessed=sum(sizes)),
         # For whoever reads the compiled program: how often the kernel's loops run.
         "metadata": {"rounds": str(rounds), "tiles": str(math.prod(grid))},
