@@ -4,6 +4,7 @@ Nothing is trained and nothing is written. The training step is compiled exactly
 """
 
 import dataclasses
+import math
 import os
 import pickle
 import shutil
@@ -23,7 +24,7 @@ from poolformer_jax.kernels import Kernels
 from train.assembly import Assembly, assemble
 from train.checkpoints import CheckpointError, newest_run
 from train.data.folders import FolderSource
-from train.data.pipeline import default_workers
+from train.data.pipeline import worker_count
 from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
@@ -207,7 +208,8 @@ def _look_at_host_memory(config: TrainConfig, train: Source, held_out: Source | 
     workers, needed = _pool_of(config, train, data.batch_size)
     who = f"{workers} data workers"
     if held_out is not None:  # the training's workers keep their batches meanwhile
-        more, their_needs = _pool_of(config, held_out, data.evaluation_batch_size or data.batch_size)
+        size = data.evaluation_batch_size or data.batch_size
+        more, their_needs = _pool_of(config, held_out, size, math.ceil(len(held_out) / size))
         needed += their_needs
         who += f", and {more} more during evaluations,"
     free = _available_memory()
@@ -216,10 +218,10 @@ def _look_at_host_memory(config: TrainConfig, train: Source, held_out: Source | 
     return Finding(level, "host memory", found, "Choose fewer --data.workers or --data.worker-batches 1.")
 
 
-def _pool_of(config: TrainConfig, source: Source, batch_size: int) -> tuple[int, float]:
-    """How many workers read a source, and how many bytes they and their batches take."""
+def _pool_of(config: TrainConfig, source: Source, batch_size: int, batches: int | None = None) -> tuple[int, float]:
+    """How many workers make the batches of a source, and how many bytes they and their batches take."""
     data = config.data
-    workers = default_workers(source) if data.workers is None else data.workers
+    workers = worker_count(data, source, batches)
     batch = batch_size / jax.process_count() * data.image_size**2 * data.num_channels
     # A worker keeps the source as Grain sent it and as it unpacked it: class folders hold the names of all files.
     worker = _WORKER_BYTES + 2 * len(pickle.dumps(source))

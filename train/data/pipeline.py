@@ -145,11 +145,13 @@ def evaluation_batches(
     return Batches(mine.map(_MakeEvaluationBatch(config, source)), config, source)
 
 
-def default_workers(source: Source) -> int:
-    """Worker processes for a source when nobody says how many."""
-    if isinstance(source, ArraySource):
-        return 0  # its transforms take less time than the way to another process
-    return max(1, available_cores() - 1)
+def worker_count(config: DataConfig, source: Source, batches: int | None = None) -> int:
+    """How many worker processes make so many batches of a source, or batches without end; 0: a thread makes them."""
+    workers = max(1, available_cores() - 1) if config.workers is None else config.workers
+    if config.workers is None and isinstance(source, ArraySource):
+        workers = 0  # its transforms take less time than the way to another process
+    # An evaluation may have few batches, and a worker takes a second to start.
+    return workers if batches is None else min(workers, batches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,8 +264,7 @@ def _shuffle_seed(seed: int) -> int:
 
 def _spread(batches: grain.MapDataset[Batch], config: DataConfig, source: Source) -> grain.IterDataset[Batch]:
     """The batches made ahead of time: by workers, or by a thread of this process."""
-    # An evaluation may have fewer batches than a host has cores, and a worker takes a second to start.
-    workers = min(default_workers(source) if config.workers is None else config.workers, len(batches))
+    workers = worker_count(config, source, len(batches))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else config.worker_batches)
     dataset = batches.to_iter_dataset(options)
     if workers == 0:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from poolformer_jax.cores import available_cores
 from train.data.config import DataConfig
 from train.data.jpeg_region import decodes_regions
-from train.data.pipeline import Batches, default_workers, train_batches
+from train.data.pipeline import Batches, train_batches, worker_count
 from train.data.resizing import choose_resizer
 from train.data.sources import open_source
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     config = measurement.data
     source = open_source(config, config.train_split)
-    workers = default_workers(source) if config.workers is None else config.workers
+    workers = worker_count(config, source)
     with train_batches(config, source) as batches:
         consume(batches, max(1, workers) * (config.worker_batches + 1))
         decoder = "nvImageCodec" if decodes_regions() else "Pillow"
