@@ -8,7 +8,7 @@ models/poolformer.py and models/metaformer.py; transformers, configuration_poolf
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, no_type_check
+from typing import Any, TypeVar, no_type_check
 
 from flax.core import FrozenDict
 
@@ -20,6 +20,8 @@ HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 TOKEN_MIXERS = ("pooling", "identity", "attention", "spatial_fc")
 NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
+
+_Config = TypeVar("_Config", bound="PoolFormerConfig")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ class PoolFormerConfig:
         return tuple(sizes)
 
     @classmethod
-    def from_variant(cls, name: str, **changes: Any) -> "PoolFormerConfig":
+    def from_variant(cls: type[_Config], name: str, **changes: Any) -> _Config:
         """The published network `name` ("s12", ..., or an ablation), with `changes` to its fields.
 
         Raises:

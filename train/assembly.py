@@ -21,7 +21,7 @@ from train.optimizer import make_optimizer, make_schedule
 from train.recipes import TrainConfig
 from train.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated, state_shardings
 from train.state import TrainState, new_state
-from train.step import Batch, Metrics, make_train_step
+from train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Assembly:
         network: the model, and where its first parameters come from.
         abstract_state: shapes, types and shardings of the state; no memory.
         init: makes the state, in place, from `network.argument`.
-        step: the compiled training step; it consumes the state it is given.
+        step: the compiled training step, (state, `Batch`) to (state, `Metrics`); it consumes the state it is given.
         evaluation_step: the compiled sums of an evaluation batch.
     """
 
@@ -41,7 +41,7 @@ class Assembly:
     network: Network
     abstract_state: TrainState
     init: Callable[[Any], TrainState]
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    step: jax.stages.Wrapped
     evaluation_step: EvaluationStep
 
 

@@ -273,7 +273,7 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
         "--data.batch-size."
     )
     try:
-        analysis = parts.step.lower(parts.abstract_state, batch).compile().memory_analysis()
+        analysis: Any = parts.step.lower(parts.abstract_state, batch).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:  # of the compiler for TPUs, which knows their memory
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

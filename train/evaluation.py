@@ -57,7 +57,8 @@ def make_evaluation_step(
 
     def sums(params: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         labels, mask = batch["label"], batch["mask"]
-        logits = model.apply({"params": params}, normalize(batch["image"])).logits
+        output: Any = model.apply({"params": params}, normalize(batch["image"]))
+        logits = output.logits
         best = lax.top_k(logits, min(5, classes))[1]
         hits = (best == labels[:, None]) & mask[:, None]
         totals = {

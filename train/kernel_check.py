@@ -51,13 +51,17 @@ def _images(size: int) -> int:
 def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tuple[Any, ...]:
     """A map, what is learnt, drop path's factor, and the gradients of a block's results."""
     rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-    pixels, weights = (images, size, size, channels), (
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    pixels = (images, size, size, channels)
+    weights: Any = (
         normal(channels, hidden) / channels**0.5,
         normal(hidden),
         normal(hidden, channels) / hidden**0.5,
         normal(channels),
-    )  # fmt: skip
+    )
     keep = rng.choice([0, 1.25], images).astype(np.float32)
     x, dy = (normal(*pixels).astype(jnp.bfloat16) for _ in range(2))
     cut = x, keep, dy, normal(images), normal(images)

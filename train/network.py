@@ -51,7 +51,7 @@ def make_network(
             "two or more; of class folders name the folder that holds one folder per class."
         )
     dtype = jnp.dtype(config.dtype)
-    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+    if dtype == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1. Expected it, or float32.")
     wanted, size, channels = config.model, config.data.image_size, config.data.num_channels
     argument: Any = jax.random.key(config.seed)
@@ -60,8 +60,12 @@ def make_network(
     else:
         fields = dataclasses.fields(PoolFormerConfig)
         architecture = PoolFormerConfig(**{field.name: getattr(wanted, field.name) for field in fields})
-    labels = {"num_labels": len(class_names), "id2label": dict(enumerate(class_names))}
-    architecture = dataclasses.replace(architecture, **labels, num_channels=channels)
+    architecture = dataclasses.replace(
+        architecture,
+        num_labels=len(class_names),
+        id2label=dict(enumerate(class_names)),
+        num_channels=channels,
+    )
     model = PoolFormerForImageClassification(
         architecture, dtype=dtype, remat=config.remat, fused=fused, kernels=kernels
     )
@@ -91,6 +95,6 @@ def _load(
             f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
             f"{num_channels} values. Expected as many."
         )
-    rates = {"drop_path_rate": wanted.drop_path_rate, "dropout_rate": wanted.dropout_rate}
+    config = dataclasses.replace(loaded.config, drop_path_rate=wanted.drop_path_rate, dropout_rate=wanted.dropout_rate)
     # NumPy's, because a process's own device arrays cannot become arrays of all processes.
-    return dataclasses.replace(loaded.config, **rates), jax.tree.map(np.asarray, variables["params"])
+    return config, jax.tree.map(np.asarray, variables["params"])

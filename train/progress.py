@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +63,7 @@ class Meter:
         self._every, self._steps_per_epoch, self._batch_size = every, steps_per_epoch, batch_size
         self._step = start_step
         self._metrics: list[Mapping[str, jax.Array]] = []
-        self._last: Mapping[str, jax.Array] = {}  # of the step that was given to the devices last
+        self._last: Mapping[str, Any] = {}  # of the step that was given to the devices last
         self._complete: tuple[int, list[Mapping[str, jax.Array]], float, float] | None = None
         self._waited = 0.0
         self._since = time.perf_counter()

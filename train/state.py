@@ -9,8 +9,7 @@ import optax
 from jaxtyping import Array, Int
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything a run is after a step; donated to the next one, and kept by checkpoints.
 
     Attributes:

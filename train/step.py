@@ -124,7 +124,7 @@ def _accumulated(
     """((loss, accuracy), gradient) of the batch, computed in `parts` one after the other."""
 
     def loss_and_accuracy(params: Any, pixels: Array, targets: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        output = model.apply({"params": params}, pixels, labels=targets, train=True, rngs={"dropout": key})
+        output: Any = model.apply({"params": params}, pixels, labels=targets, train=True, rngs={"dropout": key})
         # Against the class with the largest share, where classes are mixed.
         hits = jnp.argmax(output.logits, -1) == jnp.argmax(targets, -1)
         return output.loss, hits.mean(dtype=output.loss.dtype)

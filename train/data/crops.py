@@ -80,4 +80,5 @@ def shift_and_rotate(
         return image
     angle = float(rng.uniform(-max_rotation, max_rotation))
     shift = rng.uniform(-max_shift, max_shift, size=2) * image.size
-    return image.rotate(angle, resample=Image.Resampling.BILINEAR, translate=(float(shift[0]), float(shift[1])))
+    translate = float(shift[0]), float(shift[1])  # Pillow moves by parts of a pixel too, whatever its annotation says
+    return image.rotate(angle, resample=Image.Resampling.BILINEAR, translate=translate)  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def require_note(folder: Path) -> None:
 def _sizes(source: Source, threads: int) -> np.ndarray:
     """Bytes of every image file: int64 [n]."""
     if not isinstance(source, FolderSource):
-        return source.sizes  # type: ignore[attr-defined, no-any-return]
+        return source.sizes  # type: ignore[attr-defined]
     with ThreadPoolExecutor(threads) as pool:
         return np.fromiter(pool.map(source.size_of, range(len(source))), np.int64, len(source))
 
