@@ -64,6 +64,13 @@ def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path):
     assert not (tmp_path / "run").exists(), "the doctor writes nothing"
 
 
+def test_states_that_are_kept_for_good_need_space_too(folder, tmp_path):
+    config = of_folder(folder, tmp_path, max_steps=4, keep_every=2, keep_checkpoints=3)
+    found = next(finding.found for finding in examine(config) if finding.subject == "disk")
+    # Of steps 2 and 4, the newest three, and one that is being written.
+    assert found.startswith("6 states of ")
+
+
 def warnings(config, subject):
     return [finding for finding in findings(config) if (finding.level, finding.subject) == ("warning", subject)]
 

@@ -83,7 +83,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
         return
-    yield _look_at_disk(config, parts)
+    yield _look_at_disk(config, parts, len(train))
     yield _look_at_run_folder(config, train)
     if (kernels := parts.network.model.kernels) is not None:
         finding = _look_at_kernels(parts, kernels, config.data.image_size)
@@ -235,17 +235,19 @@ def _available_memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _look_at_disk(config: TrainConfig, parts: Assembly) -> Finding:
+def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.abstract_state))
-    needed = state * (config.keep_checkpoints + 1)
-    found = f"{config.keep_checkpoints + 1} states of {_size(state)} in {config.checkpoints}"
+    kept_for_good = config.total_steps(images) // config.keep_every if config.keep_every else 0
+    states = kept_for_good + config.keep_checkpoints + 1
+    needed = state * states
+    found = f"{states:,} states of {_size(state)} in {config.checkpoints}"
     if "://" in config.checkpoints:
         return Finding("fine", "disk", f"{found}, a bucket of unknown size")
     checkpoints = Path(config.checkpoints).absolute()
     folder = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     found += f", {_size(free)} free"
-    remedy = "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints 1."
+    remedy = "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints, --keep-every."
     return Finding("fine" if needed < 0.9 * free else "failure", "disk", found, remedy)
 
 
