@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("benchmarks"):
             raise
-        print(f"error: {error.name} is not installed. Needs: pip install 'poolformer-jax[bench]'", file=sys.stderr)
+        print(f"error: {error.name} is not installed. Needs: pip install -e '.[bench]'", file=sys.stderr)
         return FAILED
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,7 +62,7 @@ def _parse(arguments: list[str]) -> tuple[str, list[str]]:
         description="Measures this package beside its peers: a table, and JSON.",
         epilog=f"benchmarks:\n{names}\n\nexample:\n  python -m benchmarks cpu-inference --variants s12 --batches 1\n\n"
         "Every benchmark explains itself: python -m benchmarks tpu --help\n"
-        "Needs: pip install 'poolformer-jax[bench]'",
+        "Needs: pip install -e '.[bench]'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="which benchmark")

@@ -1,6 +1,7 @@
 """What every test runs under: CPU, eight virtual devices to shard over, and one compilation cache for all processes."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,28 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Most tests run what they compile once. Those that compute much take `optimised`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Ignored where a shell started pytest in the background, and then by the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What these check for the tests tells the values it saw, as in the tests themselves.
 pytest.register_assert_rewrite("refusals", "small_data")
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Programs are compiled as users get them, which takes longer and runs faster."""
+    import jax
+
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as programs_that_tests_start:
+        programs_that_tests_start.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from benchmarks.worker import seconds_per_call
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.writing import write_json
 
+pytestmark = pytest.mark.usefixtures("optimised")
 ROOT = Path(__file__).parent.parent
 TINY = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=5)
 OURS = "benchmarks.peers.ours"
@@ -88,7 +89,7 @@ def test_a_missing_package_is_named_with_what_brings_it(monkeypatch, capsys):
     assert program.main(["cpu-inference"]) == 1
     told = capsys.readouterr().err
     assert "rich.console" in told
-    assert "pip install 'poolformer-jax[bench]'" in told
+    assert "pip install -e '.[bench]'" in told
 
 
 def test_everyone_has_one_turn_a_round_in_changing_order():

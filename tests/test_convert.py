@@ -17,6 +17,7 @@ from convert.command_line import main
 from convert.conversion import convert, open_source
 from convert.verification import _difference, verify
 from golden.fixture_values import parameter
+from poolformer_jax import PoolFormerConfig
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.torch_weights.files import open_weights
 from saved_models import CONFIG, save
@@ -110,6 +111,12 @@ def test_offline_no_preprocessing_is_made_up_for_a_repository_that_may_have_one(
 
 
 def test_the_network_can_be_named_where_arrays_do_not_tell_it(tmp_path):
+    """Pooling has no arrays, so those of s12 and of the ablation without it are alike."""
+    save(tmp_path / "theirs", "sail", PoolFormerConfig.from_variant("s12", num_labels=3))
+    source = tmp_path / "theirs" / "model.pth.tar"
+    assert run(source, tmp_path / "named", "--variant", "metaformer_id_s12") == 0
+    model, _ = load_pretrained(tmp_path / "named")
+    assert model.config.token_mixers == ("identity",) * 4
     assert run(FIXTURES / "hf.bin", tmp_path / "model", "--variant", "metaformer_id_s12") == 1
     assert not (tmp_path / "model").exists()
 

@@ -17,6 +17,7 @@ from benchmarks import __main__ as program
 from benchmarks import gpu_compiler, gpu_kernels, gpu_targets, lowering
 from benchmarks.gpu import PEAKS, Peak
 
+pytestmark = pytest.mark.usefixtures("optimised")  # about what users get
 needs_compiler = pytest.mark.skipif(not gpu_targets.has_compiler(), reason="jax has no CUDA plugin")
 
 # Lines as the compiler writes them, without their metadata.

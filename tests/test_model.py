@@ -39,14 +39,6 @@ PARAMETERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quickly_compiled():
-    """Nothing here is about speed or last bits, and half of the time went into making fast code of tiny networks."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def pixels(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 

@@ -19,6 +19,7 @@ from poolformer_jax import (
 from reference_network import MISTAKES
 from reference_network import logits as reference_logits
 
+pytestmark = pytest.mark.usefixtures("optimised")  # the largest networks, in float64
 # Of the largest logit, or of the largest value of a stage. float64 differs by the order of summation alone.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 

@@ -18,6 +18,7 @@ import pytest
 from benchmarks import compiled_text, kernel_schedules
 from benchmarks.chips import CHIPS
 
+pytestmark = pytest.mark.usefixtures("optimised")  # about what users get
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 COMPILE = """

@@ -16,7 +16,7 @@ from poolformer_jax import load_pretrained
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[Path, str]:
+def run(tmp_path_factory, optimised) -> tuple[Path, str]:
     """The folder that `python -m train` leaves, and what it prints; nothing but the folder is changed."""
     run_dir = tmp_path_factory.mktemp("digits") / "run"
     return run_dir, programs.run(["--run-dir", str(run_dir)])

@@ -14,6 +14,7 @@ from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from train.state import new_state
 from train.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("optimised")
 STEPS = 20
 # What the golden run's README says of it; its network is this.
 NETWORK = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(16, 32, 40, 64), num_labels=10)

@@ -247,7 +247,9 @@ def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     folder = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     found += f", {_size(free)} free"
-    remedy = "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints, --keep-every."
+    remedy = (
+        "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints, --keep-every."
+    )
     return Finding("fine" if needed < 0.9 * free else "failure", "disk", found, remedy)
 
 

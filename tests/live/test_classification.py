@@ -11,7 +11,7 @@ from poolformer_jax import ImageClassifier
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("optimised")]
 PHOTOGRAPHS = sorted((Path(__file__).parent.parent / "images").glob("*.*g"))
 
 

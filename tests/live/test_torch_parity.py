@@ -17,7 +17,7 @@ from poolformer_jax.pretrained import load_pretrained, save_pretrained
 from poolformer_jax.torch_weights.files import open_weights
 
 # The peers' own warnings are not ours to mend.
-pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("optimised")]
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 TOLERANCE = 1e-4  # of the largest value, in float32: sums in another order
 ABLATIONS = [name for name in VARIANTS if name.startswith("metaformer")]
