@@ -42,6 +42,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks import report
 from benchmarks.lowering import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
+from poolformer_jax.published import RESULTS
 from poolformer_jax.writing import write_json
 
 
@@ -49,22 +50,27 @@ def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
     parsed = _parser().parse_args(arguments)
     console = Console(stderr=True)
-    results = {}
+    targets = {}
+    for topology in parsed.topology:  # all of them before minutes go into the first
+        try:
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+            targets[topology] = chip_of(topology), devices
+        except (ValueError, RuntimeError) as error:
+            print(f"topology {topology} cannot be compiled for: {error}", file=sys.stderr)
+            return 1
+    results, texts = {}, []
     with kernel_schedules.recorded() as schedules:
-        for topology in parsed.topology:
-            try:
-                chip = chip_of(topology)
-                devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-            except (ValueError, RuntimeError) as error:
-                print(f"topology {topology} cannot be compiled for: {error}", file=sys.stderr)
-                return 1
+        for topology, (chip, devices) in targets.items():
             for work in parsed.work:
                 with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):
-                    result = _describe(_RUNS[work](parsed, devices), parsed, chip, schedules)
+                    result, text = _describe(_RUNS[work](parsed, devices), parsed.top, chip, schedules)
                 result |= _speed(result, work, parsed, chip)
                 results[f"{topology} {work}"] = result
+                texts.append(text)
                 _print(topology, work, result, parsed)
                 console.print()
+    if parsed.text:
+        parsed.text.write_text("\n".join(texts))
     content = {
         "command": " ".join(["python -m benchmarks tpu", *arguments]),
         "variant": parsed.variant,
@@ -88,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
-    parser.add_argument("--variant", default="s12", help="s12 ... m48 (default s12)")
+    parser.add_argument("--variant", choices=RESULTS, default="s12", help="whose network (default s12)")
     parser.add_argument("--images-per-chip", type=int, default=64, help="batch of each chip (default 64)")
     parser.add_argument("--fsdp", type=int, default=1, help="chips that share one copy of the weights (default 1)")
     parser.add_argument("--augment", action="store_true", help="with mixup, cutmix and random erasing on the chip")
@@ -96,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-kernels", action="store_true", help="leave everything to XLA")
     parser.add_argument("--top", type=int, default=12, help="how many costly instructions to list (default 12)")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
-    parser.add_argument("--text", type=Path, help="also write the compiled program to this file")
+    parser.add_argument("--text", type=Path, help="also write the compiled programs to this file")
     return parser
 
 
@@ -138,14 +144,12 @@ def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -
 _RUNS = {"forward": _lower_forward, "training": _lower_training}
 
 
-def _describe(lowered: jax.stages.Lowered, parsed: argparse.Namespace, chip: Chip, schedules: Path) -> dict[str, Any]:
-    """Everything the compiled program tells about itself; bytes and operations are those of one chip."""
+def _describe(lowered: jax.stages.Lowered, top: int, chip: Chip, schedules: Path) -> tuple[dict[str, Any], str]:
+    """Everything the compiled program tells about itself, bytes and operations of one chip; and its text."""
     start = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - start
     text = compiled.as_text() or ""
-    if parsed.text:
-        parsed.text.write_text(text)
     instructions = compiled_text.instructions(text)
     kernels = _kernels(compiled_text.kernels(instructions), chip, schedules)
     program = compiled_text.with_kernels(instructions, {name: kernel["cycles"] for name, kernel in kernels.items()})
@@ -167,10 +171,10 @@ def _describe(lowered: jax.stages.Lowered, parsed: argparse.Namespace, chip: Chi
             for c in compiled_text.collectives(program)
         ],
         "cycles_by_part": compiled_text.cycles_by_part(program),
-        "costliest": [asdict(instruction) for instruction in compiled_text.costliest(program, parsed.top)],
+        "costliest": [asdict(instruction) for instruction in compiled_text.costliest(program, top)],
         "kernels": kernels,
         "without_estimate": compiled_text.without_estimate(program),
-    }
+    }, text
 
 
 def _kernels(kernels: list[Instruction], chip: Chip, schedules: Path) -> dict[str, dict[str, Any]]:

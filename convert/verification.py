@@ -74,10 +74,11 @@ def _differences(source: Source, destination: Path) -> dict[str, float]:
     theirs = pytorch.outputs(source, pixel_values, model.config.head_order)
     output = jax.jit(model.apply)(variables, pixel_values)
     ours = {f"stage {index}": stage for index, stage in enumerate(output.hidden_states)} | {"logits": output.logits}
-    return {name: _difference(np.asarray(ours[name]), theirs[name]) for name in theirs}
+    return {name: relative_difference(np.asarray(ours[name]), theirs[name]) for name in theirs}
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest distance, as a share of the largest value of `theirs`."""
     if ours.shape != theirs.shape:
         return float("inf")
     largest = np.abs(ours - theirs).max()

@@ -29,12 +29,12 @@ def optimised():
     """Programs are compiled as users get them, which takes longer and runs faster."""
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
+    quickly = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as programs_that_tests_start:
         programs_that_tests_start.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture(scope="session")

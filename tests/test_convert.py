@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from convert.command_line import main
 from convert.conversion import convert, open_source
-from convert.verification import _difference, verify
+from convert.verification import relative_difference, verify
 from golden.fixture_values import parameter
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.pretrained import load_pretrained
@@ -284,8 +284,8 @@ def test_verification_finds_a_single_bit(tmp_path):
 
 def test_outputs_of_a_head_of_zeros_are_compared():
     zeros = np.zeros((2, 3), np.float32)
-    assert _difference(zeros, zeros) == 0
-    assert np.isnan(_difference(zeros, zeros + np.nan)) and np.isnan(_difference(zeros + np.nan, zeros))
+    assert relative_difference(zeros, zeros) == 0
+    assert np.isnan(relative_difference(zeros, zeros + np.nan)) and np.isnan(relative_difference(zeros + np.nan, zeros))
 
 
 def test_a_model_of_ours_converts_to_another_home_and_back(tmp_path):
