@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from poolformer_jax.checks import is_of_this_machine
 from train.fingerprints import array_types, fingerprints
 from train.state import TrainState
 
@@ -273,7 +274,7 @@ def _nothing_to_read(folder: epath.Path, damaged: Mapping[int, str]) -> Checkpoi
 
 def _absolute(folder: Path | str) -> epath.Path:
     # The path of a bucket ("gs://...") is absolute, and `absolute` would take it for a local name.
-    return epath.Path(folder) if "://" in str(folder) else epath.Path(folder).absolute()
+    return epath.Path(folder).absolute() if is_of_this_machine(folder) else epath.Path(folder)
 
 
 def _steps(folder: epath.Path) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from poolformer_jax.checks import few
+from poolformer_jax.checks import few, is_of_this_machine
 from poolformer_jax.image_reading import ImageError, read_image
 from poolformer_jax.kernels import Kernels
 from train.assembly import Assembly, assemble
@@ -241,7 +241,7 @@ def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     states = kept_for_good + config.keep_checkpoints + 1
     needed = state * states
     found = f"{states:,} states of {_size(state)} in {config.checkpoints}"
-    if "://" in config.checkpoints:
+    if not is_of_this_machine(config.checkpoints):
         return Finding("fine", "disk", f"{found}, a bucket of unknown size")
     checkpoints = Path(config.checkpoints).absolute()
     folder = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())

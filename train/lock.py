@@ -5,6 +5,8 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+from poolformer_jax.checks import is_of_this_machine
+
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -20,7 +22,7 @@ def alone_in(folder: Path | str, refusal: str) -> Iterator[None]:
     Raises:
         ValueError: `refusal`, if another process holds it.
     """
-    if "://" in str(folder) or fcntl is None:
+    if not is_of_this_machine(folder) or fcntl is None:
         yield
         return
     place = Path(folder)

@@ -132,8 +132,8 @@ def run(config: TrainConfig, console: Console) -> Outcome:
 def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
     """Process 0 holds the locks for all processes of the run."""
     given = (str(config.run_dir), config.checkpoints) if jax.process_index() == 0 else ()
-    # By their real places: two locks on one folder would refuse each other.
-    folders = {folder if "://" in folder else str(Path(folder).resolve()): folder for folder in given}
+    # By their real places: two locks on one folder would refuse each other. A bucket has none, and no lock either.
+    folders = {Path(folder).resolve(): folder for folder in given}
     with contextlib.ExitStack() as locks:
         for folder in folders.values():
             refusal = (
