@@ -11,7 +11,8 @@ The rules, all of which a test holds. A picture that none of them covers is refu
   and floats (modes "I", "F") have no known range and are refused.
 - Arrays are [h, w], [h, w, c] or [c, h, w] of 1, 3 or 4 channels. Where both ends could be the channels,
   `input_data_format` has to say which. uint8 holds 0 to 255, uint16 0 to 65535, floating point 0 to 1 (rounded to
-  8 bits, because Pillow resizes 8 bits). Anything else is refused.
+  8 bits, because Pillow resizes 8 bits; what another library's rounding left just outside still counts). Anything
+  else is refused.
 - Truncated and damaged files are refused, and so is a picture of more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, and
   EPS and WMF, which are programs to draw a picture (Pillow would run Ghostscript on them).
 """
@@ -210,7 +211,7 @@ def _to_uint8(array: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w c"]
         return (array >> 8).astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating):
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-        if not (low >= 0 and high <= 1):  # also where one is NaN
+        if not (np.rint(low * 255) >= 0 and np.rint(high * 255) <= 255):  # also where one is NaN
             raise ImageError(
                 f"A floating-point image holds values from {low:.9g} to {high:.9g}. Expected 0 to 1; for 0 to 255 pass "
                 "uint8. Pixels that are normalised already go to the model directly."

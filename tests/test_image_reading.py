@@ -157,6 +157,15 @@ def test_what_is_no_picture_is_refused_with_the_reason(image, message):
         raw(image)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_round_to_8_bits_are_read_and_others_are_not(dtype):
+    just_outside = np.array([[-1e-3, 0, 0.5, 1, 1 + 1e-3]], dtype)  # as resizing in floating point leaves them
+    assert raw(just_outside)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    for outside in (-2.1e-3, 1 + 3e-3):  # half a step of 1/255 is 1.96e-3, and float16 has 9.8e-4 between two
+        with pytest.raises(ImageError, match="Expected 0 to 1"):
+            raw(np.full((2, 2), outside, dtype))
+
+
 def test_one_error_names_every_bad_image():
     with pytest.raises(ImageError, match=r"(?s)image 1: .*missing\.png.*image 2: .*int cannot be read"):
         RAW.preprocess([IMAGES / "coffee.jpg", "missing.png", 5])
