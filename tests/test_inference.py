@@ -23,7 +23,7 @@ from poolformer_jax import (
     TpuKernels,
 )
 from poolformer_jax.image_reading import ImageError
-from poolformer_jax.imagenet_labels import imagenet_labels
+from poolformer_jax.imagenet_labels import imagenet_labels, imagenet_wordnet_ids
 from poolformer_jax.inference import ImageClassifier, find_image_processor
 from poolformer_jax.pretrained import save_pretrained
 from poolformer_jax.probabilities import Probabilities
@@ -248,8 +248,10 @@ def test_bare_weights_get_the_preprocessing_of_their_published_variant_or_an_err
 
 
 def test_imagenets_names_come_with_published_architectures():
-    labels = imagenet_labels()
+    labels, wordnet_ids = imagenet_labels(), imagenet_wordnet_ids()
     assert sorted(labels) == list(range(1000))
+    assert list(wordnet_ids.values()) == sorted(set(wordnet_ids.values()))
+    assert [wordnet_ids[label] for label in (0, 281, 517, 999)] == ["n01440764", "n02123045", "n03126707", "n15075141"]
     assert labels[0] == "tench, Tinca tinca"
     assert labels[281] == "tabby, tabby cat"
     assert labels[999] == "toilet tissue, toilet paper, bathroom tissue"

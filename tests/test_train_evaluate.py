@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
+from poolformer_jax import (
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    PoolFormerImageProcessor,
+    inference,
+    save_pretrained,
+)
+from poolformer_jax.imagenet_labels import imagenet_labels
 from train.evaluate import EvaluateConfig, run
 from train.network import make_network
 from train.network_config import PretrainedNetwork
@@ -23,9 +30,10 @@ PROCESSOR = PoolFormerImageProcessor(
 
 
 def write_model(folder, labels):
-    """A model of these classes that has learned nothing; its path."""
+    """A model of these classes, or of so many without names, that has learned nothing; its path."""
+    id2label = None if isinstance(labels, int) else dict(enumerate(labels))
     config = PoolFormerConfig(
-        depths=(1,) * 4, hidden_sizes=(2, 4, 6, 8), num_labels=len(labels), id2label=dict(enumerate(labels))
+        depths=(1,) * 4, hidden_sizes=(2, 4, 6, 8), num_labels=len(id2label or range(labels)), id2label=id2label
     )
     model = PoolFormerForImageClassification(config)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -112,6 +120,27 @@ def test_data_of_some_of_the_models_classes_are_scored_by_their_names(model, tmp
     (whole / "ant").rename(whole / "zebra")
     with pytest.raises(ValueError, match=r"tells 3 classes apart, and .* has 2"):
         evaluate(model, f"folder:{whole}")
+
+
+@pytest.mark.parametrize("labels", [imagenet_labels().values(), 1000], ids=["with names", "of a published head"])
+def test_folders_of_a_part_of_imagenet_are_scored_by_their_wordnet_ids(tmp_path, monkeypatch, capsys, labels):
+    if labels == 1000:  # without names the architecture alone tells that the classes are ImageNet's
+        monkeypatch.setattr(inference, "published_variant", lambda config: "s12")
+    given = write_model(tmp_path / "model", labels)
+    pool = write_classes(tmp_path / "pool", ("n01440764", "n02012849", "n03126707", "n15075141"), images=2)
+    result = evaluate(given, f"folder:{pool}")
+    assert np.flatnonzero(result.class_examples).tolist() == [0, 134, 517, 999]  # tench, both cranes, toilet tissue
+    assert "4 of 1000 classes have images here" in capsys.readouterr().out
+    (pool / "n01440764").rename(pool / "n00015388")  # animal: no class of its own
+    with pytest.raises(ValueError, match=r"tells 1000 classes apart, and .* has 4"):
+        evaluate(given, f"folder:{pool}")
+
+
+def test_a_name_that_two_classes_have_stands_in_no_other_classs_way(tmp_path):
+    given = write_model(tmp_path / "model", ("crane", "tench", "crane"))
+    assert evaluate(given, f"folder:{write_classes(tmp_path / 'sound', ('tench',), images=2)}").examples == 2
+    with pytest.raises(ValueError, match=r"tells 3 classes apart, and .* has 1"):
+        evaluate(given, f"folder:{write_classes(tmp_path / 'ambiguous', ('crane',), images=2)}")
 
 
 def test_names_without_one_in_common_are_two_vocabularies_and_only_their_number_counts(model, tmp_path):

@@ -1,12 +1,15 @@
 """Whether the labels of a model mean the classes of a data set."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.imagenet_labels import imagenet_labels, imagenet_wordnet_ids
+from poolformer_jax.inference import class_names as names_of_classes
 
 # Classes that a message about differing ones lists.
 _MOST_LINES = 10
@@ -15,10 +18,21 @@ _WORDNET_ID = re.compile(r" \(n\d{8}\)$")
 
 
 def labels_of_some(config: PoolFormerConfig, class_names: Sequence[str]) -> Int[np.ndarray, " classes"] | None:
-    """The model's label of every class of the data, by name; None unless the data has a part of the model's classes."""
-    label_of = {name: label for label, name in (config.id2label or {}).items()}
-    fewer = len(class_names) < config.num_labels == len(label_of)
-    if not fewer or not set(class_names) <= label_of.keys():
+    """The model's label of every class of the data; None unless the data has a part of the model's classes.
+
+    Classes are found by the model's names for them, and ImageNet's by their WordNet ids too: folders of a part of it
+    (Imagenette, ImageNet-A, ImageNet-R) are called n01440764 and so on.
+    """
+    if len(class_names) >= config.num_labels:
+        return None
+    names = names_of_classes(config)
+    named = Counter(names.values())
+    label_of = {name: label for label, name in names.items() if named[name] == 1}
+    wordnet_ids = imagenet_wordnet_ids()
+    for label, name in imagenet_labels().items():
+        if names.get(label) == name:
+            label_of |= {wordnet_ids[label]: label, f"{name} ({wordnet_ids[label]})": label}
+    if not set(class_names) <= label_of.keys():
         return None
     return np.array([label_of[name] for name in class_names], np.int32)
 

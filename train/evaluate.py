@@ -21,6 +21,7 @@ from rich.text import Text
 from poolformer_jax import PoolFormerImageProcessor, load_pretrained
 from poolformer_jax.checks import is_of_this_machine, refuse
 from poolformer_jax.image_reading import printable
+from poolformer_jax.inference import class_names as names_of_classes
 from poolformer_jax.inference import find_image_processor
 from poolformer_jax.writing import write_json
 from train.classes import labels_of_some, refuse_other_classes
@@ -95,7 +96,7 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
         remedy = "fine-tune the model to these classes with python -m train finetune"
         refuse_other_classes(config.source, model.config, config.data, class_names, remedy)
     else:
-        class_names = tuple(name for _, name in sorted((model.config.id2label or {}).items()))
+        class_names = tuple(name for _, name in sorted(names_of_classes(model.config).items()))
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
     # By way of NumPy, because a process's own device arrays cannot become arrays of all processes.
