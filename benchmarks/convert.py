@@ -1,13 +1,9 @@
 """How long a conversion takes and how much memory, and whether every round trip returns every bit.
 
-    python -m benchmarks convert
-
 Each conversion is a process of its own, `python -m convert SOURCE DESTINATION`, timed from start to end, imports and
 hash included; its memory is the peak resident set that the operating system counted. Weights are random.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -23,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import report
 from convert.conversion import convert, open_source
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
@@ -30,6 +27,8 @@ from poolformer_jax.torch_weights.files import open_weights
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
 
+NAME = "convert"
+EXAMPLE = "example:\n  python -m benchmarks convert --variant s12 --runs 1 --no-round-trips"
 # What the project promises of m48.
 SECONDS, MEMORY_PER_BYTE = 3.0, 2.2
 
@@ -117,22 +116,22 @@ def round_trip(folder: Path, variant: str, layout: str) -> bool:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, and returns 1 if a promise is not kept."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks convert", description=__doc__.splitlines()[0])
+    parser = report.parser(NAME, __doc__, EXAMPLE)
     parser.add_argument("--variant", choices=RESULTS, default="m48", help="whose conversion is timed (default: m48)")
     parser.add_argument("--runs", type=int, default=3, help="runs of every conversion (default: 3)")
     parser.add_argument("--no-round-trips", action="store_true", help="leave out the round trips")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the measurements")
     options = parser.parse_args(arguments)
     console = Console()
+    machine = report.machine()
     with tempfile.TemporaryDirectory() as folder:
         measurements = _measure_all(Path(folder), options.variant, options.runs)
     console.print(_table(options.variant, measurements))
     trips = {} if options.no_round_trips else _round_trips(console)
-    if options.json:
-        data = {"measurements": [asdict(one) for one in measurements], "round_trips": trips}
-        options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    measured = [asdict(one) for one in measurements]
+    found = {"machine": machine, "measurements": measured, "round_trips": trips}
+    report.write(options.json, NAME, arguments, found, console)
     kept = all(statistics.median(m.seconds) < SECONDS and m.memory_per_byte < MEMORY_PER_BYTE for m in measurements)
     return 0 if kept and all(trips.values()) else 1
 
@@ -175,7 +174,3 @@ def _round_trips(console: Console) -> dict[str, bool]:
         if not good:
             console.print(f"  differs: {name}")
     return results
-
-
-if __name__ == "__main__":
-    sys.exit(main())

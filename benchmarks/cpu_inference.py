@@ -21,13 +21,13 @@ from rich.console import Console
 
 from benchmarks import report, turns
 from benchmarks.inputs import write_inputs
-from benchmarks.turns import ROOT, Contender, measure
+from benchmarks.turns import ROOT, Contender
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
-from poolformer_jax.writing import write_json
 
 # Float32 logits of deep networks, summed in other orders: the largest differences seen are 2e-6 (s12) and 1e-5 (m36).
 TOLERANCE = 1e-4
+NAME = "cpu-inference"
 EXAMPLE = "example:\n  python -m benchmarks cpu-inference --variants s12 --batches 1 --rounds 3"
 
 
@@ -36,7 +36,6 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     machine, contests = report.machine(), []
-    command = " ".join(["python -m benchmarks cpu-inference", *arguments])
     for variant in options.variants:
         for batch in options.batches:
             with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name, console.status("") as status:
@@ -44,21 +43,12 @@ def main(arguments: Sequence[str]) -> int:
                 status.update(f"{variant}, batch {batch}: writing the weights, and their ONNX file")
                 write_inputs(folder, PoolFormerConfig.from_variant(variant), batch)
                 export_onnx(folder)
-                results, left_out = measure(
-                    contenders(folder),
-                    rounds=options.rounds,
-                    seconds=options.seconds,
-                    tolerance=TOLERANCE,
-                    say=lambda what, title=f"{variant}, batch {batch}": status.update(f"{title}: {what}"),
-                )
-            summaries = report.summarise(results, images=batch)
-            title = f"{variant}, batch {batch}, float32, {machine['cores']} cores"
-            report.show(console, title, summaries, left_out)
-            contest = {"variant": variant, "batch": batch, "load_after": report.load()}
-            contests.append(contest | {"results": summaries, "left_out": left_out})
-            found = {"command": command, "machine": machine, "contests": contests}
-            write_json(options.json, found)  # after each, because the next one may take long
-    console.print(f"written to {options.json}", soft_wrap=True)
+                status.update(f"{variant}, batch {batch}")
+                contest = report.contest(contenders(folder), batch, options, TOLERANCE, status)
+            report.show(console, f"{variant}, batch {batch}, float32, {machine['cores']} cores", contest)
+            contests.append({"variant": variant, "batch": batch, **contest})
+            # After each, because the next one may take long.
+            report.write(options.json, NAME, arguments, {"machine": machine, "contests": contests}, console)
     return 0
 
 
@@ -85,9 +75,8 @@ def export_onnx(folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = turns.parser("cpu-inference", __doc__, EXAMPLE)
+    parser = report.parser(NAME, __doc__, EXAMPLE)
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images in a call (default: 1 16)")
     turns.add_flags(parser, rounds=9, seconds=1.0)
-    report.add_json_flag(parser, "cpu-inference")
     return parser

@@ -17,10 +17,9 @@ from rich.console import Console
 
 from benchmarks import report, turns
 from benchmarks.inputs import write_inputs
-from benchmarks.turns import Contender, measure
+from benchmarks.turns import Contender
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
-from poolformer_jax.writing import write_json
 
 STEPS = 3
 """Whose losses are compared: the first tests the forward pass, the others the gradient and the update."""
@@ -28,6 +27,7 @@ STEPS = 3
 ADAMW = {"learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.05}
 # Adam divides every gradient by its own size, and so makes rounding errors of small gradients visible.
 TOLERANCE = 1e-3
+NAME = "cpu-training"
 EXAMPLE = "example:\n  python -m benchmarks cpu-training --variant s12 --batch 4 --rounds 3"
 
 
@@ -39,21 +39,12 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="cpu-training-") as folder, console.status("") as status:
         status.update("writing the weights")
         write_inputs(Path(folder), PoolFormerConfig.from_variant(options.variant), options.batch)
-        results, left_out = measure(
-            contenders(Path(folder)),
-            rounds=options.rounds,
-            seconds=options.seconds,
-            tolerance=TOLERANCE,
-            say=status.update,
-        )
-    summaries = report.summarise(results, images=options.batch)
+        status.update(f"{options.variant}, batch {options.batch}")
+        contest = report.contest(contenders(Path(folder)), options.batch, options, TOLERANCE, status)
     title = f"training step, {options.variant}, batch {options.batch}, float32, {machine['cores']} cores"
-    report.show(console, title, summaries, left_out)
-    contest = {"variant": options.variant, "batch": options.batch, "load_after": report.load()}
-    contest |= {"results": summaries, "left_out": left_out}
-    command = " ".join(["python -m benchmarks cpu-training", *arguments])
-    write_json(options.json, {"command": command, "machine": machine, "contests": [contest]})
-    console.print(f"written to {options.json}", soft_wrap=True)
+    report.show(console, title, contest)
+    contests = [{"variant": options.variant, "batch": options.batch, **contest}]
+    report.write(options.json, NAME, arguments, {"machine": machine, "contests": contests}, console)
     return 0
 
 
@@ -71,9 +62,8 @@ def contenders(folder: Path) -> list[Contender]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = turns.parser("cpu-training", __doc__, EXAMPLE)
+    parser = report.parser(NAME, __doc__, EXAMPLE)
     parser.add_argument("--variant", choices=RESULTS, default="s12", help="default: s12")
     parser.add_argument("--batch", type=int, default=16, help="images in a step (default: 16)")
     turns.add_flags(parser, rounds=7, seconds=1.0)
-    report.add_json_flag(parser, "cpu-training")
     return parser

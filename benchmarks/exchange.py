@@ -9,15 +9,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report, turns
+from benchmarks import report
 from benchmarks.cores import Rates, rates
-from poolformer_jax.writing import write_json
 
+NAME = "exchange"
 EXAMPLE = "example:\n  python -m benchmarks exchange --seconds 60"
 
 
@@ -45,15 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         table.add_row(name, f"{len(group) / len(found):.0%}", f"{same:.0f}", f"{other:.0f}")
         groups.append({"share_a_cache": together, "times": len(group), "same_core": same, "other_core": other})
     console.print(table)
-    command = " ".join(["python -m benchmarks exchange", *arguments])
-    told: dict[str, Any] = {"command": command, "machine": report.machine(), "groups": groups}
-    write_json(options.json, told)
-    console.print(f"written to {options.json}", soft_wrap=True)
+    report.write(options.json, NAME, arguments, {"machine": report.machine(), "groups": groups}, console)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = turns.parser("exchange", __doc__, EXAMPLE)
+    parser = report.parser(NAME, __doc__, EXAMPLE)
     parser.add_argument("--seconds", type=float, default=30, help="how long to look (default: 30)")
-    report.add_json_flag(parser, "exchange")
     return parser

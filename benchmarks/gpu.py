@@ -13,7 +13,6 @@ Needs a jax and a torch that see the GPU: pip install -e '.[bench]' 'jax[cuda13]
 """
 
 import argparse
-import re
 import shutil
 import statistics
 import subprocess
@@ -28,15 +27,15 @@ from rich.table import Table
 from benchmarks import report, turns
 from benchmarks.cpu_training import ADAMW, STEPS
 from benchmarks.inputs import write_inputs, write_timm_weights
-from benchmarks.turns import Contender, measure
+from benchmarks.turns import Contender
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
 from poolformer_jax.summary import count_macs
-from poolformer_jax.writing import write_json
 
 # bfloat16 keeps 8 bits, and autocast rounds in other places than we do.
 TOLERANCE = 5e-2
 WORK = ("inference", "training")
+NAME = "gpu"
 EXAMPLE = "example:\n  python -m benchmarks gpu --variants s12 --batch 128 --work inference"
 
 
@@ -65,8 +64,6 @@ def main(arguments: Sequence[str]) -> int:
     device = device_name()
     console = Console()
     machine, contests = report.machine() | {"gpu": device}, []
-    path = options.json or report.RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', device.lower())}.json"
-    command = " ".join(["python -m benchmarks gpu", *arguments])
     for variant in options.variants:
         for work in options.work:
             config = PoolFormerConfig.from_variant(variant)
@@ -74,23 +71,15 @@ def main(arguments: Sequence[str]) -> int:
                 status.update(f"{variant}, {work}: writing the weights")
                 write_inputs(Path(name), config, options.batch)
                 write_timm_weights(Path(name), config)
-                results, left_out = measure(
-                    contenders(Path(name), work),
-                    rounds=options.rounds,
-                    seconds=options.seconds,
-                    tolerance=TOLERANCE,
-                    say=lambda what, title=f"{variant}, {work}": status.update(f"{title}: {what}"),
-                )
-            summaries = report.summarise(results, images=options.batch)
+                status.update(f"{variant}, {work}")
+                contest = report.contest(contenders(Path(name), work), options.batch, options, TOLERANCE, status)
             flops = 2 * count_macs(config) * (3 if work == "training" else 1)
-            summaries = [summary | use(summary, options.batch * flops, PEAKS.get(device)) for summary in summaries]
-            title = f"{work}, {variant}, batch {options.batch}, bfloat16, {device}"
-            report.show(console, title, summaries, left_out)
-            console.print(use_table(summaries))
-            contest = {"variant": variant, "work": work, "batch": options.batch, "load_after": report.load()}
-            contests.append(contest | {"results": summaries, "left_out": left_out})
-            write_json(path, {"command": command, "machine": machine, "contests": contests})
-    console.print(f"written to {path}", soft_wrap=True)
+            for summary in contest["results"]:
+                summary |= use(summary, options.batch * flops, PEAKS.get(device))
+            report.show(console, f"{work}, {variant}, batch {options.batch}, bfloat16, {device}", contest)
+            console.print(use_table(contest["results"]))
+            contests.append({"variant": variant, "work": work, "batch": options.batch, **contest})
+            report.write(options.json, NAME, arguments, {"machine": machine, "contests": contests}, console)
     return 0
 
 
@@ -159,15 +148,9 @@ def use_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = turns.parser("gpu", __doc__, EXAMPLE)
+    parser = report.parser(NAME, __doc__, EXAMPLE)
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
     turns.add_flags(parser, rounds=9, seconds=2.0)
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="where to write the figures (default: benchmarks/results/gpu-DEVICE.json)",
-    )
     return parser

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import gpu_kernels, report, turns
+from benchmarks import gpu_kernels, report
 from benchmarks.gpu import PEAKS, Peak
 from benchmarks.gpu_targets import CUDA, CUDNN, PLUGINS, TARGETS, device
 from benchmarks.lowering import SIZE, Step, lower_training, operations
@@ -40,8 +40,8 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.probabilities import fastest_network
 from poolformer_jax.published import RESULTS
-from poolformer_jax.writing import write_json
 
+NAME = "gpu-compiler"
 EXAMPLE = "example:\n  python -m benchmarks gpu-compiler --variants s12 m36 --work training"
 
 
@@ -61,7 +61,6 @@ def main(arguments: Sequence[str]) -> int:
             texts.append(text)
             _print(console, f"{variant}, {work}, {parsed.gpu}: {parsed.batch} images, bfloat16", result, parsed.batch)
     content = {
-        "command": " ".join(["python -m benchmarks gpu-compiler", *arguments]),
         "gpu": parsed.gpu,
         "target": asdict(TARGETS[parsed.gpu]) | {"cudnn": CUDNN, "cuda": CUDA},
         "batch": parsed.batch,
@@ -72,9 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     }
     if parsed.text:
         parsed.text.write_text("\n".join(texts))
-    if parsed.json:
-        write_json(parsed.json, content)
-        console.print(f"written to {parsed.json}", soft_wrap=True)
+    report.write(parsed.json, NAME, arguments, content, console)
     return 0
 
 
@@ -159,7 +156,7 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = turns.parser("gpu-compiler", __doc__, EXAMPLE)
+    parser = report.parser(NAME, __doc__, EXAMPLE)
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12"], help="default: s12")
     parser.add_argument("--work", nargs="+", choices=_LOWER, default=[*_LOWER], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
@@ -167,6 +164,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain", action="store_true", help="the blocks as the paper writes them")
     parser.add_argument("--no-kernels", action="store_true", help="leave everything to XLA")
     parser.add_argument("--top", type=int, default=12, metavar="N", help="costly kernels to list (default: 12)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     parser.add_argument("--text", type=Path, metavar="FILE", help="also write the compiled programs to this file")
     return parser

@@ -1,7 +1,5 @@
 """Images a second per core: our input pipeline against tf.data and a PyTorch DataLoader, on the same JPEG files.
 
-    python -m benchmarks input-pipeline [--tensorflow-python PATH] [--rounds 7] [--json FILE]
-
 Every pipeline runs in a process of its own, with one worker (tf.data has threads instead), pinned to one core together
 with its workers and threads.
 They take turns: while one is measured the others are stopped (SIGSTOP), and the batches a pipeline had made ahead are
@@ -32,10 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
-from poolformer_jax.writing import write_json
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "input_peers"
+NAME = "input-pipeline"
+EXAMPLE = "example:\n  python -m benchmarks input-pipeline --rounds 3 --batches 4 --tensorflow-python tf/bin/python"
 BATCH = 32
 AHEAD = 6
 """Batches thrown away before the clock starts: more than any of the pipelines makes ahead."""
@@ -82,13 +81,12 @@ class Result:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks input-pipeline", description=__doc__.splitlines()[0])
+    parser = report.parser(NAME, __doc__, EXAMPLE)
     parser.add_argument("--tensorflow-python", default=sys.executable, help="interpreter that has tensorflow")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
     parser.add_argument("--rounds", type=int, default=7, help="turns of every pipeline (default: 7)")
     parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} in a turn (default: 16)")
     parser.add_argument("--images", type=int, default=64, help="different JPEGs in a set (default: 64)")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
     options = parser.parse_args(arguments)
     if sys.platform != "linux" or shutil.which("taskset") is None:
         print("error: this benchmark pins processes and reads /proc. It needs Linux, and taskset.", file=sys.stderr)
@@ -109,10 +107,8 @@ def main(arguments: Sequence[str]) -> int:
                 key = "crop+flip+randaugment" if randaugment else "crop+flip"
                 described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
                 show(console, f"{name}, {described['kilobytes']} kB a file: {key}", results)
-                if options.json is not None:  # after every table: the whole takes many minutes
-                    write_json(options.json, found)
-    if options.json is not None:
-        console.print(f"written to {options.json}")
+                # After every table: the whole takes many minutes.
+                report.write(options.json, NAME, arguments, found, console)
     return 0
 
 

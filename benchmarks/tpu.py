@@ -1,8 +1,5 @@
 """What the TPU compiler makes of the network, without a TPU: cycles, bytes, memory and collectives of the real program.
 
-    python -m benchmarks tpu
-    python -m benchmarks tpu --topology v5e:16x16 --work training --json FILE
-
 libtpu holds the compiler, and it runs on any Linux host: `pip install 'jax[tpu]'`. Nothing is measured. The
 cycles are the compiler's own estimates (`estimated_cycles`), added up as if nothing overlapped; what follows from them,
 images a second and the share of the chip's peak, is an estimate too. Transfers between HBM and VMEM that run beside
@@ -43,7 +40,9 @@ from benchmarks import report
 from benchmarks.lowering import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.published import RESULTS
-from poolformer_jax.writing import write_json
+
+NAME = "tpu"
+EXAMPLE = "example:\n  python -m benchmarks tpu --topology v5e:16x16 --work training"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,7 +71,6 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.text:
         parsed.text.write_text("\n".join(texts))
     content = {
-        "command": " ".join(["python -m benchmarks tpu", *arguments]),
         "variant": parsed.variant,
         "fused": not parsed.plain,
         "kernels": not (parsed.plain or parsed.no_kernels),
@@ -80,18 +78,12 @@ def main(arguments: Sequence[str]) -> int:
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax", "optax")},
         "estimates_not_measurements": results,
     }
-    if parsed.json:
-        write_json(parsed.json, content)
-        print(f"wrote {parsed.json}")
+    report.write(parsed.json, NAME, arguments, content, Console())
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks tpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = report.parser(NAME, __doc__, EXAMPLE)
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
     parser.add_argument("--variant", choices=RESULTS, default="s12", help="whose network (default s12)")
@@ -101,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain", action="store_true", help="the blocks as the paper writes them")
     parser.add_argument("--no-kernels", action="store_true", help="leave everything to XLA")
     parser.add_argument("--top", type=int, default=12, help="how many costly instructions to list (default 12)")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
     parser.add_argument("--text", type=Path, help="also write the compiled programs to this file")
     return parser
 

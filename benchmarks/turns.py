@@ -234,16 +234,6 @@ def started(contender: Contender) -> Iterator[Worker]:
             process.communicate()
 
 
-def parser(name: str, description: str | None, example: str) -> argparse.ArgumentParser:
-    """The flags' beginning, for a benchmark called `name`: its description above them, and an example below."""
-    return argparse.ArgumentParser(
-        prog=f"python -m benchmarks {name}",
-        description=description,
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def add_flags(flags: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
     """How long the turns are, and how many."""
     flags.add_argument("--rounds", type=int, default=rounds, help=f"turns of every contender (default: {rounds})")

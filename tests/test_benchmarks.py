@@ -60,7 +60,7 @@ def test_help_lists_every_benchmark_within_80_columns():
     assert max(map(len, finished.stdout.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", ["cpu-inference", "cpu-training", "exchange", "gpu", "gpu-compiler"])
+@pytest.mark.parametrize("name", program.BENCHMARKS)
 def test_each_benchmark_explains_itself_with_an_example(name, capsys):
     with pytest.raises(SystemExit) as ended:
         program.main([name, "--help"])
@@ -155,16 +155,19 @@ def test_turns_are_told_apart_by_whether_the_cores_shared_a_cache():
     assert [one["cores_share_a_cache"] for one in summaries] == [1000, 2000, None]
     assert [one["cores_do_not"] for one in summaries] == [3000, 4000, None]
     console = Console(file=io.StringIO(), width=80)
-    report.show(console, "title", summaries, {})
+    report.show(console, "title", {"results": summaries, "left_out": {}})
     assert "common" in console.file.getvalue()
     assert max(map(len, console.file.getvalue().splitlines())) <= 80
 
 
 @pytest.mark.skipif(cores.rates() is None, reason="one core, or threads cannot be pinned")
-def test_the_rates_between_cores_are_written_down(tmp_path):
-    path = tmp_path / "exchange.json"
-    assert program.main(["exchange", "--seconds", "0", "--json", str(path)]) == program.DONE
-    (group,) = json.loads(path.read_text())["groups"]
+def test_the_rates_between_cores_are_written_down_beside_no_figure_that_is_cited(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["exchange", "--seconds", "0"]) == program.DONE
+    assert "written to runs/benchmarks/exchange.json" in capsys.readouterr().out
+    found = json.loads((tmp_path / "runs" / "benchmarks" / "exchange.json").read_text())
+    assert found["command"] == "python -m benchmarks exchange --seconds 0"
+    (group,) = found["groups"]
     assert group["times"] == 1
     assert group["same_core"] > 0
     assert group["other_core"] > 0
@@ -173,7 +176,8 @@ def test_the_rates_between_cores_are_written_down(tmp_path):
 def test_the_table_fits_80_columns_and_marks_nobody_fastest_without_peers():
     found = [result("ours", [0.0123], ours=True), result("torch.compile, channels_last", [123.4])]
     console = Console(file=io.StringIO(), width=80)
-    report.show(console, "s12, batch 1, float32, 2 cores", report.summarise(found, 1), {"b": "b: no such package"})
+    contest = {"results": report.summarise(found, 1), "left_out": {"b": "b: no such package"}}
+    report.show(console, "s12, batch 1, float32, 2 cores", contest)
     told = console.file.getvalue()
     assert "torch.compile, channels_last" in told
     assert "12.3 to 12.3" in told
