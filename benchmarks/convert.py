@@ -4,6 +4,7 @@ Each conversion is a process of its own, `python -m convert SOURCE DESTINATION`,
 hash included; its memory is the peak resident set that the operating system counted. Weights are random.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -15,20 +16,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import flax
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report
+import poolformer_jax
+from benchmarks import command_line, report
 from convert.conversion import convert, open_source
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
 from poolformer_jax.torch_weights.files import open_weights
 from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
+from poolformer_jax.writing import write_json
 
-NAME = "convert"
-EXAMPLE = "example:\n  python -m benchmarks convert --variant s12 --runs 1 --no-round-trips"
 # What the project promises of m48.
 SECONDS, MEMORY_PER_BYTE = 3.0, 2.2
 
@@ -117,21 +120,23 @@ def round_trip(folder: Path, variant: str, layout: str) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures, prints a table, and returns 1 if a promise is not kept."""
-    parser = report.parser(NAME, __doc__, EXAMPLE)
-    parser.add_argument("--variant", choices=RESULTS, default="m48", help="whose conversion is timed (default: m48)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of every conversion (default: 3)")
-    parser.add_argument("--no-round-trips", action="store_true", help="leave out the round trips")
-    options = parser.parse_args(arguments)
-    console = Console()
-    machine = report.machine()
+    """Measures, prints a table, writes JSON, and returns 1 if a promise is not kept."""
+    options = command_line.parse(_parser(), arguments)
+    console, machine = Console(), report.machine()
     with tempfile.TemporaryDirectory() as folder:
         measurements = _measure_all(Path(folder), options.variant, options.runs)
     console.print(_table(options.variant, measurements))
     trips = {} if options.no_round_trips else _round_trips(console)
-    measured = [asdict(one) for one in measurements]
-    found = {"machine": machine, "measurements": measured, "round_trips": trips}
-    report.write(options.json, NAME, arguments, found, console)
+    found = {
+        "command": options.command,
+        "machine": machine,
+        "versions": {module.__name__: module.__version__ for module in (poolformer_jax, jax, flax, np)},
+        "variant": options.variant,
+        "measurements": [asdict(one) for one in measurements],
+        "round_trips": trips,
+    }
+    write_json(options.json, found)
+    console.print(f"written to {options.json}", soft_wrap=True)
     kept = all(statistics.median(m.seconds) < SECONDS and m.memory_per_byte < MEMORY_PER_BYTE for m in measurements)
     return 0 if kept and all(trips.values()) else 1
 
@@ -174,3 +179,11 @@ def _round_trips(console: Console) -> dict[str, bool]:
         if not good:
             console.print(f"  differs: {name}")
     return results
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.parser("convert", __doc__, example="--runs 5 --no-round-trips")
+    parser.add_argument("--variant", choices=RESULTS, default="m48", help="whose conversion is timed (default: m48)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of every conversion (default: 3)")
+    parser.add_argument("--no-round-trips", action="store_true", help="leave out the round trips")
+    return parser

@@ -11,6 +11,7 @@ Each contender is a process of its own with all cores, and only the one whose tu
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -19,36 +20,34 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import report, turns
+from benchmarks import command_line, report
+from benchmarks.contest import hold_contest
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import ROOT, Contender
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
+from poolformer_jax.writing import write_json
 
 # Float32 logits of deep networks, summed in other orders: the largest differences seen are 2e-6 (s12) and 1e-5 (m36).
 TOLERANCE = 1e-4
-NAME = "cpu-inference"
-EXAMPLE = "example:\n  python -m benchmarks cpu-inference --variants s12 --batches 1 --rounds 3"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
-    options = _parser().parse_args(arguments)
-    console = Console()
-    machine, contests = report.machine(), []
-    for variant in options.variants:
-        for batch in options.batches:
-            with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name, console.status("") as status:
-                folder = Path(name)
-                status.update(f"{variant}, batch {batch}: writing the weights, and their ONNX file")
+    options = command_line.parse(_parser(), arguments)
+    console, machine, contests = Console(), report.machine(), []
+    for variant, batch in itertools.product(options.variants, options.batches):
+        title = f"{variant}, batch {batch}, float32, {machine['cores']} cores"
+        with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name:
+            folder = Path(name)
+            with console.status(f"{title}: writing the weights, and their ONNX file"):
                 write_inputs(folder, PoolFormerConfig.from_variant(variant), batch)
                 export_onnx(folder)
-                status.update(f"{variant}, batch {batch}")
-                contest = report.contest(contenders(folder), batch, options, TOLERANCE, status)
-            report.show(console, f"{variant}, batch {batch}, float32, {machine['cores']} cores", contest)
-            contests.append({"variant": variant, "batch": batch, **contest})
-            # After each, because the next one may take long.
-            report.write(options.json, NAME, arguments, {"machine": machine, "contests": contests}, console)
+            found = hold_contest(console, title, contenders(folder), options, images=batch, tolerance=TOLERANCE)
+        contests.append({"variant": variant, "batch": batch} | found)
+        # After each, because the next one may take long.
+        write_json(options.json, {"command": options.command, "machine": machine, "contests": contests})
+    console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 
 
@@ -75,8 +74,8 @@ def export_onnx(folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = report.parser(NAME, __doc__, EXAMPLE)
+    parser = command_line.parser("cpu-inference", __doc__, example="--variants s12 --batches 1 --rounds 3")
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images in a call (default: 1 16)")
-    turns.add_flags(parser, rounds=9, seconds=1.0)
+    command_line.add_turns(parser, rounds=9, seconds=1.0)
     return parser

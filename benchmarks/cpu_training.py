@@ -15,11 +15,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import report, turns
+from benchmarks import command_line, report
+from benchmarks.contest import hold_contest
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import Contender
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
+from poolformer_jax.writing import write_json
 
 STEPS = 3
 """Whose losses are compared: the first tests the forward pass, the others the gradient and the update."""
@@ -27,24 +29,21 @@ STEPS = 3
 ADAMW = {"learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.05}
 # Adam divides every gradient by its own size, and so makes rounding errors of small gradients visible.
 TOLERANCE = 1e-3
-NAME = "cpu-training"
-EXAMPLE = "example:\n  python -m benchmarks cpu-training --variant s12 --batch 4 --rounds 3"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its table, writes JSON, and returns the exit code."""
-    options = _parser().parse_args(arguments)
-    console = Console()
-    machine = report.machine()
-    with tempfile.TemporaryDirectory(prefix="cpu-training-") as folder, console.status("") as status:
-        status.update("writing the weights")
-        write_inputs(Path(folder), PoolFormerConfig.from_variant(options.variant), options.batch)
-        status.update(f"{options.variant}, batch {options.batch}")
-        contest = report.contest(contenders(Path(folder)), options.batch, options, TOLERANCE, status)
+    options = command_line.parse(_parser(), arguments)
+    console, machine = Console(), report.machine()
     title = f"training step, {options.variant}, batch {options.batch}, float32, {machine['cores']} cores"
-    report.show(console, title, contest)
-    contests = [{"variant": options.variant, "batch": options.batch, **contest}]
-    report.write(options.json, NAME, arguments, {"machine": machine, "contests": contests}, console)
+    with tempfile.TemporaryDirectory(prefix="cpu-training-") as name:
+        folder = Path(name)
+        with console.status(f"{title}: writing the weights"):
+            write_inputs(folder, PoolFormerConfig.from_variant(options.variant), options.batch)
+        found = hold_contest(console, title, contenders(folder), options, images=options.batch, tolerance=TOLERANCE)
+    contest = {"variant": options.variant, "batch": options.batch} | found
+    write_json(options.json, {"command": options.command, "machine": machine, "contests": [contest]})
+    console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 
 
@@ -62,8 +61,8 @@ def contenders(folder: Path) -> list[Contender]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = report.parser(NAME, __doc__, EXAMPLE)
+    parser = command_line.parser("cpu-training", __doc__, example="--variant s12 --batch 4 --rounds 3")
     parser.add_argument("--variant", choices=RESULTS, default="s12", help="default: s12")
     parser.add_argument("--batch", type=int, default=16, help="images in a step (default: 16)")
-    turns.add_flags(parser, rounds=7, seconds=1.0)
+    command_line.add_turns(parser, rounds=7, seconds=1.0)
     return parser

@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report
+from benchmarks import command_line, report
 from benchmarks.cores import Rates, rates
-
-NAME = "exchange"
-EXAMPLE = "example:\n  python -m benchmarks exchange --seconds 60"
+from poolformer_jax.writing import write_json
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its table, writes JSON, and returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = command_line.parse(_parser(), arguments)
     console = Console()
     found: list[Rates] = []
     end = time.monotonic() + options.seconds
@@ -44,11 +42,12 @@ def main(arguments: Sequence[str]) -> int:
         table.add_row(name, f"{len(group) / len(found):.0%}", f"{same:.0f}", f"{other:.0f}")
         groups.append({"share_a_cache": together, "times": len(group), "same_core": same, "other_core": other})
     console.print(table)
-    report.write(options.json, NAME, arguments, {"machine": report.machine(), "groups": groups}, console)
+    write_json(options.json, {"command": options.command, "machine": report.machine(), "groups": groups})
+    console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = report.parser(NAME, __doc__, EXAMPLE)
+    parser = command_line.parser("exchange", __doc__, example="--seconds 60")
     parser.add_argument("--seconds", type=float, default=30, help="how long to look (default: 30)")
     return parser

@@ -13,6 +13,7 @@ Needs a jax and a torch that see the GPU: pip install -e '.[bench]' 'jax[cuda13]
 """
 
 import argparse
+import itertools
 import shutil
 import statistics
 import subprocess
@@ -24,19 +25,19 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report, turns
+from benchmarks import command_line, report
+from benchmarks.contest import hold_contest
 from benchmarks.cpu_training import ADAMW, STEPS
 from benchmarks.inputs import write_inputs, write_timm_weights
 from benchmarks.turns import Contender
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.published import RESULTS
 from poolformer_jax.summary import count_macs
+from poolformer_jax.writing import write_json
 
 # bfloat16 keeps 8 bits, and autocast rounds in other places than we do.
 TOLERANCE = 5e-2
 WORK = ("inference", "training")
-NAME = "gpu"
-EXAMPLE = "example:\n  python -m benchmarks gpu --variants s12 --batch 128 --work inference"
 
 
 class Peak(NamedTuple):
@@ -60,26 +61,24 @@ PEAKS = {
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = command_line.parse(_parser(), arguments)
     device = device_name()
-    console = Console()
-    machine, contests = report.machine() | {"gpu": device}, []
-    for variant in options.variants:
-        for work in options.work:
-            config = PoolFormerConfig.from_variant(variant)
-            with tempfile.TemporaryDirectory(prefix="gpu-") as name, console.status("") as status:
-                status.update(f"{variant}, {work}: writing the weights")
-                write_inputs(Path(name), config, options.batch)
-                write_timm_weights(Path(name), config)
-                status.update(f"{variant}, {work}")
-                contest = report.contest(contenders(Path(name), work), options.batch, options, TOLERANCE, status)
-            flops = 2 * count_macs(config) * (3 if work == "training" else 1)
-            for summary in contest["results"]:
-                summary |= use(summary, options.batch * flops, PEAKS.get(device))
-            report.show(console, f"{work}, {variant}, batch {options.batch}, bfloat16, {device}", contest)
-            console.print(use_table(contest["results"]))
-            contests.append({"variant": variant, "work": work, "batch": options.batch, **contest})
-            report.write(options.json, NAME, arguments, {"machine": machine, "contests": contests}, console)
+    console, machine, contests = Console(), report.machine() | {"gpu": device}, []
+    for variant, work in itertools.product(options.variants, options.work):
+        config, batch = PoolFormerConfig.from_variant(variant), options.batch
+        title = f"{work}, {variant}, batch {batch}, bfloat16, {device}"
+        with tempfile.TemporaryDirectory(prefix="gpu-") as name:
+            folder = Path(name)
+            with console.status(f"{title}: writing the weights"):
+                write_inputs(folder, config, batch)
+                write_timm_weights(folder, config)
+            found = hold_contest(console, title, contenders(folder, work), options, images=batch, tolerance=TOLERANCE)
+        flops = batch * 2 * count_macs(config) * (3 if work == "training" else 1)
+        found["results"] = [summary | use(summary, flops, PEAKS.get(device)) for summary in found["results"]]
+        console.print(use_table(found["results"]))
+        contests.append({"variant": variant, "work": work, "batch": batch} | found)
+        write_json(options.json, {"command": options.command, "machine": machine, "contests": contests})
+    console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 
 
@@ -148,9 +147,9 @@ def use_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = report.parser(NAME, __doc__, EXAMPLE)
+    parser = command_line.parser("gpu", __doc__, example="--variants s12 --batch 128 --work inference")
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
-    turns.add_flags(parser, rounds=9, seconds=2.0)
+    command_line.add_turns(parser, rounds=9, seconds=2.0)
     return parser

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import gpu_kernels, report
+from benchmarks import command_line, gpu_kernels, report
 from benchmarks.gpu import PEAKS, Peak
 from benchmarks.gpu_targets import CUDA, CUDNN, PLUGINS, TARGETS, device
 from benchmarks.lowering import SIZE, Step, lower_training, operations
@@ -40,14 +40,12 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.probabilities import fastest_network
 from poolformer_jax.published import RESULTS
-
-NAME = "gpu-compiler"
-EXAMPLE = "example:\n  python -m benchmarks gpu-compiler --variants s12 m36 --work training"
+from poolformer_jax.writing import write_json
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = command_line.parse(_parser(), arguments)
     target, peak = device(parsed.gpu), PEAKS[parsed.gpu]
     console = Console()
     results, texts = {}, []
@@ -61,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             texts.append(text)
             _print(console, f"{variant}, {work}, {parsed.gpu}: {parsed.batch} images, bfloat16", result, parsed.batch)
     content = {
+        "command": parsed.command,
         "gpu": parsed.gpu,
         "target": asdict(TARGETS[parsed.gpu]) | {"cudnn": CUDNN, "cuda": CUDA},
         "batch": parsed.batch,
@@ -71,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     }
     if parsed.text:
         parsed.text.write_text("\n".join(texts))
-    report.write(parsed.json, NAME, arguments, content, console)
+    write_json(parsed.json, content)
+    console.print(f"written to {parsed.json}", soft_wrap=True)
     return 0
 
 
@@ -156,7 +156,7 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = report.parser(NAME, __doc__, EXAMPLE)
+    parser = command_line.parser("gpu-compiler", __doc__, example="--variants s12 m36 --work training")
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12"], help="default: s12")
     parser.add_argument("--work", nargs="+", choices=_LOWER, default=[*_LOWER], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")

@@ -29,12 +29,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report
+from benchmarks import command_line, report
+from poolformer_jax.writing import write_json
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "input_peers"
-NAME = "input-pipeline"
-EXAMPLE = "example:\n  python -m benchmarks input-pipeline --rounds 3 --batches 4 --tensorflow-python tf/bin/python"
 BATCH = 32
 AHEAD = 6
 """Batches thrown away before the clock starts: more than any of the pipelines makes ahead."""
@@ -48,13 +47,12 @@ SIZES = {
     "large": [(1600, 1200), (1200, 1600), (1920, 1280), (2048, 1536)],
 }
 
-
 LARGE_TURN = 4
 """Large photographs take ten times as long: their turns are shorter by this factor."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
+class Pipeline:
     """One pipeline and how to start it."""
 
     name: str
@@ -81,19 +79,11 @@ class Result:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
-    parser = report.parser(NAME, __doc__, EXAMPLE)
-    parser.add_argument("--tensorflow-python", default=sys.executable, help="interpreter that has tensorflow")
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every pipeline (default: 7)")
-    parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} in a turn (default: 16)")
-    parser.add_argument("--images", type=int, default=64, help="different JPEGs in a set (default: 64)")
-    options = parser.parse_args(arguments)
+    options = command_line.parse(_parser(), arguments)
     if sys.platform != "linux" or shutil.which("taskset") is None:
-        print("error: this benchmark pins processes and reads /proc. It needs Linux, and taskset.", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pipelines are ended, too
+        raise ValueError("This pins processes and reads /proc. It needs Linux, and taskset.")
     console = Console()
-    found = {"machine": report.machine(), "batch": BATCH, "sets": {}}
+    found = {"command": options.command, "machine": report.machine(), "batch": BATCH, "sets": {}}
     with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
         for name, sizes in SIZES.items():
             here = Path(folder) / name
@@ -103,16 +93,16 @@ def main(arguments: Sequence[str]) -> int:
             described = {"files": len(files), "kilobytes": round(kilobytes)}
             found["sets"][name] = described
             for randaugment in (False, True):
-                results = measure(contenders(here, randaugment, options), options.rounds, batches)
+                results = measure(pipelines(here, randaugment, options), options.rounds, batches)
                 key = "crop+flip+randaugment" if randaugment else "crop+flip"
                 described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
                 show(console, f"{name}, {described['kilobytes']} kB a file: {key}", results)
-                # After every table: the whole takes many minutes.
-                report.write(options.json, NAME, arguments, found, console)
+                write_json(options.json, found)  # after every table: the whole takes many minutes
+    console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 
 
-def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> list[Contender]:
+def pipelines(folder: Path, randaugment: bool, options: argparse.Namespace) -> list[Pipeline]:
     """The pipelines for one job, ours first."""
     jobs = "rand-m9-mstd0.5-inc1" if randaugment else "none"
     ours = [sys.executable, "-m", "benchmarks.input_peers.ours", "--source", f"folder:{folder}"]
@@ -122,23 +112,23 @@ def contenders(folder: Path, randaugment: bool, options: argparse.Namespace) -> 
     simd, pillow = [*ours, "--resizer", "simd"], [*ours, "--resizer", "pillow"]
     neither = "where neither nvImageCodec nor cykooz-resizer is installed"
     found = [
-        Contender("ours", simd, "the default"),
-        Contender("ours, Pillow alone", pillow, neither, hide_codec(folder.parent)),
-        Contender("ours, exact", [*simd, "--no-scaled-decoding"], "no JPEG decoded at a fraction of its size"),
-        Contender("PyTorch, uint8", torch, "the same filters, 8 bits, as timm's loader has them"),
-        Contender("PyTorch, float32", [*torch, "--float"], "the same, normalised, as torchvision has them"),
+        Pipeline("ours", simd, "the default"),
+        Pipeline("ours, Pillow alone", pillow, neither, hide_codec(folder.parent)),
+        Pipeline("ours, exact", [*simd, "--no-scaled-decoding"], "no JPEG decoded at a fraction of its size"),
+        Pipeline("PyTorch, uint8", torch, "the same filters, 8 bits, as timm's loader has them"),
+        Pipeline("PyTorch, float32", [*torch, "--float"], "the same, normalised, as torchvision has them"),
     ]
     if folder.name == "imagenet":  # where none ever is
-        found = [contender for contender in found if contender.name != "ours, exact"]
+        found = [pipeline for pipeline in found if pipeline.name != "ours, exact"]
     if not randaugment:
         alone = [*simd, "--workers", "0"]
-        found.insert(1, Contender("ours, one process", alone, "no worker: a thread, as tf.data has it"))
+        found.insert(1, Pipeline("ours, one process", alone, "no worker: a thread, as tf.data has it"))
         # TensorFlow has no RandAugment of its own.
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
         found += [
-            Contender("tf.data", tensorflow, "no antialiasing: a cheaper filter, other pixels"),
-            Contender("tf.data, antialias", [*tensorflow, "--antialias"], "antialiased, as Pillow's filters are"),
-            Contender("tf.data, own crops", [*tensorflow, "--own-crops"], "as the first, and smaller crops"),
+            Pipeline("tf.data", tensorflow, "no antialiasing: a cheaper filter, other pixels"),
+            Pipeline("tf.data, antialias", [*tensorflow, "--antialias"], "antialiased, as Pillow's filters are"),
+            Pipeline("tf.data, own crops", [*tensorflow, "--own-crops"], "as the first, and smaller crops"),
         ]
     return found
 
@@ -151,18 +141,18 @@ def hide_codec(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(empty.parent)}
 
 
-def measure(found: Sequence[Contender], rounds: int, batches: int) -> list[Result]:
+def measure(found: Sequence[Pipeline], rounds: int, batches: int) -> list[Result]:
     """Lets the pipelines take turns. One that cannot start is left out with a word about it."""
     with ExitStack() as stack:
         running = []
-        for contender in found:
-            process = stack.enter_context(started(contender))
+        for pipeline in found:
+            process = stack.enter_context(started(pipeline))
             versions = process.stdout.readline()
             if not versions:
                 reason = process.stderr.read().strip().splitlines()
-                print(f"{contender.name} is left out: {reason[-1] if reason else 'it did not start'}", file=sys.stderr)
+                print(f"{pipeline.name} is left out: {reason[-1] if reason else 'it did not start'}", file=sys.stderr)
                 continue
-            running.append((process, Result(contender.name, contender.note, json.loads(versions))))
+            running.append((process, Result(pipeline.name, pipeline.note, json.loads(versions))))
             os.killpg(process.pid, signal.SIGSTOP)
         for _ in range(rounds):
             for process, result in running:
@@ -177,16 +167,16 @@ def measure(found: Sequence[Contender], rounds: int, batches: int) -> list[Resul
 
 
 @contextmanager
-def started(contender: Contender) -> Iterator[subprocess.Popen[str]]:
+def started(pipeline: Pipeline) -> Iterator[subprocess.Popen[str]]:
     """A pipeline in a process group of its own, on one core."""
     core = max(os.sched_getaffinity(0))
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
-        ["taskset", "--cpu-list", str(core), *contender.command],
+        ["taskset", "--cpu-list", str(core), *pipeline.command],
         text=True,
         cwd=ROOT,
         start_new_session=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", **contender.environment},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", **pipeline.environment},
         **pipes,
     )
     try:
@@ -263,5 +253,11 @@ def show(console: Console, title: str, results: Sequence[Result]) -> None:
         console.print(f"  {result.name}: {result.note}", highlight=False)
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.parser("input-pipeline", __doc__, example="--rounds 3 --images 16")
+    parser.add_argument("--tensorflow-python", default=sys.executable, help="interpreter that has tensorflow")
+    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every pipeline (default: 7)")
+    parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} in a turn (default: 16)")
+    parser.add_argument("--images", type=int, default=64, help="different JPEGs in a set (default: 64)")
+    return parser

@@ -3,11 +3,9 @@
 And the tables of what a compiler tells.
 """
 
-import argparse
 import datetime
 import os
 import platform
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,34 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 
-from benchmarks.turns import Contender, Result, measure
+from benchmarks.turns import Result
 from poolformer_jax.cores import available_cores
-from poolformer_jax.writing import write_json
-
-
-def parser(name: str, description: str | None, example: str) -> argparse.ArgumentParser:
-    """For the benchmark `name`, with its description above the flags, an example below, and the flag --json."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m benchmarks {name}",
-        description=description,
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    # Not benchmarks/results, whose figures the documents cite: trying a benchmark out leaves those alone.
-    path = Path("runs", "benchmarks", f"{name}.json")
-    made.add_argument(
-        "--json", type=Path, metavar="FILE", default=path, help=f"where to write the figures (default: {path})"
-    )
-    return made
-
-
-def write(path: Path, name: str, arguments: Sequence[str], found: Mapping[str, Any], console: Console) -> None:
-    """Writes what the benchmark `name` found, with the command that repeats it, and says where."""
-    write_json(path, {"command": shlex.join(["python", "-m", "benchmarks", name, *arguments]), **found})
-    console.print(f"written to {path}", soft_wrap=True)
 
 
 def machine() -> dict[str, Any]:
@@ -66,25 +40,6 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def contest(
-    contenders: Sequence[Contender],
-    images: int,
-    options: argparse.Namespace,
-    tolerance: float,
-    status: Status,
-) -> dict[str, Any]:
-    """Has the contenders take their turns on `images` a call, as `turns.measure` says; returns what JSON says of it."""
-    title = status.status
-    results, left_out = measure(
-        contenders,
-        rounds=options.rounds,
-        seconds=options.seconds,
-        tolerance=tolerance,
-        say=lambda what: status.update(f"{title}: {what}"),
-    )
-    return {"load_after": load(), "results": summarise(results, images), "left_out": left_out}
 
 
 def summarise(results: Sequence[Result], images: int) -> list[dict[str, Any]]:
@@ -154,10 +109,10 @@ def _figure(milliseconds: float) -> str:
     return f"{milliseconds:.{0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2}f}"
 
 
-def show(console: Console, title: str, contest: Mapping[str, Any]) -> None:
-    """Prints a contest's table, and who is missing from it."""
-    console.print(table(title, contest["results"]))
-    for reason in contest["left_out"].values():
+def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> None:
+    """Prints a table, and who is missing from it."""
+    console.print(table(title, summaries))
+    for reason in left_out.values():
         console.print(f"left out: {reason}", highlight=False, markup=False)
 
 

@@ -12,7 +12,6 @@ it (benchmarks/kernel_schedules.py), or with what its own bytes and operations n
 import argparse
 import importlib.metadata
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,18 +35,16 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import report
+from benchmarks import command_line, report
 from benchmarks.lowering import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.published import RESULTS
-
-NAME = "tpu"
-EXAMPLE = "example:\n  python -m benchmarks tpu --topology v5e:16x16 --work training"
+from poolformer_jax.writing import write_json
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = command_line.parse(_parser(), arguments)
     console = Console(stderr=True)
     targets = {}
     for topology in parsed.topology:  # all of them before minutes go into the first
@@ -55,8 +52,7 @@ def main(arguments: Sequence[str]) -> int:
             devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
             targets[topology] = chip_of(topology), devices
         except (ValueError, RuntimeError) as error:
-            print(f"topology {topology} cannot be compiled for: {error}", file=sys.stderr)
-            return 1
+            raise ValueError(f"Topology {topology} cannot be compiled for: {error}") from error
     results, texts = {}, []
     with kernel_schedules.recorded() as schedules:
         for topology, (chip, devices) in targets.items():
@@ -71,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.text:
         parsed.text.write_text("\n".join(texts))
     content = {
+        "command": parsed.command,
         "variant": parsed.variant,
         "fused": not parsed.plain,
         "kernels": not (parsed.plain or parsed.no_kernels),
@@ -78,12 +75,13 @@ def main(arguments: Sequence[str]) -> int:
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax", "optax")},
         "estimates_not_measurements": results,
     }
-    report.write(parsed.json, NAME, arguments, content, Console())
+    write_json(parsed.json, content)
+    print(f"written to {parsed.json}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = report.parser(NAME, __doc__, EXAMPLE)
+    parser = command_line.parser("tpu", __doc__, example="--topology v5e:16x16 --work training")
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
     parser.add_argument("--variant", choices=RESULTS, default="s12", help="whose network (default s12)")

@@ -4,7 +4,6 @@ Thread pools of two libraries in one process take the cores from each other; her
 runs, and the others are stopped (SIGSTOP), so that no idle thread spins beside it either.
 """
 
-import argparse
 import json
 import os
 import random
@@ -232,11 +231,3 @@ def started(contender: Contender) -> Iterator[Worker]:
         finally:
             process.kill()
             process.communicate()
-
-
-def add_flags(flags: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
-    """How long the turns are, and how many."""
-    flags.add_argument("--rounds", type=int, default=rounds, help=f"turns of every contender (default: {rounds})")
-    flags.add_argument(
-        "--seconds", type=float, default=seconds, help=f"length of a turn, a call at least (default: {seconds:g})"
-    )

@@ -1,5 +1,6 @@
 """The benchmark program: its command line, whose turn it is, what counts as the same result, and what it reports."""
 
+import argparse
 import io
 import json
 import os
@@ -12,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import cores, cpu_inference, cpu_training, gpu, report
+from benchmarks import command_line, cores, cpu_inference, cpu_training, gpu, report
+from benchmarks.contest import hold_contest
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import Contender, Result, Unready, compare, measure, started, take_turns
 from benchmarks.worker import seconds_per_call
@@ -61,11 +63,21 @@ def test_help_lists_every_benchmark_within_80_columns():
 
 
 @pytest.mark.parametrize("name", program.BENCHMARKS)
-def test_each_benchmark_explains_itself_with_an_example(name, capsys):
+def test_each_benchmark_explains_itself_with_an_example_and_where_its_figures_go(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
         program.main([name, "--help"])
     assert ended.value.code == 0
-    assert f"example:\n  python -m benchmarks {name}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"example:\n  python -m benchmarks {name} -" in told
+    assert f"default: runs/benchmarks/{name}.json" in told
+
+
+def test_the_command_of_a_report_repeats_it():
+    flags = command_line.parser("gpu", None, "")
+    flags.add_argument("--gpu")
+    assert command_line.parse(flags, []).command == "python -m benchmarks gpu"
+    assert command_line.parse(flags, ["--gpu", "NVIDIA L4"]).command == "python -m benchmarks gpu --gpu 'NVIDIA L4'"
 
 
 def test_every_listed_benchmark_has_a_module():
@@ -155,18 +167,17 @@ def test_turns_are_told_apart_by_whether_the_cores_shared_a_cache():
     assert [one["cores_share_a_cache"] for one in summaries] == [1000, 2000, None]
     assert [one["cores_do_not"] for one in summaries] == [3000, 4000, None]
     console = Console(file=io.StringIO(), width=80)
-    report.show(console, "title", {"results": summaries, "left_out": {}})
+    report.show(console, "title", summaries, {})
     assert "common" in console.file.getvalue()
     assert max(map(len, console.file.getvalue().splitlines())) <= 80
 
 
 @pytest.mark.skipif(cores.rates() is None, reason="one core, or threads cannot be pinned")
-def test_the_rates_between_cores_are_written_down_beside_no_figure_that_is_cited(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert program.main(["exchange", "--seconds", "0"]) == program.DONE
-    assert "written to runs/benchmarks/exchange.json" in capsys.readouterr().out
-    found = json.loads((tmp_path / "runs" / "benchmarks" / "exchange.json").read_text())
-    assert found["command"] == "python -m benchmarks exchange --seconds 0"
+def test_the_rates_between_cores_are_written_down(tmp_path):
+    path = tmp_path / "exchange.json"
+    assert program.main(["exchange", "--seconds", "0", "--json", str(path)]) == program.DONE
+    found = json.loads(path.read_text())
+    assert found["command"] == f"python -m benchmarks exchange --seconds 0 --json {path}"
     (group,) = found["groups"]
     assert group["times"] == 1
     assert group["same_core"] > 0
@@ -176,8 +187,7 @@ def test_the_rates_between_cores_are_written_down_beside_no_figure_that_is_cited
 def test_the_table_fits_80_columns_and_marks_nobody_fastest_without_peers():
     found = [result("ours", [0.0123], ours=True), result("torch.compile, channels_last", [123.4])]
     console = Console(file=io.StringIO(), width=80)
-    contest = {"results": report.summarise(found, 1), "left_out": {"b": "b: no such package"}}
-    report.show(console, "s12, batch 1, float32, 2 cores", contest)
+    report.show(console, "s12, batch 1, float32, 2 cores", report.summarise(found, 1), {"b": "b: no such package"})
     told = console.file.getvalue()
     assert "torch.compile, channels_last" in told
     assert "12.3 to 12.3" in told
@@ -203,11 +213,15 @@ def test_contenders_in_processes_of_their_own_are_compared_and_timed(tmp_path):
         Contender("again", f"{OURS}:inference", where, environment={"JAX_PLATFORMS": "cpu"}),
         Contender("absent", "benchmarks.peers.absent:inference", where),
     ]
-    results, left_out = measure(contenders, rounds=2, seconds=0.0, tolerance=1e-6)
-    assert [one.name for one in results] == ["ours", "again"]
-    assert all(len(one.seconds) == 2 and min(one.seconds) > 0 for one in results)
-    assert results[1].difference == 0
-    assert "No module named 'benchmarks.peers.absent'" in left_out["absent"]
+    console = Console(file=io.StringIO(), width=80)
+    options = argparse.Namespace(rounds=2, seconds=0.0)
+    found = hold_contest(console, "tiny", contenders, options, images=2, tolerance=1e-6)
+    ours, again = found["results"]
+    assert (ours["name"], again["name"]) == ("ours", "again")
+    assert all(len(one["seconds"]) == 2 and min(one["seconds"]) > 0 for one in (ours, again))
+    assert again["difference"] == 0
+    assert "No module named 'benchmarks.peers.absent'" in found["left_out"]["absent"]
+    assert "left out: absent" in console.file.getvalue()
     with pytest.raises(ValueError, match="nothing to compare with"):
         measure(contenders[::2], rounds=1, seconds=0.0, tolerance=1e-6)
 
