@@ -46,15 +46,14 @@ def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
     parsed = command_line.parse(_parser(), arguments)
     console = Console(stderr=True)
-    targets = {}
-    for topology in parsed.topology:  # all of them before minutes go into the first
-        try:
-            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-            targets[topology] = chip_of(topology), devices
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"Topology {topology} cannot be compiled for: {error}") from error
-    results, texts = {}, []
+    targets, results, texts = {}, {}, []
     with kernel_schedules.recorded() as schedules:
+        for topology in parsed.topology:  # all of them before minutes go into the first
+            try:
+                devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+                targets[topology] = chip_of(topology), devices
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(f"Topology {topology} cannot be compiled for: {error}") from error
         for topology, (chip, devices) in targets.items():
             for work in parsed.work:
                 with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):

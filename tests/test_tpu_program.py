@@ -65,10 +65,11 @@ print(json.dumps({
 """
 
 
-def compiled_step(fsdp):
+def run_python(*arguments):
+    """What a process of its own prints."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     finished = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(fsdp)],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -76,7 +77,22 @@ def compiled_step(fsdp):
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    return json.loads(finished.stdout.splitlines()[-1])
+    return finished.stdout
+
+
+def compiled_step(fsdp):
+    return json.loads(run_python("-c", COMPILE, str(fsdp)).splitlines()[-1])
+
+
+@needs_libtpu
+def test_the_benchmark_counts_every_kernel_with_its_schedule(tmp_path):
+    path = tmp_path / "tpu.json"
+    run_python("-m", "benchmarks", "tpu", "--work", "forward", "--images-per-chip", "16", "--json", str(path))
+    (found,) = json.loads(path.read_text())["estimates_not_measurements"].values()
+    kernels = found["kernels"].values()
+    assert len(kernels) == 24  # pooling and MLP of the 12 blocks of s12
+    assert all(kernel["scheduled_cycles"] for kernel in kernels), "libtpu was started before it was asked for schedules"
+    assert found["of_these_in_kernels"] == sum(kernel["cycles"] for kernel in kernels)
 
 
 @needs_libtpu
