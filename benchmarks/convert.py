@@ -32,9 +32,6 @@ from poolformer_jax.torch_weights.names import LAYOUTS, leaves
 from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
 from poolformer_jax.writing import write_json
 
-# What the project promises of m48.
-SECONDS, MEMORY_PER_BYTE = 3.0, 2.2
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -120,7 +117,7 @@ def round_trip(folder: Path, variant: str, layout: str) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures, prints a table, writes JSON, and returns 1 if a promise is not kept."""
+    """Measures, prints a table, writes JSON, and returns 1 if a round trip lost a bit."""
     options = command_line.parse(_parser(), arguments)
     console, machine = Console(), report.machine()
     with tempfile.TemporaryDirectory() as folder:
@@ -137,8 +134,7 @@ def main(arguments: Sequence[str]) -> int:
     }
     write_json(options.json, found)
     console.print(f"written to {options.json}", soft_wrap=True)
-    kept = all(statistics.median(m.seconds) < SECONDS and m.memory_per_byte < MEMORY_PER_BYTE for m in measurements)
-    return 0 if kept and all(trips.values()) else 1
+    return 0 if all(trips.values()) else 1
 
 
 def _measure_all(folder: Path, variant: str, runs: int) -> list[Measurement]:
