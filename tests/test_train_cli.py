@@ -267,34 +267,27 @@ def test_a_field_that_was_not_noted_has_its_default_and_one_that_is_gone_is_name
     assert unknown == ["remat_policy: 'all'", "mesh_kind: 'cube'"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    run_dir = tmp_path_factory.mktemp("finished")
-    programs.run([*programs.TINY, "--run-dir", str(run_dir)])
-    return run_dir
-
-
-def test_a_run_leaves_everything_that_people_and_programs_need(finished):
-    left = {path.relative_to(finished).parts[0] for path in finished.rglob("*")}
+def test_a_run_leaves_everything_that_people_and_programs_need(uninterrupted):
+    left = {path.relative_to(uninterrupted).parts[0] for path in uninterrupted.rglob("*")}
     assert left == {
         *(".lock", "recipe.json", "metrics.jsonl", "curves.png", "confusion.png"),
         *("checkpoints", "examples", "model", "model-ema", "tensorboard"),
     }
-    assert not list(finished.rglob("*partial*"))
+    assert not list(uninterrupted.rglob("*partial*"))
     for name in ("curves.png", "confusion.png"):
-        with Image.open(finished / name) as picture:
+        with Image.open(uninterrupted / name) as picture:
             picture.verify()
-    recipe = json.loads((finished / "recipe.json").read_text())
+    recipe = json.loads((uninterrupted / "recipe.json").read_text())
     assert (recipe["data"]["batch_size"], recipe["model"]["depths"]) == (16, [1])
-    report = json.loads((finished / "model" / "evaluation.json").read_text())
+    report = json.loads((uninterrupted / "model" / "evaluation.json").read_text())
     assert report["examples"] == 64
     assert len(report["classes"]) == 10
 
 
-def test_tensorboard_events_hold_what_metrics_jsonl_holds(finished):
+def test_tensorboard_events_hold_what_metrics_jsonl_holds(uninterrupted):
     from tensorboardX.proto.event_pb2 import Event
 
-    (path,) = (finished / "tensorboard").iterdir()
+    (path,) = (uninterrupted / "tensorboard").iterdir()
     content, events = path.read_bytes(), []
     while content:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
         size = int.from_bytes(content[:8], "little")
@@ -303,22 +296,24 @@ def test_tensorboard_events_hold_what_metrics_jsonl_holds(finished):
     found = {
         event.step: value.simple_value for event in events for value in event.summary.value if value.tag == "train/loss"
     }
-    lines = map(json.loads, (finished / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (uninterrupted / "metrics.jsonl").read_text().splitlines())
     wanted = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
     assert found.keys() == wanted.keys()
     np.testing.assert_allclose([found[step] for step in wanted], list(wanted.values()), rtol=1e-6)
 
 
-def test_evaluate_refuses_classes_in_another_order(finished, tmp_path):
+def test_evaluate_refuses_classes_in_another_order(uninterrupted, tmp_path, capsys):
     # The model's classes are by angle (0, 18, 36, ... degrees), and folders are sorted by name (0, 108, 126, ...).
     for split in ("train", "validation"):
         for angle in range(0, 180, 18):
             folder = tmp_path / split / f"{angle} degrees"
             folder.mkdir(parents=True)
             Image.new("RGB", (16, 16)).save(folder / "image.png")
-    output = programs.run(["evaluate", str(finished / "model"), "--data", f"folder:{tmp_path}"], code=1)
-    assert "in another order" in output
-    assert "label 1: 18 degrees in the model, 108 degrees in the data" in output
+    model, data = str(uninterrupted / "model"), f"folder:{tmp_path}"
+    assert main(["evaluate", model, "--data", data, "--distributed.mode", "off"]) == 1
+    told = capsys.readouterr().err
+    assert "in another order" in told
+    assert "label 1: 18 degrees in the model, 108 degrees in the data" in told
 
 
 def test_lines_of_later_steps_are_dropped_when_a_run_goes_back(tmp_path):

@@ -2,57 +2,71 @@
 
 import shutil
 import signal
+from collections.abc import Sequence
 
 import pytest
 
 import programs
 from train import identity
 from train.checkpoints import Checkpoints
+from train.command_line import main
 from train.data.config import HostAugmentation
 from train.data.sources import open_source
 from train.identity import identify, refuse_another_run
-from training import class_folders, first_state, lines, saved, sharded, tiny, train_losses
+from training import class_folders, first_state, saved, sharded, tiny, train_losses
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a command line in this process, without the seconds in which another one begins; what it prints."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(arguments: Sequence[str], code: int = 0) -> str:
+        assert main([*arguments, "--distributed.mode", "off"]) == code
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted, run):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
     before = train_losses(run_dir)
-    assert "Held-out accuracy" in programs.run([*programs.TINY, "--run-dir", str(run_dir)])
+    assert "Held-out accuracy" in run([*programs.TINY, "--run-dir", str(run_dir)])
     assert train_losses(run_dir) == before
 
 
-def test_another_recipe_does_not_go_on_with_a_run(tmp_path, uninterrupted):
+def test_another_recipe_does_not_go_on_with_a_run(tmp_path, uninterrupted, run):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.learning-rate", "0.5"]
-    output = programs.run(arguments, code=1)
+    output = run(arguments, code=1)
     assert "optimizer.learning_rate: 0.003 -> 0.5" in output
     assert "--run-dir" in output
 
 
-def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_path, uninterrupted):
+def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_path, uninterrupted, run):
     folder = tmp_path / "checkpoints"
     shutil.copytree(uninterrupted / "checkpoints", folder)
     arguments = [*programs.TINY, "--run-dir", str(tmp_path / "b"), "--checkpoint-dir", str(folder)]
     before = sorted(folder.rglob("*"))
-    output = programs.run([*arguments, "--optimizer.learning-rate", "0.5"], code=1)
+    output = run([*arguments, "--optimizer.learning-rate", "0.5"], code=1)
     assert "optimizer.learning_rate: 0.003 -> 0.5" in output
     assert sorted(folder.rglob("*")) == before
     assert not (tmp_path / "b").exists()
     # Moved to another place it is still the same run.
-    assert "Going on from step 20" in programs.run([*arguments, "--max-steps", "20"])
+    assert "Going on from step 20" in run([*arguments, "--max-steps", "20"])
 
 
-def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path):
+def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path, run):
     pool, run_dir = tmp_path / "pool", tmp_path / "run"
     class_folders(pool, 8)
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--data.source", f"folder:{pool}", "--data.workers", "0"]
-    programs.run([*arguments, "--max-steps", "2"])
+    run([*arguments, "--max-steps", "2"])
     metrics = (run_dir / "metrics.jsonl").read_text()
 
     def refused() -> str:
-        output = programs.run([*arguments, "--max-steps", "4"], code=1)
+        output = run([*arguments, "--max-steps", "4"], code=1)
         assert (run_dir / "metrics.jsonl").read_text() == metrics
         assert saved(run_dir) == [2]
         return output
@@ -66,18 +80,18 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path):
     assert "classes: new: dog" in output
     assert "training images: 21 -> 28" in output
     shutil.rmtree(pool / "dog")
-    assert "Going on from step 2" in programs.run([*arguments, "--max-steps", "4"])
+    assert "Going on from step 2" in run([*arguments, "--max-steps", "4"])
 
 
-def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_path):
+def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_path, run):
     here, there = tmp_path / "here", tmp_path / "there"
     class_folders(here, 8)
     common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0", "--data.source"]
-    programs.run([*common, f"folder:{here}", "--max-steps", "2"])
+    run([*common, f"folder:{here}", "--max-steps", "2"])
     here.rename(there)
-    assert "Going on from step 2" in programs.run([*common, f"folder:{there}", "--max-steps", "3"])
+    assert "Going on from step 2" in run([*common, f"folder:{there}", "--max-steps", "3"])
     (there / "ant" / "1.png").rename(there / "ant" / "another.png")
-    assert "as many, but others" in programs.run([*common, f"folder:{there}", "--max-steps", "4"], code=1)
+    assert "as many, but others" in run([*common, f"folder:{there}", "--max-steps", "4"], code=1)
 
 
 @pytest.mark.parametrize(("first", "then"), [("simd", "pillow"), ("pillow", "simd")])
@@ -110,32 +124,32 @@ def test_a_state_that_does_not_say_who_resized_goes_on(tmp_path):
     refuse_another_run(config, source)
 
 
-def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path):
+def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path, run):
     run_dir, states = tmp_path / "run", tmp_path / "states"
     arguments = [*programs.TINY, "--run-dir", str(run_dir)]
-    programs.run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "2"])
+    run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "2"])
     metrics = (run_dir / "metrics.jsonl").read_text()
-    output = programs.run([*arguments, "--max-steps", "4"], code=1)
+    output = run([*arguments, "--max-steps", "4"], code=1)
     assert f"--checkpoint-dir {states}" in output.replace("\n", " ")
     assert (run_dir / "metrics.jsonl").read_text() == metrics
     assert not (run_dir / "checkpoints").exists()
-    assert "Going on from step 2" in programs.run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])
+    assert "Going on from step 2" in run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])
 
 
 @pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
-def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared):
+def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared, run):
     def arguments(number: int) -> list[str]:
         folders = {"--run-dir": f"run {number}", "--checkpoint-dir": "checkpoints", shared: "shared"}
         flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
         return [*programs.TINY, *flags, "--optimizer.epochs", "9000"]
 
-    reports = tmp_path / ("shared" if shared == "--run-dir" else "run 1")
+    states = tmp_path / ("shared" if shared == "--checkpoint-dir" else "checkpoints")
     with programs.stopping([programs.start(arguments(1))]) as (first,):
-        programs.wait_until(lambda: lines(reports) >= 3, first)
-        output = programs.run(arguments(2), code=1)
+        programs.wait_until(lambda: any(path.name.isdigit() for path in states.glob("*")), first)
+        output = run(arguments(2), code=1)
         assert f"A run is going on in {tmp_path / 'shared'}." in output
         assert "Traceback" not in output
         first.send_signal(signal.SIGKILL)
         programs.finish(first, code=-signal.SIGKILL)
     # A killed run leaves no lock behind.
-    assert "Going on from step" in programs.run([*arguments(1), "--max-steps", "1"])
+    assert "Going on from step" in run([*arguments(1), "--max-steps", "1"])
