@@ -13,7 +13,7 @@ from train.command_line import main
 from train.data.config import HostAugmentation
 from train.data.sources import open_source
 from train.identity import identify, refuse_another_run
-from training import class_folders, first_state, saved, sharded, tiny, train_losses
+from training import class_folders, first_state, saved, sharded, steps_in, tiny, train_losses
 
 
 @pytest.fixture
@@ -143,9 +143,9 @@ def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared, run):
         flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
         return [*programs.TINY, *flags, "--optimizer.epochs", "9000"]
 
-    states = tmp_path / ("shared" if shared == "--checkpoint-dir" else "checkpoints")
+    checkpoints = tmp_path / ("shared" if shared == "--checkpoint-dir" else "checkpoints")
     with programs.stopping([programs.start(arguments(1))]) as (first,):
-        programs.wait_until(lambda: any(path.name.isdigit() for path in states.glob("*")), first)
+        programs.wait_until(lambda: bool(steps_in(checkpoints)), first)
         output = run(arguments(2), code=1)
         assert f"A run is going on in {tmp_path / 'shared'}." in output
         assert "Traceback" not in output

@@ -11,7 +11,7 @@ from PIL import Image
 
 import programs
 from jpegs import needs_simd
-from training import class_folders, lines, train_losses
+from training import class_folders, lines, steps_in, train_losses
 
 
 def assert_close(found: dict[int, float], wanted: dict[int, float]) -> None:
@@ -55,7 +55,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
             started[1].send_signal(signal.SIGTERM)
             time.sleep(0.02)  # two that wait to be delivered count as one
         outputs = [programs.finish(process, code=0) for process in started]
-    (step,) = (int(path.name) for path in (tmp_path / "shared").iterdir() if path.name.isdigit())
+    (step,) = steps_in(tmp_path / "shared")
     assert f"Stopped after step {step}" in outputs[0]
 
 

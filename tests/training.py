@@ -137,8 +137,12 @@ def lines(run_dir: Path) -> int:
 
 def saved(run_dir: Path) -> list[int]:
     """Steps of the states that it has by now."""
-    folder = run_dir / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+    return steps_in(run_dir / "checkpoints")
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the states that are in such a folder by now."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def class_folders(folder: Path, images: int) -> None:
