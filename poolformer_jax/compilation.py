@@ -9,8 +9,14 @@ ON_CPU: dict[str, Any] = {
     # XLA keeps to 256 bits, because some processors lower their clock for wider vectors. The matrix products, most of
     # the time here, use the wider ones anyway.
     "xla_cpu_prefer_vector_width": 512,
-    # What XLA leaves to YNNPACK: matrix products and sums, but not, as is its default, convolutions, which YNNPACK
-    # computes on one core whatever there are (jaxlib 0.10.2).
+    # What XLA leaves to YNNPACK: sums, but not, as is its default, convolutions, which YNNPACK computes on one core
+    # whatever there are, and matrix products, in which it reads the weights as they lie where there are few
+    # positions: every row is a step of up to 8 KiB, and so falls on the same few lines of a cache (jaxlib 0.12.0).
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+}
+
+# A training step has many positions, and takes as long with either library's products.
+TRAINING_ON_CPU: dict[str, Any] = ON_CPU | {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
@@ -20,9 +26,14 @@ ON_GPU: dict[str, Any] = {
 }
 
 
-def compiler_options(platform: str) -> dict[str, Any] | None:
-    """`compiler_options` of a `jax.jit` whose program runs on devices of this platform; None for XLA's defaults."""
-    options = {"cpu": ON_CPU, "gpu": ON_GPU}.get(platform, {})
+def compiler_options(platform: str, *, training: bool = False) -> dict[str, Any] | None:
+    """`compiler_options` of a `jax.jit` whose program runs on devices of this platform; None for XLA's defaults.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu".
+        training: whether the program is a training step, or inference.
+    """
+    options = {"cpu": TRAINING_ON_CPU if training else ON_CPU, "gpu": ON_GPU}.get(platform, {})
     return {name: value for name, value in options.items() if _known(name, value)} or None
 
 

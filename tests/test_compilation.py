@@ -2,14 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from poolformer_jax import compilation
 from poolformer_jax.compilation import compiler_options
 
 
-def test_programs_compile_with_the_options_of_this_platform():
-    assert compiler_options("cpu") == compilation.ON_CPU
-    assert jax.jit(jnp.sin, compiler_options=compiler_options("cpu"))(0.0) == 0
+@pytest.mark.parametrize("training", [False, True])
+def test_programs_compile_with_the_options_of_this_platform(training):
+    options = compiler_options("cpu", training=training)
+    assert options == (compilation.TRAINING_ON_CPU if training else compilation.ON_CPU)
+    assert jax.jit(jnp.sin, compiler_options=options)(0.0) == 0
 
 
 def test_gpu_programs_round_where_they_say_so():

@@ -90,7 +90,7 @@ def assemble(
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
-            compiler_options=compiler_options(mesh.devices.flat[0].platform),
+            compiler_options=compiler_options(mesh.devices.flat[0].platform, training=True),
         ),
         evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.params),
     )

@@ -73,7 +73,7 @@ def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "
     state = new_state(variables["params"], optimizer, ema=False)
     batch = {"image": jnp.asarray(read_pixels(folder)), "label": jnp.asarray(read_labels(folder))}
     platform = jax.default_backend()
-    options = compiler_options(platform)  # as the training program does
+    options = compiler_options(platform, training=True)  # as the training program does
     compiled = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
 
     def call() -> float:
