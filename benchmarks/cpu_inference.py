@@ -1,7 +1,7 @@
 """Inference on the CPU beside PyTorch, ONNX Runtime and OpenVINO: the same weights, the same pixels, all cores.
 
 Ours is the folded network that ImageClassifier compiles, from normalised pixels to logits: a batch shared by as many
-CPU devices as there are cores (JAX_NUM_CPU_DEVICES), one image computed by all of them together. PyTorch runs
+CPU devices as there are cores (JAX_NUM_CPU_DEVICES), one image computed by one device with all cores. PyTorch runs
 transformers' PoolFormer: eager, with channels_last, and through torch.compile with either layout. ONNX Runtime and
 OpenVINO run the file that torch.onnx (its default exporter) makes of that same model, at a fixed batch. Everything is
 float32.

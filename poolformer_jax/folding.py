@@ -121,7 +121,6 @@ def folded_apply(
     dtype: Dtype = jnp.float32,
     *,
     images_at_once: int | None = None,
-    axis: str | None = None,
 ) -> Float[Array, "b labels"]:
     """The logits of `PoolFormerForImageClassification(config, dtype)` with train=False, in float32.
 
@@ -132,25 +131,18 @@ def folded_apply(
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: work through the batch in equal parts of at most so many images; None does all at once.
             `cpu_devices.images_on_device(mesh)` is fast.
-        axis: inside a `shard_map`, the mesh axis whose devices compute the same images together, each with its part of
-            the parameters (`cpu_devices.tensor_parallel`); None where `folded` is all of them.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         size = largest_divisor(len(pixel_values), images_at_once)
         parts = jnp.reshape(pixel_values, (-1, size, *pixel_values.shape[1:]))
-        apply = partial(folded_apply, config, folded, dtype=dtype, axis=axis)
+        apply = partial(folded_apply, config, folded, dtype=dtype)
         logits: Float[Array, "parts n labels"] = lax.map(apply, parts)
         return logits.reshape(len(pixel_values), -1)
-    return folded_head(config, folded, folded_features(config, folded, pixel_values, dtype, axis=axis)[-1])
+    return folded_head(config, folded, folded_features(config, folded, pixel_values, dtype)[-1])
 
 
 def folded_features(
-    config: PoolFormerConfig,
-    folded: FoldedParams,
-    pixel_values: Pixels,
-    dtype: Dtype = jnp.float32,
-    *,
-    axis: str | None = None,
+    config: PoolFormerConfig, folded: FoldedParams, pixel_values: Pixels, dtype: Dtype = jnp.float32
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """The feature map of every stage: the `hidden_states` of the model. The arguments are those of `folded_apply`.
 
@@ -158,17 +150,17 @@ def folded_features(
         ValueError: for an input that the model refuses too.
     """
     check_pixel_values(config, pixel_values.shape)
-    x = _convolve(config, 0, folded["stem"], jnp.asarray(pixel_values).astype(dtype), axis)
+    x = _convolve(config, 0, folded["stem"], jnp.asarray(pixel_values).astype(dtype))
     hidden_states = []
     for index, depth in enumerate(config.depths):
         stage = folded[f"stages_{index}"]
         if index > 0:
-            x = _convolve(config, index, stage["downsample"], x, axis)
+            x = _convolve(config, index, stage["downsample"], x)
         if "position_embedding" in stage:
             x = x + stage["position_embedding"].astype(dtype)
         for name in _block_names(depth):
             x = _mix_tokens(config, config.token_mixers[index], stage[name]["token_mixer"], x)
-            x = _mix_channels(config, stage[name]["mlp"], x, axis)
+            x = _mix_channels(config, stage[name]["mlp"], x)
         hidden_states.append(x)
     return tuple(hidden_states)
 
@@ -192,9 +184,9 @@ def folded_head(
 
 
 def _convolve(
-    config: PoolFormerConfig, index: int, conv: Mapping[str, Array], x: Float[Array, "b h w c"], axis: str | None
+    config: PoolFormerConfig, index: int, conv: Mapping[str, Array], x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h2 w2 c2"]:
-    """The convolution before the blocks of a stage; along a mesh axis a device computes some of its channels."""
+    """The convolution before the blocks of a stage."""
     stride, padding = config.strides[index], config.padding[index]
     kernel = conv["kernel"].astype(x.dtype)
     convolution = partial(
@@ -209,10 +201,7 @@ def _convolve(
         y: Array = lax.platform_dependent(x, kernel, cpu=product, default=convolution)
     else:
         y = convolution(x, kernel)
-    y = y + conv["bias"].astype(x.dtype)
-    if axis is not None:
-        y = lax.all_gather(y, axis, axis=3, tiled=True)
-    return y
+    return y + conv["bias"].astype(x.dtype)
 
 
 def _convolve_patches(
@@ -248,19 +237,16 @@ def _mix_tokens(
 
 
 def _mix_channels(
-    config: PoolFormerConfig, params: FoldedParams, x: Float[Array, "b h w c"], axis: str | None
+    config: PoolFormerConfig, params: FoldedParams, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """The second residual branch and its input; along a mesh axis a device has some of the hidden channels."""
+    """The second residual branch and its input."""
     hidden = _dense(params["fc1"], standardize(x, _norm_axes(config)))
-    return x + _dense(params["fc2"], ACTIVATIONS[config.hidden_act](hidden), axis)
+    return x + _dense(params["fc2"], ACTIVATIONS[config.hidden_act](hidden))
 
 
-def _dense(params: Mapping[str, Array], x: Float[Array, "*b c"], axis: str | None = None) -> Float[Array, "*b c2"]:
-    """A dense layer, in the type of its input, whose channels are spread along a mesh axis where there is one."""
-    y = x @ params["kernel"].astype(x.dtype)
-    if axis is not None:
-        y = lax.psum(y, axis)
-    return y + params["bias"].astype(x.dtype)
+def _dense(params: Mapping[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b c2"]:
+    """A dense layer, in the type of its input."""
+    return x @ params["kernel"].astype(x.dtype) + params["bias"].astype(x.dtype)
 
 
 def _vectors(params: FoldedParams, dtype: Dtype, *names: str) -> tuple[Float[Array, " _c"], ...]:

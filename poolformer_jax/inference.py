@@ -53,8 +53,8 @@ class ImageClassifier:
         id2label: class names by index; by default the config's, or ImageNet's for a published architecture with 1000
             classes, or "class 0", "class 1", ...
         dtype: type that feature maps are computed in, float32 or bfloat16.
-        batch_size: images per batch, rounded up to a multiple of the number of devices. Several CPU devices also
-            compute one image together, and with batch_size=1 nothing else.
+        batch_size: images per batch, rounded up to a multiple of the number of devices. Of several CPU devices the
+            first also takes an image that comes alone, and with batch_size=1 every image.
         fold_parameters: whether to compute with the folded network (see `folding`), or, in bfloat16 on devices that
             have them, with kernels (see `kernels`); it is the same function. False does without either.
         devices: what to compute on; by default all devices of this process.

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, UInt8
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.cpu_devices import data_parallel, images_on_device, tensor_parallel
+from poolformer_jax.cpu_devices import data_parallel, images_on_device, is_cpu
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.kernels import Kernels, kernels_for
@@ -33,8 +33,8 @@ _Apply = Callable[[Any, Array], Array]
 class Probabilities:
     """The probability of every class, for batches of any size up to the largest of `batch_sizes`.
 
-    Devices share every batch, for which each holds all of the parameters. Several CPU devices compute one image
-    together where they can (`cpu_devices`); then 1 is among the batch sizes.
+    Devices share every batch, for which each holds all of the parameters. Of several CPU devices the first computes an
+    image that comes alone, with all cores; then 1 is among the batch sizes.
 
     The arguments are those of `ImageClassifier`.
     """
@@ -55,12 +55,12 @@ class Probabilities:
             network, params = fastest_network(config, variables, mesh, dtype)
         else:
             network, params = _network_as_trained(config, variables, dtype)
-        one_image = _image_program(config, image_processor, dtype, params, mesh) if fold_parameters else None
-        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, one_image is not None)
-        self._programs: dict[int, _Program] = {} if one_image is None else {1: one_image}
-        if sizes := [size for size in self.batch_sizes if size not in self._programs]:
-            apply = partial(_probabilities, image_processor, network)
-            self._programs |= dict.fromkeys(sizes, _batch_program(apply, params, mesh))
+        apply = partial(_probabilities, image_processor, network)
+        alone = mesh.size > 1 and is_cpu(mesh)
+        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone)
+        meshes = {size: Mesh(mesh.devices[:1], (_AXIS,)) if alone and size == 1 else mesh for size in self.batch_sizes}
+        programs = {mesh: _program(apply, params, mesh) for mesh in set(meshes.values())}
+        self._programs = {size: programs[mesh] for size, mesh in meshes.items()}
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[Array, "n labels"]:
         """Starts a batch without waiting for it; the first rows of the result are those of the images.
@@ -114,38 +114,22 @@ class _Program(NamedTuple):
         return self.apply(self.params, jax.device_put(pixels, self.sharding))
 
 
-def _batch_program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:
+def _program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:
     """Every device computes its images of a batch."""
     replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
     compiled = jax.jit(
         data_parallel(apply, mesh),
         in_shardings=(replicated, cut),
         out_shardings=cut,
-        compiler_options=_compiler_options(mesh),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
     return _Program(compiled, jax.device_put(params, replicated), cut)
-
-
-def _image_program(
-    config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, dtype: Dtype, params: Any, mesh: Mesh
-) -> _Program | None:
-    """All devices compute one image, if they can."""
-    apply = partial(_probabilities, image_processor, partial(folded_apply, config, dtype=dtype, axis=_AXIS))
-    together = tensor_parallel(apply, params, mesh)
-    if together is None:
-        return None
-    compiled = jax.jit(together[0], compiler_options=_compiler_options(mesh))
-    return _Program(compiled, together[1], NamedSharding(mesh, P()))
-
-
-def _compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    return compiler_options(mesh.devices.flat[0].platform)
 
 
 def _bucket_sizes(batch_size: int, devices: int, alone: bool) -> tuple[int, ...]:
     """Batch sizes to compile for: multiples of the number of devices, each four times the one before.
 
-    And 1 before them, where devices take an image that comes alone.
+    And 1 before them, where one device takes an image that comes alone.
     """
     if alone and batch_size == 1:
         return (1,)

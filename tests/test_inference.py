@@ -106,7 +106,7 @@ def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
     assert make(30, jax.devices()[:4]).batch_sizes == (1, 4, 16, 32)
     assert make(2, jax.devices()[:4]).batch_sizes == (1, 4)
     assert make(1, jax.devices()[:4]).batch_sizes == (1,)
-    assert make(30, jax.devices()[:3]).batch_sizes == (3, 12, 30)  # three do not divide the widths
+    assert make(30, jax.devices()[:3]).batch_sizes == (1, 3, 12, 30)
 
 
 def test_every_device_computes_its_share_of_a_batch(classifier):
@@ -126,6 +126,18 @@ def test_every_device_computes_its_share_of_a_batch(classifier):
     alone = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, devices=jax.local_devices()[:1])
     for ours, theirs in zip(classifier(PHOTOGRAPHS), alone(PHOTOGRAPHS), strict=True):
         assert [prediction.label for prediction in ours] == [prediction.label for prediction in theirs]
+
+
+def test_of_several_cpu_devices_one_computes_an_image_that_comes_alone():
+    first, *_ = devices = jax.local_devices()
+    options = {"dtype": jnp.float32, "fold_parameters": True, "devices": devices}
+    image, found = PROCESSOR.resize_and_crop(PHOTOGRAPHS[0]), []
+    for batch_size in (1, 16):
+        probabilities = Probabilities(CONFIG, VARIABLES, PROCESSOR, batch_size=batch_size, **options)([image])
+        assert probabilities.sharding.device_set == {first}
+        found.append(probabilities[0])
+    together = Probabilities(CONFIG, VARIABLES, PROCESSOR, batch_size=16, **options)([image] * 2)[0]
+    np.testing.assert_allclose(found, [together] * 2, rtol=1e-5)
 
 
 def test_a_bad_image_is_reported_in_its_place_and_the_rest_of_the_batch_survives(classifier):

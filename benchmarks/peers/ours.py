@@ -1,7 +1,6 @@
 """poolformer_jax: the network as ImageClassifier compiles it, and the step that `python -m train` compiles."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import flax
@@ -16,8 +15,7 @@ from benchmarks import gpu_kernels
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.cores import available_cores
-from poolformer_jax.cpu_devices import data_parallel, tensor_parallel
-from poolformer_jax.folding import folded_apply
+from poolformer_jax.cpu_devices import data_parallel
 from poolformer_jax.kernels import kernels_for
 from poolformer_jax.pretrained import load_pretrained
 from poolformer_jax.probabilities import fastest_network
@@ -31,23 +29,16 @@ VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__
 def inference(folder: str, dtype: str = "float32") -> Job:
     """Logits of a batch, as ImageClassifier computes them; on a CPU by a device of every core, if they can share it."""
     pixels, cores = read_pixels(folder), available_cores()
-    if len(pixels) == 1 or len(pixels) % cores == 0:
+    if len(pixels) > 1 and len(pixels) % cores == 0:
         jax.config.update("jax_num_cpu_devices", cores)
     platform = jax.default_backend()
     mesh = Mesh(np.asarray(jax.local_devices() if platform == "cpu" else jax.local_devices()[:1]), ("batch",))
-    replicated = NamedSharding(mesh, P())
     model, variables = load_pretrained(folder)
-    (apart, params), images = fastest_network(model.config, variables, mesh, jnp.dtype(dtype)), jnp.asarray(pixels)
-
-    apply = partial(folded_apply, model.config, dtype=jnp.dtype(dtype), axis="batch")
-    together = tensor_parallel(apply, params, mesh) if len(pixels) == 1 else None
-    if together is not None:
-        function, params = together
-        images = jax.device_put(images, replicated)
-    else:
-        function = data_parallel(apart, mesh)
-        params, images = jax.device_put((params, images), (replicated, NamedSharding(mesh, P("batch"))))
-    compiled = jax.jit(function, compiler_options=compiler_options(platform)).lower(params, images).compile()
+    apply, params = fastest_network(model.config, variables, mesh, jnp.dtype(dtype))
+    shardings = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+    params, images = jax.device_put((params, jnp.asarray(pixels)), shardings)
+    function = jax.jit(data_parallel(apply, mesh), compiler_options=compiler_options(platform))
+    compiled = function.lower(params, images).compile()
 
     def call() -> jax.Array:
         return jax.block_until_ready(compiled(params, images))
