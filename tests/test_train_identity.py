@@ -136,6 +136,17 @@ def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_pat
     assert "Going on from step 2" in run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])
 
 
+def test_a_finished_run_without_its_states_is_not_replaced_by_another(tmp_path, uninterrupted, run):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    output = run([*programs.TINY, "--run-dir", str(run_dir), "--seed", "7", "--max-steps", "1"], code=1)
+    assert f"{run_dir} holds a finished run whose states are gone" in output
+    assert "another folder with --run-dir" in output
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
 def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared, run):
     def arguments(number: int) -> list[str]:

@@ -42,12 +42,13 @@ def refuse_another_run(config: TrainConfig, source: Source) -> None:
     one that is gone by now cannot be compared, which is said.
 
     Raises:
-        ValueError: if it is of another run, or the run keeps its states elsewhere.
+        ValueError: if it is of another run, or the run keeps its states elsewhere or has none any more.
         CheckpointError: if there are states and none of them says what it is of.
     """
     found = newest_run(config.checkpoints)
     if found is None:
         _refuse_to_forget_states(config)
+        _refuse_to_replace_a_model(config)
         return
     step, kept = found
     now = identify(config, source)
@@ -109,6 +110,17 @@ def _refuse_to_forget_states(config: TrainConfig) -> None:
             f"The run in {config.run_dir} keeps its states in {place}, up to step {found[0]}; there are none in "
             f"{config.checkpoints}. Expected --checkpoint-dir {place} to go on with it, or another folder with "
             "--run-dir to begin a new run."
+        )
+
+
+def _refuse_to_replace_a_model(config: TrainConfig) -> None:
+    """Raises ValueError if the run's folder holds a model: without a state nobody knows whether it is of this run."""
+    model = config.run_dir / "model"
+    if model.exists():
+        raise ValueError(
+            f"{config.run_dir} holds a finished run whose states are gone: its model is there, and none is in "
+            f"{config.checkpoints}. A new run would replace the model and empty the metrics. Nothing was changed. "
+            f"Expected another folder with --run-dir, or {config.run_dir} moved away."
         )
 
 
