@@ -176,6 +176,18 @@ def test_names_that_are_not_utf8_are_packed_in_ascii(tmp_path):
     assert found[r"class 1/caf\xe9.jpg"]["image"] == jpeg([1, 3])
 
 
+def test_an_empty_split_is_refused_before_anything_is_made(tmp_path):
+    alone = write_folder(tmp_path / "alone", images=1)
+    undivided = write_folder(tmp_path / "divided", images=2)
+    divided = dataclasses.replace(undivided, source=f"folder:{tmp_path / 'divided'}", name="divided")
+    (tmp_path / "divided" / "photos").rename(tmp_path / "divided" / "train")
+    (tmp_path / "divided" / "validation" / "class 1").mkdir(parents=True)
+    for config in (alone, divided):
+        with pytest.raises(SourceError, match=r"'validation' of folder:.* is empty\. Add images: of a class with one"):
+            prepare(config)
+        assert not config.output.exists()
+
+
 def test_a_file_that_the_storage_does_not_give_is_named(tmp_path):
     config = write_folder(tmp_path)
     (config.path / "class 1" / "3.jpg").unlink()

@@ -30,7 +30,7 @@ from poolformer_jax.image_reading import printable
 from train.data.archives import open_imagenet
 from train.data.folders import FolderSource, open_folder
 from train.data.origin import Origin, require_note
-from train.data.sources import Example, Source, SourceError, image_of
+from train.data.sources import Example, Source, SourceError, image_of, require_images
 from train.lock import alone_in
 
 _VERSION = "1.0.0"
@@ -185,8 +185,12 @@ def _outcome(config: PrepareConfig, left_out: list[str]) -> Prepared:
 
 def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]) -> Mapping[str, Source]:
     if config.source.startswith("imagenet:"):
-        return open_imagenet(config.path, lambda count: on_progress(Progress(count, None)))
-    return {split: open_folder(config.path, split, config.held_out) for split in ("train", "validation")}
+        sources: Mapping[str, Source] = open_imagenet(config.path, lambda count: on_progress(Progress(count, None)))
+    else:
+        sources = {split: open_folder(config.path, split, config.held_out) for split in ("train", "validation")}
+    for split, source in sources.items():  # training takes no empty split either
+        require_images(source, config.source, split)
+    return sources
 
 
 def _origin(config: PrepareConfig, sources: Mapping[str, Source]) -> Origin:

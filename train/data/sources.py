@@ -90,12 +90,25 @@ def open_source(config: DataConfig, split: str) -> Source:
         source = _open_digits(split, config.held_out)
     else:
         source = synthetic_source(split, config.synthetic_examples, config.image_size, config.num_channels)
-    if len(source) == 0:
-        raise SourceError(
-            f"The split {split!r} of {config.source} is empty. Choose another with --data.train-split or "
-            "--data.evaluation-split (in evaluate: --split), or add images: of a class with one none is held out."
-        )
+    choose = "Choose another with --data.train-split or --data.evaluation-split (in evaluate: --split), or add images"
+    require_images(source, config.source, split, choose)
     return source
+
+
+def require_images(source: Source, name: str, split: str, remedy: str = "Add images") -> None:
+    """Makes sure that a split holds something.
+
+    Args:
+        source: the split.
+        name: of the data set, as it was given.
+        split: its name.
+        remedy: what to do; the message goes on with why images may be missing.
+
+    Raises:
+        SourceError: if it is empty.
+    """
+    if len(source) == 0:
+        raise SourceError(f"The split {split!r} of {name} is empty. {remedy}: of a class with one none is held out.")
 
 
 @dataclasses.dataclass(frozen=True)
