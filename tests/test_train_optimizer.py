@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,21 @@ def test_the_learning_rate_grows_with_the_batch():
     assert float(make_schedule(config, 10, 4096)(0)) == pytest.approx(4e-3)
     fixed = dataclasses.replace(config, learning_rate_batch=None)
     assert float(make_schedule(fixed, 10, 4096)(0)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch_size", "told"),
+    [
+        ({"learning_rate": 5e-6}, 1024, "optimizer.final_learning_rate=1e-05: above"),
+        ({"learning_rate": 5e-4}, 2, "9.77e-07 for batches of 2 (optimizer.learning_rate=0.0005 for 1024 images)"),
+        ({"learning_rate": 5e-6, "final_learning_rate": 0.0, "warmup_learning_rate": 6e-6}, 1024, "warmup_learning"),
+    ],
+)
+def test_a_learning_rate_that_would_rise_to_the_end_is_refused(changes, batch_size, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        make_schedule(OptimizerConfig(**changes), 10, batch_size)
+    from_zero_to_zero = {"final_learning_rate": 0.0, "warmup_learning_rate": 0.0}
+    make_schedule(OptimizerConfig(**changes | from_zero_to_zero), 10, batch_size)
 
 
 def test_layers_learn_slower_with_their_distance_from_the_head(params):

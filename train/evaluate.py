@@ -25,7 +25,7 @@ from poolformer_jax.inference import class_names as names_of_classes
 from poolformer_jax.inference import find_image_processor
 from poolformer_jax.writing import write_json
 from train.classes import labels_of_some, refuse_other_classes
-from train.data.config import DataConfig, HostAugmentation
+from train.data.config import DataConfig
 from train.data.device_augment import normalize_batch
 from train.data.folders import WHOLE, describe_split, is_pool
 from train.data.pipeline import evaluation_batches
@@ -135,7 +135,7 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
         batch_size=-(-config.batch_size // devices) * devices,
         workers=config.workers,
         on_bad_image=config.on_bad_image,
-        augment=HostAugmentation(interpolation=_FILTERS.get(processor.resample, "bicubic")),
+        interpolation=_FILTERS.get(processor.resample, "bicubic"),
     )
     made, wanted = data.image_processor().to_dict(), processor.to_dict()
     if different := [name for name in wanted if made[name] != wanted[name]]:

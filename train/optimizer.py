@@ -92,9 +92,20 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
 
     The cosine's clock starts with the warm-up, not after it, so the peak itself is never quite reached: that is
     timm without `warmup_prefix`, and what the published weights were trained with.
+
+    Raises:
+        ValueError: if the peak of this batch size is below where the learning rate begins or ends.
     """
     peak = config.learning_rate * batch_size / (config.learning_rate_batch or batch_size)
     start, final = config.warmup_learning_rate, config.final_learning_rate
+    # A cosine that rises to the end trains fastest where it should settle, and no loss would tell.
+    names = ["final_learning_rate"] + ["warmup_learning_rate"] * (config.warmup_epochs > 0)
+    if above := [f"optimizer.{name}={getattr(config, name):.3g}" for name in names if getattr(config, name) > peak]:
+        raise ValueError(
+            f"{' and '.join(above)}: above the learning rate between them, {peak:.3g} for batches of {batch_size} "
+            f"(optimizer.learning_rate={config.learning_rate:.3g} for {config.learning_rate_batch or 'any number of'} "
+            "images). Expected at most as much, or a higher --optimizer.learning-rate."
+        )
 
     def learning_rate(step: jax.Array | int) -> jax.Array:
         t = jnp.asarray(step) / steps_per_epoch
