@@ -157,6 +157,32 @@ def test_folders_that_are_not_as_expected_are_refused(tmp_path, prepare, message
         splits(DataConfig(source=f"folder:{tmp_path}"))
 
 
+@pytest.mark.parametrize("name", ["train", "val", "valid", "validation"])
+@pytest.mark.parametrize("kinds", [("steam", "diesel"), ("",)], ids=["with folders", "without folders"])
+def test_a_class_that_is_called_like_a_split_does_not_hide_the_others(tmp_path, name, kinds):
+    for folder in ("bus", "car", *(f"{name}/{kind}" for kind in kinds)):
+        write_images(tmp_path / folder, 2)
+    with pytest.raises(SourceError, match=rf"in two ways: {name}/ is a split, and bus, car beside.* all of them are"):
+        splits(DataConfig(source=f"folder:{tmp_path}"))
+    (tmp_path / "new" / "train").mkdir(parents=True)
+    for folder in ("bus", "car", name):
+        (tmp_path / folder).rename(tmp_path / "new" / "train" / folder)
+    train, _ = splits(DataConfig(source=f"folder:{tmp_path / 'new'}"))  # as the message says
+    assert train.class_names == tuple(sorted(("bus", "car", name)))
+
+
+def test_what_is_no_class_may_lie_beside_splits(tmp_path):
+    """Other splits, runs with their pictures, notes, and what is hidden."""
+    for folder in ("train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "hard/cat", "hard/dog", ".cache"):
+        write_images(tmp_path / folder, 2)
+    write_images(tmp_path / "runs" / "finetune" / "examples", 1, "png")
+    (tmp_path / "runs" / "finetune" / "recipe.json").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "licence.txt").touch()
+    assert [len(source) for source in splits(DataConfig(source=f"folder:{tmp_path}"))] == [4, 4]
+    assert len(open_source(DataConfig(source=f"folder:{tmp_path}"), "hard")) == 4
+
+
 def test_a_split_that_is_empty_is_refused_with_the_flags_of_either_split(tmp_path):
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()

@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
+from poolformer_jax.checks import few
 from poolformer_jax.image_reading import ImageError, image_suffixes, printable
 from train.data.sources import Example, SourceError, digest_of, held_out
 
 WHOLE = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
+_SPLITS = ("train", *_ALIASES["validation"], "test")
 _READING_THREADS = 16
 _WORTH_A_THREAD = 50e-6  # seconds: a file in memory takes less, and handing it to a thread as much
 
@@ -101,7 +103,8 @@ def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSo
     """The split named `split` of the class folders below `path`.
 
     Raises:
-        SourceError: if the folder has no such split, no class, or classes that training does not know.
+        SourceError: if the folder has no such split, no class, classes that training does not know, or splits beside
+            classes.
     """
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
@@ -110,6 +113,7 @@ def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSo
     own_validation = _split_folder(root, "validation")
     if split == WHOLE and is_pool(root):
         return read_class_folders(root)
+    _refuse_splits_beside_classes(path, root, own_train or own_validation)
     if own_split is None and split not in ("train", "validation"):
         found = ", ".join(entry.name for entry in _folders(root)) or "no folder at all"
         raise SourceError(f"folder:{path} has no split {split!r}: {root} holds {found}.")
@@ -187,6 +191,36 @@ def read_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -
 
 def _split_folder(root: Path, split: str) -> Path | None:
     return next((root / name for name in _ALIASES.get(split, (split,)) if (root / name).is_dir()), None)
+
+
+def _refuse_splits_beside_classes(path: str | Path, root: Path, split: Path | None) -> None:
+    """Raises SourceError if `split` may be the folder of a class, with those of the others beside it."""
+    if split is None:
+        return
+    classes = set(_class_names(split))
+    beside = [name for name in _class_names(root) if name not in _SPLITS]
+    if others := few([name for name in beside if _looks_like_a_class(root / name, classes)]):
+        raise SourceError(
+            f"folder:{path} can be read in two ways: {split.name}/ is a split, and {others} beside it would be passed "
+            f"over; or all of them are classes. Expected splits alone ({', '.join(_SPLITS)}), or classes alone. If "
+            f"{split.name}/ is a split, move {others} out of {root}; if it is a class, move all of them into a folder "
+            "PATH/train and give folder:PATH, or call it something else."
+        )
+
+
+def _looks_like_a_class(folder: Path, classes: set[str]) -> bool:
+    """Whether a folder beside a split of `classes` holds images, and is itself neither a split of them nor a run's.
+
+    The pictures that a run leaves would otherwise keep it from going on.
+    """
+    try:
+        below = set(_class_names(folder))
+        if below and below <= classes:
+            return False
+        first = next(_images_below(folder, "", image_suffixes(), Counter()), None)
+        return first is not None and next(folder.rglob("recipe.json"), None) is None
+    except OSError:  # what nobody may look into, as a disk's lost+found, is no class
+        return False
 
 
 def _folders(root: Path) -> list[os.DirEntry[str]]:
