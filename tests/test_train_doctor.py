@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from types import SimpleNamespace
@@ -62,6 +63,29 @@ def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path):
     memory = next(finding for finding in found if finding.subject == "device memory")
     assert re.search(r"the compiled step needs [\d.]+ [MG]B of the [\d.]+ [MG]B", memory.found)
     assert not (tmp_path / "run").exists(), "the doctor writes nothing"
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_nothing_is_written(folder, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "not mounted")
+    for name, changes in (
+        ("file", {"run_dir": tmp_path / "file" / "run"}),
+        ("file", {"checkpoint_dir": str(tmp_path / "file")}),
+        ("link", {"run_dir": tmp_path / "link"}),
+    ):
+        (found,) = failures(of_folder(folder, tmp_path, **changes))
+        assert found.found == f"nothing can be written below {tmp_path / name}, which is no folder"
+        assert "--run-dir (and --checkpoint-dir" in found.remedy
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file", "link"]
+
+
+def test_a_folder_that_nobody_may_write_to_is_told(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: asked.append((path, mode)))
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert found.subject == "run folder"
+    assert found.found == f"nothing can be written to {tmp_path}: no permission, or a read-only file system"
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)] * 2  # the run's folder and its checkpoints: neither is there yet
 
 
 def test_states_that_are_kept_for_good_need_space_too(folder, tmp_path):

@@ -83,8 +83,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
         return
-    yield _look_at_disk(config, parts, len(train))
-    yield _look_at_run_folder(config, train)
+    yield from _look_at_folders(config, parts, train)
     if (kernels := parts.network.model.kernels) is not None:
         finding = _look_at_kernels(parts, kernels, config.data.image_size)
         yield finding
@@ -233,6 +232,32 @@ def _available_memory() -> float:
         if line.startswith("MemAvailable:"):
             return float(line.split()[1]) * 1024
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _look_at_folders(config: TrainConfig, parts: Assembly, source: Source) -> Iterator[Finding]:
+    folders = [config.checkpoints]
+    if jax.process_index() == 0:  # no other writes to the run's folder
+        folders.insert(0, str(config.run_dir))
+    if reasons := dict.fromkeys(reason for folder in folders if (reason := _why_not_written(folder))):
+        remedy = "Have it mended, or choose another --run-dir (and --checkpoint-dir, where it is given)."
+        yield Finding("failure", "run folder", "\n".join(reasons), remedy)
+        return
+    yield _look_at_disk(config, parts, len(source))
+    yield _look_at_run_folder(config, source)
+
+
+def _why_not_written(folder: str) -> str | None:
+    """Why nothing can be written to a folder, which need not be there yet; None if it can, and of a bucket."""
+    if not is_of_this_machine(folder):
+        return None
+    place = Path(folder).absolute()
+    # By functions of os: those of Path raise where nobody lets us look, and pass over a link to nowhere.
+    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
+    if not os.path.isdir(there):  # noqa: PTH112
+        return f"nothing can be written below {there}, which is no folder"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"nothing can be written to {there}: no permission, or a read-only file system"
+    return None
 
 
 def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
