@@ -8,8 +8,9 @@ from rich.console import Console
 
 from train import loop
 from train.checkpoints import newest_run
+from train.distributed import StopRequest
 from train.reports import Reports
-from training import saved, sharded, tiny, without_a_finite_gradient
+from training import saved, sharded, tiny, train_losses, without_a_finite_gradient
 
 
 def run(config):
@@ -41,7 +42,7 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path
     run(config)
     noted = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in noted if line["kind"] == "evaluation"] == [3, 4]
-    assert [line["step"] for line in noted if line["kind"] == "train"] == [2, 3, 4]
+    assert [line["step"] for line in noted if line["kind"] == "train"] == [2, 4]
     with Reports(tmp_path, start_step=3) as reports:
         assert not reports.lacks_evaluation(3)
 
@@ -60,6 +61,17 @@ def test_checkpoints_that_are_kept_for_good_are_saved_and_outlive_newer_ones(tmp
     assert saved(tmp_path) == [2, 4, 6]
     run(small(tmp_path, max_steps=9, save_every=1, keep_checkpoints=1, keep_every=4))
     assert saved(tmp_path) == [4, 8, 9]
+
+
+def test_a_state_that_is_saved_amid_an_interval_does_not_cut_it(tmp_path):
+    run(small(tmp_path, max_steps=8, save_every=3))  # two steps are an interval
+    assert list(train_losses(tmp_path)) == [2, 4, 6, 8]
+
+
+def test_a_run_that_is_stopped_notes_its_last_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(StopRequest, "at", lambda stop, step: step == 5)
+    run(small(tmp_path, save_every=1000))
+    assert (list(train_losses(tmp_path)), saved(tmp_path)) == ([2, 4, 5], [5])
 
 
 @pytest.mark.parametrize("steps", [1, 1000])

@@ -28,8 +28,7 @@ class Journal:
         self._steps_per_epoch = steps_per_epoch
         self._open = contextlib.ExitStack()
         self._reports = self._open.enter_context(Reports(config.run_dir, start))
-        epochs, batch_size = config.optimizer.total_epochs, config.data.batch_size
-        self._display = self._open.enter_context(Display(console, start, total, epochs, batch_size))
+        self._display = self._open.enter_context(Display(console, start, total, config.optimizer.total_epochs))
         if start:
             self._display.say(f"Going on from step {start} in {config.run_dir}.")
 
@@ -47,7 +46,7 @@ class Journal:
                 self._open.close()
 
     def advance(self, step: int) -> None:
-        """A step was handed to the devices."""
+        """The devices are done with so many steps."""
         self._display.advance(step)
 
     def train(self, record: Record) -> None:

@@ -92,6 +92,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
             ):
 
                 def note(records: list[Record]) -> None:
+                    journal.advance(meter.step)
                     for record in records:
                         journal.train(record)
                         _refuse_to_go_on_blind(record, config)
@@ -108,13 +109,11 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                         state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")})
                     )
                     step += 1
-                    journal.advance(step)
                     _profile(config, step - start, metrics, profile)
                     saves = step % save_every == 0 or step % keep_every == 0
+                    # Before the state is saved, so that a run that goes on from it lacks no line.
                     note(meter.add(metrics, wait=saves or step % evaluate_every == 0))
                     if saves:
-                        # Before the state, so that a run that goes on from it lacks no line.
-                        note(meter.rest())
                         with meter.paused():
                             checkpoints.save(state)
                 note(meter.rest())

@@ -4,6 +4,7 @@
 `Display` shows records: a bar with lines below it on a terminal, plain lines in a log file.
 """
 
+import collections
 import contextlib
 import dataclasses
 import time
@@ -15,11 +16,13 @@ import jax
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 # Steps the host may be ahead of the devices. Each of them keeps a batch waiting in device memory.
 _STEPS_AHEAD = 2
+# The time left, while no two steps are done.
+_UNKNOWN = "-:--:--"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,26 +57,32 @@ class Record:
 
 
 class Meter:
-    """Collects the metrics of steps, and reports each interval when the next one is over.
+    """Collects the metrics of steps, and reports an interval once the devices are done with its last step.
 
-    By then its numbers have long been computed, and fetching them stops nothing.
+    The host gives the devices steps ahead of time. So a step counts when it is done and not when it is given: the clock
+    of an interval is then that of its steps, and fetching their numbers stops nothing.
     """
 
     def __init__(self, start_step: int, every: int, steps_per_epoch: int, batch_size: int) -> None:
         self._every, self._steps_per_epoch, self._batch_size = every, steps_per_epoch, batch_size
         self._step = start_step
-        self._metrics: list[Mapping[str, jax.Array]] = []
-        self._last: Mapping[str, Any] = {}  # of the step that was given to the devices last
-        self._complete: tuple[int, list[Mapping[str, jax.Array]], float, float] | None = None
+        self._given: collections.deque[Mapping[str, jax.Array]] = collections.deque()  # and not known to be done
+        self._done: list[Mapping[str, jax.Array]] = []  # of the interval that goes on
+        self._records: list[Record] = []
         self._waited = 0.0
         self._since = time.perf_counter()
+
+    @property
+    def step(self) -> int:
+        """Steps that are known to be done."""
+        return self._step
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around the wait for a batch; counts where the devices are done with all steps by the time it is there."""
         before = time.perf_counter()
         yield
-        if all(value.is_ready() for value in self._last.values()):
+        if all(map(_is_done, self._given)):
             self._waited += time.perf_counter() - before
 
     @contextlib.contextmanager
@@ -84,30 +93,43 @@ class Meter:
         self._since += time.perf_counter() - before
 
     def add(self, metrics: Mapping[str, jax.Array], wait: bool = False) -> list[Record]:
-        """Takes a step's metrics; at the end of an interval, returns the record of the one before, if there is one.
+        """Takes the metrics of a step that was given to the devices; returns the records of intervals that are over.
 
         Args:
             metrics: of the step.
             wait: until the devices are done with it, as is needed before the clock is paused.
         """
-        self._step += 1
-        self._metrics.append(metrics)
-        self._last = metrics
         ahead = 0 if wait else _STEPS_AHEAD
-        if len(self._metrics) > ahead:
-            jax.block_until_ready(self._metrics[-1 - ahead])
-        return self._turn() if self._step % self._every == 0 else []
+        self._given.append(metrics)
+        until = self._step + len(self._given) - ahead
+        self._count(ahead)
+        return self._take(until)
 
     def rest(self) -> list[Record]:
-        """What has not been reported yet; waits for the devices."""
-        return self._turn() + self._turn()
+        """What has not been reported yet, of however few steps; waits for the devices."""
+        self._count(ahead=0)
+        if self._done:
+            self._end_interval()
+        return self._take(self._step)
 
-    def _turn(self) -> list[Record]:
-        """Starts a new interval and returns the record of the last but one."""
-        before, now = self._complete, time.perf_counter()
-        self._complete = (self._step, self._metrics, now - self._since, self._waited) if self._metrics else None
-        self._metrics, self._waited, self._since = [], 0.0, now
-        return [] if before is None else [self._record(*before)]
+    def _count(self, ahead: int) -> None:
+        """Takes the steps that are done into the interval; waits for all but the newest `ahead`."""
+        while self._given and (len(self._given) > ahead or _is_done(self._given[0])):
+            self._done.append(jax.block_until_ready(self._given.popleft()))
+            self._step += 1
+            if self._step % self._every == 0:
+                self._end_interval()
+
+    def _end_interval(self) -> None:
+        now = time.perf_counter()
+        self._records.append(self._record(self._step, self._done, now - self._since, self._waited))
+        self._done, self._waited, self._since = [], 0.0, now
+
+    def _take(self, until: int) -> list[Record]:
+        """The records up to a step, which is the same for all processes: what follows from them has to be, too."""
+        taken = [record for record in self._records if record.step <= until]
+        del self._records[: len(taken)]
+        return taken
 
     def _record(self, step: int, metrics: list[Mapping[str, jax.Array]], seconds: float, waited: float) -> Record:
         rows = jax.device_get(metrics)
@@ -127,11 +149,16 @@ class Meter:
         )
 
 
+def _is_done(metrics: Mapping[str, Any]) -> bool:  # jax's own types do not tell of is_ready
+    return all(value.is_ready() for value in metrics.values())
+
+
 class Display:
     """The run on the screen of process 0; nothing on the others."""
 
-    def __init__(self, console: Console, start_step: int, total_steps: int, epochs: int, batch_size: int) -> None:
-        self._console, self._epochs, self._total, self._batch_size = console, epochs, total_steps, batch_size
+    def __init__(self, console: Console, start_step: int, total_steps: int, epochs: int) -> None:
+        self._console, self._epochs, self._start, self._total = console, epochs, start_step, total_steps
+        self._first: tuple[int, float] | None = None  # step that was done first, and when
         self._train = Text("compiling the training step ...", style="dim")
         self._evaluation = Text("")
         columns = (
@@ -139,11 +166,10 @@ class Display:
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("[progress.remaining]{task.fields[left]}[/] left"),
         )
         self._bar = Progress(*columns, console=console, expand=True)
-        self._task = self._bar.add_task("", total=total_steps, completed=start_step)
+        self._task = self._bar.add_task("", total=total_steps, completed=start_step, left=_UNKNOWN)
         group = Group(self._bar, self._train, self._evaluation)
         self._live = Live(group, console=console, refresh_per_second=4) if self._shows_bar else None
 
@@ -164,8 +190,10 @@ class Display:
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step` steps done."""
+        if self._first is None and step > self._start:
+            self._first = step, time.perf_counter()  # compiling is over
         if self._live is not None:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, left=self._time_left(step))
 
     def show(self, record: Record) -> None:
         """Shows the numbers of an interval."""
@@ -179,9 +207,16 @@ class Display:
         if self._live is not None:
             self._train.plain = f"epoch {record.epoch:.1f}/{self._epochs}  {learning}\n{speed}"
         else:
-            left = round((self._total - record.step) * self._batch_size / record.images_per_second)
-            time_left = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-            self.say(f"step {record.step}/{self._total}  epoch {record.epoch:.1f}  {learning}  {speed}  {time_left}")
+            left = f"{self._time_left(record.step)} left"
+            self.say(f"step {record.step}/{self._total}  epoch {record.epoch:.1f}  {learning}  {speed}  {left}")
+
+    def _time_left(self, step: int) -> str:
+        """From everything since this process's first step, so that evaluations and checkpoints have their share."""
+        first, since = self._first or (step, 0.0)
+        if step <= first:
+            return _UNKNOWN
+        left = round((self._total - step) * (time.perf_counter() - since) / (step - first))
+        return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
 
     def show_evaluation(self, line: str) -> None:
         """Shows the result of an evaluation."""
