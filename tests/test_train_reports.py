@@ -51,6 +51,15 @@ def test_examples_of_arrays_are_their_pixels(tmp_path, shape, mode):
             np.testing.assert_array_equal(np.asarray(image), wanted.reshape(image.size[1], image.size[0], -1).squeeze())
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "語"])  # one, two and three bytes
+def test_examples_of_a_class_with_the_longest_name_of_a_folder_are_written(tmp_path, letter):
+    (tmp_path / (name := letter * (255 // len(letter.encode())))).mkdir()
+    source = ArraySource(np.zeros((1, 8, 8), np.uint8), np.array([0]), ("a",), (name,))
+    (path,) = write_examples(tmp_path, source, 1)
+    assert path.is_file()
+    assert name.startswith(path.stem.removesuffix("-0"))
+
+
 def test_a_loss_that_is_not_a_number_is_null_in_the_report():
     assert evaluation_report(dataclasses.replace(EVALUATION, loss=float("nan")), ("cat", "dog"))["loss"] is None
 

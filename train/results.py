@@ -23,6 +23,8 @@ from train.sharding import to_host
 from train.state import TrainState
 
 _FOLDERS = {"params": "model", "ema": "model-ema"}
+# Bytes of a class's name in the name of a file, which may have 255 on most file systems and 143 on encrypted ones.
+_LONGEST_NAME = 120
 
 
 def write(
@@ -61,8 +63,7 @@ def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
         except ImageError:
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        name = source.class_names[example["label"]]
-        path = folder / f"{''.join(c if c.isalnum() else '_' for c in name)}-{index}.png"
+        path = folder / f"{_file_name(source.class_names[example['label']])}-{index}.png"
         picture.save(path)
         paths.append(path)
     return paths
@@ -71,6 +72,12 @@ def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
 def _spread(source: Source, count: int) -> Sequence[int]:
     """Places all over the split, evenly: it may be sorted by class."""
     return [int(place) for place in np.linspace(0, len(source) - 1, min(count, len(source)))]
+
+
+def _file_name(class_name: str) -> str:
+    """Letters and digits of the name, as many as leave room for a number and a suffix: file systems count bytes."""
+    cleaned = "".join(c if c.isalnum() else "_" for c in class_name)
+    return cleaned.encode()[:_LONGEST_NAME].decode(errors="ignore")
 
 
 def _picture(example: Example) -> Image.Image:
