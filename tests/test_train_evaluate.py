@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,12 @@ def test_undivided_class_folders_are_scored_whole_unless_a_split_is_asked_for(
     assert result.examples == images
     assert f"{said}: {images} images" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["scored"] == said
+
+
+def test_the_report_may_go_below_the_home(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    evaluate(model, f"folder:{write_classes(tmp_path / 'pool', ('ant', 'bee', 'cat'), images=2)}", output=Path("~/out"))
+    assert {path.name for path in (tmp_path / "home" / "out").iterdir()} == {"evaluation.json", "confusion.png"}
 
 
 @pytest.mark.parametrize("name", ["validation", "val"])

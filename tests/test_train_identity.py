@@ -3,6 +3,7 @@
 import shutil
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +146,23 @@ def test_a_finished_run_without_its_states_is_not_replaced_by_another(tmp_path, 
     assert f"{run_dir} holds a finished run whose states are gone" in output
     assert "another folder with --run-dir" in output
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_below_a_home_is_all_in_one_place(tmp_path, monkeypatch, run):
+    """Shells leave the "~" of --run-dir=~/run as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    common = [*programs.TINY, "--max-steps", "1"]
+    run([*common, "--run-dir=~/run"])
+    assert {"metrics.jsonl", "model", "checkpoints"} <= {path.name for path in (tmp_path / "home" / "run").iterdir()}
+    run([*common, "--run-dir=~/other", "--checkpoint-dir=~/states"])
+    assert steps_in(tmp_path / "home" / "states") == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_home_that_nobody_has_is_refused_when_the_config_is_made():
+    with pytest.raises(ValueError, match=r"run_dir='~nobody of this name/run': there is no such home.*Expected"):
+        tiny(Path("~nobody of this name/run"))
 
 
 @pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])

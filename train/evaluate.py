@@ -32,6 +32,7 @@ from train.data.pipeline import evaluation_batches
 from train.data.sources import open_source
 from train.distributed import DistributedConfig, initialize
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
+from train.home import expand_home
 from train.identity import refuse_run_folder
 from train.reports import draw_confusion, evaluation_report
 from train.sharding import MeshConfig, make_mesh, process_part, replicated
@@ -71,6 +72,7 @@ class EvaluateConfig:
     """How the processes of several hosts find each other."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "output")
         rules = [
             ("batch_size", self.batch_size >= 1, "a positive number of images"),
             ("output", is_of_this_machine(self.output), "a folder of this machine, or of a bucket that is mounted"),

@@ -14,6 +14,7 @@ from poolformer_jax.checks import is_none_or_positive, is_of_this_machine, refus
 from poolformer_jax.published import RESULTS
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 from train.distributed import DistributedConfig
+from train.home import expand_home
 from train.network_config import ComputeType, FreshNetwork, PretrainedNetwork
 from train.optimizer import OptimizerConfig
 from train.sharding import MeshConfig
@@ -65,6 +66,7 @@ class TrainConfig:
     """Images of the evaluation split to write into the run's folder, for trying the trained model."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "run_dir", "checkpoint_dir")
         states = self.checkpoint_dir or ""
         rules = [
             (
