@@ -128,7 +128,7 @@ def test_evaluation_sees_what_inference_sees(folder):
 def test_the_filter_of_training_is_not_that_of_evaluation():
     trained = dataclasses.replace(SMALL, augment=HostAugmentation(interpolation="bilinear"))
     assert trained.image_processor().to_dict() == SMALL.image_processor().to_dict()
-    assert dataclasses.replace(SMALL, interpolation="bilinear").image_processor().resample == 2
+    assert dataclasses.replace(SMALL, evaluation_interpolation="bilinear").image_processor().resample == 2
 
 
 def test_closed_batches_say_so():

@@ -137,7 +137,7 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
         batch_size=-(-config.batch_size // devices) * devices,
         workers=config.workers,
         on_bad_image=config.on_bad_image,
-        interpolation=_FILTERS.get(processor.resample, "bicubic"),
+        evaluation_interpolation=_FILTERS.get(processor.resample, "bicubic"),
     )
     made, wanted = data.image_processor().to_dict(), processor.to_dict()
     if different := [name for name in wanted if made[name] != wanted[name]]:

@@ -119,7 +119,7 @@ class DataConfig:
     """Height and width of the network's input in pixels."""
     crop_pct: float | None = 0.9
     """Evaluation's crop as a share of the resized image's edge: 0.9 for s*, 0.95 for m*; None resizes directly."""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    evaluation_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter that evaluation resizes with; the model's folder keeps it."""
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean per channel of pixels in 0..1. One value makes greyscale images, three make RGB."""
@@ -174,7 +174,7 @@ class DataConfig:
         return PoolFormerImageProcessor(
             size={"shortest_edge": self.image_size},
             crop_pct=self.crop_pct,
-            resample=_RESAMPLE[self.interpolation],
+            resample=_RESAMPLE[self.evaluation_interpolation],
             crop_size={"height": self.image_size, "width": self.image_size},
             image_mean=self.image_mean,
             image_std=self.image_std,
