@@ -189,6 +189,29 @@ def test_a_file_in_the_way_is_named_without_a_traceback(tmp_path, capsys):
     assert f"Not a directory: '{tmp_path / 'file' / 'run'}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("codes", "finishes"),
+    [([0, 1, 134, 0], True), ([1, 2], False), ([0, 3], False)],  # 0 first: SIGTERM
+    ids=["to the end", "to a wrong command line", "to a divergence"],
+)
+def test_the_guides_script_starts_a_run_again_to_its_end_or_to_what_would_fail_again(tmp_path, codes, finishes):
+    guide = (programs.ROOT / "docs" / "tpu-pod.md").read_text()
+    (script,) = re.findall(r"^export JAX_COMPILATION_CACHE_DIR.*?^done$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    program = f"""
+sleep() {{ :; }}
+python() {{
+  if [ ! -s codes ]; then echo "once too often" > codes; return 2; fi
+  read -r code < codes && sed -i 1d codes
+  if [ ! -s codes ] && {"true" if finishes else "false"}; then touch finished.json; fi
+  return "$code"
+}}
+{script.replace("/disk/runs/s12/", "")}
+"""
+    subprocess.run(["bash", "-uc", program], cwd=tmp_path, check=False, timeout=30)
+    assert (tmp_path / "codes").read_text() == ""
+
+
 @pytest.mark.parametrize("kind", [JaxRuntimeError, ValueError, RuntimeError])
 def test_the_loss_of_another_process_is_told_whatever_error_it_comes_in(tmp_path, monkeypatch, capsys, kind):
     def fail(*arguments):
@@ -270,7 +293,7 @@ def test_a_field_that_was_not_noted_has_its_default_and_one_that_is_gone_is_name
 def test_a_run_leaves_everything_that_people_and_programs_need(uninterrupted):
     left = {path.relative_to(uninterrupted).parts[0] for path in uninterrupted.rglob("*")}
     assert left == {
-        *(".lock", "recipe.json", "metrics.jsonl", "curves.png", "confusion.png"),
+        *(".lock", "recipe.json", "metrics.jsonl", "curves.png", "confusion.png", "finished.json"),
         *("checkpoints", "examples", "model", "model-ema", "tensorboard"),
     }
     assert not list(uninterrupted.rglob("*partial*"))

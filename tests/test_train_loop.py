@@ -1,12 +1,13 @@
 """How a run ends, and what it then leaves: a tiny one, in this process."""
 
+import errno
 import io
 import json
 
 import pytest
 from rich.console import Console
 
-from train import loop
+from train import loop, results
 from train.checkpoints import newest_run
 from train.distributed import StopRequest
 from train.reports import Reports
@@ -19,6 +20,10 @@ def run(config):
 
 def small(run_dir, **changes):
     return tiny(run_dir, mesh=sharded(8, 1), log_every=2, **changes)
+
+
+def full_disk(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_finished_run_that_is_repeated_notes_nothing_twice(tmp_path):
@@ -72,6 +77,18 @@ def test_a_run_that_is_stopped_notes_its_last_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(StopRequest, "at", lambda stop, step: step == 5)
     run(small(tmp_path, save_every=1000))
     assert (list(train_losses(tmp_path)), saved(tmp_path)) == ([2, 4, 5], [5])
+
+
+def test_a_run_is_called_finished_at_the_end_of_its_schedule_once_all_else_is_written(tmp_path, monkeypatch):
+    finished = tmp_path / "finished.json"
+    run(small(tmp_path, max_steps=2))
+    assert not finished.exists()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(results, "write_examples", full_disk)
+        run(small(tmp_path))
+    assert not finished.exists()
+    run(small(tmp_path))
+    assert json.loads(finished.read_text()) == {"step": 12}
 
 
 @pytest.mark.parametrize("steps", [1, 1000])

@@ -107,6 +107,15 @@ def test_one_process_that_fails_ends_both_with_its_message(tmp_path):
         assert time.monotonic() - start < 60, "jax waits for 300 s"
 
 
+def test_a_divergence_ends_both_processes_with_its_own_code(tmp_path):
+    # The second step's learning rate throws the weights out of float32's range.
+    diverges = ["--optimizer.warmup-epochs", "2", "--optimizer.learning-rate", "1e30", "--max-skipped", "4"]
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path / "run"), *diverges]
+    with programs.stopping(programs.start_together(arguments, 2)) as started:
+        for process in started:
+            assert "no finite gradient" in programs.finish(process, code=3)
+
+
 @pytest.mark.parametrize(
     ("of_process_1", "told"),
     [

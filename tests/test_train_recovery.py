@@ -97,7 +97,7 @@ def test_a_stop_amid_steps_without_a_finite_gradient_saves_and_the_run_counts_on
     record = json.loads((run_dir / "checkpoints" / str(newest) / "step" / "metadata").read_text())
     assert before == [newest - record["skipped_in_a_row"] - 1, newest - record["skipped_in_a_row"]]
     limit = record["skipped_in_a_row"] + 2
-    output = programs.run([*arguments, "--max-skipped", str(limit)], code=1)
+    output = programs.run([*arguments, "--max-skipped", str(limit)], code=3)
     assert f"Going on from step {newest}" in output
     assert f"{limit} steps in a row, up to step {newest + 2}" in output
     assert saved(run_dir) == [*before, newest]
@@ -164,7 +164,7 @@ def test_a_gradient_that_stays_infinite_stops_the_run_and_the_last_good_state_st
     run_dir = tmp_path / "run"
     # The second step's learning rate throws the weights out of float32's range.
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.warmup-epochs", "2", "--max-skipped", "4"]
-    output = programs.run([*arguments, "--optimizer.learning-rate", "1e30", "--save-every", "1"], code=1)
+    output = programs.run([*arguments, "--optimizer.learning-rate", "1e30", "--save-every", "1"], code=3)
     assert "no finite gradient" in output
     assert "--optimizer.learning-rate" in output
     losses = train_losses(run_dir)

@@ -11,10 +11,10 @@ from typing import NoReturn
 from poolformer_jax.interrupts import leaving_at_once
 
 
-def _end(code: int) -> NoReturn:
-    """Ends the program. Where it failed amid other processes, without jax's waiting for them: they wait for it."""
+def _end(code: int, alone: bool) -> NoReturn:
+    """Ends the program. Where it failed alone amid others, without jax's waiting for them: they wait for it."""
     distributed = sys.modules.get("train.distributed")  # not there if the program did not come so far
-    if code and distributed is not None and distributed.others_depend_on_this():
+    if alone and distributed is not None and distributed.others_depend_on_this():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -23,10 +23,11 @@ def _end(code: int) -> NoReturn:
 
 if __name__ == "__main__":
     with leaving_at_once("stopped"):
-        from train.command_line import main
+        from train.command_line import DIVERGED, main
     try:
         code = main(sys.argv[1:])
     except Exception:
         traceback.print_exc()
         code = 1
-    _end(code)
+    # To a divergence all processes come at one step, and all of them are to say so.
+    _end(code, alone=code not in (0, DIVERGED))

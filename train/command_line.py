@@ -1,6 +1,7 @@
 """What `python -m train` understands: a recipe with its flags, or one of the commands around it.
 
-Exit codes: 0 done (or stopped by SIGTERM with its state saved), 1 failed, 2 the command line is wrong, 130 Ctrl-C.
+Exit codes: 0 done (or stopped by SIGTERM with its state saved), 1 failed, 2 the command line is wrong, 3 the training
+diverged (the same command would do so again), 130 Ctrl-C.
 Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from train.recipes import TrainConfig
 
+DIVERGED = 3  # as an exit code
 _DEFAULT = "digits"
 
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         if (message := _message(error)) is None:
             raise
         print(f"\nerror: {message}", file=sys.stderr)
-        return 1
+        return _code(error)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -93,6 +95,11 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, jax.errors.JaxRuntimeError) and ("RESOURCE_EXHAUSTED" in told or "Out of memory" in told):
         return f"The memory of a device is used up. {told}\n{_LESS_MEMORY}"
     return _loss_of_a_process(told)
+
+
+def _code(error: Exception) -> int:
+    loop = sys.modules.get("train.loop")  # not there if the program did not come so far
+    return DIVERGED if loop is not None and isinstance(error, loop.TrainingError) else 1
 
 
 def _is_refusal(error: BaseException) -> bool:

@@ -123,7 +123,8 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 evaluations = _evaluate(config, parts, state, held_out)
                 journal.evaluation(step, evaluations)
                 _refuse_a_broken_model(evaluations, config)
-            results.write(config, parts, state, held_out, evaluations)
+            finished = step == config.optimizer.total_epochs * steps_per_epoch  # and not at max_steps before
+            results.write(config, parts, state, held_out, evaluations, finished)
     return Outcome(step, evaluations, None)
 
 

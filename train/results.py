@@ -28,9 +28,23 @@ _LONGEST_NAME = 120
 
 
 def write(
-    config: TrainConfig, parts: Assembly, state: TrainState, held_out: Source, evaluations: dict[str, Evaluation]
+    config: TrainConfig,
+    parts: Assembly,
+    state: TrainState,
+    held_out: Source,
+    evaluations: dict[str, Evaluation],
+    finished: bool,
 ) -> None:
-    """Writes everything into `config.run_dir`; all processes have to call it, and process 0 writes."""
+    """Writes everything into `config.run_dir`; all processes have to call it, and process 0 writes.
+
+    Args:
+        config: the run.
+        parts: what it is made of.
+        state: the last one.
+        held_out: the evaluation split.
+        evaluations: of all of it, by kind of weights.
+        finished: whether the whole schedule is done. Then finished.json says so, which is written when all else is.
+    """
     for weights, evaluation in evaluations.items():
         params = to_host(parts.mesh, getattr(state, weights))
         if jax.process_index() == 0:
@@ -40,6 +54,8 @@ def write(
     if jax.process_index() == 0:
         draw_confusion(evaluations["params"], held_out.class_names, config.run_dir / "confusion.png")
         write_examples(config.run_dir / "examples", held_out, config.example_images)
+        if finished:
+            write_json(config.run_dir / "finished.json", {"step": int(state.step)})
 
 
 def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any) -> None:
