@@ -98,7 +98,9 @@ def widen(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 def wide_type(dtype: Dtype) -> Dtype:
     """At least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    # Not promote_types, which refuses to mix types where jax_numpy_dtype_promotion is "strict".
+    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 4
+    return dtype if wide else jnp.float32
 
 
 def average_pool(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b h w c"]:

@@ -97,14 +97,16 @@ class HeightShardedModel:
             ValueError: for another height, with the next larger one that would do.
         """
         self._check(pixel_values.shape[1])
-        hidden_states, logits = self._apply(self._params, jax.device_put(pixel_values, self._rows))
+        with jax.set_mesh(self._rows.mesh):  # whatever mesh the program around has set for itself
+            hidden_states, logits = self._apply(self._params, jax.device_put(pixel_values, self._rows))
         return ImageClassifierOutput(loss=None, logits=logits, hidden_states=hidden_states)
 
     def memory_per_device(self, height: int, width: int, batch: int = 1) -> MemoryPerDevice:
         """What XLA plans for images of `height` x `width` pixels; compiles without computing."""
         self._check(height)
         pixels = jax.ShapeDtypeStruct((batch, height, width, self.config.num_channels), jnp.float32)
-        plan: Any = self._apply.lower(self._params, pixels).compile().memory_analysis()
+        with jax.set_mesh(self._rows.mesh):
+            plan: Any = self._apply.lower(self._params, pixels).compile().memory_analysis()
         return MemoryPerDevice(plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes)
 
     def _check(self, height: int) -> None:

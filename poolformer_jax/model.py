@@ -326,7 +326,7 @@ def _loss(config: PoolFormerConfig, logits: Float[Array, "b labels"], labels: Nu
 def check_dtype(dtype: Dtype) -> None:
     """Raises ValueError unless feature maps can be computed in this type. Whole numbers would lose all of them."""
     try:
-        fits = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        fits = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)  # NumPy takes None for float64
     except TypeError:  # no type at all
         fits = False
     if not fits:

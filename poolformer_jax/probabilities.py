@@ -111,7 +111,8 @@ class _Program(NamedTuple):
     sharding: NamedSharding
 
     def __call__(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[Array, "b labels"]:
-        return self.apply(self.params, jax.device_put(pixels, self.sharding))
+        with jax.set_mesh(self.sharding.mesh):  # whatever mesh the program around has set for itself
+            return self.apply(self.params, jax.device_put(pixels, self.sharding))
 
 
 def _program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:

@@ -140,6 +140,15 @@ def test_of_several_cpu_devices_one_computes_an_image_that_comes_alone():
     np.testing.assert_allclose(found, [together] * 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("axis_types", [jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto])
+def test_a_mesh_that_the_program_around_has_set_is_not_the_classifiers(classifier, axis_types):
+    expected = classifier(PHOTOGRAPHS)
+    with jax.set_mesh(jax.make_mesh((2,), ("data",), axis_types=(axis_types,), devices=jax.devices()[:2])):
+        inside = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=16)
+        assert inside(PHOTOGRAPHS) == classifier(PHOTOGRAPHS) == expected
+        assert inside(PHOTOGRAPHS[0]) == classifier(PHOTOGRAPHS[0])
+
+
 def test_a_bad_image_is_reported_in_its_place_and_the_rest_of_the_batch_survives(classifier):
     images = [*PHOTOGRAPHS[:2], "missing.jpg", *PHOTOGRAPHS[2:], b"nonsense"]
     results = classifier(images)

@@ -32,6 +32,14 @@ def test_four_devices_compute_what_the_model_computes_on_one(variables, four):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
+def test_a_mesh_that_the_program_around_has_set_changes_nothing(four):
+    pixels = np.random.default_rng(0).standard_normal((1, 256, 64, 3)).astype(np.float32)
+    expected, plan = four(pixels).logits, four.memory_per_device(256, 64)
+    with jax.set_mesh(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])):
+        np.testing.assert_array_equal(four(pixels).logits, expected)
+        assert four.memory_per_device(256, 64) == plan
+
+
 def test_every_device_holds_its_band_of_rows(four):
     output = four(np.zeros((1, 256, 128, 3), np.float32))
     for state, stride in zip(output.hidden_states, (4, 8, 16, 32)):
