@@ -70,7 +70,7 @@ class HeightShardedModel:
     ) -> None:
         check_dtype(dtype)
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("height",))
-        self.config = config
+        self.config, self._mesh = config, mesh
         self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())
         self._multiple = config.total_stride * mesh.size
         if any(rows % mesh.size for rows in config.feature_sizes(self._multiple)):  # then no multiple will do
@@ -97,7 +97,7 @@ class HeightShardedModel:
             ValueError: for another height, with the next larger one that would do.
         """
         self._check(pixel_values.shape[1])
-        with jax.set_mesh(self._rows.mesh):  # whatever mesh the program around has set for itself
+        with jax.set_mesh(self._mesh):  # whatever mesh the program around has set for itself
             hidden_states, logits = self._apply(self._params, jax.device_put(pixel_values, self._rows))
         return ImageClassifierOutput(loss=None, logits=logits, hidden_states=hidden_states)
 
@@ -105,7 +105,7 @@ class HeightShardedModel:
         """What XLA plans for images of `height` x `width` pixels; compiles without computing."""
         self._check(height)
         pixels = jax.ShapeDtypeStruct((batch, height, width, self.config.num_channels), jnp.float32)
-        with jax.set_mesh(self._rows.mesh):
+        with jax.set_mesh(self._mesh):
             plan: Any = self._apply.lower(self._params, pixels).compile().memory_analysis()
         return MemoryPerDevice(plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes)
 

@@ -104,15 +104,15 @@ def _network_as_trained(
 
 
 class _Program(NamedTuple):
-    """A function of parameters and pixels, the parameters where it wants them, and how it wants the pixels."""
+    """A function of parameters and pixels, the parameters on its devices, and these."""
 
     apply: _Apply
     params: Any
-    sharding: NamedSharding
+    mesh: Mesh
 
     def __call__(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[Array, "b labels"]:
-        with jax.set_mesh(self.sharding.mesh):  # whatever mesh the program around has set for itself
-            return self.apply(self.params, jax.device_put(pixels, self.sharding))
+        with jax.set_mesh(self.mesh):  # whatever mesh the program around has set for itself
+            return self.apply(self.params, jax.device_put(pixels, NamedSharding(self.mesh, P(_AXIS))))
 
 
 def _program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:
@@ -124,7 +124,7 @@ def _program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:
         out_shardings=cut,
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
-    return _Program(compiled, jax.device_put(params, replicated), cut)
+    return _Program(compiled, jax.device_put(params, replicated), mesh)
 
 
 def _bucket_sizes(batch_size: int, devices: int, alone: bool) -> tuple[int, ...]:
