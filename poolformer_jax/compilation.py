@@ -10,8 +10,8 @@ ON_CPU: dict[str, Any] = {
     # the time here, use the wider ones anyway.
     "xla_cpu_prefer_vector_width": 512,
     # What XLA leaves to YNNPACK: sums, but not, as is its default, convolutions, which YNNPACK computes on one core
-    # whatever there are, and matrix products, in which it reads the weights as they lie where there are few
-    # positions: every row is a step of up to 8 KiB, and so falls on the same few lines of a cache (jaxlib 0.12.0).
+    # whatever there are, and matrix products, which of few positions take it twice as long as Eigen on some
+    # processors (jaxlib 0.10.2 and 0.12.0; docs/performance.md).
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
 
