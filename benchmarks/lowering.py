@@ -62,8 +62,12 @@ def _recipe(step: Step, devices: int) -> TrainConfig:
     if not step.augment:
         mix = dataclasses.replace(mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
     data = dataclasses.replace(recipe.data, batch_size=step.images * devices, mix=mix)
+    # Not scaled by the batch: of few images it would begin below the rate it ends with, which is refused.
+    optimizer = dataclasses.replace(recipe.optimizer, learning_rate_batch=None)
     mesh = MeshConfig(fsdp=step.fsdp)
-    return dataclasses.replace(recipe, data=data, dtype="bfloat16", mesh=mesh, kernels=step.kernels)
+    return dataclasses.replace(
+        recipe, data=data, optimizer=optimizer, dtype="bfloat16", mesh=mesh, kernels=step.kernels
+    )
 
 
 def operations(variant: str, work: str) -> int:
