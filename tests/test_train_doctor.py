@@ -21,8 +21,9 @@ from train.checkpoints import Checkpoints
 from train.data import folders
 from train.data.sources import open_source
 from train.doctor import examine, report
-from train.identity import identify
+from train.identity import identify, with_network
 from train.kernel_check import TOLERANCE, largest_difference
+from train.network_config import PretrainedNetwork
 from train.recipes import TrainConfig
 from train.sharding import BATCH_AXES, make_mesh
 from training import first_state, sharded, tiny
@@ -173,9 +174,17 @@ def test_a_batch_that_devices_cannot_share_is_told(folder, tmp_path):
 
 
 def save_a_state(config):
-    run = identify(config, open_source(config.data, "train"))
+    run = with_network(identify(config, open_source(config.data, "train")), tiny().model)
     with Checkpoints(config.checkpoints, run) as checkpoints:
         checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
+
+
+def test_a_run_that_can_go_on_needs_no_weights(folder, tmp_path):
+    config = of_folder(folder, tmp_path, model=PretrainedNetwork(str(tmp_path / "moved away")))
+    with pytest.raises(FileNotFoundError):
+        findings(config)
+    save_a_state(config)
+    assert not failures(config)
 
 
 def test_a_folder_with_another_run_is_told(folder, tmp_path):
@@ -274,8 +283,8 @@ def test_a_step_that_the_compiler_refuses_for_its_memory_is_told_with_remedies(f
     def refuse(*_):
         raise JaxRuntimeError(f"{told}\nand many lines about single arrays")
 
-    def assemble(*given):
-        return dataclasses.replace(assembly.assemble(*given), step=SimpleNamespace(lower=refuse))
+    def assemble(*given, **named):
+        return dataclasses.replace(assembly.assemble(*given, **named), step=SimpleNamespace(lower=refuse))
 
     monkeypatch.setattr(doctor, "assemble", assemble)
     (found,) = failures(of_folder(folder, tmp_path))

@@ -1,8 +1,11 @@
 """How a run ends, and what it then leaves: a tiny one, in this process."""
 
+import dataclasses
 import errno
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,8 +13,9 @@ from rich.console import Console
 from train import loop, results
 from train.checkpoints import newest_run
 from train.distributed import StopRequest
+from train.network_config import PretrainedNetwork
 from train.reports import Reports
-from training import saved, sharded, tiny, train_losses, without_a_finite_gradient
+from training import DATA, saved, sharded, tiny, train_losses, without_a_finite_gradient
 
 
 def run(config):
@@ -20,6 +24,12 @@ def run(config):
 
 def small(run_dir, **changes):
     return tiny(run_dir, mesh=sharded(8, 1), log_every=2, **changes)
+
+
+def fine_tuning(run_dir, weights, **changes):
+    """From weights of a network with three channels and a stride of 32."""
+    data = dataclasses.replace(DATA, image_size=32, image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
+    return small(run_dir, model=PretrainedNetwork(str(weights)), data=data, **changes)
 
 
 def full_disk(*arguments):
@@ -50,6 +60,37 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path
     assert [line["step"] for line in noted if line["kind"] == "train"] == [2, 4]
     with Reports(tmp_path, start_step=3) as reports:
         assert not reports.lacks_evaluation(3)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return shutil.copytree(Path(__file__).parent / "fixtures" / "hf_sharded", tmp_path / "weights")
+
+
+def test_a_fine_tuning_run_goes_on_without_the_weights_it_began_from(tmp_path, weights):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    run(fine_tuning(whole, weights, max_steps=4))
+    run(fine_tuning(parted, weights, max_steps=2))
+    shutil.rmtree(weights)
+    assert run(fine_tuning(parted, weights, max_steps=4)).step == 4
+    assert train_losses(parted) == train_losses(whole)
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        assert (parted / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+    with pytest.raises(FileNotFoundError):
+        run(fine_tuning(tmp_path / "new", weights))
+
+
+def test_a_fine_tuning_run_whose_states_do_not_tell_its_network_goes_on_with_the_weights_at_hand(
+    tmp_path, weights, monkeypatch
+):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as of_before:
+        of_before.setattr(loop, "with_network", lambda identity, network: identity)
+        run(fine_tuning(run_dir, weights, max_steps=2))
+    assert "network" not in newest_run(run_dir / "checkpoints")[1]
+    assert run(fine_tuning(run_dir, weights, max_steps=3)).step == 3
+    shutil.rmtree(weights)  # the states since then do
+    assert run(fine_tuning(run_dir, weights, max_steps=4)).step == 4
 
 
 def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):

@@ -83,7 +83,7 @@ def test_the_largest_divisible_axis_is_cut_and_small_arrays_are_not():
 
 def test_fsdp_keeps_a_share_of_weights_and_moments_on_every_device():
     _, parts = open_and_assemble(tiny(mesh=sharded(1, 8)))
-    state = parts.init(parts.network.argument)
+    state = parts.init(parts.network.argument())
     kernel = state.params["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     moment = state.optimizer[0].mu["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     assert kernel.shape == (16, 64)

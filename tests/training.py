@@ -82,7 +82,7 @@ def first_state(config: TrainConfig) -> TrainState:
     """The state before the first step, in NumPy: compiled once for all meshes, and safe from steps that consume it."""
     alone = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=1))
     _, parts = open_and_assemble(alone, jax.devices()[:1])
-    return jax.device_get(parts.init(parts.network.argument))
+    return jax.device_get(parts.init(parts.network.argument()))
 
 
 def train(

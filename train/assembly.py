@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from poolformer_jax import PoolFormerConfig
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.kernels import kernels_for
 from train.data.device_augment import augment_batch, normalize_batch
@@ -32,7 +33,7 @@ class Assembly:
         mesh: all devices.
         network: the model, and where its first parameters come from.
         abstract_state: shapes, types and shardings of the state; no memory.
-        init: makes the state, in place, from `network.argument`.
+        init: makes the state, in place, from `network.argument()`.
         step: the compiled training step, (state, `Batch`) to (state, `Metrics`); it consumes the state it is given.
         evaluation_step: the compiled sums of an evaluation batch.
     """
@@ -51,10 +52,12 @@ def assemble(
     examples: int,
     devices: Sequence[jax.Device] | None = None,
     fused: bool = True,
+    kept: PoolFormerConfig | None = None,
 ) -> Assembly:
     """The parts of a run on `examples` images of classes `class_names`, on all devices or on those given.
 
-    With `fused=False` its network computes the blocks as the paper writes them, for whoever wants to compare.
+    With `fused=False` its network computes the blocks as the paper writes them, for whoever wants to compare. With the
+    network that was `kept` with the state to go on from, no weights are read.
 
     Raises:
         ValueError: if devices, batch, data and network do not fit each other.
@@ -64,7 +67,7 @@ def assemble(
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
     check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
     kernels = kernels_for(mesh, BATCH_AXES) if config.kernels else None
-    network = make_network(config, class_names, kernels, fused)
+    network = make_network(config, class_names, kernels, fused, kept)
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)
     keeps_ema = config.optimizer.ema_decay is not None
@@ -72,7 +75,8 @@ def assemble(
     def init(argument: Any) -> TrainState:
         return new_state(network.make_params(argument), optimizer, keeps_ema)
 
-    shapes = jax.eval_shape(init, network.argument)
+    # Weights have the shapes of new parameters, which take longer to trace than weights that were read already.
+    shapes = jax.eval_shape(init, jax.random.key(config.seed) if kept else network.argument())
     shardings = state_shardings(mesh, shapes, config.mesh.fsdp_min_size)
     dtype = jnp.dtype(config.dtype)
     augment = functools.partial(augment_batch, config=data, num_classes=len(class_names), dtype=dtype)

@@ -28,7 +28,7 @@ from train.data.pipeline import worker_count
 from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
-from train.identity import refuse_another_run
+from train.identity import kept_network, refuse_another_run
 from train.kernel_check import TOLERANCE, largest_difference
 from train.recipes import TrainConfig
 from train.sharding import batch_sharding
@@ -78,12 +78,17 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
         yield from _look_for_classes_without_images(sources[config.data.evaluation_split])
     yield _look_at_steps(config, len(train))
     yield _look_at_host_memory(config, train, sources.get(config.data.evaluation_split))
+    unwritable = _look_for_what_cannot_be_written(config)
+    run_folder = unwritable or _look_at_run_folder(config, train)
+    yield run_folder
     try:
-        parts = assemble(config, train.class_names, len(train))
+        kept = None if run_folder.level == "failure" else kept_network(config)
+        parts = assemble(config, train.class_names, len(train), kept=kept)
     except ValueError as error:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
         return
-    yield from _look_at_folders(config, parts, train)
+    if unwritable is None:
+        yield _look_at_disk(config, parts, len(train))
     if (kernels := parts.network.model.kernels) is not None:
         finding = _look_at_kernels(parts, kernels, config.data.image_size)
         yield finding
@@ -234,16 +239,13 @@ def _available_memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _look_at_folders(config: TrainConfig, parts: Assembly, source: Source) -> Iterator[Finding]:
+def _look_for_what_cannot_be_written(config: TrainConfig) -> Finding | None:
     folders = [config.checkpoints]
     if jax.process_index() == 0:  # no other writes to the run's folder
         folders.insert(0, str(config.run_dir))
-    if reasons := dict.fromkeys(reason for folder in folders if (reason := _why_not_written(folder))):
-        remedy = "Have it mended, or choose another --run-dir (and --checkpoint-dir, where it is given)."
-        yield Finding("failure", "run folder", "\n".join(reasons), remedy)
-        return
-    yield _look_at_disk(config, parts, len(source))
-    yield _look_at_run_folder(config, source)
+    reasons = dict.fromkeys(reason for folder in folders if (reason := _why_not_written(folder)))
+    remedy = "Have it mended, or choose another --run-dir (and --checkpoint-dir, where it is given)."
+    return Finding("failure", "run folder", "\n".join(reasons), remedy) if reasons else None
 
 
 def _why_not_written(folder: str) -> str | None:

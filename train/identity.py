@@ -1,9 +1,10 @@
 """What makes a run the same run: its recipe, its classes and the pixels of its images. Kept with every state.
 
 A state alone does not say what it is of: another run's weights may have the same shapes, and a class folder that was
-renamed gives every label after it another meaning.
+renamed gives every label after it another meaning. Nor does a recipe say what network the weights are of that it names.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from poolformer_jax import PoolFormerConfig
 from poolformer_jax.checks import few
 from train.checkpoints import newest_run
 from train.data.resizing import choose_resizer
@@ -33,6 +35,25 @@ def identify(config: TrainConfig, source: Source) -> Identity:
         "images": len(source),
         "examples": source.digest,
     }
+
+
+def with_network(identity: Identity, network: PoolFormerConfig) -> Identity:
+    """The same and the network it trains, for `kept_network`; without its labels, which follow from the classes."""
+    return identity | {"network": dataclasses.replace(network, id2label=None).to_dict()}
+
+
+def kept_network(config: TrainConfig) -> PoolFormerConfig | None:
+    """The network that the newest state of a run is of, as `with_network` noted it.
+
+    None where there is no state, or one from before that was noted: then the weights that the recipe names tell.
+
+    Raises:
+        CheckpointError: if there are states and none of them says what it is of.
+    """
+    found = newest_run(config.checkpoints)
+    if found is None or "network" not in found[1]:
+        return None
+    return PoolFormerConfig.from_dict(found[1]["network"])
 
 
 def refuse_another_run(config: TrainConfig, source: Source) -> None:

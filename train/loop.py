@@ -18,7 +18,7 @@ from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import Source, open_source
 from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
-from train.identity import identify, refuse_another_run, refuse_unlike_processes
+from train.identity import identify, kept_network, refuse_another_run, refuse_unlike_processes, with_network
 from train.journal import Journal
 from train.lock import alone_in
 from train.progress import Meter, Record
@@ -66,22 +66,21 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         held_out = open_source(config.data, config.data.evaluation_split)
         refuse_unlike_processes(config, source, held_out)
         stop.before_training()
-        parts = assemble(config, source.class_names, len(source))
+        refuse_another_run(config, source)  # before anything is made or cleared away
+        parts = assemble(config, source.class_names, len(source), kept=kept_network(config))
         stop.before_training()
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
         keep_every = config.keep_every or save_every
-        refuse_another_run(config, source)  # before anything is made or cleared away
+        identity = with_network(identify(config, source), parts.network.model.config)
 
         with (
             _alone_in_its_folders(config),
-            Checkpoints(
-                config.checkpoints, identify(config, source), config.keep_checkpoints, config.keep_every
-            ) as checkpoints,
+            Checkpoints(config.checkpoints, identity, config.keep_checkpoints, config.keep_every) as checkpoints,
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
-            state = checkpoints.restore(parts.abstract_state) or parts.init(parts.network.argument)
+            state = checkpoints.restore(parts.abstract_state) or parts.init(parts.network.argument())
             stop.before_training()
             step = start = int(state.step)
             meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)

@@ -1,6 +1,7 @@
 """The network that a run trains, and where its first parameters come from."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,17 +23,23 @@ class Network:
 
     Attributes:
         model: the network, in the run's compute type.
-        make_params: its parameters, from `argument`; traceable, so that they can be made where they are to live.
-        argument: what `make_params` takes: a key, or the parameters that were read.
+        make_params: its parameters, from a key or from those that were read; traceable, so that they can be made where
+            they are to live.
+        argument: gives what a run that begins hands to `make_params`. It may read weights, without which a run goes on
+            from a state.
     """
 
     model: PoolFormerForImageClassification
     make_params: Callable[[Any], Any]
-    argument: Any
+    argument: Callable[[], Any]
 
 
 def make_network(
-    config: TrainConfig, class_names: Sequence[str], kernels: Kernels | None = None, fused: bool = True
+    config: TrainConfig,
+    class_names: Sequence[str],
+    kernels: Kernels | None = None,
+    fused: bool = True,
+    kept: PoolFormerConfig | None = None,
 ) -> Network:
     """The network of a run on data with `class_names`; labels and channels follow the data.
 
@@ -41,6 +48,7 @@ def make_network(
         class_names: the data's, in the order of its labels.
         kernels: what computes the blocks, instead of what XLA compiles.
         fused: False for the blocks as the paper writes them.
+        kept: what the state to go on from is of, so that no weights have to be read to know it.
 
     Raises:
         ValueError: if there is nothing to tell apart, or the weights are of a network for other images or classes.
@@ -54,14 +62,17 @@ def make_network(
     if dtype == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1. Expected it, or float32.")
     wanted, size, channels = config.model, config.data.image_size, config.data.num_channels
-    argument: Any = jax.random.key(config.seed)
-    if loads := isinstance(wanted, PretrainedNetwork):
-        architecture, argument = _load(wanted, class_names, channels, argument)
-    else:
+    key = jax.random.key(config.seed)
+
+    @functools.cache
+    def first() -> tuple[PoolFormerConfig, Any]:
+        if isinstance(wanted, PretrainedNetwork):
+            return _load(wanted, class_names, channels, key)
         fields = dataclasses.fields(PoolFormerConfig)
-        architecture = PoolFormerConfig(**{field.name: getattr(wanted, field.name) for field in fields})
+        return PoolFormerConfig(**{field.name: getattr(wanted, field.name) for field in fields}), key
+
     architecture = dataclasses.replace(
-        architecture,
+        kept or first()[0],
         num_labels=len(class_names),
         id2label=dict(enumerate(class_names)),
         num_channels=channels,
@@ -71,10 +82,11 @@ def make_network(
     )
 
     def make_params(argument: Any) -> Any:
-        params = argument if loads else model.init(argument, jnp.zeros((1, size, size, channels), dtype))["params"]
+        read = isinstance(argument, dict)
+        params = argument if read else model.init(argument, jnp.zeros((1, size, size, channels), dtype))["params"]
         return jax.tree.map(lambda p: p.astype(jnp.promote_types(dtype, jnp.float32)), params)
 
-    return Network(model, make_params, argument)
+    return Network(model, make_params, argument=lambda: first()[1])
 
 
 def _load(
