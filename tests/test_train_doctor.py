@@ -257,12 +257,12 @@ def with_workers(folder, tmp_path, **changes):
 
 def test_the_workers_of_an_evaluation_are_counted_beside_the_trainings(folder, tmp_path):
     needed, found = in_megabytes(with_workers(folder, tmp_path))
-    assert found.startswith("2 data workers, and 2 more during evaluations, need about ")
+    assert found.startswith("2 data workers, and 2 more for evaluations, need about ")
     assert needed >= 4 * 150
     # All images in one batch are one worker's.
     batch = 8008 * 16 * 16 / 1e6
     other, found = in_megabytes(with_workers(folder, tmp_path, evaluation_batch_size=8008))
-    assert found.startswith("2 data workers, and 1 more during evaluations, need about ")
+    assert found.startswith("2 data workers, and 1 more for evaluations, need about ")
     assert other - needed == pytest.approx((2 + 2) * batch - 150, abs=0.2)
 
 

@@ -1,15 +1,19 @@
 """An evaluation counts exactly the split's examples, whatever the batch, the filler and the devices."""
 
 import dataclasses
+import io
+import multiprocessing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from poolformer_jax.functional import cross_entropy
+from train import loop
 from train.data.device_augment import normalize_batch
-from train.data.pipeline import evaluation_batches
+from train.data.pipeline import evaluation_batches, evaluation_steps
 from train.data.sources import open_source
 from train.evaluation import evaluate
 from training import first_state, open_and_assemble, sharded, tiny
@@ -99,3 +103,33 @@ def test_an_empty_split_is_refused(params):
     _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     with pytest.raises(ValueError, match="no example"):
         evaluate(parts.evaluation_step, {"params": params}, [], parts.mesh)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_pass_of_repeated_batches_is_the_whole_split_bit_for_bit(split, workers):
+    config = dataclasses.replace(tiny().data, workers=workers)
+    steps = evaluation_steps(config, split)
+    for process in range(2):
+        part = {"process_index": process, "process_count": 2}
+        with evaluation_batches(config, split, **part) as batches:
+            once = list(batches)
+        with evaluation_batches(config, split, repeat=True, **part) as batches:
+            passes = [[next(batches) for _ in range(steps)] for _ in range(3)]
+        assert len(once) == steps
+        for one in passes:
+            jax.tree.map(np.testing.assert_array_equal, one, once)
+
+
+def test_the_evaluations_of_a_run_share_their_workers_which_end_with_it(tmp_path, monkeypatch):
+    def watched(*arguments):
+        result = evaluate(*arguments)
+        seen.append({worker.pid for worker in multiprocessing.active_children()})
+        return result
+
+    seen: list[set[int | None]] = []
+    monkeypatch.setattr(loop, "evaluate", watched)
+    config = tiny(tmp_path, mesh=sharded(8, 1), data__workers=1, max_steps=9)  # 3 steps are an epoch
+    loop.run(config, Console(file=io.StringIO()))
+    assert len(seen) == 3
+    assert len(set.union(*seen)) == 2  # one of training's and one of evaluation's
+    assert not multiprocessing.active_children()

@@ -215,7 +215,7 @@ def _look_at_host_memory(config: TrainConfig, train: Source, held_out: Source | 
         size = data.evaluation_batch_size or data.batch_size
         more, their_needs = _pool_of(config, held_out, size, math.ceil(len(held_out) / size))
         needed += their_needs
-        who += f", and {more} more during evaluations,"
+        who += f", and {more} more for evaluations,"
     free = _available_memory()
     found = f"{who} need about {_size(needed)} of the {_size(free)} available"
     level: Level = "fine" if needed < 0.8 * free else "failure"

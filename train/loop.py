@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import signal
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from poolformer_jax.writing import write_json
 from train import results
 from train.assembly import Assembly, assemble
 from train.checkpoints import Checkpoints
-from train.data.pipeline import evaluation_batches, train_batches
-from train.data.sources import Source, open_source
+from train.data.pipeline import Batches, evaluation_batches, evaluation_steps, train_batches
+from train.data.sources import open_source
 from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
 from train.identity import identify, kept_network, refuse_another_run, refuse_unlike_processes, with_network
@@ -72,6 +73,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
         keep_every = config.keep_every or save_every
+        per_evaluation = evaluation_steps(config.data, held_out)
         identity = with_network(identify(config, source), parts.network.model.config)
 
         with (
@@ -87,6 +89,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
             with (
                 Journal(config, console, start, total, steps_per_epoch) as journal,
                 train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
+                evaluation_batches(config.data, held_out, repeat=True, **process_part(parts.mesh)) as unseen,
                 contextlib.ExitStack() as profile,
             ):
 
@@ -101,7 +104,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     # Once the state is saved and no stop is asked for; a run that goes on from it makes up for this.
                     if step and step % evaluate_every == 0 and journal.lacks_evaluation(step):
                         with meter.paused():
-                            journal.evaluation(step, _evaluate(config, parts, state, held_out))
+                            journal.evaluation(step, _evaluate(parts, state, unseen, per_evaluation))
                     with meter.waiting():
                         batch = next(batches)
                     state, metrics = parts.step(
@@ -119,7 +122,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 checkpoints.save(state, last=True)
                 if step < total:
                     return Outcome(step, {}, stop.signal)
-                evaluations = _evaluate(config, parts, state, held_out)
+                evaluations = _evaluate(parts, state, unseen, per_evaluation)
                 journal.evaluation(step, evaluations)
                 _refuse_a_broken_model(evaluations, config)
             finished = step == config.optimizer.total_epochs * steps_per_epoch  # and not at max_steps before
@@ -144,11 +147,10 @@ def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
         yield
 
 
-def _evaluate(config: TrainConfig, parts: Assembly, state: TrainState, held_out: Source) -> dict[str, Evaluation]:
+def _evaluate(parts: Assembly, state: TrainState, batches: Batches, steps: int) -> dict[str, Evaluation]:
     """The weights over the whole evaluation split, and their running mean where there is one."""
     weights = {"params": state.params} if state.ema is None else {"params": state.params, "ema": state.ema}
-    with evaluation_batches(config.data, held_out, **process_part(parts.mesh)) as batches:
-        return evaluate(parts.evaluation_step, weights, batches, parts.mesh)
+    return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh)
 
 
 def _profile(config: TrainConfig, done: int, metrics: Metrics, profile: contextlib.ExitStack) -> None:

@@ -8,7 +8,7 @@ Sources: arXiv 2004.13336 and 1910.02054 (ZeRO), arXiv 2105.04663 (GSPMD).
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -66,12 +66,15 @@ def _consecutive(owners: list[int]) -> bool:
     return changes == len(set(owners)) - 1
 
 
-def process_part(mesh: Mesh) -> dict[str, int]:
-    """Which of the equal, consecutive parts of every global batch this process's devices hold.
+class ProcessPart(TypedDict):
+    """Part `process_index` of `process_count`, as `train.data.pipeline` takes it."""
 
-    Returns:
-        {"process_index": p, "process_count": P} for part p of P, as `train.data.pipeline` takes it.
-    """
+    process_index: int
+    process_count: int
+
+
+def process_part(mesh: Mesh) -> ProcessPart:
+    """Which of the equal, consecutive parts of every global batch this process's devices hold."""
     owners = list(dict.fromkeys(device.process_index for device in mesh.devices.flat))
     return {"process_index": owners.index(jax.process_index()), "process_count": len(owners)}
 

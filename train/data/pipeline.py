@@ -45,12 +45,14 @@ class LabelError(ValueError):
 class Batches:
     """An iterator over batches that can be closed, and knows which images it could not read."""
 
-    def __init__(self, batches: grain.MapDataset[Batch], config: DataConfig, source: Source) -> None:
+    def __init__(
+        self, batches: grain.MapDataset[Batch], config: DataConfig, source: Source, repeat: bool = False
+    ) -> None:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only absl's own programs parse
         # Held in a list that the finalizer empties: an iterator of Grain that outlives the modules it was made of, at
         # the end of a program that did not close it, complains.
-        self._running = [iter(_spread(batches, config, source))]
+        self._running = [iter(_spread(batches, config, source, repeat))]
         self._finalizer = weakref.finalize(self, _stop, self._running)
         self._config, self._source = config, source
         self.bad_images: dict[str, str] = {}
@@ -126,9 +128,12 @@ def train_batches(
 
 
 def evaluation_batches(
-    config: DataConfig, source: Source, *, process_index: int = 0, process_count: int = 1
+    config: DataConfig, source: Source, *, repeat: bool = False, process_index: int = 0, process_count: int = 1
 ) -> Batches:
     """This process's part of the batches that hold every example once, in order.
+
+    With `repeat` they begin again without end, every `evaluation_steps`: workers take a second to start, and wait
+    between two evaluations, with the first batches of the next one ready.
 
     Batches are as in training, with "mask": bool [b]: False for what only fills the last batch up, and for images that
     on_bad_image="skip" leaves out. Every process gets the same number of batches of the same size.
@@ -140,9 +145,14 @@ def evaluation_batches(
     """
     whole = config.evaluation_batch_size or config.batch_size
     size = _local_size(whole, process_count)
-    numbers = grain.MapDataset.range(-(-len(source) // whole) * whole).batch(size, batch_fn=list)
+    numbers = grain.MapDataset.range(evaluation_steps(config, source) * whole).batch(size, batch_fn=list)
     mine = numbers[process_index::process_count]
-    return Batches(mine.map(_MakeEvaluationBatch(config, source)), config, source)
+    return Batches(mine.map(_MakeEvaluationBatch(config, source)), config, source, repeat)
+
+
+def evaluation_steps(config: DataConfig, source: Source) -> int:
+    """How many batches of every process hold all examples of a source."""
+    return -(-len(source) // (config.evaluation_batch_size or config.batch_size))
 
 
 def worker_count(config: DataConfig, source: Source, batches: int | None = None) -> int:
@@ -262,11 +272,13 @@ def _shuffle_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
-def _spread(batches: grain.MapDataset[Batch], config: DataConfig, source: Source) -> grain.IterDataset[Batch]:
+def _spread(
+    batches: grain.MapDataset[Batch], config: DataConfig, source: Source, repeat: bool
+) -> grain.IterDataset[Batch]:
     """The batches made ahead of time: by workers, or by a thread of this process."""
     workers = worker_count(config, source, len(batches))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else config.worker_batches)
-    dataset = batches.to_iter_dataset(options)
+    dataset = (batches.repeat() if repeat else batches).to_iter_dataset(options)
     if workers == 0:
         return dataset
     name_as_main_of_workers()
