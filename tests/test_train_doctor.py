@@ -179,6 +179,17 @@ def save_a_state(config):
         checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
 
 
+def test_metrics_without_a_state_are_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    config.run_dir.mkdir()
+    (config.run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 7}\n')
+    (found,) = [finding for finding in findings(config) if finding.subject == "run folder"]
+    assert found.level == "warning"
+    assert "metrics of a run up to step 7" in found.found
+    save_a_state(config)
+    assert all("has metrics of" not in finding.found for finding in findings(config))
+
+
 def test_a_run_that_can_go_on_needs_no_weights(folder, tmp_path):
     config = of_folder(folder, tmp_path, model=PretrainedNetwork(str(tmp_path / "moved away")))
     with pytest.raises(FileNotFoundError):

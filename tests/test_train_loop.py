@@ -93,6 +93,23 @@ def test_a_fine_tuning_run_whose_states_do_not_tell_its_network_goes_on_with_the
     assert run(fine_tuning(run_dir, weights, max_steps=4)).step == 4
 
 
+def test_a_run_whose_states_are_gone_says_that_it_begins_again(tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "at", lambda stop, step: step == 4)
+        run(small(tmp_path))
+    assert not caplog.records  # a new run has nothing to tell
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(small(tmp_path, max_steps=2))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    told = record.getMessage()
+    assert f"{tmp_path} has metrics of a run up to step 4, and {tmp_path / 'checkpoints'} has no state of it" in told
+    assert "It begins again from step 0, and its metrics as well." in told
+    assert list(train_losses(tmp_path)) == [2]
+    run(small(tmp_path, max_steps=4))
+    assert len(caplog.records) == 1  # one that goes on has not either
+
+
 def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
     run_dir = tmp_path / "run"
     config = small(run_dir, max_steps=2, checkpoint_dir=f"{tmp_path}/other/../run")

@@ -28,7 +28,7 @@ from train.data.pipeline import worker_count
 from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
-from train.identity import kept_network, refuse_another_run
+from train.identity import kept_network, refuse_another_run, told_of_lost_steps
 from train.kernel_check import TOLERANCE, largest_difference
 from train.recipes import TrainConfig
 from train.sharding import batch_sharding
@@ -286,6 +286,8 @@ def _look_at_run_folder(config: TrainConfig, source: Source) -> Finding:
         found = newest_run(config.checkpoints)
     except (ValueError, CheckpointError) as error:
         return Finding("failure", "run folder", str(error), "Choose a new --run-dir, or give what that run was given.")
+    if found is None and (told := told_of_lost_steps(config)):
+        return Finding("warning", "run folder", told, "Bring its states back, or choose a new --run-dir.")
     if found is None:
         return Finding("fine", "run folder", f"{config.run_dir} holds no run yet")
     return Finding("fine", "run folder", f"the run in {config.run_dir} would go on from step {found[0]}")

@@ -21,6 +21,7 @@ from train.checkpoints import newest_run
 from train.data.resizing import choose_resizer
 from train.data.sources import Source
 from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences, in_present_fields
+from train.reports import last_noted_step
 
 Identity = dict[str, Any]
 _LOG = logging.getLogger(__name__)
@@ -85,6 +86,22 @@ def refuse_another_run(config: TrainConfig, source: Source) -> None:
             config.checkpoints,
             ", ".join(unknown),
         )
+
+
+def told_of_lost_steps(config: TrainConfig) -> str | None:
+    """What there is to say where a run without a state begins again although it was further; None where it was not.
+
+    It is not refused: a run that was killed before its first state was complete leaves the same, and has to begin again
+    by itself. Nothing is lost but lines of metrics, whereas a model, which is refused, may have taken weeks.
+    """
+    step = last_noted_step(config.run_dir)
+    if step is None:
+        return None
+    return (
+        f"{config.run_dir} has metrics of a run up to step {step}, and {config.checkpoints} has no state of it: it "
+        "ended before the first one was complete, or they were removed. It begins again from step 0, and its "
+        "metrics as well."
+    )
 
 
 def refuse_unlike_processes(config: TrainConfig, source: Source, held_out: Source) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import signal
 from collections.abc import Iterator
@@ -19,7 +20,14 @@ from train.data.pipeline import Batches, evaluation_batches, evaluation_steps, t
 from train.data.sources import open_source
 from train.distributed import StopRequest, initialize
 from train.evaluation import Evaluation, evaluate
-from train.identity import identify, kept_network, refuse_another_run, refuse_unlike_processes, with_network
+from train.identity import (
+    identify,
+    kept_network,
+    refuse_another_run,
+    refuse_unlike_processes,
+    told_of_lost_steps,
+    with_network,
+)
 from train.journal import Journal
 from train.lock import alone_in
 from train.progress import Meter, Record
@@ -28,6 +36,7 @@ from train.sharding import process_part, to_devices
 from train.state import TrainState
 from train.step import Metrics
 
+_LOG = logging.getLogger(__name__)
 # Before a profile begins: compiling, filling the data pipeline, and what else happens once.
 _STEPS_TO_WARM_UP = 10
 
@@ -82,7 +91,10 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
-            state = checkpoints.restore(parts.abstract_state) or parts.init(parts.network.argument())
+            state = checkpoints.restore(parts.abstract_state)
+            if state is None:
+                _warn_of_lost_steps(config)
+                state = parts.init(parts.network.argument())
             stop.before_training()
             step = start = int(state.step)
             meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
@@ -145,6 +157,11 @@ def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
             )
             locks.enter_context(alone_in(folder, refusal))
         yield
+
+
+def _warn_of_lost_steps(config: TrainConfig) -> None:
+    if jax.process_index() == 0 and (told := told_of_lost_steps(config)):
+        _LOG.warning("%s", told)
 
 
 def _evaluate(parts: Assembly, state: TrainState, batches: Batches, steps: int) -> dict[str, Evaluation]:

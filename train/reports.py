@@ -99,6 +99,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def last_noted_step(folder: Path) -> int | None:
+    """The last step that metrics.jsonl in the folder of a run has a line of; None if it has none."""
+    return max((line["step"] for line in _lines(folder / "metrics.jsonl")), default=None)
+
+
 def _draw(path: Path, paint: Callable[[], Any]) -> None:
     """Saves the figure that `paint` makes. A picture is never worth a run: where it fails, that is said."""
     try:
