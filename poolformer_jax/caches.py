@@ -19,6 +19,8 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float
 
+from poolformer_jax.array_types import vary_alike
+
 PART_BYTES = 2**20
 """Of a feature map. Its hidden layer is four times as large, and long enough for matrix products at full speed."""
 
@@ -48,7 +50,7 @@ def in_parts(function: Callable[[Any], tuple[_Results, _Sums]], images: Any) -> 
 
     _, sums = jax.eval_shape(function, jax.tree.map(lambda array: array[0], parts))
     zeros = jax.tree.map(lambda total: jnp.zeros(total.shape, total.dtype), sums)
-    totals, results = lax.scan(step, zeros, parts)
+    totals, results = lax.scan(step, *vary_alike((zeros, parts)))
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results), totals
 
 

@@ -88,12 +88,13 @@ class GradCam:
             raise ValueError(f"label={label}. Expected an index from 0 to {self.config.num_labels - 1}.")
         picture = self.image_processor.resize_and_crop(image)
         pixel_values = self.image_processor.normalize(picture[None])
-        heatmap, chosen, probability = self._explain(self._params, pixel_values, -1 if label is None else label)
-        return Explanation(int(chosen), float(probability), picture, np.asarray(heatmap))
+        inputs = jax.device_put((pixel_values, np.int32(-1 if label is None else label)))
+        heatmap, chosen, probability = jax.device_get(self._explain(self._params, *inputs))
+        return Explanation(int(chosen), float(probability), picture, heatmap)
 
 
 def _explain(
-    config: PoolFormerConfig, folded: dict[str, Any], pixel_values: Float[Array, "1 h w c"], label: Int[Array, ""] | int
+    config: PoolFormerConfig, folded: dict[str, Any], pixel_values: Float[Array, "1 h w c"], label: Int[Array, ""]
 ) -> tuple[Float[Array, "h w"], Int[Array, ""], Float[Array, ""]]:
     features = folded_features(config, folded, pixel_values)[-1]
     logits, gradient_of = jax.vjp(partial(folded_head, config, folded), features)

@@ -38,6 +38,7 @@ from poolformer_jax.functional import (
     ACTIVATIONS,
     POOLED_EPSILON,
     distance_and_inverse_std,
+    over_channels,
     pooling_mixer,
     standardize,
     widen,
@@ -66,7 +67,7 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
         WeightsMismatch: if the variables are not those of such a network.
     """
     check_variables(config, variables)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables["params"]))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(dict(variables["params"])))
     folded: FoldedParams = {"stem": params["stem"]["conv"]}
     for index, depth in enumerate(config.depths):
         stage = params[f"stages_{index}"]
@@ -79,7 +80,7 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
         folded["head"] = _fold_affine(params["norm"], params["head"])
     else:
         folded["norm"] = params["norm"]
-    rounded: FoldedParams = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), folded)
+    rounded: FoldedParams = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), folded))
     return rounded
 
 
@@ -157,7 +158,7 @@ def folded_features(
         if index > 0:
             x = _convolve(config, index, stage["downsample"], x)
         if "position_embedding" in stage:
-            x = x + stage["position_embedding"].astype(dtype)
+            x = x + stage["position_embedding"][None].astype(dtype)
         for name in _block_names(depth):
             x = _mix_tokens(config, config.token_mixers[index], stage[name]["token_mixer"], x)
             x = _mix_channels(config, stage[name]["mlp"], x)
@@ -179,7 +180,7 @@ def folded_head(
         pooled = standardize(features, (-1,)).mean((1, 2))
     if "head" in folded:
         return _dense(folded["head"], pooled)
-    gain, shift = _vectors(folded["norm"], pooled.dtype, "scale", "bias")
+    gain, shift = (over_channels(folded["norm"][name], pooled) for name in ("scale", "bias"))
     return pooled * gain + shift
 
 
@@ -201,7 +202,7 @@ def _convolve(
         y: Array = lax.platform_dependent(x, kernel, cpu=product, default=convolution)
     else:
         y = convolution(x, kernel)
-    return y + conv["bias"].astype(x.dtype)
+    return y + over_channels(conv["bias"], y)
 
 
 def _convolve_patches(
@@ -221,16 +222,14 @@ def _mix_tokens(
     """The first residual branch and its input."""
     if mixer == "pooling" and config.norm == "group_norm":  # line 3
         _, inverse_std = distance_and_inverse_std(x, (1, 2, 3))
-        (scale,) = _vectors(params, inverse_std.dtype, "scale")
+        scale = over_channels(params["scale"], inverse_std)
         return x + pooling_mixer(x, config.pool_size) * (inverse_std * scale).astype(x.dtype)
-    normalised = standardize(x, _norm_axes(config))
-    (scale,) = _vectors(params, x.dtype, "scale")
+    normalised, scale = standardize(x, _norm_axes(config)), over_channels(params["scale"], x)
     if mixer == "pooling":
         return x + pooling_mixer(normalised, config.pool_size) * scale
     if mixer == "identity":
-        (shift,) = _vectors(params, x.dtype, "shift")
-        return x + (normalised * scale + shift)
-    gain, shift = _vectors(params["norm"], x.dtype, "scale", "bias")
+        return x + (normalised * scale + over_channels(params["shift"], x))
+    gain, shift = (over_channels(params["norm"][name], x) for name in ("scale", "bias"))
     module: Any = TOKEN_MIXERS[mixer](config, x.dtype, "token_mixer")  # every one is a linen module
     mixed = module.apply({"params": params["mixer"]}, normalised * gain + shift)
     return x + jnp.asarray(mixed) * scale
@@ -246,12 +245,8 @@ def _mix_channels(
 
 def _dense(params: Mapping[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b c2"]:
     """A dense layer, in the type of its input."""
-    return x @ params["kernel"].astype(x.dtype) + params["bias"].astype(x.dtype)
-
-
-def _vectors(params: FoldedParams, dtype: Dtype, *names: str) -> tuple[Float[Array, " _c"], ...]:
-    """Some of a layer's vectors over channels, as `dtype`."""
-    return tuple(params[name].astype(dtype) for name in names)
+    y = x @ params["kernel"].astype(x.dtype)
+    return y + over_channels(params["bias"], y)
 
 
 def _norm_axes(config: PoolFormerConfig) -> tuple[int, ...]:

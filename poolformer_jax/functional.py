@@ -88,7 +88,12 @@ def distance_and_inverse_std(
 
 
 def _affine(x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
-    return x * scale.astype(x.dtype) + bias.astype(x.dtype)
+    return x * over_channels(scale, x) + over_channels(bias, x)
+
+
+def over_channels(vector: Float[Array | np.ndarray, " c"], x: Float[Array, "*b #c"]) -> Float[Array, "*ones c"]:
+    """A vector over channels as `x` can be multiplied with it: in its type, and with as many axes."""
+    return jnp.asarray(vector, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def widen(x: Float[Array, "*s"]) -> Float[Array, "*s"]:

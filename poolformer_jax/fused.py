@@ -28,10 +28,12 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from poolformer_jax import caches, lanes
-from poolformer_jax.functional import gelu, widen
+from poolformer_jax.array_types import on_any_mesh, spec_of, vary_alike
+from poolformer_jax.functional import gelu, over_channels, widen
 from poolformer_jax.kernels import POOL_SIZE, Kernels, Pass
 from poolformer_jax.moments import Moments, around, over_map, standardize_with, through, through_standardized
 
@@ -81,10 +83,9 @@ def fold_mlp(
     gain, shift, kernel1, bias1, kernel2, bias2, scale = (
         jnp.asarray(parameter, dtype) for parameter in (gain, shift, kernel1, bias1, kernel2, bias2, scale)
     )
-    return MlpWeights(gain[:, None] * kernel1, shift @ kernel1 + bias1, kernel2 * scale, bias2 * scale)
+    return MlpWeights(gain[:, None] * kernel1, shift @ kernel1 + bias1, kernel2 * scale[None], bias2 * scale)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def pooling_residual(
     pool_size: int,
     x: _Map,
@@ -103,6 +104,14 @@ def pooling_residual(
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
         kernels: used where they can be, on the platform that they are for.
     """
+    branch = partial(_pooling_branch, pool_size, kernels)
+    return on_any_mesh(branch, x, x_moments, gain, keep, specs=_specs(x))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _pooling_branch(
+    pool_size: int, kernels: Kernels | None, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
+) -> tuple[_Map, Moments]:
     plain = partial(_pooling_residual, pool_size)
     result: tuple[_Map, Moments]
     result, _ = _run(kernels if pool_size == POOL_SIZE else None, "pooling_residual", plain, (x, x_moments, keep), gain)
@@ -121,9 +130,9 @@ def _pooling_residual(
 
 
 def _pooling_forward(
-    pool_size: int, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage, kernels: Kernels | None
+    pool_size: int, kernels: Kernels | None, x: _Map, x_moments: Moments, gain: _PerChannel, keep: _PerImage
 ) -> tuple[tuple[_Map, Moments], _PoolingResiduals]:
-    result = pooling_residual(pool_size, x, x_moments, gain, keep, kernels)
+    result = _pooling_branch(pool_size, kernels, x, x_moments, gain, keep)
     return result, ((x, x_moments, keep), gain, result)
 
 
@@ -155,10 +164,9 @@ def _pooling_gradient(
     return (lanes.ungroup(dx, pixels), -0.5 * inverse_std**3 * (per_channel @ gain)), inverse_std @ per_channel
 
 
-pooling_residual.defvjp(_pooling_forward, _pooling_backward)
+_pooling_branch.defvjp(_pooling_forward, _pooling_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def mlp_residual(
     activation: _Activation,
     x: _Map,
@@ -177,6 +185,19 @@ def mlp_residual(
         keep: drop path's factor for each image, 1 without; a constant, it gets no gradient.
         kernels: used where they can be, on the platform that they are for.
     """
+    branch = partial(_mlp_branch, activation, kernels)
+    return on_any_mesh(branch, x, x_moments, weights, keep, specs=_specs(x))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mlp_branch(
+    activation: _Activation,
+    kernels: Kernels | None,
+    x: _Map,
+    x_moments: Moments,
+    weights: MlpWeights,
+    keep: _PerImage,
+) -> tuple[_Map, Moments]:
     plain = partial(_mlp_residual, activation)
     result: tuple[_Map, Moments]
     result, _ = _run(kernels if activation is gelu else None, "mlp_residual", plain, (x, x_moments, keep), weights)
@@ -196,23 +217,23 @@ def _mlp_residual_and_inner(
     x, x_moments, keep = inputs
     x, weights = lanes.group(x, pixels), _cast(weights, x.dtype)
     standard = standardize_with(x, x_moments)
-    inner = lanes.dense(pixels, standard, weights.kernel1) + lanes.per_pixel(weights.bias1, pixels)
-    branch = lanes.dense(pixels, activation(inner), weights.kernel2) + lanes.per_pixel(weights.bias2, pixels)
+    inner = _dense(pixels, standard, weights.kernel1, weights.bias1)
+    branch = _dense(pixels, activation(inner), weights.kernel2, weights.bias2)
     y = x + branch * over_map(keep).astype(x.dtype)
     return ((lanes.ungroup(y, pixels), around(x_moments.mean, y)), inner), ()
 
 
 def _mlp_forward(
     activation: _Activation,
+    kernels: Kernels | None,
     x: _Map,
     x_moments: Moments,
     weights: MlpWeights,
     keep: _PerImage,
-    kernels: Kernels | None,
 ) -> tuple[tuple[_Map, Moments], _MlpResiduals]:
     inputs = (x, x_moments, keep)
     if not caches.keep_hidden(x) or (kernels is not None and kernels.interpret):
-        result = mlp_residual(activation, x, x_moments, weights, keep, kernels)
+        result = _mlp_branch(activation, kernels, x, x_moments, weights, keep)
         return result, (inputs, weights, result, ())
 
     def on_cpu(inputs: _Inputs, weights: MlpWeights) -> tuple[tuple[_Map, Moments], _Hidden]:
@@ -224,7 +245,7 @@ def _mlp_forward(
         x, x_moments, keep = inputs
         # Every platform has to return what a CPU does. Nothing uses these zeros, and compilers leave them out.
         unused = jnp.zeros((*x.shape[:3], len(weights.bias1)), x.dtype)
-        return mlp_residual(activation, x, x_moments, weights, keep, kernels), unused
+        return vary_alike((_mlp_branch(activation, kernels, x, x_moments, weights, keep), unused))
 
     result, inner = lax.platform_dependent(inputs, weights, cpu=on_cpu, default=elsewhere)
     return result, (inputs, weights, result, (inner,))
@@ -260,7 +281,7 @@ def _mlp_gradient(
     dy = through(y, y_moments, dy, dmoments)
     cast = _cast(weights, x.dtype)
     standard = standardize_with(x, x_moments)
-    (inner,) = kept or (lanes.dense(pixels, standard, cast.kernel1) + lanes.per_pixel(cast.bias1, pixels),)
+    (inner,) = kept or (_dense(pixels, standard, cast.kernel1, cast.bias1),)
     hidden, activation_vjp = jax.vjp(activation, inner)
 
     dbranch = dy * over_map(keep).astype(dy.dtype)
@@ -283,7 +304,7 @@ def _mlp_gradient(
     return (lanes.ungroup(dx, pixels), through_standardized(x_moments, total, products)), dweights
 
 
-mlp_residual.defvjp(_mlp_forward, _mlp_backward)
+_mlp_branch.defvjp(_mlp_forward, _mlp_backward)
 
 
 def _run(
@@ -324,9 +345,23 @@ def _run(
     return lax.platform_dependent(batched, replicated, kept, **ways)
 
 
+def _dense(
+    pixels: int, x: Float[Array, "b h w2 c2"], kernel: Float[Array, "c d"], bias: Float[Array, " d"]
+) -> Float[Array, "b h w2 d2"]:
+    """A dense layer on each pixel of a group."""
+    y = lanes.dense(pixels, x, kernel)
+    return y + over_channels(lanes.per_pixel(bias, pixels), y)
+
+
+def _specs(x: _Map) -> tuple[PartitionSpec, PartitionSpec]:
+    """How a branch's results are shared: maps as its input, moments as the batch."""
+    spec = spec_of(x)
+    return PartitionSpec(*spec), PartitionSpec(spec[0])
+
+
 def _cast(weights: MlpWeights, dtype: Dtype) -> MlpWeights:
     return MlpWeights(*(weight.astype(dtype) for weight in weights))
 
 
 def _over_channels(per_channel: Float[Array, " c"], per_image: _PerImage) -> Float[Array, "b 1 1 c"]:
-    return (per_image[:, None] * per_channel)[:, None, None, :]
+    return (per_image[:, None] * per_channel[None])[:, None, None, :]

@@ -13,7 +13,7 @@ the downsampling.
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -152,8 +152,7 @@ def convolve_gradient(
 
     def gradient_in(groups: _Groups, x: Array, dy: Array) -> Array:
         x, dy = group(x, groups.sources), group(dy, groups.targets)
-        kernel = jax.ShapeDtypeStruct(shape, accumulator)
-        size = jax.eval_shape(groups.spread, kernel).shape[:2]
+        size = jax.eval_shape(groups.spread, jax.ShapeDtypeStruct(shape, accumulator)).shape[:2]
         # The window of the kernel's first number covers what it is multiplied with, and so on: as many windows along
         # an axis as the kernel has numbers there.
         after = [
@@ -171,8 +170,7 @@ def convolve_gradient(
             dimension_numbers=("CHWN", "IHWO", "HWNC"),
             preferred_element_type=accumulator,
         )
-        dkernel: Array = jax.linear_transpose(groups.spread, kernel)(dwide)[0]
-        return dkernel
+        return groups.collect(dwide, shape[1])
 
     return _with_groups(gradient_in, x, dy, shape, stride, padding)
 
@@ -203,6 +201,15 @@ class _Groups:
         ends = (self.count * self.sources - before - width for before in self.befores)
         shifted = [jnp.pad(kernel, ((0, 0), (before, end), (0, 0), (0, 0))) for before, end in zip(self.befores, ends)]
         return jnp.concatenate(shifted, axis=-1).reshape(height, self.count, self.sources * channels, -1)
+
+    def collect(self, dwide: Float[Array, "kh groups c2 d2"], width: int) -> Float[Array, "kh kw c d"]:
+        """The gradient of `spread` by a kernel of that width."""
+        height, _, channels, features = dwide.shape
+        by_target = dwide.reshape(
+            height, self.count * self.sources, channels // self.sources, self.targets, features // self.targets
+        )
+        windows = (by_target[:, before : before + width, :, n] for n, before in enumerate(self.befores))
+        return reduce(jnp.add, windows)
 
 
 def _with_groups(

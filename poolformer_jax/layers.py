@@ -50,8 +50,8 @@ class _ConvParameters(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[Float[Array, "kh kw c d"], Float[Array, " d"]]:
         init = _uniform_within(1 / math.sqrt(math.prod(self.shape[:3])))
-        kernel: Float[Array, "kh kw c d"] = self.param("kernel", init, self.shape)
-        bias: Float[Array, " d"] = self.param("bias", init, self.shape[3:])
+        kernel: Float[Array, "kh kw c d"] = self.param("kernel", init, self.shape, jnp.float32)
+        bias: Float[Array, " d"] = self.param("bias", init, self.shape[3:], jnp.float32)
         return kernel, bias
 
 
@@ -85,8 +85,8 @@ class LayerNorm(nn.Module):
 
 
 def _scale_and_bias(module: nn.Module, features: int) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-    scale = module.param("scale", initializers.ones, (features,))
-    bias = module.param("bias", initializers.zeros, (features,))
+    scale = module.param("scale", initializers.ones, (features,), jnp.float32)
+    bias = module.param("bias", initializers.zeros, (features,), jnp.float32)
     return scale, bias
 
 
@@ -98,11 +98,12 @@ class LayerScale(nn.Module):
     @nn.compact
     def parameters(self, features: int) -> Float[Array, " c"]:
         """The factors alone, for computations that take several layers at once."""
-        factors: Float[Array, " c"] = self.param("scale", initializers.constant(self.init_value), (features,))
+        init = initializers.constant(self.init_value)
+        factors: Float[Array, " c"] = self.param("scale", init, (features,), jnp.float32)
         return factors
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        return x * self.parameters(x.shape[-1]).astype(x.dtype)
+        return x * functional.over_channels(self.parameters(x.shape[-1]), x)
 
 
 class DropPath(nn.Module):
@@ -155,6 +156,7 @@ class _DenseParameters(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"]]:
-        kernel: Float[Array, "inputs outputs"] = self.param("kernel", KERNEL_INIT, (self.inputs, self.outputs))
-        bias: Float[Array, " outputs"] = self.param("bias", initializers.zeros, (self.outputs,))
+        shape = (self.inputs, self.outputs)
+        kernel: Float[Array, "inputs outputs"] = self.param("kernel", KERNEL_INIT, shape, jnp.float32)
+        bias: Float[Array, " outputs"] = self.param("bias", initializers.zeros, shape[1:], jnp.float32)
         return kernel, bias

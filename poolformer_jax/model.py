@@ -148,7 +148,8 @@ class Stage(nn.Module):
         if index > 0:
             x = _patch_embedding(config, index, self.dtype, self.fused, "downsample")(x)
         if config.position_embeddings[index]:
-            x = x + self.param("position_embedding", nn.initializers.zeros, x.shape[1:]).astype(x.dtype)
+            embedding = self.param("position_embedding", nn.initializers.zeros, x.shape[1:], jnp.float32)
+            x = x + embedding[None].astype(x.dtype)
         rates = functional.drop_path_rates(config.drop_path_rate, config.depths)[index]
         return self._fused_blocks(x, rates, train) if self._can_fuse(train) else self._blocks(x, rates, train)
 

@@ -9,16 +9,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from poolformer_jax import lanes
+from poolformer_jax.array_types import on_any_mesh, spec_of
+from poolformer_jax.functional import over_channels
 
 _Map = Float[Array, "b h w c"]
 _Kernel = Float[Array, "kh kw c d"]
 _Output = Float[Array, "b h2 w2 d"]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def convolve(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, padding: int) -> _Output:
     """A convolution with its bias, in the map's type. It has no forward-mode derivative; `convolve_plainly` has one.
 
@@ -29,18 +31,25 @@ def convolve(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, pa
         stride: pixels from one window to the next.
         padding: zeros around the map, on every side.
     """
-    return convolve_plainly(x, kernel, bias, stride, padding)
+    specs = PartitionSpec(*spec_of(x)[:3], spec_of(kernel)[3])
+    return on_any_mesh(partial(_convolve, stride, padding), x, kernel, bias, specs=specs)
 
 
 def convolve_plainly(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, padding: int) -> _Output:
     """`convolve` with JAX's own derivatives."""
-    return lanes.convolve(x, kernel.astype(x.dtype), stride, padding) + bias.astype(x.dtype)
+    y = lanes.convolve(x, kernel.astype(x.dtype), stride, padding)
+    return y + over_channels(bias, y)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolve(stride: int, padding: int, x: _Map, kernel: _Kernel, bias: Float[Array, " d"]) -> _Output:
+    return convolve_plainly(x, kernel, bias, stride, padding)
 
 
 def _forward(
-    x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, padding: int
+    stride: int, padding: int, x: _Map, kernel: _Kernel, bias: Float[Array, " d"]
 ) -> tuple[_Output, tuple[_Map, _Kernel]]:
-    return convolve(x, kernel, bias, stride, padding), (x, kernel)
+    return _convolve(stride, padding, x, kernel, bias), (x, kernel)
 
 
 def _backward(
@@ -52,4 +61,4 @@ def _backward(
     return *vjp(dy), dkernel.astype(kernel.dtype), jnp.sum(dy, (0, 1, 2), kernel.dtype)
 
 
-convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)

@@ -87,7 +87,7 @@ def _to_device(tree: dict[str, Any]) -> None:
         if isinstance(value, dict):
             _to_device(value)
         else:
-            tree[name] = jnp.asarray(value)
+            tree[name] = jax.device_put(value)
 
 
 def _check_head(config: PoolFormerConfig, params: Mapping[str, Any], num_labels: int | None, path: Path) -> None:

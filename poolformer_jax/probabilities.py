@@ -21,6 +21,7 @@ from poolformer_jax.compilation import compiler_options
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.cpu_devices import data_parallel, images_on_device, is_cpu
 from poolformer_jax.folding import fold, folded_apply
+from poolformer_jax.functional import over_channels
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.kernels import Kernels, kernels_for
 from poolformer_jax.model import PoolFormerForImageClassification
@@ -142,8 +143,9 @@ def _bucket_sizes(batch_size: int, devices: int, alone: bool) -> tuple[int, ...]
 def _probabilities(
     image_processor: PoolFormerImageProcessor, network: _Apply, params: Any, pixels: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b labels"]:
-    scale, shift = image_processor.scale_and_shift()
-    return jax.nn.softmax(network(params, pixels.astype(jnp.float32) * scale + shift))
+    pixels = pixels.astype(jnp.float32)
+    scale, shift = (over_channels(vector, pixels) for vector in image_processor.scale_and_shift())
+    return jax.nn.softmax(network(params, pixels * scale + shift))
 
 
 def _logits(model: PoolFormerForImageClassification, params: Any, x: Array) -> Array:

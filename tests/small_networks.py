@@ -39,6 +39,14 @@ def random_variables(config, size=64, key=0):
     return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def distance(found, exact):
+    """Relative to the whole, over all arrays of a tree."""
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree)))  # noqa: E731
+    return norm(jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), found, exact)) / norm(
+        exact
+    )
+
+
 # A classifier of 64 x 64 pixels; this key is one whose parameters give the photographs different labels.
 LABELS = {index: f"label {index}" for index in range(7)}
 CONFIG = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=7, id2label=LABELS)

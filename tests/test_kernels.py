@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels, functional, fused
 from poolformer_jax.config import VARIANTS
 from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, tpu_mlp, tpu_pooling
 from poolformer_jax.moments import Moments, moments_of
+from small_networks import distance
 
 INTERPRETED = TpuKernels(interpret=True)
 ON_GPU = GpuKernels(interpret=True)
@@ -44,14 +45,6 @@ LABELS = RNG.integers(5, size=BATCH)
 
 def random(*shape, dtype=jnp.float32):
     return jnp.asarray(RNG.normal(size=shape), dtype)
-
-
-def distance(found, exact):
-    """Relative to the whole, over all arrays of a tree."""
-    norm = lambda tree: np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree)))  # noqa: E731
-    return norm(jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), found, exact)) / norm(
-        exact
-    )
 
 
 def block(x, gain, weights, keep, kernels):
@@ -296,6 +289,3 @@ def test_a_mesh_that_cannot_be_used_is_refused():
     mesh = Mesh(jax.devices()[:1], ("data",))
     with pytest.raises(ValueError, match=r"batch_axes=\('batch',\) names batch, and the mesh has the axes \('data',\)"):
         TpuKernels(mesh, ("batch",))
-    explicit = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
-    with pytest.raises(ValueError, match=r"Expected a mesh of AxisType\.Auto"):
-        TpuKernels(explicit, ("data",))

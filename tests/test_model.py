@@ -229,14 +229,6 @@ def test_pixels_of_another_layout_get_one_clear_message(model, shape, message):
         model.init(jax.random.key(0), jnp.zeros(shape))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_program_that_forbids_mixed_types_can_run_it(dtype):
-    model = PoolFormerForImageClassification(TINY, dtype=dtype)
-    with jax.numpy_dtype_promotion("strict"):
-        variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-        assert model.apply(variables, jnp.zeros((1, 32, 32, 3))).logits.dtype == jnp.float32
-
-
 @pytest.mark.parametrize("dtype", ["junk", "int8", np.uint8, None])
 @pytest.mark.parametrize("model", [PoolFormerModel, PoolFormerForImageClassification])
 def test_a_type_that_holds_no_feature_maps_is_refused_at_once(model, dtype):

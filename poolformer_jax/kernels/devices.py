@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -37,7 +37,7 @@ class _Kernels:
     """Kernels are not cut up by XLA: which devices share a batch has to be said.
 
     Attributes:
-        mesh: the devices of the computation; None for one, and inside `jax.shard_map`.
+        mesh: the devices of the computation; None for one, and inside `jax.shard_map` with `check_vma=False`.
         batch_axes: the axes of the mesh that the batch is cut over.
         interpret: compute what the kernels compute on any platform, slowly; for tests.
     """
@@ -47,17 +47,12 @@ class _Kernels:
     interpret: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError if an axis is not one of the mesh, or is explicit."""
+        """Raises ValueError if an axis is not one of the mesh."""
         axes = self.mesh.axis_names if self.mesh is not None else ()
         if unknown := set(self.batch_axes) - set(axes):
             raise ValueError(
                 f"batch_axes={self.batch_axes} names {', '.join(sorted(unknown))}, and the mesh has the axes "
                 f"{tuple(axes)}. Expected axes of the mesh that the batch is cut over."
-            )
-        if self.mesh is not None and set(self.mesh.axis_types) != {AxisType.Auto}:
-            raise ValueError(
-                f"The mesh has axes of the types {self.mesh.axis_types}. Expected a mesh of AxisType.Auto: "
-                "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))."
             )
 
     def on_each_device(
@@ -83,7 +78,7 @@ class _Kernels:
         of_map, of_vectors, of_all = P(*[None] * batch_axis, self.batch_axes), P(self.batch_axes), P()
         result, vectors, sums = jax.shard_map(
             local,
-            mesh=self.mesh,
+            mesh=Mesh(self.mesh.devices, self.mesh.axis_names),  # of automatic axes, as in `on_any_mesh`
             in_specs=(of_map, of_vectors, of_all),
             out_specs=(of_map, of_vectors, of_vectors),
             check_vma=False,
@@ -101,10 +96,10 @@ class TpuKernels(_Kernels):
 
     With several devices these have to be named:
 
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        mesh = jax.make_mesh((4,), ("data",))
         model = PoolFormerForImageClassification(config, jnp.bfloat16, kernels=TpuKernels(mesh, ("data",)))
 
-    Inside `jax.shard_map`, and for one device, `TpuKernels()` will do.
+    For one device `TpuKernels()` will do, and inside `jax.shard_map` with `check_vma=False`.
 
     Attributes:
         mesh: the devices of the computation; None for one.
