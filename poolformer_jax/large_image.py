@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Num
 
 from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.folding import fold, folded_features, folded_head
-from poolformer_jax.model import ImageClassifierOutput, check_dtype
+from poolformer_jax.model import ImageClassifierOutput, check_dtype, check_pixel_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class HeightShardedModel:
         dtype: type that feature maps are computed in, float32 or bfloat16.
 
     Raises:
-        ValueError: for strides, kernels and padding whose feature maps have no equal bands, or another dtype.
+        ValueError: for strides, kernels and padding whose maps have no equal bands, another dtype, or no devices.
     """
 
     def __init__(
@@ -69,7 +69,10 @@ class HeightShardedModel:
         dtype: Dtype = jnp.float32,
     ) -> None:
         check_dtype(dtype)
-        mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("height",))
+        devices = jax.local_devices() if devices is None else devices
+        if not devices:
+            raise ValueError("devices is empty. Expected at least one, or None for all of this process.")
+        mesh = Mesh(np.asarray(devices), ("height",))
         self.config, self._mesh = config, mesh
         self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())
         self._multiple = config.total_stride * mesh.size
@@ -94,22 +97,25 @@ class HeightShardedModel:
                 stride times the number of devices, so that every band of every map has the same number of rows.
 
         Raises:
-            ValueError: for another height, with the next larger one that would do.
+            ValueError: for another height, with the next larger one that would do, and for what no network takes.
         """
-        self._check(pixel_values.shape[1])
+        self._check(pixel_values.shape)
         with jax.set_mesh(self._mesh):  # whatever mesh the program around has set for itself
             hidden_states, logits = self._apply(self._params, jax.device_put(pixel_values, self._rows))
         return ImageClassifierOutput(loss=None, logits=logits, hidden_states=hidden_states)
 
     def memory_per_device(self, height: int, width: int, batch: int = 1) -> MemoryPerDevice:
         """What XLA plans for images of `height` x `width` pixels; compiles without computing."""
-        self._check(height)
-        pixels = jax.ShapeDtypeStruct((batch, height, width, self.config.num_channels), jnp.float32)
+        shape = (batch, height, width, self.config.num_channels)
+        self._check(shape)
+        pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
         with jax.set_mesh(self._mesh):
             plan: Any = self._apply.lower(self._params, pixels).compile().memory_analysis()
         return MemoryPerDevice(plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes)
 
-    def _check(self, height: int) -> None:
+    def _check(self, shape: tuple[int, ...]) -> None:
+        check_pixel_values(self.config, shape)
+        height = shape[1]
         if height % self._multiple:
             larger = -(-height // self._multiple) * self._multiple
             raise ValueError(

@@ -61,6 +61,16 @@ def test_a_height_that_makes_unequal_bands_is_refused(four):
         four(np.zeros((1, 1000, 64, 3), np.float32))
 
 
+def test_pixels_of_another_layout_are_told_so_and_not_of_their_height(four):
+    with pytest.raises(ValueError, match=r"PyTorch's NCHW: use pixel_values.transpose\(0, 2, 3, 1\)"):
+        four(np.zeros((1, 3, 128, 64), np.float32))
+
+
+def test_no_devices_are_refused(variables):
+    with pytest.raises(ValueError, match="devices is empty"):
+        HeightShardedModel(CONFIG, variables[1], devices=[])
+
+
 def test_a_type_that_holds_no_feature_maps_is_refused(variables):
     with pytest.raises(ValueError, match="dtype='int8': expected float32 or bfloat16"):
         HeightShardedModel(CONFIG, variables[1], dtype="int8")
