@@ -159,7 +159,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(tmp
     ],
 )
 def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, capsys, error):
-    def fail(*arguments):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(loop, "assemble", fail)
