@@ -124,7 +124,7 @@ def _pooling_residual(
     x, x_moments, keep = inputs
     x, gain = lanes.group(x, pixels), lanes.per_pixel(gain, pixels)
     # `pool(x) - x` cancels: in bfloat16 only the result is rounded, once.
-    branch = lanes.pooling_mixer(pixels, x, pool_size) * _over_channels(gain, x_moments.inverse_std * keep)
+    branch = lanes.pooling_mixer(pixels, x, pool_size) * _scale(gain, x_moments.inverse_std * keep)
     y = (widen(x) + branch).astype(x.dtype)
     return (lanes.ungroup(y, pixels), around(x_moments.mean, y)), ()
 
@@ -158,7 +158,7 @@ def _pooling_gradient(
     # serves both dx and the two scalar gradients.
     mixed = lanes.pooling_mixer_transpose(pixels, dy, pool_size)
     inverse_std = x_moments.inverse_std
-    scale = _over_channels(lanes.per_pixel(gain, pixels), inverse_std * keep)
+    scale = _scale(lanes.per_pixel(gain, pixels), inverse_std * keep)
     dx = (widen(dy) + widen(mixed) * scale).astype(x.dtype)
     per_channel = lanes.over_pixels(jnp.sum(widen(x) * widen(mixed), (1, 2)), pixels) * keep[:, None]
     return (lanes.ungroup(dx, pixels), -0.5 * inverse_std**3 * (per_channel @ gain)), inverse_std @ per_channel
@@ -363,5 +363,5 @@ def _cast(weights: MlpWeights, dtype: Dtype) -> MlpWeights:
     return MlpWeights(*(weight.astype(dtype) for weight in weights))
 
 
-def _over_channels(per_channel: Float[Array, " c"], per_image: _PerImage) -> Float[Array, "b 1 1 c"]:
-    return (per_image[:, None] * per_channel[None])[:, None, None, :]
+def _scale(gain: _PerChannel, per_image: _PerImage) -> Float[Array, "b 1 1 c"]:
+    return (per_image[:, None] * gain[None])[:, None, None, :]

@@ -13,6 +13,17 @@ IMAGES = Path(__file__).parent / "images"
 PHOTOGRAPHS = sorted(path for path in IMAGES.iterdir() if path.suffix in (".jpg", ".png"))
 
 TINY = {"depths": (1, 2, 1, 1), "hidden_sizes": (32, 32, 64, 64), "num_labels": 7}
+# Pooling and group norm throughout, for what compiles long.
+TWO_STAGES = PoolFormerConfig(
+    depths=(2, 1),
+    hidden_sizes=(8, 12),
+    patch_sizes=(7, 3),
+    strides=(4, 2),
+    padding=(2, 1),
+    token_mixers=("pooling",) * 2,
+    position_embeddings=(False,) * 2,
+    num_labels=5,
+)
 # One stage of each: what the published ablations combine.
 EVERY_MIXER = ("pooling", "identity", "attention", "spatial_fc")
 

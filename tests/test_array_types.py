@@ -10,21 +10,12 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, caches
+from poolformer_jax import PoolFormerForImageClassification, caches
 from poolformer_jax.kernels import GpuKernels, TpuKernels
-from small_networks import distance, random_variables
+from small_networks import TWO_STAGES, distance, random_variables
 
-WIDE = PoolFormerConfig(
-    depths=(1, 1),
-    hidden_sizes=(8, caches.KEPT_CHANNELS),  # the second stage keeps its hidden layer
-    patch_sizes=(7, 3),
-    strides=(4, 2),
-    padding=(2, 1),
-    token_mixers=("pooling",) * 2,
-    position_embeddings=(False,) * 2,
-    drop_path_rate=0.4,
-    num_labels=5,
-)
+# The second stage keeps its hidden layer.
+WIDE = dataclasses.replace(TWO_STAGES, depths=(1, 1), hidden_sizes=(8, caches.KEPT_CHANNELS), drop_path_rate=0.4)
 PIXELS = np.random.default_rng(0).normal(size=(8, 24, 32, 3)).astype(np.float32)
 LABELS = np.arange(len(PIXELS)) % WIDE.num_labels
 

@@ -8,19 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, caches, functional, fused
+from poolformer_jax import PoolFormerForImageClassification, caches, functional, fused
 from poolformer_jax.moments import moments_of
+from small_networks import TWO_STAGES
 
-TWO_STAGES = PoolFormerConfig(
-    depths=(2, 1),
-    hidden_sizes=(8, 12),
-    patch_sizes=(7, 3),
-    strides=(4, 2),
-    padding=(2, 1),
-    token_mixers=("pooling",) * 2,
-    position_embeddings=(False,) * 2,
-    num_labels=5,
-)
 CONFIG = dataclasses.replace(TWO_STAGES, drop_path_rate=0.4, layer_scale_init_value=0.5)
 PIXELS = np.random.default_rng(0).normal(size=(3, 24, 32, 3)).astype(np.float32)
 LABELS = np.array([0, 3, 1])

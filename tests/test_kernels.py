@@ -19,22 +19,17 @@ from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClass
 from poolformer_jax.config import VARIANTS
 from poolformer_jax.kernels import devices, gpu_narrow, kernels_for, tpu_mlp, tpu_pooling
 from poolformer_jax.moments import Moments, moments_of
-from small_networks import distance
+from small_networks import TWO_STAGES, distance
 
 INTERPRETED = TpuKernels(interpret=True)
 ON_GPU = GpuKernels(interpret=True)
 both = pytest.mark.parametrize("kernels", [INTERPRETED, ON_GPU], ids=["tpu", "gpu"])
 BATCH = 16
-CONFIG = PoolFormerConfig(
+CONFIG = dataclasses.replace(
+    TWO_STAGES,
     depths=(1, 1),
     hidden_sizes=(64, 96),
     mlp_ratio=1.0,
-    patch_sizes=(7, 3),
-    strides=(4, 2),
-    padding=(2, 1),
-    token_mixers=("pooling",) * 2,
-    position_embeddings=(False,) * 2,
-    num_labels=5,
     drop_path_rate=0.4,
     layer_scale_init_value=0.5,
 )
