@@ -25,6 +25,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -209,6 +210,8 @@ def _to_uint8(array: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w c"]
         return np.ascontiguousarray(array)
     if array.dtype == np.uint16:
         return (array >> 8).astype(np.uint8)
+    if array.dtype == ml_dtypes.bfloat16:  # none of NumPy's own floating-point types
+        array = array.astype(np.float32)
     if np.issubdtype(array.dtype, np.floating):
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (np.rint(low * 255) >= 0 and np.rint(high * 255) <= 255):  # also where one is NaN

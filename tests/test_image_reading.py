@@ -4,6 +4,7 @@ import dataclasses
 import io
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, features
@@ -155,6 +156,13 @@ def test_the_first_frame_of_an_animation_counts():
 def test_what_is_no_picture_is_refused_with_the_reason(image, message):
     with pytest.raises(ImageError, match=message):
         raw(image)
+
+
+def test_bfloat16_is_read_as_the_floats_that_it_holds():
+    image = np.array([[0, 0.25, 0.5, 1]], ml_dtypes.bfloat16)
+    assert raw(image)[0, :, 0].tolist() == [0, 64, 128, 255]
+    with pytest.raises(ImageError, match="values from 0 to 255"):
+        raw(np.array([[0, 255]], ml_dtypes.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
