@@ -72,6 +72,29 @@ def kill_when(condition: Callable[[], bool], arguments: Sequence[str], number: s
     return process.returncode
 
 
+def workers_of(pid: int) -> list[int]:
+    """The data workers of a process, by their ids; on Linux, which shows them in /proc."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    children = {child for thread in threads for child in (thread / "children").read_text().split()}
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; on Linux."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_the_end_of(workers: Sequence[int]) -> None:
+    """Workers whose program was killed notice it themselves, a moment later."""
+    deadline = time.monotonic() + 30
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker is still there"
+        time.sleep(0.05)
+
+
 def start_together(
     arguments: Sequence[str] | Sequence[Sequence[str]], processes: int, devices: int = 1
 ) -> list[subprocess.Popen[str]]:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from programs import ROOT, alive, wait_for_the_end_of, workers_of
 from small_data import SMALL
 from train.data.pipeline import evaluation_batches, train_batches
 from train.data.sources import open_source
-
-ROOT = Path(__file__).parent.parent
 
 # A program with two workers, started as `python program.py` or `python -m package`: Python prepares their children in
 # different ways. It imports jax before anything else, as a person's script may.
@@ -59,19 +58,6 @@ def program_with_workers(tmp_path, *start):
             program.kill()
 
 
-def workers_of(pid):
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    children = {child for thread in threads for child in (thread / "children").read_text().split()}
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
 
@@ -112,10 +98,7 @@ def test_workers_do_not_outlive_a_program_that_is_killed(tmp_path):
         workers = workers_of(program.pid)
         program.kill()
         program.wait()
-    deadline = time.monotonic() + 30
-    while any(alive(worker) for worker in workers):
-        assert time.monotonic() < deadline, "a worker is still there"
-        time.sleep(0.05)
+    wait_for_the_end_of(workers)
 
 
 @linux

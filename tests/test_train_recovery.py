@@ -83,6 +83,26 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
     assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_that_wait_for_the_next_evaluation_end_with_the_run(tmp_path, number, code):
+    run_dir = tmp_path / "run"
+    endless = ["--optimizer.epochs", "9000", "--evaluate-every", "1", "--data.workers", "1"]
+    with programs.stopping([programs.start([*programs.TINY, "--run-dir", str(run_dir), *endless])]) as (process,):
+        programs.wait_until(lambda: '"kind": "train"' in after_an_evaluation(run_dir), process)
+        workers = programs.workers_of(process.pid)
+        assert len(workers) == 2, "one makes training's batches, the other those of the next evaluation"
+        process.send_signal(number)
+        programs.finish(process, code)
+    programs.wait_for_the_end_of(workers)
+
+
+def after_an_evaluation(run_dir: Path) -> str:
+    """What a run's metrics.jsonl holds behind the first evaluation in it."""
+    metrics = run_dir / "metrics.jsonl"
+    return metrics.read_text().partition('"kind": "evaluation"')[2] if metrics.exists() else ""
+
+
 def test_a_stop_amid_steps_without_a_finite_gradient_saves_and_the_run_counts_on(tmp_path):
     run_dir = tmp_path / "run"
     # As below: the second step's learning rate throws the weights out of float32's range.
