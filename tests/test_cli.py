@@ -280,6 +280,16 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert done.stdout.startswith("variant")
 
 
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+@pytest.mark.parametrize("program", ["poolformer_jax", "convert", "train"])
+def test_a_program_needs_nobody_to_print_to(program, closed):
+    words = {"poolformer_jax": "summary s12", "convert": "--help", "train": "--help"}[program]
+    command = f"{sys.executable} -m {program} {words} {closed}"
+    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == ("1>" not in closed)
+
+
 def test_the_module_runs_as_a_program(folder):
     done = run("predict", CAT, "missing.jpg", "--weights", folder, "--top-k", "1")
     assert done.returncode == 1

@@ -9,6 +9,7 @@ import traceback
 from typing import NoReturn
 
 from poolformer_jax.interrupts import leaving_at_once
+from poolformer_jax.streams import open_missing_streams
 
 
 def _end(code: int, alone: bool) -> NoReturn:
@@ -22,6 +23,7 @@ def _end(code: int, alone: bool) -> NoReturn:
 
 
 if __name__ == "__main__":
+    open_missing_streams()
     with leaving_at_once("stopped"):
         from train.command_line import DIVERGED, main
     try:
