@@ -213,6 +213,11 @@ def _refuse_other_models(data: Mapping[str, Any]) -> None:
         )
     if (model_type := data.get("model_type", "poolformer")) != "poolformer":
         raise ValueError(f"This config.json is of a {model_type!r} model. Expected model_type 'poolformer'.")
+    if (problem := data.get("problem_type")) not in (None, "single_label_classification"):
+        raise ValueError(
+            f"This config.json says problem_type={problem!r}. Expected 'single_label_classification': loss and "
+            "probabilities are those of one label for each image here. Remove it there if the logits are all you want."
+        )
     classes = data.get("architectures") or ()
     if not all(str(name).startswith("PoolFormer") for name in classes):
         raise ValueError(

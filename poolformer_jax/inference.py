@@ -264,7 +264,8 @@ class ImageClassifier:
 
 def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
     """Sets jax's persistent compilation cache to `folder`, for programs of any size and compile time."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "jax_compilation_cache_dir": os.fspath(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -312,6 +313,11 @@ def _check(
         problems.append(f"dtype={dtype!r}: expected float32 or bfloat16.")
     if config.num_labels == 0:
         problems.append("The network has no head (num_labels=0): expected at least one label. Call the model instead.")
+    if config.num_labels == 1:
+        problems.append(
+            "The network has a single label (num_labels=1), which would have a probability of 1 in every image: "
+            "expected at least two. Call the model for its logits."
+        )
     if image_processor.num_channels != config.num_channels:
         problems.append(
             f"The preprocessing makes {image_processor.num_channels} channels and the network takes "

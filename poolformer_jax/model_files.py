@@ -112,7 +112,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is no JSON object, or of another kind of model.
     """
-    return _written(path.read_text(encoding="utf-8", errors="replace"), path)
+    return _written(path.read_bytes(), path)
 
 
 def is_timms(config: Mapping[str, Any]) -> bool:
@@ -120,7 +120,7 @@ def is_timms(config: Mapping[str, Any]) -> bool:
     return "architecture" in config
 
 
-def _written(text: str, path: Path) -> dict[str, Any]:
+def _written(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -135,7 +135,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
 def _json_object(path: Path) -> dict[str, Any]:
     expected = "Expected an object, as PoolFormerImageProcessor(...).save_pretrained(folder) writes it"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}). {expected}.") from error
     if not isinstance(data, dict):

@@ -55,6 +55,13 @@ def test_a_config_of_transformers_is_read_as_it_is():
     assert config.id2label[10] == "brambling"
 
 
+def test_other_problems_than_one_label_for_each_image_are_refused():
+    assert PoolFormerConfig.from_dict({**HF_CONFIG, "problem_type": "single_label_classification"}).num_labels == 11
+    for problem in ("multi_label_classification", "regression"):
+        with pytest.raises(ValueError, match=f"problem_type='{problem}'. Expected 'single_label_classification'"):
+            PoolFormerConfig.from_dict({**HF_CONFIG, "problem_type": problem})
+
+
 def test_transformers_leaves_its_default_of_two_labels_out():
     without_labels = {name: value for name, value in HF_CONFIG.items() if name != "id2label"}
     assert PoolFormerConfig.from_dict(without_labels).num_labels == 2

@@ -289,6 +289,7 @@ def test_imagenets_names_come_with_published_architectures():
     ("changes", "options", "message"),
     [
         ({"num_labels": 0, "id2label": None}, {}, "no head"),
+        ({"num_labels": 1, "id2label": None}, {}, "a single label"),
         ({"num_channels": 1}, {}, "3 channels and the network takes 1"),
         ({}, {"image_processor": PoolFormerImageProcessor(do_center_crop=False)}, "images of many sizes"),
         (

@@ -144,6 +144,19 @@ def test_safetensors_are_preferred_and_an_ambiguous_folder_is_told(tmp_path):
         load_pretrained(folder)
 
 
+def test_a_config_is_utf_8_with_or_without_a_mark_and_nothing_else(tmp_path):
+    shutil.copytree(FIXTURES / "hf_sharded", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    entries = {**json.loads(config.read_text()), "id2label": {"0": "café", "1": "b", "2": "c"}}
+    text = json.dumps(entries, ensure_ascii=False)
+    for encoding in ("utf-8", "utf-8-sig"):
+        config.write_text(text, encoding)
+        assert load_pretrained(tmp_path / "model")[0].config.id2label[0] == "café"
+    config.write_text(text, "latin-1")
+    with pytest.raises(ValueError, match=r"is no JSON.*decode"):
+        load_pretrained(tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
