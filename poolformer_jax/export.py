@@ -82,7 +82,7 @@ def export_model(
         ModuleNotFoundError: naming the extra to install.
         ExportError: if the converted network computes other logits; nothing is written then.
     """
-    path = Path(file)
+    path = Path(file).expanduser()
     ending = path.suffix.lower()
     if ending not in FORMATS:
         raise ValueError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")

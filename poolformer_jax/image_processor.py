@@ -218,7 +218,7 @@ class PoolFormerImageProcessor:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, whole or not at all."""
-        write_json(Path(folder) / processor_config.FILE, self.to_dict())
+        write_json(Path(folder).expanduser() / processor_config.FILE, self.to_dict())
 
 
 def is_one_image(images: ImageLike) -> bool:

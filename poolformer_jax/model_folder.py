@@ -31,7 +31,8 @@ from poolformer_jax.writing import write_json, writing
 # transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
 _HF_FIELDS = (
     "model_type architectures num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding "
-    "drop_path_rate hidden_act use_layer_scale layer_scale_init_value num_labels id2label label2id num_encoder_blocks"
+    "drop_path_rate hidden_act use_layer_scale layer_scale_init_value num_labels id2label label2id num_encoder_blocks "
+    "dropout_rate"  # which transformers has no use for, and keeps
 )
 
 
@@ -100,9 +101,10 @@ def _warn_of_head_order(config: PoolFormerConfig, layout: str) -> None:
 
 
 def _default_processor(config: PoolFormerConfig) -> PoolFormerImageProcessor | None:
-    if config.num_channels != 3:
-        return None  # whoever fed it knows its means; the published ones are of three channels
-    return PoolFormerImageProcessor.for_variant(published_variant(config) or "s12")
+    variant = published_variant(config)
+    if variant is None or config.num_channels != 3:
+        return None  # whoever fed it knows how; to write down something else would be to invent it
+    return PoolFormerImageProcessor.for_variant(variant)
 
 
 def _timm_variant(config: PoolFormerConfig) -> str | None:

@@ -136,8 +136,8 @@ def save_pretrained(
         layout: "jax" (the tree's own names), "hf" (`transformers`' from_pretrained reads the folder), "timm"
             (`timm.create_model(..., checkpoint_path=folder/model.safetensors)`), or "sail" (`model.pth.tar` for
             torch.load and a strict load_state_dict).
-        image_processor: the preprocessing to save with it; None for that of the published variant, and
-            for none where the network takes other than its three channels.
+        image_processor: the preprocessing to save with it; None for that of the published variant of this
+            architecture, and for none where there is no such variant.
 
     Raises:
         ValueError: if the layout's model cannot compute this network, the variables are of another one, or the

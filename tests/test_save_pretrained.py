@@ -124,7 +124,7 @@ def test_a_folder_that_is_there_is_written_from_within(tmp_path):
             assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
             yield parameter(leaf.path, leaf.shape)
 
-    write_model(tmp_path / "home" / "link", CONFIG, "jax", arrays())
+    write_model(tmp_path / "home" / "link", CONFIG, "jax", arrays(), PROCESSOR)
     assert same(load_pretrained(tmp_path / "disk" / "model")[1], make_variables(CONFIG))
     assert len(list((tmp_path / "disk" / "model").iterdir())) == 3
     assert (tmp_path / "home" / "link").is_symlink()
@@ -205,6 +205,9 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert load_pretrained("~/model")[0].config == CONFIG
     assert PoolFormerImageProcessor.from_pretrained("~/model") == PROCESSOR
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    PROCESSOR.save_pretrained("~/model")
+    assert PoolFormerImageProcessor.from_pretrained("~/model") == PROCESSOR
 
 
 def test_variables_of_another_network_are_not_saved(tmp_path):
@@ -251,6 +254,19 @@ def test_a_network_of_other_channels_is_saved_without_preprocessing(tmp_path, la
     assert load_pretrained(tmp_path / "model")[0].config == config
     with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
         PoolFormerImageProcessor.from_pretrained(tmp_path / "model")
+
+
+def test_no_preprocessing_is_invented_for_a_network_that_was_not_published(tmp_path):
+    save(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
+def test_rates_of_training_are_kept(tmp_path, layout):
+    config = dataclasses.replace(CONFIG, dropout_rate=0.1, drop_path_rate=0.2)
+    save(tmp_path / "model", layout, config)
+    assert load_pretrained(tmp_path / "model")[0].config == config
 
 
 def test_the_default_preprocessing_is_that_of_the_published_variant(tmp_path):

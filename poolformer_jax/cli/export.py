@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     what = (arguments.file, model.config, variables, processor, class_names(model.config))
     with waiting("Converting, and comparing with the network"):
         difference = export_model(*what, image_size=size, dtype=arguments.dtype)
-    megabytes = Path(arguments.file).stat().st_size / 1e6
+    megabytes = Path(arguments.file).expanduser().stat().st_size / 1e6
     if difference is None:
         exactness = "not compared with the network: install onnxruntime for that"
     else:
