@@ -146,6 +146,10 @@ def test_sources_pickle_small(tmp_path):
         (lambda root: (root / "cat").mkdir(), r"no image in cat\. Expected files that end in one of \..*\.bmp"),
         (lambda root: write_images(root / "validation" / "cat", 1), "has validation/ but no train/"),
         (
+            lambda root: [write_images(root / name / "cat", 1) for name in ("Train", "Val")],
+            "Train, Val would be taken for classes, and look like splits",
+        ),
+        (
             lambda root: [write_images(root / "train" / "cat", 2), write_images(root / "val" / "dog", 1)],
             "has classes that training does not: dog",
         ),
@@ -155,6 +159,12 @@ def test_folders_that_are_not_as_expected_are_refused(tmp_path, prepare, message
     prepare(tmp_path)
     with pytest.raises(SourceError, match=message):
         splits(DataConfig(source=f"folder:{tmp_path}"))
+
+
+def test_means_and_deviations_of_0_to_255_are_refused():
+    """They would shrink every image to one grey, and training would go on with it."""
+    with pytest.raises(ValueError, match=r"(?s)image_mean=.*divide those of 0\.\.255 by 255.*image_std=.*up to 1"):
+        DataConfig(source="synthetic", image_mean=(123.7, 116.3, 103.5), image_std=(58.4, 57.1, 57.4))
 
 
 @pytest.mark.parametrize("name", ["train", "val", "valid", "validation"])

@@ -150,8 +150,9 @@ def test_a_run_is_called_finished_at_the_end_of_its_schedule_once_all_else_is_wr
 
 
 @pytest.mark.parametrize("steps", [1, 1000])
-def test_a_profile_is_written_even_if_the_run_ends_amid_it(tmp_path, steps):
+def test_a_profile_is_written_even_if_the_run_ends_amid_it(tmp_path, steps, caplog):
     run(small(tmp_path, max_steps=12, profile_steps=steps, save_every=1000, evaluate_every=1000))
+    assert ("12 steps are left, of which the first 10 are not profiled" in caplog.text) == (steps > 2)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size
 

@@ -41,8 +41,6 @@ _READERS = 16
 # Below this many random reads a second, sixteen at a time, storage cannot feed even one accelerator.
 _FEW_READS = 500.0
 _FEW_STEPS = 100
-# What folders of splits are often called. One such name alone may be that of a class.
-_LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _WORKER_BYTES = 150e6  # a worker process before it holds a batch: Python, NumPy, Pillow, Grain; with some room
 
 
@@ -165,13 +163,6 @@ def _look_at_classes(sources: Sequence[Source]) -> Iterator[Finding]:
             "classes",
             f"there is one only, {', '.join(first.class_names)}, and every answer would be right",
             "Name the folder that holds one folder per class.",
-        )
-    if len(splits := [name for name in first.class_names if name.lower() in _LIKE_SPLITS]) > 1:
-        yield Finding(
-            "warning",
-            "classes",
-            f"{few(splits)} are taken for classes, and look like splits",
-            "Call the folders of splits train and validation, in small letters, with one folder per class in each.",
         )
     for other in sources[1:]:
         if other.class_names != first.class_names:

@@ -97,6 +97,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 state = parts.init(parts.network.argument())
             stop.before_training()
             step = start = int(state.step)
+            _warn_of_a_short_profile(config, total - start)
             meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
             with (
                 Journal(config, console, start, total, steps_per_epoch) as journal,
@@ -179,6 +180,16 @@ def _profile(config: TrainConfig, done: int, metrics: Metrics, profile: contextl
     elif done == _STEPS_TO_WARM_UP + config.profile_steps:
         jax.block_until_ready(metrics)
         profile.close()
+
+
+def _warn_of_a_short_profile(config: TrainConfig, left: int) -> None:
+    wanted = _STEPS_TO_WARM_UP + config.profile_steps
+    if config.profile_steps and left < wanted and jax.process_index() == 0:
+        _LOG.warning(
+            "profile_steps=%d: %d steps are left, of which the first %d are not profiled. Expected at least %d for the "
+            "whole profile: a larger --max-steps, or another --run-dir.",
+            *(config.profile_steps, left, _STEPS_TO_WARM_UP, wanted),
+        )
 
 
 def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:

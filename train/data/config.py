@@ -14,6 +14,7 @@ from train.data.random_augment import RandAugment
 
 # What a path of data has to be.
 _MOUNTED = "a path of this machine; mount a bucket on every host, as with gcsfuse, and give its folder there"
+_OF_PIXELS = ", as of pixels in 0..1; divide those of 0..255 by 255"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
@@ -154,7 +155,9 @@ class DataConfig:
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             ("image_size", self.image_size > 0, "a positive number of pixels"),
             ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),
+            ("image_mean", all(0 <= mean <= 1 for mean in self.image_mean), f"values from 0 to 1{_OF_PIXELS}"),
             ("image_std", len(self.image_std) == len(self.image_mean), "as many values as image_mean"),
+            ("image_std", all(0 < std <= 1 for std in self.image_std), f"values above 0 and up to 1{_OF_PIXELS}"),
             ("batch_size", self.batch_size > 0, "a positive number of images"),
             ("evaluation_batch_size", is_none_or_positive(self.evaluation_batch_size), "a positive number, or None"),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),

@@ -26,6 +26,8 @@ from train.data.sources import Example, SourceError, digest_of, held_out
 WHOLE = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
 _SPLITS = ("train", *_ALIASES["validation"], "test")
+# What splits are called elsewhere, in any case.
+_LIKE_SPLITS = frozenset({*_SPLITS, "training", "testing"})
 _READING_THREADS = 16
 _WORTH_A_THREAD = 50e-6  # seconds: a file in memory takes less, and handing it to a thread as much
 
@@ -111,6 +113,8 @@ def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSo
         raise SourceError(f"folder:{path}: there is no folder {root}.")
     own_train, own_split = _split_folder(root, "train"), _split_folder(root, split)
     own_validation = _split_folder(root, "validation")
+    if own_train is None and own_validation is None:
+        _refuse_splits_as_classes(path, root)
     if split == WHOLE and is_pool(root):
         return read_class_folders(root)
     _refuse_splits_beside_classes(path, root, own_train or own_validation)
@@ -205,6 +209,16 @@ def _refuse_splits_beside_classes(path: str | Path, root: Path, split: Path | No
             f"over; or all of them are classes. Expected splits alone ({', '.join(_SPLITS)}), or classes alone. If "
             f"{split.name}/ is a split, move {others} out of {root}; if it is a class, move all of them into a folder "
             "PATH/train and give folder:PATH, or call it something else."
+        )
+
+
+def _refuse_splits_as_classes(path: str | Path, root: Path) -> None:
+    """Raises SourceError if splits of other names would be learnt as classes. One such name may be that of a class."""
+    if len(like_splits := [name for name in _class_names(root) if name.lower() in _LIKE_SPLITS]) > 1:
+        raise SourceError(
+            f"folder:{path}: {few(like_splits)} would be taken for classes, and look like splits. Expected splits with "
+            f"names of {', '.join(_SPLITS)}, in small letters, and one folder per class in each; or, if they are "
+            "classes, all classes in a folder PATH/train, given as folder:PATH."
         )
 
 
