@@ -37,7 +37,7 @@ def show_source(console: Console, source: Mapping[str, Any]) -> None:
             "parameters": f"{source['parameters']:,}",
             "classes": f"{source['num_labels']}" + (", named" if source["labels_named"] else ""),
             "head": source["head_order"].replace("_", ", then "),
-            "preprocessing": _preprocessing(source["preprocessing"], source["config"]["num_channels"]),
+            "preprocessing": _preprocessing(source),
         }
     grid = Table.grid(padding=(0, 2))
     for name, text in lines.items():
@@ -52,10 +52,12 @@ def _variant(source: Mapping[str, Any]) -> str:
     return f"{source['variant'] or 'not a published one'} (depths {depths}, widths {widths})"
 
 
-def _preprocessing(processor: Mapping[str, Any] | None, channels: int) -> str:
+def _preprocessing(source: Mapping[str, Any]) -> str:
+    processor, channels = source["preprocessing"], source["config"]["num_channels"]
     if processor is None:
-        taken = "that of the published variant is" if channels == 3 else f"for {channels} channels none can be"
-        return f"not written down; {taken} taken"
+        if channels != 3:
+            return f"not written down; for {channels} channels none can be taken"
+        return f"not written down; {'that of the published variant is' if source['variant'] else 'none is'} taken"
     side = next(iter(processor["size"].values()))
     return f"{side} pixels, crop_pct {processor['crop_pct']}"
 

@@ -226,12 +226,16 @@ def test_timm_gets_published_networks_only(tmp_path, capsys):
     assert "timm.create_model has no network of depths (1, 1, 2, 1)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize(
+    ("channels", "told"),
+    [(1, "for 1 channels none can be taken"), (4, "for 4 channels none can be taken"), (3, "none is taken")],
+)
 @pytest.mark.parametrize("layout", ["jax", "hf"])
-def test_networks_of_other_channels_are_converted(tmp_path, capsys, channels, layout):
+def test_networks_of_which_no_preprocessing_is_known_are_converted(tmp_path, capsys, channels, told, layout):
     save(tmp_path / "theirs", "sail", dataclasses.replace(CONFIG, num_channels=channels))
     assert run(tmp_path / "theirs", tmp_path / "model", "--to", layout, "--verify") == 0
-    assert f"not written down; for {channels} channels none can be taken" in capsys.readouterr().out
+    assert f"not written down; {told}" in capsys.readouterr().out
+    assert not (tmp_path / "model" / "preprocessor_config.json").exists()
     assert load_pretrained(tmp_path / "model")[0].config.num_channels == channels
 
 

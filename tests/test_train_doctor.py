@@ -26,7 +26,7 @@ from train.kernel_check import TOLERANCE, largest_difference
 from train.network_config import PretrainedNetwork
 from train.recipes import TrainConfig
 from train.sharding import BATCH_AXES, make_mesh
-from training import first_state, sharded, tiny
+from training import first_state, open_and_assemble, sharded, tiny
 
 
 @pytest.fixture
@@ -94,6 +94,18 @@ def test_states_that_are_kept_for_good_need_space_too(folder, tmp_path):
     found = next(finding.found for finding in examine(config) if finding.subject == "disk")
     # Of steps 2 and 4, the newest three, and one that is being written.
     assert found.startswith("6 states of ")
+
+
+def test_states_that_are_there_already_need_no_more_space(folder, tmp_path, monkeypatch):
+    config = of_folder(folder, tmp_path, keep_checkpoints=4)
+    leaves = jax.tree.leaves(open_and_assemble(config)[1].abstract_state)
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * state))
+    for steps, level in (((), "failure"), ((2, 4, 6), "fine")):
+        for step in steps:
+            (tmp_path / "run" / "checkpoints" / str(step)).mkdir(parents=True)
+        (found,) = [finding for finding in examine(config) if finding.subject == "disk"]
+        assert (found.level, "3 of them there already" in found.found) == (level, bool(steps))
 
 
 def warnings(config, subject):

@@ -234,12 +234,15 @@ def _prepare(arguments: Sequence[str]) -> int:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console()) as bar:
+    # A thread of the bar's own would not survive TFDS's late imports, which put a function of theirs in the place of
+    # Python's `__import__`, for all threads.
+    with Progress(*columns, console=_console(), auto_refresh=False) as bar:
         task = bar.add_task("listing", total=None)
 
         def show(progress: object) -> None:
             images, total = progress.images, progress.total_images  # type: ignore[attr-defined]
-            bar.update(task, completed=images, total=total, description="listing" if total is None else "packing")
+            doing = "listing" if total is None else "packing"
+            bar.update(task, completed=images, total=total, description=doing, refresh=True)
 
         prepared = prepare(config, show)
     for split, images in prepared.images.items():

@@ -257,13 +257,15 @@ def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.abstract_state))
     kept_for_good = config.total_steps(images) // config.keep_every if config.keep_every else 0
     states = kept_for_good + config.keep_checkpoints + 1
-    needed = state * states
     found = f"{states:,} states of {_size(state)} in {config.checkpoints}"
     if not is_of_this_machine(config.checkpoints):
         return Finding("fine", "disk", f"{found}, a bucket of unknown size")
     checkpoints = Path(config.checkpoints).absolute()
     folder = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())
     free = shutil.disk_usage(folder).free
+    there = sum(entry.name.isdigit() for entry in checkpoints.iterdir()) if folder == checkpoints else 0
+    needed = state * max(1, states - there)  # a run that goes on has written some, and writes one before it drops one
+    found += f", {there} of them there already" if there else ""
     found += f", {_size(free)} free"
     remedy = (
         "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints, --keep-every."
