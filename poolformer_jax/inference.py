@@ -61,7 +61,7 @@ class ImageClassifier:
         decode_threads: threads that decode and resize; by default one for each core that this process may use.
 
     Raises:
-        ValueError: for a network without a head, or preprocessing that does not fit it.
+        ValueError: for a network without a head or of a single label, or preprocessing that does not fit it.
         WeightsMismatch: if the variables are not those of such a network.
     """
 
