@@ -131,7 +131,8 @@ class PoolFormerConfig:
         `num_labels` is missing.
 
         Raises:
-            ValueError: if `data` describes another architecture, or a field is out of range.
+            ValueError: if `data` describes another architecture or another problem than one label for each image, or a
+                field is out of range.
         """
         _refuse_other_models(data)
         known = {field.name for field in dataclasses.fields(cls)}

@@ -247,6 +247,11 @@ class _DamagedError(Exception):
     """A state whose contents are not as they were written, or cannot be read so by some process."""
 
 
+def saved_steps(folder: Path | str) -> list[int]:
+    """Steps of the states in `folder`, first to last; none where there is no such folder."""
+    return _steps(_absolute(folder))
+
+
 def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
     """The step of the newest state in `folder` that says what it is of, and what that is; None if there are none.
 

@@ -22,7 +22,7 @@ from poolformer_jax.checks import few, is_of_this_machine
 from poolformer_jax.image_reading import ImageError, read_image
 from poolformer_jax.kernels import Kernels
 from train.assembly import Assembly, assemble
-from train.checkpoints import CheckpointError, newest_run
+from train.checkpoints import CheckpointError, newest_run, saved_steps
 from train.data.folders import FolderSource
 from train.data.pipeline import worker_count
 from train.data.sources import ArraySource, Source, image_of, open_source
@@ -263,7 +263,7 @@ def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     checkpoints = Path(config.checkpoints).absolute()
     folder = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    there = sum(entry.name.isdigit() for entry in checkpoints.iterdir()) if folder == checkpoints else 0
+    there = len(saved_steps(checkpoints))
     needed = state * max(1, states - there)  # a run that goes on has written some, and writes one before it drops one
     found += f", {there} of them there already" if there else ""
     found += f", {_size(free)} free"
