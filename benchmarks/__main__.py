@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+from poolformer_jax.interrupts import code_of_interruption
+
+DONE, FAILED, USAGE = 0, 1, 2
 
 
 class Benchmark(NamedTuple):
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name].module}")
         code: int = module.main(rest)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return code_of_interruption()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("benchmarks"):
             raise

@@ -17,7 +17,7 @@ from rich.console import Console
 from convert import display, report
 from convert.conversion import Mapped, Source, convert, open_source
 from poolformer_jax.cli.arguments import HelpFormatter
-from poolformer_jax.interrupts import leaving_at_once
+from poolformer_jax.interrupts import code_of_interruption, leaving_at_once
 from poolformer_jax.model_files import find_model_files
 from poolformer_jax.torch_weights import WeightsMismatch
 from poolformer_jax.torch_weights.files import open_weights
@@ -27,7 +27,7 @@ from poolformer_jax.writing import write_json
 if TYPE_CHECKING:
     from convert.verification import Verification
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED = 0, 1
 
 _CONVERT_EXAMPLES = """examples:
   python -m convert sail/poolformer_s12 models/s12
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_: errors.print(f"note: {message}", markup=False)
             return (_inspect if inspecting else _convert)(options, console)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return code_of_interruption()
     except (ValueError, OSError, ImportError) as error:  # what the library raises for bad input; the rest is a bug
         errors.print(f"error: {error}", markup=False)
         return FAILED

@@ -1,4 +1,4 @@
-"""Ctrl-C while a program is still starting."""
+"""How programs end by Ctrl-C."""
 
 import os
 import signal
@@ -32,3 +32,13 @@ def leaving_at_once(last_words: str = "") -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def code_of_interruption() -> int:
+    """130, the exit code of a program that has caught a KeyboardInterrupt and ends for it.
+
+    CPython remembers a KeyboardInterrupt that left the `exec` of a string, as dataclasses are made of, also where it
+    was caught afterwards, and ends the process by the signal itself. The next `exec` makes it forget.
+    """
+    exec("")
+    return 128 + signal.SIGINT

@@ -235,6 +235,30 @@ def test_ctrl_c_during_the_first_imports_ends_quietly(arguments, imported, tmp_p
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+@pytest.mark.parametrize(
+    ("program", "parser"),
+    [
+        ("poolformer_jax.cli", "argparse.ArgumentParser.parse_args"),
+        ("convert.command_line", "argparse.ArgumentParser.parse_args"),
+        ("train.command_line", "tyro.cli"),
+    ],
+)
+def test_ctrl_c_ends_with_130_also_amid_an_exec(program, parser, tmp_path):
+    # CPython remembers such a KeyboardInterrupt although it is caught.
+    owner, name = parser.rsplit(".", 1)
+    (tmp_path / "interrupted.py").write_text(
+        "import argparse, sys, tyro\n"
+        f"import {program}\n"
+        "def interrupted(*arguments, **options):\n    exec('raise KeyboardInterrupt')\n"
+        f"{owner}.{name} = interrupted\n"
+        f"sys.exit({program}.main(['digits']))\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    assert (done.returncode, done.stderr.strip()) in [(130, ""), (130, "stopped")]
+
+
 # rich, optax and orbax come with flax.
 EXTRAS = ("huggingface_hub", "gradio", "jax2onnx", "onnx", "onnxruntime", "tyro", "grain", "sklearn", "matplotlib")
 CORE_ONLY = f"""

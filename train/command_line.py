@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from poolformer_jax.interrupts import leaving_at_once
+from poolformer_jax.interrupts import code_of_interruption, leaving_at_once
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return code_of_interruption()
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
             return 0

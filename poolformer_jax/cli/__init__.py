@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, export, predict, summary, variants
 from poolformer_jax.cli.arguments import HelpFormatter
+from poolformer_jax.interrupts import code_of_interruption
 
 COMMANDS = (predict, variants, summary, cam, export, demo)
 
 # Exit codes: argparse itself ends with 2 on wrong usage.
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED = 0, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return code_of_interruption()
     except (ValueError, OSError, ImportError) as error:  # what the library raises for bad input; the rest is a bug
         print(f"error: {error}", file=sys.stderr)
         return FAILED
