@@ -3,8 +3,8 @@
 Ours is the folded network that ImageClassifier compiles, from normalised pixels to logits: a batch shared by as many
 CPU devices as there are cores (JAX_NUM_CPU_DEVICES), one image computed by one device with all cores. PyTorch runs
 transformers' PoolFormer: eager, with channels_last, and through torch.compile with either layout. ONNX Runtime and
-OpenVINO run the file that torch.onnx (its default exporter) makes of that same model, at a fixed batch. Everything is
-float32.
+OpenVINO run the file that torch.onnx (its default exporter) makes of that same model, at a fixed batch, and the file
+that `python -m poolformer_jax export` writes of ours. Everything is float32.
 
 Weights are random, and such that every branch has a say in the logits; these are compared before anything is timed.
 Each contender is a process of its own with all cores, and only the one whose turn it is runs.
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         title = f"{variant}, batch {batch}, float32, {machine['cores']} cores"
         with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name:
             folder = Path(name)
-            with console.status(f"{title}: writing the weights, and their ONNX file"):
+            with console.status(f"{title}: writing the weights, and their ONNX files"):
                 write_inputs(folder, PoolFormerConfig.from_variant(variant), batch)
                 export_onnx(folder)
             found = hold_contest(console, title, contenders(folder), options, images=batch, tolerance=TOLERANCE)
@@ -55,9 +55,11 @@ def contenders(folder: Path) -> list[Contender]:
     """Ours first: the others' logits are compared with it."""
     where = {"folder": str(folder)}
     torch, onnx = "benchmarks.peers.pytorch:inference", "benchmarks.peers.onnx_runtimes"
-    last = {"channels_last": True}
+    last, exported = {"channels_last": True}, where | {"ours": True}
     return [
         Contender("ours", "benchmarks.peers.ours:inference", where, ours=True, environment={"JAX_PLATFORMS": "cpu"}),
+        Contender("ours, exported, in ONNX Runtime", f"{onnx}:onnx_runtime", exported, ours=True),
+        Contender("ours, exported, in OpenVINO", f"{onnx}:openvino", exported, ours=True),
         Contender("PyTorch", torch, where),
         Contender("PyTorch, channels_last", torch, where | last),
         Contender("torch.compile", torch, where | {"compiled": True}),
@@ -68,9 +70,11 @@ def contenders(folder: Path) -> list[Contender]:
 
 
 def export_onnx(folder: Path) -> None:
-    """Has PyTorch write model.onnx in a process of its own. If it cannot, those that need the file say so."""
+    """Has PyTorch write model.onnx and us ours.onnx, in other processes. If one cannot, who needs the file says so."""
     code = "import sys; from benchmarks.peers.pytorch import export_onnx; export_onnx(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True)
+    export = ["-m", "poolformer_jax", "export", str(folder), str(folder / "ours.onnx")]
+    subprocess.run([sys.executable, *export], cwd=ROOT, capture_output=True)
 
 
 def _parser() -> argparse.ArgumentParser:

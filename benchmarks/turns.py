@@ -93,7 +93,7 @@ def measure(
     """Starts the contenders, compares what they compute, and lets them take turns.
 
     Args:
-        contenders: ours among them.
+        contenders: ours first; the others are left out where they cannot start.
         rounds: turns of each.
         seconds: length of a turn; one call at least.
         tolerance: how far results may differ, relative to the largest number among them.
@@ -104,7 +104,7 @@ def measure(
 
     Raises:
         ValueError: if two contenders compute different things, or none but ours could start.
-        Unready: if ours could not start.
+        Unready: if the first could not start.
     """
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
@@ -114,7 +114,7 @@ def measure(
             try:
                 workers[contender.name] = stack.enter_context(started(contender))
             except Unready as error:
-                if contender.ours:
+                if contender is contenders[0]:
                     raise
                 left_out[contender.name] = str(error)
         if all(worker.contender.ours for worker in workers.values()):

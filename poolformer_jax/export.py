@@ -17,10 +17,8 @@ The folded network is what is written, and the network itself is what it is chec
 
 import dataclasses
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,12 +35,15 @@ from poolformer_jax.config import PoolFormerConfig
 from poolformer_jax.folding import fold, folded_apply
 from poolformer_jax.image_processor import PoolFormerImageProcessor
 from poolformer_jax.model import PoolFormerForImageClassification, check_dtype
+from poolformer_jax.onnx_graph import network_graph
 from poolformer_jax.writing import replacing, write_json
 
 FORMATS = (".stablehlo", ".onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Old enough for the runtimes of phones and browsers; nothing in the network needs a newer one.
-ONNX_OPSET = 18
+_ONNX_OPSET = 18
+# Of the file format, as it was when that operator set came (ONNX 1.13).
+_ONNX_IR_VERSION = 8
 # Of the largest logit. Rounding stays well below, a wrong operation does not.
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
@@ -173,34 +174,31 @@ def to_onnx(
 ) -> bytes:
     """An ONNX model with the input "pixel_values", whose batch is free, and the output "logits"."""
     try:
-        import jax2onnx
         import onnx
+        from onnx import helper, numpy_helper
     except ImportError as error:
-        raise _missing("jax2onnx and onnx", error) from error
-    with _quiet("onnx_ir"):
-        model = jax2onnx.to_onnx(
-            partial(folded_apply, config, fold(config, variables)),
-            inputs=[("batch", *image_size, config.num_channels)],
-            model_name="poolformer",
-            opset=ONNX_OPSET,
-            input_names=["pixel_values"],
-            output_names=["logits"],
-        )
-    onnx.helper.set_model_props(model, dict(facts))
-    onnx.checker.check_model(model)
+        raise _missing("onnx", error) from error
+    graph = network_graph(config, jax.tree.map(np.asarray, fold(config, variables)), image_size)
+    nodes = [
+        helper.make_node(node.operation, node.inputs, [node.output], node.name, **node.attributes)
+        for node in graph.nodes
+    ]
+    shapes = {
+        "pixel_values": ("batch", *image_size, config.num_channels),
+        "logits": ("batch", config.num_labels or config.hidden_sizes[-1]),
+    }
+    pixels, logits = (
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)] for name, shape in shapes.items()
+    )
+    constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "poolformer", pixels, logits, constants),
+        opset_imports=[helper.make_opsetid("", _ONNX_OPSET)],
+        ir_version=_ONNX_IR_VERSION,
+    )
+    helper.set_model_props(model, dict(facts))
+    onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without a logger's warnings: onnx_ir has one for every shape that jax2onnx leaves to ONNX's own inference."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _run_onnx(data: bytes, pixel_values: Float32[np.ndarray, "b h w c"]) -> Float32[np.ndarray, "b labels"] | None:
@@ -232,7 +230,7 @@ def _difference(
     if not difference <= _TOLERANCE[jnp.dtype(dtype).name]:
         raise ExportError(
             f"The converted network computes other logits: they differ by {difference:.1e} of the largest one. "
-            "Nothing was written. Please report this with the versions of jax, jax2onnx and onnxruntime."
+            "Nothing was written. Please report this with the versions of jax, onnx and onnxruntime."
         )
     return difference
 

@@ -234,7 +234,7 @@ def test_our_training_contender_learns_the_labels(tmp_path):
         assert worker.told["versions"].keys() == {"poolformer_jax", "jax", "flax"}
 
 
-def test_a_contender_that_is_ours_must_start():
+def test_the_first_contender_must_start():
     with pytest.raises(Unready, match=r"ours: .*absent"):
         measure([Contender("ours", "absent:job", {}, ours=True)], rounds=1, seconds=0, tolerance=0)
 

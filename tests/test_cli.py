@@ -260,7 +260,7 @@ def test_ctrl_c_ends_with_130_also_amid_an_exec(program, parser, tmp_path):
 
 
 # rich, optax and orbax come with flax.
-EXTRAS = ("huggingface_hub", "gradio", "jax2onnx", "onnx", "onnxruntime", "tyro", "grain", "sklearn", "matplotlib")
+EXTRAS = ("huggingface_hub", "gradio", "onnx", "onnxruntime", "tyro", "grain", "sklearn", "matplotlib")
 CORE_ONLY = f"""
 import sys
 

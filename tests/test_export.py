@@ -1,6 +1,7 @@
 """Exported files compute the network's logits where this package is not installed, pooling's edges included."""
 
 import errno
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
+from poolformer_jax.config import HIDDEN_ACTS
 from poolformer_jax.export import ExportError, export_model, metadata
+from poolformer_jax.folding import fold
 from small_networks import EVERY_MIXER, LABELS, PROCESSOR, TINY, random_variables
 
 SMALL = {**TINY, "depths": (1, 1, 1, 1)}
@@ -21,10 +24,9 @@ CONFIGS = {
     "published": PoolFormerConfig(**SMALL),
     "timm": PoolFormerConfig(**SMALL, head_order="pool_norm"),
     "ablation": PoolFormerConfig(**SMALL, token_mixers=EVERY_MIXER, norm="layer_norm", image_size=64),
+    "ablation, one norm for all": PoolFormerConfig(**SMALL, token_mixers=EVERY_MIXER, image_size=64),
+    "headless": PoolFormerConfig(**{**SMALL, "num_labels": 0}, pool_size=5),
 }
-
-# Tools of ONNX that this project does not own warn about their own deprecations.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 STRANGER = """
 import sys
@@ -76,7 +78,8 @@ def test_stablehlo_runs_without_this_package(tmp_path):
     check_metadata(json.loads((tmp_path / "network.stablehlo.json").read_text()), config)
 
 
-@pytest.mark.parametrize("name", ["timm", "ablation"])  # the published order of the head is in the next test
+# The published head is in the next test but one.
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "published"])
 def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     config = CONFIGS[name]
@@ -89,6 +92,38 @@ def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path)
         np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
     check_metadata(session.get_modelmeta().custom_metadata_map, config)
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
+
+
+@pytest.mark.parametrize("activation", sorted(HIDDEN_ACTS))
+def test_onnx_has_every_activation(activation, tmp_path):
+    pytest.importorskip("onnxruntime")
+    config = PoolFormerConfig(**{**SMALL, "hidden_act": activation})
+    assert 0 < export_model(tmp_path / "n.onnx", config, random_variables(config)[1], PROCESSOR, LABELS) < 1e-5
+
+
+# In a process of its own: importing OpenVINO forks.
+OPENVINO = """
+import sys
+import numpy, openvino
+
+folder = sys.argv[1]
+network = openvino.Core().compile_model(f"{folder}/network.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+for batch in (1, 3):
+    pixels = numpy.load(f"{folder}/pixels.npy")[:batch]
+    numpy.save(f"{folder}/logits_{batch}.npy", network({"pixel_values": pixels})["logits"])
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+@pytest.mark.parametrize("name", ["published", "ablation"])
+def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
+    variables, pixels, expected = pixels_and_logits(CONFIGS[name])
+    export_model(tmp_path / "network.onnx", CONFIGS[name], variables, PROCESSOR, LABELS)
+    np.save(tmp_path / "pixels.npy", pixels)
+    subprocess.run([sys.executable, "-c", OPENVINO, str(tmp_path)], check=True)
+    for batch in (1, 3):
+        logits = np.load(tmp_path / f"logits_{batch}.npy")
+        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_onnx_pools_edges_and_corners_as_the_network_does(tmp_path):
@@ -130,8 +165,8 @@ def test_bfloat16_goes_into_stablehlo_and_not_into_onnx(tmp_path):
 def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):
     config = CONFIGS["published"]
     _, variables = random_variables(config)
-    wrong = lambda config, folded, pixels, **options: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
-    monkeypatch.setattr("poolformer_jax.export.folded_apply", wrong)
+    wrong = lambda config, variables: jax.tree.map(lambda leaf: leaf * 1.1, fold(config, variables))  # noqa: E731
+    monkeypatch.setattr("poolformer_jax.export.fold", wrong)
     for name in ("n.stablehlo", "n.onnx"):
         with pytest.raises(ExportError, match="computes other logits"):
             export_model(tmp_path / name, config, variables, PROCESSOR, LABELS)
@@ -209,9 +244,9 @@ def test_a_missing_converter_is_named_with_its_extra(tmp_path, monkeypatch):
         raise ModuleNotFoundError("No module named 'flatbuffers'")
 
     monkeypatch.setattr(jax.export.Exported, "serialize", serialize)
-    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     _, variables = random_variables(CONFIGS["published"])
-    for ending, module in ((".onnx", "jax2onnx"), (".stablehlo", "flatbuffers")):
+    for ending, module in ((".onnx", "onnx"), (".stablehlo", "flatbuffers")):
         with pytest.raises(ModuleNotFoundError, match=rf"(?s){module}.*pip install 'poolformer-jax\[export\]'"):
             export_model(tmp_path / f"n{ending}", CONFIGS["published"], variables, PROCESSOR, LABELS)
     assert not list(tmp_path.iterdir())

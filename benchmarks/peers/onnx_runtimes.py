@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO, on the ONNX file that torch.onnx makes of transformers' PoolFormer."""
+"""ONNX Runtime and OpenVINO, on what torch.onnx makes of transformers' PoolFormer, and on what we export."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from benchmarks.job import Job, read_pixels
 from poolformer_jax.cores import available_cores
 
 
-def onnx_runtime(folder: str) -> Job:
+def onnx_runtime(folder: str, ours: bool = False) -> Job:
     """Logits of a batch, with every graph optimisation (the default)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
-    session = onnxruntime.InferenceSession(_model(folder), options, providers=["CPUExecutionProvider"])
-    inputs = {"pixel_values": _pixels(folder)}
+    session = onnxruntime.InferenceSession(_model(folder, ours), options, providers=["CPUExecutionProvider"])
+    inputs = {"pixel_values": _pixels(folder, ours)}
 
     def call() -> np.ndarray:
         return session.run(None, inputs)[0]
@@ -23,7 +23,7 @@ def onnx_runtime(folder: str) -> Job:
     return Job(call, call(), {"onnxruntime": onnxruntime.__version__}, available_cores())
 
 
-def openvino(folder: str) -> Job:
+def openvino(folder: str, ours: bool = False) -> Job:
     """Logits of a batch, in float32: left to itself it would compute in bfloat16 where the processor can."""
     import openvino
 
@@ -32,8 +32,10 @@ def openvino(folder: str) -> Job:
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": available_cores(),
     }
-    request = openvino.Core().compile_model(_model(folder), "CPU", settings).create_infer_request()
-    pixels = _pixels(folder)
+    core, pixels = openvino.Core(), _pixels(folder, ours)
+    model = core.read_model(_model(folder, ours))
+    model.reshape(pixels.shape)
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def call() -> np.ndarray:
         return request.infer([pixels], share_inputs=True)[0]
@@ -41,12 +43,14 @@ def openvino(folder: str) -> Job:
     return Job(call, np.array(call()), {"openvino": openvino.__version__.split("-")[0]}, available_cores())
 
 
-def _model(folder: str) -> str:
-    path = Path(folder) / "model.onnx"
+def _model(folder: str, ours: bool) -> str:
+    path = Path(folder) / ("ours.onnx" if ours else "model.onnx")
     if not path.exists():
-        raise FileNotFoundError(f"{path} was not made: torch.onnx needs the packages onnx and onnxscript.")
+        maker, packages = ("`export`", "onnx") if ours else ("torch.onnx", "onnx and onnxscript")
+        raise FileNotFoundError(f"{path} was not made: {maker} needs {packages}.")
     return str(path)
 
 
-def _pixels(folder: str) -> np.ndarray:
-    return np.ascontiguousarray(read_pixels(folder).transpose(0, 3, 1, 2))
+def _pixels(folder: str, ours: bool) -> np.ndarray:
+    pixels = read_pixels(folder)  # channels last, as our file takes them
+    return pixels if ours else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
