@@ -72,9 +72,7 @@ def test_stablehlo_runs_without_this_package(tmp_path):
     command = [sys.executable, "-c", STRANGER, str(tmp_path)]
     output = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=True).stdout
     assert output.strip() == "['cpu', 'cuda', 'tpu']"
-    for batch in (1, 3):
-        logits = np.load(tmp_path / f"logits_{batch}.npy")
-        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
+    check_logits_in(tmp_path, expected)
     check_metadata(json.loads((tmp_path / "network.stablehlo.json").read_text()), config)
 
 
@@ -121,9 +119,7 @@ def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     export_model(tmp_path / "network.onnx", CONFIGS[name], variables, PROCESSOR, LABELS)
     np.save(tmp_path / "pixels.npy", pixels)
     subprocess.run([sys.executable, "-c", OPENVINO, str(tmp_path)], check=True)
-    for batch in (1, 3):
-        logits = np.load(tmp_path / f"logits_{batch}.npy")
-        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
+    check_logits_in(tmp_path, expected)
 
 
 def test_onnx_pools_edges_and_corners_as_the_network_does(tmp_path):
@@ -141,6 +137,13 @@ def test_onnx_pools_edges_and_corners_as_the_network_does(tmp_path):
     expected = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
     assert np.abs(expected - expected[0]).max(1)[1:].min() > 1e-3
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def check_logits_in(folder, expected):
+    """Of what a process of its own has written."""
+    for batch in (1, 3):
+        logits = np.load(folder / f"logits_{batch}.npy")
+        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def check_metadata(facts, config):
