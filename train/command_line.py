@@ -7,7 +7,6 @@ Nothing here imports jax before a command runs: data-loading workers run the mai
 
 import dis
 import inspect
-import logging
 import os
 import select
 import shutil
@@ -20,8 +19,6 @@ from typing import TYPE_CHECKING
 from poolformer_jax.interrupts import code_of_interruption, leaving_at_once
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from train.recipes import TrainConfig
 
 DIVERGED = 3  # as an exit code
@@ -152,9 +149,9 @@ def _missing(error: ImportError) -> str | None:
 
 def _train(name: str, arguments: Sequence[str]) -> int:
     config = _recipe(name, arguments, f"python -m train {name}")
-    from train import loop, results
+    from train import loop, results, screen
 
-    outcome = loop.run(config, _console())
+    outcome = loop.run(config, screen.console())
     results.tell(config, outcome.step, outcome.evaluations)
     return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
 
@@ -184,19 +181,6 @@ def _fill(text: str) -> str:
     return "\n\n".join(part if "python -m" in part else wrapper.fill(part) for part in paragraphs)
 
 
-def _console() -> "Console":
-    """The screen, with the program's warnings on it: above a progress bar, not through it."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    console = Console(stderr=True)
-    handler = RichHandler(console=console, show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    # Orbax logs, with pages of traceback, the errors that it raises as well and that are told here in a sentence.
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    return console
-
-
 def _evaluate(arguments: Sequence[str]) -> int:
     """Top-1, top-5 and loss of a model over a whole split.
 
@@ -204,13 +188,13 @@ def _evaluate(arguments: Sequence[str]) -> int:
     """
     import tyro
 
-    from train import evaluate
+    from train import evaluate, screen
 
     description = _fill(_evaluate.__doc__ or "")
     config = tyro.cli(
         evaluate.EvaluateConfig, prog="python -m train evaluate", description=description, args=list(arguments)
     )
-    evaluate.run(config, _console())
+    evaluate.run(config, screen.console())
     return 0
 
 
@@ -224,6 +208,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     import tyro
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from train import screen
     from train.data.prepare import PrepareConfig, prepare
 
     config = tyro.cli(
@@ -236,7 +221,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # A thread of the bar's own would not survive TFDS's late imports, which put a function of theirs in the place of
     # Python's `__import__`, for all threads.
-    with Progress(*columns, console=_console(), auto_refresh=False) as bar:
+    with Progress(*columns, console=screen.console(), auto_refresh=False) as bar:
         task = bar.add_task("listing", total=None)
 
         def show(progress: object) -> None:
@@ -269,9 +254,9 @@ def _doctor(arguments: Sequence[str]) -> int:
         print(f"doctor {name!r}: expected a recipe, one of: {', '.join(RECIPES)}.", file=sys.stderr)
         return 2
     config = _recipe(name, arguments[1:], f"python -m train doctor {name}")
-    from train import doctor
+    from train import doctor, screen
 
-    console = _console()
+    console = screen.console()
 
     def show(text: str, style: str) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
