@@ -3,7 +3,7 @@
 The golden arrays are PyTorch's, in float64; tests/golden/README.md says how they were made.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import jax
 import numpy as np
@@ -29,10 +29,14 @@ def converted(layout, variant):
     return from_torch_state_dict(published.state_dict(layout, variant))
 
 
+@cache  # to trace the 36 blocks of m48 takes longer than to run them
+def network(config, dtype):
+    return jax.jit(PoolFormerForImageClassification(config, dtype=dtype).apply)
+
+
 def compare(config, variables, golden, size, dtype):
     with jax.enable_x64(dtype == "float64"):
-        model = PoolFormerForImageClassification(config, dtype=dtype)
-        output = jax.jit(model.apply)(variables, published.pixel_values(size))
+        output = network(config, dtype)(variables, published.pixel_values(size))
         assert output.hidden_states[0].dtype == dtype
     for stage, feature_map in zip(published.stages(golden, size), output.hidden_states, strict=True):
         nchw = np.asarray(feature_map, np.float64).transpose(0, 3, 1, 2)
