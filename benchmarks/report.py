@@ -46,26 +46,29 @@ def summarise(results: Sequence[Result], images: int) -> list[dict[str, Any]]:
     """The results with what the table shows.
 
     `milliseconds_per_image` is the median over the rounds and `middle_half` its quartiles. `to_fastest_peer` is the
-    median over the rounds of the time beside the fastest peer's of the same round: below 1 is faster than that.
-    `cores_share_a_cache` and `cores_do_not` are medians of those turns only, None where there was no such turn.
+    median over the rounds of the time beside the fastest peer's of the same round: below 1 is faster than that. The
+    fastest peer is the one beside which the first contender takes longest, told in the same way: of two with like
+    medians, the one that was ahead in most rounds. `cores_share_a_cache` and `cores_do_not` are medians of those turns
+    only, None where there was no such turn.
     """
     peers = [result for result in results if not result.ours]
-    fastest = min(peers, key=lambda peer: statistics.median(peer.seconds)) if peers else None
+    fastest = max(peers, key=lambda peer: _ratio(results[0], peer)) if peers else None
     return [_summary(result, fastest, images) for result in results]
+
+
+def _ratio(result: Result, other: Result) -> float:
+    return statistics.median(own / its for own, its in zip(result.seconds, other.seconds, strict=True))
 
 
 def _summary(result: Result, fastest: Result | None, images: int) -> dict[str, Any]:
     milliseconds = [seconds * 1e3 / images for seconds in result.seconds]
-    ratio = None
-    if fastest is not None:
-        ratio = statistics.median(own / peer for own, peer in zip(result.seconds, fastest.seconds, strict=True))
     return {
         **asdict(result),
         "milliseconds_per_image": statistics.median(milliseconds),
         "middle_half": _quartiles(milliseconds),
         "cores_share_a_cache": _median_where(True, milliseconds, result.share_a_cache),
         "cores_do_not": _median_where(False, milliseconds, result.share_a_cache),
-        "to_fastest_peer": ratio,
+        "to_fastest_peer": None if fastest is None else _ratio(result, fastest),
     }
 
 

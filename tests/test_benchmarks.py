@@ -157,6 +157,13 @@ def test_ratios_are_of_the_same_round_and_to_the_fastest_peer():
     assert ours["middle_half"] == (500, 2750)  # quartiles of 500, 500, 5000
 
 
+def test_of_peers_alike_the_one_that_was_ahead_in_most_rounds_is_the_fastest():
+    # "steady" has the lower median, and is the slower of the two in two rounds of three.
+    found = [result("ours", [1, 1, 10], ours=True), result("steady", [2, 2, 18]), result("other", [1.5, 2.1, 16])]
+    ours, steady, other = report.summarise(found, images=1)
+    assert (ours["to_fastest_peer"], steady["to_fastest_peer"], other["to_fastest_peer"]) == (0.625, 1.125, 1)
+
+
 def test_turns_are_told_apart_by_whether_the_cores_shared_a_cache():
     found = [
         result("ours", [1, 3, 1], ours=True, share_a_cache=[True, False, True]),
