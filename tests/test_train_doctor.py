@@ -364,6 +364,38 @@ def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
     assert difference_of_kernels()[0] > TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("kernels", "batch_size", "accumulate", "stages", "multiple"),
+    [
+        (TpuKernels, 8, 1, "0, 1", 16),
+        (TpuKernels, 256, 4, "0, 1", 16),  # 8 images at a time on each of the eight devices
+        (TpuKernels, 256, 2, None, 16),
+        # Maps of 4 x 4 and of 2 x 2 positions.
+        (GpuKernels, 8, 1, "0, 1", 64),
+        (GpuKernels, 32, 1, "1", 64),
+        (GpuKernels, 512, 1, None, 64),
+    ],
+)
+def test_a_batch_that_keeps_kernels_from_their_work_is_told(
+    folder, tmp_path, monkeypatch, kernels, batch_size, accumulate, stages, multiple
+):
+    monkeypatch.setattr(assembly, "kernels_for", kernels)
+    monkeypatch.setattr(doctor, "largest_difference", lambda *_: (0.01, "stage 0's map"))
+    config = tiny(
+        tmp_path / "run",
+        data__source=f"folder:{folder}",
+        data__batch_size=batch_size,
+        data__evaluation_batch_size=8,
+        optimizer__accumulate=accumulate,
+        model__hidden_sizes=(64, 96),
+        mesh=sharded(8, 1),
+        dtype="bfloat16",
+    )
+    told = [finding for finding in findings(config) if finding.subject == "kernels" and finding.level == "warning"]
+    assert [re.search("none in stages (.*): XLA", finding.found)[1] for finding in told] == [stages] * bool(stages)
+    assert all(f"a multiple of {multiple} images at a time" in finding.remedy for finding in told)
+
+
 def test_kernels_that_do_not_compile_are_told_with_the_remedy(folder, tmp_path, monkeypatch):
     def call(_, name, pixels, batched, replicated):
         """What can be traced, and no compiler takes."""

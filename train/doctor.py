@@ -20,7 +20,7 @@ import numpy as np
 
 from poolformer_jax.checks import few, is_of_this_machine
 from poolformer_jax.image_reading import ImageError, read_image
-from poolformer_jax.kernels import Kernels
+from poolformer_jax.kernels import GPU_ROWS, TPU_IMAGES, Kernels
 from train.assembly import Assembly, assemble
 from train.checkpoints import CheckpointError, newest_run, saved_steps
 from train.data.folders import FolderSource
@@ -29,7 +29,7 @@ from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
 from train.identity import kept_network, refuse_another_run, told_of_lost_steps
-from train.kernel_check import TOLERANCE, largest_difference
+from train.kernel_check import TOLERANCE, largest_difference, stages_lost
 from train.recipes import TrainConfig
 from train.sharding import batch_sharding
 
@@ -92,6 +92,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
         yield finding
         if finding.level == "failure":  # a step with kernels that do not compile does not either
             return
+        yield from _look_for_stages_without_kernels(config, parts, kernels)
     yield _look_at_device_memory(config, parts)
 
 
@@ -328,6 +329,20 @@ def _look_at_kernels(parts: Assembly, kernels: Kernels, image_size: int) -> Find
         return Finding("failure", "kernels", f"they do not run here: {error}", remedy)
     found = f"what blocks compute with and without them differs by at most {distance:.1%} ({name})"
     return Finding("fine" if distance < TOLERANCE else "failure", "kernels", found, remedy)
+
+
+def _look_for_stages_without_kernels(config: TrainConfig, parts: Assembly, kernels: Kernels) -> Iterator[Finding]:
+    at_once = config.data.batch_size // config.optimizer.accumulate
+    if lost := stages_lost(parts.network.model.config, config.data.image_size, at_once, parts.mesh, kernels):
+        multiple = TPU_IMAGES if kernels.platform == "tpu" else GPU_ROWS
+        yield Finding(
+            "warning",
+            "kernels",
+            f"every device gets {at_once // parts.mesh.devices.size} images at a time, of which they take none in "
+            f"stages {', '.join(map(str, lost))}: XLA computes these, more slowly",
+            f"Give every device a multiple of {multiple} images at a time: by another --data.batch-size, fewer "
+            "--optimizer.accumulate, or fewer devices.",
+        )
 
 
 def _size(count: float) -> str:

@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig, functional, fused
-from poolformer_jax.kernels import GPU_ROWS, TPU_IMAGES, Kernels
+from poolformer_jax.kernels import GPU_ROWS, TPU_IMAGES, Kernels, Pass
 from poolformer_jax.moments import Moments, moments_of
 from train.sharding import batch_sharding, replicated
 
 TOLERANCE = 0.1
+_COSTLIEST: Pass = "mlp_gradient"  # of a block's passes; both kinds of kernels have it
 
 
 def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, kernels: Kernels) -> tuple[float, str]:
@@ -41,6 +42,26 @@ def largest_difference(config: PoolFormerConfig, image_size: int, mesh: Mesh, ke
             name = f"stage {index}'s {jax.tree_util.keystr(path, simple=True, separator=' ')}"
             found.append((float(np.nan_to_num(_distance(a, b), nan=np.inf)), name))
     return max(found)
+
+
+def stages_lost(config: PoolFormerConfig, image_size: int, images: int, mesh: Mesh, kernels: Kernels) -> list[int]:
+    """The stages whose MLPs kernels take of other numbers of images, and not of `images` at a time on all devices."""
+
+    def takes(index: int, size: int, count: int) -> bool:
+        found = []
+
+        def look(x: jax.Array) -> None:
+            found.append(kernels.supports(_COSTLIEST, x, config.mlp_hidden_sizes[index]))
+
+        shape = (count, size, size, config.hidden_sizes[index])
+        jax.eval_shape(look, jax.ShapeDtypeStruct(shape, jnp.bfloat16))
+        return found[0]
+
+    return [
+        index
+        for index, size in enumerate(config.feature_sizes(image_size))
+        if takes(index, size, _images(size) * mesh.devices.size) and not takes(index, size, images)
+    ]
 
 
 def _images(size: int) -> int:
