@@ -56,7 +56,8 @@ def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_pa
     assert sorted(folder.rglob("*")) == before
     assert not (tmp_path / "b").exists()
     # Moved to another place it is still the same run.
-    assert "Going on from step 20" in run([*arguments, "--max-steps", "20"])
+    told = "at step 20, as far as --max-steps lets it go: nothing is left to train"
+    assert told in run([*arguments, "--max-steps", "20"])
 
 
 def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path, run):
@@ -181,4 +182,4 @@ def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared, run):
         first.send_signal(signal.SIGKILL)
         programs.finish(first, code=-signal.SIGKILL)
     # A killed run leaves no lock behind.
-    assert "Going on from step" in run([*arguments(1), "--max-steps", "1"])
+    assert "as far as --max-steps lets it go" in run([*arguments(1), "--max-steps", "1"])

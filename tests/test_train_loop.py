@@ -49,7 +49,7 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path
     def die(*arguments):
         raise MemoryError
 
-    config = small(tmp_path, max_steps=4, save_every=3)  # 3 steps are an epoch
+    config = small(tmp_path, max_steps=4, save_every=1000)  # 3 steps are an epoch
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(loop, "evaluate", die)
         run(config)
@@ -133,7 +133,7 @@ def test_a_state_that_is_saved_amid_an_interval_does_not_cut_it(tmp_path):
 
 def test_a_run_that_is_stopped_notes_its_last_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(StopRequest, "at", lambda stop, step: step == 5)
-    run(small(tmp_path, save_every=1000))
+    run(small(tmp_path, save_every=1000, evaluate_every=1000))
     assert (list(train_losses(tmp_path)), saved(tmp_path)) == ([2, 4, 5], [5])
 
 

@@ -11,8 +11,9 @@ import contextlib
 import json
 import logging
 import re
+import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,9 +25,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from poolformer_jax.checks import is_of_this_machine
+from train.distributed import from_process_0
 from train.fingerprints import array_types, fingerprints
 from train.state import TrainState
 
+_LOG = logging.getLogger(__name__)
 _Read = TypeVar("_Read")
 # The items of a checkpoint that are trees of arrays; the fourth item, "step", is JSON.
 _TREES = ("params", "ema", "optimizer")
@@ -54,14 +57,20 @@ class Checkpoints:
         run: what the states are of, JSON-ready; written with each of them.
         keep: number of states to keep; older ones are deleted once a newer one is complete.
         keep_every: states of multiples of this step are never deleted.
+        patience: seconds to wait until every process sees that a damaged state was moved.
     """
 
     def __init__(
-        self, folder: Path | str, run: Mapping[str, Any], keep: int = 3, keep_every: int | None = None
+        self,
+        folder: Path | str,
+        run: Mapping[str, Any],
+        keep: int = 3,
+        keep_every: int | None = None,
+        patience: float = 300.0,
     ) -> None:
         self._folder = _absolute(folder)
         self._run = run
-        self._log = logging.getLogger(__name__)
+        self._patience = patience
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every,
@@ -153,7 +162,7 @@ class Checkpoints:
                 continue
             for number, why in damaged.items():
                 aside = self._folder / "damaged"
-                self._log.warning("The checkpoint of step %d is damaged: %s. It is moved to %s.", number, why, aside)
+                _LOG.warning("The checkpoint of step %d is damaged: %s. It is moved to %s.", number, why, aside)
                 self._set_aside(number)
             return state
         self._refuse_to_begin_again(damaged)
@@ -231,8 +240,8 @@ class Checkpoints:
             if target.exists():
                 target.rmtree()
             (self._folder / str(step)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+        # A process that still saw it would not write it again when the run comes to this step, and the others would.
+        wait_for_the_same_states(self._folder, self._patience)
         self._manager.reload()
 
     def _failed_to_write(self, error: Exception) -> CheckpointError:
@@ -250,6 +259,46 @@ class _DamagedError(Exception):
 def saved_steps(folder: Path | str) -> list[int]:
     """Steps of the states in `folder`, first to last; none where there is no such folder."""
     return _steps(_absolute(folder))
+
+
+def wait_for_the_same_states(folder: Path | str, seconds: float) -> None:
+    """Returns when every process sees the states that process 0 does, each in its own path of the shared folder.
+
+    A network disk may show a host what another one wrote a minute later: NFS keeps what it knows of a folder for so
+    long. Processes that went on from different states would train different weights.
+
+    Raises:
+        CheckpointError: in every process, if that is not so within `seconds`.
+    """
+    if jax.process_count() == 1:
+        return
+    start, told = time.monotonic(), False
+    while True:
+        mine = saved_steps(folder)
+        first, late = from_process_0([mine, time.monotonic() - start > seconds])
+        unlike = np.flatnonzero(multihost_utils.process_allgather(np.asarray(mine != first))).tolist()
+        if not unlike:
+            return
+        if late:
+            break
+        if not told:
+            _LOG.warning("Waiting until every process sees the checkpoints that process 0 sees in %s.", folder)
+            told = True
+        time.sleep(1)
+    found = (
+        f"Process {jax.process_index()} sees checkpoints of other steps in {folder} than process 0: "
+        f"{_listed(mine)}, not {_listed(first)}."
+        if mine != first
+        else f"Other processes see checkpoints of other steps than process 0: {unlike}."
+    )
+    raise CheckpointError(
+        f"{found} That did not change for {seconds:g} s. Expected one folder that all hosts share, and see, "
+        "given with --checkpoint-dir or --run-dir."
+    )
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
 
 
 def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:

@@ -5,14 +5,18 @@ each other by themselves, because `jax.distributed` knows these environments. An
 """
 
 import dataclasses
+import json
 import logging
+import os
+import re
 import signal
 import socket
 import time
 from types import FrameType, TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from poolformer_jax.checks import refuse
@@ -34,7 +38,7 @@ class DistributedConfig:
     process_id: int | None = None
     """Number of this process, from 0; with coordinator_address."""
     timeout: int = 300
-    """Seconds to wait for the other processes at the start."""
+    """Seconds to wait at the start for the other processes, and until all of them see the same checkpoints."""
 
     def __post_init__(self) -> None:
         explicit = (self.coordinator_address, self.num_processes, self.process_id)
@@ -59,6 +63,14 @@ def initialize(config: DistributedConfig) -> None:
     """
     if config.mode == "off" or jax.distributed.is_initialized():
         return
+    _join(config)
+    if _is_alone_on_its_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        # Under Slurm and Open MPI jax takes every process for one of several on its host, and leaves it a single GPU.
+        for vendor in ("cuda", "rocm"):
+            jax.config.update(f"jax_{vendor}_visible_devices", "all")
+
+
+def _join(config: DistributedConfig) -> None:
     if config.coordinator_address is not None:
         if config.process_id:
             _wait_for_process_0(config.coordinator_address, config.timeout)
@@ -76,6 +88,18 @@ def initialize(config: DistributedConfig) -> None:
         if "coordinator_address" not in str(error):
             raise
         _LOG.debug("No other processes: %s", error)
+
+
+def _is_alone_on_its_host() -> bool:
+    """Whether Slurm or Open MPI says that it started no other process of the run here."""
+    if size := os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
+        return size == "1"
+    # Of the nodes in order, as "2(x3),1": two tasks on each of three nodes, and one on the fourth.
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = int(os.environ.get("SLURM_NODEID", 0))
+    return node < len(counts) and counts[node] == 1
 
 
 def _wait_for_process_0(address: str, seconds: int) -> None:
@@ -103,6 +127,15 @@ def _wait_for_process_0(address: str, seconds: int) -> None:
 def others_depend_on_this() -> bool:
     """Whether this is one of several processes, which jax has wait for each other when one ends."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def from_process_0(value: Any) -> Any:
+    """What process 0 gives here; JSON-ready."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text))))
+    room = np.zeros(length, np.uint8)
+    room[: len(text)] = text[:length]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(room), np.uint8).tobytes())
 
 
 class StopRequest:

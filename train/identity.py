@@ -20,6 +20,7 @@ from poolformer_jax.checks import few
 from train.checkpoints import newest_run
 from train.data.resizing import choose_resizer
 from train.data.sources import Source
+from train.distributed import from_process_0
 from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences, in_present_fields
 from train.reports import last_noted_step
 
@@ -115,7 +116,7 @@ def refuse_unlike_processes(config: TrainConfig, source: Source, held_out: Sourc
     if jax.process_count() == 1:
         return
     mine = identify(config, source) | {"held out": [list(held_out.class_names), len(held_out), held_out.digest]}
-    first = _from_process_0(mine)
+    first = from_process_0(mine)
     changed = _changes(first, mine, FREE_TO_DIFFER)
     if first["held out"] != mine["held out"]:
         changed.append(f"held-out images: {first['held out'][1]:,} -> {len(held_out):,}, or others")
@@ -126,15 +127,6 @@ def refuse_unlike_processes(config: TrainConfig, source: Source, held_out: Sourc
         raise ValueError(f"Process {jax.process_index()} differs from process 0. What differs:\n  {told}\n{expected}")
     if unlike:
         raise ValueError(f"Other processes differ from process 0: {unlike}. They say in what. {expected}")
-
-
-def _from_process_0(value: Any) -> Any:
-    """What process 0 gives here; JSON-ready."""
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text))))
-    room = np.zeros(length, np.uint8)
-    room[: len(text)] = text[:length]
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(room), np.uint8).tobytes())
 
 
 def _refuse_to_forget_states(config: TrainConfig) -> None:

@@ -29,7 +29,13 @@ class Journal:
         self._open = contextlib.ExitStack()
         self._reports = self._open.enter_context(Reports(config.run_dir, start))
         self._display = self._open.enter_context(Display(console, start, total, config.optimizer.total_epochs))
-        if start:
+        if start >= total:
+            end = "as far as --max-steps lets it go" if total == config.max_steps else "the end of its schedule"
+            self._display.say(
+                f"The run in {config.run_dir} is at step {start}, {end}: nothing is left to train. A new one begins in "
+                "another folder, with --run-dir."
+            )
+        elif start:
             self._display.say(f"Going on from step {start} in {config.run_dir}.")
 
     def __enter__(self) -> "Journal":

@@ -15,7 +15,7 @@ from rich.console import Console
 from poolformer_jax.writing import write_json
 from train import results
 from train.assembly import Assembly, assemble
-from train.checkpoints import Checkpoints
+from train.checkpoints import Checkpoints, wait_for_the_same_states
 from train.data.pipeline import Batches, evaluation_batches, evaluation_steps, train_batches
 from train.data.sources import open_source
 from train.distributed import StopRequest, initialize
@@ -70,12 +70,14 @@ def run(config: TrainConfig, console: Console) -> Outcome:
     """
     with StopRequest() as stop:
         initialize(config.distributed)
+        patience = config.distributed.timeout
         stop.listen_for_sigterm()
         source = open_source(config.data, config.data.train_split)
         stop.before_training()
         held_out = open_source(config.data, config.data.evaluation_split)
         refuse_unlike_processes(config, source, held_out)
         stop.before_training()
+        wait_for_the_same_states(config.checkpoints, patience)
         refuse_another_run(config, source)  # before anything is made or cleared away
         parts = assemble(config, source.class_names, len(source), kept=kept_network(config))
         stop.before_training()
@@ -87,7 +89,9 @@ def run(config: TrainConfig, console: Console) -> Outcome:
 
         with (
             _alone_in_its_folders(config),
-            Checkpoints(config.checkpoints, identity, config.keep_checkpoints, config.keep_every) as checkpoints,
+            Checkpoints(
+                config.checkpoints, identity, config.keep_checkpoints, config.keep_every, patience
+            ) as checkpoints,
         ):
             if jax.process_index() == 0:
                 write_json(config.run_dir / "recipe.json", config.to_dict())
@@ -125,9 +129,10 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     )
                     step += 1
                     _profile(config, step - start, metrics, profile)
-                    saves = step % save_every == 0 or step % keep_every == 0
+                    # No signal is looked at during an evaluation, which may last longer than a preemption waits.
+                    saves = any(step % every == 0 for every in (save_every, keep_every, evaluate_every))
                     # Before the state is saved, so that a run that goes on from it lacks no line.
-                    note(meter.add(metrics, wait=saves or step % evaluate_every == 0))
+                    note(meter.add(metrics, wait=saves))
                     if saves:
                         with meter.paused():
                             checkpoints.save(state)

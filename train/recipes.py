@@ -49,7 +49,7 @@ class TrainConfig:
     evaluate_every: int = 1
     """Epochs between two evaluations. The last step is evaluated in any case."""
     save_every: int | None = None
-    """Steps between two checkpoints. Default: one epoch."""
+    """Steps between two checkpoints. One is written before each evaluation, too. Default: one epoch."""
     checkpoint_dir: str | None = None
     """Folder of the checkpoints, which all hosts share, or a bucket's (gs://...). Default: checkpoints in run_dir."""
     keep_checkpoints: int = 3
@@ -152,7 +152,6 @@ FREE_TO_CHANGE = (
 FREE_TO_DIFFER = (
     "run_dir",
     "distributed",
-    "log_every",
     "checkpoint_dir",
     "data.source",
     "data.data_dir",
