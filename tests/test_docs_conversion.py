@@ -5,11 +5,17 @@ import shlex
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from convert.command_line import main
+from poolformer_jax import from_torch_state_dict, to_torch_state_dict
+from poolformer_jax.torch_weights.files import open_weights
 from poolformer_jax.torch_weights.names import LAYOUTS
+from poolformer_jax.torch_weights.transfer import WeightsMismatch
+from poolformer_jax.torch_weights.writers import write_torch
+from small_networks import CONFIG, MODEL, VARIABLES
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "conversion.md").read_text(encoding="utf-8")
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -23,7 +29,22 @@ def named_files(tmp_path, monkeypatch):
     for name in ("poolformer_s24.pth.tar", "poolformer_m48.pth.tar"):
         shutil.copy(FIXTURES / "sail_checkpoint_legacy.pth.tar", tmp_path / name)
     shutil.copy(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "checkpoint.pth.tar")
+    write_detector(tmp_path / "retinanet_poolformer_s12.pth")
     monkeypatch.chdir(tmp_path)
+
+
+def write_detector(path):
+    """A network and what is no part of it, by the names of the authors' detectors (models/poolformer.py, fork_feat)."""
+    state_dict = to_torch_state_dict(CONFIG, VARIABLES, "sail")
+    network = [name for name in state_dict if not name.startswith(("norm.", "head."))]
+    arrays = {f"backbone.{name}": state_dict[name] for name in network}
+    for place, channels in zip((0, 2, 4, 6), CONFIG.hidden_sizes, strict=True):
+        arrays |= {f"backbone.norm{place}.{name}": np.ones(channels, np.float32) for name in ("weight", "bias")}
+    arrays |= {
+        "neck.lateral_convs.0.conv.weight": np.ones((4, 8, 1, 1), np.float32),
+        "bbox_head.retina_cls.weight": np.ones((9, 4, 3, 3), np.float32),
+    }
+    write_torch(path, [(name, array.shape) for name, array in arrays.items()], arrays.values())
 
 
 @pytest.mark.usefixtures("named_files")
@@ -38,12 +59,21 @@ def test_the_commands_run():
 @pytest.mark.usefixtures("named_files")
 def test_the_python_examples_run():
     blocks = [block for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "torch.load" not in block]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {"pixel_values": np.ones((1, 64, 64, 3), np.float32)}
     for block in blocks:
         exec(block, names)
     assert names["model"].config.num_labels == 37
     assert Path("my-model/model.safetensors").is_file()
+    exact = jax.jit(MODEL.apply)(VARIABLES, names["pixel_values"]).hidden_states
+    for found, expected in zip(names["feature_maps"], exact, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("named_files")
+def test_what_a_detector_has_beside_the_network_is_refused_by_name():
+    with pytest.raises(WeightsMismatch, match=r"(?s)unexpected: norm0\.weight.*neck\..*bbox_head\."):
+        from_torch_state_dict(open_weights("retinanet_poolformer_s12.pth").tensors)
 
 
 def test_the_layouts_of_the_guide_are_those_there_are():
