@@ -9,7 +9,7 @@ same; logits and losses are compared first, except timm's: it averages before th
 MFU is the share of the GPU's dense bfloat16 peak: two operations for each multiplication that summary.count_macs
 counts, three times as many in training. Bandwidth is what our program's kernels read and write by its text, an upper
 estimate (`gpu-compiler`), by time.
-Needs a jax and a torch that see the GPU: pip install -e '.[bench]' 'jax[cuda13]' timm
+Needs a jax and a torch that see the GPU: pip install -e '.[bench,cuda13]' timm
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What XLA's compiler for NVIDIA GPUs makes of the network, without a GPU: kernels, and the bytes that they move.
 
-The compiler comes with jax's CUDA plugin, and runs on any Linux host: pip install 'jax[cuda12]'. Nothing is measured.
+The compiler comes with jax's CUDA plugin, and runs on any Linux host: pip install -e '.[cuda12]'. Nothing is measured.
 The programs are the network of ImageClassifier on float32 pixels, and the step of `python -m train` without
 augmentation; --no-kernels leaves all of it to XLA, and --plain compiles the blocks as the paper writes them.
 

@@ -89,7 +89,7 @@ def device(name: str) -> jax.Device:
         ValueError: if there is no compiler for it.
     """
     if not has_compiler():
-        raise ValueError("The GPU compiler is not installed. Needs no GPU, but: pip install 'jax[cuda12]'")
+        raise ValueError("The GPU compiler is not installed. Needs no GPU, but: pip install -e '.[cuda12]'")
     topology = topologies.get_topology_desc(platform="cuda", target_config=TARGETS[name].text(name), topology="1x1x1")
     (only,) = topology.devices
     return only

@@ -1,7 +1,7 @@
 """What is read out of a program that the GPU compiler wrote, and that this compiler takes the network without a GPU.
 
 The real compiler runs in a process of its own. Where jax has no CUDA plugin that test is skipped:
-`pip install 'jax[cuda12]'` brings it, and needs no GPU.
+`pip install -e '.[cuda12]'` brings it, and needs no GPU.
 """
 
 import json
@@ -140,7 +140,7 @@ def test_without_the_compiler_one_line_says_what_brings_it(capsys, monkeypatch):
     monkeypatch.setattr(gpu_targets, "has_compiler", lambda: False)
     assert program.main(["gpu-compiler"]) == program.FAILED
     told = capsys.readouterr().err
-    assert "pip install 'jax[cuda12]'" in told
+    assert "pip install -e '.[cuda12]'" in told
     assert "no GPU" in told
     assert len(told.splitlines()) == 1
 
