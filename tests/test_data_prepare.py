@@ -107,12 +107,89 @@ def test_files_that_are_no_images_can_be_left_out(tmp_path):
     assert [name.split(": ")[0] for name in prepared.left_out] == [str(tmp_path / "photos" / "class 1" / "3.jpg")]
 
 
+def interrupt(config, shards, folder):
+    """Begins to pack, and stops as by Ctrl-C when so many shards are there."""
+
+    def stop(progress):
+        if progress.total_images and len(list(folder.glob("*array_record-*"))) >= shards:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, stop)
+
+
+def with_files_that_are_no_images(root):
+    config = dataclasses.replace(write_folder(root), threads=1, images_per_shard=4)
+    bad = sorted(root / "photos" / f"class {label}" / f"{number}.jpg" for label in range(3) for number in (3, 9, 15))
+    for path in bad:
+        path.write_bytes(b"no image")
+    return config, [str(path) for path in bad]
+
+
+def test_an_interrupted_run_forgets_nothing_that_it_left_out(tmp_path):
+    config, bad = with_files_that_are_no_images(tmp_path)
+    skipping = dataclasses.replace(config, on_bad_image="skip")
+    interrupt(skipping, 8, config.folder.with_name("1.0.0.incomplete"))
+    prepared = prepare(skipping)
+    assert [name.split(": ")[0] for name in prepared.left_out] == bad
+    assert sum(prepared.images.values()) == 60 - len(bad)
+    assert prepare(skipping) == prepared
+
+
+def test_shards_that_leave_files_out_are_not_taken_for_whole_ones(tmp_path):
+    config, bad = with_files_that_are_no_images(tmp_path)
+    skipping = dataclasses.replace(config, on_bad_image="skip")
+    work = config.folder.with_name("1.0.0.incomplete")
+    interrupt(skipping, 8, work)
+    with pytest.raises(SourceError, match=r"was packed with --on-bad-image skip, and leaves out \d files") as caught:
+        prepare(config)
+    noted = [name for name in bad if name in str(caught.value)]
+    assert 0 < len(noted) < len(bad), "those of the shards that are there"
+    assert f"{work} was packed" in str(caught.value)
+    assert "replace them and remove that folder" in str(caught.value)
+    prepare(skipping)
+    with pytest.raises(SourceError, match=rf"{config.folder} was packed .* leaves out {len(bad)} files"):
+        prepare(config)
+
+
+def test_what_a_shard_would_have_left_out_is_forgotten_when_it_is_written_whole(tmp_path):
+    """Killed between the note and the shard; then the file is replaced."""
+    config, bad = with_files_that_are_no_images(tmp_path)
+    prepared = prepare(dataclasses.replace(config, on_bad_image="skip"))
+    work = config.folder.with_name("1.0.0.incomplete")
+    prepared.folder.rename(work)
+    (work / "dataset_info.json").unlink()
+    for path in work.glob("*array_record-*"):
+        path.unlink()
+    for number, path in enumerate(bad):
+        Path(path).write_bytes(jpeg([99, number]))
+    assert prepare(config).left_out == []
+    assert sum(prepare(config).images.values()) == 60
+
+
+def test_listing_tells_how_far_it_is_after_every_class(tmp_path):
+    def listed(config):
+        seen: list[Progress] = []
+        prepare(config, seen.append)
+        return [progress.images for progress in seen if progress.total_images is None]
+
+    pool = write_folder(tmp_path / "pool")
+    assert listed(pool) == [20, 40, 60], "images that nobody has divided are listed once"
+    divided = dataclasses.replace(write_folder(tmp_path / "divided"), source=f"folder:{tmp_path / 'divided'}")
+    (tmp_path / "divided" / "photos").rename(tmp_path / "divided" / "train")
+    for name in ("class 0", "class 2"):
+        (tmp_path / "divided" / "validation" / name).mkdir(parents=True)
+        (tmp_path / "divided" / "validation" / name / "0.jpg").write_bytes(jpeg(7))
+    assert listed(dataclasses.replace(divided, name="divided")) == [20, 40, 60, 61, 62]
+    assert listed(write_archives(tmp_path / "archives")) == [4, 8, 12, 17]
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
 from train.data.prepare import PrepareConfig, prepare
 config = PrepareConfig(source=sys.argv[1], output=Path(sys.argv[2]), images_per_shard=4, threads=2)
-prepare(config, lambda progress: print(progress.images, flush=True))
+prepare(config, lambda progress: progress.total_images and print(progress.images, flush=True))
 """
 
 
@@ -134,6 +211,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("photos-*")}
     seen: list[Progress] = []
     prepared = prepare(PrepareConfig(config.source, config.output, images_per_shard=4, threads=2), seen.append)
+    seen = [progress for progress in seen if progress.total_images is not None]
     assert seen[0].images >= started[2]
     assert seen[-1] == Progress(200, 200)
     assert kept == {name: (prepared.folder / name).stat().st_mtime_ns for name in kept}
@@ -201,6 +279,8 @@ def test_a_data_set_is_packed_by_one_run_at_a_time(tmp_path):
     refusals = []
 
     def begin_another(progress):
+        if progress.total_images is None:  # nothing is written yet
+            return
         with pytest.raises(ValueError, match=r"Another run is packing .*photos/1\.0\.0\. Expected one") as refusal:
             prepare(config)
         refusals.append(refusal)

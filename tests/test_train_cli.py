@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,25 @@ def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, caps
     assert str(error) in message
     assert " \n" not in message
     assert "--optimizer.accumulate 2" in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds workers through /proc")
+def test_a_worker_that_is_ended_from_outside_ends_the_run_with_one_message(tmp_path, monkeypatch, capsys):
+    """As by a full /dev/shm, to which a worker writes."""
+
+    def to_devices(*given):
+        for worker in programs.workers_of(os.getpid()):
+            os.kill(worker, signal.SIGBUS)
+        return inner(*given)
+
+    inner = loop.to_devices
+    monkeypatch.setattr(loop, "to_devices", to_devices)
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path), "--data.workers", "1", "--distributed.mode", "off"]
+    assert main(arguments) == 1
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    assert output.count("error: ") == 1
+    assert re.search(r"\nerror: A data worker was ended by SIGBUS \(exit code -7\): .*/dev/shm.*--shm-size", output)
 
 
 def _fails_in_another_package(*arguments):

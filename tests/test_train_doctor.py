@@ -14,11 +14,12 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 from rich.console import Console
 
-from poolformer_jax import GpuKernels, TpuKernels
+from poolformer_jax import GpuKernels, TpuKernels, cgroups
 from poolformer_jax.kernels import tpu_mlp
 from train import assembly, doctor, loop
 from train.checkpoints import Checkpoints
 from train.data import folders
+from train.data.shared_memory import Room
 from train.data.sources import open_source
 from train.doctor import examine, report
 from train.identity import identify, with_network
@@ -285,7 +286,38 @@ def test_the_workers_of_an_evaluation_are_counted_beside_the_trainings(folder, t
     batch = 8008 * 16 * 16 / 1e6
     other, found = in_megabytes(with_workers(folder, tmp_path, evaluation_batch_size=8008))
     assert found.startswith("2 data workers, and 1 more for evaluations, need about ")
-    assert other - needed == pytest.approx((2 + 2) * batch - 150, abs=0.2)
+    # One worker has 2 + 2 ready, 2 to hand on and 2 in the making, and one is in use; what two had of 8 is nothing.
+    assert other - needed == pytest.approx(9 * batch - 150, abs=0.2)
+
+
+def of_shared_memory(config):
+    return [finding for finding in findings(config) if finding.subject == "shared memory"]
+
+
+def test_what_workers_keep_in_shared_memory_is_compared_with_its_room(folder, tmp_path, monkeypatch):
+    config = with_workers(folder, tmp_path, worker_batches=3, evaluation_batch_size=8008)
+    # Eight of each of training's two workers, and one in use; eight and one of evaluations' single worker.
+    needed = 17 * 8 * 16 * 16 + 9 * 8008 * 16 * 16
+    for free, level in ((needed + 1, "fine"), (needed, "failure")):
+        monkeypatch.setattr(doctor, "room", lambda free=free: Room(64_000_000, free))
+        (found,) = of_shared_memory(config)
+        assert found.level == level
+        assert (
+            found.found == "the workers keep up to 26 batches in /dev/shm, 18.5 MB in all, and 18.5 MB are free there"
+        )
+    for remedy in ("--shm-size 1g", "emptyDir with medium: Memory at /dev/shm", "--data.worker-batches 1"):
+        assert remedy in found.remedy
+    assert not of_shared_memory(dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0)))
+    monkeypatch.setattr(doctor, "room", lambda: None)
+    assert not of_shared_memory(config)
+
+
+def test_the_memory_of_a_container_is_less_than_the_hosts(folder, tmp_path, monkeypatch):
+    config = with_workers(folder, tmp_path)
+    monkeypatch.setattr(cgroups, "memory", lambda: 640e6)
+    (found,) = [finding for finding in findings(config) if finding.subject == "host memory"]
+    assert re.search(r"need about 600\.\d MB of the 640\.0 MB available", found.found)
+    assert found.level == "failure"
 
 
 def test_what_workers_hold_of_the_source_is_counted_twice(folder, tmp_path, monkeypatch):

@@ -18,13 +18,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from poolformer_jax import cgroups
 from poolformer_jax.checks import few, is_of_this_machine
 from poolformer_jax.image_reading import ImageError, read_image
 from poolformer_jax.kernels import GPU_ROWS, TPU_IMAGES, Kernels
 from train.assembly import Assembly, assemble
 from train.checkpoints import CheckpointError, newest_run, saved_steps
 from train.data.folders import FolderSource
-from train.data.pipeline import worker_count
+from train.data.pipeline import batch_bytes, worker_count
+from train.data.shared_memory import LESS_NEEDED, in_bytes, more_room, most_batches, room
 from train.data.sources import ArraySource, Source, image_of, open_source
 from train.data.transforms import TrainingTransform
 from train.distributed import initialize
@@ -75,7 +77,9 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     if config.data.evaluation_split in sources:
         yield from _look_for_classes_without_images(sources[config.data.evaluation_split])
     yield _look_at_steps(config, len(train))
-    yield _look_at_host_memory(config, train, sources.get(config.data.evaluation_split))
+    pools = _pools(config, train, sources.get(config.data.evaluation_split))
+    yield _look_at_host_memory(pools)
+    yield from _look_at_shared_memory(pools)
     unwritable = _look_for_what_cannot_be_written(config)
     run_folder = unwritable or _look_at_run_folder(config, train)
     yield run_folder
@@ -199,32 +203,75 @@ def _look_at_steps(config: TrainConfig, images: int) -> Finding:
     return Finding("fine", "steps", found)
 
 
-def _look_at_host_memory(config: TrainConfig, train: Source, held_out: Source | None) -> Finding:
+@dataclasses.dataclass(frozen=True)
+class _Pool:
+    """The workers of training or of evaluations, and the bytes of what they have at the same time."""
+
+    workers: int
+    batch: float
+    """Bytes of one batch of this process."""
+    shared: int
+    """Batches in shared memory, at most."""
+    private: int
+    """Other batches, at most."""
+    processes: float
+    """Bytes of the processes themselves."""
+
+
+def _pools(config: TrainConfig, train: Source, held_out: Source | None) -> list[_Pool]:
     data = config.data
-    workers, needed = _pool_of(config, train, data.batch_size)
-    who = f"{workers} data workers"
+    pools = [_pool_of(config, train, data.batch_size)]
     if held_out is not None:  # the training's workers keep their batches meanwhile
         size = data.evaluation_batch_size or data.batch_size
-        more, their_needs = _pool_of(config, held_out, size, math.ceil(len(held_out) / size))
-        needed += their_needs
-        who += f", and {more} more for evaluations,"
+        pools.append(_pool_of(config, held_out, size, math.ceil(len(held_out) / size)))
+    return pools
+
+
+def _pool_of(config: TrainConfig, source: Source, batch_size: int, batches: int | None = None) -> _Pool:
+    data = config.data
+    workers = worker_count(data, source, batches)
+    # A worker keeps the source as Grain sent it and as it unpacked it: class folders hold the names of all files.
+    worker = _WORKER_BYTES + 2 * len(pickle.dumps(source))
+    return _Pool(
+        workers,
+        batch_bytes(data, batch_size) / jax.process_count(),
+        shared=most_batches(workers, data.worker_batches),
+        # A worker makes one and has one made; without workers a thread has some ready, makes one, and one is in use.
+        private=2 * workers or data.worker_batches + 2,
+        processes=workers * worker,
+    )
+
+
+def _look_at_host_memory(pools: Sequence[_Pool]) -> Finding:
+    who = f"{pools[0].workers} data workers"
+    if pools[1:]:
+        who += f", and {pools[1].workers} more for evaluations,"
+    needed = sum(pool.batch * (pool.shared + pool.private) + pool.processes for pool in pools)
     free = _available_memory()
-    found = f"{who} need about {_size(needed)} of the {_size(free)} available"
+    found = f"{who} need about {in_bytes(needed)} of the {in_bytes(free)} available"
     level: Level = "fine" if needed < 0.8 * free else "failure"
     return Finding(level, "host memory", found, "Choose fewer --data.workers or --data.worker-batches 1.")
 
 
-def _pool_of(config: TrainConfig, source: Source, batch_size: int, batches: int | None = None) -> tuple[int, float]:
-    """How many workers make the batches of a source, and how many bytes they and their batches take."""
-    data = config.data
-    workers = worker_count(data, source, batches)
-    batch = batch_size / jax.process_count() * data.image_size**2 * data.num_channels
-    # A worker keeps the source as Grain sent it and as it unpacked it: class folders hold the names of all files.
-    worker = _WORKER_BYTES + 2 * len(pickle.dumps(source))
-    return workers, max(workers, 1) * (data.worker_batches + 2) * batch + workers * worker
+def _look_at_shared_memory(pools: Sequence[_Pool]) -> Iterator[Finding]:
+    there, batches = room(), sum(pool.shared for pool in pools)
+    if there is None or not batches:
+        return
+    needed = sum(pool.batch * pool.shared for pool in pools)
+    found = (
+        f"the workers keep up to {batches:,} batches in /dev/shm, {in_bytes(needed)} in all, and "
+        f"{in_bytes(there.free)} are free there"
+    )
+    remedy = f"{more_room(needed)} {LESS_NEEDED}"
+    yield Finding("fine" if needed < there.free else "failure", "shared memory", found, remedy)
 
 
 def _available_memory() -> float:
+    """Bytes that the host has to give, and the container, if there is one."""
+    return min(_host_memory(), cgroups.memory())
+
+
+def _host_memory() -> float:
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
         if line.startswith("MemAvailable:"):
             return float(line.split()[1]) * 1024
@@ -258,7 +305,7 @@ def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.abstract_state))
     kept_for_good = config.total_steps(images) // config.keep_every if config.keep_every else 0
     states = kept_for_good + config.keep_checkpoints + 1
-    found = f"{states:,} states of {_size(state)} in {config.checkpoints}"
+    found = f"{states:,} states of {in_bytes(state)} in {config.checkpoints}"
     if not is_of_this_machine(config.checkpoints):
         return Finding("fine", "disk", f"{found}, a bucket of unknown size")
     checkpoints = Path(config.checkpoints).absolute()
@@ -267,7 +314,7 @@ def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     there = len(saved_steps(checkpoints))
     needed = state * max(1, states - there)  # a run that goes on has written some, and writes one before it drops one
     found += f", {there} of them there already" if there else ""
-    found += f", {_size(free)} free"
+    found += f", {in_bytes(free)} free"
     remedy = (
         "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints, --keep-every."
     )
@@ -317,7 +364,7 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
     stats = device.memory_stats() or {}
     # CPU devices share the host's memory.
     free = stats.get("bytes_limit") or _available_memory() / len(parts.mesh.local_devices)
-    found = f"the compiled step needs {_size(needed)} of the {_size(free)} of each device"
+    found = f"the compiled step needs {in_bytes(needed)} of the {in_bytes(free)} of each device"
     return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
 
 
@@ -343,10 +390,6 @@ def _look_for_stages_without_kernels(config: TrainConfig, parts: Assembly, kerne
             f"Give every device a multiple of {multiple} images at a time: by another --data.batch-size, fewer "
             "--optimizer.accumulate, or fewer devices.",
         )
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def report(findings: Iterator[Finding], show: Callable[[str, str], None], width: int) -> int:

@@ -81,7 +81,7 @@ def open_imagenet(folder: Path, on_count: Callable[[int], None] = lambda count: 
 
     Args:
         folder: holds the three archives.
-        on_count: called with the number of training images found so far.
+        on_count: called with the number of images found so far, after every class and at the end.
 
     Raises:
         SourceError: naming every archive that is missing, or that does not hold what it should.
@@ -92,10 +92,10 @@ def open_imagenet(folder: Path, on_count: Callable[[int], None] = lambda count: 
             "2), from image-net.org/download-images. Images that are unpacked already are class folders: folder:PATH."
         )
     classes = read_classes(folder / KIT)
-    return {
-        "train": _open_train(folder / TRAIN, classes, on_count),
-        "validation": _open_validation(folder / VALIDATION, classes),
-    }
+    train = _open_train(folder / TRAIN, classes, on_count)
+    validation = _open_validation(folder / VALIDATION, classes)
+    on_count(len(train) + len(validation))
+    return {"train": train, "validation": validation}
 
 
 def read_classes(kit: Path) -> Classes:
@@ -141,6 +141,7 @@ def _open_train(path: Path, classes: Classes, on_count: Callable[[int], None]) -
         ]
         members += images
         labels += [label_of[name]] * len(images)
+        on_count(len(members))
     if absent := sorted(set(range(len(label_of))) - set(labels)):
         names = ", ".join(classes.wordnet_ids[label] for label in absent[:10])
         raise SourceError(f"{path}: no image of {len(absent)} classes, {names}. Is the download complete?")

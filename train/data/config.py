@@ -133,7 +133,7 @@ class DataConfig:
     seed: int = 42
     """Seed of the order of the images and of every random change made on the host."""
     workers: int | None = None
-    """Processes per host that decode images; 0: a thread of the program. Default: one for every core but one."""
+    """Processes that decode images, for each of the run; 0: a thread of it. Default: one for every core but one."""
     worker_batches: int = 2
     """Batches that every worker keeps ready."""
     on_bad_image: Literal["error", "skip"] = "error"

@@ -13,7 +13,7 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,19 +95,31 @@ class FolderSource:
         return dataclasses.replace(self, names=self.names[rows], labels=self.labels[rows])
 
 
+_Listing = Callable[[Path, tuple[str, ...] | None], FolderSource]
+
+
 @functools.cache
 def _readers() -> ThreadPoolExecutor:
     """One set of threads for the life of a process."""
     return ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="image-reader")
 
 
-def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSource:
+def open_folder(
+    path: str | Path, split: str, held_out_share: float, list_images: _Listing | None = None
+) -> FolderSource:
     """The split named `split` of the class folders below `path`.
+
+    Args:
+        path: the folder that holds a folder per class, or per split.
+        split: its name.
+        held_out_share: of every class, for validation, where it has no folder of its own.
+        list_images: in the place of `read_class_folders`, with the first two of its arguments.
 
     Raises:
         SourceError: if the folder has no such split, no class, classes that training does not know, or splits beside
             classes.
     """
+    list_images = read_class_folders if list_images is None else list_images
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise SourceError(f"folder:{path}: there is no folder {root}.")
@@ -116,17 +128,17 @@ def open_folder(path: str | Path, split: str, held_out_share: float) -> FolderSo
     if own_train is None and own_validation is None:
         _refuse_splits_as_classes(path, root)
     if split == WHOLE and is_pool(root):
-        return read_class_folders(root)
+        return list_images(root, None)
     _refuse_splits_beside_classes(path, root, own_train or own_validation)
     if own_split is None and split not in ("train", "validation"):
         found = ", ".join(entry.name for entry in _folders(root)) or "no folder at all"
         raise SourceError(f"folder:{path} has no split {split!r}: {root} holds {found}.")
     if own_split is not None and split != "train":
         classes = _class_names(own_train) if own_train is not None else None
-        return read_class_folders(own_split, classes)
+        return list_images(own_split, classes)
     if own_train is None and own_validation is not None:
         raise SourceError(f"folder:{path} has {own_validation.name}/ but no train/. Expected both, or class folders.")
-    pool = read_class_folders(own_train or root)
+    pool = list_images(own_train or root, None)
     if own_validation is not None:
         return pool
     ids = [os.fsdecode(bytes(name)) for name in pool.names]
@@ -152,12 +164,15 @@ def describe_split(path: str | Path, split: str, held_out_share: float) -> str:
     return f"split {split}"
 
 
-def read_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -> FolderSource:
+def read_class_folders(
+    root: Path, class_names: tuple[str, ...] | None = None, on_count: Callable[[int], None] = lambda count: None
+) -> FolderSource:
     """Every image below the class folders of `root`, in the order of their names.
 
     Args:
         root: the folder that holds one folder per class.
         class_names: the labels' names where another split decides them. Default: the folders here.
+        on_count: called with the number of images found so far, after every class.
 
     Raises:
         SourceError: naming every class without an image, or unknown to `class_names`.
@@ -177,6 +192,7 @@ def read_class_folders(root: Path, class_names: tuple[str, ...] | None = None) -
         below = sorted(os.fsencode(file) for file in _images_below(root / name, name, image_suffixes(), passed_over))
         files += below
         labels += [label_of[name]] * len(below)
+        on_count(len(files))
         if not below:
             empty.append(name)
     if empty and class_names is None:

@@ -25,8 +25,10 @@ from poolformer_jax.cores import available_cores
 from poolformer_jax.image_reading import ImageError
 from train.data.config import DataConfig
 from train.data.resizing import choose_resizer
+from train.data.shared_memory import most_batches, require_room
 from train.data.sources import ArraySource, Example, Source, image_of
 from train.data.transforms import TrainingTransform
+from train.data.worker_errors import loss_of_a_worker
 from train.data.worker_process import name_as_main_of_workers
 
 Batch = dict[str, np.ndarray]
@@ -64,7 +66,12 @@ class Batches:
     def __next__(self) -> Batch:
         if not self._running:
             raise ValueError("These batches were closed. Make new ones from the step to go on with.")
-        batch = next(self._running[0])
+        try:
+            batch = next(self._running[0])
+        except (RuntimeError, OSError) as error:
+            if (told := loss_of_a_worker(error)) is None:
+                raise
+            raise told from error
         self._report(batch.pop("bad"))
         return batch
 
@@ -110,9 +117,11 @@ def train_batches(
     docstring.
 
     Raises:
-        ValueError: if the batch size is not a multiple of process_count, or the resizer is not installed.
+        ValueError: if the batch size is not a multiple of process_count, the resizer is not installed, or shared
+            memory has no room for a batch of workers.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
         LabelError: from next(), for a label that is no class.
+        WorkerError: from next(), if a worker process was ended from outside.
     """
     size = _local_size(config.batch_size, process_count)
     choose_resizer(config.augment.resizer)  # so that what is missing is said here, not by a worker
@@ -124,6 +133,7 @@ def train_batches(
         .batch(size, batch_fn=list)
     )
     mine = numbers[start_step * process_count + process_index :: process_count]
+    _require_room(config, size, worker_count(config, source))
     return Batches(mine.map(_MakeTrainingBatch(config, source)), config, source)
 
 
@@ -139,14 +149,17 @@ def evaluation_batches(
     on_bad_image="skip" leaves out. Every process gets the same number of batches of the same size.
 
     Raises:
-        ValueError: if the batch size is not a multiple of process_count.
+        ValueError: if the batch size is not a multiple of process_count, or shared memory has no room for a batch of
+            workers.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
         LabelError: from next(), for a label that is no class.
+        WorkerError: from next(), if a worker process was ended from outside.
     """
     whole = config.evaluation_batch_size or config.batch_size
     size = _local_size(whole, process_count)
     numbers = grain.MapDataset.range(evaluation_steps(config, source) * whole).batch(size, batch_fn=list)
     mine = numbers[process_index::process_count]
+    _require_room(config, size, worker_count(config, source, len(mine)))
     return Batches(mine.map(_MakeEvaluationBatch(config, source)), config, source, repeat)
 
 
@@ -162,6 +175,11 @@ def worker_count(config: DataConfig, source: Source, batches: int | None = None)
         workers = 0  # its transforms take less time than the way to another process
     # An evaluation may have few batches, and a worker takes a second to start.
     return workers if batches is None else min(workers, batches)
+
+
+def batch_bytes(config: DataConfig, size: int) -> int:
+    """Bytes of a batch of so many images; of its other arrays, which are small, none."""
+    return size * config.image_size**2 * config.num_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +283,12 @@ def _local_size(batch_size: int, process_count: int) -> int:
             f"of {process_count}."
         )
     return batch_size // process_count
+
+
+def _require_room(config: DataConfig, size: int, workers: int) -> None:
+    """Raises ValueError where workers would be ended by their first batch."""
+    if workers:
+        require_room(batch_bytes(config, size), most_batches(workers, config.worker_batches))
 
 
 def _shuffle_seed(seed: int) -> int:

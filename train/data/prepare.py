@@ -9,11 +9,14 @@ starts from nothing after an interruption:
     OUTPUT/NAME/1.0.0/               the data set, renamed when all shards and the metadata are there
 
 Running the same command again goes on with the shards that are missing, and leaves a finished data set as it is. Which
-files and settings it was made of stays noted beside it (`origin`), so that others are never taken for them.
+files and settings it was made of stays noted beside it (`origin`), so that others are never taken for them; so does
+what shards leave out because it is no image, in a folder left_out.
 Examples are shuffled once (with a fixed seed), so that a shard, and a slice of a split, is a fair sample.
 """
 
 import dataclasses
+import functools
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -27,14 +30,16 @@ from PIL import Image, UnidentifiedImageError
 
 from poolformer_jax.checks import is_of_this_machine, refuse
 from poolformer_jax.image_reading import printable
+from poolformer_jax.writing import write_json
 from train.data.archives import open_imagenet
-from train.data.folders import FolderSource, open_folder
+from train.data.folders import FolderSource, open_folder, read_class_folders
 from train.data.origin import Origin, require_note
 from train.data.sources import Example, Source, SourceError, image_of, require_images
 from train.lock import alone_in
 
 _VERSION = "1.0.0"
 _SHUFFLE_SEED = 0
+_LEFT_OUT = "left_out"
 # Every record by itself: random access reads nothing else. JPEG does not get smaller by compressing it again.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -109,7 +114,7 @@ class Prepared(NamedTuple):
     images: dict[str, int]
     """Images in every split."""
     left_out: list[str]
-    """Files that are no images, which on_bad_image="skip" left out in this run."""
+    """Files that are no images, and why: what on_bad_image="skip" left out, also in runs before this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +127,10 @@ class _Shard:
     def path(self, folder: Path, name: str) -> Path:
         return folder / f"{name}-{self.split}.array_record-{self.number:05d}-of-{self.of:05d}"
 
+    def note(self, folder: Path) -> Path:
+        """The file that names what the shard leaves out; it is there if there is anything, and before the shard."""
+        return folder / _LEFT_OUT / f"{self.split}-{self.number:05d}-of-{self.of:05d}.json"
+
 
 def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> Prepared:
     """Packs the data set, or what an interrupted run left to do. One that is finished of these files stays as it is.
@@ -131,7 +140,8 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
         on_progress: called with every class listed and every shard written.
 
     Raises:
-        SourceError: if there is nothing to pack, files are no images, or the folder holds another data set.
+        SourceError: if there is nothing to pack, files are no images, or the folder holds another data set, or shards
+            that leave files out without being told to.
         ValueError: if another run is packing the data set.
     """
     if _is_finished(config):
@@ -140,13 +150,14 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
     origin = _origin(config, sources)
     if _is_finished(config):
         origin.compare(config.folder)
-        return _outcome(config, [])
+        return _outcome(config, sources)
     refusal = (
         f"Another run is packing {config.folder}. Expected one at a time: they would write the same shards. Wait for "
         "its end; if it is stopped, the same command goes on with what is left to do."
     )
     with alone_in(config.folder.parent, refusal):
-        return _outcome(config, _pack(config, sources, origin, on_progress))
+        _pack(config, sources, origin, on_progress)
+        return _outcome(config, sources)
 
 
 def _is_finished(config: PrepareConfig) -> bool:
@@ -158,12 +169,13 @@ def _pack(
     sources: Mapping[str, Source],
     origin: Origin,
     on_progress: Callable[[Progress], None],
-) -> list[str]:
-    """Packs what is not packed yet and finishes the data set; returns the names of files that are no images."""
+) -> None:
+    """Packs what is not packed yet and finishes the data set."""
     work = config.folder.with_name(f"{_VERSION}.incomplete")
     work.mkdir(parents=True, exist_ok=True)
     origin.claim(work)
-    shards = [shard for split, source in sources.items() for shard in _plan(split, len(source), config)]
+    shards = _shards(config, sources)
+    _require_consent(config, _left_out(config, shards, work), work)
     bad = _write_missing(config, sources, shards, work, on_progress)
     if bad and config.on_bad_image == "error":
         raise SourceError(
@@ -173,12 +185,13 @@ def _pack(
     _write_metadata(config, sources, shards, work)
     origin.note(work)
     work.rename(config.folder)
-    return bad
 
 
-def _outcome(config: PrepareConfig, left_out: list[str]) -> Prepared:
+def _outcome(config: PrepareConfig, sources: Mapping[str, Source]) -> Prepared:
     import tensorflow_datasets as tfds
 
+    left_out = _left_out(config, _shards(config, sources), config.folder)
+    _require_consent(config, left_out, config.folder)
     splits = tfds.builder_from_directory(config.folder).info.splits
     return Prepared(config.folder, {name: split.num_examples for name, split in splits.items()}, left_out)
 
@@ -187,14 +200,61 @@ def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]
     if config.source.startswith("imagenet:"):
         sources: Mapping[str, Source] = open_imagenet(config.path, lambda count: on_progress(Progress(count, None)))
     else:
-        sources = {split: open_folder(config.path, split, config.held_out) for split in ("train", "validation")}
+        listing = _Listing(on_progress)
+        splits = ("train", "validation")
+        sources = {split: open_folder(config.path, split, config.held_out, listing) for split in splits}
     for split, source in sources.items():  # training takes no empty split either
         require_images(source, config.source, split)
     return sources
 
 
+class _Listing:
+    """Lists class folders and says how many images it has found; a folder that two splits share, only once."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self._on_progress, self._found = on_progress, 0
+        self._list = functools.cache(self._list_and_tell)
+
+    def __call__(self, root: Path, class_names: tuple[str, ...] | None) -> FolderSource:
+        return self._list(root, class_names)
+
+    def _list_and_tell(self, root: Path, class_names: tuple[str, ...] | None) -> FolderSource:
+        before = self._found
+        source = read_class_folders(root, class_names, lambda count: self._on_progress(Progress(before + count, None)))
+        self._found += len(source)
+        return source
+
+
 def _origin(config: PrepareConfig, sources: Mapping[str, Source]) -> Origin:
     return Origin(config.source, sources, {"images_per_shard": config.images_per_shard}, config.threads)
+
+
+def _left_out(config: PrepareConfig, shards: list[_Shard], folder: Path) -> list[str]:
+    """The names of files that the finished shards in a folder leave out because they are no images, and why."""
+    names = []
+    for shard in shards:
+        if shard.path(folder, config.dataset_name).exists() and shard.note(folder).exists():
+            names += json.loads(shard.note(folder).read_text(encoding="utf-8"))
+    return sorted(names)
+
+
+def _require_consent(config: PrepareConfig, left_out: list[str], folder: Path) -> None:
+    """Refuses to go on with shards, or to take a data set for finished, that leave out what they should not.
+
+    Raises:
+        SourceError: with the names.
+    """
+    if left_out and config.on_bad_image == "error":
+        listed = "\n  ".join(left_out)
+        raise SourceError(
+            f"{folder} was packed with --on-bad-image skip, and leaves out {len(left_out)} files that were no images:"
+            f"\n  {listed}\nExpected none to be left out, as --on-bad-image error wants it. Leave them out with "
+            "--on-bad-image skip; or replace them and remove that folder, to pack again."
+        )
+
+
+def _shards(config: PrepareConfig, sources: Mapping[str, Source]) -> list[_Shard]:
+    return [shard for split, source in sources.items() for shard in _plan(split, len(source), config)]
 
 
 def _plan(split: str, examples: int, config: PrepareConfig) -> list[_Shard]:
@@ -259,6 +319,10 @@ def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _S
     if (written := ArrayRecordReader(str(temporary)).num_records()) != len(shard.rows) - len(bad):
         temporary.unlink()
         raise OSError(f"{path} holds {written} of {len(shard.rows) - len(bad)} images. Is the disk full?")
+    if bad:
+        write_json(shard.note(work), bad)
+    else:
+        shard.note(work).unlink(missing_ok=True)  # of a run that was interrupted before it finished this shard
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.rename(path)
