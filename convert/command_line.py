@@ -136,7 +136,9 @@ def _convert_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read the folder again and compare every bit, and every stage's output with PyTorch if it is installed",
     )
-    parser.add_argument("--report", metavar="FILE", help="where the report goes instead, also when names are left over")
+    parser.add_argument(
+        "--report", metavar="FILE", type=_name, help="where the report goes instead, also when names are left over"
+    )
     return parser
 
 
@@ -170,7 +172,15 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
 def _name(text: str) -> str:
     if not text:  # as of a shell's variable that is not set; for Path it is the current folder
         raise argparse.ArgumentTypeError("is empty, expected a name")
-    return text
+    if not text.startswith("~"):
+        return text
+    try:
+        # Once and here: a shell does so only for what begins a word without quotes, and all that follows takes paths.
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: there is no such home on this machine, expected another or the whole path"
+        ) from error
 
 
 def _hub_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -7,11 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from poolformer_jax.cam import GradCam
     from poolformer_jax.config import PoolFormerConfig
+    from poolformer_jax.export import ExportError, export_model
     from poolformer_jax.image_processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.image_reading import ImageError
     from poolformer_jax.inference import ImageClassifier, Prediction
     from poolformer_jax.kernels import GpuKernels, TpuKernels
+    from poolformer_jax.large_image import HeightShardedModel
     from poolformer_jax.model import (
         ImageClassifierOutput,
         PoolFormerForImageClassification,
@@ -19,12 +22,16 @@ if TYPE_CHECKING:
         PoolFormerModelOutput,
     )
     from poolformer_jax.pretrained import load_pretrained, save_pretrained
-    from poolformer_jax.torch_weights import from_torch_state_dict, to_torch_state_dict
+    from poolformer_jax.torch_weights import WeightsMismatch, from_torch_state_dict, to_torch_state_dict
+    from poolformer_jax.torch_weights.files import WeightsFileError
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "ExportError",
     "GpuKernels",
+    "GradCam",
+    "HeightShardedModel",
     "ImageClassifier",
     "ImageClassifierOutput",
     "ImageError",
@@ -36,6 +43,9 @@ __all__ = [
     "PoolFormerModelOutput",
     "Prediction",
     "TpuKernels",
+    "WeightsFileError",
+    "WeightsMismatch",
+    "export_model",
     "from_torch_state_dict",
     "load_pretrained",
     "save_pretrained",
@@ -44,6 +54,9 @@ __all__ = [
 
 # The module that each public name comes from.
 _HOME = {
+    "ExportError": "export",
+    "GradCam": "cam",
+    "HeightShardedModel": "large_image",
     "ImageClassifier": "inference",
     "ImageClassifierOutput": "model",
     "ImageError": "image_reading",
@@ -56,6 +69,9 @@ _HOME = {
     "Prediction": "inference",
     "GpuKernels": "kernels",
     "TpuKernels": "kernels",
+    "WeightsFileError": "torch_weights.files",
+    "WeightsMismatch": "torch_weights",
+    "export_model": "export",
     "from_torch_state_dict": "torch_weights",
     "load_pretrained": "pretrained",
     "save_pretrained": "pretrained",

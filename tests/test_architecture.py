@@ -1,7 +1,10 @@
 """The house rules: which way imports run, what the core may need, and that the wheel is the library alone."""
 
 import ast
+import builtins
+import inspect
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -76,6 +79,25 @@ def test_every_public_name_is_there_and_has_a_docstring():
         assert getattr(poolformer_jax, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'PoolFormer'"):
         _ = poolformer_jax.PoolFormer
+
+
+def raised(thing):
+    """The errors that docstrings of a public name, and of its methods, say to be raised."""
+    members = vars(thing).values() if isinstance(thing, type) else ()
+    for text in filter(None, map(inspect.getdoc, (thing, *members))):
+        _, _, told = text.partition("\nRaises:\n")
+        yield from re.findall(r"^ {4}(\w+):", told.partition("\n\n")[0], re.MULTILINE)
+
+
+def test_what_public_names_raise_is_public_too():
+    public = set(poolformer_jax.__all__)
+    for name in public:
+        assert {error for error in raised(getattr(poolformer_jax, name)) if not hasattr(builtins, error)} <= public
+    assert "WeightsFileError" in public  # a ValueError, as which load_pretrained tells of it
+
+
+def test_what_the_inference_guide_teaches_is_public():
+    assert {"GradCam", "HeightShardedModel", "export_model"} <= set(poolformer_jax.__all__)
 
 
 def test_the_image_processor_comes_without_jax():

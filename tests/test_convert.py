@@ -83,6 +83,26 @@ def test_the_report_tells_everything(tmp_path):
     assert transforms == {"OIHW -> HWIO", "OI11 -> IO", "OI -> IO", "as it is"}
 
 
+def test_all_paths_may_go_below_the_home(tmp_path, monkeypatch, capsys):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    shutil.copy(FIXTURES / "hf.bin", home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    assert run("~/hf.bin", "~/model") == 0
+    assert report_of(home / "model")["destination"]["folder"] == str(home / "model")
+    assert f"Report   {home / 'model' / 'report.json'}" in capsys.readouterr().out
+    assert run("~/hf.bin", "~/other", "--report", "~/told.json") == 0
+    assert json.loads((home / "told.json").read_text())["destination"]["folder"] == str(home / "other")
+    assert run("~/hf.bin", "~/other", "--report", "~/hf.bin") == 1
+    assert "is a file of the source" in capsys.readouterr().err
+    assert run("~/model", "~/model") == 1
+    assert "is the folder of the source itself" in capsys.readouterr().err
+    assert run("inspect", "~/model") == 0
+    assert not list(elsewhere.iterdir())
+
+
 def test_it_runs_as_a_program_and_prints_within_eighty_columns(tmp_path):
     command = [sys.executable, "-m", "convert", FIXTURES / "hf.bin", tmp_path / "model", "--verify"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -243,7 +263,8 @@ def test_networks_of_which_no_preprocessing_is_known_are_converted(tmp_path, cap
     ("arguments", "code"),
     [
         *(([], 2), (["a"], 2), (["a", "b", "--to", "keras"], 2), (["inspect"], 2), (["--help"], 0)),
-        *((["--ema", "inspect", "b"], 2), (["a", ""], 2), (["", "b"], 2)),
+        *((["--ema", "inspect", "b"], 2), (["a", ""], 2), (["", "b"], 2), (["a", "b", "--report", ""], 2)),
+        (["a", "~nobody-of-this-name/b"], 2),
     ],
 )
 def test_wrong_usage_and_help_end_as_scripts_expect(capsys, arguments, code):
