@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import programs
 from poolformer_jax import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
@@ -176,3 +177,43 @@ def test_the_folder_of_a_run_is_told_from_that_of_its_model(tmp_path, finished, 
         evaluate(str(tmp_path), "synthetic")
     with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
         make_network(tiny(model=PretrainedNetwork(str(tmp_path))), ("ant", "bee"))
+
+
+def start_evaluations(model, *own):
+    """Begins one evaluation in as many processes as command lines are given."""
+    common = ["evaluate", model, "--batch-size", "4", "--workers", "0"]
+    return programs.stopping(programs.start_together([[*common, *words] for words in own], len(own)))
+
+
+def test_what_several_processes_cannot_read_is_counted_together(model, tmp_path):
+    pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"), images=4)
+    for image in (pool / "cat").iterdir():  # one batch, of which every process has two
+        image.write_bytes(b"not an image")
+    words = ["--data", f"folder:{pool}", "--on-bad-image", "skip", "--output", str(tmp_path / "out")]
+    with start_evaluations(model, words, words) as started:
+        printed = [programs.finish(process) for process in started]
+    assert "8 images" in printed[0]
+    assert "4 images could not be read and are not in the score." in printed[0]
+    assert "not in the score" not in printed[1]
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (report["examples"], report["left_out"]) == (8, 4)
+
+
+def test_processes_of_other_data_than_process_0_end_all_at_once(model, tmp_path):
+    pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"), images=4)
+    other = write_classes(tmp_path / "other", ("ant", "bee", "zebra"), images=3)
+    commands = ["--data", f"folder:{pool}"], ["--data", f"folder:{other}", "--batch-size", "8"]
+    with start_evaluations(model, *commands) as (first, unlike):
+        told = programs.finish(unlike, code=1)
+        for difference in ("classes: gone: cat; new: zebra", "images: 12 -> 9", "data.batch_size: 4 -> 8"):
+            assert difference in told
+        assert "Traceback" not in told
+        assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
+
+
+def test_processes_of_as_many_other_images_end_all_at_once(model, tmp_path):
+    pools = [write_classes(tmp_path / name, ("ant", "bee", "cat"), images=2) for name in ("pool", "other")]
+    (pools[1] / "ant" / "0.png").rename(pools[1] / "ant" / "first.png")
+    with start_evaluations(model, *(["--data", f"folder:{pool}"] for pool in pools)) as (first, unlike):
+        assert "images: as many, but others, or in another order" in programs.finish(unlike, code=1)
+        assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)

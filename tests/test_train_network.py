@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from poolformer_jax import PoolFormerImageProcessor, load_pretrained, save_pretrained
 from train.data.config import DataConfig
 from train.network import make_network
 from train.network_config import FreshNetwork, PretrainedNetwork
@@ -58,3 +59,72 @@ def test_a_head_is_not_kept_for_other_classes(names, message):
 def test_a_network_for_a_single_class_is_refused(wanted):
     with pytest.raises(ValueError, match=r"The data has 1 class, images: .* name the folder that holds one folder per"):
         network_for(("images",), wanted)
+
+
+# What the recipe prepares images with: as published for s12, at the size of the network's own choice.
+PUBLISHED = PoolFormerImageProcessor()
+
+
+@pytest.fixture(scope="module")
+def bringing(tmp_path_factory):
+    """Writes the weights into a folder with a preprocessing beside them; gives their place."""
+    model, variables = load_pretrained(WEIGHTS.source)
+
+    def write(**changes):
+        folder = tmp_path_factory.mktemp("model")
+        save_pretrained(folder, model, variables, image_processor=dataclasses.replace(PUBLISHED, **changes))
+        return PretrainedNetwork(str(folder))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"image_mean": (0.5,) * 3, "image_std": (0.25,) * 3},
+            [
+                "--data.image-mean 0.5 0.5 0.5 (this run: 0.485 0.456 0.406)",
+                "--data.image-std 0.25 0.25 0.25 (this run: 0.229 0.224 0.225)",
+            ],
+        ),
+        (
+            {"image_mean": (127.5,) * 3, "image_std": (127.5,) * 3, "do_rescale": False},
+            ["--data.image-mean 0.5 0.5 0.5 (", "--data.image-std 0.5 0.5 0.5 ("],
+        ),
+        ({"crop_pct": 0.95}, ["--data.crop-pct 0.95 (this run: 0.9)"]),
+        ({"crop_pct": None, "size": {"shortest_edge": 256}}, ["--data.crop-pct 0.875 (this run: 0.9)"]),
+        ({"resample": 2}, ["--data.evaluation-interpolation bilinear (this run: bicubic)"]),
+        ({"resample": 1}, ["--data.evaluation-interpolation lanczos (this run: bicubic, and no flag has theirs)"]),
+    ],
+)
+def test_a_run_tells_what_preprocessing_of_its_weights_it_does_not_have(bringing, caplog, changes, told):
+    wanted = bringing(**changes)
+    network_for(("daisy", "tulip"), wanted)
+    (message,) = caplog.messages
+    assert wanted.source in message
+    lines = [line.strip() for line in message.splitlines()[1:-1]]
+    assert len(lines) == len(told)
+    assert all(line.startswith(flag) for line, flag in zip(lines, told))
+
+
+@pytest.mark.parametrize("changes", [{}, {"size": {"shortest_edge": 248}, "crop_pct": None}, {"do_resize": False}])
+def test_a_run_that_prepares_images_as_its_weights_do_tells_nothing(bringing, caplog, changes):
+    network_for(("daisy", "tulip"), bringing(**changes))
+    network_for(("daisy", "tulip"))  # of a folder without a preprocessing
+    assert not caplog.messages
+
+
+def test_the_preprocessing_is_compared_where_weights_are_read(bringing, caplog):
+    wanted = bringing(crop_pct=0.95)
+    kept = network_for(("daisy", "tulip")).model.config
+    make_network(tiny(model=wanted, data=DataConfig()), ("daisy", "tulip"), kept=kept)
+    assert not caplog.messages
+
+
+def test_a_preprocessing_that_cannot_be_read_stops_no_run(bringing, caplog):
+    wanted = bringing()
+    (Path(wanted.source) / "preprocessor_config.json").write_text("{")
+    network_for(("daisy", "tulip"), wanted)
+    (message,) = caplog.messages
+    assert "preprocessor_config.json is no JSON" in message

@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
@@ -136,6 +137,25 @@ def from_process_0(value: Any) -> Any:
     room = np.zeros(length, np.uint8)
     room[: len(text)] = text[:length]
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(room), np.uint8).tobytes())
+
+
+def refuse_unlike(changed: Sequence[str], expected: str) -> None:
+    """Ends all processes if one was started unlike process 0, before they wait for each other for ever.
+
+    Args:
+        changed: what differs in this one.
+        expected: what should be the same on every host.
+
+    Raises:
+        ValueError: in every process; with what differs where it does.
+    """
+    unlike = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(changed)))).tolist()
+    expected = f"Expected {expected} on every host."
+    if changed:
+        told = "\n  ".join(changed)
+        raise ValueError(f"Process {jax.process_index()} differs from process 0. What differs:\n  {told}\n{expected}")
+    if unlike:
+        raise ValueError(f"Other processes differ from process 0: {unlike}. They say in what. {expected}")
 
 
 class StopRequest:

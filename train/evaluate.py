@@ -5,9 +5,10 @@ With ImageNet at hand, this is the one command that reproduces the paper's table
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from poolformer_jax import PoolFormerImageProcessor, load_pretrained
+from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
 from poolformer_jax.checks import is_of_this_machine, refuse
 from poolformer_jax.image_reading import printable
 from poolformer_jax.inference import class_names as names_of_classes
@@ -29,11 +30,12 @@ from train.data.config import DataConfig
 from train.data.device_augment import normalize_batch
 from train.data.folders import WHOLE, describe_split, is_pool
 from train.data.pipeline import evaluation_batches
-from train.data.sources import open_source
-from train.distributed import DistributedConfig, initialize
+from train.data.sources import Source, open_source
+from train.distributed import DistributedConfig, from_process_0, initialize, refuse_unlike
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
 from train.home import expand_home
-from train.identity import refuse_run_folder
+from train.identity import changes, refuse_run_folder
+from train.recipes import FREE_TO_DIFFER
 from train.reports import draw_confusion, evaluation_report
 from train.sharding import MeshConfig, make_mesh, process_part, replicated
 
@@ -84,7 +86,7 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     """Evaluates, prints the result, and writes it where asked to.
 
     Raises:
-        ValueError: if model and data do not fit each other.
+        ValueError: if model and data do not fit each other, or those of several processes differ.
     """
     initialize(config.distributed)
     mesh = make_mesh(MeshConfig())
@@ -93,6 +95,7 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     processor = find_image_processor(config.source, model.config)
     data = _data_config(config, processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
+    _refuse_unlike_processes(config, data, source, model.config)
     class_names, some = source.class_names, labels_of_some(model.config, source.class_names)
     if some is None:
         remedy = "fine-tune the model to these classes with python -m train finetune"
@@ -108,10 +111,36 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
         watched = track(batches, "Evaluating", total=count, console=console, disable=jax.process_index() > 0)
         own = watched if some is None else ({**batch, "label": some[batch["label"]]} for batch in watched)
         evaluation = evaluate(step, {"params": params}, own, mesh)["params"]
-        left_out = dict(batches.bad_images)
     if jax.process_index() == 0:
-        _report(config, data, evaluation, class_names, left_out)
+        # Of all processes together: `batches.bad_images` has this one's alone.
+        _report(config, data, evaluation, class_names, left_out=len(source) - evaluation.examples)
     return evaluation
+
+
+def _refuse_unlike_processes(
+    config: EvaluateConfig, data: DataConfig, source: Source, network: PoolFormerConfig
+) -> None:
+    """As training does: hosts of other images or classes would count wrongly, or wait for each other for ever.
+
+    Raises:
+        ValueError: in every process, if one of them differs; with what differs where it does.
+    """
+    if jax.process_count() == 1:
+        return
+    mine: dict[str, Any] = {
+        "recipe": {
+            "dtype": config.dtype,
+            "use_ema": config.use_ema,
+            "network": dataclasses.replace(network, id2label=None).to_dict(),
+            "data": dataclasses.asdict(data),
+        },
+        "classes": list(source.class_names),
+        "images": len(source),
+        "examples": source.digest,
+    }
+    mine = json.loads(json.dumps(mine, default=str))
+    changed = changes(from_process_0(mine), mine, FREE_TO_DIFFER, "images")
+    refuse_unlike(changed, "the same command, the same model and the same data")
 
 
 def _split(config: EvaluateConfig) -> str:
@@ -154,7 +183,7 @@ def _report(
     data: DataConfig,
     evaluation: Evaluation,
     class_names: Sequence[str],
-    left_out: dict[str, str],
+    left_out: int,
 ) -> None:
     kind, _, path = config.data.partition(":")
     split = data.evaluation_split
@@ -164,7 +193,7 @@ def _report(
     if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
         print(f"{there} of {len(class_names)} classes have images here; any other as the answer is wrong.")
     if left_out:
-        print(f"{len(left_out)} images could not be read and are not in the score.")
+        print(f"{left_out:,} images could not be read and are not in the score.")
     report = evaluation_report(evaluation, class_names)
     rows = sorted((row for row in report["classes"] if row["examples"]), key=lambda row: row["top1"])
     table = Table(title=f"The {_MOST_ROWS} worst classes" if len(rows) > _MOST_ROWS else None)
@@ -175,6 +204,6 @@ def _report(
     Console().print(table)
     if config.output is not None:
         subject = {"model": config.source, "data": config.data, "split": split, "scored": scored}
-        write_json(config.output / "evaluation.json", {**subject, **report})
+        write_json(config.output / "evaluation.json", {**subject, "left_out": left_out, **report})
         draw_confusion(evaluation, class_names, config.output / "confusion.png")
         print(printable(f"Written to {config.output}"))

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.checks import few
 from train.checkpoints import newest_run
 from train.data.resizing import choose_resizer
 from train.data.sources import Source
-from train.distributed import from_process_0
+from train.distributed import from_process_0, refuse_unlike
 from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences, in_present_fields
 from train.reports import last_noted_step
 
@@ -76,7 +74,7 @@ def refuse_another_run(config: TrainConfig, source: Source) -> None:
     step, kept = found
     now = identify(config, source)
     recipe, unknown = in_present_fields(kept["recipe"], config)
-    _refuse_changes(config.checkpoints, step, _changes(kept | {"recipe": recipe}, now))
+    _refuse_changes(config.checkpoints, step, changes(kept | {"recipe": recipe}, now))
     path = config.run_dir / "recipe.json"
     if path.exists():  # the run's folder may be each host's own; process 0's has the recipe
         recipe, _ = in_present_fields(read_recipe(path), config)
@@ -117,16 +115,10 @@ def refuse_unlike_processes(config: TrainConfig, source: Source, held_out: Sourc
         return
     mine = identify(config, source) | {"held out": [list(held_out.class_names), len(held_out), held_out.digest]}
     first = from_process_0(mine)
-    changed = _changes(first, mine, FREE_TO_DIFFER)
+    changed = changes(first, mine, FREE_TO_DIFFER)
     if first["held out"] != mine["held out"]:
         changed.append(f"held-out images: {first['held out'][1]:,} -> {len(held_out):,}, or others")
-    unlike = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(changed)))).tolist()
-    expected = "Expected the same command and the same data on every host."
-    if changed:
-        told = "\n  ".join(changed)
-        raise ValueError(f"Process {jax.process_index()} differs from process 0. What differs:\n  {told}\n{expected}")
-    if unlike:
-        raise ValueError(f"Other processes differ from process 0: {unlike}. They say in what. {expected}")
+    refuse_unlike(changed, "the same command and the same data")
 
 
 def _refuse_to_forget_states(config: TrainConfig) -> None:
@@ -191,17 +183,21 @@ def refuse_run_folder(source: str) -> None:
         raise ValueError(f"{source} is the folder of a run. Expected that of its model: {folder / 'model'}{when}.")
 
 
-def _changes(before: Identity, now: Identity, free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
+def changes(
+    before: Identity, now: Identity, free: tuple[str, ...] = FREE_TO_CHANGE, images: str = "training images"
+) -> list[str]:
+    """In what `now` is not the same run, or the same evaluation of `images`, as `before`; for people to read."""
     changed = differences(before["recipe"], now["recipe"], free)
-    if before.get("resizer", now["resizer"]) != now["resizer"]:  # states from before it was kept do not tell
+    # States from before it was kept do not tell; an evaluation has none.
+    if "resizer" in before and before["resizer"] != now["resizer"]:
         changed.append(f"data.augment.resizer: {before['resizer']!r} -> {now['resizer']!r}")
     if before["classes"] != now["classes"]:
         changed.append(f"classes: {_classes(before['classes'], now['classes'])}")
     if before["images"] != now["images"]:
         # The epochs, the schedule and the order of the images would be others from here on.
-        changed.append(f"training images: {before['images']:,} -> {now['images']:,}")
+        changed.append(f"{images}: {before['images']:,} -> {now['images']:,}")
     elif before["examples"] != now["examples"]:
-        changed.append("training images: as many, but others, or in another order")
+        changed.append(f"{images}: as many, but others, or in another order")
     return changed
 
 

@@ -2,19 +2,29 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, load_pretrained
+from poolformer_jax import (
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    PoolFormerImageProcessor,
+    load_pretrained,
+)
 from poolformer_jax.kernels import Kernels
 from train.classes import refuse_other_classes
+from train.data.config import DataConfig
 from train.identity import refuse_run_folder
 from train.network_config import PretrainedNetwork
 from train.recipes import TrainConfig
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +77,7 @@ def make_network(
     @functools.cache
     def first() -> tuple[PoolFormerConfig, Any]:
         if isinstance(wanted, PretrainedNetwork):
-            return _load(wanted, class_names, channels, key)
+            return _load(wanted, class_names, config.data, key)
         fields = dataclasses.fields(PoolFormerConfig)
         return PoolFormerConfig(**{field.name: getattr(wanted, field.name) for field in fields}), key
 
@@ -90,7 +100,7 @@ def make_network(
 
 
 def _load(
-    wanted: PretrainedNetwork, class_names: Sequence[str], num_channels: int, key: jax.Array
+    wanted: PretrainedNetwork, class_names: Sequence[str], data: DataConfig, key: jax.Array
 ) -> tuple[PoolFormerConfig, Any]:
     """The network that `wanted` names, with its rates, and its parameters."""
     refuse_run_folder(wanted.source)
@@ -102,11 +112,65 @@ def _load(
         loaded, variables = load_pretrained(
             wanted.source, num_labels=len(class_names), reset_head=True, key=key, use_ema=wanted.use_ema
         )
-    if loaded.config.num_channels != num_channels:
+    if loaded.config.num_channels != data.num_channels:
         raise ValueError(
             f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
-            f"{num_channels} values. Expected as many."
+            f"{data.num_channels} values. Expected as many."
         )
+    if jax.process_index() == 0:
+        _warn_of_other_preprocessing(wanted.source, data)
     config = dataclasses.replace(loaded.config, drop_path_rate=wanted.drop_path_rate, dropout_rate=wanted.dropout_rate)
     # NumPy's, because a process's own device arrays cannot become arrays of all processes.
     return config, jax.tree.map(np.asarray, variables["params"])
+
+
+def _warn_of_other_preprocessing(source: str, data: DataConfig) -> None:
+    """Says where weights bring a preprocessing that is not the run's: it would learn all the same, only worse."""
+    try:
+        theirs = PoolFormerImageProcessor.from_pretrained(source)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # no reason to end the run: the weights are read, and it has its own
+        _LOG.warning("What preprocessing %s brings cannot be read, nor compared with this run's: %s", source, error)
+        return
+    if different := _flags_of_other_preprocessing(theirs, data):
+        _LOG.warning(
+            "%s brings a preprocessing that is not this run's. As flags:\n  %s\nThe run goes on with its own, and its "
+            "model will keep that. Expected these flags, unless the difference is meant.",
+            source,
+            "\n  ".join(different),
+        )
+
+
+def _flags_of_other_preprocessing(theirs: PoolFormerImageProcessor, data: DataConfig) -> list[str]:
+    """What would have a run prepare images as `theirs` does, where it does not; their size is each run's own."""
+    unit = 255 * (theirs.rescale_factor if theirs.do_rescale else 1)  # flags are of pixels in 0..1
+    unchanged = (0.0,) * theirs.num_channels, (1.0,) * theirs.num_channels
+    mean, std = (theirs.image_mean, theirs.image_std) if theirs.do_normalize else unchanged
+    flags = []
+    for name, given, own in (("mean", mean, data.image_mean), ("std", std, data.image_std)):
+        wanted = [value / unit for value in given]
+        if len(wanted) != len(own) or not np.allclose(wanted, own, rtol=0, atol=1e-6):
+            flags.append(f"--data.image-{name} {_words(wanted)} (this run: {_words(own)})")
+    if theirs.do_resize:
+        if (share := _other_crop(theirs, data)) is not None:
+            flags.append(f"--data.crop-pct {share:.6g} (this run: {data.crop_pct})")
+        if (name := Image.Resampling(theirs.resample).name.lower()) != data.evaluation_interpolation:
+            known = "" if name in ("bilinear", "bicubic") else ", and no flag has theirs"
+            flags.append(f"--data.evaluation-interpolation {name} (this run: {data.evaluation_interpolation}{known})")
+    return flags
+
+
+def _other_crop(theirs: PoolFormerImageProcessor, data: DataConfig) -> float | None:
+    """The share of the resized edge that `theirs` keeps; None where the run keeps as much, or no share says it.
+
+    By the pixels that come of it: a preprocessing may name the resized edge, and no share.
+    """
+    side, edge = theirs.crop_size["height"], theirs.shorter_edge
+    if not theirs.do_center_crop or edge is None or edge < side or int(side / (data.crop_pct or 1)) == edge:
+        return None
+    return theirs.crop_pct if theirs.crop_pct and int(side / theirs.crop_pct) == edge else side / edge
+
+
+def _words(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)
