@@ -96,7 +96,8 @@ def test_processes_wait_until_they_see_the_same_states(tmp_path, uninterrupted, 
     for folder in states:
         shutil.copytree(uninterrupted / "checkpoints", folder)
     (states[1] / "20").rename(tmp_path / "20")
-    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--distributed.timeout", "90" if shown else "2"]
+    # Long enough for the processes to find each other on a busy machine.
+    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--distributed.timeout", "90" if shown else "30"]
     commands = [[*common, "--checkpoint-dir", str(folder)] for folder in states]
     with programs.stopping(programs.start_together(commands, 2)) as started:
         assert any("Waiting until" in line for line in iter(started[0].stdout.readline, ""))
