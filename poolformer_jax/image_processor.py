@@ -290,3 +290,18 @@ def _rules(processor: PoolFormerImageProcessor) -> list[tuple[str, bool, str]]:
 
 # Its name before transformers renamed feature extractors.
 PoolFormerFeatureExtractor = PoolFormerImageProcessor
+
+
+def share_of_edge(processor: PoolFormerImageProcessor, side: int, edge: int) -> float:
+    """The crop_pct that makes `edge` of a crop of `side` pixels: the processor's own where it does."""
+    # The edge that comes of a quotient may be one less.
+    shares = (processor.crop_pct or 1.0, side / edge, math.nextafter(side / edge, 0))
+    return next(share for share in shares if int(side / share) == edge)
+
+
+def unit_mean_and_std(processor: PoolFormerImageProcessor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by channel that are subtracted from, and divide, pixels of 0..1."""
+    unit = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    unchanged = (0.0,) * processor.num_channels, (1.0,) * processor.num_channels
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else unchanged
+    return [value / unit for value in mean], [value / unit for value in std]

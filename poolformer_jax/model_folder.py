@@ -6,7 +6,6 @@ come last, so that whatever ends a program in between leaves a folder without we
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 import uuid
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from poolformer_jax.config import PoolFormerConfig
-from poolformer_jax.image_processor import PoolFormerImageProcessor
+from poolformer_jax.image_processor import PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.model_files import CARRIED_CONFIG, CONFIG, WEIGHTS
 from poolformer_jax.processor_config import FILE as PREPROCESSOR
 from poolformer_jax.published import published_variant
@@ -159,17 +158,13 @@ def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
             "Expected a picture resized in its own shape, and a square cut out that fits into it; save this one as "
             "'hf', 'sail' or 'jax'."
         )
-    # The processor's own where that is it. The edge that timm makes of a quotient may be one less.
-    shares = (processor.crop_pct or 1.0, side / edge, math.nextafter(side / edge, 0))
-    unit = 255 * (processor.rescale_factor if processor.do_rescale else 1)
-    unchanged = (0.0,) * processor.num_channels, (1.0,) * processor.num_channels
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else unchanged
+    mean, std = unit_mean_and_std(processor)
     return {
-        "crop_pct": next(share for share in shares if math.floor(side / share) == edge),
+        "crop_pct": share_of_edge(processor, side, edge),
         "crop_mode": "center",
         "interpolation": Image.Resampling(processor.resample).name.lower(),
-        "mean": [value / unit for value in mean],
-        "std": [value / unit for value in std],
+        "mean": mean,
+        "std": std,
     }
 
 

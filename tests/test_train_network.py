@@ -1,6 +1,7 @@
 """The network that a run starts from: fresh, or with weights that were there already."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -94,6 +95,7 @@ def bringing(tmp_path_factory):
         ),
         ({"crop_pct": 0.95}, ["--data.crop-pct 0.95 (this run: 0.9)"]),
         ({"crop_pct": None, "size": {"shortest_edge": 256}}, ["--data.crop-pct 0.875 (this run: 0.9)"]),
+        ({"crop_pct": None, "size": {"shortest_edge": 245}}, ["--data.crop-pct 0.9142857142857143 (this run: 0.9)"]),
         ({"resample": 2}, ["--data.evaluation-interpolation bilinear (this run: bicubic)"]),
         ({"resample": 1}, ["--data.evaluation-interpolation lanczos (this run: bicubic, and no flag has theirs)"]),
     ],
@@ -113,6 +115,16 @@ def test_a_run_that_prepares_images_as_its_weights_do_tells_nothing(bringing, ca
     network_for(("daisy", "tulip"), bringing(**changes))
     network_for(("daisy", "tulip"))  # of a folder without a preprocessing
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("edge", [225, 245, 257])
+def test_a_run_that_takes_the_named_flag_is_told_nothing_more(bringing, caplog, edge):
+    wanted = bringing(crop_pct=None, size={"shortest_edge": edge})
+    network_for(("daisy", "tulip"), wanted)
+    (message,) = caplog.messages
+    share = float(re.search(r"--data.crop-pct (\S+) ", message)[1])
+    make_network(tiny(model=wanted, data=DataConfig(crop_pct=share)), ("daisy", "tulip"))
+    assert caplog.messages == [message]
 
 
 def test_the_preprocessing_is_compared_where_weights_are_read(bringing, caplog):

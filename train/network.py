@@ -17,6 +17,7 @@ from poolformer_jax import (
     PoolFormerImageProcessor,
     load_pretrained,
 )
+from poolformer_jax.image_processor import share_of_edge, unit_mean_and_std
 from poolformer_jax.kernels import Kernels
 from train.classes import refuse_other_classes
 from train.data.config import DataConfig
@@ -144,17 +145,14 @@ def _warn_of_other_preprocessing(source: str, data: DataConfig) -> None:
 
 def _flags_of_other_preprocessing(theirs: PoolFormerImageProcessor, data: DataConfig) -> list[str]:
     """What would have a run prepare images as `theirs` does, where it does not; their size is each run's own."""
-    unit = 255 * (theirs.rescale_factor if theirs.do_rescale else 1)  # flags are of pixels in 0..1
-    unchanged = (0.0,) * theirs.num_channels, (1.0,) * theirs.num_channels
-    mean, std = (theirs.image_mean, theirs.image_std) if theirs.do_normalize else unchanged
+    mean, std = unit_mean_and_std(theirs)
     flags = []
-    for name, given, own in (("mean", mean, data.image_mean), ("std", std, data.image_std)):
-        wanted = [value / unit for value in given]
+    for name, wanted, own in (("mean", mean, data.image_mean), ("std", std, data.image_std)):
         if len(wanted) != len(own) or not np.allclose(wanted, own, rtol=0, atol=1e-6):
             flags.append(f"--data.image-{name} {_words(wanted)} (this run: {_words(own)})")
     if theirs.do_resize:
         if (share := _other_crop(theirs, data)) is not None:
-            flags.append(f"--data.crop-pct {share:.6g} (this run: {data.crop_pct})")
+            flags.append(f"--data.crop-pct {share} (this run: {data.crop_pct})")
         if (name := Image.Resampling(theirs.resample).name.lower()) != data.evaluation_interpolation:
             known = "" if name in ("bilinear", "bicubic") else ", and no flag has theirs"
             flags.append(f"--data.evaluation-interpolation {name} (this run: {data.evaluation_interpolation}{known})")
@@ -169,7 +167,7 @@ def _other_crop(theirs: PoolFormerImageProcessor, data: DataConfig) -> float | N
     side, edge = theirs.crop_size["height"], theirs.shorter_edge
     if not theirs.do_center_crop or edge is None or edge < side or int(side / (data.crop_pct or 1)) == edge:
         return None
-    return theirs.crop_pct if theirs.crop_pct and int(side / theirs.crop_pct) == edge else side / edge
+    return share_of_edge(theirs, side, edge)
 
 
 def _words(values: Sequence[float]) -> str:
