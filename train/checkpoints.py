@@ -25,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from poolformer_jax.checks import is_of_this_machine
-from train.distributed import from_process_0
+from train.distributed import from_process_0, processes_where
 from train.fingerprints import array_types, fingerprints
 from train.state import TrainState
 
@@ -276,7 +276,7 @@ def wait_for_the_same_states(folder: Path | str, seconds: float) -> None:
     while True:
         mine = saved_steps(folder)
         first, late = from_process_0([mine, time.monotonic() - start > seconds])
-        unlike = np.flatnonzero(multihost_utils.process_allgather(np.asarray(mine != first))).tolist()
+        unlike = processes_where(mine != first)
         if not unlike:
             return
         if late:

@@ -139,6 +139,11 @@ def from_process_0(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(room), np.uint8).tobytes())
 
 
+def processes_where(here: bool) -> list[int]:
+    """The numbers of all processes where something is so, on every one of them."""
+    return np.flatnonzero(multihost_utils.process_allgather(np.asarray(here))).tolist()
+
+
 def refuse_unlike(changed: Sequence[str], expected: str) -> None:
     """Ends all processes if one was started unlike process 0, before they wait for each other for ever.
 
@@ -149,7 +154,7 @@ def refuse_unlike(changed: Sequence[str], expected: str) -> None:
     Raises:
         ValueError: in every process; with what differs where it does.
     """
-    unlike = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(changed)))).tolist()
+    unlike = processes_where(bool(changed))
     expected = f"Expected {expected} on every host."
     if changed:
         told = "\n  ".join(changed)

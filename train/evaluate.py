@@ -5,7 +5,6 @@ With ImageNet at hand, this is the one command that reproduces the paper's table
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +33,8 @@ from train.data.sources import Source, open_source
 from train.distributed import DistributedConfig, from_process_0, initialize, refuse_unlike
 from train.evaluation import Evaluation, evaluate, make_evaluation_step
 from train.home import expand_home
-from train.identity import changes, refuse_run_folder
-from train.recipes import FREE_TO_DIFFER
+from train.identity import changes, refuse_run_folder, with_network
+from train.recipes import FREE_TO_DIFFER, as_json
 from train.reports import draw_confusion, evaluation_report
 from train.sharding import MeshConfig, make_mesh, process_part, replicated
 
@@ -128,17 +127,13 @@ def _refuse_unlike_processes(
     if jax.process_count() == 1:
         return
     mine: dict[str, Any] = {
-        "recipe": {
-            "dtype": config.dtype,
-            "use_ema": config.use_ema,
-            "network": dataclasses.replace(network, id2label=None).to_dict(),
-            "data": dataclasses.asdict(data),
-        },
+        "recipe": as_json(
+            with_network({"dtype": config.dtype, "use_ema": config.use_ema, "data": dataclasses.asdict(data)}, network)
+        ),
         "classes": list(source.class_names),
         "images": len(source),
         "examples": source.digest,
     }
-    mine = json.loads(json.dumps(mine, default=str))
     changed = changes(from_process_0(mine), mine, FREE_TO_DIFFER, "images")
     refuse_unlike(changed, "the same command, the same model and the same data")
 

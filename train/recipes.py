@@ -109,12 +109,13 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values, as the run's folder keeps it."""
-        data = _as_json(dataclasses.asdict(self))
+        data = as_json(dataclasses.asdict(self))
         data["model"]["kind"] = type(self.model).__name__
         return data
 
 
-def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values as JSON gives them back."""
     return json.loads(json.dumps(values, default=lambda value: dict(value) if hasattr(value, "items") else str(value)))
 
 
@@ -178,7 +179,7 @@ def in_present_fields(noted: dict[str, Any], config: TrainConfig) -> tuple[dict[
         values: by full name ("data.seed"); a field that was not there then has its default, as if nobody had set it.
         unknown: as "name: value", fields that there are no more. What became of them is not known.
     """
-    values, fields = _flat(_as_json(_defaults(config))) | _flat(noted), _flat(config.to_dict())
+    values, fields = _flat(as_json(_defaults(config))) | _flat(noted), _flat(config.to_dict())
     known = {name: value for name, value in values.items() if name in fields}
     return known, [f"{name}: {value!r}" for name, value in values.items() if name not in fields]
 
