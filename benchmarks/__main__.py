@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from poolformer_jax.interrupts import code_of_interruption
+from poolformer_jax.process import interrupt_exit_code
 
 DONE, FAILED, USAGE = 0, 1, 2
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name].module}")
         code: int = module.main(rest)
     except KeyboardInterrupt:
-        return code_of_interruption()
+        return interrupt_exit_code()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("benchmarks"):
             raise

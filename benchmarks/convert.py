@@ -26,11 +26,11 @@ import poolformer_jax
 from benchmarks import command_line, report
 from convert.conversion import convert, open_source
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.published import RESULTS
-from poolformer_jax.torch_weights.files import open_weights
-from poolformer_jax.torch_weights.names import LAYOUTS, leaves
-from poolformer_jax.torch_weights.writers import write_safetensors, write_torch
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
+from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.weights.containers.files import open_weights
+from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
+from poolformer_jax.weights.names import LAYOUTS, leaves
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from benchmarks.contest import hold_contest
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import ROOT, Contender
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.published import RESULTS
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
+from poolformer_jax.network.variants import RESULTS
 
 # Float32 logits of deep networks, summed in other orders: the largest differences seen are 2e-6 (s12) and 1e-5 (m36).
 TOLERANCE = 1e-4

@@ -20,8 +20,8 @@ from benchmarks.contest import hold_contest
 from benchmarks.inputs import write_inputs
 from benchmarks.turns import Contender
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.published import RESULTS
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
+from poolformer_jax.network.variants import RESULTS
 
 STEPS = 3
 """Whose losses are compared: the first tests the forward pass, the others the gradient and the update."""

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks import command_line, report
 from benchmarks.cores import Rates, rates
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -31,9 +31,9 @@ from benchmarks.cpu_training import ADAMW, STEPS
 from benchmarks.inputs import write_inputs, write_timm_weights
 from benchmarks.turns import Contender
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.published import RESULTS
-from poolformer_jax.summary import count_macs
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
+from poolformer_jax.inference.cost_operations import count_macs
+from poolformer_jax.network.variants import RESULTS
 
 # bfloat16 keeps 8 bits, and autocast rounds in other places than we do.
 TOLERANCE = 5e-2

@@ -38,9 +38,9 @@ from benchmarks.gpu_targets import CUDA, CUDNN, PLUGINS, TARGETS, device
 from benchmarks.lowering import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.probabilities import fastest_network
-from poolformer_jax.published import RESULTS
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
+from poolformer_jax.inference.program import fastest_network
+from poolformer_jax.network.variants import RESULTS
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import command_line, report
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "input_peers"

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.summary import count_macs
-from train.assembly import assemble
+from poolformer_jax.inference.cost_operations import count_macs
+from train.compute.sharding import MeshConfig
 from train.recipes import RECIPES, TrainConfig
-from train.sharding import MeshConfig
+from train.setup import assemble
 
 CLASSES, EXAMPLES, SIZE = 1000, 1_281_167, 224
 

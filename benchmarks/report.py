@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.turns import Result
-from poolformer_jax.cores import available_cores
+from poolformer_jax.process import available_cores
 
 
 def machine() -> dict[str, Any]:

@@ -38,8 +38,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks import command_line, report
 from benchmarks.lowering import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
-from poolformer_jax.published import RESULTS
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
+from poolformer_jax.network.variants import RESULTS
 
 
 def main(arguments: Sequence[str]) -> int:

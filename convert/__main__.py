@@ -2,11 +2,10 @@
 
 import sys
 
-from poolformer_jax.interrupts import leaving_at_once
-from poolformer_jax.streams import open_missing_streams
+from poolformer_jax.process import exit_on_interrupt, open_missing_streams
 
 if __name__ == "__main__":
     open_missing_streams()
-    with leaving_at_once():
+    with exit_on_interrupt():
         from convert.command_line import main
     sys.exit(main())

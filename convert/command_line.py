@@ -17,12 +17,12 @@ from rich.console import Console
 from convert import display, report
 from convert.conversion import Mapped, Source, convert, open_source
 from poolformer_jax.cli.arguments import HelpFormatter
-from poolformer_jax.interrupts import code_of_interruption, leaving_at_once
-from poolformer_jax.model_files import find_model_files
-from poolformer_jax.torch_weights import WeightsMismatch
-from poolformer_jax.torch_weights.files import open_weights
-from poolformer_jax.torch_weights.names import LAYOUTS
-from poolformer_jax.writing import write_json
+from poolformer_jax.files import write_json
+from poolformer_jax.process import exit_on_interrupt, interrupt_exit_code
+from poolformer_jax.weights import WeightsMismatch
+from poolformer_jax.weights.containers.files import open_weights
+from poolformer_jax.weights.names import LAYOUTS
+from poolformer_jax.weights.source import find_model_files
 
 if TYPE_CHECKING:
     from convert.verification import Verification
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_: errors.print(f"note: {message}", markup=False)
             return (_inspect if inspecting else _convert)(options, console)
     except KeyboardInterrupt:
-        return code_of_interruption()
+        return interrupt_exit_code()
     except (ValueError, OSError, ImportError) as error:  # what the library raises for bad input; the rest is a bug
         errors.print(f"error: {error}", markup=False)
         return FAILED
@@ -94,7 +94,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
 
 
 def _verify(source: Source, destination: Path, mapped: list[Mapped], console: Console) -> "Verification":
-    with leaving_at_once():
+    with exit_on_interrupt():
         from convert.verification import verify  # the network, which a conversion does not need
 
     with console.status("verifying"):

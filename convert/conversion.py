@@ -9,11 +9,11 @@ import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.hub import NotInCache
-from poolformer_jax.model_files import ModelFiles, find_model_files, network_of
-from poolformer_jax.model_folder import write_model
-from poolformer_jax.torch_weights.files import WeightsFile, open_weights
-from poolformer_jax.torch_weights.names import TRANSFORMS, Leaf, leaves
-from poolformer_jax.torch_weights.transfer import ImportPlan, plan_import
+from poolformer_jax.weights.containers.files import WeightsFile, open_weights
+from poolformer_jax.weights.folder import write_model
+from poolformer_jax.weights.names import TRANSFORMS, Leaf, leaves
+from poolformer_jax.weights.source import ModelFiles, find_model_files, network_of
+from poolformer_jax.weights.transfer import ImportPlan, plan_import
 
 
 @dataclass(frozen=True)

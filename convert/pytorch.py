@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from convert.conversion import Source, pair
-from poolformer_jax.torch_weights.names import TRANSFORMS
+from poolformer_jax.weights.names import TRANSFORMS
 
 
 def why_not(source: Source) -> str | None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import poolformer_jax
 from convert.conversion import Mapped, Source
-from poolformer_jax import processor_config
-from poolformer_jax.model_files import CONFIG, WEIGHTS, ModelFiles
-from poolformer_jax.torch_weights import WeightsMismatch
-from poolformer_jax.torch_weights.files import WeightsFile
-from poolformer_jax.torch_weights.names import LAYOUTS
+from poolformer_jax.images import processor_config
+from poolformer_jax.weights import WeightsMismatch
+from poolformer_jax.weights.containers.files import WeightsFile
+from poolformer_jax.weights.names import LAYOUTS
+from poolformer_jax.weights.source import CONFIG, WEIGHTS, ModelFiles
 
 FILE = "report.json"
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from convert import pytorch
 from convert.conversion import Mapped, Source
-from poolformer_jax.model_files import find_model_files
-from poolformer_jax.pretrained import load_pretrained
-from poolformer_jax.torch_weights.files import open_weights
-from poolformer_jax.torch_weights.names import TRANSFORMS
+from poolformer_jax.weights.containers.files import open_weights
+from poolformer_jax.weights.names import TRANSFORMS
+from poolformer_jax.weights.pretrained import load_pretrained
+from poolformer_jax.weights.source import find_model_files
 
 # Of the largest value of a stage: float32 sums in another order. A wrong transform or name is off by its whole size.
 TOLERANCE = 1e-4

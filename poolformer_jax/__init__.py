@@ -7,23 +7,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poolformer_jax.cam import GradCam
-    from poolformer_jax.config import PoolFormerConfig
-    from poolformer_jax.export import ExportError, export_model
-    from poolformer_jax.image_processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
-    from poolformer_jax.image_reading import ImageError
-    from poolformer_jax.inference import ImageClassifier, Prediction
-    from poolformer_jax.kernels import GpuKernels, TpuKernels
-    from poolformer_jax.large_image import HeightShardedModel
-    from poolformer_jax.model import (
+    from poolformer_jax.export.model_file import ExportError, export_model
+    from poolformer_jax.images.processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
+    from poolformer_jax.images.reading import ImageError
+    from poolformer_jax.inference.classifier import ImageClassifier, Prediction
+    from poolformer_jax.inference.grad_cam import GradCam
+    from poolformer_jax.inference.height_sharded import HeightShardedModel
+    from poolformer_jax.network.config import PoolFormerConfig
+    from poolformer_jax.network.fused.kernels import GpuKernels, TpuKernels
+    from poolformer_jax.network.model import (
         ImageClassifierOutput,
         PoolFormerForImageClassification,
         PoolFormerModel,
         PoolFormerModelOutput,
     )
-    from poolformer_jax.pretrained import load_pretrained, save_pretrained
-    from poolformer_jax.torch_weights import WeightsMismatch, from_torch_state_dict, to_torch_state_dict
-    from poolformer_jax.torch_weights.files import WeightsFileError
+    from poolformer_jax.weights import WeightsMismatch, from_torch_state_dict, to_torch_state_dict
+    from poolformer_jax.weights.containers.files import WeightsFileError
+    from poolformer_jax.weights.pretrained import load_pretrained, save_pretrained
 
 __version__ = "0.1.0.dev0"
 
@@ -54,28 +54,28 @@ __all__ = [
 
 # The module that each public name comes from.
 _HOME = {
-    "ExportError": "export",
-    "GradCam": "cam",
-    "HeightShardedModel": "large_image",
-    "ImageClassifier": "inference",
-    "ImageClassifierOutput": "model",
-    "ImageError": "image_reading",
-    "PoolFormerConfig": "config",
-    "PoolFormerFeatureExtractor": "image_processor",
-    "PoolFormerForImageClassification": "model",
-    "PoolFormerImageProcessor": "image_processor",
-    "PoolFormerModel": "model",
-    "PoolFormerModelOutput": "model",
-    "Prediction": "inference",
-    "GpuKernels": "kernels",
-    "TpuKernels": "kernels",
-    "WeightsFileError": "torch_weights.files",
-    "WeightsMismatch": "torch_weights",
-    "export_model": "export",
-    "from_torch_state_dict": "torch_weights",
-    "load_pretrained": "pretrained",
-    "save_pretrained": "pretrained",
-    "to_torch_state_dict": "torch_weights",
+    "ExportError": "export.model_file",
+    "GpuKernels": "network.fused.kernels",
+    "GradCam": "inference.grad_cam",
+    "HeightShardedModel": "inference.height_sharded",
+    "ImageClassifier": "inference.classifier",
+    "ImageClassifierOutput": "network.model",
+    "ImageError": "images.reading",
+    "PoolFormerConfig": "network.config",
+    "PoolFormerFeatureExtractor": "images.processor",
+    "PoolFormerForImageClassification": "network.model",
+    "PoolFormerImageProcessor": "images.processor",
+    "PoolFormerModel": "network.model",
+    "PoolFormerModelOutput": "network.model",
+    "Prediction": "inference.classifier",
+    "TpuKernels": "network.fused.kernels",
+    "WeightsFileError": "weights.containers.files",
+    "WeightsMismatch": "weights",
+    "export_model": "export.model_file",
+    "from_torch_state_dict": "weights",
+    "load_pretrained": "weights.pretrained",
+    "save_pretrained": "weights.pretrained",
+    "to_torch_state_dict": "weights",
 }
 
 

@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from poolformer_jax.image_processor import PoolFormerImageProcessor
+from poolformer_jax.images.processor import PoolFormerImageProcessor
 
 IMAGES = Path(__file__).parent / "images"
 # Pixels as they are, so that a test can say which colour it expects.

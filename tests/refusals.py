@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from poolformer_jax.torch_weights.files import WeightsFileError, open_weights
+from poolformer_jax.weights.containers.files import WeightsFileError, open_weights
 
 # What a file may cost beyond its own size: the reader's own bookkeeping, and one piece of structure.
 OVERHEAD = 8 << 20

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from train import assembly
-from train.assembly import Assembly, assemble
+from train import setup
+from train.compute.distributed import DistributedConfig
+from train.compute.network_config import FreshNetwork
+from train.compute.optimizer import OptimizerConfig
+from train.compute.sharding import MeshConfig, to_devices
+from train.compute.state import TrainState
 from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
 from train.data.pipeline import train_batches
-from train.data.sources import Source, open_source
-from train.distributed import DistributedConfig
-from train.network_config import FreshNetwork
-from train.optimizer import OptimizerConfig
+from train.data.sources.opening import Source, open_source
 from train.recipes import TrainConfig
-from train.sharding import MeshConfig, to_devices
-from train.state import TrainState
+from train.setup import Assembly, assemble
 
 NETWORK = FreshNetwork(
     depths=(1, 1),
@@ -119,8 +119,8 @@ def without_a_finite_gradient(patch: pytest.MonkeyPatch, after: Sequence[int]) -
         return train_step
 
     step: list[Any] = []
-    make_train_step = assembly.make_train_step
-    patch.setattr(assembly, "make_train_step", make)
+    make_train_step = setup.make_train_step
+    patch.setattr(setup, "make_train_step", make)
 
 
 def train_losses(run_dir: Path) -> dict[int, float]:

@@ -8,13 +8,12 @@ import sys
 import traceback
 from typing import NoReturn
 
-from poolformer_jax.interrupts import leaving_at_once
-from poolformer_jax.streams import open_missing_streams
+from poolformer_jax.process import exit_on_interrupt, open_missing_streams
 
 
 def _end(code: int, alone: bool) -> NoReturn:
     """Ends the program. Where it failed alone amid others, without jax's waiting for them: they wait for it."""
-    distributed = sys.modules.get("train.distributed")  # not there if the program did not come so far
+    distributed = sys.modules.get("train.compute.distributed")  # not there if the program did not come so far
     if alone and distributed is not None and distributed.others_depend_on_this():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -24,7 +23,7 @@ def _end(code: int, alone: bool) -> NoReturn:
 
 if __name__ == "__main__":
     open_missing_streams()
-    with leaving_at_once("stopped"):
+    with exit_on_interrupt("stopped"):
         from train.command_line import DIVERGED, main
     try:
         code = main(sys.argv[1:])

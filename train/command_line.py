@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from poolformer_jax.interrupts import code_of_interruption, leaving_at_once
+from poolformer_jax.process import exit_on_interrupt, interrupt_exit_code
 
 if TYPE_CHECKING:
     from train.recipes import TrainConfig
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-        return code_of_interruption()
+        return interrupt_exit_code()
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
             return 0
@@ -50,7 +50,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _overview()
     if name.startswith("-"):
         name, rest = _DEFAULT, list(arguments)
-    with leaving_at_once("stopped"):
+    with exit_on_interrupt("stopped"):
         from train import loop  # noqa: F401 -- with everything that takes long to import
         from train.recipes import RECIPES
 
@@ -79,8 +79,8 @@ def _message(error: BaseException) -> str | None:
         return _missing(error)
     import jax
 
-    from train.checkpoints import CheckpointError
     from train.loop import TrainingError
+    from train.resume.checkpoints import CheckpointError
 
     told = str(error)
     if isinstance(error, MemoryError):
@@ -128,7 +128,7 @@ _SIGNS_OF_LOSS = ("Connection closed", "Connection reset", "heartbeat", "UNAVAIL
 
 
 def _loss_of_a_process(told: str) -> str | None:
-    from train.distributed import others_depend_on_this
+    from train.compute.distributed import others_depend_on_this
 
     if others_depend_on_this() and any(sign in told for sign in _SIGNS_OF_LOSS):
         return (
@@ -149,7 +149,8 @@ def _missing(error: ImportError) -> str | None:
 
 def _train(name: str, arguments: Sequence[str]) -> int:
     config = _recipe(name, arguments, f"python -m train {name}")
-    from train import loop, results, screen
+    from train import loop
+    from train.report import results, screen
 
     outcome = loop.run(config, screen.console())
     results.tell(config, outcome.step, outcome.evaluations)
@@ -188,7 +189,8 @@ def _evaluate(arguments: Sequence[str]) -> int:
     """
     import tyro
 
-    from train import evaluate, screen
+    from train.commands import evaluate
+    from train.report import screen
 
     description = _fill(_evaluate.__doc__ or "")
     config = tyro.cli(
@@ -208,8 +210,8 @@ def _prepare(arguments: Sequence[str]) -> int:
     import tyro
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from train import screen
     from train.data.prepare import PrepareConfig, prepare
+    from train.report import screen
 
     config = tyro.cli(
         PrepareConfig,
@@ -254,7 +256,8 @@ def _doctor(arguments: Sequence[str]) -> int:
         print(f"doctor {name!r}: expected a recipe, one of: {', '.join(RECIPES)}.", file=sys.stderr)
         return 2
     config = _recipe(name, arguments[1:], f"python -m train doctor {name}")
-    from train import doctor, screen
+    from train.commands import doctor
+    from train.report import screen
 
     console = screen.console()
 

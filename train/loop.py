@@ -12,15 +12,21 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from poolformer_jax.writing import write_json
-from train import results
-from train.assembly import Assembly, assemble
-from train.checkpoints import Checkpoints, wait_for_the_same_states
+from poolformer_jax.files import write_json
+from train.compute.distributed import StopRequest, initialize
+from train.compute.evaluation import Evaluation, evaluate
+from train.compute.sharding import process_part, to_devices
+from train.compute.state import TrainState
+from train.compute.step import Metrics
 from train.data.pipeline import Batches, evaluation_batches, evaluation_steps, train_batches
-from train.data.sources import open_source
-from train.distributed import StopRequest, initialize
-from train.evaluation import Evaluation, evaluate
-from train.identity import (
+from train.data.sources.opening import open_source
+from train.recipes import TrainConfig
+from train.report import results
+from train.report.journal import Journal
+from train.report.progress import Meter, Record
+from train.resume.checkpoints import Checkpoints, wait_for_the_same_states
+from train.resume.lock import alone_in
+from train.resume.same_run import (
     identify,
     kept_network,
     refuse_another_run,
@@ -28,13 +34,7 @@ from train.identity import (
     told_of_lost_steps,
     with_network,
 )
-from train.journal import Journal
-from train.lock import alone_in
-from train.progress import Meter, Record
-from train.recipes import TrainConfig
-from train.sharding import process_part, to_devices
-from train.state import TrainState
-from train.step import Metrics
+from train.setup import Assembly, assemble
 
 _LOG = logging.getLogger(__name__)
 # Before a profile begins: compiling, filling the data pipeline, and what else happens once.

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax import PoolFormerImageProcessor
-from poolformer_jax.checks import is_none_or_positive, is_of_this_machine, refuse
-from poolformer_jax.published import RESULTS
+from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
+from poolformer_jax.network.variants import RESULTS
+from train.compute.distributed import DistributedConfig
+from train.compute.network_config import ComputeType, FreshNetwork, PretrainedNetwork
+from train.compute.optimizer import OptimizerConfig
+from train.compute.sharding import MeshConfig
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
-from train.distributed import DistributedConfig
 from train.home import expand_home
-from train.network_config import ComputeType, FreshNetwork, PretrainedNetwork
-from train.optimizer import OptimizerConfig
-from train.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +71,13 @@ class TrainConfig:
         rules = [
             (
                 "run_dir",
-                is_of_this_machine(self.run_dir),
+                is_local(self.run_dir),
                 "a folder of this machine, or of a bucket that is mounted; states alone go into a bucket with "
                 "--checkpoint-dir gs://... beside a local --run-dir",
             ),
             (
                 "checkpoint_dir",
-                is_of_this_machine(states) or states.startswith(("gs://", "s3://")),
+                is_local(states) or states.startswith(("gs://", "s3://")),
                 "a folder that all hosts share, or gs://... or s3://...",
             ),
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
@@ -91,7 +91,7 @@ class TrainConfig:
             ("profile_steps", self.profile_steps >= 0, "0 or more"),
             ("example_images", self.example_images >= 0, "0 or more"),
         ]
-        refuse(self, rules)
+        check_rules(self, rules)
 
     @property
     def checkpoints(self) -> str:

@@ -9,10 +9,10 @@ from importlib.metadata import distributions
 
 import tyro
 
+from train.commands.throughput import consume
 from train.data.config import DataConfig
 from train.data.pipeline import train_batches
-from train.data.sources import open_source
-from train.data.throughput import consume
+from train.data.sources.opening import open_source
 
 PACKAGES = ("grain", "pillow", "cykooz-resizer", "nvidia-nvimgcodec-cu12")
 

@@ -14,14 +14,14 @@ import poolformer_jax
 from benchmarks import gpu_kernels
 from benchmarks.job import Job, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.cores import available_cores
-from poolformer_jax.cpu_devices import data_parallel
-from poolformer_jax.kernels import kernels_for
-from poolformer_jax.pretrained import load_pretrained
-from poolformer_jax.probabilities import fastest_network
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.state import new_state
-from train.step import make_train_step
+from poolformer_jax.inference.cpu_devices import data_parallel
+from poolformer_jax.inference.program import fastest_network
+from poolformer_jax.network.fused.kernels import kernels_for
+from poolformer_jax.process import available_cores
+from poolformer_jax.weights.pretrained import load_pretrained
+from train.compute.optimizer import OptimizerConfig, make_optimizer
+from train.compute.state import new_state
+from train.compute.step import make_train_step
 
 VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__, "flax": flax.__version__}
 

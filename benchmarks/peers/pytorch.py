@@ -13,7 +13,7 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 from benchmarks.job import Job, read_labels, read_pixels
-from poolformer_jax.cores import available_cores
+from poolformer_jax.process import available_cores
 
 
 def inference(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, export, predict, summary, variants
 from poolformer_jax.cli.arguments import HelpFormatter
-from poolformer_jax.interrupts import code_of_interruption
+from poolformer_jax.process import interrupt_exit_code
 
 COMMANDS = (predict, variants, summary, cam, export, demo)
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
-        return code_of_interruption()
+        return interrupt_exit_code()
     except (ValueError, OSError, ImportError) as error:  # what the library raises for bad input; the rest is a bug
         print(f"error: {error}", file=sys.stderr)
         return FAILED

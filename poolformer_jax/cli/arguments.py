@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from poolformer_jax.interrupts import leaving_at_once
+from poolformer_jax.process import exit_on_interrupt
 
 _LAST_PORT = 65535
 DEFAULT_WEIGHTS = "sail/poolformer_s12"
@@ -80,5 +80,5 @@ def waiting(message: str) -> Iterator[None]:
 @contextmanager
 def starting_jax() -> Iterator[None]:
     """Around the imports of a command, which take a second or two."""
-    with waiting("Starting JAX"), leaving_at_once():
+    with waiting("Starting JAX"), exit_on_interrupt():
         yield

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import add_weights, starting_jax, waiting
-from poolformer_jax.writing import replacing
+from poolformer_jax.files import replace_atomically
 
 NAME = "cam"
 HELP = "Write a picture of what speaks for a class (Grad-CAM)."
@@ -33,9 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     with starting_jax():
         from PIL import Image
 
-        from poolformer_jax.cam import VISIBLE_SIDE, GradCam
-        from poolformer_jax.inference import class_names, find_image_processor
-        from poolformer_jax.pretrained import load_pretrained
+        from poolformer_jax.inference.classifier import class_names, find_image_processor
+        from poolformer_jax.inference.grad_cam import VISIBLE_SIDE, GradCam
+        from poolformer_jax.weights.pretrained import load_pretrained
     with waiting(f"Loading {arguments.weights}"):
         model, variables = load_pretrained(arguments.weights)
         cam = GradCam(model.config, variables, find_image_processor(arguments.weights, model.config))
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     label = None if arguments.label is None else label_index(arguments.label, names)
     with waiting(f"Explaining {arguments.image}"):
         explanation = cam(arguments.image, label)
-        with replacing(output) as temporary:
+        with replace_atomically(output) as temporary:
             Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
     print(f"{output}: {names[explanation.label]}, {100 * explanation.probability:.1f} %")
     return 0

@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C; returns the exit code."""
     with starting_jax():
-        from poolformer_jax.cam import GradCam
-        from poolformer_jax.demo import build_page, serve
-        from poolformer_jax.inference import ImageClassifier, find_image_processor
-        from poolformer_jax.pretrained import load_pretrained
+        from poolformer_jax.cli.demo_page import build_page, serve
+        from poolformer_jax.inference.classifier import ImageClassifier, find_image_processor
+        from poolformer_jax.inference.grad_cam import GradCam
+        from poolformer_jax.weights.pretrained import load_pretrained
     with waiting(f"Loading {arguments.weights}"):
         model, variables = load_pretrained(arguments.weights)
         processor = find_image_processor(arguments.weights, model.config)

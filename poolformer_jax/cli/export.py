@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file and says how exact it is; returns the exit code."""
     with starting_jax():
-        from poolformer_jax.export import FORMATS, export_model
-        from poolformer_jax.inference import class_names, find_image_processor
-        from poolformer_jax.pretrained import load_pretrained
+        from poolformer_jax.export.model_file import FORMATS, export_model
+        from poolformer_jax.inference.classifier import class_names, find_image_processor
+        from poolformer_jax.weights.pretrained import load_pretrained
     if Path(arguments.file).suffix.lower() not in FORMATS:
         raise ValueError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
     with waiting(f"Loading {arguments.source}"):

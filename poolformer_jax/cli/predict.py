@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints predictions as they are ready; returns the exit code."""
     paths = list(_files(arguments.images))
     with starting_jax():
-        from poolformer_jax.image_reading import ImageError, printable
-        from poolformer_jax.inference import ImageClassifier
+        from poolformer_jax.images.reading import ImageError, printable
+        from poolformer_jax.inference.classifier import ImageClassifier
     with waiting(f"Loading {arguments.weights}"):
         classifier = ImageClassifier.from_pretrained(
             arguments.weights,
@@ -73,7 +73,7 @@ def _files(names: list[str]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        from poolformer_jax.image_reading import image_suffixes
+        from poolformer_jax.images.reading import image_suffixes
 
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in image_suffixes() and file.is_file())
         if not inside:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from poolformer_jax.cli.arguments import positive, starting_jax, waiting
 
 if TYPE_CHECKING:
-    from poolformer_jax.config import PoolFormerConfig
+    from poolformer_jax.network.config import PoolFormerConfig
 
 NAME = "summary"
 HELP = "Print a network's layers with their output shapes, parameters and MACs."
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table; returns the exit code."""
     with starting_jax():
-        from poolformer_jax.summary import layer_table
+        from poolformer_jax.inference.cost_operations import layer_table
     with waiting(f"Reading {arguments.network}"):
         config = _config(arguments.network)
     side = arguments.image_size or config.image_size or 224
@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _config(network: str) -> "PoolFormerConfig":
-    from poolformer_jax.config import VARIANTS, PoolFormerConfig
-    from poolformer_jax.model_files import find_model_files, is_timms, network_of, read_config
-    from poolformer_jax.torch_weights.files import is_index, open_weights
+    from poolformer_jax.network.config import VARIANTS, PoolFormerConfig
+    from poolformer_jax.weights.containers.files import is_index, open_weights
+    from poolformer_jax.weights.source import find_model_files, is_timms, network_of, read_config
 
     path = Path(network).expanduser()
     if network.removeprefix("poolformer_") in VARIANTS or not (path.exists() or "/" in network):

@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints a row per variant as it is counted; returns the exit code."""
     with starting_jax():
-        from poolformer_jax.config import VARIANTS, PoolFormerConfig
-        from poolformer_jax.published import RESULTS, SOURCE
-        from poolformer_jax.summary import layer_table
+        from poolformer_jax.inference.cost_operations import layer_table
+        from poolformer_jax.network.config import VARIANTS, PoolFormerConfig
+        from poolformer_jax.network.variants import RESULTS, SOURCE
     print(f"{'variant':24} {'parameters':>11} {'MACs':>8} {'top-1':>7}  depths")
     for name in VARIANTS:
         with waiting(f"Counting {name}"):

@@ -12,9 +12,9 @@ from convert.verification import verify
 from golden.fixture_values import parameter
 from live import peers
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, from_torch_state_dict
-from poolformer_jax.config import VARIANTS
-from poolformer_jax.pretrained import load_pretrained, save_pretrained
-from poolformer_jax.torch_weights.files import open_weights
+from poolformer_jax.network.config import VARIANTS
+from poolformer_jax.weights.containers.files import open_weights
+from poolformer_jax.weights.pretrained import load_pretrained, save_pretrained
 
 # The peers' own warnings are not ours to mend.
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("optimised")]

@@ -6,7 +6,7 @@ The seam with the training loop, in the order in which a run uses it (`...` stan
     config.image_processor()                      -> the PoolFormerImageProcessor that evaluation uses and the model
                                                      folder keeps
 
-    from train.data.sources import open_source
+    from train.data.sources.opening import open_source
     source = open_source(config, config.train_split)     # or config.evaluation_split
     len(source), source.class_names, source[i] -> {"image", "label", "id"}
 
@@ -17,7 +17,7 @@ The seam with the training loop, in the order in which a run uses it (`...` stan
     with evaluation_batches(config, source, process_index=0, process_count=1) as batches:
         next(batches) -> the same and "mask": bool [b], False where the batch is only filled up
 
-    from train.data.device_augment import augment_batch, normalize_batch      # the only part that imports jax
+    from train.data.augment.device import augment_batch, normalize_batch      # the only part that imports jax
     pixels, targets = augment_batch(key, image, label, config, num_classes=n, dtype=jnp.bfloat16)
     pixels = normalize_batch(image, config, dtype)
 

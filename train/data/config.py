@@ -8,9 +8,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from poolformer_jax.checks import is_none_or_positive, is_of_this_machine, refuse
-from poolformer_jax.image_processor import PoolFormerImageProcessor
-from train.data.random_augment import RandAugment
+from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
+from poolformer_jax.images.processor import PoolFormerImageProcessor
+from train.data.augment.random_augment import RandAugment
 
 # What a path of data has to be.
 _MOUNTED = "a path of this machine; mount a bucket on every host, as with gcsfuse, and give its folder there"
@@ -51,7 +51,7 @@ class HostAugmentation:
             ("max_shift", 0 <= self.max_shift < 1, "a share in [0, 1)"),
             ("max_rotation", 0 <= self.max_rotation <= 180, "degrees from 0 to 180"),
         ]
-        refuse(self, rules)
+        check_rules(self, rules)
         if self.randaugment != "none":
             RandAugment.from_notation(self.randaugment)  # raises if it has no meaning
 
@@ -94,7 +94,7 @@ class DeviceAugmentation:
             ("erase_area", 0 < self.erase_area[0] <= self.erase_area[1] < 1, "0 < smallest <= largest < 1"),
             ("erase_ratio", 0 < self.erase_ratio[0] <= self.erase_ratio[1], "0 < smallest <= largest"),
         ]
-        refuse(self, rules)
+        check_rules(self, rules)
 
     @property
     def mixes(self) -> bool:
@@ -150,8 +150,8 @@ class DataConfig:
         known = (kind in ("folder", "tfds") and argument) or self.source in ("digits", "synthetic")
         rules = [
             ("source", known, "digits, synthetic, folder:PATH, tfds:NAME or tfds:PATH"),
-            ("source", is_of_this_machine(argument), _MOUNTED),
-            ("data_dir", is_of_this_machine(self.data_dir), _MOUNTED),
+            ("source", is_local(argument), _MOUNTED),
+            ("data_dir", is_local(self.data_dir), _MOUNTED),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             ("image_size", self.image_size > 0, "a positive number of pixels"),
             ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),
@@ -165,7 +165,7 @@ class DataConfig:
             ("worker_batches", self.worker_batches > 0, "a positive number of batches"),
             ("synthetic_examples", self.synthetic_examples > 0, "a positive number of images"),
         ]
-        refuse(self, rules)
+        check_rules(self, rules)
 
     @property
     def num_channels(self) -> int:

@@ -21,15 +21,15 @@ import grain
 import numpy as np
 from absl import flags
 
-from poolformer_jax.cores import available_cores
-from poolformer_jax.image_reading import ImageError
+from poolformer_jax.images.reading import ImageError
+from poolformer_jax.process import available_cores
+from train.data.augment.resizing import choose_resizer
+from train.data.augment.transforms import TrainingTransform
 from train.data.config import DataConfig
-from train.data.resizing import choose_resizer
-from train.data.shared_memory import most_batches, require_room
-from train.data.sources import ArraySource, Example, Source, image_of
-from train.data.transforms import TrainingTransform
-from train.data.worker_errors import loss_of_a_worker
-from train.data.worker_process import name_as_main_of_workers
+from train.data.sources.opening import ArraySource, Example, Source, image_of
+from train.data.workers.shared_memory import most_batches, require_room
+from train.data.workers.worker_errors import loss_of_a_worker
+from train.data.workers.worker_process import name_as_main_of_workers
 
 Batch = dict[str, np.ndarray]
 _LOG = logging.getLogger(__name__)

@@ -28,14 +28,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from poolformer_jax.checks import is_of_this_machine, refuse
-from poolformer_jax.image_reading import printable
-from poolformer_jax.writing import write_json
-from train.data.archives import open_imagenet
-from train.data.folders import FolderSource, open_folder, read_class_folders
-from train.data.origin import Origin, require_note
-from train.data.sources import Example, Source, SourceError, image_of, require_images
-from train.lock import alone_in
+from poolformer_jax.fields import check_rules, is_local
+from poolformer_jax.files import write_json
+from poolformer_jax.images.reading import printable
+from train.data.sources.archives import open_imagenet
+from train.data.sources.folders import FolderSource, open_folder, read_class_folders
+from train.data.sources.opening import Example, Source, SourceError, image_of, require_images
+from train.data.sources.origin import Origin, require_note
+from train.resume.lock import alone_in
 
 _VERSION = "1.0.0"
 _SHUFFLE_SEED = 0
@@ -67,13 +67,13 @@ class PrepareConfig:
         kind, _, path = self.source.partition(":")
         rules = [
             ("source", kind in ("folder", "imagenet") and path, "folder:PATH or imagenet:PATH"),
-            ("output", is_of_this_machine(self.output), "a folder of this machine, or of a bucket that is mounted"),
+            ("output", is_local(self.output), "a folder of this machine, or of a bucket that is mounted"),
             ("name", re.fullmatch(r"[a-z]\w*", self.dataset_name), "a lower-case letter, then letters, digits and _"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             ("images_per_shard", self.images_per_shard > 0, "a positive number of images"),
             ("threads", self.threads > 0, "a positive number"),
         ]
-        refuse(self, rules)
+        check_rules(self, rules)
 
     @property
     def path(self) -> Path:

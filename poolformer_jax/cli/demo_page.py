@@ -1,0 +1,72 @@
+"""A web page to try a network on: drop a picture, see its labels and what speaks for them.
+
+Needs the extra `demo` (gradio). The page is served by this machine and loads nothing from elsewhere.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from poolformer_jax.images.reading import ImageError
+from poolformer_jax.inference.classifier import ImageClassifier
+from poolformer_jax.inference.grad_cam import VISIBLE_SIDE, GradCam
+
+# A gradio.Blocks; the core is typed without gradio.
+Page = Any
+
+
+def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int = 5) -> Page:
+    """The page; `.launch()` serves it.
+
+    Args:
+        classifier: gives the labels.
+        cam: gives the map, for the most probable label.
+        title: the page's heading.
+        top_k: how many labels to show.
+
+    Raises:
+        ModuleNotFoundError: if gradio is not installed, naming the extra.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"The demo page needs gradio ({error}). Install it with: pip install 'poolformer-jax[demo]'"
+        ) from error
+
+    def look(path: str | None) -> tuple[dict[str, float] | None, UInt8[np.ndarray, "h w 3"] | None]:
+        if path is None:
+            return None, None
+        try:
+            predictions = classifier(path, top_k)
+        except ImageError as error:
+            raise gradio.Error(str(error)) from error
+        # Two classes of ImageNet share a name; the more probable one comes first and stays.
+        probabilities: dict[str, float] = {}
+        for label, probability in predictions:
+            probabilities.setdefault(label, probability)
+        return probabilities, cam(path).overlay(VISIBLE_SIDE)
+
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Markdown(f"# {title}\nDrop a picture, or paste one. It does not leave the machine that runs this page.")
+        with gradio.Row():
+            picture = gradio.Image(type="filepath", label="Picture", sources=["upload", "clipboard"], elem_id="picture")
+            overlay = gradio.Image(
+                label="Grad-CAM of the first label",
+                elem_id="overlay",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+            )
+        labels = gradio.Label(num_top_classes=top_k, label="Labels", elem_id="labels")
+        picture.change(look, picture, [labels, overlay])
+    return page
+
+
+def serve(page: Page, host: str, port: int | None = None) -> None:
+    """Prints the page's address and serves it until Ctrl-C."""
+    import gradio
+
+    # The machine's own fonts: gradio's themes fetch theirs from the network.
+    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    page.launch(server_name=host, server_port=port, share=False, footer_links=[], theme=theme)

@@ -1,0 +1,115 @@
+"""Checks and conversions for the fields of frozen config dataclasses, and values shortened for messages.
+
+A config reports everything that is wrong with it in one ValueError.
+"""
+
+import dataclasses
+import math
+import numbers
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# A config.json may hold lists of any length; a message should not.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = 12
+
+
+def check_rules(config: object, rules: Sequence[tuple[str, object, str]]) -> None:
+    """Checks every rule: the name of a field, whether its value is valid, and what is expected of it.
+
+    Raises:
+        ValueError: naming every field with an invalid value, the value given and what was expected.
+    """
+    problems = [
+        f"{name}={short_repr(getattr(config, name))}: expected {expected}."
+        for name, valid, expected in rules
+        if not valid
+    ]
+    if problems:
+        raise ValueError(f"{type(config).__name__} cannot work:\n  " + "\n  ".join(problems))
+
+
+def short_repr(value: object) -> str:
+    """repr() shortened for an error message."""
+    return _SHORT.repr(value)
+
+
+def first_few(names: Sequence[str], count: int = 5) -> str:
+    """The first `count` names, and the number of the others: "a, b and 7 more"."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count:,} more" if len(names) > count else "")
+
+
+def is_none_or_positive(value: int | float | None) -> bool:
+    """True for None and for numbers above 0."""
+    return value is None or value > 0
+
+
+def is_local(path: Path | str | None) -> bool:
+    """True if a path is on a local file system; False for a URL such as gs://bucket (a `Path` of it is gs:/bucket)."""
+    return re.match(r"\w{2,}:/", str(path)) is None  # one letter is a Windows drive
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldType:
+    """A type of field value, with the equivalent Python and NumPy types that are accepted for it.
+
+    Args:
+        description: for error messages, such as "a whole number".
+        accepts: whether a value can be converted.
+        convert: to a plain Python value: hashable, because a config is a key of compiled programs, and valid JSON.
+    """
+
+    description: str
+    accepts: Callable[[Any], bool]
+    convert: Callable[[Any], Any]
+
+
+def convert_fields(config: object, types: Mapping[str, FieldType]) -> None:
+    """Converts the named fields of a frozen dataclass to plain Python values. Call it before `check_rules`.
+
+    Raises:
+        ValueError: naming every field of another type.
+    """
+    check_rules(config, [(name, kind.accepts(getattr(config, name)), kind.description) for name, kind in types.items()])
+    for name, kind in types.items():
+        object.__setattr__(config, name, kind.convert(getattr(config, name)))
+
+
+def sequence_of(kind: FieldType, description: str) -> FieldType:
+    """A field that holds a sequence; it is converted to a tuple."""
+    return FieldType(
+        f"a sequence of {description}",
+        lambda value: (
+            isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and all(map(kind.accepts, value))
+        ),
+        lambda value: tuple(map(kind.convert, value)),
+    )
+
+
+def optional(kind: FieldType) -> FieldType:
+    """A field that holds None or a value of the given type."""
+    return FieldType(
+        f"None, or {kind.description}",
+        lambda value: value is None or kind.accepts(value),
+        lambda value: None if value is None else kind.convert(value),
+    )
+
+
+def _is_finite_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+INTEGER = FieldType("a whole number", _is_integer, int)
+NUMBER = FieldType("a finite number", _is_finite_number, float)
+STRING = FieldType("a text", lambda value: isinstance(value, str), str)
+BOOLEAN = FieldType("True or False", lambda value: isinstance(value, bool), bool)

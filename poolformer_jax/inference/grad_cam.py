@@ -1,0 +1,119 @@
+"""Grad-CAM: which part of a picture speaks for a class (arXiv 1610.02391).
+
+The layer and the colours are those of the authors' misc/cam_image.py: the last stage's output; each channel weighted by
+the mean gradient of the class's logit; negative evidence cut off; scaled to 0..1, enlarged bilinearly to the picture
+and laid over it half transparent. They squash the picture to 224 x 224; here it is preprocessed as for
+classification, so that the map explains the very prediction that `ImageClassifier` gives.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, UInt8
+
+from poolformer_jax.images.processor import PoolFormerImageProcessor
+from poolformer_jax.images.reading import ImageLike
+from poolformer_jax.inference.folding import fold, folded_features, folded_head
+from poolformer_jax.network.config import PoolFormerConfig
+
+# Side in pixels that a picture of a small network is enlarged to for people, that of the published networks' input.
+VISIBLE_SIDE = 224
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Why one picture belongs to one class.
+
+    Attributes:
+        label: index of the class.
+        probability: what the network gives it.
+        picture: the part of the picture that the network saw, uint8 [height, width, channels].
+        heatmap: evidence for the class, float32 [height, width] from 0 to 1.
+    """
+
+    label: int
+    probability: float
+    picture: UInt8[np.ndarray, "h w c"]
+    heatmap: Float32[np.ndarray, "h w"]
+
+    def overlay(self, shorter_side: int = 1) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """The picture with the heatmap over it: red speaks for the class, blue does not.
+
+        Args:
+            shorter_side: a picture whose shorter side has fewer pixels is enlarged, by the largest whole factor that
+                keeps that side within this.
+        """
+        mixed = jet(self.heatmap) + self.picture / 255
+        factor = max(1, shorter_side // min(self.heatmap.shape))
+        rounded: UInt8[np.ndarray, "h w 3"] = np.rint(255 * mixed / mixed.max()).astype(np.uint8)
+        return rounded.repeat(factor, 0).repeat(factor, 1)
+
+
+class GradCam:
+    """Explains classifications; compiled once per picture size.
+
+    Args:
+        config: the architecture, with a head.
+        variables: `{"params": tree}`.
+        image_processor: the preprocessing.
+    """
+
+    def __init__(
+        self, config: PoolFormerConfig, variables: Mapping[str, Any], image_processor: PoolFormerImageProcessor
+    ) -> None:
+        if config.num_labels == 0:
+            raise ValueError("The network has no head (num_labels=0). Expected at least one label to explain.")
+        self.config = config
+        self.image_processor = image_processor
+        self._params = fold(config, variables)
+        self._explain = jax.jit(partial(_explain, config))
+
+    def __call__(self, image: ImageLike, label: int | None = None) -> Explanation:
+        """Explains one image.
+
+        Args:
+            image: anything `PoolFormerImageProcessor.preprocess` takes as one picture.
+            label: index of the class to explain; by default the most probable one.
+
+        Raises:
+            ImageError: if the image cannot be read.
+            ValueError: if there is no such class.
+        """
+        if label is not None and not 0 <= label < self.config.num_labels:
+            raise ValueError(f"label={label}. Expected an index from 0 to {self.config.num_labels - 1}.")
+        picture = self.image_processor.resize_and_crop(image)
+        pixel_values = self.image_processor.normalize(picture[None])
+        inputs = jax.device_put((pixel_values, np.int32(-1 if label is None else label)))
+        heatmap, chosen, probability = jax.device_get(self._explain(self._params, *inputs))
+        return Explanation(int(chosen), float(probability), picture, heatmap)
+
+
+def _explain(
+    config: PoolFormerConfig, folded: dict[str, Any], pixel_values: Float[Array, "1 h w c"], label: Int[Array, ""]
+) -> tuple[Float[Array, "h w"], Int[Array, ""], Float[Array, ""]]:
+    features = folded_features(config, folded, pixel_values)[-1]
+    logits, gradient_of = jax.vjp(partial(folded_head, config, folded), features)
+    chosen = jnp.where(label < 0, jnp.argmax(logits), label)
+    (gradient,) = gradient_of(jax.nn.one_hot(chosen, config.num_labels, dtype=logits.dtype)[None])
+    weights = gradient.mean((1, 2))
+    evidence = jax.nn.relu(jnp.einsum("bhwc,bc->hw", features, weights))
+    # Scaled before and after, because enlarging does not reach the extremes of every pixel.
+    enlarged = jax.image.resize(_scale_to_one(evidence), pixel_values.shape[1:3], "bilinear")
+    return _scale_to_one(enlarged), chosen, jax.nn.softmax(logits)[0, chosen]
+
+
+def _scale_to_one(values: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """From 0 to 1; a map that is the same everywhere becomes 0."""
+    values = values - values.min()
+    return values / (values.max() + 1e-7)
+
+
+def jet(values: Float32[np.ndarray, "*s"]) -> Float32[np.ndarray, "*s 3"]:
+    """The "jet" colours, from blue at 0 over green to red at 1, as RGB from 0 to 1."""
+    peaks = np.array([3, 2, 1], np.float32)  # of red, green and blue, in quarters
+    return np.clip(1.5 - np.abs(4 * values[..., None] - peaks), 0, 1)

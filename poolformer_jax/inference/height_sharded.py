@@ -1,0 +1,131 @@
+"""Images too large for one device: each device holds a band of rows, of the pixels and of every feature map.
+
+Only the input's sharding is said here. XLA's partitioner finds what has to cross between bands: the few rows that
+convolution and pooling windows share (a halo exchange), and the sums that norms take over the whole image. Parameters
+are on every device.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Num
+
+from poolformer_jax.inference.folding import fold, folded_features, folded_head
+from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network.model import ImageClassifierOutput, check_dtype, check_pixel_values
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPerDevice:
+    """What one device needs to compute an image, in bytes.
+
+    Attributes:
+        parameters_and_pixels: the arguments: all parameters, and the device's band of the image.
+        results: its bands of the feature maps, and the logits.
+        temporaries: the most that is held in between.
+    """
+
+    parameters_and_pixels: int
+    results: int
+    temporaries: int
+
+    def __str__(self) -> str:
+        parts = (self.parameters_and_pixels, self.results, self.temporaries)
+        inputs, results, temporaries = (part / 2**20 for part in parts)
+        total = sum(parts) / 2**20
+        return (
+            f"{total:.1f} MiB per device: {inputs:.1f} parameters and pixels, {results:.1f} results, "
+            f"{temporaries:.1f} temporaries"
+        )
+
+
+class HeightShardedModel:
+    """The network on images whose rows are spread over devices; the same function as on one device.
+
+    Args:
+        config: the architecture.
+        variables: `{"params": tree}`.
+        devices: what to spread over; by default all devices of this process.
+        dtype: type that feature maps are computed in, float32 or bfloat16.
+
+    Raises:
+        ValueError: for strides, kernels and padding whose maps have no equal bands, another dtype, or no devices.
+    """
+
+    def __init__(
+        self,
+        config: PoolFormerConfig,
+        variables: Mapping[str, Any],
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        dtype: Dtype = jnp.float32,
+    ) -> None:
+        check_dtype(dtype)
+        devices = jax.local_devices() if devices is None else devices
+        if not devices:
+            raise ValueError("devices is empty. Expected at least one, or None for all of this process.")
+        mesh = Mesh(np.asarray(devices), ("height",))
+        self.config, self._mesh = config, mesh
+        self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())
+        self._multiple = config.total_stride * mesh.size
+        if any(rows % mesh.size for rows in config.feature_sizes(self._multiple)):  # then no multiple will do
+            raise ValueError(
+                f"The feature maps of {self._multiple} pixels are {config.feature_sizes(self._multiple)} pixels high, "
+                f"which {mesh.size} devices do not share equally. Expected padding of about half of patch_sizes, as "
+                "published, or one device."
+            )
+        self._params = jax.device_put(fold(config, variables), replicated)
+        self._apply = jax.jit(
+            partial(_apply, config, dtype),
+            in_shardings=(replicated, self._rows),
+            out_shardings=(self._rows, replicated),
+        )
+
+    def __call__(self, pixel_values: Num[Array | np.ndarray, "b h w c"]) -> ImageClassifierOutput:
+        """Logits and feature maps; the maps stay spread over the devices by rows.
+
+        Args:
+            pixel_values: [batch, height, width, num_channels], normalised. The height is a multiple of the network's
+                stride times the number of devices, so that every band of every map has the same number of rows.
+
+        Raises:
+            ValueError: for another height, with the next larger one that would do, and for what no network takes.
+        """
+        self._check(pixel_values.shape)
+        with jax.set_mesh(self._mesh):  # whatever mesh the program around has set for itself
+            hidden_states, logits = self._apply(self._params, jax.device_put(pixel_values, self._rows))
+        return ImageClassifierOutput(loss=None, logits=logits, hidden_states=hidden_states)
+
+    def memory_per_device(self, height: int, width: int, batch: int = 1) -> MemoryPerDevice:
+        """What XLA plans for images of `height` x `width` pixels; compiles without computing."""
+        shape = (batch, height, width, self.config.num_channels)
+        self._check(shape)
+        pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
+        with jax.set_mesh(self._mesh):
+            plan: Any = self._apply.lower(self._params, pixels).compile().memory_analysis()
+        return MemoryPerDevice(plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        check_pixel_values(self.config, shape)
+        height = shape[1]
+        if height % self._multiple:
+            larger = -(-height // self._multiple) * self._multiple
+            raise ValueError(
+                f"The image is {height} pixels high. Expected a multiple of {self._multiple}, the network's stride of "
+                f"{self.config.total_stride} times the number of devices: resize it to {larger}, or use fewer devices."
+            )
+
+
+def _apply(
+    config: PoolFormerConfig, dtype: Dtype, folded: dict[str, Any], pixel_values: Num[Array, "b h w c"]
+) -> tuple[tuple[Float[Array, "b _h _w _c"], ...], Float[Array, "b labels"]]:
+    hidden_states = folded_features(config, folded, pixel_values, dtype)
+    return hidden_states, folded_head(config, folded, hidden_states[-1])

@@ -1,0 +1,253 @@
+"""The MLP branch of narrow stages on NVIDIA GPUs: one kernel for the forward pass, two for the backward pass.
+
+A program holds some rows of the map [positions, channels], goes through the hidden layer a few channels at a time, and
+writes no part of it. Blocks have sides that are powers of two: 96 channels are three blocks of 32.
+"""
+
+import functools
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float
+
+from poolformer_jax.network.functional import gelu_fit
+from poolformer_jax.network.fused.cpu_batching import largest_divisor
+from poolformer_jax.network.fused.kernels.choice import GPU_ROWS, side_of_blocks
+
+_PROGRAMS = 512  # that share the weights' gradients: a few for each of a GPU's processors
+
+_Map = Float[Array, "b h w c"]
+_PerImage = Float[Array, " b"]
+_Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]
+
+
+def forward(
+    maps: tuple[_Map], vectors: tuple[_PerImage, ...], weights: _Weights, *, interpret: bool
+) -> tuple[_Map, tuple[_PerImage, _PerImage], tuple[()]]:
+    """The branch with its input, `y = x + keep * mlp((x - mean) * inverse_std)`.
+
+    Args:
+        maps: (x), bfloat16, [batch, height, width, channels].
+        vectors: (mean, inverse_std, keep); keep is the branch's factor.
+        weights: kernel1 and kernel2 in bfloat16, bias1 and bias2 in float32.
+        interpret: compute on any platform.
+
+    Returns:
+        `y`, and the sums of `y - mean` and of its square over each image.
+    """
+    (x,), blocks = maps, _Blocks(maps[0], weights[0])
+
+    def kernel(
+        x_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
+        y_ref: Any, sum_ref: Any, square_ref: Any,
+    ) -> None:  # fmt: skip
+        rows = pl.ds(pl.program_id(0) * GPU_ROWS, GPU_ROWS)
+        mean, inverse_std, keep = blocks.of_rows(rows, mean_ref, inverse_std_ref, keep_ref)
+        standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
+
+        def add(index: Any, branch: list[Array]) -> list[Array]:
+            some = blocks.hidden(index)
+            hidden = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])[0].astype(x_ref.dtype)
+            return [total + _product(hidden, w2[some, where]) for total, where in zip(branch, blocks.channels)]
+
+        branch = lax.fori_loop(0, blocks.parts, add, blocks.zeros())
+        total = squares = jnp.zeros(GPU_ROWS, jnp.float32)
+        for where, x, block in zip(blocks.channels, blocks.read(x_ref, rows), branch):
+            y = (x + (block + b2[where][None]) * keep).astype(y_ref.dtype)
+            y_ref[rows, where] = y
+            distance = y.astype(jnp.float32) - mean
+            total, squares = total + distance.sum(1), squares + (distance * distance).sum(1)
+        sum_ref[rows], square_ref[rows] = total, squares
+
+    y, total, squares = blocks.call(
+        kernel,
+        "mlp_forward",
+        blocks.rows // GPU_ROWS,
+        [blocks.flat(x), *vectors, *weights],
+        [blocks.map_like, *[blocks.vector] * 2],
+        interpret,
+    )
+    return y.reshape(x.shape), (blocks.by_image(total), blocks.by_image(squares)), ()
+
+
+def backward(
+    maps: tuple[_Map, _Map, _Map], vectors: tuple[_PerImage, ...], weights: _Weights, *, interpret: bool
+) -> tuple[_Map, tuple[_PerImage, _PerImage], _Weights]:
+    """The gradient of `forward`, where that of `y` is `dy + slope * y + offset`.
+
+    Args:
+        maps: (x, y, dy).
+        vectors: (mean, inverse_std, keep, slope, offset).
+        weights: as in `forward`.
+        interpret: as in `forward`.
+
+    Returns:
+        `dx` with mean and inverse_std held fixed; the sums of `dz` and of `z * dz` over each image, where
+        `z = (x - mean) * inverse_std`; and the weights' gradients in float32.
+    """
+    (x, _, _), (mean, inverse_std, *_), (kernel1, bias1, kernel2, _) = maps, vectors, weights
+    blocks = _Blocks(x, kernel1)
+    # As Triton multiplies: what is summed over last on the left, first on the right.
+    layer1, layer2 = (kernel1, bias1), kernel2.T
+    dx, dbranch, total, products, dbias2 = _input_gradient(
+        blocks, [*map(blocks.flat, maps), *vectors, *layer1, layer2, kernel1.T], interpret
+    )
+    gradients = _weight_gradients(blocks, [blocks.flat(x), dbranch, mean, inverse_std, *layer1, layer2], interpret)
+    return dx.reshape(x.shape), (blocks.by_image(total), blocks.by_image(products)), (*gradients, dbias2.sum(0))
+
+
+def _input_gradient(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> Any:
+    """`dx`; the branch's gradient; sums of `dz` and `z * dz` over the channels of every row; of the second bias."""
+
+    def kernel(
+        x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, slope_ref: Any,
+        offset_ref: Any, w1: Any, b1: Any, w2t: Any, w1t: Any,
+        dx_ref: Any, dbranch_ref: Any, sum_ref: Any, product_ref: Any, db2_ref: Any,
+    ) -> None:  # fmt: skip
+        rows = pl.ds(pl.program_id(0) * GPU_ROWS, GPU_ROWS)
+        mean, inverse_std, keep, slope, offset = blocks.of_rows(
+            rows, mean_ref, inverse_std_ref, keep_ref, slope_ref, offset_ref
+        )
+
+        def whole_gradient() -> list[Array]:
+            return [dy + slope * y + offset for y, dy in zip(blocks.read(y_ref, rows), blocks.read(dy_ref, rows))]
+
+        standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
+        dbranch = [(dy * keep).astype(x_ref.dtype) for dy in whole_gradient()]
+        for where, block in zip(blocks.channels, dbranch):
+            dbranch_ref[rows, where] = block
+            db2_ref[pl.program_id(0), where] = block.astype(jnp.float32).sum(0)
+
+        def add(index: Any, dstandard: list[Array]) -> list[Array]:
+            some = blocks.hidden(index)
+            _, dgelu = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])
+            dinner = (blocks.product(dbranch, w2t, some) * dgelu).astype(x_ref.dtype)
+            return [total + _product(dinner, w1t[some, where]) for total, where in zip(dstandard, blocks.channels)]
+
+        dstandard = lax.fori_loop(0, blocks.parts, add, blocks.zeros())
+        total = products = jnp.zeros(GPU_ROWS, jnp.float32)
+        for where, z, dz, dy in zip(blocks.channels, standard, dstandard, whole_gradient()):
+            dx_ref[rows, where] = (dy + dz * inverse_std).astype(dx_ref.dtype)
+            total, products = total + dz.sum(1), products + (dz * z.astype(jnp.float32)).sum(1)
+        sum_ref[rows], product_ref[rows] = total, products
+
+    programs = blocks.rows // GPU_ROWS
+    results = [*[blocks.map_like] * 2, *[blocks.vector] * 2, blocks.array(programs, blocks.width)]
+    return blocks.call(kernel, "mlp_input_gradient", programs, arrays, results, interpret)
+
+
+def _weight_gradients(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> tuple[Array, Array, Array]:
+    """Of both matrices and the first bias.
+
+    Every program sums over some of the rows, for some channels of the hidden layer; XLA adds these sums up.
+    """
+    parts = blocks.parts
+    shares = largest_divisor(blocks.rows // GPU_ROWS, max(1, _PROGRAMS // parts))
+    steps = blocks.rows // GPU_ROWS // shares
+
+    def kernel(
+        x_ref: Any, dbranch_ref: Any, mean_ref: Any, inverse_std_ref: Any, w1: Any, b1: Any, w2t: Any,
+        dw1t_ref: Any, db1_ref: Any, dw2_ref: Any,
+    ) -> None:  # fmt: skip
+        # Neighbours read the same rows at about the same time: all but one of them from the cache.
+        share, part = pl.program_id(0) // parts, pl.program_id(0) % parts
+        some = blocks.hidden(part)
+
+        def add(step: Any, sums: Any) -> Any:
+            dw1t, db1, dw2 = sums
+            rows = pl.ds((share * steps + step) * GPU_ROWS, GPU_ROWS)
+            mean, inverse_std = blocks.of_rows(rows, mean_ref, inverse_std_ref)
+            standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
+            dbranch = [dbranch_ref[rows, where] for where in blocks.channels]
+            hidden, dgelu = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])
+            dinner = blocks.product(dbranch, w2t, some) * dgelu
+            hidden, rounded = hidden.astype(x_ref.dtype), dinner.astype(x_ref.dtype)
+            return (
+                [total + _product(rounded.T, z) for total, z in zip(dw1t, standard)],
+                db1 + dinner.sum(0),
+                [total + _product(hidden.T, d) for total, d in zip(dw2, dbranch)],
+            )
+
+        matrices = [jnp.zeros((blocks.hidden_side, blocks.side), jnp.float32)] * len(blocks.channels)
+        sums = matrices, jnp.zeros(blocks.hidden_side, jnp.float32), matrices
+        dw1t, db1, dw2 = lax.fori_loop(0, steps, add, sums)
+        db1_ref[share, some] = db1
+        for index, where in enumerate(blocks.channels):
+            dw1t_ref[share, some, where] = dw1t[index]
+            dw2_ref[share, some, where] = dw2[index]
+
+    hidden = parts * blocks.hidden_side
+    matrix, vector = blocks.array(shares, hidden, blocks.width), blocks.array(shares, hidden)
+    results = [matrix, vector, matrix]
+    dw1t, db1, dw2 = blocks.call(kernel, "mlp_weight_gradients", shares * parts, arrays, results, interpret)
+    return dw1t.sum(0).T, db1.sum(0), dw2.sum(0)
+
+
+class _Blocks:
+    """A map as [rows, channels], a row for each position of each image, and how programs hold it and a hidden layer."""
+
+    def __init__(self, x: _Map, kernel1: Float[Array, "c hidden"]) -> None:
+        self.images, self.width = x.shape[0], x.shape[3]
+        self.rows, self.positions = math.prod(x.shape[:3]), x.shape[1] * x.shape[2]
+        self.side, self.hidden_side = (side_of_blocks(channels) for channels in kernel1.shape)
+        self.parts = kernel1.shape[1] // self.hidden_side
+        self.channels = [pl.ds(start, self.side) for start in range(0, self.width, self.side)]
+        self.map_like, self.vector = self.array(self.rows, self.width, dtype=x.dtype), self.array(self.rows)
+
+    def flat(self, x: _Map) -> Float[Array, "rows c"]:
+        return x.reshape(-1, self.width)
+
+    def by_image(self, sums: Float[Array, " rows"]) -> _PerImage:
+        return sums.reshape(self.images, -1).sum(1)
+
+    def hidden(self, part: Any) -> Any:
+        """Where a part of the hidden layer is."""
+        return pl.ds(part * self.hidden_side, self.hidden_side)
+
+    def array(self, *shape: int, dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def zeros(self) -> list[Array]:
+        return [jnp.zeros((GPU_ROWS, self.side), jnp.float32) for _ in self.channels]
+
+    def of_rows(self, rows: Any, *refs: Any) -> list[Float[Array, "rows 1"]]:
+        """The numbers of the images that some rows belong to."""
+        image = (rows.start + jnp.arange(GPU_ROWS)) // self.positions
+        return [ref[image][:, None] for ref in refs]
+
+    def read(self, ref: Any, rows: Any) -> list[Array]:
+        """Some rows in float32."""
+        return [ref[rows, where].astype(jnp.float32) for where in self.channels]
+
+    def product(self, left: list[Array], right: Any, columns: Any) -> Array:
+        """`left @ right[:, columns]`, in float32."""
+        products = [_product(block, right[where, columns]) for block, where in zip(left, self.channels)]
+        return functools.reduce(operator.add, products)
+
+    def call(
+        self, kernel: Any, name: str, programs: int, arrays: list[Array], results: list[Any], interpret: bool
+    ) -> Any:
+        return pl.pallas_call(
+            kernel,
+            name=name,
+            grid=(programs,),
+            out_shape=results,
+            interpret=interpret,
+            # As many threads as hold the sums of 64 rows in their registers.
+            compiler_params=triton.CompilerParams(num_warps=4 if self.width <= 64 else 8, num_stages=2),
+        )(*arrays)
+
+
+def _standard(x: Array, mean: Array, inverse_std: Array) -> Array:
+    return ((x - mean) * inverse_std).astype(jnp.bfloat16)
+
+
+def _product(left: Array, right: Array) -> Array:
+    return jnp.dot(left, right, preferred_element_type=jnp.float32)

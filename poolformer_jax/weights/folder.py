@@ -1,0 +1,202 @@
+"""What a model folder for each home of PoolFormer holds, and how it comes to be there whole or not at all.
+
+A new folder appears by one rename. In one that is there files can be replaced only one by one: its weights go first and
+come last, so that whatever ends a program in between leaves a folder without weights, and none of parts of two models.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from poolformer_jax.files import naming_destination, write_json
+from poolformer_jax.images.processor import PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
+from poolformer_jax.images.processor_config import FILE as PREPROCESSOR
+from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network.variants import published_variant
+from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
+from poolformer_jax.weights.names import LAYOUTS, leaves
+from poolformer_jax.weights.source import CARRIED_CONFIG, CONFIG, WEIGHTS
+
+# transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
+_HF_FIELDS = (
+    "model_type architectures num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding "
+    "drop_path_rate hidden_act use_layer_scale layer_scale_init_value num_labels id2label label2id num_encoder_blocks "
+    "dropout_rate"  # which transformers has no use for, and keeps
+)
+
+
+def write_model(
+    folder: str | os.PathLike[str],
+    config: PoolFormerConfig,
+    layout: str,
+    arrays: Iterable[np.ndarray],
+    image_processor: PoolFormerImageProcessor | None = None,
+) -> None:
+    """As `save_pretrained`, of arrays that are asked for one by one, in the order of `names.leaves(config, layout)`."""
+    names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]  # also refuses an unknown layout
+    _refuse_inexpressible(config, layout)
+    _warn_of_head_order(config, layout)
+    processor = image_processor or _default_processor(config)
+    if processor is not None and processor.num_channels != config.num_channels:
+        raise ValueError(
+            f"The preprocessing makes {processor.num_channels} channels, and this network takes {config.num_channels}. "
+            "Expected a mean and a standard deviation for each channel, or no preprocessing."
+        )
+    there = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
+    config_json = _config_json(there, layout, processor)
+    file = "model.pth.tar" if layout == "sail" else "model.safetensors"
+    with _staged(Path(folder).expanduser(), file) as stage:
+        if processor is not None:
+            processor.save_pretrained(stage)
+        write_json(stage / CONFIG, config_json)
+        if layout == "sail":
+            write_torch(stage / file, names, arrays)
+        else:
+            ours = {"format": "flax", CARRIED_CONFIG: json.dumps(there.to_dict())}
+            # transformers asks for the entry that says "pt".
+            write_safetensors(stage / file, names, arrays, ours if layout == "jax" else {"format": "pt"})
+
+
+def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
+    """The names may fit a model that computes something else; better no folder than that one."""
+    stages = len(config.depths)
+    wanted: dict[str, Any] = {}
+    if layout in ("hf", "timm"):
+        wanted = {"token_mixers": ("pooling",) * stages, "norm": "group_norm", "position_embeddings": (False,) * stages}
+    if layout == "timm":
+        wanted |= {"pool_size": 3, "hidden_act": "gelu", "use_layer_scale": True}
+    if wrong := [
+        f"{name}={getattr(config, name)!r}" for name, value in wanted.items() if getattr(config, name) != value
+    ]:
+        raise ValueError(
+            f"The model of {layout} cannot compute a network with {', '.join(wrong)}. Expected "
+            f"{', '.join(f'{name}={value!r}' for name, value in wanted.items())}; 'jax' holds every network."
+        )
+    if layout == "timm" and _timm_variant(config) is None:
+        raise ValueError(
+            f"timm.create_model has no network of depths {config.depths}, widths {config.hidden_sizes}. Expected "
+            "one of the published s12, s24, s36, m36 and m48; save this one as 'hf', 'sail' or 'jax'."
+        )
+
+
+def _warn_of_head_order(config: PoolFormerConfig, layout: str) -> None:
+    there = LAYOUTS[layout].head_order
+    if there is not None and there != config.head_order:
+        warnings.warn(
+            f"This network has head_order={config.head_order!r}, and the model of {layout} computes {there!r}: the "
+            "weights are the same, its logits will differ a little.",
+            stacklevel=4,
+        )
+
+
+def _default_processor(config: PoolFormerConfig) -> PoolFormerImageProcessor | None:
+    variant = published_variant(config)
+    if variant is None or config.num_channels != 3:
+        return None  # whoever fed it knows how; to write down something else would be to invent it
+    return PoolFormerImageProcessor.for_variant(variant)
+
+
+def _timm_variant(config: PoolFormerConfig) -> str | None:
+    # Other channels than three are an argument of timm's models, `in_chans`.
+    return published_variant(dataclasses.replace(config, num_channels=3))
+
+
+def _config_json(config: PoolFormerConfig, layout: str, processor: PoolFormerImageProcessor | None) -> dict[str, Any]:
+    if layout == "timm":
+        return _timm_config(config, processor)
+    data = config.to_dict()
+    return {name: data[name] for name in _HF_FIELDS.split() if name in data} if layout == "hf" else data
+
+
+def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor | None) -> dict[str, Any]:
+    preprocessing = {} if processor is None else _timm_preprocessing(processor)
+    side = 224 if processor is None else processor.crop_size["height"]
+    data: dict[str, Any] = {
+        "architecture": f"poolformer_{_timm_variant(config)}",
+        "num_classes": config.num_labels,
+        "num_features": config.hidden_sizes[-1],
+        "global_pool": "avg",
+        "pretrained_cfg": {
+            "num_classes": config.num_labels,
+            "input_size": [config.num_channels, side, side],
+            "pool_size": [config.feature_sizes(side)[-1]] * 2,
+            "classifier": "head.fc",
+            **preprocessing,
+        },
+    }
+    if config.num_channels == 3:
+        data["pretrained_cfg"]["first_conv"] = "stem.conv"
+    else:  # timm takes a convolution that is named there for one of three channels, and makes a new one of it
+        data["model_args"] = {"in_chans": config.num_channels}
+    if config.id2label is not None:
+        data["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
+    return data
+
+
+def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
+    """timm makes the shorter edge floor(side / crop_pct), cuts out the middle, and divides by 255 before it normalises.
+
+    Raises:
+        ValueError: if that makes no such pixels.
+    """
+    side, edge = processor.crop_size["height"], processor.shorter_edge
+    cuts = processor.do_resize and processor.do_center_crop and processor.crop_size["width"] == side
+    if not cuts or edge is None or edge < side:
+        names = ("do_resize", "size", "crop_pct", "do_center_crop", "crop_size")
+        raise ValueError(
+            f"timm cannot preprocess with {', '.join(f'{name}={getattr(processor, name)!r}' for name in names)}. "
+            "Expected a picture resized in its own shape, and a square cut out that fits into it; save this one as "
+            "'hf', 'sail' or 'jax'."
+        )
+    mean, std = unit_mean_and_std(processor)
+    return {
+        "crop_pct": share_of_edge(processor, side, edge),
+        "crop_mode": "center",
+        "interpolation": Image.Resampling(processor.resample).name.lower(),
+        "mean": mean,
+        "std": std,
+    }
+
+
+@contextmanager
+def _staged(target: Path, weights: str) -> Iterator[Path]:
+    """A folder that becomes `target`, or gives it its files, when all is written; it vanishes when something fails."""
+    with naming_destination(target):  # it may be that nobody lets us look
+        if target.exists() and not target.is_dir():
+            raise ValueError(f"{target} is a file. Expected the name of a folder to write a model into.")
+        if others := [name for name in WEIGHTS if name != weights and (target / name).exists()]:
+            raise ValueError(
+                f"{target} holds other weights already ({', '.join(others)}), and a reader could take them for these. "
+                "Expected a new folder, or one that holds a model of the same layout."
+            )
+        if files := [parent for parent in target.parents if parent.exists() and not parent.is_dir()]:
+            raise ValueError(f"{target} cannot be a folder, because {files[0]} is a file. Expected a name in a folder.")
+    with naming_destination(target):
+        place = target.resolve()
+        # Where a rename cannot leave the file system, nor ask more of it than the right to write there.
+        where = place if place.exists() else place.parent
+        where.mkdir(parents=True, exist_ok=True)
+        stage = where / f".{place.name}.{uuid.uuid4().hex}"
+        stage.mkdir()
+        try:
+            yield stage
+            if where == place:
+                if (place / weights).exists():
+                    for name in (weights, PREPROCESSOR):
+                        (place / name).unlink(missing_ok=True)
+                for file in sorted(stage.iterdir(), key=lambda file: file.name == weights):
+                    file.replace(place / file.name)
+            else:
+                stage.rename(place)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)

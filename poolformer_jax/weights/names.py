@@ -1,0 +1,313 @@
+"""The names of every parameter: here, and in the three PyTorch homes of PoolFormer. The only place that lists them.
+
+`PARAMETERS` is the parameter tree of this package with its shapes. Each layout pairs a path of the tree with a PyTorch
+name and says how the array is laid out there; the rows follow the order in which PyTorch registers the parameters, so
+each table can be read beside its source:
+
+  sail  sail-sg/poolformer, models/poolformer.py (`PoolFormer`, `PoolFormerBlock`) and, for position embeddings,
+        attention and spatial fc, models/metaformer.py (`MetaFormer`, `AddPositionEmb`, `Attention`, `SpatialFc`)
+  hf    transformers, models/poolformer/modeling_poolformer.py
+  timm  pytorch-image-models, timm/models/metaformer.py (`MetaFormer` with the arguments of `poolformer_s12`)
+  jax   this package's own files: a path is its own name
+
+A row is used for every stage `{s}` and block `{b}`. sail numbers the entries of one list, `network`, that holds
+downsampling, position embedding and blocks of all stages in order: `{down}`, `{pos}` and `{at}` are their places in it.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from poolformer_jax.fields import first_few
+from poolformer_jax.network.config import PoolFormerConfig
+
+# Shapes: k patch size, i channels before the stage, c channels of the stage, m hidden channels of its MLP, q three
+# times c, h and w sides of its feature map, n its positions (h * w), l labels. Without a stage: those of the last one.
+_PARAMETERS = """
+    stem/conv/kernel                                 k k i c    always
+    stem/conv/bias                                   c          always
+    stages_{s}/downsample/conv/kernel                k k i c    after the first stage
+    stages_{s}/downsample/conv/bias                  c          after the first stage
+    stages_{s}/position_embedding                    h w c      position embedding
+    stages_{s}/blocks_{b}/norm1/scale                c          always
+    stages_{s}/blocks_{b}/norm1/bias                 c          always
+    stages_{s}/blocks_{b}/token_mixer/qkv/kernel     c q        attention
+    stages_{s}/blocks_{b}/token_mixer/proj/kernel    c c        attention
+    stages_{s}/blocks_{b}/token_mixer/proj/bias      c          attention
+    stages_{s}/blocks_{b}/token_mixer/fc/kernel      n n        spatial_fc
+    stages_{s}/blocks_{b}/layer_scale_1/scale        c          layer scale
+    stages_{s}/blocks_{b}/norm2/scale                c          always
+    stages_{s}/blocks_{b}/norm2/bias                 c          always
+    stages_{s}/blocks_{b}/mlp/fc1/kernel             c m        always
+    stages_{s}/blocks_{b}/mlp/fc1/bias               m          always
+    stages_{s}/blocks_{b}/mlp/fc2/kernel             m c        always
+    stages_{s}/blocks_{b}/mlp/fc2/bias               c          always
+    stages_{s}/blocks_{b}/layer_scale_2/scale        c          layer scale
+
+    norm/scale                                       c          classifier
+    norm/bias                                        c          classifier
+    head/kernel                                      c l        labels
+    head/bias                                        l          labels
+"""
+
+_SAIL = """
+    stem/conv/kernel                                 patch_embed.proj.weight                   conv
+    stem/conv/bias                                   patch_embed.proj.bias                     same
+
+    stages_{s}/downsample/conv/kernel                network.{down}.proj.weight                conv
+    stages_{s}/downsample/conv/bias                  network.{down}.proj.bias                  same
+    stages_{s}/position_embedding                    network.{pos}.pos_embed                   position
+    stages_{s}/blocks_{b}/layer_scale_1/scale        network.{at}.{b}.layer_scale_1            same
+    stages_{s}/blocks_{b}/layer_scale_2/scale        network.{at}.{b}.layer_scale_2            same
+    stages_{s}/blocks_{b}/norm1/scale                network.{at}.{b}.norm1.weight             same
+    stages_{s}/blocks_{b}/norm1/bias                 network.{at}.{b}.norm1.bias               same
+    stages_{s}/blocks_{b}/token_mixer/qkv/kernel     network.{at}.{b}.token_mixer.qkv.weight   linear
+    stages_{s}/blocks_{b}/token_mixer/proj/kernel    network.{at}.{b}.token_mixer.proj.weight  linear
+    stages_{s}/blocks_{b}/token_mixer/proj/bias      network.{at}.{b}.token_mixer.proj.bias    same
+    stages_{s}/blocks_{b}/token_mixer/fc/kernel      network.{at}.{b}.token_mixer.fc.weight    linear
+    stages_{s}/blocks_{b}/norm2/scale                network.{at}.{b}.norm2.weight             same
+    stages_{s}/blocks_{b}/norm2/bias                 network.{at}.{b}.norm2.bias               same
+    stages_{s}/blocks_{b}/mlp/fc1/kernel             network.{at}.{b}.mlp.fc1.weight           pointwise
+    stages_{s}/blocks_{b}/mlp/fc1/bias               network.{at}.{b}.mlp.fc1.bias             same
+    stages_{s}/blocks_{b}/mlp/fc2/kernel             network.{at}.{b}.mlp.fc2.weight           pointwise
+    stages_{s}/blocks_{b}/mlp/fc2/bias               network.{at}.{b}.mlp.fc2.bias             same
+
+    norm/scale                                       norm.weight                               same
+    norm/bias                                        norm.bias                                 same
+    head/kernel                                      head.weight                               linear
+    head/bias                                        head.bias                                 same
+"""
+
+_HF = """
+    stem/conv/kernel                             poolformer.encoder.patch_embeddings.0.projection.weight    conv
+    stem/conv/bias                               poolformer.encoder.patch_embeddings.0.projection.bias      same
+
+    stages_{s}/downsample/conv/kernel            poolformer.encoder.patch_embeddings.{s}.projection.weight  conv
+    stages_{s}/downsample/conv/bias              poolformer.encoder.patch_embeddings.{s}.projection.bias    same
+
+    stages_{s}/blocks_{b}/layer_scale_1/scale    poolformer.encoder.block.{s}.{b}.layer_scale_1             same
+    stages_{s}/blocks_{b}/layer_scale_2/scale    poolformer.encoder.block.{s}.{b}.layer_scale_2             same
+    stages_{s}/blocks_{b}/mlp/fc1/kernel         poolformer.encoder.block.{s}.{b}.output.conv1.weight       pointwise
+    stages_{s}/blocks_{b}/mlp/fc1/bias           poolformer.encoder.block.{s}.{b}.output.conv1.bias         same
+    stages_{s}/blocks_{b}/mlp/fc2/kernel         poolformer.encoder.block.{s}.{b}.output.conv2.weight       pointwise
+    stages_{s}/blocks_{b}/mlp/fc2/bias           poolformer.encoder.block.{s}.{b}.output.conv2.bias         same
+    stages_{s}/blocks_{b}/norm1/scale            poolformer.encoder.block.{s}.{b}.before_norm.weight        same
+    stages_{s}/blocks_{b}/norm1/bias             poolformer.encoder.block.{s}.{b}.before_norm.bias          same
+    stages_{s}/blocks_{b}/norm2/scale            poolformer.encoder.block.{s}.{b}.after_norm.weight         same
+    stages_{s}/blocks_{b}/norm2/bias             poolformer.encoder.block.{s}.{b}.after_norm.bias           same
+
+    norm/scale                                   norm.weight                                                same
+    norm/bias                                    norm.bias                                                  same
+    head/kernel                                  classifier.weight                                          linear
+    head/bias                                    classifier.bias                                            same
+"""
+
+_TIMM = """
+    stem/conv/kernel                                 stem.conv.weight                              conv
+    stem/conv/bias                                   stem.conv.bias                                same
+
+    stages_{s}/downsample/conv/kernel                stages.{s}.downsample.conv.weight             conv
+    stages_{s}/downsample/conv/bias                  stages.{s}.downsample.conv.bias               same
+    stages_{s}/blocks_{b}/norm1/scale                stages.{s}.blocks.{b}.norm1.weight            same
+    stages_{s}/blocks_{b}/norm1/bias                 stages.{s}.blocks.{b}.norm1.bias              same
+    stages_{s}/blocks_{b}/layer_scale_1/scale        stages.{s}.blocks.{b}.layer_scale1.scale      same
+    stages_{s}/blocks_{b}/norm2/scale                stages.{s}.blocks.{b}.norm2.weight            same
+    stages_{s}/blocks_{b}/norm2/bias                 stages.{s}.blocks.{b}.norm2.bias              same
+    stages_{s}/blocks_{b}/mlp/fc1/kernel             stages.{s}.blocks.{b}.mlp.fc1.weight          pointwise
+    stages_{s}/blocks_{b}/mlp/fc1/bias               stages.{s}.blocks.{b}.mlp.fc1.bias            same
+    stages_{s}/blocks_{b}/mlp/fc2/kernel             stages.{s}.blocks.{b}.mlp.fc2.weight          pointwise
+    stages_{s}/blocks_{b}/mlp/fc2/bias               stages.{s}.blocks.{b}.mlp.fc2.bias            same
+    stages_{s}/blocks_{b}/layer_scale_2/scale        stages.{s}.blocks.{b}.layer_scale2.scale      same
+
+    norm/scale                                       head.norm.weight                              same
+    norm/bias                                        head.norm.bias                                same
+    head/kernel                                      head.fc.weight                                linear
+    head/bias                                        head.fc.bias                                  same
+"""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How one kind of array is laid out there and here. Both ways are views: they move no value and change no bit."""
+
+    description: str
+    here: Callable[[np.ndarray], np.ndarray]
+    there: Callable[[np.ndarray], np.ndarray]
+
+
+TRANSFORMS: Mapping[str, Transform] = {
+    "same": Transform("as it is", lambda x: x, lambda x: x),
+    "conv": Transform("OIHW <-> HWIO", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    "pointwise": Transform("OI11 <-> IO", lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
+    "linear": Transform("OI <-> IO", lambda x: x.T, lambda x: x.T),
+    "position": Transform("1CHW <-> HWC", lambda x: x[0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[None]),
+}
+
+
+class Parameter(NamedTuple):
+    """One row of `PARAMETERS`: the symbols of its shape, and when a network has it."""
+
+    shape: tuple[str, ...]
+    when: str
+
+
+class Row(NamedTuple):
+    """One row of a layout: a path here, a name there, and the transform between them."""
+
+    path: str
+    name: str
+    transform: str
+
+
+class Leaf(NamedTuple):
+    """One parameter of one network: a row with every index filled in, and its shape here and there."""
+
+    path: str
+    name: str
+    transform: str
+    shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One home's names.
+
+    Args:
+        name: "sail", "hf", "timm" or "jax".
+        groups: the table. A group is written out stage by stage before the next one begins.
+        head_order: how that home's model pools and normalises; None where a file of it says so itself.
+    """
+
+    name: str
+    groups: tuple[tuple[Row, ...], ...]
+    head_order: str | None
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows, in the order of the table."""
+        return tuple(row for group in self.groups for row in group)
+
+
+def _columns(table: str) -> tuple[tuple[list[str], ...], ...]:
+    """The groups of a table (a blank line between two), their lines split into columns (two spaces or more)."""
+    groups = table.strip().split("\n\n")
+    return tuple(tuple(re.split(r"\s{2,}", line.strip()) for line in group.splitlines()) for group in groups)
+
+
+def _layout(name: str, table: str, head_order: str | None) -> Layout:
+    return Layout(name, tuple(tuple(Row(*line) for line in group) for group in _columns(table)), head_order)
+
+
+PARAMETERS: Mapping[str, Parameter] = {
+    path: Parameter(tuple(shape.split()), when) for group in _columns(_PARAMETERS) for path, shape, when in group
+}
+
+_OWN_ROWS = tuple(tuple(Row(path, path, "same") for path, *_ in group) for group in _columns(_PARAMETERS))
+LAYOUTS: Mapping[str, Layout] = {
+    "sail": _layout("sail", _SAIL, "norm_pool"),
+    "hf": _layout("hf", _HF, "norm_pool"),
+    "timm": _layout("timm", _TIMM, "pool_norm"),
+    "jax": Layout("jax", _OWN_ROWS, None),
+}
+
+
+def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = True) -> tuple[Leaf, ...]:
+    """Every parameter of `config`'s network under the names of `layout`, in the order of its state dict.
+
+    Args:
+        config: the network.
+        layout: one of `LAYOUTS`.
+        classifier: False for the backbone alone, without the final norm and the head.
+
+    Raises:
+        ValueError: if there is no such layout, or it has no name for some of the network's parameters.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"There is no layout {layout!r}. Expected one of: {', '.join(LAYOUTS)}.")
+    found = []
+    for group in LAYOUTS[layout].groups:
+        found += [leaf for stage in range(len(config.depths)) for leaf in _stage(config, group, stage, classifier)]
+    if layout != "jax":
+        named = {leaf.path for leaf in found}
+        if nameless := [leaf.path for leaf in leaves(config, classifier=classifier) if leaf.path not in named]:
+            raise ValueError(
+                f"The layout {layout!r} has no name for {first_few(nameless, 3)}: its model has no such part. Expected "
+                "a network of pooling mixers without position embeddings; the layouts 'sail' and 'jax' hold this one."
+            )
+    return tuple(found)
+
+
+def _stage(config: PoolFormerConfig, rows: tuple[Row, ...], stage: int, classifier: bool) -> Iterator[Leaf]:
+    """The leaves of one stage, block by block. A row without a stage belongs to the first, or is the classifier's."""
+    once = [row for row in rows if "{s}" not in row.path]
+    per_stage = [row for row in rows if "{s}" in row.path and "{b}" not in row.path]
+    per_block = [row for row in rows if "{b}" in row.path]
+    if stage == 0:
+        for row in once:
+            yield from _leaf(config, row, 0 if row.path.startswith("stem") else len(config.depths) - 1, 0, classifier)
+    for row in per_stage:
+        yield from _leaf(config, row, stage, 0, classifier)
+    for block in range(config.depths[stage] if per_block else 0):
+        for row in per_block:
+            yield from _leaf(config, row, stage, block, classifier)
+
+
+def _leaf(config: PoolFormerConfig, row: Row, stage: int, block: int, classifier: bool) -> Iterator[Leaf]:
+    parameter = PARAMETERS[row.path]
+    if not _present(config, parameter.when, stage, classifier):
+        return
+    sizes = _sizes(config, stage)
+    shape = tuple(sizes[symbol] for symbol in parameter.shape)
+    # A stand-in of one element, stretched to the shape, takes the views without taking memory.
+    stored_shape = TRANSFORMS[row.transform].there(np.broadcast_to(np.int8(0), shape)).shape
+    indices = {"s": stage, "b": block, **network_places(config)[stage]}
+    yield Leaf(row.path.format(**indices), row.name.format(**indices), row.transform, shape, stored_shape)
+
+
+def _present(config: PoolFormerConfig, when: str, stage: int, classifier: bool) -> bool:
+    return {
+        "always": True,
+        "after the first stage": stage > 0,
+        "position embedding": config.position_embeddings[stage],
+        "attention": config.token_mixers[stage] == "attention",
+        "spatial_fc": config.token_mixers[stage] == "spatial_fc",
+        "layer scale": config.use_layer_scale,
+        "classifier": classifier,
+        "labels": classifier and config.num_labels > 0,
+    }[when]
+
+
+def _sizes(config: PoolFormerConfig, stage: int) -> dict[str, int]:
+    """What the symbols of the shapes stand for in one stage."""
+    width = config.hidden_sizes[stage]
+    side = config.feature_sizes(config.image_size)[stage] if config.image_size else 0
+    return {
+        "k": config.patch_sizes[stage],
+        "i": config.hidden_sizes[stage - 1] if stage else config.num_channels,
+        "c": width,
+        "m": config.mlp_hidden_sizes[stage],
+        "q": 3 * width,
+        "h": side,
+        "w": side,
+        "n": side * side,
+        "l": config.num_labels,
+    }
+
+
+def network_places(config: PoolFormerConfig) -> list[dict[str, int]]:
+    """Where sail's list `network` holds each stage's downsampling, position embedding and blocks.
+
+    `MetaFormer.__init__` appends, per stage: the position embedding if there is one, the blocks, and the downsampling
+    that leads to the next stage.
+    """
+    places: list[dict[str, int]] = []
+    free = 0
+    for stage, embedded in enumerate(config.position_embeddings):
+        place = {"down": free, "pos": free + (stage > 0), "at": free + (stage > 0) + embedded}
+        places.append(place)
+        free = place["at"] + 1
+    return places

@@ -1,0 +1,268 @@
+"""Applies a table of `names.py` in either direction, every leaf exactly once.
+
+Arrays only: files are read in `files.py`, and nothing here knows the model. What does not fit is collected and told
+at once, with the nearest name that is there.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from numpy.typing import DTypeLike
+
+from poolformer_jax.fields import first_few
+from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.weights.containers.storage import plain
+from poolformer_jax.weights.detection import Detection, network_of_names, read_names
+from poolformer_jax.weights.names import TRANSFORMS, Leaf, leaves
+
+_SHOWN = 20  # problems of one kind that a message spells out
+_COMPARED, _COMPARED_LENGTH = 2000, 120  # names that are searched for the nearest one, and their characters
+
+
+@runtime_checkable
+class ArrayLike(Protocol):
+    """An array, or anything that knows its shape and type and becomes one with `numpy.asarray`.
+
+    A tensor that is still in its file is one too (`files.StoredTensor`): it is read when its turn comes.
+    """
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
+class WeightsMismatch(ValueError):
+    """Names or shapes of weights that are not those of the network.
+
+    Attributes:
+        missing: names the network needs and the weights lack, with the shape.
+        unexpected: names the network has no place for, with the shape.
+        misshaped: names that fit, with the shape given and the shape expected.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        missing: Mapping[str, Sequence[int]],
+        unexpected: Mapping[str, Sequence[int]],
+        misshaped: Mapping[str, tuple[Sequence[int], Sequence[int]]],
+    ) -> None:
+        self.missing, self.unexpected, self.misshaped = dict(missing), dict(unexpected), dict(misshaped)
+        lines = [
+            *_shown("missing", (_line(n, s) + _nearest(n, unexpected) for n, s in missing.items()), len(missing)),
+            *_shown("unexpected", (_line(n, s) + _nearest(n, missing) for n, s in unexpected.items()), len(unexpected)),
+            *_shown(
+                "misshaped",
+                (f"{_line(name, given)}, expected {list(wanted)}" for name, (given, wanted) in misshaped.items()),
+                len(misshaped),
+            ),
+        ]
+        super().__init__(f"{what}\n" + "\n".join(lines))
+
+
+def _line(name: str, shape: Sequence[int]) -> str:
+    return f"{plain(name)} {list(shape)}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    # Comparing takes time with the square of the length, and a hostile name has any length.
+    comparable = [other for other in names if len(other) <= _COMPARED_LENGTH][:_COMPARED]
+    near = difflib.get_close_matches(name[:_COMPARED_LENGTH], comparable, n=1, cutoff=0.7)
+    return f"; the nearest name on the other side is {plain(near[0])}" if near else ""
+
+
+def _shown(kind: str, lines: Iterator[str], count: int) -> list[str]:
+    shown = [f"  {kind}: {line}" for line, _ in zip(lines, range(_SHOWN))]
+    return [*shown, f"  {kind}: and {count - _SHOWN} more"] if count > _SHOWN else shown
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """Which array of a state dict becomes which leaf of the parameter tree.
+
+    Args:
+        detection: layout and network.
+        leaves: every parameter of the network, in the order of the layout.
+    """
+
+    detection: Detection
+    leaves: tuple[Leaf, ...]
+
+    def given_name(self, leaf: Leaf) -> str:
+        """The state dict's own name for `leaf`, with the prefix it has there."""
+        return self.detection.names[leaf.name]
+
+
+def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | None = None) -> ImportPlan:
+    """Matches the names and shapes of `state_dict` with a network, and reads none of its values.
+
+    Args:
+        state_dict: arrays by PyTorch name (or this package's), in any order.
+        config: the network; None to work it out.
+
+    Raises:
+        WeightsMismatch: if a name is missing or left over, or a shape differs.
+        ValueError: if the names are of no known layout.
+    """
+    shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
+    read = read_names(shapes)
+    # Of what is no parameter of a PoolFormer, such as a count of batches, more is told below than its type.
+    _refuse_quantized({name: state_dict[name] for name in read.explained})
+    detection = network_of_names(read, config)
+    if (blocks := sum(detection.config.depths)) > len(shapes):
+        # Told before a list is made of every parameter of a config that may come from a file too.
+        raise ValueError(
+            f"The config given has depths {str(detection.config.depths)[:80]}, {str(blocks)[:40]} blocks in all, and "
+            f"these weights are {len(shapes)} arrays. Expected the config of these weights."
+        )
+    expected = leaves(detection.config, detection.layout, classifier=detection.classifier)
+    given = {name: shapes[original] for name, original in detection.names.items()}
+    network = detection.variant or "non-standard PoolFormer"
+    source = "the config given" if config else "its names and shapes"
+    _refuse_mismatch(
+        f"These weights are not those of the {network} in the layout of {detection.layout} that {source} tell of:",
+        given,
+        {leaf.name: leaf.stored_shape for leaf in expected},
+    )
+    return ImportPlan(detection, expected)
+
+
+def _refuse_mismatch(what: str, given: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:
+    """Raises WeightsMismatch unless there are the wanted names with the wanted shapes, and no others."""
+    missing = {name: shape for name, shape in wanted.items() if name not in given}
+    unexpected = {name: shape for name, shape in given.items() if name not in wanted}
+    both = {name: (given[name], shape) for name, shape in wanted.items() if name in given}
+    misshaped = {name: (here, there) for name, (here, there) in both.items() if here != there}
+    if missing or unexpected or misshaped:
+        raise WeightsMismatch(what, missing, unexpected, misshaped)
+
+
+def _refuse_quantized(state_dict: Mapping[str, ArrayLike]) -> None:
+    """Whole numbers are weights of another meaning: a quantized network's, which a scale belongs to."""
+    # "float32" is np.float32's name, and "torch.float32" how PyTorch writes its own.
+    types = {
+        name: str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
+        for name, array in state_dict.items()
+    }
+    if wrong := [f"{plain(name)} ({kind})" for name, kind in types.items() if "float" not in kind]:
+        raise ValueError(
+            f"These weights are no floating-point numbers: {first_few(wrong, 3)}. Expected float16, bfloat16, 32 or 64."
+        )
+
+
+def from_torch_state_dict(
+    state_dict: Mapping[str, ArrayLike],
+    config: PoolFormerConfig | None = None,
+    *,
+    param_dtype: DTypeLike | None = np.float32,
+) -> tuple[PoolFormerConfig, dict[str, Any]]:
+    """Turns a PyTorch state dict into a config and variables for `PoolFormerForImageClassification`.
+
+    Layout (sail, transformers, timm), variant, classes and order of the head are worked out from names and shapes;
+    their order does not matter. Prefixes of wrappers (`module.`) are passed over.
+
+    Some things show in no array, and are read as the published networks have them: pass `config=` for others. Pooling
+    and identity mixers look alike and are read as pooling, so that `PoolFormerConfig.from_variant("metaformer_id_s12")`
+    is such a config; so are other windows of the pooling, activations, strides and padding. Networks with attention
+    are read as normalising over channels.
+
+    Args:
+        state_dict: arrays by name. Tensors of PyTorch do that NumPy takes: `tensor.detach().cpu().float()` the others
+            (with a gradient, as `named_parameters()` gives them; elsewhere than on the CPU; of bfloat16).
+        config: the network, where the arrays do not tell it.
+        param_dtype: type of the parameters. float16 and bfloat16 become float32 without a change of value, float64 is
+            rounded; None keeps every array's own type.
+
+    Returns:
+        The config, and `{"params": tree}` of NumPy arrays. A state dict of the backbone alone (transformers'
+        PoolFormerModel) gives the tree of `PoolFormerModel`, and a config with num_labels=0.
+
+    Raises:
+        WeightsMismatch: naming everything that is missing, unexpected or misshaped.
+        ValueError: if the names are of no known layout, or a tensor becomes no array.
+    """
+    plan = plan_import(state_dict, config)
+    params = {leaf.path: read_leaf(leaf, state_dict[plan.given_name(leaf)], param_dtype) for leaf in plan.leaves}
+    return plan.detection.config, {"params": unflatten_dict(params, sep="/")}
+
+
+def read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None = np.float32) -> np.ndarray:
+    """One array as the parameter tree holds it: laid out for it, contiguous, and the caller's own."""
+    try:
+        given = np.asarray(stored)
+    except (TypeError, RuntimeError) as error:  # of PyTorch: NumPy has no such type, or a gradient would be lost
+        raise ValueError(
+            f"What is given for {leaf.name} becomes no array ({plain(str(error))}). Expected arrays, or tensors on the "
+            "CPU without gradient, of a type that NumPy has: tensor.detach().cpu().float()."
+        ) from error
+    array = TRANSFORMS[leaf.transform].here(given)
+    return np.array(array, dtype=param_dtype or array.dtype, order="C")
+
+
+def to_torch_state_dict(config: PoolFormerConfig, variables: Mapping[str, Any], layout: str) -> dict[str, np.ndarray]:
+    """Turns variables into a state dict; the exact inverse of `from_torch_state_dict`, bit for bit.
+
+    Args:
+        config: the network.
+        variables: `{"params": tree}`, of the classifier or of the backbone alone.
+        layout: "sail", "hf" or "timm" ("jax" gives the tree's own '/'-joined names). timm's model pools before it
+            normalises, so that the same weights compute other logits there than in sail's and transformers'.
+
+    Returns:
+        Contiguous arrays by name, the caller's own, in the order of that home's state dict.
+
+    Raises:
+        WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
+        ValueError: if the layout has no name for a part of the network.
+    """
+    return {name: np.array(array, order="C") for name, array in stored_views(config, variables, layout)}
+
+
+def stored_views(
+    config: PoolFormerConfig, variables: Mapping[str, Any], layout: str, *, classifier: bool | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """As `to_torch_state_dict`, one array at a time, and each a view of the tree's own memory.
+
+    The backbone's tree has no final norm, and that is how the two are told apart where `classifier` is None.
+    """
+    tree = flatten(variables)
+    if classifier is None:
+        classifier = any(path.startswith("norm/") for path in tree)
+    expected = leaves(config, layout, classifier=classifier)
+    _refuse_mismatch(
+        "These variables are not those of the config given:",
+        {path: np.shape(array) for path, array in tree.items()},
+        {leaf.path: leaf.shape for leaf in expected},
+    )
+    return ((leaf.name, TRANSFORMS[leaf.transform].there(np.asarray(tree[leaf.path]))) for leaf in expected)
+
+
+def check_variables(config: PoolFormerConfig, variables: Mapping[str, Any]) -> None:
+    """Makes sure that the variables are those of the classifier that the config describes.
+
+    Raises:
+        WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
+        ValueError: if they are not `{"params": tree}`.
+    """
+    stored_views(config, variables, "jax", classifier=True)
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of `{"params": tree}` by their '/'-joined paths.
+
+    Raises:
+        ValueError: if there is no "params", or anything beside it.
+    """
+    if set(variables) != {"params"}:
+        raise ValueError(
+            f"variables holds {sorted(variables) or 'nothing'}. Expected {{'params': tree}} and nothing else, "
+            "as model.init and load_pretrained return."
+        )
+    flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")
+    return flat

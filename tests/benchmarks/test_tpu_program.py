@@ -1,0 +1,185 @@
+"""What the TPU compiler makes of a sharded training step: which exchanges between chips it holds, and of what size.
+
+The real compiler runs here for a topology of four chips, in a process of its own. Where libtpu is absent these tests
+are skipped: `pip install 'jax[tpu]'` brings it.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from benchmarks import compiled_text, kernel_schedules
+from benchmarks.chips import CHIPS
+from paths import ROOT
+
+pytestmark = pytest.mark.usefixtures("optimised")  # about what users get
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+COMPILE = """
+import dataclasses, json, sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from benchmarks import compiled_text
+from train.setup import assemble
+from train.recipes import RECIPES
+from train.compute.sharding import MeshConfig
+
+# The first stages of the published networks, where pixels share the TPU's lanes, on small images.
+recipe = RECIPES["imagenet-s12"].config
+model = dataclasses.replace(
+    recipe.model, depths=(1, 1), hidden_sizes=(64, 128), patch_sizes=(7, 3), strides=(4, 2), padding=(2, 1),
+    token_mixers=("pooling",) * 2, position_embeddings=(False,) * 2,
+)
+# The images of all four chips share one mixing ratio, as those of two chips do in the recipe.
+data = dataclasses.replace(recipe.data, batch_size=128, image_size=32)
+mesh = MeshConfig(fsdp=int(sys.argv[1]))
+recipe = dataclasses.replace(recipe, model=model, data=data, dtype="bfloat16", mesh=mesh)
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+parts = assemble(recipe, [str(n) for n in range(10)], 1024, devices)
+sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
+size = recipe.data.image_size, recipe.data.image_size, recipe.data.num_channels
+batch = {
+    "image": jax.ShapeDtypeStruct((recipe.data.batch_size, *size), jnp.uint8, sharding=sharding),
+    "label": jax.ShapeDtypeStruct((recipe.data.batch_size,), jnp.int32, sharding=sharding),
+}
+program = compiled_text.instructions(parts.step.lower(parts.abstract_state, batch).compile().as_text())
+gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(parts.abstract_state.params))
+print(json.dumps({
+    "collectives": [
+        {"kind": c.opcode.removesuffix("-start"), "bytes": compiled_text.collective_bytes(c), "shape": c.shape}
+        for c in compiled_text.collectives(program)
+    ],
+    "gradient_bytes": gradients,
+    "large_gradient_bytes": sum(
+        4 * leaf.size for leaf in jax.tree.leaves(parts.abstract_state.params) if leaf.size >= mesh.fsdp_min_size
+    ),
+    "kernels": len(compiled_text.kernels(program)),
+}))
+"""
+
+
+def run_python(*arguments):
+    """What a process of its own prints."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    finished = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return finished.stdout
+
+
+def compiled_step(fsdp):
+    return json.loads(run_python("-c", COMPILE, str(fsdp)).splitlines()[-1])
+
+
+@needs_libtpu
+def test_the_benchmark_counts_every_kernel_with_its_schedule(tmp_path):
+    path = tmp_path / "tpu.json"
+    run_python("-m", "benchmarks", "tpu", "--work", "forward", "--images-per-chip", "16", "--json", str(path))
+    (found,) = json.loads(path.read_text())["estimates_not_measurements"].values()
+    kernels = found["kernels"].values()
+    assert len(kernels) == 24  # pooling and MLP of the 12 blocks of s12
+    assert all(kernel["scheduled_cycles"] for kernel in kernels), "libtpu was started before it was asked for schedules"
+    assert found["of_these_in_kernels"] == sum(kernel["cycles"] for kernel in kernels)
+
+
+@needs_libtpu
+def test_data_parallel_training_exchanges_its_gradients_once():
+    """One all-reduce of all gradients in float32, and nothing else; its blocks are those of Pallas kernels."""
+    step = compiled_step(fsdp=1)
+    assert step["kernels"] == 4 * 2
+    (collective,) = step["collectives"]
+    assert collective["kind"] == "all-reduce"
+    assert set(re.findall(r"\b([a-z]+\d+)\[", collective["shape"])) == {"f32"}
+    # Grouped layers exchange all blocks of their kernels' gradients, so it is somewhat more than the gradients.
+    assert 1 <= collective["bytes"] / step["gradient_bytes"] < 1.5
+
+
+@needs_libtpu
+def test_sharded_training_gathers_weights_and_scatters_gradients():
+    """What is small enough to stay whole on every device is reduced whole, too; feature maps stay where they are."""
+    step = compiled_step(fsdp=4)
+    total = Counter()
+    for collective in step["collectives"]:
+        total[collective["kind"]] += collective["bytes"]
+    assert set(total) == {"all-gather", "reduce-scatter", "all-reduce"}
+    # Every device receives its quarter of a large gradient.
+    assert total["reduce-scatter"] >= 0.9 * step["large_gradient_bytes"] / 4
+    assert total["all-reduce"] <= step["gradient_bytes"] - step["large_gradient_bytes"] + 2**18
+    # Weights arrive in bfloat16, blocks of grouped layers with their zeros.
+    assert total["all-gather"] < step["gradient_bytes"]
+    # A chip's maps of the first stage have 32 * 8 * 8 * 64 numbers of two bytes.
+    assert max(collective["bytes"] for collective in step["collectives"]) < 32 * 8 * 8 * 64 * 2 * 4
+    assert total.total() < 4 * step["gradient_bytes"]
+
+
+PROGRAM = """
+HloModule step, is_scheduled=true
+
+%body.1 (p: (f32[8])) -> (f32[8]) {
+  %add.1 = f32[8]{0:T(128)} add(%x, %y), metadata={op_name="jit(f)/loop/add"}, backend_config={"estimated_cycles":"10"}
+}
+
+%branch.1 (p: (f32[8])) -> (f32[8]) {
+  %fusion.2 = f32[8]{0:T(128)} fusion(%x), metadata={op_name="jit(f)/cond/sub"}, backend_config={"estimated_cycles":"30"}
+}
+
+ENTRY %main.1 (p0: f32[8]) -> f32[8] {
+  %p0 = f32[8]{0:T(128)} parameter(0)
+  %while.1 = (f32[8]) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"7"}}
+  %fusion.1 = bf16[4,8]{1,0:T(8,128)(2,1)} fusion(%p0), metadata={op_name="jit(f)/transpose(jvp())/stages_1/dot_general"}, backend_config={"estimated_cycles":"100"}
+  %kernel.1 = bf16[4,8]{1,0:T(8,128)(2,1)} custom-call(%p0), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"rounds":"3",
+"tiles":"5"
+}}, metadata={op_name="jit(f)/stages_1/kernel"}, backend_config={"custom_call_config":{"body":"AbC","cost_estimate":{"flops":"1000","transcendentals":"0","bytes_accessed":"64"}}}
+  %conditional.1 = (f32[8]) conditional(%p, %t, %t), branch_computations={%body.1, %branch.1}
+  %all-gather-start.1 = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%q)
+  %all-gather-done.1 = f32[8,8]{1,0} all-gather-done(%all-gather-start.1)
+  ROOT %all-reduce.1 = (f32[8]{0}, bf16[3]{0}) all-reduce(%a, %b), replica_groups={}
+}
+"""  # noqa: E501
+
+
+def test_the_report_counts_loops_as_often_as_they_run_and_of_branches_the_costliest():
+    program = compiled_text.instructions(PROGRAM)
+    assert compiled_text.total_cycles(program) == 7 * 10 + 100 + 30
+    assert [i.name for i in compiled_text.costliest(program, 3)] == ["fusion.1", "add.1", "fusion.2"]
+    sizes = [(c.opcode, compiled_text.collective_bytes(c)) for c in compiled_text.collectives(program)]
+    assert sizes == [("all-gather-start", 256), ("all-reduce", 32 + 6)]
+    assert compiled_text.without_estimate(program)["custom-call"] == {"count": 1, "bytes": 64}
+    assert compiled_text.cycles_by_part(program)["stages_1 backward"] == 100
+
+
+SCHEDULE = """
+= control target key start
+LB: loop body
+     0   :  { %s6304_s0 = inlined_call_operand.hbm [shape: bf16[4,8]] }
+   0x1   :  { %6345 = sst [smem:[#allocation33_spill]] %s6304_s0 }
+  0x11 LB: > { %6349 = sst [smem:[#allocation20_spill]] %s3767_s18 }
+  0x61 LB: >> { %v6363_v6 = vld [vmem:[#allocation26_spill] sm:$0xff] }
+  0x62   : >> { %v6364_v6 = vadd.f32 %v1, %v2 }
+"""
+
+
+def test_a_kernel_takes_what_its_loops_schedule_times_their_rounds(tmp_path):
+    (kernel,) = compiled_text.kernels(compiled_text.instructions(PROGRAM))
+    assert kernel.kernel == compiled_text.KernelCost(flops=1000, bytes=64, tiles=5, rounds=3)
+    assert kernel.kernel.bound(CHIPS["v5e"]) == round(64 / 819e9 * CHIPS["v5e"].clock)
+    (tmp_path / "123-kernel.1-07-final_bundles.txt").write_text(SCHEDULE)
+    assert kernel_schedules.cycles(tmp_path, [kernel]) == {"kernel.1": 2 + 5 * (1 + 3 * 2)}
+    (tmp_path / "123-kernel.1-07-final_bundles.txt").write_text(SCHEDULE + "  0x63 LB: >>> { %v1 = vld %v2 }")
+    assert kernel_schedules.cycles(tmp_path, [kernel]) == {}, "a loop that the kernel does not declare"
+    program = compiled_text.with_kernels(compiled_text.instructions(PROGRAM), {"kernel.1": 37})
+    assert compiled_text.total_cycles(program) == 200 + 37

@@ -1,0 +1,333 @@
+"""The commands of `python -m poolformer_jax`: what they print, and the exit codes scripts rely on."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from paths import ROOT
+from poolformer_jax.cli import COMMANDS, main
+from poolformer_jax.cli.arguments import waiting
+from poolformer_jax.cli.cam import label_index
+from poolformer_jax.images.imagenet_labels import imagenet_labels
+from poolformer_jax.inference.classifier import ImageClassifier
+from poolformer_jax.weights.pretrained import save_pretrained
+from small_networks import CONFIG, IMAGES, MODEL, PROCESSOR, VARIABLES
+
+CAT, COFFEE = str(IMAGES / "chelsea.jpg"), str(IMAGES / "coffee.jpg")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    save_pretrained(folder, MODEL, VARIABLES, image_processor=PROCESSOR)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR)
+    return lambda path: [prediction.label for prediction in classifier(path, top_k=7)]
+
+
+def run(*arguments, **options):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-m", "poolformer_jax", *arguments]
+    root = ROOT
+    return subprocess.run(command, env=environment, text=True, capture_output=True, cwd=root, **options)
+
+
+def test_predict_prints_the_most_probable_labels_of_each_image(folder, expected, capsys):
+    assert main(["predict", CAT, COFFEE, "--weights", folder, "--top-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[3]] == [CAT, COFFEE]
+    assert [line.split("%  ")[1] for line in lines[1:3] + lines[4:6]] == expected(CAT)[:2] + expected(COFFEE)[:2]
+    assert max(map(len, lines)) <= 80 + len(CAT)
+
+
+def test_predict_as_json_is_one_object_per_line_and_bad_images_do_not_stop_it(folder, expected, capsys, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "notes.txt").write_text("no image either, but nobody said so")
+    (tmp_path / "manual.pdf").write_text("Pillow writes PDF and does not read it")
+    shutil.copy(CAT, tmp_path / "a.jpg")
+    code = main(["predict", str(tmp_path), COFFEE, "--weights", folder, "--json", "--top-k", "1"])
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["a.jpg", "broken.png", "coffee.jpg"]
+    assert rows[0]["predictions"][0]["label"] == expected(CAT)[0]
+    assert 0 < rows[2]["predictions"][0]["probability"] <= 1
+    assert "not an image" in rows[1]["error"]
+    assert code == 1
+    assert "broken.png" in captured.err
+
+
+def test_list_shows_every_variant_with_the_published_numbers(capsys):
+    assert main(["list"]) == 0
+    output = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in output.splitlines() if line}
+    # Parameters as issued by the published state dicts; top-1 from the README of sail-sg/poolformer.
+    assert rows["s12"][1:] == ["11,915,176", "1.82", "G", "77.2", "%", "2-2-6-2"]
+    assert rows["m48"][1:] == ["73,473,448", "11.59", "G", "82.5", "%", "8-8-24-8"]
+    assert "metaformer_ppff_s12_224" in rows
+    assert "sail-sg/poolformer" in output
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_summary_shows_layers_of_a_variant_or_a_trained_folder(folder, capsys):
+    assert main(["summary", "s12"]) == 0
+    output = capsys.readouterr().out
+    assert "11,915,176" in output
+    assert "stages_2/blocks_0..5 (pooling)" in output
+    assert max(map(len, output.splitlines())) <= 80
+    for source in (folder, f"{folder}/model.safetensors", f"{folder}/config.json"):
+        assert main(["summary", source, "--image-size", "64"]) == 0
+        assert "16 x 16 x 8" in capsys.readouterr().out
+
+
+def test_summary_reads_weights_in_shards(folder, capsys, tmp_path):
+    shutil.copy(f"{folder}/model.safetensors", tmp_path / "one.safetensors")
+    shutil.copy(f"{folder}/config.json", tmp_path)
+    names = list(load_file(tmp_path / "one.safetensors"))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "one.safetensors")}))
+    assert main(["summary", str(index), "--image-size", "64"]) == 0
+    assert "16 x 16 x 8" in capsys.readouterr().out
+
+
+def test_cam_writes_the_overlay_of_the_class_asked_for(folder, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["cam", CAT, "--weights", folder]) == 0
+    assert capsys.readouterr().out.startswith(f"chelsea_cam.png: {expected(CAT)[0]}, ")
+    other = expected(CAT)[3]
+    assert main(["cam", CAT, "--weights", folder, "--label", other, "--output", "other.png"]) == 0
+    pictures = [np.asarray(Image.open(name)) for name in ("chelsea_cam.png", "other.png")]
+    assert pictures[0].shape == (192, 192, 3)  # 64 x 64, enlarged to be seen
+    assert not np.array_equal(*pictures)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chelsea_cam.png", "other.png"]
+
+
+def test_a_name_that_two_classes_have_asks_for_the_index():
+    with pytest.raises(ValueError, match="classes 134 and 517 are both called 'crane'"):
+        label_index("crane", imagenet_labels())
+    assert label_index("tabby cat", imagenet_labels()) == 281
+    assert label_index("134", imagenet_labels()) == 134
+
+
+def test_what_is_waited_for_stays_on_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    with waiting(f"Loading {'very/' * 20}long/path"):
+        shown = capsys.readouterr().err
+    assert shown.startswith("Loading very/") and shown.endswith("… ...")
+    assert len(shown) < 40
+    assert capsys.readouterr().err == "\r\x1b[K"
+
+
+def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path):
+    assert main(["export", folder, str(tmp_path / "network.stablehlo"), "--image-size", "96"]) == 0
+    assert "of the network's, relative to the largest" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"network.stablehlo", "network.stablehlo.json"}
+    pixels = np.random.default_rng(0).standard_normal((1, 96, 96, 3), np.float32)
+    network = jax.export.deserialize(bytearray((tmp_path / "network.stablehlo").read_bytes()))
+    logits = jax.jit(MODEL.apply)(VARIABLES, pixels).logits
+    np.testing.assert_allclose(network.call(pixels), logits, atol=1e-4)
+
+
+def test_a_conversion_that_computes_something_else_exits_with_1(folder, capsys, tmp_path, monkeypatch):
+    wrong = lambda config, folded, pixels, **options: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
+    monkeypatch.setattr("poolformer_jax.export.model_file.folded_apply", wrong)
+    assert main(["export", folder, str(tmp_path / "network.stablehlo")]) == 1
+    assert capsys.readouterr().err.startswith("error: The converted network computes other logits")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", CAT, "--weights", "nowhere/at/all"], "nowhere/at/all"),
+        (["predict", "{empty}", "--weights", "{folder}"], "has no image file"),
+        (["cam", "missing.jpg", "--weights", "{folder}"], "no image file 'missing.jpg'"),
+        (["cam", CAT, "--weights", "{folder}", "--label", "unicorn"], "no class 'unicorn'"),
+        (["cam", CAT, "--weights", "{folder}", "--output", "why"], "ending of a picture, .png"),
+        (["cam", CAT, "--weights", "{folder}", "--output", "why.psd"], "ending of a picture, .png"),
+        (["cam", CAT, "--weights", "{folder}", "--output", "there/why.png"], "there is no folder there"),
+        (
+            ["cam", CAT, "--weights", "{folder}", "--output", "/proc/why.png"],
+            "Cannot write /proc/why.png: No such",
+        ),
+        (["export", "{folder}", "there/network.onnx"], "There is no folder there"),
+        (["summary", "{folder}/preprocessor_config.json"], "Expected model_type 'poolformer'"),
+        (["summary", "no/such/network"], "There is no model at no/such/network"),
+        (["export", "{folder}", "network.pb"], ".stablehlo or .onnx"),
+        (["summary", "s13"], "no variant 's13'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_fails_says_why_in_one_line_and_exits_with_1(arguments, message, folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([argument.format(folder=folder, empty=empty) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == [empty]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["predict"], ["predict", CAT, "--top-k", "0"], ["export", "x"], ["demo", "--port", "99999"]],
+    ids=str,
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage: python -m poolformer_jax" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)
+def test_every_command_has_help_with_an_example_in_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit:
+        main([command.NAME, "--help"])
+    output = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert f"python -m poolformer_jax {command.NAME}" in output.split("example:")[1]
+    assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100])
+@pytest.mark.parametrize("program", [["poolformer_jax", "export"], ["convert"], ["convert", "inspect"]], ids=" ".join)
+def test_help_is_filled_to_the_terminals_width_but_for_examples(program, columns):
+    command = [sys.executable, "-m", *program, "--help"]
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=ROOT)
+    assert done.returncode == 0
+    paragraphs = [line for line in done.stdout.splitlines() if line and line[0] != " "]
+    assert max(map(len, paragraphs)) <= columns
+    description = " ".join(done.stdout.split("\n\n")[1].split())
+    assert description.endswith((".", "runtimes)."))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "imported"), [(["convert", "a", "b"], "rich"), (["poolformer_jax", "list"], "jax")], ids=str
+)
+def test_ctrl_c_during_the_first_imports_ends_quietly(arguments, imported, tmp_path):
+    # A module that sends the signal while it is imported, and then does as extension modules do with an exception.
+    (tmp_path / f"{imported}.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt as error:\n    raise ImportError('initialization failed') from error\n"
+    )
+    command = [sys.executable, "-m", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("program", "parser"),
+    [
+        ("poolformer_jax.cli", "argparse.ArgumentParser.parse_args"),
+        ("convert.command_line", "argparse.ArgumentParser.parse_args"),
+        ("train.command_line", "tyro.cli"),
+    ],
+)
+def test_ctrl_c_ends_with_130_also_amid_an_exec(program, parser, tmp_path):
+    # CPython remembers such a KeyboardInterrupt although it is caught.
+    owner, name = parser.rsplit(".", 1)
+    (tmp_path / "interrupted.py").write_text(
+        "import argparse, sys, tyro\n"
+        f"import {program}\n"
+        "def interrupted(*arguments, **options):\n    exec('raise KeyboardInterrupt')\n"
+        f"{owner}.{name} = interrupted\n"
+        f"sys.exit({program}.main(['digits']))\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr.strip()) in [(130, ""), (130, "stopped")]
+
+
+# rich, optax and orbax come with flax.
+EXTRAS = ("huggingface_hub", "gradio", "onnx", "onnxruntime", "tyro", "grain", "sklearn", "matplotlib")
+CORE_ONLY = f"""
+import sys
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {EXTRAS!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+from poolformer_jax.cli import main
+
+for arguments in (["predict", {CAT!r}, "--weights", sys.argv[1]], ["list"], ["summary", "s12"]):
+    if main(arguments) != 0:
+        sys.exit(f"{{arguments}} failed")
+for arguments, extra in (
+    (["demo", "--weights", sys.argv[1]], "demo"),
+    (["export", sys.argv[1], "n.onnx"], "export"),
+    (["predict", {CAT!r}], "hub"),
+):
+    print(f"{{extra}}: {{main(arguments)}}", file=sys.stderr)
+"""
+
+
+def test_predict_list_and_summary_need_the_core_alone_and_the_others_name_their_extra(folder):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-c", CORE_ONLY, folder]
+    root = ROOT
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    for extra in ("demo", "export", "hub"):
+        assert f"{extra}: 1" in done.stderr
+        assert f"poolformer-jax[{extra}]" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m poolformer_jax list | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("variant")
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+@pytest.mark.parametrize("program", ["poolformer_jax", "convert", "train"])
+def test_a_program_needs_nobody_to_print_to(program, closed):
+    words = {"poolformer_jax": "summary s12", "convert": "--help", "train": "--help"}[program]
+    command = f"{sys.executable} -m {program} {words} {closed}"
+    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == ("1>" not in closed)
+
+
+def test_the_module_runs_as_a_program(folder):
+    done = run("predict", CAT, "missing.jpg", "--weights", folder, "--top-k", "1")
+    assert done.returncode == 1
+    assert CAT in done.stdout
+    assert "missing.jpg" in done.stderr
+    assert "\r" not in done.stderr  # what it waits for is for terminals only
+
+
+def test_a_file_whose_name_is_not_utf_8_is_classified_like_others(folder, tmp_path):
+    shutil.copy(CAT, os.fsencode(tmp_path) + b"/b\xff.jpg")
+    shutil.copy(CAT, tmp_path / "c.jpg")
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "poolformer_jax", "predict", str(tmp_path), "--weights", folder, "--top-k", "1"]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=ROOT, check=True)
+    shown = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert shown == [f"{tmp_path}/b\\xff.jpg", f"{tmp_path}/c.jpg"]

@@ -1,0 +1,31 @@
+"""Every example of docs/inference.md does what it says."""
+
+import doctest
+import shutil
+
+import pytest
+
+from paths import ROOT
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.weights.pretrained import save_pretrained
+from small_networks import IMAGES, PROCESSOR, random_variables
+
+GUIDE = ROOT / "docs" / "inference.md"
+
+
+@pytest.fixture
+def somewhere_with_a_model(tmp_path, monkeypatch):
+    """A folder with what the examples name: photographs, and "model"."""
+    config = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=4)
+    save_pretrained(tmp_path / "model", *random_variables(config), image_processor=PROCESSOR)
+    for name in ("chelsea.jpg", "coffee.jpg", "rocket.jpg"):
+        shutil.copy(IMAGES / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("somewhere_with_a_model")
+def test_the_examples_of_the_inference_guide_are_true():
+    result = doctest.testfile(str(GUIDE), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 40
+    assert result.failed == 0

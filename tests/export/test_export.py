@@ -1,0 +1,255 @@
+"""Exported files compute the network's logits where this package is not installed, pooling's edges included."""
+
+import errno
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
+from poolformer_jax.export.model_file import ExportError, export_model, metadata
+from poolformer_jax.inference.folding import fold
+from poolformer_jax.network.config import HIDDEN_ACTS
+from small_networks import EVERY_MIXER, LABELS, PROCESSOR, TINY, random_variables
+
+SMALL = {**TINY, "depths": (1, 1, 1, 1)}
+CONFIGS = {
+    "published": PoolFormerConfig(**SMALL),
+    "timm": PoolFormerConfig(**SMALL, head_order="pool_norm"),
+    "ablation": PoolFormerConfig(**SMALL, token_mixers=EVERY_MIXER, norm="layer_norm", image_size=64),
+    "ablation, one norm for all": PoolFormerConfig(**SMALL, token_mixers=EVERY_MIXER, image_size=64),
+    "headless": PoolFormerConfig(**{**SMALL, "num_labels": 0}, pool_size=5),
+}
+
+STRANGER = """
+import sys
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "poolformer_jax":
+            raise ModuleNotFoundError("this package is not installed here")
+
+
+sys.meta_path.insert(0, NotInstalled())
+import jax, jax.export, numpy
+
+folder = sys.argv[1]
+network = jax.export.deserialize(bytearray(open(f"{folder}/network.stablehlo", "rb").read()))
+for batch in (1, 3):
+    pixels = numpy.load(f"{folder}/pixels.npy")[:batch]
+    numpy.save(f"{folder}/logits_{batch}.npy", network.call(pixels))
+print(sorted(network.platforms))
+"""
+
+
+def pixels_and_logits(config, batch=3):
+    model, variables = random_variables(config)
+    pixels = np.random.default_rng(3).standard_normal((batch, 64, 64, config.num_channels)).astype(np.float32)
+    return variables, pixels, np.asarray(jax.jit(model.apply)(variables, pixels).logits)
+
+
+def test_stablehlo_holds_every_token_mixer(tmp_path):
+    config = CONFIGS["ablation"]
+    _, variables = random_variables(config)
+    assert 0 < export_model(tmp_path / "network.stablehlo", config, variables, PROCESSOR, LABELS) < 1e-5
+
+
+def test_stablehlo_runs_without_this_package(tmp_path):
+    config = CONFIGS["published"]
+    variables, pixels, expected = pixels_and_logits(config)
+    difference = export_model(tmp_path / "network.stablehlo", config, variables, PROCESSOR, LABELS)
+    assert 0 < difference < 1e-5
+    np.save(tmp_path / "pixels.npy", pixels)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", STRANGER, str(tmp_path)]
+    output = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=True).stdout
+    assert output.strip() == "['cpu', 'cuda', 'tpu']"
+    check_logits_in(tmp_path, expected)
+    check_metadata(json.loads((tmp_path / "network.stablehlo.json").read_text()), config)
+
+
+# The published head is in the next test but one.
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "published"])
+def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    config = CONFIGS[name]
+    variables, pixels, expected = pixels_and_logits(config)
+    path = tmp_path / "network.onnx"
+    assert 0 < export_model(path, config, variables, PROCESSOR, LABELS) < 1e-5
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        (logits,) = session.run(["logits"], {"pixel_values": pixels[:batch]})
+        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
+    check_metadata(session.get_modelmeta().custom_metadata_map, config)
+    assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
+
+
+@pytest.mark.parametrize("activation", sorted(HIDDEN_ACTS))
+def test_onnx_has_every_activation(activation, tmp_path):
+    pytest.importorskip("onnxruntime")
+    config = PoolFormerConfig(**{**SMALL, "hidden_act": activation})
+    assert 0 < export_model(tmp_path / "n.onnx", config, random_variables(config)[1], PROCESSOR, LABELS) < 1e-5
+
+
+# In a process of its own: importing OpenVINO forks.
+OPENVINO = """
+import sys
+import numpy, openvino
+
+folder = sys.argv[1]
+network = openvino.Core().compile_model(f"{folder}/network.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+for batch in (1, 3):
+    pixels = numpy.load(f"{folder}/pixels.npy")[:batch]
+    numpy.save(f"{folder}/logits_{batch}.npy", network({"pixel_values": pixels})["logits"])
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+@pytest.mark.parametrize("name", ["published", "ablation"])
+def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
+    variables, pixels, expected = pixels_and_logits(CONFIGS[name])
+    export_model(tmp_path / "network.onnx", CONFIGS[name], variables, PROCESSOR, LABELS)
+    np.save(tmp_path / "pixels.npy", pixels)
+    subprocess.run([sys.executable, "-c", OPENVINO, str(tmp_path)], check=True)
+    check_logits_in(tmp_path, expected)
+
+
+def test_onnx_pools_edges_and_corners_as_the_network_does(tmp_path):
+    # The last stage of a 33 pixel image is 2 x 2: every position of it is a corner. Wider than high, so that a
+    # transposed pooling window would show too; an impulse in each corner of the image, so that each one matters.
+    onnxruntime = pytest.importorskip("onnxruntime")
+    config = CONFIGS["published"]
+    model, variables = random_variables(config)
+    path = tmp_path / "network.onnx"
+    export_model(path, config, variables, PROCESSOR, LABELS, image_size=(33, 70))
+    pixels = np.zeros((4, 33, 70, 3), np.float32)
+    for index, (row, column) in enumerate([(0, 0), (0, -1), (-1, 0), (-1, -1)]):
+        pixels[index, row, column] = 50
+    (logits,) = onnxruntime.InferenceSession(path).run(None, {"pixel_values": pixels})
+    expected = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
+    assert np.abs(expected - expected[0]).max(1)[1:].min() > 1e-3
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def check_logits_in(folder, expected):
+    """Of what a process of its own has written."""
+    for batch in (1, 3):
+        logits = np.load(folder / f"logits_{batch}.npy")
+        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def check_metadata(facts, config):
+    assert PoolFormerConfig.from_dict(json.loads(facts["config"])) == config
+    assert PoolFormerImageProcessor.from_dict(json.loads(facts["preprocessor_config"])) == PROCESSOR
+    assert json.loads(facts["id2label"]) == {str(index): label for index, label in LABELS.items()}
+    assert facts["input"].startswith("pixel_values: float32 [batch, 64, 64, 3]")
+    assert facts["producer"].startswith("poolformer-jax ")
+
+
+def test_bfloat16_goes_into_stablehlo_and_not_into_onnx(tmp_path):
+    config = CONFIGS["published"]
+    _, variables = random_variables(config)
+    options = {"dtype": jnp.bfloat16}
+    assert 1e-5 < export_model(tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS, **options) < 5e-2
+    with pytest.raises(ValueError, match="dtype='junk': expected float32 or bfloat16"):
+        export_model(tmp_path / "n.onnx", config, variables, PROCESSOR, LABELS, dtype="junk")
+    with pytest.raises(ValueError, match="bfloat16 cannot be exported to ONNX"):
+        export_model(tmp_path / "N.ONNX", config, variables, PROCESSOR, LABELS, **options)
+
+
+def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):
+    config = CONFIGS["published"]
+    _, variables = random_variables(config)
+    wrong = lambda config, variables: jax.tree.map(lambda leaf: leaf * 1.1, fold(config, variables))  # noqa: E731
+    monkeypatch.setattr("poolformer_jax.export.model_file.fold", wrong)
+    for name in ("n.stablehlo", "n.onnx"):
+        with pytest.raises(ExportError, match="computes other logits"):
+            export_model(tmp_path / name, config, variables, PROCESSOR, LABELS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_a_head_of_zeros_is_exported_and_one_of_no_numbers_refused(value, tmp_path):
+    config = CONFIGS["published"]
+    params = random_variables(config)[1]["params"]
+    variables = {"params": {**params, "head": jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params["head"])}}
+    export = partial(export_model, tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS)
+    if value == 0:
+        assert export() == 0
+    else:
+        with pytest.raises(ValueError, match=r"no numbers\. Expected finite weights"):
+            export()
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_the_network_does_not_take_is_refused(tmp_path):
+    config = CONFIGS["ablation"]  # made for 64 x 64 pixels
+    _, variables = random_variables(config)
+    for ending in (".stablehlo", ".onnx"):
+        with pytest.raises(ValueError, match=r"parameters for every position of images of 64 by 64"):
+            export_model(tmp_path / f"n{ending}", config, variables, PROCESSOR, LABELS, image_size=(96, 96))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_metadata_describe_the_input_that_the_file_takes():
+    facts = metadata(CONFIGS["published"], PROCESSOR, LABELS, (96, 96))
+    assert "[batch, 96, 96, 3]" in facts["input"] and facts["input"].endswith("RGB")
+    assert PoolFormerImageProcessor.from_dict(json.loads(facts["preprocessor_config"])).output_size == (96, 96)
+    wide = PoolFormerImageProcessor.from_dict(
+        json.loads(metadata(CONFIGS["published"], PROCESSOR, LABELS, (33, 70))["preprocessor_config"])
+    )
+    assert wide(np.zeros((50, 50), np.uint8))["pixel_values"].shape == (1, 33, 70, 3)
+    headless = PoolFormerConfig(**{**SMALL, "num_labels": 0, "num_channels": 1})
+    facts = metadata(headless, PoolFormerImageProcessor(image_mean=(0.5,), image_std=(0.5,)), {}, (224, 224))
+    assert facts["input"].endswith("greyscale")
+    assert facts["output"] == "logits: float32 [batch, 64]; pooled and normalised, there is no head"
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
+    config = CONFIGS["published"]
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere to write n\.onnx into"):
+        export_model(tmp_path / "nowhere" / "n.onnx", config, {}, PROCESSOR, LABELS)
+    (tmp_path / "n.onnx").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"n\.onnx is a folder"):
+        export_model(tmp_path / "n.onnx", config, {}, PROCESSOR, LABELS)
+    (tmp_path / "n.stablehlo.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"n\.stablehlo\.json is a folder"):
+        export_model(tmp_path / "n.stablehlo", config, {}, PROCESSOR, LABELS)
+
+
+def test_two_files_are_written_or_none_and_no_other_is_touched(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("poolformer_jax.export.model_file.write_json", full)
+    (tmp_path / ".n.stablehlo.tmp").write_text("another process's")
+    config = CONFIGS["published"]
+    with pytest.raises(OSError, match=r"Cannot write .*n\.stablehlo: No space left on device"):
+        export_model(tmp_path / "n.stablehlo", config, random_variables(config)[1], PROCESSOR, LABELS)
+    assert [path.name for path in tmp_path.iterdir()] == [".n.stablehlo.tmp"]
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Expected it to end in \.stablehlo or \.onnx"):
+        export_model(tmp_path / "network.pb", CONFIGS["published"], {}, PROCESSOR, LABELS)
+
+
+def test_a_missing_converter_is_named_with_its_extra(tmp_path, monkeypatch):
+    def serialize(exported):
+        raise ModuleNotFoundError("No module named 'flatbuffers'")
+
+    monkeypatch.setattr(jax.export.Exported, "serialize", serialize)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    _, variables = random_variables(CONFIGS["published"])
+    for ending, module in ((".onnx", "onnx"), (".stablehlo", "flatbuffers")):
+        with pytest.raises(ModuleNotFoundError, match=rf"(?s){module}.*pip install 'poolformer-jax\[export\]'"):
+            export_model(tmp_path / f"n{ending}", CONFIGS["published"], variables, PROCESSOR, LABELS)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,123 @@
+"""Settings of the preprocessing: saved, read from every home's files, and refused all at once where they are wrong."""
+
+import dataclasses
+import json
+import pickle
+
+import pytest
+
+from poolformer_jax.images.processor import PoolFormerImageProcessor
+
+
+def test_a_saved_processor_reads_back_equal(tmp_path):
+    processor = PoolFormerImageProcessor.for_variant("m48", crop_size={"height": 64, "width": 48})
+    assert processor.crop_pct == 0.95
+    processor.save_pretrained(tmp_path)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path) == processor
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "preprocessor_config.json") == processor
+    assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
+    assert pickle.loads(pickle.dumps(processor)) == processor
+    assert {processor: "hashable"}[dataclasses.replace(processor)] == "hashable"
+
+
+def test_the_published_file_of_2022_is_understood():
+    # What sail/poolformer_m36 has on the Hub: integers, and one flag for resize and crop.
+    published = {
+        "crop_pct": 0.95,
+        "do_normalize": True,
+        "do_resize_and_center_crop": True,
+        "feature_extractor_type": "PoolFormerFeatureExtractor",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 3,
+        "size": 224,
+    }
+    assert PoolFormerImageProcessor.from_dict(published) == PoolFormerImageProcessor.for_variant("m36")
+    off = PoolFormerImageProcessor.from_dict({**published, "do_resize_and_center_crop": False})
+    assert not off.do_resize and not off.do_center_crop
+
+
+@pytest.mark.parametrize("entry", ["image_processor_type", "feature_extractor_type"])
+def test_another_models_preprocessing_is_refused(entry):
+    # A ViT squashes the picture, and its file has no entry for that.
+    with pytest.raises(ValueError, match=rf"another model's preprocessing, {entry}='ViT.*Expected one of PoolFormerIm"):
+        PoolFormerImageProcessor.from_dict({entry: "ViTImageProcessor", "size": {"shortest_edge": 224}})
+    for name in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor"):
+        assert PoolFormerImageProcessor.from_dict({entry: f"PoolFormer{name}"}) == PoolFormerImageProcessor()
+
+
+def test_timms_config_is_understood(tmp_path):
+    pretrained = {
+        "input_size": [3, 224, 224],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "poolformer_s12", "pretrained_cfg": pretrained}))
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path) == PoolFormerImageProcessor()
+    with pytest.raises(ValueError, match="squash"):
+        PoolFormerImageProcessor.from_dict({**pretrained, "crop_mode": "squash"})
+    # What timm takes for null.
+    of_none = PoolFormerImageProcessor.from_dict({**pretrained, "crop_mode": None, "crop_pct": None})
+    assert of_none == PoolFormerImageProcessor(crop_pct=0.875)
+    for size in ([3, 224, 192], [224, 224], []):
+        with pytest.raises(ValueError, match=r"input_size=\[.*Expected \[channels, side, side\]"):
+            PoolFormerImageProcessor.from_dict({**pretrained, "input_size": size})
+
+
+def test_a_source_without_preprocessing_says_what_was_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained(tmp_path)
+
+
+def test_the_hubs_cache_is_read_without_asking_the_hub(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    repository = tmp_path / "models--sail--poolformer_m36"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    PoolFormerImageProcessor.for_variant("m36").save_pretrained(snapshot)
+    offline = {"cache_dir": tmp_path, "local_files_only": True}
+    processor = PoolFormerImageProcessor.from_pretrained("sail/poolformer_m36", **offline)
+    assert processor == PoolFormerImageProcessor.for_variant("m36")
+    with pytest.raises(
+        FileNotFoundError, match=r"'sail/poolformer_s99' is no file or folder here and not in the Hub's"
+    ):
+        PoolFormerImageProcessor.from_pretrained("sail/poolformer_s99", **offline)
+    (snapshot / "preprocessor_config.json").rename(snapshot / "config.json")
+    with pytest.raises(FileNotFoundError, match=r"sail/poolformer_m36 has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained("sail/poolformer_m36", **offline)
+
+
+@pytest.mark.parametrize(
+    "nowhere", ["runs/none/model", "runs/none--model", "./model", "model/preprocessor_config.json"]
+)
+def test_what_is_no_name_on_the_hub_is_not_looked_for_there(nowhere):
+    with pytest.raises(FileNotFoundError, match=rf"There is no model at {nowhere}\. .* Hub such as"):
+        PoolFormerImageProcessor.from_pretrained(nowhere)
+
+
+def test_bad_settings_are_listed_together():
+    with pytest.raises(ValueError, match=r"(?s)size=\{'longest': 3\}.*crop_pct=1.5.*resample=9.*image_std=\(1.0,\)"):
+        PoolFormerImageProcessor(size={"longest": 3}, crop_pct=1.5, resample=9, image_std=(1.0,))
+    with pytest.raises(ValueError, match=r"(?s)size=224: expected pixels.*crop_pct='0\.9': expected None, or a f"):
+        PoolFormerImageProcessor(size=224, crop_pct="0.9")
+    with pytest.raises(ValueError, match=r"do_pad=True, pad_size=\{'height': 3\}"):
+        PoolFormerImageProcessor.from_dict({"do_pad": True, "pad_size": {"height": 3}})
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{broken", r"preprocessor_config\.json is no JSON .*save_pretrained\(folder\) writes it"),
+        ("[224]", r"preprocessor_config\.json holds a list"),
+        ('{"size": "224", "image_mean": 0.5, "crop_pct": "0.9"}', "(?s)size='224'.*image_mean=0.5.*crop_pct='0.9'"),
+        ('{"interpolation": "bicubic", "mean": [0.5]}', "no list input_size, std"),
+    ],
+)
+def test_a_malformed_file_is_named_or_its_entries_are_listed(written, message, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(written)
+    with pytest.raises(ValueError, match=message):
+        PoolFormerImageProcessor.from_pretrained(tmp_path)

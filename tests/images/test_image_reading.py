@@ -1,0 +1,195 @@
+"""Images of every kind are read in their own colours and the right way up; what is no picture is refused."""
+
+import dataclasses
+import io
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, features
+
+from pictures import IMAGES, RAW, encode, raw
+from poolformer_jax.images.reading import ImageError
+
+
+def test_greyscale_is_repeated_and_one_channel_networks_get_luma():
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    expected = np.asarray(grey)[..., None]
+    for form in (encode(grey), np.asarray(grey), np.asarray(grey)[..., None], np.asarray(grey)[None, :, :]):
+        np.testing.assert_array_equal(raw(form), np.repeat(expected, 3, -1))
+    one_channel = dataclasses.replace(RAW, image_mean=(0.5,), image_std=(0.5,))
+    np.testing.assert_array_equal(one_channel(encode(grey))["pixel_values"][0], expected)
+    red = Image.new("RGB", (2, 2), (255, 0, 0))
+    assert one_channel(red)["pixel_values"].ravel().tolist() == [76] * 4  # 0.299 * 255, ITU-R 601
+
+
+def test_palettes_are_resolved_and_transparency_shows_the_colour_below():
+    colours = Image.new("RGB", (2, 1))
+    colours.putdata([(250, 0, 0), (0, 0, 250)])
+    palette = colours.quantize(2)
+    for transparency in (None, 0, bytes([0, 128])):
+        options = {} if transparency is None else {"transparency": transparency}
+        np.testing.assert_array_equal(raw(encode(palette, **options)), np.asarray(colours))
+    rgba = colours.copy()
+    rgba.putalpha(0)
+    np.testing.assert_array_equal(raw(encode(rgba)), np.asarray(colours))
+    np.testing.assert_array_equal(raw(np.asarray(rgba), input_data_format="channels_last"), np.asarray(colours))
+    grey_alpha = Image.new("LA", (2, 2), (90, 0))
+    assert np.unique(raw(encode(grey_alpha))).tolist() == [90]
+    one_bit = Image.new("1", (2, 2), 1)
+    assert np.unique(raw(encode(one_bit))).tolist() == [255]
+
+
+def test_cmyk_is_the_colour_and_not_its_negative():
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan: red
+    red, green, blue = raw(encode(cmyk, "JPEG", quality=100))[8, 8]
+    assert red > 240 and green < 15 and blue < 15
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_16_bit_files_keep_the_high_byte(format):
+    samples = np.array([[0, 255, 256], [0x1234, 0xFEDC, 0xFFFF]], np.uint16)
+    expected = np.repeat((samples >> 8)[..., None], 3, -1)
+    np.testing.assert_array_equal(raw(encode(Image.fromarray(samples), format)), expected)
+    np.testing.assert_array_equal(raw(samples), expected)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_samples_without_a_range_are_refused(mode):
+    with pytest.raises(ImageError, match=f"mode '{mode}'.*no known range"):
+        raw(Image.new(mode, (4, 4)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone_once(orientation):
+    upright = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    # What a camera stores, so that turning it by the tag gives `upright`.
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(stored, "PNG", exif=exif)
+    expected = np.repeat(np.asarray(upright)[..., None], 3, -1)
+    np.testing.assert_array_equal(raw(data), expected)
+    np.testing.assert_array_equal(raw(Image.open(io.BytesIO(data))), expected)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("name", ["chelsea.jpg", "chelsea_rgba.png"])
+def test_truncated_files_are_refused(name, share, tmp_path):
+    data = (IMAGES / name).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(data[: int(len(data) * share)])
+    for form in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match=r"truncated or damaged|not an image that Pillow can read"):
+            raw(form)
+
+
+def test_decompression_bombs_are_refused_where_pillow_only_warns(monkeypatch):
+    data = encode(Image.new("L", (40, 40)))
+    for limit in (1000, 100):  # within and beyond twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ImageError, match="attack by decompression"):
+            raw(data)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs_are_refused_where_warnings_are_silent(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="40 x 40 pixels"):
+        raw(encode(Image.new("L", (40, 40))))
+
+
+@pytest.mark.parametrize(("owner", "function"), [(Image, "open"), (ImageFile.ImageFile, "load")])
+def test_a_lack_of_memory_is_not_the_pictures_fault(monkeypatch, owner, function):
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(owner, function, no_memory)
+    with pytest.raises(MemoryError):
+        raw((IMAGES / "chelsea.jpg").read_bytes())
+
+
+def test_an_array_for_which_there_is_no_memory_is_not_refused():
+    class TooLarge:
+        def __array__(self, dtype=None, copy=None):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        raw(TooLarge())
+
+
+def test_drawings_are_refused_before_anything_runs_them():
+    with pytest.raises(ImageError, match=r"is a drawing \(EPS\)"):
+        raw(encode(Image.new("RGB", (8, 8)), "EPS"))
+
+
+def test_the_first_frame_of_an_animation_counts():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert raw(data)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("missing.jpg", "no image file 'missing.jpg'"),
+        ("https://example.org/cat.jpg", "not downloaded"),
+        ("long" * 2000, "File name too long"),
+        (b"", "0 bytes given is not an image that Pillow can read: it is of no format that it knows"),
+        (b"%PDF-1.4 not a picture", "not an image that Pillow can read"),
+        (12, "type int cannot be read"),
+        (io.BytesIO(b"an open file, which has lines"), "type BytesIO cannot be read"),
+        (SimpleNamespace(__array__=None), "SimpleNamespace does not become a NumPy array"),
+        (np.zeros((5, 5, 2), np.uint8), "is no image"),
+        (np.zeros((3, 200, 3), np.uint8), "channels first or last"),
+        (np.zeros((2, 2, 2, 2, 3), np.uint8), "is no image"),
+        (np.zeros((0, 5, 3), np.uint8), "holds no pixel"),
+        (np.zeros((8, 8), np.int64), "int64 has no known range"),
+        (np.full((8, 8), 255.0), "values from 255 to 255"),
+        (np.full((8, 8), -0.5), "values from -0.5 to -0.5"),
+        (np.full((8, 8), np.nan), "nan"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_no_picture_is_refused_with_the_reason(image, message):
+    with pytest.raises(ImageError, match=message):
+        raw(image)
+
+
+def test_bfloat16_is_read_as_the_floats_that_it_holds():
+    image = np.array([[0, 0.25, 0.5, 1]], ml_dtypes.bfloat16)
+    assert raw(image)[0, :, 0].tolist() == [0, 64, 128, 255]
+    with pytest.raises(ImageError, match="values from 0 to 255"):
+        raw(np.array([[0, 255]], ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_round_to_8_bits_are_read_and_others_are_not(dtype):
+    just_outside = np.array([[-1e-3, 0, 0.5, 1, 1 + 1e-3]], dtype)  # as resizing in floating point leaves them
+    assert raw(just_outside)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    for outside in (-2.1e-3, 1 + 3e-3):  # half a step of 1/255 is 1.96e-3, and float16 has 9.8e-4 between two
+        with pytest.raises(ImageError, match="Expected 0 to 1"):
+            raw(np.full((2, 2), outside, dtype))
+
+
+def test_one_error_names_every_bad_image():
+    with pytest.raises(ImageError, match=r"(?s)image 1: .*missing\.png.*image 2: .*int cannot be read"):
+        RAW.preprocess([IMAGES / "coffee.jpg", "missing.png", 5])
+    with pytest.raises(ImageError, match="No image was given"):
+        RAW.preprocess([])
+    with pytest.raises(ImageError, match="different sizes"):
+        RAW.preprocess([np.zeros((5, 5), np.uint8), np.zeros((5, 6), np.uint8)])
+
+
+def test_channel_order_of_an_ambiguous_array_can_be_said():
+    image = np.arange(3 * 200 * 3, dtype=np.uint8).reshape(3, 200, 3)
+    assert raw(image, input_data_format="channels_last").shape == (3, 200, 3)
+    assert raw(image, input_data_format="channels_first").shape == (200, 3, 3)
+
+
+@pytest.mark.skipif(not features.check("webp"), reason="this Pillow was built without WebP")
+def test_lossless_webp_is_read():
+    colours = np.random.default_rng(1).integers(0, 256, (9, 11, 3), np.uint8)
+    np.testing.assert_array_equal(raw(encode(Image.fromarray(colours), "WEBP", lossless=True)), colours)

@@ -1,0 +1,41 @@
+"""Several CPU devices compute what one does, each its own images of a batch."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.inference.cpu_devices import data_parallel
+from poolformer_jax.inference.folding import fold, folded_apply
+from small_networks import TINY, random_variables
+
+SHALLOW = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
+
+
+def mesh(devices):
+    return Mesh(np.asarray(jax.devices()[:devices]), ("batch",))
+
+
+def random_pixels(batch, size):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(batch, size, size, 3)), jnp.float32)
+
+
+def exchanges(compiled):
+    """The kinds of exchange between devices in a compiled program."""
+    return set(re.findall(r"\b(all-gather|all-reduce|all-to-all|collective-\w+|reduce-scatter)\(", compiled.as_text()))
+
+
+def test_each_device_works_through_its_own_images_in_parts():
+    folded, pixels, devices = fold(SHALLOW, random_variables(SHALLOW)[1]), random_pixels(16, 32), mesh(4)
+    apply = data_parallel(partial(folded_apply, SHALLOW, images_at_once=2), devices)
+    cut = jax.device_put(pixels, NamedSharding(devices, P("batch")))
+    compiled = jax.jit(apply).lower(jax.device_put(folded, NamedSharding(devices, P())), cut).compile()
+    assert "while" in compiled.as_text()
+    assert not exchanges(compiled)
+    whole = folded_apply(SHALLOW, folded, pixels)
+    np.testing.assert_allclose(jax.jit(apply)(folded, cut), whole, rtol=0, atol=1e-6 * np.abs(whole).max())

@@ -1,0 +1,388 @@
+"""ImageClassifier: the labels of the network, in order, with few compilations and in spite of bad images."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from paths import TESTS
+from poolformer_jax import (
+    GpuKernels,
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    PoolFormerImageProcessor,
+    PoolFormerModel,
+    TpuKernels,
+)
+from poolformer_jax.images.imagenet_labels import imagenet_labels, imagenet_wordnet_ids
+from poolformer_jax.images.reading import ImageError
+from poolformer_jax.inference.classifier import ImageClassifier, find_image_processor
+from poolformer_jax.inference.cost_operations import parameter_shapes
+from poolformer_jax.inference.program import Probabilities
+from poolformer_jax.weights import WeightsMismatch
+from poolformer_jax.weights.pretrained import save_pretrained
+from small_networks import CONFIG, LABELS, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=16)
+
+
+@pytest.fixture
+def compilations():
+    """Counts the programs compiled while the test runs."""
+    count = []
+    listener = lambda event, *_, **__: count.append(event) if event.endswith("backend_compile_duration") else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def decode_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def random_images(number, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (*rng.integers(20, 90, 2), 3), np.uint8) for _ in range(number)]
+
+
+apply = jax.jit(MODEL.apply)  # one by one, its operations take much longer to compile
+
+
+def expected_probabilities(images):
+    pixels = PROCESSOR.preprocess(images)["pixel_values"]
+    return np.asarray(jax.nn.softmax(apply(VARIABLES, pixels).logits))
+
+
+@pytest.mark.parametrize("fold_parameters", [True, False])
+def test_probabilities_are_the_softmax_of_the_models_logits(fold_parameters):
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, fold_parameters=fold_parameters)
+    expected = expected_probabilities(PHOTOGRAPHS)
+    results = classifier(PHOTOGRAPHS, top_k=7)
+    assert len({result[0].label for result in results}) > 1
+    for result, probabilities in zip(results, expected, strict=True):
+        assert [label for label, _ in result] == [LABELS[i] for i in np.argsort(-probabilities, stable=True)]
+        np.testing.assert_allclose([p for _, p in result], np.sort(probabilities)[::-1], atol=1e-5)
+
+
+def test_one_image_gives_one_list_and_several_give_a_list_of_lists(classifier):
+    one = classifier(PHOTOGRAPHS[0], top_k=2)
+    assert len(one) == 2
+    assert one[0].label in LABELS.values()
+    assert one[0].probability >= one[1].probability
+    assert classifier(Image.open(PHOTOGRAPHS[0]), top_k=2) == one
+    assert classifier([PHOTOGRAPHS[0]], top_k=2) == [one]
+    assert len(classifier(PHOTOGRAPHS[0], top_k=100)) == 7
+    assert classifier([]) == []
+
+
+def test_a_mixed_stream_stays_in_order_and_compiles_a_bounded_number_of_programs(compilations):
+    images = random_images(150)
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=32)
+    expected = np.argmax(expected_probabilities(images), -1)
+    list(classifier.stream(images[:1]))
+    before = len(compilations)
+    for number in (1, 2, 5, 9, 33, 40, 64, 97, 150):
+        results = classifier(images[:number], top_k=1)
+        assert [result[0].label for result in results] == [LABELS[index] for index in expected[:number]]
+    assert classifier.batch_sizes == (1, 8, 32)
+    assert len(compilations) - before <= len(classifier.batch_sizes) - 1
+
+
+def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
+    make = lambda size, devices: ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=size, devices=devices)  # noqa: E731
+    assert make(32, jax.devices()[:1]).batch_sizes == (1, 4, 16, 32)
+    assert make(1, jax.devices()[:1]).batch_sizes == (1,)
+    assert make(30, jax.devices()[:4]).batch_sizes == (1, 4, 16, 32)
+    assert make(2, jax.devices()[:4]).batch_sizes == (1, 4)
+    assert make(1, jax.devices()[:4]).batch_sizes == (1,)
+    assert make(30, jax.devices()[:3]).batch_sizes == (1, 3, 12, 30)
+
+
+def test_every_device_computes_its_share_of_a_batch(classifier):
+    assert jax.local_device_count() == 8
+    probabilities = Probabilities(
+        CONFIG,
+        VARIABLES,
+        PROCESSOR,
+        dtype=jnp.float32,
+        batch_size=16,
+        fold_parameters=True,
+        devices=jax.local_devices(),
+    )([PROCESSOR.resize_and_crop(photograph) for photograph in PHOTOGRAPHS])
+    assert len(PHOTOGRAPHS) < 8
+    assert {shard.device for shard in probabilities.addressable_shards} == set(jax.local_devices())
+    assert all(shard.data.shape == (1, 7) for shard in probabilities.addressable_shards)
+    alone = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, devices=jax.local_devices()[:1])
+    for ours, theirs in zip(classifier(PHOTOGRAPHS), alone(PHOTOGRAPHS), strict=True):
+        assert [prediction.label for prediction in ours] == [prediction.label for prediction in theirs]
+
+
+def test_of_several_cpu_devices_one_computes_an_image_that_comes_alone():
+    first, *_ = devices = jax.local_devices()
+    options = {"dtype": jnp.float32, "fold_parameters": True, "devices": devices}
+    image, found = PROCESSOR.resize_and_crop(PHOTOGRAPHS[0]), []
+    for batch_size in (1, 16):
+        probabilities = Probabilities(CONFIG, VARIABLES, PROCESSOR, batch_size=batch_size, **options)([image])
+        assert probabilities.sharding.device_set == {first}
+        found.append(probabilities[0])
+    together = Probabilities(CONFIG, VARIABLES, PROCESSOR, batch_size=16, **options)([image] * 2)[0]
+    np.testing.assert_allclose(found, [together] * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis_types", [jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto])
+def test_a_mesh_that_the_program_around_has_set_is_not_the_classifiers(classifier, axis_types):
+    expected = classifier(PHOTOGRAPHS)
+    with jax.set_mesh(jax.make_mesh((2,), ("data",), axis_types=(axis_types,), devices=jax.devices()[:2])):
+        inside = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=16)
+        assert inside(PHOTOGRAPHS) == classifier(PHOTOGRAPHS) == expected
+        assert inside(PHOTOGRAPHS[0]) == classifier(PHOTOGRAPHS[0])
+
+
+def test_a_bad_image_is_reported_in_its_place_and_the_rest_of_the_batch_survives(classifier):
+    images = [*PHOTOGRAPHS[:2], "missing.jpg", *PHOTOGRAPHS[2:], b"nonsense"]
+    results = classifier(images)
+    assert [index for index, result in enumerate(results) if isinstance(result, ImageError)] == [2, 7]
+    assert "missing.jpg" in str(results[2])
+    assert [result for result in results if isinstance(result, list)] == classifier(PHOTOGRAPHS)
+    assert all(isinstance(result, ImageError) for result in classifier([b"", "nowhere.png"]))
+    with pytest.raises(ImageError, match=r"missing\.jpg"):
+        classifier("missing.jpg")
+
+
+def test_a_stream_is_read_as_it_is_needed_and_its_threads_end(classifier):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(None)
+            yield np.zeros((64, 64, 3), np.uint8)
+
+    stream = classifier.stream(endless(), top_k=1)
+    for _ in range(3):
+        next(stream)
+    assert len(taken) <= 3 * classifier.batch_sizes[-1] + 1
+    stream.close()
+    assert not decode_threads()
+
+
+def test_threads_decode_the_next_batch_before_the_devices_are_asked_for_the_first(classifier):
+    decoded_by = {}
+
+    class Photograph:
+        def __fspath__(self):
+            decoded_by[self] = threading.current_thread().name
+            return str(PHOTOGRAPHS[0])
+
+    size = classifier.batch_sizes[-1]
+    stream = classifier.stream((Photograph() for _ in range(4 * size)), top_k=1)
+    next(stream)
+    assert len(decoded_by) >= 2 * size  # the first batch is computed while the second is decoded
+    assert len(list(stream)) == 4 * size - 1
+    assert len(decoded_by) == 4 * size
+    assert all(name.startswith("decode") for name in decoded_by.values())
+
+
+def test_an_error_of_the_images_themselves_comes_after_the_results_of_those_before(classifier):
+    def failing():
+        yield from PHOTOGRAPHS * 4  # more than a batch
+        raise RuntimeError("the camera is gone")
+
+    stream = classifier.stream(failing())
+    assert [next(stream) for _ in range(24)] == classifier(PHOTOGRAPHS * 4)
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        next(stream)
+    assert not decode_threads()
+
+
+def test_bfloat16_agrees_with_float32_to_its_precision(classifier):
+    results = [
+        ImageClassifier(CONFIG, VARIABLES, PROCESSOR, dtype=dtype)(PHOTOGRAPHS, 7) for dtype in ("float32", "bfloat16")
+    ]
+    exact, rounded = (
+        np.array([[dict(row)[label] for label in LABELS.values()] for row in result]) for result in results
+    )
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_allclose(rounded, exact, rtol=5 * 2**-8)  # a few roundings of 8 bits
+
+
+@pytest.mark.parametrize("kind", [TpuKernels, GpuKernels])
+def test_in_bfloat16_devices_that_have_kernels_compute_with_them(kind, monkeypatch):
+    asked = []
+    config = dataclasses.replace(CONFIG, hidden_sizes=(16, 16, 16, 16))
+    _, variables = random_variables(config)
+
+    def kernels_for(mesh, axes):
+        asked.append(axes)
+        return kind(mesh, axes, interpret=True)
+
+    def probabilities(dtype):
+        classifier = ImageClassifier(
+            config, variables, PROCESSOR, dtype=dtype, batch_size=16, devices=jax.devices()[:1]
+        )
+        return np.array([[dict(row)[label] for label in LABELS.values()] for row in classifier(PHOTOGRAPHS * 2, 7)])
+
+    without = probabilities("bfloat16")
+    monkeypatch.setattr("poolformer_jax.inference.program.kernels_for", kernels_for)
+    exact, found = probabilities("float32"), probabilities("bfloat16")
+    assert asked == [("batch",)]
+    assert not np.array_equal(found, without)
+    np.testing.assert_allclose(found, exact, rtol=5 * 2**-8)
+
+
+def test_a_network_of_one_channel_classifies_colour_photographs():
+    config = PoolFormerConfig(
+        num_channels=1, depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=3, id2label=None
+    )
+    processor = PoolFormerImageProcessor(crop_size={"height": 64, "width": 64}, image_mean=(0.5,), image_std=(0.5,))
+    results = ImageClassifier(config, random_variables(config)[1], processor)(PHOTOGRAPHS)
+    assert {prediction.label for prediction in results[0]} == {"class 0", "class 1", "class 2"}
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf"])
+def test_a_folder_brings_its_labels_and_its_preprocessing(layout, classifier, tmp_path):
+    save_pretrained(tmp_path, MODEL, VARIABLES, layout=layout, image_processor=PROCESSOR)
+    loaded = ImageClassifier.from_pretrained(tmp_path, batch_size=16)
+    assert loaded.image_processor == PROCESSOR
+    assert loaded.id2label == LABELS
+    assert loaded(PHOTOGRAPHS) == classifier(PHOTOGRAPHS)
+
+
+def test_bare_weights_get_the_preprocessing_of_their_published_variant_or_an_error(tmp_path):
+    small = tmp_path / "small"
+    save_pretrained(small, MODEL, VARIABLES)
+    (small / "preprocessor_config.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"no preprocessor_config\.json.*pass image_processor="):
+        ImageClassifier.from_pretrained(small)
+    assert ImageClassifier.from_pretrained(small, image_processor=PROCESSOR).image_processor == PROCESSOR
+    assert find_image_processor(tmp_path, PoolFormerConfig.from_variant("m36")).crop_pct == 0.95
+
+
+def test_imagenets_names_come_with_published_architectures():
+    labels, wordnet_ids = imagenet_labels(), imagenet_wordnet_ids()
+    assert sorted(labels) == list(range(1000))
+    assert list(wordnet_ids.values()) == sorted(set(wordnet_ids.values()))
+    assert [wordnet_ids[label] for label in (0, 281, 517, 999)] == ["n01440764", "n02123045", "n03126707", "n15075141"]
+    assert labels[0] == "tench, Tinca tinca"
+    assert labels[281] == "tabby, tabby cat"
+    assert labels[999] == "toilet tissue, toilet paper, bathroom tissue"
+    config = PoolFormerConfig.from_variant("s12")
+    zeros = {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameter_shapes(config))}
+    one = jax.devices()[:1]
+    published = ImageClassifier(config, zeros, PoolFormerImageProcessor(), fold_parameters=False, devices=one)
+    assert published.id2label == labels
+    other = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16))
+    assert ImageClassifier(other, random_variables(other)[1], PROCESSOR).id2label[281] == "class 281"
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"num_labels": 0, "id2label": None}, {}, "no head"),
+        ({"num_labels": 1, "id2label": None}, {}, "a single label"),
+        ({"num_channels": 1}, {}, "3 channels and the network takes 1"),
+        ({}, {"image_processor": PoolFormerImageProcessor(do_center_crop=False)}, "images of many sizes"),
+        (
+            {},
+            {"image_processor": PoolFormerImageProcessor(crop_size={"height": 64, "width": 16})},
+            "at least 32 pixels",
+        ),
+        ({"image_size": 96}, {}, r"images of \(64, 64\): expected 96 pixels"),
+        (
+            {"image_size": 64},
+            {"image_processor": PoolFormerImageProcessor(crop_size={"height": 64, "width": 96})},
+            r"images of \(64, 96\): expected 64 pixels",
+        ),
+        ({}, {"dtype": "int8"}, "dtype='int8': expected float32 or bfloat16"),
+        ({}, {"dtype": "float"}, "dtype='float': expected float32 or bfloat16"),
+        ({}, {"id2label": {0: "cat"}}, "no name for class 1: expected one for each of 7"),
+        ({}, {"batch_size": 0, "devices": []}, "batch_size=0, devices=0: expected a whole number, at least 1"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_at_once(changes, options, message):
+    config = PoolFormerConfig(**{**{field: getattr(CONFIG, field) for field in CONFIG.__dataclass_fields__}, **changes})
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier(config, VARIABLES, **{"image_processor": PROCESSOR, **options})
+
+
+@pytest.mark.parametrize("fold_parameters", [True, False])
+def test_weights_of_another_network_are_refused_at_once(fold_parameters):
+    variables = {"params": {name: value for name, value in VARIABLES["params"].items() if name != "head"}}
+    with pytest.raises(WeightsMismatch, match="missing: head/"):
+        ImageClassifier(CONFIG, variables, PROCESSOR, fold_parameters=fold_parameters)
+
+
+def test_top_k_below_one_is_refused(classifier):
+    with pytest.raises(ValueError, match="top_k=0"):
+        classifier.stream([], top_k=0)
+    with pytest.raises(ValueError, match="top_k=-1"):
+        classifier(PHOTOGRAPHS[0], top_k=-1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["cat.jpg", b"JFIF", np.zeros((64, 64, 3), np.uint8), {"image": "cat.jpg"}],
+    ids=lambda image: type(image).__name__,
+)
+def test_one_image_is_not_taken_for_a_stream_of_its_characters_or_rows(classifier, image):
+    with pytest.raises(ValueError, match=rf"one image, of type {type(image).__name__}\. .*stream \[image\], or call"):
+        classifier.stream(image)
+
+
+CACHED = """
+import sys
+import jax, jax.monitoring
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
+from small_networks import CONFIG, PHOTOGRAPHS, PROCESSOR, VARIABLES
+from poolformer_jax.inference.classifier import ImageClassifier, keep_compiled_programs
+keep_compiled_programs(sys.argv[1])
+classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR)
+hits.clear()
+classifier(PHOTOGRAPHS)
+print(len(hits))
+"""
+
+
+def test_the_next_process_finds_the_compiled_program(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", CACHED, str(tmp_path / "cache")]
+    runs = [
+        subprocess.run(command, env=environment, cwd=TESTS, text=True, capture_output=True, check=True)
+        for _ in range(2)
+    ]
+    assert [int(run.stdout) for run in runs] == [0, 1]
+
+
+class TestFeatures:
+    """What the network computes before its labels."""
+
+    def test_hidden_states_are_a_backbone_at_strides_4_to_32_for_any_size(self):
+        # Published strides and the paper's widths; 97 x 130 is no multiple of 32.
+        config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))
+        model = PoolFormerModel(config)
+        pixels = jnp.zeros((1, 97, 130, 3))
+        shapes = jax.eval_shape(lambda key: model.init_with_output(key, pixels)[0], jax.random.key(0))
+        maps = [state.shape for state in shapes.hidden_states]
+        assert maps == [(1, 24, 32, 64), (1, 12, 16, 128), (1, 6, 8, 320), (1, 3, 4, 512)]
+        assert shapes.last_hidden_state.shape == maps[-1]
+
+    def test_a_network_without_head_returns_the_embedding_the_head_would_see(self):
+        headless = PoolFormerConfig(depths=CONFIG.depths, hidden_sizes=CONFIG.hidden_sizes, num_labels=0)
+        params = {name: value for name, value in VARIABLES["params"].items() if name != "head"}
+        pixels = PROCESSOR.preprocess(PHOTOGRAPHS)["pixel_values"]
+        embedding = jax.jit(PoolFormerForImageClassification(headless).apply)({"params": params}, pixels).logits
+        assert embedding.shape == (len(PHOTOGRAPHS), 16)
+        head = VARIABLES["params"]["head"]
+        logits = apply(VARIABLES, pixels).logits
+        np.testing.assert_allclose(embedding @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)

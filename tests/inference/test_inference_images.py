@@ -1,0 +1,123 @@
+"""What whoever gives images to ImageClassifier may do to them, and from which threads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from paths import TESTS
+from poolformer_jax.images.reading import ImageError
+from poolformer_jax.inference.classifier import ImageClassifier
+from small_networks import CONFIG, PHOTOGRAPHS, PROCESSOR, VARIABLES
+
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+CLASSIFIER = "from small_networks import *; from poolformer_jax.inference.classifier import ImageClassifier; "
+CLASSIFIER += "classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR)\n"
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=4, decode_threads=2)
+
+
+def run(program):
+    """What a program of its own prints and complains about."""
+    command = [sys.executable, "-c", CLASSIFIER + program]
+    here = TESTS
+    return subprocess.run(command, env=ENVIRONMENT, cwd=here, text=True, capture_output=True, check=True)
+
+
+def test_one_lazily_opened_image_may_be_given_many_times(classifier, tmp_path):
+    large = Image.open(PHOTOGRAPHS[0]).resize((2000, 1600))  # so that reading it takes a while
+    large.save(tmp_path / "large.jpg")
+    with Image.open(tmp_path / "large.jpg") as image:
+        assert classifier([image] * 8) == classifier([tmp_path / "large.jpg"] * 8)
+
+
+def test_a_generator_may_close_its_files(classifier):
+    def opened():
+        for path in PHOTOGRAPHS:
+            with Image.open(path) as image:
+                yield image
+
+    assert list(classifier.stream(opened())) == classifier(PHOTOGRAPHS)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, memoryview])
+def test_a_generator_may_use_one_buffer_for_all_frames(classifier, kind):
+    frames = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8) for seed in range(9)]
+    files = [path.read_bytes() for path in map(Path, PHOTOGRAPHS)]
+
+    def camera():
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    def socket():
+        buffer = bytearray(max(map(len, files)))
+        for file in files:
+            buffer[: len(file)] = file
+            yield memoryview(buffer)[: len(file)]
+
+    given, wanted = (camera, frames) if kind is np.asarray else (socket, files)
+    assert list(classifier.stream(given())) == classifier(wanted)
+
+
+def test_the_frames_of_an_animation_are_images_of_their_own(classifier, tmp_path):
+    colours = ["red", "green", "blue", "white", "black", "yellow"]
+    frames = [Image.new("RGB", (64, 64), colour) for colour in colours]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.gif") as animation:
+        results = list(classifier.stream(ImageSequence.Iterator(animation)))
+    assert results == classifier(frames)
+
+
+def test_an_image_that_cannot_be_read_stays_in_its_place(classifier):
+    bad, good = object(), PHOTOGRAPHS[0]
+    results = classifier([good, bad, good])
+    assert isinstance(results[1], ImageError)
+    assert results[::2] == classifier([good, good])
+
+
+def test_threads_go_on_classifying_when_the_main_one_has_ended():
+    program = """
+import threading
+def serve():
+    threading.main_thread().join()
+    print(len(classifier(PHOTOGRAPHS[0], 3)), len(classifier(PHOTOGRAPHS, 1)) == len(PHOTOGRAPHS))
+threading.Thread(target=serve).start()
+"""
+    assert run(program).stdout == "3 True\n"
+
+
+def test_a_stream_that_is_left_unfinished_ends_silently_with_the_program():
+    assert run("stream = classifier.stream(PHOTOGRAPHS[0] for _ in range(999)); next(stream)").stderr == ""
+
+
+def test_another_folder_for_compiled_programs_is_used_from_then_on(tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    program = f"""
+import jax
+from poolformer_jax.inference.classifier import keep_compiled_programs
+for folder in {[str(folder) for folder in folders]}:
+    keep_compiled_programs(folder)
+    ImageClassifier(CONFIG, VARIABLES, PROCESSOR)(PHOTOGRAPHS[0])
+    jax.clear_caches()
+"""
+    run(program)
+    assert all(any(folder.iterdir()) for folder in folders)
+
+
+def test_a_mapping_is_refused_as_one_thing(classifier):
+    with pytest.raises(ImageError, match="of type dict cannot be read"):
+        classifier(PROCESSOR.preprocess(PHOTOGRAPHS))
+
+
+def test_an_open_file_is_refused_with_the_way_to_give_it(classifier):
+    with Path(PHOTOGRAPHS[0]).open("rb") as file, pytest.raises(ImageError, match=r"what its \.read\(\) returns"):
+        classifier(file)

@@ -1,0 +1,100 @@
+"""The loss and its gradients are those of one device wherever jax's types say how devices share the arrays."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from poolformer_jax import PoolFormerForImageClassification
+from poolformer_jax.network.fused import cpu_batching
+from poolformer_jax.network.fused.kernels import GpuKernels, TpuKernels
+from small_networks import TWO_STAGES, distance, random_variables
+
+# The second stage keeps its hidden layer.
+WIDE = dataclasses.replace(TWO_STAGES, depths=(1, 1), hidden_sizes=(8, cpu_batching.KEPT_CHANNELS), drop_path_rate=0.4)
+PIXELS = np.random.default_rng(0).normal(size=(8, 24, 32, 3)).astype(np.float32)
+LABELS = np.arange(len(PIXELS)) % WIDE.num_labels
+
+
+def mesh_of(shape, *axis_types):
+    return jax.make_mesh(shape, ("data", "model"), axis_types=axis_types, devices=jax.devices()[: np.prod(shape)])
+
+
+def loss(variables, pixels, labels, config=WIDE, train=False, **options):
+    model = PoolFormerForImageClassification(config, **options)
+    return model.apply(variables, pixels, labels, train=train, rngs={"dropout": jax.random.key(7)}).loss
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts_of_a_batch():
+    """Every device works through its images in parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_batching, "PART_BYTES", 2**12)
+        yield
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return random_variables(WIDE)[1]
+
+
+def assert_close(found, exact, relative):
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=relative * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("axis_types", "batch_axes"),
+    [
+        ((AxisType.Explicit, AxisType.Explicit), ("data", "model")),
+        ((AxisType.Explicit, AxisType.Auto), "data"),
+    ],
+)
+def test_along_explicit_axes(axis_types, batch_axes, variables):
+    step = jax.jit(jax.value_and_grad(partial(loss, train=True, remat=True), argnums=(0, 1)))
+    with jax.set_mesh(mesh_of((2, 2), *axis_types)):
+        pixels, labels = jax.device_put((PIXELS, LABELS), P(batch_axes))
+        found = step(jax.device_put(variables, P()), pixels, labels)
+        value, (gradients, of_pixels) = found
+        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((value, gradients)))
+        assert jax.typeof(of_pixels) == jax.typeof(pixels)
+    assert_close(found, step(variables, PIXELS, LABELS), 1e-5)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_inside_shard_map(axis_type, variables):
+    mesh = mesh_of((4, 1), axis_type, AxisType.Auto)
+    # Of another activation than GELU: inside shard_map jax 0.12.0 has no gradient of erf.
+    step = jax.value_and_grad(partial(loss, config=dataclasses.replace(WIDE, hidden_act="silu")))
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P(), axis_names={"data"})
+    def shared(*arguments):
+        value, gradients = step(*arguments)  # the gradients are sums over the devices
+        return jax.lax.pmean(value, "data"), jax.tree.map(lambda total: total / 4, gradients)
+
+    with jax.set_mesh(mesh):
+        arguments = jax.device_put(variables, P()), *jax.device_put((PIXELS, LABELS), P("data"))
+        found = jax.jit(shared)(*arguments)
+    assert_close(found, jax.jit(step)(variables, PIXELS, LABELS), 1e-5)
+
+
+@pytest.mark.parametrize("kernels", [TpuKernels, GpuKernels])
+def test_kernels_along_explicit_axes(kernels):
+    config = dataclasses.replace(WIDE, hidden_sizes=(64, 64))
+    pixels, labels = np.tile(PIXELS, (4, 1, 1, 1)), np.tile(LABELS, 4)  # kernels take 16 images of a device
+    variables = random_variables(config)[1]
+    found = []
+    for axis_type in (AxisType.Explicit, AxisType.Auto):
+        mesh = mesh_of((2, 1), axis_type, axis_type)
+        options = {"dtype": jnp.bfloat16, "kernels": kernels(mesh, ("data",), interpret=True)}
+        step = jax.jit(jax.value_and_grad(partial(loss, config=config, **options)))
+        with jax.set_mesh(mesh):
+            arguments = jax.device_put(variables, P()), *jax.device_put((pixels, labels), P("data"))
+            assert "pallas_call" in str(jax.make_jaxpr(step)(*arguments))
+            found.append(step(*arguments))
+    assert distance(*found) < 0.01  # rounded in bfloat16, elsewhere

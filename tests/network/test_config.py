@@ -1,0 +1,202 @@
+"""A PoolFormerConfig is checked when made, survives JSON, and reads what transformers wrote."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.network.config import VARIANTS
+
+# config.json of sail/poolformer_s12 on the Hub, shortened to three labels.
+HF_CONFIG = {
+    "architectures": ["PoolFormerForImageClassification"],
+    "depths": [2, 2, 6, 2],
+    "drop_path_rate": 0.0,
+    "hidden_act": "gelu",
+    "hidden_sizes": [64, 128, 320, 512],
+    "id2label": {"0": "tench", "1": "goldfish", "10": "brambling", "2": "great white shark"}
+    | {str(n): f"class {n}" for n in range(3, 10)},
+    "initializer_range": 0.02,
+    "layer_scale_init_value": 1e-05,
+    "mlp_ratio": 4.0,
+    "model_type": "poolformer",
+    "num_channels": 3,
+    "num_encoder_blocks": 4,
+    "padding": [2, 1, 1, 1],
+    "patch_size": 16,
+    "patch_sizes": [7, 3, 3, 3],
+    "pool_size": 3,
+    "stride": 16,
+    "strides": [4, 2, 2, 2],
+    "torch_dtype": "float32",
+    "transformers_version": "4.16.0",
+    "use_layer_scale": True,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_survives_json(variant):
+    config = PoolFormerConfig.from_variant(variant, num_labels=2, id2label={0: "cat", 1: "dog"})
+    assert PoolFormerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_equal_configs_are_equal_keys():
+    first = PoolFormerConfig.from_variant("s12", num_labels=1, id2label={0: "cat"})
+    second = PoolFormerConfig.from_dict(first.to_dict())
+    assert {first: "compiled"}[second] == "compiled"
+
+
+def test_a_config_of_transformers_is_read_as_it_is():
+    config = PoolFormerConfig.from_dict(HF_CONFIG)
+    expected = PoolFormerConfig.from_variant("s12", num_labels=11)
+    assert dataclasses.replace(config, id2label=None) == expected
+    assert config.id2label[10] == "brambling"
+
+
+def test_other_problems_than_one_label_for_each_image_are_refused():
+    assert PoolFormerConfig.from_dict({**HF_CONFIG, "problem_type": "single_label_classification"}).num_labels == 11
+    for problem in ("multi_label_classification", "regression"):
+        with pytest.raises(ValueError, match=f"problem_type='{problem}'. Expected 'single_label_classification'"):
+            PoolFormerConfig.from_dict({**HF_CONFIG, "problem_type": problem})
+
+
+def test_transformers_leaves_its_default_of_two_labels_out():
+    without_labels = {name: value for name, value in HF_CONFIG.items() if name != "id2label"}
+    assert PoolFormerConfig.from_dict(without_labels).num_labels == 2
+    ours = {name: value for name, value in without_labels.items() if name != "transformers_version"}
+    assert PoolFormerConfig.from_dict(ours).num_labels == 1000
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"model_type": "vit"}, r"of a 'vit' model\. Expected model_type 'poolformer'"),
+        (
+            {"architectures": ["ResNetForImageClassification"]},
+            r"architectures \['ResNetForImageClassification'\]\. Expected",
+        ),
+        ({"architecture": "poolformer_m48", "num_classes": 3}, r"timm's, of 'poolformer_m48'.*load_pretrained reads"),
+        ({"depth": [2, 2, 2, 2]}, r"has no field depth\. Its fields: .*depths"),
+    ],
+)
+def test_another_architecture_is_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        PoolFormerConfig.from_dict(data)
+
+
+def test_a_poolformer_may_have_another_number_of_stages():
+    config = PoolFormerConfig.from_dict(
+        {"depths": [1, 2], "hidden_sizes": [8, 16], "patch_sizes": [3, 3], "strides": [2, 2], "padding": [1, 1]}
+    )
+    assert config.token_mixers == ("pooling", "pooling")
+    assert config.total_stride == 4
+
+
+def test_transformers_keeps_four_kernels_beside_a_smaller_number_of_stages():
+    three = {"depths": [1, 2, 1], "hidden_sizes": [8, 12, 16], "num_encoder_blocks": 3}
+    config = PoolFormerConfig.from_dict(HF_CONFIG | three)
+    assert (config.patch_sizes, config.strides, config.padding) == ((7, 3, 3), (4, 2, 2), (2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [({}, 32), ({"padding": (0, 0, 0, 0)}, 63), ({"strides": (1, 1, 1, 1), "padding": (0, 0, 0, 0)}, 13)],
+)
+def test_the_smallest_side_leaves_a_pixel_at_every_stage(changes, side):
+    config = PoolFormerConfig(**changes)
+    assert config.smallest_side == side
+    assert min(config.feature_sizes(side)) >= 1
+    assert side == config.total_stride or min(config.feature_sizes(side - 1)) < 1
+    assert dataclasses.replace(config, image_size=side).image_size == side
+    with pytest.raises(ValueError, match=f"expected None, or at least {side} pixels"):
+        dataclasses.replace(config, image_size=side - 1)
+
+
+def test_all_problems_are_told_together():
+    with pytest.raises(ValueError) as error:
+        PoolFormerConfig(pool_size=4, hidden_sizes=(8, 8), norm="batch_norm", drop_path_rate=1.0)
+    for part in ("pool_size=4: expected a positive odd", "hidden_sizes=(8, 8): expected one entry for each of the 4"):
+        assert part in str(error.value)
+    for part in ("norm='batch_norm': expected one of group_norm, layer_norm", "drop_path_rate=1.0"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depths": ()}, "at least one stage"),
+        ({"num_labels": -1}, "num_labels=-1: expected 0"),
+        ({"id2label": {0: "cat"}}, "num_labels=1000: expected id2label to have a name for every index .* and it has 1"),
+        ({"token_mixers": ("spatial_fc",) * 4}, "image_size=None"),
+        ({"image_size": 16}, "image_size=16: expected None, or at least 32 pixels"),
+        ({"head_order": "pool"}, "norm_pool, pool_norm"),
+        ({"mlp_ratio": 1e308}, r"mlp_ratio=1e\+308: expected a positive number"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio=0.01: expected a positive number"),
+        ({"hidden_act": "swiglu"}, "hidden_act='swiglu': expected one of gelu, gelu_new"),
+        (
+            {"token_mixers": ("pooling", "convolution") * 2},
+            r"token_mixers=\('pooling', 'convolution'.*: expected names a",
+        ),
+        ({"depth": (1, 1, 1, 1)}, "has no field depth"),
+    ],
+)
+def test_a_bad_field_is_named_with_what_was_expected(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PoolFormerConfig.from_variant("s12", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_ratio": "4"}, "mlp_ratio='4': expected a finite number"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio=inf: expected a finite number"),
+        ({"mlp_ratio": 0.001}, r"mlp_ratio=0\.001: expected .* one hidden channel"),
+        ({"layer_scale_init_value": None}, "layer_scale_init_value=None: expected a finite number"),
+        ({"drop_path_rate": True}, "drop_path_rate=True: expected a finite number"),
+        ({"pool_size": 3.0}, r"pool_size=3\.0: expected a whole number"),
+        ({"num_channels": True}, "num_channels=True: expected a whole number"),
+        ({"num_labels": "10"}, "num_labels='10': expected a whole number"),
+        ({"num_labels": None}, "num_labels=None: expected a whole number"),
+        ({"depths": 2}, "depths=2: expected a sequence of whole numbers"),
+        ({"depths": (2, 2, 6, 2.0)}, "depths=.*: expected a sequence of whole numbers"),
+        ({"hidden_sizes": ("64", "128", "320", "512")}, "hidden_sizes=.*: expected a sequence of whole numbers"),
+        ({"strides": (4, 2, 2, True)}, "strides=.*: expected a sequence of whole numbers"),
+        ({"token_mixers": "pooling"}, "token_mixers='pooling': expected a sequence of names"),
+        ({"position_embeddings": (0, 0, 0, 1)}, "position_embeddings=.*: expected a sequence of True or False"),
+        ({"use_layer_scale": "False"}, "use_layer_scale='False': expected True or False"),
+        ({"hidden_act": None}, "hidden_act=None: expected a text"),
+        ({"norm": ["group_norm"]}, "norm=.*: expected a text"),
+        ({"image_size": "224"}, "image_size='224': expected None, or a whole number"),
+        ({"id2label": ["cat"]}, "id2label=.*: expected None, or a mapping from indices to names"),
+        ({"id2label": {"0": "cat"}}, "id2label=.*: expected None, or a mapping from indices to names"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "make", [PoolFormerConfig, lambda **changes: PoolFormerConfig.from_dict(changes)], ids=["made", "read"]
+)
+def test_a_field_that_holds_something_else_is_told(make, changes, message):
+    if make is not PoolFormerConfig and changes == {"id2label": {"0": "cat"}}:
+        assert make(**changes).id2label == {0: "cat"}  # JSON has no other keys
+        return
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_numbers_of_numpy_and_whole_ratios_become_pythons_own():
+    given = PoolFormerConfig(depths=np.array([2, 2, 6, 2]), mlp_ratio=np.float32(4), pool_size=np.int64(3))
+    assert given == PoolFormerConfig(mlp_ratio=4) == PoolFormerConfig()
+    assert json.loads(json.dumps(given.to_dict())) == PoolFormerConfig().to_dict()
+
+
+def test_a_long_entry_of_a_file_is_cut_in_the_message():
+    with pytest.raises(ValueError, match=r"depths=\[1, 1, .*\.\.\.\]: expected") as error:
+        PoolFormerConfig.from_dict({"depths": [1] * 10_000 + ["1"]})
+    assert len(str(error.value)) < 300
+
+
+def test_an_unknown_variant_is_told_the_known_ones():
+    with pytest.raises(ValueError, match=r"no variant 's13'.*s12, s24"):
+        PoolFormerConfig.from_variant("s13")

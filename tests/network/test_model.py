@@ -1,0 +1,289 @@
+"""What a user of the two modules relies on: shapes, sizes, types, randomness, initial values and error messages."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel, TpuKernels
+from poolformer_jax.network import config as named
+from poolformer_jax.network import functional, token_mixers
+from poolformer_jax.network import model as network
+from poolformer_jax.network.config import VARIANTS
+from poolformer_jax.network.functional import cross_entropy
+
+TINY = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(8, 16, 24, 32), num_labels=5)
+
+# The authors' counts; the ablations' follow from sail-sg/poolformer, models/metaformer.py: s12 plus
+# 2 * (3 * 512² + 512² + 512) + 512 * 49 for attention in stage 4, and so on.
+PARAMETERS = {
+    "s12": 11_915_176,
+    "s24": 21_388_968,
+    "s36": 30_862_760,
+    "m36": 56_172_520,
+    "m48": 73_473_448,
+    "metaformer_id_s12": 11_915_176,
+    "metaformer_pppa_s12_224": 11_915_176 + 2 * (4 * 512**2 + 512) + 512 * 49,
+    "metaformer_ppaa_s12_224": 11_915_176 + 6 * (4 * 320**2 + 320) + 2 * (4 * 512**2 + 512) + 320 * 196,
+    "metaformer_pppf_s12_224": 11_915_176 + 2 * 49**2,
+    "metaformer_ppff_s12_224": 11_915_176 + 6 * 196**2 + 2 * 49**2,
+}
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def initialised(config, size=64, **options):
+    model = PoolFormerForImageClassification(config, **options)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, config.num_channels)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_has_the_published_number_of_parameters(variant):
+    model = PoolFormerForImageClassification(PoolFormerConfig.from_variant(variant))
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[variant]
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), (225, 193)])
+def test_any_size_from_the_stride_up_gives_maps_at_strides_4_to_32(size):
+    output = jax.eval_shape(
+        PoolFormerModel(TINY).init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    )[0]
+    for hidden_state, channels, stride in zip(output.hidden_states, TINY.hidden_sizes, (4, 8, 16, 32)):
+        # The stem's 7x7 window with padding 2 loses a pixel where the side is no multiple of 4.
+        sides = [((side + 4 - 7) // 4 + 1 + stride // 4 - 1) // (stride // 4) for side in size]
+        assert hidden_state.shape == (2, *sides, channels)
+    assert output.last_hidden_state.shape == output.hidden_states[-1].shape
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"fused": False}, {"remat": True}, {"dtype": jnp.bfloat16, "kernels": TpuKernels(interpret=True)}],
+    ids=["fused", "as the paper writes it", "remat", "kernels"],
+)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"token_mixers": ("pooling", "identity", "attention", "spatial_fc"), "image_size": 64}],
+    ids=["poolformer", "every mixer"],
+)
+def test_an_empty_batch_has_empty_results_and_no_gradient(changes, options):
+    # The last stage is one whose hidden layer the backward pass keeps.
+    config = dataclasses.replace(TINY, depths=(1, 1, 1, 1), hidden_sizes=(8, 16, 32, 256), **changes)
+    model, variables = initialised(config, **options)
+    none = jnp.zeros((0, 64, 64, 3), jnp.float32)
+    output = jax.jit(model.apply)(variables, none)
+    assert (output.logits.shape, output.logits.dtype) == ((0, 5), jnp.float32)
+    assert [state.shape[0] for state in output.hidden_states] == [0] * 4
+    summed = lambda variables: jnp.sum(model.apply(variables, none, train=True).logits)  # noqa: E731
+    gradient = jax.jit(jax.grad(summed))(variables)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith("metaformer")])
+def test_the_ablations_run_forward_and_backward(variant):
+    config = PoolFormerConfig.from_variant(
+        variant, depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 32, 32), image_size=64, num_labels=3
+    )
+    model, variables = initialised(config)
+    loss = lambda variables: model.apply(variables, pixels(2, 64, 64, 3), labels=jnp.array([0, 2])).loss  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(variables)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_backbone_and_classifier_share_one_parameter_tree():
+    model, variables = initialised(TINY)
+    backbone = {"params": {k: v for k, v in variables["params"].items() if k not in ("norm", "head")}}
+    x = pixels(2, 64, 64, 3)
+    features = jax.jit(PoolFormerModel(TINY).apply)(backbone, x).hidden_states
+    for left, right in zip(features, jax.jit(model.apply)(variables, x).hidden_states, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_no_labels_means_no_head_and_pooled_features_for_logits():
+    model, variables = initialised(TINY)
+    headless, bare = initialised(dataclasses.replace(TINY, num_labels=0))
+    assert set(variables["params"]) - set(bare["params"]) == {"head"}
+    x = pixels(2, 64, 64, 3)
+    features = jax.jit(headless.apply)(variables, x).logits
+    assert features.shape == (2, TINY.hidden_sizes[-1])
+    head = variables["params"]["head"]
+    np.testing.assert_allclose(
+        features @ head["kernel"] + head["bias"], jax.jit(model.apply)(variables, x).logits, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("label", [-100, -1, 3])
+def test_the_loss_of_an_index_that_is_of_no_class_is_nan(label):
+    logits = jnp.zeros((1, 3))
+    assert np.isnan(cross_entropy(logits, jnp.array([label]))).all()
+    assert not np.isnan(cross_entropy(logits, jnp.array([2]))).any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "label"), [("int8", -1), ("uint8", 255), ("uint32", 2**32 - 1), ("int64", 2**32 + 2), ("uint64", 2**63)]
+)
+def test_the_loss_is_nan_whatever_the_type_of_such_an_index(dtype, label):
+    """200 does not fit into an int8, and the lower 32 bits of such an index of 64 may be those of a class."""
+    with jax.enable_x64(True):
+        losses = cross_entropy(jnp.zeros((2, 200)), jnp.array([label, 2], dtype))
+    np.testing.assert_array_equal(np.isnan(losses), [True, False])
+
+
+def test_loss_is_the_mean_cross_entropy_of_indices_and_of_probabilities():
+    model, variables = initialised(TINY)
+    apply = jax.jit(model.apply)
+    x, labels = pixels(3, 64, 64, 3), jnp.array([0, 4, 2])
+    output = apply(variables, x, labels=labels)
+    log_probabilities = jax.nn.log_softmax(output.logits)
+    np.testing.assert_allclose(
+        output.loss, -np.mean([row[label] for row, label in zip(log_probabilities, labels)]), rtol=1e-6
+    )
+    soft = apply(variables, x, labels=jax.nn.one_hot(labels, 5))
+    np.testing.assert_allclose(soft.loss, output.loss, rtol=1e-6)
+    assert apply(variables, x).loss is None
+
+
+def test_drop_path_and_dropout_act_in_training_only_and_follow_their_key():
+    config = dataclasses.replace(TINY, drop_path_rate=0.5, dropout_rate=0.1, layer_scale_init_value=1.0)
+    model, variables = initialised(config)
+    x = pixels(4, 32, 32, 3)
+
+    @jax.jit
+    def train(seed):
+        return model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}).logits
+
+    np.testing.assert_array_equal(train(1), train(1))
+    assert np.abs(train(1) - train(2)).max() > 1e-3
+    apply = jax.jit(model.apply)
+    np.testing.assert_array_equal(apply(variables, x).logits, apply(variables, x).logits)
+
+
+def test_rematerialised_stages_compute_the_same_loss_and_gradient():
+    config = dataclasses.replace(TINY, drop_path_rate=0.3)
+    variables = initialised(config)[1]
+    x, labels = pixels(4, 32, 32, 3), jnp.array([0, 1, 2, 3])
+
+    def loss_and_gradient(remat):
+        model = PoolFormerForImageClassification(config, remat=remat)
+
+        def loss(variables):
+            return model.apply(variables, x, labels=labels, train=True, rngs={"dropout": jax.random.key(1)}).loss
+
+        return jax.jit(jax.value_and_grad(loss))(variables)
+
+    for left, right in zip(*map(jax.tree.leaves, (loss_and_gradient(False), loss_and_gradient(True))), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_keeps_float32_parameters_and_logits():
+    model, variables = initialised(TINY, dtype=jnp.bfloat16)
+    output = jax.jit(model.apply)(variables, pixels(2, 64, 64, 3), labels=jnp.array([0, 1]))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert {state.dtype for state in output.hidden_states} == {jnp.dtype("bfloat16")}
+    assert output.logits.dtype == output.loss.dtype == jnp.float32
+
+
+def test_initial_values_are_the_authors():
+    config = PoolFormerConfig.from_variant("s12", num_labels=200)
+    _, variables = initialised(config, size=32)
+    params = variables["params"]
+    block = params["stages_3"]["blocks_1"]
+    # PyTorch's default for a convolution: uniform within 1 / sqrt(fan_in), standard deviation 1 / sqrt(3 * fan_in).
+    for conv, fan_in in ((params["stem"]["conv"], 7 * 7 * 3), (params["stages_1"]["downsample"]["conv"], 3 * 3 * 64)):
+        for leaf in (conv["kernel"], conv["bias"]):
+            assert 0.8 < np.abs(leaf).max() * np.sqrt(fan_in) <= 1
+        np.testing.assert_allclose(np.std(conv["kernel"]), 1 / np.sqrt(3 * fan_in), rtol=0.03)
+    # timm's trunc_normal_(std=0.02) cuts at ±2, not at two standard deviations.
+    for kernel in (block["mlp"]["fc1"]["kernel"], block["mlp"]["fc2"]["kernel"], params["head"]["kernel"]):
+        np.testing.assert_allclose(np.std(kernel), 0.02, rtol=0.02)
+        assert 0.08 < np.abs(kernel).max() < 0.2
+    assert not np.any(block["mlp"]["fc1"]["bias"]) and not np.any(params["head"]["bias"])
+    np.testing.assert_array_equal(block["layer_scale_1"]["scale"], np.float32(1e-5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 224, 224), r"PyTorch's NCHW: use pixel_values.transpose\(0, 2, 3, 1\)"),
+        ((1, 64, 64, 4), r"Expected \[batch, height, width, 3\], because config.num_channels=3"),
+        ((1, 31, 64, 3), "at least 32 pixels"),
+        ((64, 64, 3), r"add the batch axis with pixel_values\[None\]"),
+    ],
+)
+@pytest.mark.parametrize("model", [PoolFormerModel(TINY), PoolFormerForImageClassification(TINY)])
+def test_pixels_of_another_layout_get_one_clear_message(model, shape, message):
+    with pytest.raises(ValueError, match=message):
+        model.init(jax.random.key(0), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", ["junk", "int8", np.uint8, None])
+@pytest.mark.parametrize("model", [PoolFormerModel, PoolFormerForImageClassification])
+def test_a_type_that_holds_no_feature_maps_is_refused_at_once(model, dtype):
+    with pytest.raises(ValueError, match=r"dtype=.*: expected float32 or bfloat16"):
+        model(TINY, dtype=dtype)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_without_padding_an_image_that_a_stage_has_nothing_of_is_refused(fused):
+    model = PoolFormerForImageClassification(dataclasses.replace(TINY, padding=(0, 0, 0, 0)), fused=fused)
+    init = partial(jax.eval_shape, model.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="at least 63 pixels"):
+        init(jax.ShapeDtypeStruct((1, 62, 62, 3), jnp.float32))
+    init(jax.ShapeDtypeStruct((1, 63, 63, 3), jnp.float32))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros(3, np.int32),  # another batch
+        np.zeros((2, 1), np.int32),  # would be broadcast
+        np.zeros(2, np.float32),
+        np.zeros((2, 4), np.float32),
+        np.zeros((3, 5), np.float32),
+        np.int32(0),
+    ],
+    ids=lambda labels: f"{labels.shape} {labels.dtype}",
+)
+def test_labels_that_are_not_the_batchs_get_one_clear_message(labels):
+    model = PoolFormerForImageClassification(TINY)
+    with pytest.raises(ValueError, match=r"labels has shape .* for a batch of 2 and 5 classes\. Expected whole num"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)), jnp.asarray(labels))
+
+
+def test_a_network_without_head_takes_no_labels():
+    model = PoolFormerForImageClassification(dataclasses.replace(TINY, num_labels=0))
+    with pytest.raises(ValueError, match=r"no head \(num_labels=0\)\. Expected labels=None"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)), jnp.zeros(2, jnp.int32))
+
+
+def test_a_network_made_for_one_size_says_so():
+    config = dataclasses.replace(TINY, token_mixers=("pooling",) * 3 + ("spatial_fc",), image_size=64)
+    model, variables = initialised(config)
+    with pytest.raises(ValueError, match=r"images of 64 by 64 pixels\. Resize the images"):
+        model.apply(variables, pixels(1, 96, 96, 3))
+
+
+def test_the_parts_that_a_config_may_name_are_those_that_there_are():
+    assert set(named.HIDDEN_ACTS) == set(functional.ACTIVATIONS)
+    assert set(named.TOKEN_MIXERS) == set(token_mixers.TOKEN_MIXERS)
+    assert set(named.NORMS) == set(network.NORMS)
+
+
+def test_attention_says_how_many_channels_it_needs():
+    with pytest.raises(ValueError, match="heads of 32, and this stage has 8 channels"):
+        initialised(dataclasses.replace(TINY, token_mixers=("attention",) * 4))
+
+
+def test_one_compilation_serves_every_call_of_a_shape():
+    model, variables = initialised(TINY)
+    apply = jax.jit(model.apply)
+    for seed in range(3):
+        apply(variables, pixels(2, 64, 64, 3, seed=seed))
+    assert apply._cache_size() == 1

@@ -1,0 +1,101 @@
+"""The tables say what PyTorch says: names, shapes and order of every state dict, and the model's own tree."""
+
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from golden import published
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel
+from poolformer_jax.network.config import VARIANTS
+from poolformer_jax.weights.names import LAYOUTS, PARAMETERS, TRANSFORMS, leaves, network_places
+
+TINY = {"depths": (1, 2), "hidden_sizes": (4, 6), "num_labels": 3}
+TINY |= {"patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1), "token_mixers": ("pooling",) * 2}
+TINY |= {"position_embeddings": (False, False)}
+
+
+@pytest.mark.parametrize("variant", published.VARIANTS)
+@pytest.mark.parametrize("layout", published.LAYOUTS)
+def test_names_shapes_and_their_order_are_those_of_the_state_dict(layout, variant):
+    here = [(leaf.name, leaf.stored_shape) for leaf in leaves(PoolFormerConfig.from_variant(variant), layout)]
+    assert here == list(published.shapes(layout, variant).items())
+
+
+@pytest.mark.parametrize("backbone", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_paths_and_shapes_are_those_of_the_model(variant, backbone):
+    config = PoolFormerConfig.from_variant(variant)
+    model = PoolFormerModel(config) if backbone else PoolFormerForImageClassification(config)
+    pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]
+    flat, _ = jax.tree.flatten_with_path(tree)
+    shapes = {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
+    assert {leaf.path: leaf.shape for leaf in leaves(config, classifier=not backbone)} == shapes
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_table_pairs_every_path_with_one_name_of_its_own(layout):
+    rows = LAYOUTS[layout].rows
+    assert max(Counter(row.path for row in rows).values()) == 1
+    assert max(Counter(row.name for row in rows).values()) == 1
+    assert {row.path for row in rows} <= PARAMETERS.keys()
+    assert {row.transform for row in rows} <= TRANSFORMS.keys()
+    every = leaves(PoolFormerConfig.from_variant("m48"), layout)
+    assert len({leaf.name for leaf in every}) == len({leaf.path for leaf in every}) == len(every)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_and_its_inverse_move_no_value(name):
+    there = {"same": (5,), "conv": (5, 4, 3, 2), "pointwise": (5, 4, 1, 1), "linear": (5, 4), "position": (1, 4, 3, 2)}
+    stored = np.random.default_rng(0).normal(size=there[name])
+    here = TRANSFORMS[name].here(stored)
+    assert np.shares_memory(here, stored)
+    np.testing.assert_array_equal(TRANSFORMS[name].there(here), stored, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [
+        # metaformer.py: the position embedding is appended before the blocks of its stage.
+        ("metaformer_pppa_s12_224", {"network.5.proj.weight", "network.6.pos_embed", "network.7.0.norm1.weight"}),
+        ("metaformer_ppaa_s12_224", {"network.4.pos_embed", "network.5.5.mlp.fc2.bias", "network.6.proj.bias"}),
+        ("metaformer_ppff_s12_224", {"network.4.0.token_mixer.fc.weight", "network.6.1.token_mixer.fc.weight"}),
+        ("metaformer_id_s12", {"network.6.1.norm2.bias"}),
+    ],
+)
+def test_sails_list_of_stages_counts_position_embeddings(variant, names):
+    assert names <= {leaf.name for leaf in leaves(PoolFormerConfig.from_variant(variant), "sail")}
+
+
+def test_a_stage_finds_its_place_in_sails_list():
+    places = network_places(PoolFormerConfig(position_embeddings=(True, False, True, False), image_size=224))
+    assert [place["at"] for place in places] == [1, 3, 6, 8]
+    assert (places[0]["pos"], places[1]["down"], places[2]["pos"], places[3]["down"]) == (0, 2, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "absent"),
+    [
+        ({"num_labels": 0}, {"head.weight", "head.bias"}),
+        ({"use_layer_scale": False}, {"network.0.0.layer_scale_1", "network.2.1.layer_scale_2"}),
+    ],
+)
+def test_what_a_network_lacks_has_no_name(changes, absent):
+    whole = {leaf.name for leaf in leaves(PoolFormerConfig(**TINY), "sail")}
+    part = {leaf.name for leaf in leaves(PoolFormerConfig(**TINY | changes), "sail")}
+    assert absent <= whole
+    assert not absent & part
+
+
+@pytest.mark.parametrize("layout", ["hf", "timm"])
+def test_a_part_that_a_home_has_no_name_for_is_named_in_the_error(layout):
+    config = PoolFormerConfig.from_variant("metaformer_pppa_s12_224")
+    with pytest.raises(ValueError, match=rf"'{layout}' has no name for stages_3/position_embedding, .* and 4 more"):
+        leaves(config, layout)
+
+
+def test_an_unknown_layout_is_an_error_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"There is no layout 'keras'. Expected one of: sail, hf, timm, jax"):
+        leaves(PoolFormerConfig(), "keras")

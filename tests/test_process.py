@@ -1,0 +1,96 @@
+"""What may be used is what the machine has, less what control groups of either version allow."""
+
+import math
+import os
+
+import pytest
+
+from poolformer_jax import process
+from poolformer_jax.process import available_cores
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """Writes a made-up /sys/fs/cgroup, and the groups that /proc/self/cgroup says the process is in."""
+
+    def write(own, files):
+        (tmp_path / "own").write_text("".join(f"{line}\n" for line in own))
+        for name, content in files.items():
+            path = tmp_path / "mounted" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{content}\n")
+
+    monkeypatch.setattr(process, "_OWN", tmp_path / "own")
+    monkeypatch.setattr(process, "_MOUNTED", tmp_path / "mounted")
+    return write
+
+
+V2 = ["0::/a/b"]
+V1 = ["5:cpu,cpuacct:/a/b", "4:memory:/a/b", "0::/"]
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        (V2, {}, math.inf),
+        (V2, {"a/b/cpu.max": "max 100000"}, math.inf),
+        (V2, {"a/b/cpu.max": "250000 100000"}, 2.5),
+        (V2, {"a/b/cpu.max": "400000 100000", "a/cpu.max": "150000 50000", "cpu.max": "max 100000"}, 3),
+        (["0::/"], {"cpu.max": "50000 100000"}, 0.5),  # as inside of a container
+        (["0::/../c"], {"cpu.max": "200000 100000", "../c/cpu.max": "100000 100000"}, 2),
+        (V1, {"cpu/a/b/cpu.cfs_quota_us": "-1", "cpu/a/b/cpu.cfs_period_us": "100000"}, math.inf),
+        (V1, {"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "100000"}, 2),
+        # A container's own group is what it sees as the outermost.
+        (V1, {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1.5),
+        ([], {"cpu.max": "50000 100000"}, math.inf),
+    ],
+)
+def test_the_narrowest_limit_of_the_groups_around_a_process_holds(groups, own, files, cores):
+    groups(own, files)
+    assert process.core_limit() == cores
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "cores"),
+    [(8, "250000 100000", 3), (2, "250000 100000", 2), (8, "10000 100000", 1), (8, "max 100000", 8)],
+)
+def test_cores_are_those_of_the_cpu_set_or_of_the_quota_rounded_up(groups, monkeypatch, affinity, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
+    groups(V2, {"a/b/cpu.max": quota})
+    assert available_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        (V2, {"a/b/memory.max": "max", "a/b/memory.current": "70"}, math.inf),
+        (V2, {"a/b/memory.max": "100", "a/b/memory.current": "70"}, 30),
+        (V2, {"a/memory.max": "100", "a/memory.current": "130", "memory.max": "max", "memory.current": "7"}, 0),
+        (
+            V2,
+            {
+                "a/b/memory.max": "100",
+                "a/b/memory.current": "70",
+                "a/b/memory.stat": "anon 30\nfile 40\ninactive_file 20\nactive_file 5",
+            },
+            55,  # cached files are given back, but for those of shared memory
+        ),
+        (
+            V1,
+            {
+                "memory/a/memory.limit_in_bytes": "100",
+                "memory/a/memory.usage_in_bytes": "70",
+                "memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 20",
+            },
+            50,
+        ),
+    ],
+)
+def test_memory_is_what_groups_leave_and_cached_files_count_as_free(groups, own, files, left):
+    groups(own, files)
+    assert process.available_memory() == left
+
+
+def test_without_groups_there_is_no_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "_OWN", tmp_path / "none")
+    assert (process.core_limit(), process.available_memory()) == (math.inf, math.inf)

@@ -1,0 +1,443 @@
+"""The doctor finds before a long run what would stop it, and says how to mend it."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.errors import JaxRuntimeError
+from PIL import Image
+from rich.console import Console
+
+from poolformer_jax import GpuKernels, TpuKernels, process
+from poolformer_jax.network.fused.kernels import tpu_mlp
+from train import loop, setup
+from train.commands import doctor
+from train.commands.doctor import examine, report
+from train.compute.kernel_check import TOLERANCE, largest_difference
+from train.compute.network_config import PretrainedNetwork
+from train.compute.sharding import BATCH_AXES, make_mesh
+from train.data.sources.opening import folders, open_source
+from train.data.workers.shared_memory import Room
+from train.recipes import TrainConfig
+from train.resume.checkpoints import Checkpoints
+from train.resume.same_run import identify, with_network
+from training import first_state, open_and_assemble, sharded, tiny
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders with two classes and two splits."""
+    for split in ("train", "validation"):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for number in range(8):
+                pixels = np.random.default_rng(number).integers(0, 255, (20, 20, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{number}.png")
+    return tmp_path / "data"
+
+
+def of_folder(folder, tmp_path, **changes):
+    config = tiny(tmp_path / "run", data__source=f"folder:{folder}", data__batch_size=8, mesh=sharded(8, 1))
+    return dataclasses.replace(config, **changes)
+
+
+def findings(config):
+    return list(examine(config))
+
+
+def failures(config):
+    return [finding for finding in findings(config) if finding.level == "failure"]
+
+
+def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path):
+    found = findings(of_folder(folder, tmp_path))
+    assert {finding.level for finding in found} <= {"fine", "warning"}
+    subjects = [finding.subject for finding in found]
+    assert {"devices", "data, train", "data, validation", "host memory", "disk", "run folder", "device memory"} <= set(
+        subjects
+    )
+    memory = next(finding for finding in found if finding.subject == "device memory")
+    assert re.search(r"the compiled step needs [\d.]+ [MG]B of the [\d.]+ [MG]B", memory.found)
+    assert not (tmp_path / "run").exists(), "the doctor writes nothing"
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_nothing_is_written(folder, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "not mounted")
+    for name, changes in (
+        ("file", {"run_dir": tmp_path / "file" / "run"}),
+        ("file", {"checkpoint_dir": str(tmp_path / "file")}),
+        ("link", {"run_dir": tmp_path / "link"}),
+    ):
+        (found,) = failures(of_folder(folder, tmp_path, **changes))
+        assert found.found == f"nothing can be written below {tmp_path / name}, which is no folder"
+        assert "--run-dir (and --checkpoint-dir" in found.remedy
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file", "link"]
+
+
+def test_a_folder_that_nobody_may_write_to_is_told(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: asked.append((path, mode)))
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert found.subject == "run folder"
+    assert found.found == f"nothing can be written to {tmp_path}: no permission, or a read-only file system"
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)] * 2  # the run's folder and its checkpoints: neither is there yet
+
+
+def test_states_that_are_kept_for_good_need_space_too(folder, tmp_path):
+    config = of_folder(folder, tmp_path, max_steps=4, keep_every=2, keep_checkpoints=3)
+    found = next(finding.found for finding in examine(config) if finding.subject == "disk")
+    # Of steps 2 and 4, the newest three, and one that is being written.
+    assert found.startswith("6 states of ")
+
+
+def test_states_that_are_there_already_need_no_more_space(folder, tmp_path, monkeypatch):
+    config = of_folder(folder, tmp_path, keep_checkpoints=4)
+    leaves = jax.tree.leaves(open_and_assemble(config)[1].abstract_state)
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * state))
+    for steps, level in (((), "failure"), ((2, 4, 6), "fine")):
+        for step in steps:
+            (tmp_path / "run" / "checkpoints" / str(step)).mkdir(parents=True)
+        (found,) = [finding for finding in examine(config) if finding.subject == "disk"]
+        assert (found.level, "3 of them there already" in found.found) == (level, bool(steps))
+
+
+def warnings(config, subject):
+    return [finding for finding in findings(config) if (finding.level, finding.subject) == ("warning", subject)]
+
+
+def test_classes_are_named_and_splits_that_would_be_classes_are_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    named = [finding for finding in findings(config) if finding.subject == "data, train"]
+    assert named[0].found == "16 images of 2 classes (cat, dog)"
+    assert not warnings(config, "classes")
+    (folder / "train").rename(folder / "Train")
+    (folder / "validation").rename(folder / "Val")
+    assert any("Train, Val would be taken for classes" in finding.found for finding in findings(config))
+
+
+def test_a_class_of_which_nothing_is_held_out_is_told(folder, tmp_path):
+    for image in (folder / "validation" / "dog").iterdir():
+        image.unlink()
+    (folder / "validation" / "dog").rmdir()
+    (found,) = warnings(of_folder(folder, tmp_path), "classes")
+    assert "1 of them have no image held out, and nothing will be known of them: dog" in found.found
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "2 steps an epoch, 8 in all, 2 of them warm-up: few to learn anything in"),
+        ({"max_steps": 2}, "2 in all, 2 of them warm-up: the learning rate never reaches its peak"),
+    ],
+)
+def test_a_run_of_few_steps_is_told(folder, tmp_path, changes, told):
+    (found,) = warnings(of_folder(folder, tmp_path, **changes), "steps")
+    assert told in found.found
+
+
+def test_an_unreadable_image_is_named(folder, tmp_path):
+    (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert "cat/3.png" in found.found
+    assert "--data.on-bad-image skip" in found.remedy
+
+
+def test_a_file_that_the_storage_does_not_give_is_named(folder, tmp_path):
+    (folder / "train" / "cat" / "3.png").unlink()
+    (folder / "train" / "cat" / "3.png").symlink_to(tmp_path / "nowhere")
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert "1 of 16 sampled images cannot be read" in found.found
+    assert "cat/3.png: its file cannot be read: No such file" in found.found
+
+
+def test_a_single_class_is_told(folder, tmp_path):
+    config = of_folder(folder / "train", tmp_path)
+    shutil.rmtree(folder / "train" / "dog")
+    (found,) = failures(config)
+    assert (found.subject, found.found) == ("classes", "there is one only, cat, and every answer would be right")
+
+
+def test_files_that_are_passed_over_are_counted(folder, tmp_path):
+    for name in ("a.heics", "b.HEICS", "notes"):
+        (folder / "train" / "cat" / name).write_bytes(b"no image")
+    found = [finding.found for finding in findings(of_folder(folder, tmp_path)) if finding.subject == "data, train"]
+    assert found[0] == "16 images of 2 classes (cat, dog); 3 other files are passed over: 2 .heics, 1 without an ending"
+
+
+def test_a_missing_split_is_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation_split="test"))
+    assert [finding.subject for finding in failures(config)] == ["data, test"]
+
+
+def test_a_batch_that_devices_cannot_share_is_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=12))
+    (found,) = failures(config)
+    assert "data.batch_size=12" in found.found
+
+
+def save_a_state(config):
+    run = with_network(identify(config, open_source(config.data, "train")), tiny().model)
+    with Checkpoints(config.checkpoints, run) as checkpoints:
+        checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
+
+
+def test_metrics_without_a_state_are_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    config.run_dir.mkdir()
+    (config.run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 7}\n')
+    (found,) = [finding for finding in findings(config) if finding.subject == "run folder"]
+    assert found.level == "warning"
+    assert "metrics of a run up to step 7" in found.found
+    save_a_state(config)
+    assert all("has metrics of" not in finding.found for finding in findings(config))
+
+
+def test_a_run_that_can_go_on_needs_no_weights(folder, tmp_path):
+    config = of_folder(folder, tmp_path, model=PretrainedNetwork(str(tmp_path / "moved away")))
+    with pytest.raises(FileNotFoundError):
+        findings(config)
+    save_a_state(config)
+    assert not failures(config)
+
+
+def test_a_folder_with_another_run_is_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    save_a_state(dataclasses.replace(config, seed=1))
+    (found,) = failures(config)
+    assert "seed: 1 -> 42" in found.found
+    assert "--run-dir" in found.remedy
+
+
+def test_a_run_of_another_version_goes_on_and_fields_that_are_gone_are_named(folder, tmp_path, monkeypatch, caplog):
+    """With a field less in its notes, whose value is the default, and one more, in states and recipe.json."""
+
+    def of_before(config):
+        noted = to_dict(config)
+        del noted["data"]["augment"]["scaled_decoding"]
+        return noted | {"data": noted["data"] | {"restart_markers": 4}}
+
+    config, to_dict = of_folder(folder, tmp_path), TrainConfig.to_dict
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainConfig, "to_dict", of_before)
+        save_a_state(config)
+        (tmp_path / "run" / "recipe.json").write_text(json.dumps(config.to_dict()))
+    assert not failures(config)
+    assert "It goes on without: data.restart_markers: 4" in caplog.text
+    other = dataclasses.replace(config.data.augment, scaled_decoding=False)
+    (found,) = failures(dataclasses.replace(config, data=dataclasses.replace(config.data, augment=other)))
+    assert "data.augment.scaled_decoding: True -> False" in found.found
+
+
+def test_a_folder_with_the_recipe_of_another_run_is_told(folder, tmp_path):
+    config = of_folder(folder, tmp_path)
+    save_a_state(config)
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(dataclasses.replace(config, seed=1).to_dict()))
+    (found,) = failures(config)
+    assert "seed: 1 -> 42" in found.found
+
+
+def test_a_folder_of_states_that_do_not_say_what_they_are_of_is_told(folder, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert "No checkpoint in" in found.found
+    assert "step 7: " in found.found
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+def test_a_damaged_recipe_is_named_by_the_doctor_and_by_the_run(folder, tmp_path, content):
+    config = of_folder(folder, tmp_path)
+    save_a_state(config)
+    path = tmp_path / "run" / "recipe.json"
+    path.write_text(content, encoding="latin-1")
+    (found,) = failures(config)
+    assert f"{path} is damaged" in found.found
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged: .*Bring it back from a copy"):
+        loop.run(config, Console(stderr=True))
+    assert path.read_text(encoding="latin-1") == content
+
+
+def in_megabytes(config):
+    """What the workers need by the finding about the host's memory."""
+    (found,) = [finding.found for finding in findings(config) if finding.subject == "host memory"]
+    number, unit = re.search(r"need about ([\d.]+) ([MG])B", found).groups()
+    return float(number) * {"M": 1, "G": 1000}[unit], found
+
+
+def with_workers(folder, tmp_path, **changes):
+    config = of_folder(folder, tmp_path)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, workers=2, **changes))
+
+
+def test_the_workers_of_an_evaluation_are_counted_beside_the_trainings(folder, tmp_path):
+    needed, found = in_megabytes(with_workers(folder, tmp_path))
+    assert found.startswith("2 data workers, and 2 more for evaluations, need about ")
+    assert needed >= 4 * 150
+    # All images in one batch are one worker's.
+    batch = 8008 * 16 * 16 / 1e6
+    other, found = in_megabytes(with_workers(folder, tmp_path, evaluation_batch_size=8008))
+    assert found.startswith("2 data workers, and 1 more for evaluations, need about ")
+    # One worker has 2 + 2 ready, 2 to hand on and 2 in the making, and one is in use; what two had of 8 is nothing.
+    assert other - needed == pytest.approx(9 * batch - 150, abs=0.2)
+
+
+def of_shared_memory(config):
+    return [finding for finding in findings(config) if finding.subject == "shared memory"]
+
+
+def test_what_workers_keep_in_shared_memory_is_compared_with_its_room(folder, tmp_path, monkeypatch):
+    config = with_workers(folder, tmp_path, worker_batches=3, evaluation_batch_size=8008)
+    # Eight of each of training's two workers, and one in use; eight and one of evaluations' single worker.
+    needed = 17 * 8 * 16 * 16 + 9 * 8008 * 16 * 16
+    for free, level in ((needed + 1, "fine"), (needed, "failure")):
+        monkeypatch.setattr(doctor, "room", lambda free=free: Room(64_000_000, free))
+        (found,) = of_shared_memory(config)
+        assert found.level == level
+        assert (
+            found.found == "the workers keep up to 26 batches in /dev/shm, 18.5 MB in all, and 18.5 MB are free there"
+        )
+    for remedy in ("--shm-size 1g", "emptyDir with medium: Memory at /dev/shm", "--data.worker-batches 1"):
+        assert remedy in found.remedy
+    assert not of_shared_memory(dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0)))
+    monkeypatch.setattr(doctor, "room", lambda: None)
+    assert not of_shared_memory(config)
+
+
+def test_the_memory_of_a_container_is_less_than_the_hosts(folder, tmp_path, monkeypatch):
+    config = with_workers(folder, tmp_path)
+    monkeypatch.setattr(process, "available_memory", lambda: 640e6)
+    (found,) = [finding for finding in findings(config) if finding.subject == "host memory"]
+    assert re.search(r"need about 600\.\d MB of the 640\.0 MB available", found.found)
+    assert found.level == "failure"
+
+
+def test_what_workers_hold_of_the_source_is_counted_twice(folder, tmp_path, monkeypatch):
+    """Two workers keep 10 MB of names as they were sent and as they were unpacked; so do evaluation's."""
+    needed, _ = in_megabytes(with_workers(folder, tmp_path))
+    counter = {f".{'x' * 1_000_000}{number}": 1 for number in range(10)}
+    read = folders.read_class_folders
+    monkeypatch.setattr(
+        folders, "read_class_folders", lambda *given: dataclasses.replace(read(*given), passed_over=counter)
+    )
+    assert in_megabytes(with_workers(folder, tmp_path))[0] - needed == pytest.approx(4 * 2 * 10, abs=0.2)
+
+
+def test_a_step_that_the_compiler_refuses_for_its_memory_is_told_with_remedies(folder, tmp_path, monkeypatch):
+    told = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.03G) ..."
+
+    def refuse(*_):
+        raise JaxRuntimeError(f"{told}\nand many lines about single arrays")
+
+    def assemble(*given, **named):
+        return dataclasses.replace(setup.assemble(*given, **named), step=SimpleNamespace(lower=refuse))
+
+    monkeypatch.setattr(doctor, "assemble", assemble)
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert (found.subject, found.found) == ("device memory", f"the step does not fit: {told}")
+    assert "--mesh.fsdp" in found.remedy
+
+
+def test_the_report_fits_the_screen_and_gives_an_exit_code(folder, tmp_path):
+    (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    shown = []
+    assert report(iter(findings(of_folder(folder, tmp_path))), lambda text, style: shown.append(text), width=80) == 1
+    text = "\n".join(shown)
+    assert "1 of these would stop the run" in text
+    words = [word for word in text.split() if len(word) > 60]
+    assert max(len(line) for line in text.splitlines() if not any(word in line for word in words)) <= 80
+    assert report(iter([]), lambda text, style: None, width=80) == 0
+
+
+def difference_of_kernels():
+    """As the doctor finds it on two devices, with kernels that stand in for those of a TPU."""
+    config = tiny(mesh=sharded(2, 1), model__hidden_sizes=(64, 96)).model
+    mesh = make_mesh(sharded(2, 1), jax.devices()[:2])
+    return largest_difference(config, 16, mesh, TpuKernels(mesh, BATCH_AXES, interpret=True))
+
+
+def test_kernels_that_compute_what_xla_computes_are_fine():
+    distance, name = difference_of_kernels()
+    assert 0 < distance < TOLERANCE / 2
+    assert re.fullmatch(r"stage [01]'s (map|moments|gradient of) ?.*", name)
+
+
+def test_the_kernels_of_every_stage_are_looked_at_on_a_gpu(monkeypatch):
+    """Also where it takes many images to fill a tile, as the last stage's 7 x 7 at 224 pixels."""
+    supported = {}
+
+    def look(kernels, name, x, hidden_features):
+        supported[x.shape[1], name] = supports(kernels, name, x, hidden_features)
+        return False
+
+    supports = GpuKernels.supports
+    monkeypatch.setattr(GpuKernels, "supports", look)
+    mesh = make_mesh(sharded(1, 1), jax.devices()[:1])
+    largest_difference(tiny(model__hidden_sizes=(64, 192)).model, 28, mesh, GpuKernels(mesh, BATCH_AXES))
+    mlp_passes = {key: value for key, value in supported.items() if key[1].startswith("mlp")}
+    assert mlp_passes == {(size, name): True for size in (7, 4) for name in ("mlp_residual", "mlp_gradient")}
+
+
+def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
+    def forward(maps, vectors, weights, **options):
+        mean, inverse_std, keep = vectors
+        return right(maps, (mean, inverse_std, 0.8 * keep), weights, **options)
+
+    right = tpu_mlp.forward
+    monkeypatch.setattr(tpu_mlp, "forward", forward)
+    assert difference_of_kernels()[0] > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kernels", "batch_size", "accumulate", "stages", "multiple"),
+    [
+        (TpuKernels, 8, 1, "0, 1", 16),
+        (TpuKernels, 256, 4, "0, 1", 16),  # 8 images at a time on each of the eight devices
+        (TpuKernels, 256, 2, None, 16),
+        # Maps of 4 x 4 and of 2 x 2 positions.
+        (GpuKernels, 8, 1, "0, 1", 64),
+        (GpuKernels, 32, 1, "1", 64),
+        (GpuKernels, 512, 1, None, 64),
+    ],
+)
+def test_a_batch_that_keeps_kernels_from_their_work_is_told(
+    folder, tmp_path, monkeypatch, kernels, batch_size, accumulate, stages, multiple
+):
+    monkeypatch.setattr(setup, "kernels_for", kernels)
+    monkeypatch.setattr(doctor, "largest_difference", lambda *_: (0.01, "stage 0's map"))
+    config = tiny(
+        tmp_path / "run",
+        data__source=f"folder:{folder}",
+        data__batch_size=batch_size,
+        data__evaluation_batch_size=8,
+        optimizer__accumulate=accumulate,
+        model__hidden_sizes=(64, 96),
+        mesh=sharded(8, 1),
+        dtype="bfloat16",
+    )
+    told = [finding for finding in findings(config) if finding.subject == "kernels" and finding.level == "warning"]
+    assert [re.search("none in stages (.*): XLA", finding.found)[1] for finding in told] == [stages] * bool(stages)
+    assert all(f"a multiple of {multiple} images at a time" in finding.remedy for finding in told)
+
+
+def test_kernels_that_do_not_compile_are_told_with_the_remedy(folder, tmp_path, monkeypatch):
+    def call(_, name, pixels, batched, replicated):
+        """What can be traced, and no compiler takes."""
+        x, moments, *_ = batched
+        y = jax.ffi.ffi_call("no_such_kernel", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+        return (y, moments), replicated if name == "mlp_gradient" else ()
+
+    monkeypatch.setattr(setup, "kernels_for", lambda mesh, axes: GpuKernels(mesh, axes, interpret=True))
+    monkeypatch.setattr(GpuKernels, "supports", lambda _, name, *shape: name.startswith("mlp"))
+    monkeypatch.setattr(GpuKernels, "call", call)
+    (found,) = failures(of_folder(folder, tmp_path))
+    assert re.search("they do not run here: .*no_such_kernel", found.found)
+    assert "--no-kernels" in found.remedy

@@ -1,0 +1,214 @@
+"""`python -m train evaluate`: which images a model is scored on, and what is refused."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import programs
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
+from poolformer_jax.images.imagenet_labels import imagenet_labels
+from poolformer_jax.inference.classifier import classifier
+from train.commands.evaluate import EvaluateConfig, run
+from train.compute.network import make_network
+from train.compute.network_config import PretrainedNetwork
+from training import ALONE, tiny
+
+PROCESSOR = PoolFormerImageProcessor(
+    size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, crop_pct=None, image_mean=(0.5,) * 3
+)
+
+
+def write_model(folder, labels):
+    """A model of these classes, or of so many without names, that has learned nothing; its path."""
+    id2label = None if isinstance(labels, int) else dict(enumerate(labels))
+    config = PoolFormerConfig(
+        depths=(1,) * 4, hidden_sizes=(2, 4, 6, 8), num_labels=len(id2label or range(labels)), id2label=id2label
+    )
+    model = PoolFormerForImageClassification(config)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    save_pretrained(folder, model, variables, image_processor=PROCESSOR)
+    return str(folder)
+
+
+def write_classes(root, names, images=20):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(images):
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), ("ant", "bee", "cat"))
+
+
+def evaluate(model, data, **options):
+    config = EvaluateConfig(source=model, data=data, batch_size=16, workers=0, distributed=ALONE, **options)
+    return run(config, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "said"),
+    [
+        ({}, 60, "all images of its class folders"),
+        ({"split": "validation"}, 6, "split validation (10 % of every class, which training holds out)"),
+        ({"split": "train"}, 54, "split train (without the 10 % of every class that training holds out)"),
+        ({"held_out": 0.25}, 15, "split validation (25 % of every class, which training holds out)"),
+    ],
+)
+def test_undivided_class_folders_are_scored_whole_unless_a_split_is_asked_for(
+    model, tmp_path, capsys, options, images, said
+):
+    pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"))
+    result = evaluate(model, f"folder:{pool}", output=tmp_path / "out", **options)
+    assert result.examples == images
+    assert f"{said}: {images} images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["scored"] == said
+
+
+def test_the_report_may_go_below_the_home(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    evaluate(model, f"folder:{write_classes(tmp_path / 'pool', ('ant', 'bee', 'cat'), images=2)}", output=Path("~/out"))
+    assert {path.name for path in (tmp_path / "home" / "out").iterdir()} == {"evaluation.json", "confusion.png"}
+
+
+@pytest.mark.parametrize("name", ["validation", "val"])
+def test_divided_class_folders_are_scored_by_their_validation_split(model, tmp_path, capsys, name):
+    write_classes(tmp_path / "train", ("ant", "bee", "cat"), images=3)
+    write_classes(tmp_path / name, ("ant", "bee", "cat"), images=2)
+    assert evaluate(model, f"folder:{tmp_path}").examples == 6
+    assert "split validation: 6 images" in capsys.readouterr().out
+    assert evaluate(model, f"folder:{tmp_path / name}").examples == 6  # that folder by itself is one pool
+
+
+def test_classes_and_folders_may_have_any_name(tmp_path, capsys):
+    names = ("[bold]", "$a_{b$", os.fsdecode(b"caf\xe9"))
+    pool = write_classes(tmp_path / os.fsdecode(b"p\xf6\xf6l"), names, images=2)
+    given = write_model(tmp_path / "model", sorted((*names[:2], r"caf\xe9")))
+    assert evaluate(given, f"folder:{pool}", output=tmp_path / "out").examples == 6
+    printed = capsys.readouterr().out
+    assert printed.encode()
+    for name in ("[bold]", "$a_{b$", r"caf\xe9", r"p\xf6\xf6l"):
+        assert name in printed
+    assert (tmp_path / "out" / "confusion.png").exists()
+
+
+def test_a_model_of_other_classes_is_refused_although_there_are_as_many(model, tmp_path):
+    pool = write_classes(tmp_path / "pool", ("bee", "cat", "zebra"), images=2)
+    with pytest.raises(ValueError, match="some classes in common only") as caught:
+        evaluate(model, f"folder:{pool}")
+    for line in ("label 0: ant in the model, bee in the data", "label 2: cat in the model, zebra in the data"):
+        assert line in str(caught.value)
+
+
+def test_data_of_some_of_the_models_classes_are_scored_by_their_names(model, tmp_path, capsys):
+    whole = write_classes(tmp_path / "whole", ("ant", "bee", "cat"), images=4)
+    wanted = evaluate(model, f"folder:{whole}")
+    shutil.rmtree(whole / "bee")
+    result = evaluate(model, f"folder:{whole}", output=tmp_path / "out")
+    assert "2 of 3 classes have images here" in capsys.readouterr().out
+    np.testing.assert_array_equal(result.confusion, [[1], [0], [1]] * wanted.confusion)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [row["examples"] for row in report["classes"]] == [4, 0, 4]
+    (whole / "ant").rename(whole / "zebra")
+    with pytest.raises(ValueError, match=r"tells 3 classes apart, and .* has 2"):
+        evaluate(model, f"folder:{whole}")
+
+
+@pytest.mark.parametrize("labels", [imagenet_labels().values(), 1000], ids=["with names", "of a published head"])
+def test_folders_of_a_part_of_imagenet_are_scored_by_their_wordnet_ids(tmp_path, monkeypatch, capsys, labels):
+    if labels == 1000:  # without names the architecture alone tells that the classes are ImageNet's
+        monkeypatch.setattr(classifier, "published_variant", lambda config: "s12")
+    given = write_model(tmp_path / "model", labels)
+    pool = write_classes(tmp_path / "pool", ("n01440764", "n02012849", "n03126707", "n15075141"), images=2)
+    result = evaluate(given, f"folder:{pool}")
+    assert np.flatnonzero(result.class_examples).tolist() == [0, 134, 517, 999]  # tench, both cranes, toilet tissue
+    assert "4 of 1000 classes have images here" in capsys.readouterr().out
+    (pool / "n01440764").rename(pool / "n00015388")  # animal: no class of its own
+    with pytest.raises(ValueError, match=r"tells 1000 classes apart, and .* has 4"):
+        evaluate(given, f"folder:{pool}")
+
+
+def test_a_name_that_two_classes_have_stands_in_no_other_classs_way(tmp_path):
+    given = write_model(tmp_path / "model", ("crane", "tench", "crane"))
+    assert evaluate(given, f"folder:{write_classes(tmp_path / 'sound', ('tench',), images=2)}").examples == 2
+    with pytest.raises(ValueError, match=r"tells 3 classes apart, and .* has 1"):
+        evaluate(given, f"folder:{write_classes(tmp_path / 'ambiguous', ('crane',), images=2)}")
+
+
+def test_names_without_one_in_common_are_two_vocabularies_and_only_their_number_counts(model, tmp_path):
+    pool = write_classes(tmp_path / "pool", ("n02219486", "n02206856", "n02121808"), images=2)
+    assert evaluate(model, f"folder:{pool}").examples == 6
+    other = write_classes(tmp_path / "other", ("n02219486", "n02206856"), images=2)
+    with pytest.raises(ValueError, match=r"tells 3 classes apart, and .* has 2"):
+        evaluate(model, f"folder:{other}")
+
+
+def test_the_two_cranes_of_imagenet_are_those_of_a_model_whatever_prepare_adds_to_their_names(tmp_path):
+    names = ("crane", "tench, Tinca tinca", "crane")
+    pool = write_classes(tmp_path / "pool", ("crane (n02012849)", "crane (n03126707)", "tench, Tinca tinca"), images=2)
+    in_order = write_model(tmp_path / "in_order", (names[0], names[2], names[1]))
+    assert evaluate(in_order, f"folder:{pool}").examples == 6
+    with pytest.raises(ValueError, match="the same classes in another order"):
+        evaluate(write_model(tmp_path / "other", names), f"folder:{pool}")
+
+
+@pytest.mark.parametrize(("finished", "told"), [(True, "/model."), (False, "/model, which is there once")])
+def test_the_folder_of_a_run_is_told_from_that_of_its_model(tmp_path, finished, told):
+    (tmp_path / "recipe.json").touch()
+    if finished:
+        (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
+        evaluate(str(tmp_path), "synthetic")
+    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
+        make_network(tiny(model=PretrainedNetwork(str(tmp_path))), ("ant", "bee"))
+
+
+def start_evaluations(model, *own):
+    """Begins one evaluation in as many processes as command lines are given."""
+    common = ["evaluate", model, "--batch-size", "4", "--workers", "0"]
+    return programs.stopping(programs.start_together([[*common, *words] for words in own], len(own)))
+
+
+def test_what_several_processes_cannot_read_is_counted_together(model, tmp_path):
+    pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"), images=4)
+    for image in (pool / "cat").iterdir():  # one batch, of which every process has two
+        image.write_bytes(b"not an image")
+    words = ["--data", f"folder:{pool}", "--on-bad-image", "skip", "--output", str(tmp_path / "out")]
+    with start_evaluations(model, words, words) as started:
+        printed = [programs.finish(process) for process in started]
+    assert "8 images" in printed[0]
+    assert "4 images could not be read and are not in the score." in printed[0]
+    assert "not in the score" not in printed[1]
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (report["examples"], report["left_out"]) == (8, 4)
+
+
+def test_processes_of_other_data_than_process_0_end_all_at_once(model, tmp_path):
+    pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"), images=4)
+    other = write_classes(tmp_path / "other", ("ant", "bee", "zebra"), images=3)
+    commands = ["--data", f"folder:{pool}"], ["--data", f"folder:{other}", "--batch-size", "8"]
+    with start_evaluations(model, *commands) as (first, unlike):
+        told = programs.finish(unlike, code=1)
+        for difference in ("classes: gone: cat; new: zebra", "images: 12 -> 9", "data.batch_size: 4 -> 8"):
+            assert difference in told
+        assert "Traceback" not in told
+        assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
+
+
+def test_processes_of_as_many_other_images_end_all_at_once(model, tmp_path):
+    pools = [write_classes(tmp_path / name, ("ant", "bee", "cat"), images=2) for name in ("pool", "other")]
+    (pools[1] / "ant" / "0.png").rename(pools[1] / "ant" / "first.png")
+    with start_evaluations(model, *(["--data", f"folder:{pool}"] for pool in pools)) as (first, unlike):
+        assert "images: as many, but others, or in another order" in programs.finish(unlike, code=1)
+        assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)

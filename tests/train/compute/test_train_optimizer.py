@@ -1,0 +1,198 @@
+"""What decays, how fast each weight learns at which step, and what happens to a gradient that is not a number."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from train.compute.optimizer import OptimizerConfig, decay_mask, layer_scales, make_optimizer, make_schedule
+from train.compute.state import new_state
+from train.compute.step import make_train_step
+from train.recipes import RECIPES
+
+NETWORK = PoolFormerConfig(
+    depths=(1, 2),
+    hidden_sizes=(8, 32),
+    patch_sizes=(7, 3),
+    strides=(4, 2),
+    padding=(2, 1),
+    token_mixers=("pooling", "attention"),
+    position_embeddings=(False, True),
+    image_size=16,
+    num_labels=10,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    model = PoolFormerForImageClassification(NETWORK)
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+
+
+def named(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def first_update(config, params, gradient):
+    """What the optimizer makes of the first gradient, and its state."""
+    optimizer = make_optimizer(config)
+    return jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(gradient, params)
+
+
+def test_kernels_decay_and_nothing_else_does(params):
+    # By hand, from the network's parts; the position embedding decays as it does with the authors.
+    decaying = {
+        "stem/conv/kernel",
+        "stages_0/blocks_0/mlp/fc1/kernel",
+        "stages_0/blocks_0/mlp/fc2/kernel",
+        "stages_1/downsample/conv/kernel",
+        "stages_1/position_embedding",
+        *(f"stages_1/blocks_{b}/mlp/{fc}/kernel" for b in (0, 1) for fc in ("fc1", "fc2")),
+        *(f"stages_1/blocks_{b}/token_mixer/{part}/kernel" for b in (0, 1) for part in ("qkv", "proj")),
+        "head/kernel",
+    }
+    assert {name for name, decays in named(decay_mask(params)).items() if decays} == decaying
+
+
+def test_decay_is_decoupled_from_the_gradient(params):
+    still = jax.tree.map(np.zeros_like, params)
+    updates, _ = first_update(OptimizerConfig(weight_decay=0.25), params, still)
+    for name, update in named(updates).items():
+        expected = 0.25 * named(params)[name] if named(decay_mask(params))[name] else jnp.zeros_like(update)
+        np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=name)
+
+
+def test_imagenet_recipes_follow_the_authors_schedule():
+    # Values from timm 1.0.31's CosineLRScheduler(t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6) at a
+    # peak of 1e-3, for 1251 batches of 1024 an epoch.
+    config = RECIPES["imagenet-s12"].config
+    steps = config.steps_per_epoch(1_281_167)
+    assert (steps, config.total_steps(1_281_167)) == (1251, 310 * 1251)
+    schedule = make_schedule(config.optimizer, steps, 1024)
+    for epoch, expected in {
+        0: 1e-6,
+        1: 2.008e-4,
+        4: 8.002e-4,
+        5: 9.993215829e-4,
+        150: 5.05e-4,
+        299: 1.002714e-5,
+    }.items():
+        for step in (epoch * steps, (epoch + 1) * steps - 1):
+            assert float(schedule(step)) == pytest.approx(expected, rel=2e-6)
+    assert float(schedule(300 * steps)) == float(schedule(310 * steps - 1)) == pytest.approx(1e-5)
+
+
+def test_the_schedule_by_steps_is_the_schedule_by_epochs_in_between():
+    config = OptimizerConfig(epochs=10, warmup_epochs=2, schedule_every="step", learning_rate_batch=None)
+    schedule = make_schedule(config, steps_per_epoch=4, batch_size=7)
+    assert float(schedule(2)) == pytest.approx(1e-6 + 0.25 * (1e-3 - 1e-6))
+    assert float(schedule(22)) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * 0.55)) / 2)
+
+
+def test_the_learning_rate_grows_with_the_batch():
+    config = OptimizerConfig(epochs=2, warmup_epochs=0)
+    assert float(make_schedule(config, 10, 4096)(0)) == pytest.approx(4e-3)
+    fixed = dataclasses.replace(config, learning_rate_batch=None)
+    assert float(make_schedule(fixed, 10, 4096)(0)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch_size", "told"),
+    [
+        ({"learning_rate": 5e-6}, 1024, "optimizer.final_learning_rate=1e-05: above"),
+        ({"learning_rate": 5e-4}, 2, "9.77e-07 for batches of 2 (optimizer.learning_rate=0.0005 for 1024 images)"),
+        ({"learning_rate": 5e-6, "final_learning_rate": 0.0, "warmup_learning_rate": 6e-6}, 1024, "warmup_learning"),
+    ],
+)
+def test_a_learning_rate_that_would_rise_to_the_end_is_refused(changes, batch_size, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        make_schedule(OptimizerConfig(**changes), 10, batch_size)
+    from_zero_to_zero = {"final_learning_rate": 0.0, "warmup_learning_rate": 0.0}
+    make_schedule(OptimizerConfig(**changes | from_zero_to_zero), 10, batch_size)
+
+
+def test_layers_learn_slower_with_their_distance_from_the_head(params):
+    # Three blocks: stem, block, block, block, norm and head are layers 0 to 4.
+    scales = named(layer_scales(params, 0.5))
+    expected = {
+        "stem/conv/kernel": 1 / 16,
+        "stages_0/blocks_0/norm1/scale": 1 / 8,
+        "stages_1/downsample/conv/bias": 1 / 4,
+        "stages_1/position_embedding": 1 / 4,
+        "stages_1/blocks_0/mlp/fc1/kernel": 1 / 4,
+        "stages_1/blocks_1/layer_scale_2/scale": 1 / 2,
+        "norm/scale": 1.0,
+        "head/kernel": 1.0,
+    }
+    assert {name: scales[name] for name in expected} == expected
+    gradient = jax.tree.map(np.ones_like, params)
+    fast_updates, _ = first_update(OptimizerConfig(), params, gradient)
+    slow_updates, _ = first_update(OptimizerConfig(layer_decay=0.5), params, gradient)
+    for name, update in named(slow_updates).items():
+        np.testing.assert_allclose(update, named(fast_updates)[name] * scales[name], rtol=1e-6, err_msg=name)
+
+
+def test_clipping_bounds_the_gradient_before_the_moments(params):
+    gradient = jax.tree.map(lambda leaf: np.full_like(leaf, 100.0), params)
+    _, state = first_update(OptimizerConfig(clip_norm=1.0, beta1=0.0), params, gradient)
+    assert float(optax.tree.norm(state[1].mu)) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def step_and_state(params):
+    model = PoolFormerForImageClassification(NETWORK)
+    config = OptimizerConfig(epochs=10, warmup_epochs=0, schedule_every="step", ema_decay=0.9)
+    optimizer = make_optimizer(config)
+    step = make_train_step(
+        model, optimizer, make_schedule(config, 1, 1024), lambda key, x, y: (x, jax.nn.one_hot(y, 10)), config, seed=0
+    )
+    return jax.jit(step), jax.jit(lambda p: new_state(p, optimizer, ema=True))(params)
+
+
+def batch(value: float = 1.0):
+    pixels = np.random.default_rng(1).normal(size=(4, 16, 16, 3)).astype(np.float32)
+    pixels[0, 0, 0, 0] = value
+    return {"image": pixels, "label": np.arange(4)}
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters(step_and_state, poison):
+    step, start = step_and_state
+    before, _ = step(start, batch())
+    after, metrics = step(before, batch(poison))
+    assert not np.isfinite(metrics["loss"])
+    for name in ("params", "ema", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+    assert [int(after.step), int(after.skipped), int(after.skipped_in_a_row)] == [2, 1, 1]
+    again, _ = step(after, batch())
+    assert [int(again.step), int(again.skipped), int(again.skipped_in_a_row)] == [3, 1, 0]
+
+
+def test_a_skipped_step_does_not_shift_the_learning_rate(step_and_state):
+    step, state = step_and_state
+    rates = []
+    for value in (1.0, math.nan, 1.0):
+        state, metrics = step(state, batch(value))
+        rates.append(float(metrics["learning_rate"]))
+    schedule = make_schedule(OptimizerConfig(epochs=10, warmup_epochs=0, schedule_every="step"), 1, 1024)
+    assert rates == pytest.approx([float(schedule(number)) for number in range(3)])
+
+
+def test_the_running_mean_follows_the_weights(step_and_state):
+    step, start = step_and_state
+    state, _ = step(start, batch())
+    expected = jax.tree.map(lambda old, new: 0.9 * np.asarray(old) + 0.1 * np.asarray(new), start.ema, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), state.ema, expected)
+
+
+def test_values_out_of_range_are_named_together():
+    with pytest.raises(ValueError, match=r"(?s)warmup_epochs=5: expected.*layer_decay=1.5: expected"):
+        OptimizerConfig(epochs=5, warmup_epochs=5, layer_decay=1.5)

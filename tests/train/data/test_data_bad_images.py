@@ -1,0 +1,166 @@
+"""An image that cannot be read stops a run and is named, or is skipped and counted."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from poolformer_jax.images.reading import ImageError
+from small_data import SMALL, assert_same, photographs, take, write_photographs
+from train.data.config import HostAugmentation
+from train.data.pipeline import BadImageError, evaluation_batches, train_batches
+from train.data.sources.opening import SourceError, open_source
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture
+def damaged(tmp_path, folder):
+    """The same photographs, one of them cut off in the middle."""
+    root = tmp_path / "damaged"
+    for path in folder.glob("*/*.jpg"):
+        (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (root / path.parent.name / path.name).write_bytes(path.read_bytes())
+    bad = root / "class 0" / "06.jpg"
+    bad.write_bytes(bad.read_bytes()[:2000])
+    return root, bad
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_stops_training_and_is_named(damaged, workers):
+    root, bad = damaged
+    config = photographs(root, workers=workers)
+    with pytest.raises(BadImageError, match=rf"The image {bad} cannot be read: .*\n.*--data.on-bad-image skip"):
+        take(config, open_source(config, "train"), 5)
+
+
+def test_a_damaged_image_can_be_skipped_and_is_counted(damaged, folder, caplog):
+    root, bad = damaged
+    config = photographs(root, on_bad_image="skip")
+    source = open_source(config, "train")
+    whole = take(photographs(folder), open_source(photographs(folder), "train"), 8)
+    batches = train_batches(config, source)
+    taken = [next(batches) for _ in range(8)]
+    batches.close()
+    assert list(batches.bad_images) == [str(bad)]
+    assert "truncated" in batches.bad_images[str(bad)]
+    assert len([record for record in caplog.records if str(bad) in record.getMessage()]) == 1
+    lost = next(index for index in range(len(source)) if source[index]["id"] == str(bad))
+    for batch, expected in zip(taken, whole):
+        wanted = np.where(expected["index"] == lost, lost + 1, expected["index"])  # the next one stands in
+        np.testing.assert_array_equal(batch["index"], wanted)
+        same = expected["index"] != lost
+        np.testing.assert_array_equal(batch["image"][same], expected["image"][same])
+    assert_same(take(config, source, 2, start_step=5), taken[5:7])
+    parts = [take(config, source, 8, process_index=p, process_count=2) for p in range(2)]
+    assert_same([{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)], taken)
+
+
+def test_a_damaged_image_is_left_out_of_an_evaluation_that_skips(damaged):
+    root, bad = damaged
+    config = photographs(root, on_bad_image="skip", held_out=0.9)
+    source = open_source(config, "validation")
+    assert str(bad) in [source[index]["id"] for index in range(len(source))]
+    with evaluation_batches(config, source) as batches:
+        counted = sum(int(batch["mask"].sum()) for batch in batches)
+        assert counted == len(source) - 1
+        assert list(batches.bad_images) == [str(bad)]
+    with pytest.raises(BadImageError), evaluation_batches(photographs(root, held_out=0.9), source) as batches:
+        list(batches)
+
+
+@pytest.fixture
+def dangling(damaged):
+    """The same photographs, one of them a link to a file that is not there."""
+    root, bad = damaged
+    bad.unlink()
+    bad.symlink_to(root / "nowhere.jpg")
+    return root, bad
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_the_storage_does_not_give_is_a_bad_image(dangling, workers):
+    root, bad = dangling
+    with pytest.raises(BadImageError, match=rf"The image {bad} cannot be read: its file cannot be read: No such file"):
+        take(photographs(root, workers=workers), open_source(photographs(root), "train"), 5)
+    config = photographs(root, workers=workers, on_bad_image="skip", held_out=0.9)
+    for split, batches in (("train", train_batches), ("validation", evaluation_batches)):
+        source = open_source(photographs(root, held_out=0.9 if split == "validation" else 0.2), split)
+        with batches(config, source) as running:
+            for _ in range(5):
+                next(running)
+            assert running.bad_images == {str(bad): "its file cannot be read: No such file or directory"}
+
+
+@pytest.mark.parametrize("leave", ["nothing", "the folder"], ids=str)
+def test_a_data_folder_that_goes_away_is_no_bad_image(damaged, leave):
+    root, _ = damaged
+    config = photographs(root, on_bad_image="skip")
+    source = open_source(config, "validation")
+    shutil.rmtree(root)
+    if leave == "the folder":
+        root.mkdir()  # as where a file system was unmounted
+    with (
+        pytest.raises(SourceError, match=f"The folder {root} is gone, or empty"),
+        evaluation_batches(config, source) as batches,
+    ):
+        list(batches)
+
+
+def test_what_is_wrong_with_an_image_is_found_with_the_settings_of_the_run(damaged):
+    root, bad = damaged
+    Image.new("RGB", (800, 1)).save(bad)  # whose edge of 1 would become 448 / 0.9 = 497: too many pixels, not for 224
+    config = photographs(root, on_bad_image="skip", held_out=0.9, image_size=448)
+    with evaluation_batches(config, open_source(config, "validation")) as batches:
+        list(batches)
+        assert "too long and thin" in batches.bad_images[str(bad)]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_files_of_no_format_are_told_of_in_words(damaged, split):
+    root, bad = damaged
+    bad.write_bytes(b"no image")
+    config = photographs(root, held_out=0.9 if split == "validation" else 0.2)
+    batches = train_batches if split == "train" else evaluation_batches
+    with pytest.raises(BadImageError) as caught, batches(config, open_source(config, split)) as running:
+        for _ in range(5):
+            next(running)
+    assert f"{bad} cannot be read" in str(caught.value)
+    assert "of no format that it knows" in str(caught.value)
+    assert "object at 0x" not in str(caught.value)
+
+
+class NothingReadable:
+    """A data set of which no image can be read."""
+
+    class_names = ("only",)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return {"image": b"no image", "label": 0, "id": f"number {index}"}
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def test_skipping_does_not_go_on_for_ever():
+    config = dataclasses.replace(SMALL, on_bad_image="skip", crop_pct=None)
+    with pytest.raises(BadImageError, match="3 images in a row cannot be read"):
+        take(config, NothingReadable(), 1)
+
+
+def test_image_errors_are_what_transforms_raise(folder):
+    """Else a damaged image would end a run with a traceback from inside Pillow."""
+    from train.data.augment.transforms import TrainingTransform
+
+    for augment in (HostAugmentation(), HostAugmentation(crop="evaluation")):
+        transform = TrainingTransform(photographs(folder, augment=augment))
+        with pytest.raises(ImageError):
+            transform(b"no image", np.random.default_rng(0))

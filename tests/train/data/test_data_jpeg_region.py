@@ -1,0 +1,152 @@
+"""Decoding one region of a JPEG: the pixels that Pillow decodes, and Pillow itself where nvImageCodec cannot."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jpegs import KINDS, boxes, encoded, opened, photograph
+from poolformer_jax.images.reading import ImageError
+from train.data.augment import jpeg_region
+from train.data.augment.crops import Box
+from train.data.augment.decode import decode_part
+from train.data.augment.jpeg_region import decode_region, decodes_regions
+from train.data.augment.resizing import to_pixels
+
+BOX = Box(31, 22, 267, 245)
+BICUBIC = Image.Resampling.BICUBIC
+needs_codec = pytest.mark.skipif(not decodes_regions(), reason="nvImageCodec is not installed")
+
+
+def decoded(data, box=BOX):
+    return decode_part(data, lambda width, height: box, 224, BICUBIC)
+
+
+@needs_codec
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}, {"quality": 30}])
+@pytest.mark.parametrize(("mode", "subsampling"), KINDS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_region_has_the_pixels_of_the_whole(options, mode, subsampling, data):
+    size = (203, 141)  # no multiple of any block's edge
+    whole = encoded(photograph(mode, size), subsampling=subsampling, **options)
+    box = data.draw(boxes(*size))
+    pixels = decode_region(whole, box, len(mode))
+    if pixels is None:
+        assert box.width < 16
+    else:
+        np.testing.assert_array_equal(pixels, to_pixels(opened(whole).crop(box)))
+
+
+@needs_codec
+def test_training_decodes_regions(monkeypatch):
+    data, asked = encoded(photograph()), []
+    monkeypatch.setattr(
+        "train.data.augment.decode.decode_region", lambda *args: asked.append(args) or decode_region(*args)
+    )
+    decoded(data)
+    assert asked == [(data, BOX, 3)]
+
+
+@needs_codec
+def test_what_is_below_the_part_may_be_missing():
+    """But for the end of the file, which the decoder looks for."""
+    data = encoded(photograph())
+    shorter = data[: len(data) * 3 // 4]
+    np.testing.assert_array_equal(decoded(shorter + bytes((0xFF, 0xD9))), decoded(data))
+
+
+@needs_codec
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.999])
+def test_a_file_that_ends_before_the_part_does_is_refused(share):
+    data = encoded(photograph())
+    with pytest.raises(ImageError, match="truncated"):
+        decoded(data[: int(share * len(data))], Box(0, 0, 600, 400))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_what_pillow_reads_of_damaged_files_is_read(data):
+    damaged = bytearray(encoded(photograph("RGB", (203, 141))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(2, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        opened(bytes(damaged))
+    except Exception:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
+        with suppress(ImageError):
+            decoded(bytes(damaged), Box(10, 10, 50, 50))
+    else:
+        assert decoded(bytes(damaged), Box(10, 10, 50, 50)).shape == (224, 224, 3)
+
+
+@needs_codec
+def test_many_threads_decode_at_once():
+    data = encoded(photograph())
+    wanted = [Box(number, number, number + 100, number + 90) for number in range(100)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda box: decode_region(data, box, 3), wanted))
+    for box, pixels in zip(wanted, found):
+        np.testing.assert_array_equal(pixels, to_pixels(opened(data).crop(box)))
+
+
+@needs_codec
+def test_nothing_is_said_about_libraries_for_other_formats():
+    program = "from train.data.augment.jpeg_region import decodes_regions; assert decodes_regions()"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout + run.stderr == ""
+
+
+@needs_codec
+def test_the_environment_stays_as_it_was():
+    program = (
+        "import os; before = dict(os.environ); from train.data.augment.jpeg_region import decodes_regions; "
+        "assert decodes_regions(); assert dict(os.environ) == before"
+    )
+    for more in ({}, {"PYNVIMGCODEC_VERBOSITY": "1"}):
+        subprocess.run([sys.executable, "-c", program], env={**os.environ, **more}, check=True)
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """Whether nvImageCodec works is found out anew, in this test and after it."""
+    decodes_regions.cache_clear()
+    monkeypatch.setattr(jpeg_region, "_threads", jpeg_region._Threads())
+    yield monkeypatch
+    decodes_regions.cache_clear()
+
+
+def test_without_the_package_pillow_decodes_the_same_pixels(forgotten):
+    data = encoded(photograph())
+    usual = decoded(data)
+    decodes_regions.cache_clear()
+    forgotten.setattr(jpeg_region, "_threads", jpeg_region._Threads())
+    forgotten.setattr(jpeg_region, "_import", missing)
+    assert not decodes_regions()
+    assert decode_region(data, BOX, 3) is None
+    np.testing.assert_array_equal(decoded(data), usual)
+
+
+def missing():
+    raise ImportError("nvidia.nvimgcodec is not installed")
+
+
+@needs_codec
+def test_it_is_not_used_where_another_has_loaded_it_with_all_its_plugins():
+    """One of them decodes damaged files as far as it can, and hides the damage."""
+    program = "import nvidia.nvimgcodec\nfrom train.data.augment.jpeg_region import decodes_regions\nassert not decodes_regions()"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "something else has imported nvidia.nvimgcodec before" in run.stderr
+
+
+def test_a_version_that_works_otherwise_is_named_and_not_used(forgotten, caplog):
+    data = encoded(photograph())
+    forgotten.setattr(jpeg_region, "_import", lambda: os)  # a module without any of its names
+    np.testing.assert_array_equal(decoded(data), to_pixels(opened(data).crop(BOX).resize((224, 224), BICUBIC)))
+    assert "nvImageCodec is installed but does not work. Pillow decodes" in caplog.text

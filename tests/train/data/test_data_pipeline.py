@@ -1,0 +1,155 @@
+"""Batches are a pure function of (seed, step): at any number of processes, workers and restarts, whatever happens."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from small_data import SMALL, assert_same, photographs, take, write_photographs
+from train.data.config import HostAugmentation
+from train.data.pipeline import LabelError, evaluation_batches, train_batches
+from train.data.sources.opening import open_source
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+def test_batches_have_the_shapes_and_types_of_the_contract(folder):
+    config = photographs(folder)
+    (batch,) = take(config, open_source(config, "train"), 1)
+    described = {name: (value.dtype.name, value.shape) for name, value in batch.items()}
+    assert described == {"image": ("uint8", (8, 32, 32, 3)), "label": ("int32", (8,)), "index": ("int64", (8,))}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_see_the_batches_of_one(folder, processes):
+    config = photographs(folder)
+    source = open_source(config, "train")
+    alone = take(config, source, 6)
+    parts = [take(config, source, 6, process_index=p, process_count=processes) for p in range(processes)]
+    together = [{name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts)]
+    assert_same(together, alone)
+
+
+def test_workers_make_the_same_batches_in_the_same_order(folder):
+    config = photographs(folder)
+    source = open_source(config, "train")
+    assert_same(take(dataclasses.replace(config, workers=2), source, 5), take(config, source, 5))
+
+
+def test_a_restart_at_any_step_and_process_count_goes_on_with_the_same_batches(folder):
+    config = photographs(folder)
+    source = open_source(config, "train")
+    uninterrupted = take(config, source, 12)
+    for step in (1, 5, 11):
+        assert_same(take(config, source, 1, start_step=step), uninterrupted[step : step + 1])
+    part = take(config, source, 3, start_step=7, process_index=1, process_count=2)
+    assert_same(part, [{name: value[4:] for name, value in batch.items()} for batch in uninterrupted[7:10]])
+
+
+def test_every_epoch_shows_every_example_once_in_another_order():
+    source = open_source(SMALL, "validation")
+    count = len(source)
+    indices = np.concatenate([batch["index"] for batch in take(SMALL, source, 3 * count // 8 + 1)])
+    epochs = [indices[number * count : (number + 1) * count] for number in range(3)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(count))
+    assert not np.array_equal(epochs[0], epochs[1])
+    # An order that has nothing to do with the previous one: correlations have a standard deviation of 1 / sqrt(359).
+    assert abs(np.corrcoef(epochs[0], epochs[1])[0, 1]) < 5 / np.sqrt(count)
+    assert abs(np.corrcoef(epochs[0], np.arange(count))[0, 1]) < 5 / np.sqrt(count)
+
+
+def test_an_example_is_changed_differently_every_time_and_every_seed_differs():
+    source = open_source(SMALL, "validation")
+    batches = take(SMALL, source, 2 * len(source) // 8 + 2)
+    index = np.concatenate([batch["index"] for batch in batches])
+    images = np.concatenate([batch["image"] for batch in batches])
+    first, second = np.flatnonzero(index == 7)[:2]
+    assert not np.array_equal(images[first], images[second])
+    other = take(dataclasses.replace(SMALL, seed=43), source, 1)[0]
+    assert not np.array_equal(other["index"], batches[0]["index"])
+
+
+def test_a_late_start_costs_nothing():
+    """A chain that replayed its way to step 10 ** 12 would not be here before the sun burns out."""
+    source = open_source(SMALL, "validation")
+    (batch,) = take(SMALL, source, 1, start_step=10**12)
+    assert (batch["index"] >= 0).all()
+
+
+def test_labels_and_images_belong_to_the_index(folder):
+    config = photographs(folder, augment=HostAugmentation(crop="evaluation", horizontal_flip=0, randaugment="none"))
+    source = open_source(config, "train")
+    processor = config.image_processor()
+    for batch in take(config, source, 3):
+        for image, label, index in zip(batch["image"], batch["label"], batch["index"]):
+            example = source[int(index)]
+            assert label == example["label"]
+            np.testing.assert_array_equal(image, processor.resize_and_crop(example["image"]))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    source = open_source(SMALL, "validation")
+    with pytest.raises(ValueError, match=r"A batch of 8 images cannot be shared evenly by 3 processes"):
+        train_batches(SMALL, source, process_count=3)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 360, 1000])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_evaluation_counts_every_example_exactly_once(size, processes):
+    config = dataclasses.replace(SMALL, evaluation_batch_size=size * processes)
+    source = open_source(config, "validation")
+    parts = []
+    for process in range(processes):
+        with evaluation_batches(config, source, process_index=process, process_count=processes) as batches:
+            parts.append(list(batches))
+    assert len({len(part) for part in parts}) == 1  # the same number of steps for every process
+    assert {batch["image"].shape[0] for part in parts for batch in part} == {size}
+    counted = np.concatenate([batch["index"][batch["mask"]] for step in zip(*parts) for batch in step])
+    np.testing.assert_array_equal(counted, np.arange(len(source)))
+    filling = np.concatenate([batch["index"][~batch["mask"]] for part in parts for batch in part])
+    assert (filling == -1).all()
+
+
+def test_evaluation_sees_what_inference_sees(folder):
+    config = photographs(folder)
+    source = open_source(config, "validation")
+    processor = config.image_processor()
+    with evaluation_batches(config, source) as batches:
+        for batch in batches:
+            for image, index in zip(batch["image"][batch["mask"]], batch["index"]):
+                pixels = processor.preprocess(source[int(index)]["image"])["pixel_values"][0]
+                np.testing.assert_array_equal(processor.normalize(image), pixels)
+
+
+def test_the_filter_of_training_is_not_that_of_evaluation():
+    trained = dataclasses.replace(SMALL, augment=HostAugmentation(interpolation="bilinear"))
+    assert trained.image_processor().to_dict() == SMALL.image_processor().to_dict()
+    assert dataclasses.replace(SMALL, evaluation_interpolation="bilinear").image_processor().resample == 2
+
+
+def test_closed_batches_say_so():
+    batches = train_batches(SMALL, open_source(SMALL, "validation"))
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_that_are_no_class_are_refused_in_training_and_evaluation(label, workers):
+    """TFDS marks the images of splits whose labels are not published by -1."""
+    config = dataclasses.replace(SMALL, workers=workers, evaluation_split="test")
+    source = open_source(config, "validation")
+    source = dataclasses.replace(source, labels=np.where(np.arange(len(source)) == 3, label, source.labels))
+    wrong = source[3]["id"]
+    for batches, split in ((train_batches, "train"), (evaluation_batches, "test")):
+        message = rf"{wrong} in the split '{split}' has the label {label}\. Expected 0 to 9, because .* has 10 classes"
+        with pytest.raises(LabelError, match=message), batches(config, source) as running:
+            for _ in range(len(source) // 8 + 1):
+                next(running)

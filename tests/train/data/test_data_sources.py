@@ -1,0 +1,221 @@
+"""Data sets: what is found in them, how it is split, and what is said when they are not as expected."""
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from paths import TESTS
+from poolformer_jax.images.reading import read_image
+from train.data.config import DIGITS, DataConfig
+from train.data.sources.opening import SourceError, held_out, open_source
+
+IMAGES = TESTS / "images"
+
+
+def write_images(folder, count, kind="jpg"):
+    folder.mkdir(parents=True, exist_ok=True)
+    with Image.open(IMAGES / "coffee.jpg") as image:
+        picture = image.resize((48, 40))
+    for number in range(count):
+        picture.rotate(7 * number).save(folder / f"{number:03d}.{kind}")
+
+
+def splits(config):
+    return open_source(config, config.train_split), open_source(config, config.evaluation_split)
+
+
+def ids(source):
+    return [source[index]["id"] for index in range(len(source))]
+
+
+def test_digits_are_split_once_and_for_all_with_the_same_share_of_every_digit():
+    train, validation = splits(DIGITS)
+    assert (len(train), len(validation)) == (1438, 359)
+    assert not set(ids(train)) & set(ids(validation))
+    share = np.bincount(validation.labels) / (np.bincount(train.labels) + np.bincount(validation.labels))
+    assert np.abs(share - 0.2).max() < 0.005
+    assert train.class_names == tuple("0123456789")
+    # This very choice: a run that is resumed after an upgrade must not train on what it was evaluated on.
+    assert ids(validation)[:4] == ids(splits(DIGITS)[1])[:4] == FIRST_HELD_OUT_DIGITS
+    assert (train.images.dtype, train.images.shape[1:], train.images.max()) == (np.uint8, (8, 8), 255)
+
+
+FIRST_HELD_OUT_DIGITS = ["digits/0004", "digits/0027", "digits/0034", "digits/0052"]
+
+
+def test_held_out_examples_depend_on_names_alone():
+    names = [f"{number}.jpg" for number in range(40)]
+    labels = [number % 2 for number in range(40)]
+    chosen = {name for name, out in zip(names, held_out(names, labels, 0.25)) if out}
+    assert len(chosen) == 10
+    backwards = held_out(names[::-1], labels[::-1], 0.25)
+    assert {name for name, out in zip(names[::-1], backwards) if out} == chosen
+
+
+def test_held_out_never_takes_all_or_none_of_a_class():
+    labels = [0, 1, 1, 2, 2, 2]
+    chosen = held_out(list("abcdef"), labels, 0.01)
+    assert np.bincount(labels, weights=chosen, minlength=3).tolist() == [0, 1, 1]
+    assert np.bincount(labels, weights=held_out(list("abcdef"), labels, 0.99)).tolist() == [0, 1, 2]
+
+
+def test_synthetic_images_have_any_size_and_their_splits_share_no_image():
+    config = DataConfig(source="synthetic", image_size=40, synthetic_examples=30)
+    train, validation = splits(config)
+    assert train.images.shape == (30, 40, 40, 3)
+    np.testing.assert_array_equal(train.images, splits(config)[0].images)
+    assert not np.array_equal(train.images[0], validation.images[0])
+    with pytest.raises(SourceError, match="no split 'test'"):
+        open_source(config, "test")
+
+
+@pytest.mark.parametrize("name", ["validation", "val"])
+def test_class_folders_below_splits(tmp_path, name):
+    write_images(tmp_path / "train" / "cat", 3)
+    write_images(tmp_path / "train" / "ant" / "deeper", 2, "PNG")
+    write_images(tmp_path / name / "cat", 1)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "cat" / ".hidden.jpg").write_text("no image")
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}"))
+    assert train.class_names == validation.class_names == ("ant", "cat")
+    assert train.labels.tolist() == [0, 0, 1, 1, 1]
+    assert validation.labels.tolist() == [1]
+    example = validation[0]
+    assert example["id"] == str(tmp_path / name / "cat" / "000.jpg")
+    assert example["image"] == Path(example["id"]).read_bytes()
+    assert [one["id"] for one in train.__getitems__([4, 0])] == [ids(train)[4], ids(train)[0]]
+
+
+@pytest.mark.parametrize("kind", ["jfif", "JPE", "avif", "jp2", "tga", "ico", "webp"])
+def test_class_folders_take_every_format_that_pillow_reads(tmp_path, kind):
+    if not features.check({"avif": "avif", "jp2": "jpg_2000"}.get(kind, "webp")):
+        pytest.skip("this Pillow was built without it")
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 3, kind)
+        write_images(tmp_path / name, 2, "jpg")
+        for other in ("notes.txt", "README", "drawing.eps", "features.h5"):
+            (tmp_path / name / other).write_text("no image")
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}"))
+    assert sorted(ids(train) + ids(validation)) == sorted(
+        str(path) for suffix in (kind, "jpg") for path in tmp_path.glob(f"*/*.{suffix}")
+    )
+    assert all(read_image(train[index]["image"]).size[0] > 0 for index in range(len(train)))
+    assert train.passed_over == {".txt": 2, "": 2, ".eps": 2, ".h5": 2}
+
+
+def test_class_folders_alone_are_split_without_overlap(tmp_path):
+    for name in ("cat", "dög"):
+        write_images(tmp_path / name, 10)
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}", held_out=0.2))
+    assert np.bincount(train.labels).tolist() == [8, 8]
+    assert np.bincount(validation.labels).tolist() == [2, 2]
+    assert sorted(ids(train) + ids(validation)) == sorted(map(str, tmp_path.glob("*/*.jpg")))
+
+
+def test_names_that_are_not_utf8_are_read_and_shown_in_ascii(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    for name in ("ant", odd):
+        write_images(tmp_path / name, 10)
+        (tmp_path / name / "003.jpg").rename(tmp_path / name / f"{odd}.jpg")
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}", held_out=0.4))
+    assert train.class_names == validation.class_names == ("ant", r"caf\xe9")
+    assert (len(train), len(validation)) == (12, 8)
+    found = ids(train) + ids(validation)
+    assert str(tmp_path / "ant" / r"caf\xe9.jpg") in found
+    assert "".join(found).isascii()
+    images = [source[index]["image"] for source in (train, validation) for index in range(len(source))]
+    assert sorted(images) == sorted(path.read_bytes() for path in tmp_path.glob("*/*.jpg"))
+
+
+def test_sources_pickle_small(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 10)
+    source = open_source(DataConfig(source=f"folder:{tmp_path}"), "train")
+    again = pickle.loads(pickle.dumps(source))
+    assert ids(again) == ids(source)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: None, "holds no folder. Expected one per class"),
+        (lambda root: (root / "cat").mkdir(), r"no image in cat\. Expected files that end in one of \..*\.bmp"),
+        (lambda root: write_images(root / "validation" / "cat", 1), "has validation/ but no train/"),
+        (
+            lambda root: [write_images(root / name / "cat", 1) for name in ("Train", "Val")],
+            "Train, Val would be taken for classes, and look like splits",
+        ),
+        (
+            lambda root: [write_images(root / "train" / "cat", 2), write_images(root / "val" / "dog", 1)],
+            "has classes that training does not: dog",
+        ),
+    ],
+)
+def test_folders_that_are_not_as_expected_are_refused(tmp_path, prepare, message):
+    prepare(tmp_path)
+    with pytest.raises(SourceError, match=message):
+        splits(DataConfig(source=f"folder:{tmp_path}"))
+
+
+def test_means_and_deviations_of_0_to_255_are_refused():
+    """They would shrink every image to one grey, and training would go on with it."""
+    with pytest.raises(ValueError, match=r"(?s)image_mean=.*divide those of 0\.\.255 by 255.*image_std=.*up to 1"):
+        DataConfig(source="synthetic", image_mean=(123.7, 116.3, 103.5), image_std=(58.4, 57.1, 57.4))
+
+
+@pytest.mark.parametrize("name", ["train", "val", "valid", "validation"])
+@pytest.mark.parametrize("kinds", [("steam", "diesel"), ("",)], ids=["with folders", "without folders"])
+def test_a_class_that_is_called_like_a_split_does_not_hide_the_others(tmp_path, name, kinds):
+    for folder in ("bus", "car", *(f"{name}/{kind}" for kind in kinds)):
+        write_images(tmp_path / folder, 2)
+    with pytest.raises(SourceError, match=rf"in two ways: {name}/ is a split, and bus, car beside.* all of them are"):
+        splits(DataConfig(source=f"folder:{tmp_path}"))
+    (tmp_path / "new" / "train").mkdir(parents=True)
+    for folder in ("bus", "car", name):
+        (tmp_path / folder).rename(tmp_path / "new" / "train" / folder)
+    train, _ = splits(DataConfig(source=f"folder:{tmp_path / 'new'}"))  # as the message says
+    assert train.class_names == tuple(sorted(("bus", "car", name)))
+
+
+def test_what_is_no_class_may_lie_beside_splits(tmp_path):
+    """Other splits, runs with their pictures, notes, and what is hidden."""
+    for folder in ("train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "hard/cat", "hard/dog", ".cache"):
+        write_images(tmp_path / folder, 2)
+    write_images(tmp_path / "runs" / "finetune" / "examples", 1, "png")
+    (tmp_path / "runs" / "finetune" / "recipe.json").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "licence.txt").touch()
+    assert [len(source) for source in splits(DataConfig(source=f"folder:{tmp_path}"))] == [4, 4]
+    assert len(open_source(DataConfig(source=f"folder:{tmp_path}"), "hard")) == 4
+
+
+def test_a_split_that_is_empty_is_refused_with_the_flags_of_either_split(tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "alone.png")
+    with pytest.raises(SourceError, match=r"'validation' of folder:.* is empty.*--data\.evaluation-split.*add images"):
+        open_source(DataConfig(source=f"folder:{tmp_path}"), "validation")
+
+
+def test_splits_and_folders_that_do_not_exist_are_named(tmp_path):
+    write_images(tmp_path / "train" / "cat", 2)
+    with pytest.raises(SourceError, match=r"has no split 'test': .* holds train"):
+        open_source(DataConfig(source=f"folder:{tmp_path}"), "test")
+    with pytest.raises(SourceError, match="there is no folder"):
+        open_source(DataConfig(source=f"folder:{tmp_path}/nowhere"), "train")
+
+
+def test_every_field_of_a_config_that_is_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"(?s)DataConfig cannot work.*source='folder:'.*batch_size=0.*seed=-1"):
+        DataConfig(source="folder:", batch_size=0, seed=-1)
+    with pytest.raises(ValueError, match=r"crop_scale=\(0.5, 0.1\): expected 0 < smallest <= largest <= 1"):
+        dataclasses.replace(DataConfig().augment, crop_scale=(0.5, 0.1))
+    with pytest.raises(ValueError, match="'x3' has no meaning"):
+        dataclasses.replace(DataConfig().augment, randaugment="rand-x3")
+    with pytest.raises(ValueError, match="mix_group=3: expected 0 or an even number"):
+        dataclasses.replace(DataConfig().mix, mix_group=3)

@@ -1,0 +1,83 @@
+"""What a run leaves beside its weights; nothing in it can fail a run that is done."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from small_data import photographs, write_photographs
+from train.compute.evaluation import Evaluation
+from train.data.sources.opening import ArraySource, open_source
+from train.report.reports import draw_confusion, draw_curves, evaluation_report
+from train.report.results import write_examples
+
+EVALUATION = Evaluation(4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([[2, 0], [1, 1]]))
+
+
+def test_examples_pass_over_images_that_cannot_be_read(tmp_path):
+    root = write_photographs(tmp_path / "photos")
+    source = open_source(photographs(root, held_out=0.5), "validation")
+    damaged, missing, whole = (root / source.names[place].item().decode() for place in (0, len(source) - 1, 1))
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    missing.unlink()
+    paths = write_examples(tmp_path / "examples", source, len(source))
+    assert sorted(path.name for path in (tmp_path / "examples").iterdir()) == sorted(path.name for path in paths)
+    assert len(paths) == len(source) - 2
+    with Image.open(paths[0]) as image, Image.open(whole) as original:
+        assert image.size == original.size
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_examples_leave_alone_what_somebody_has_in_a_folder_of_that_name(tmp_path, count):
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine.png", tmp_path / "mine" / "text"):
+        path.write_text("dear to me")
+    source = ArraySource(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), ("a", "b"), ("cat", "dog"))
+    for _ in range(2):
+        assert len(write_examples(tmp_path, source, count)) == count
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2 + count
+
+
+@pytest.mark.parametrize(("shape", "mode"), [((9, 8), "L"), ((9, 8, 1), "L"), ((3, 4, 3), "RGB"), ((9, 8, 3), "RGB")])
+def test_examples_of_arrays_are_their_pixels(tmp_path, shape, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    source = ArraySource(pixels, np.array([0, 1]), ("a", "b"), ("cat/dog", "\udce9"))
+    paths = write_examples(tmp_path / "examples", source, 5)
+    assert [path.name for path in paths] == ["cat_dog-0.png", "_-1.png"]
+    for path, wanted in zip(paths, pixels):
+        with Image.open(path) as image:
+            assert image.mode == mode
+            np.testing.assert_array_equal(np.asarray(image), wanted.reshape(image.size[1], image.size[0], -1).squeeze())
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "語"])  # one, two and three bytes
+def test_examples_of_a_class_with_the_longest_name_of_a_folder_are_written(tmp_path, letter):
+    (tmp_path / (name := letter * (255 // len(letter.encode())))).mkdir()
+    source = ArraySource(np.zeros((1, 8, 8), np.uint8), np.array([0]), ("a",), (name,))
+    (path,) = write_examples(tmp_path, source, 1)
+    assert path.is_file()
+    assert name.startswith(path.stem.removesuffix("-0"))
+
+
+def test_a_loss_that_is_not_a_number_is_null_in_the_report():
+    assert evaluation_report(dataclasses.replace(EVALUATION, loss=float("nan")), ("cat", "dog"))["loss"] is None
+
+
+@pytest.mark.parametrize("name", ["$a_{b$", "$x$ and $y$", "caf\udce9", "^_\\", ""])
+def test_a_class_may_have_any_name_in_the_confusion(tmp_path, name, caplog):
+    draw_confusion(EVALUATION, ("cat", name), tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as image:
+        image.load()
+    assert not caplog.records
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_of_and_fails_nothing(tmp_path, caplog):
+    """Here for want of what to draw; in a run it may be a font, the layout, or the disk."""
+    draw_confusion(EVALUATION, (), tmp_path / "confusion.png")
+    draw_curves([{"kind": "train"}], tmp_path / "curves.png")
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    for message, name in zip(told, ("confusion.png", "curves.png")):
+        assert f"The picture {tmp_path / name} could not be drawn, and is left out" in message
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,279 @@
+"""A state on the disk comes back bit for bit, on any devices, or says that it cannot."""
+
+import json
+import logging
+import os
+import random
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from train.compute.state import TrainState
+from train.resume.checkpoints import CheckpointError, Checkpoints, newest_run
+from training import disk, first_state, open_and_assemble, sharded, tiny
+
+RUN = {"classes": ["ant", "bee"]}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    return parts
+
+
+@pytest.fixture(scope="module")
+def states() -> list[TrainState]:
+    """States of steps 1, 2 and 3 that differ in every array."""
+    state = first_state(tiny(mesh=sharded(1, 1)))
+    return [_of_step(state, number) for number in (1, 2, 3)]
+
+
+def _of_step(state: TrainState, number: int) -> TrainState:
+    moved = jax.tree.map(lambda leaf: leaf + jnp.asarray(number, leaf.dtype), state)
+    return moved.replace(skipped=jnp.int32(number % 2), skipped_in_a_row=jnp.int32(0))
+
+
+def open_in(folder: Path, keep: int = 3) -> Checkpoints:
+    return Checkpoints(folder, RUN, keep)
+
+
+def save(folder: Path, states: list[TrainState], keep: int = 3) -> None:
+    with open_in(folder, keep) as checkpoints:
+        for state in states:
+            checkpoints.save(state)
+
+
+def assert_equal(left: TrainState, right: TrainState) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), left, right)
+
+
+def data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path, parts, states):
+    save(tmp_path, states)
+    with open_in(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1, 2, 3]
+        assert_equal(checkpoints.restore(parts.abstract_state), states[-1])
+
+
+def test_an_empty_folder_has_no_state(tmp_path, parts):
+    with open_in(tmp_path / "new") as checkpoints:
+        assert checkpoints.restore(parts.abstract_state) is None
+
+
+def test_only_the_newest_are_kept(tmp_path, states):
+    save(tmp_path, states, keep=2)
+    with open_in(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2, 3]
+
+
+def test_eight_devices_hand_over_to_one_two_and_four(tmp_path, states):
+    _, eight = open_and_assemble(tiny(mesh=sharded(4, 2)))
+    spread = jax.device_put(states[0], jax.tree.map(lambda leaf: leaf.sharding, eight.abstract_state))
+    save(tmp_path, [spread])
+    for count, mesh in ((1, sharded(1, 1)), (2, sharded(1, 2)), (4, sharded(2, 2)), (8, sharded(8, 1))):
+        _, fewer = open_and_assemble(tiny(mesh=mesh), jax.devices()[:count])
+        with open_in(tmp_path) as checkpoints:
+            restored = checkpoints.restore(fewer.abstract_state)
+        assert_equal(restored, states[0])
+        kernel = restored.params["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+        assert len(kernel.sharding.device_set) == count
+
+
+def damage(path: Path, kind: str, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["truncated", "bit-flipped"])
+def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_path, parts, states, kind, caplog):
+    save(tmp_path, states[:2])
+    rng = random.Random(0)
+    # The largest files hold the arrays.
+    for path in sorted(data_files(tmp_path / "2"), key=lambda path: path.stat().st_size)[-2:]:
+        damage(path, kind, rng)
+    with caplog.at_level(logging.WARNING), open_in(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
+        assert "The checkpoint of step 2 is damaged" in caplog.text
+        assert (tmp_path / "damaged" / "2").is_dir()
+        # The run goes on from step 1 and comes past step 2 again.
+        checkpoints.save(states[1], last=True)
+        assert checkpoints.steps == [1, 2]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_flipped_bit_anywhere_never_gives_another_state(tmp_path, parts, states, seed):
+    save(tmp_path, states[:2])
+    rng = random.Random(seed)
+    damage(rng.choice(data_files(tmp_path / "2")), "bit-flipped", rng)
+    with open_in(tmp_path) as checkpoints:
+        restored = checkpoints.restore(parts.abstract_state)
+    assert_equal(restored, states[int(restored.step) - 1])
+
+
+def test_with_no_sound_state_the_error_names_every_one(tmp_path, parts, states):
+    save(tmp_path, states[:2])
+    for step in ("1", "2"):
+        (tmp_path / step / "step" / "metadata").write_text("{}")
+    for _ in range(2):  # nothing moves, so that the next start does not find an empty folder
+        with open_in(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"(?s)step 2: .*step 1: "):
+            checkpoints.restore(parts.abstract_state)
+
+
+def test_with_nothing_but_states_set_aside_it_does_not_begin_again(tmp_path, parts, states):
+    save(tmp_path, states[:2])
+    (tmp_path / "damaged").mkdir()
+    for step in ("1", "2"):
+        (tmp_path / step).rename(tmp_path / "damaged" / step)
+    with open_in(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"of step 1, 2.*--run-dir"):
+        checkpoints.restore(parts.abstract_state)
+
+
+def test_a_state_of_other_shapes_is_told_array_by_array_and_not_damaged(tmp_path, parts, states):
+    save(tmp_path, states[:2])
+    _, wider = open_and_assemble(tiny(mesh=sharded(1, 1), model__hidden_sizes=(8, 24)), jax.devices()[:1])
+    with open_in(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"params/head/kernel: float32\[16, 10\] -> float32\[24, 10\]"):
+            checkpoints.restore(wider.abstract_state)
+        assert_equal(checkpoints.restore(parts.abstract_state), states[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(5, "Input/output error"), CheckpointError),
+        (ValueError("UNAVAILABLE: the bucket does not answer"), CheckpointError),
+        (MemoryError(), MemoryError),
+    ],
+)
+def test_trouble_with_storage_or_memory_is_no_damage(tmp_path, parts, states, monkeypatch, error, told):
+    def fail(*arguments, **options):
+        raise error
+
+    save(tmp_path, states[:2])
+    with open_in(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
+            with pytest.raises(told):
+                checkpoints.restore(parts.abstract_state)
+        assert_equal(checkpoints.restore(parts.abstract_state), states[1])
+
+
+def test_a_state_says_what_run_it_is_of(tmp_path, states):
+    assert newest_run(tmp_path / "new") is None
+    with open_in(tmp_path) as checkpoints:
+        checkpoints.save(states[0])
+        checkpoints.save(states[1])
+    assert newest_run(tmp_path) == (2, RUN)
+    (tmp_path / "2" / "step" / "metadata").write_text("{}")
+    assert newest_run(tmp_path) == (1, RUN), "the one before tells"
+    (tmp_path / "1" / "step" / "metadata").unlink()
+    with pytest.raises(CheckpointError, match=r"(?s)No checkpoint .*step 2: its record is not as it was .*step 1: "):
+        newest_run(tmp_path)
+
+
+def test_a_record_that_cannot_be_checked_counts_as_damaged(tmp_path, parts, states, caplog):
+    save(tmp_path, states[:2])
+    path = tmp_path / "2" / "step" / "metadata"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps(record))
+    with caplog.at_level(logging.WARNING), open_in(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
+    assert "The checkpoint of step 2 is damaged: its record is not as it was written" in caplog.text
+
+
+def test_a_state_amid_steps_without_a_finite_gradient_is_not_written_unless_it_is_the_last(tmp_path, parts, states):
+    amid = states[1].replace(skipped_in_a_row=jnp.int32(3))
+    save(tmp_path, [states[0], amid])
+    with open_in(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1]
+        checkpoints.save(amid, last=True)
+        assert_equal(checkpoints.restore(parts.abstract_state), amid)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 2 MB."""
+    with disk(tmp_path / "disk", megabytes=2) as folder:
+        yield folder
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_state_before(small_disk, parts, states):
+    with open_in(small_disk) as checkpoints:
+        checkpoints.save(states[0], last=True)
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+        (small_disk / "ballast").write_bytes(b"\0" * max(0, free - 16_384))
+        with pytest.raises(CheckpointError, match=r"(?s)No space left on device.*written before it are complete"):
+            checkpoints.save(states[1], last=True)
+    # Orbax's other threads still write for some milliseconds. A program would end here, and wait for them.
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            threading.Thread.join(thread)  # Orbax's own `join` raises what went wrong in the thread
+    (small_disk / "ballast").unlink()
+    with open_in(small_disk) as checkpoints:
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
+        checkpoints.save(states[1], last=True)
+        assert_equal(checkpoints.restore(parts.abstract_state), states[1])
+
+
+def test_half_written_states_are_cleared_away(tmp_path, parts, states):
+    save(tmp_path, states[:1])
+    (tmp_path / "1").rename(tmp_path / "2.orbax-checkpoint-tmp")
+    save(tmp_path, states[:1])
+    with open_in(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
+    assert not list(tmp_path.glob("*tmp*"))
+
+
+@pytest.fixture
+def as_in_a_bucket(monkeypatch):
+    """Orbax completes states by a mark in their folders, as where folders cannot be renamed."""
+    for default in ("get_default_temporary_path_class", "get_item_default_temporary_path_class"):
+        monkeypatch.setattr(
+            ocp.path.atomicity_defaults, default, lambda *_, **options: ocp.path.atomicity.CommitFileTemporaryPath
+        )
+
+
+def test_a_half_written_state_in_a_bucket_is_none(tmp_path, parts, states, as_in_a_bucket):
+    (tmp_path / "1" / "params").mkdir(parents=True)
+    assert newest_run(tmp_path) is None
+    with open_in(tmp_path) as checkpoints:
+        assert checkpoints.restore(parts.abstract_state) is None
+        checkpoints.save(states[0], last=True)
+    assert newest_run(tmp_path) == (1, RUN)
+    (tmp_path / "2").mkdir()
+    assert newest_run(tmp_path) == (1, RUN)
+    with open_in(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
+
+
+def test_only_states_are_cleared_away_from_a_bucket(tmp_path, states, as_in_a_bucket):
+    for name in ("damaged/1", "of somebody else"):
+        (tmp_path / name).mkdir(parents=True)
+    save(tmp_path, states, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "damaged", "of somebody else"}
+
+
+def test_the_record_says_which_step_it_is(tmp_path, states):
+    save(tmp_path, states[:1])
+    record = json.loads((tmp_path / "1" / "step" / "metadata").read_text())
+    assert (record["step"], record["skipped"], record["skipped_in_a_row"]) == (1, 1, 0)
+
+
+def test_waiting_is_for_a_state_that_is_being_written_as_well(tmp_path, states):
+    with open_in(tmp_path) as checkpoints:
+        checkpoints.save(states[0])
+        checkpoints.save(states[0], last=True)
+        assert (tmp_path / "1").is_dir(), "only a whole state has this name"

@@ -1,0 +1,185 @@
+"""A folder's run goes on as itself or not at all: not with another recipe, other classes or images, nor twice."""
+
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import programs
+from train.command_line import main
+from train.data.config import HostAugmentation
+from train.data.sources.opening import open_source
+from train.resume import same_run
+from train.resume.checkpoints import Checkpoints
+from train.resume.same_run import identify, refuse_another_run
+from training import class_folders, first_state, saved, sharded, steps_in, tiny, train_losses
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a command line in this process, without the seconds in which another one begins; what it prints."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(arguments: Sequence[str], code: int = 0) -> str:
+        assert main([*arguments, "--distributed.mode", "off"]) == code
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted, run):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    before = train_losses(run_dir)
+    assert "Held-out accuracy" in run([*programs.TINY, "--run-dir", str(run_dir)])
+    assert train_losses(run_dir) == before
+
+
+def test_another_recipe_does_not_go_on_with_a_run(tmp_path, uninterrupted, run):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.learning-rate", "0.5"]
+    output = run(arguments, code=1)
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in output
+    assert "--run-dir" in output
+
+
+def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_path, uninterrupted, run):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(uninterrupted / "checkpoints", folder)
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path / "b"), "--checkpoint-dir", str(folder)]
+    before = sorted(folder.rglob("*"))
+    output = run([*arguments, "--optimizer.learning-rate", "0.5"], code=1)
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in output
+    assert sorted(folder.rglob("*")) == before
+    assert not (tmp_path / "b").exists()
+    # Moved to another place it is still the same run.
+    told = "at step 20, as far as --max-steps lets it go: nothing is left to train"
+    assert told in run([*arguments, "--max-steps", "20"])
+
+
+def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path, run):
+    pool, run_dir = tmp_path / "pool", tmp_path / "run"
+    class_folders(pool, 8)
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--data.source", f"folder:{pool}", "--data.workers", "0"]
+    run([*arguments, "--max-steps", "2"])
+    metrics = (run_dir / "metrics.jsonl").read_text()
+
+    def refused() -> str:
+        output = run([*arguments, "--max-steps", "4"], code=1)
+        assert (run_dir / "metrics.jsonl").read_text() == metrics
+        assert saved(run_dir) == [2]
+        return output
+
+    (pool / "ant").rename(pool / "zebra")
+    assert "classes: gone: ant; new: zebra" in refused()
+    (pool / "zebra").rename(pool / "ant")
+
+    shutil.copytree(pool / "ant", pool / "dog")
+    output = refused()
+    assert "classes: new: dog" in output
+    assert "training images: 21 -> 28" in output
+    shutil.rmtree(pool / "dog")
+    assert "Going on from step 2" in run([*arguments, "--max-steps", "4"])
+
+
+def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_path, run):
+    here, there = tmp_path / "here", tmp_path / "there"
+    class_folders(here, 8)
+    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0", "--data.source"]
+    run([*common, f"folder:{here}", "--max-steps", "2"])
+    here.rename(there)
+    assert "Going on from step 2" in run([*common, f"folder:{there}", "--max-steps", "3"])
+    (there / "ant" / "1.png").rename(there / "ant" / "another.png")
+    assert "as many, but others" in run([*common, f"folder:{there}", "--max-steps", "4"], code=1)
+
+
+@pytest.mark.parametrize(("first", "then"), [("simd", "pillow"), ("pillow", "simd")])
+def test_a_run_does_not_go_on_with_the_resizer_that_another_machine_has(tmp_path, monkeypatch, first, then):
+    """Where the recipe leaves the choice to what is installed; naming the same one changes nothing."""
+
+    def choose(installed):
+        monkeypatch.setattr(same_run, "choose_resizer", lambda wanted: installed if wanted == "auto" else wanted)
+
+    def named(resizer):
+        return tiny(tmp_path / "run", data__augment=HostAugmentation(randaugment="none", resizer=resizer))
+
+    choose(first)
+    source = open_source(named("auto").data, "train")
+    with Checkpoints(named("auto").checkpoints, identify(named("auto"), source)) as checkpoints:
+        checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
+    refuse_another_run(named("auto"), source)
+    choose(then)
+    with pytest.raises(ValueError, match=rf"What differs:\n  data\.augment\.resizer: '{first}' -> '{then}'\n"):
+        refuse_another_run(named("auto"), source)
+    refuse_another_run(named(first), source)
+
+
+def test_a_state_that_does_not_say_who_resized_goes_on(tmp_path):
+    config = tiny(tmp_path / "run")
+    source = open_source(config.data, "train")
+    kept = {name: value for name, value in identify(config, source).items() if name != "resizer"}
+    with Checkpoints(config.checkpoints, kept) as checkpoints:
+        checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
+    refuse_another_run(config, source)
+
+
+def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path, run):
+    run_dir, states = tmp_path / "run", tmp_path / "states"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir)]
+    run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "2"])
+    metrics = (run_dir / "metrics.jsonl").read_text()
+    output = run([*arguments, "--max-steps", "4"], code=1)
+    assert f"--checkpoint-dir {states}" in output.replace("\n", " ")
+    assert (run_dir / "metrics.jsonl").read_text() == metrics
+    assert not (run_dir / "checkpoints").exists()
+    assert "Going on from step 2" in run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])
+
+
+def test_a_finished_run_without_its_states_is_not_replaced_by_another(tmp_path, uninterrupted, run):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    output = run([*programs.TINY, "--run-dir", str(run_dir), "--seed", "7", "--max-steps", "1"], code=1)
+    assert f"{run_dir} holds a finished run whose states are gone" in output
+    assert "another folder with --run-dir" in output
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_below_a_home_is_all_in_one_place(tmp_path, monkeypatch, run):
+    """Shells leave the "~" of --run-dir=~/run as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    common = [*programs.TINY, "--max-steps", "1"]
+    run([*common, "--run-dir=~/run"])
+    assert {"metrics.jsonl", "model", "checkpoints"} <= {path.name for path in (tmp_path / "home" / "run").iterdir()}
+    run([*common, "--run-dir=~/other", "--checkpoint-dir=~/states"])
+    assert steps_in(tmp_path / "home" / "states") == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_home_that_nobody_has_is_refused_when_the_config_is_made():
+    with pytest.raises(ValueError, match=r"run_dir='~nobody of this name/run': there is no such home.*Expected"):
+        tiny(Path("~nobody of this name/run"))
+
+
+@pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
+def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared, run):
+    def arguments(number: int) -> list[str]:
+        folders = {"--run-dir": f"run {number}", "--checkpoint-dir": "checkpoints", shared: "shared"}
+        flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
+        return [*programs.TINY, *flags, "--optimizer.epochs", "9000"]
+
+    checkpoints = tmp_path / ("shared" if shared == "--checkpoint-dir" else "checkpoints")
+    with programs.stopping([programs.start(arguments(1))]) as (first,):
+        programs.wait_until(lambda: bool(steps_in(checkpoints)), first)
+        output = run(arguments(2), code=1)
+        assert f"A run is going on in {tmp_path / 'shared'}." in output
+        assert "Traceback" not in output
+        first.send_signal(signal.SIGKILL)
+        programs.finish(first, code=-signal.SIGKILL)
+    # A killed run leaves no lock behind.
+    assert "as far as --max-steps lets it go" in run([*arguments(1), "--max-steps", "1"])

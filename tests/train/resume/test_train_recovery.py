@@ -1,0 +1,193 @@
+"""A run that dies goes on as if nothing had happened. These are real processes, ended by real signals."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import programs
+from train import loop
+from train.command_line import main
+from train.data.sources.opening import open_source
+from training import disk, lines, saved, train_losses
+
+
+def test_killed_at_random_moments_the_losses_are_those_of_an_uninterrupted_run(tmp_path, uninterrupted):
+    kill_at_random_moments(tmp_path / "run", kills=2, seed=0)
+    assert train_losses(tmp_path / "run") == train_losses(uninterrupted)
+
+
+# 124 steps, which a dozen kills do not get through.
+LONG = (*programs.TINY, "--optimizer.epochs", "30")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_long(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("uninterrupted_long")
+    programs.run([*LONG, "--run-dir", str(run_dir)])
+    return run_dir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_many_times_the_losses_are_those_of_an_uninterrupted_run(tmp_path, uninterrupted_long, seed):
+    kill_at_random_moments(tmp_path / "run", kills=12, seed=100 + seed, program=LONG)
+    assert train_losses(tmp_path / "run") == train_losses(uninterrupted_long)
+
+
+def kill_at_random_moments(run_dir: Path, kills: int, seed: int, program: Sequence[str] = programs.TINY) -> None:
+    rng = random.Random(seed)
+    arguments = [*program, "--run-dir", str(run_dir), "--save-every", "1"]
+    for _ in range(kills):
+        target = lines(run_dir) + rng.randrange(1, 6)
+        process = programs.start(arguments)
+        # Anything from the end of a step to the middle of writing a state.
+        programs.wait_until(lambda target=target: lines(run_dir) >= target, process)
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        programs.finish(process, code=-signal.SIGKILL)
+    programs.run(arguments)
+
+
+def test_killed_while_a_state_is_written_the_one_before_stands(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir)]
+
+    def is_writing_the_second_state() -> bool:
+        return bool(saved(run_dir)) and any((run_dir / "checkpoints").glob("*tmp*"))
+
+    assert programs.kill_when(is_writing_the_second_state, arguments, signal.SIGKILL) == -signal.SIGKILL
+    assert any((run_dir / "checkpoints").glob("*tmp*")), "the moment was missed"
+    step = saved(run_dir)[-1]
+    assert f"Going on from step {step}" in programs.run(arguments)
+    assert not any((run_dir / "checkpoints").glob("*tmp*"))
+    assert train_losses(run_dir) == train_losses(uninterrupted)
+
+
+def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--save-every", "1000"]
+    process = programs.start(arguments)
+    programs.wait_until(lambda: lines(run_dir) >= 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert "its state is saved" in programs.finish(process, code=0)
+    (step,) = saved(run_dir)
+    assert f"Going on from step {step}" in programs.run(arguments)
+    assert train_losses(run_dir) == train_losses(uninterrupted)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_that_wait_for_the_next_evaluation_end_with_the_run(tmp_path, number, code):
+    run_dir = tmp_path / "run"
+    endless = ["--optimizer.epochs", "9000", "--evaluate-every", "1", "--data.workers", "1"]
+    with programs.stopping([programs.start([*programs.TINY, "--run-dir", str(run_dir), *endless])]) as (process,):
+        programs.wait_until(lambda: '"kind": "train"' in after_an_evaluation(run_dir), process)
+        workers = programs.workers_of(process.pid)
+        assert len(workers) == 2, "one makes training's batches, the other those of the next evaluation"
+        process.send_signal(number)
+        programs.finish(process, code)
+    programs.wait_for_the_end_of(workers)
+
+
+def after_an_evaluation(run_dir: Path) -> str:
+    """What a run's metrics.jsonl holds behind the first evaluation in it."""
+    metrics = run_dir / "metrics.jsonl"
+    return metrics.read_text().partition('"kind": "evaluation"')[2] if metrics.exists() else ""
+
+
+def test_a_stop_amid_steps_without_a_finite_gradient_saves_and_the_run_counts_on(tmp_path):
+    run_dir = tmp_path / "run"
+    # As below: the second step's learning rate throws the weights out of float32's range.
+    never_finite = ["--optimizer.warmup-epochs", "2", "--optimizer.learning-rate", "1e30", "--save-every", "1"]
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.epochs", "9000", *never_finite]
+    process = programs.start([*arguments, "--max-skipped", "1000000"])
+    programs.wait_until(lambda: lines(run_dir) >= 8, process)
+    process.send_signal(signal.SIGTERM)
+    output = programs.finish(process, code=0)
+    *before, newest = saved(run_dir)
+    assert f"Stopped after step {newest}; its state is saved." in output
+    record = json.loads((run_dir / "checkpoints" / str(newest) / "step" / "metadata").read_text())
+    assert before == [newest - record["skipped_in_a_row"] - 1, newest - record["skipped_in_a_row"]]
+    limit = record["skipped_in_a_row"] + 2
+    output = programs.run([*arguments, "--max-skipped", str(limit)], code=3)
+    assert f"Going on from step {newest}" in output
+    assert f"{limit} steps in a row, up to step {newest + 2}" in output
+    assert saved(run_dir) == [*before, newest]
+
+
+@pytest.mark.parametrize("seconds", [0.4, 2.5, 4.0])
+def test_ctrl_c_before_the_first_step_ends_with_130_and_no_traceback(tmp_path, seconds):
+    process = programs.start([*programs.TINY, "--run-dir", str(tmp_path / "run"), "--optimizer.epochs", "9000"])
+    time.sleep(seconds)  # amid imports, or the parts of the set-up; on a fast machine, the first steps
+    process.send_signal(signal.SIGINT)
+    output = programs.finish(process, code=128 + signal.SIGINT)
+    assert "stopped" in output.lower()
+    assert "Traceback" not in output
+    assert "KeyboardInterrupt" not in output
+
+
+def test_ctrl_c_amid_the_set_up_ends_it_at_its_next_part(tmp_path, monkeypatch, capsys):
+    def open_source_interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)  # here an exception might be lost
+        return open_source(*arguments)
+
+    monkeypatch.setattr(loop, "open_source", open_source_interrupted)
+    monkeypatch.setattr(loop, "assemble", lambda *arguments: pytest.fail("went on"))
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(["smoke", "--run-dir", str(tmp_path), "--distributed.mode", "off"]) == 128 + signal.SIGINT
+    assert "stopped" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
+    program = """
+import signal, sys, time
+from train.compute.distributed import StopRequest
+with StopRequest():
+    signal.raise_signal(signal.SIGINT)
+    print("noted", flush=True)
+    signal.raise_signal(signal.SIGINT)
+    print("still there", flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=programs.ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, "noted\n")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system that is too small for the states of a run."""
+    with disk(tmp_path / "disk", megabytes=1) as folder:
+        yield folder
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(small_disk, uninterrupted):
+    run_dir = small_disk / "run"
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--keep-checkpoints", "100"]
+    output = programs.run(arguments, code=1)
+    assert re.search(r"error: .*No space left on device", output)
+    assert "Traceback" not in output
+    step = saved(run_dir)[-1]
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    assert f"Going on from step {step}" in programs.run(arguments)
+    assert train_losses(run_dir) == train_losses(uninterrupted)
+
+
+def test_a_gradient_that_stays_infinite_stops_the_run_and_the_last_good_state_stands(tmp_path):
+    run_dir = tmp_path / "run"
+    # The second step's learning rate throws the weights out of float32's range.
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.warmup-epochs", "2", "--max-skipped", "4"]
+    output = programs.run([*arguments, "--optimizer.learning-rate", "1e30", "--save-every", "1"], code=3)
+    assert "no finite gradient" in output
+    assert "--optimizer.learning-rate" in output
+    losses = train_losses(run_dir)
+    assert saved(run_dir)[-1] < max(losses)
+    assert None not in [losses[step] for step in saved(run_dir)]
+    assert losses[max(losses)] is None

@@ -1,0 +1,388 @@
+"""What a person types and reads: help, usage errors, exit codes, reports, and the commands around a run."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jax.errors import JaxRuntimeError
+from PIL import Image
+
+import programs
+from train import loop
+from train.command_line import main
+from train.compute import distributed
+from train.compute.optimizer import OptimizerConfig
+from train.recipes import RECIPES, TrainConfig, differences, in_present_fields
+from train.report.reports import Reports
+from training import tiny
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_the_overview_names_every_recipe_and_command_in_80_columns(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in [*RECIPES, "evaluate", "prepare", "doctor"])
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_field_of_a_recipe_is_a_flag_with_help_and_default(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert f"python -m train {name}" in text
+    flags = set(re.findall(r"--[a-z0-9-]+(?:\.[a-z0-9-]+)*", text))
+    assert {"--run-dir", "--data.source", "--data.mix.cutmix", "--optimizer.learning-rate", "--mesh.fsdp"} <= flags
+    # A flag is followed by its type, its help and its default; without help, by type and default.
+    words = " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
+    without_help = re.findall(r"(--[a-z0-9.-]+) [^-.]{1,20} \(default", words)
+    assert without_help == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_text_of_a_recipe_is_as_wide_as_the_screen_but_for_its_command(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    _, text = re.split(r"\n.* options ", capsys.readouterr().out)[0].split("\n\n", 1)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("Command:  python -m train")) <= 60
+    assert " ".join(text.split()) == " ".join(RECIPES[name].details.split())
+
+
+@pytest.mark.parametrize("arguments", [["digits", "--help"], ["--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-m", "train", *arguments]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(program, cwd=programs.ROOT, env=buffered, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["bogus"], "There is no recipe or command 'bogus'. Expected one of: digits"),
+        (["doctor"], "expected a recipe, one of: digits"),
+        (["doctor", "bogus"], "expected a recipe, one of: digits"),
+    ],
+)
+def test_an_unknown_name_is_a_usage_error_that_lists_the_known_ones(arguments, told, capsys):
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["digits", "--bogus", "1"], ["digits", "--seed", "x"], ["evaluate"], ["--optimizer.epochs", "0"]]
+)
+def test_a_wrong_flag_or_value_is_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["smoke", "--run-dir", "gs://bucket/run"], "--checkpoint-dir gs://... beside a local --run-dir"),
+        (["smoke", "--checkpoint-dir", "gs:/bucket/run"], "or gs://... or s3://..."),
+        (["smoke", "--checkpoint-dir", "gcs://bucket/run"], "or gs://... or s3://..."),
+        (["smoke", "--data.source", "tfds:gs://bucket/data"], "mount a bucket on every host"),
+        (["smoke", "--data.source", "folder:gs://bucket/data"], "mount a bucket on every host"),
+        (["smoke", "--data.source", "tfds:flowers", "--data.data-dir", "gs://bucket"], "mount a bucket on every host"),
+        (["evaluate", "model", "--data", "digits", "--output", "gs://bucket/result"], "a bucket that is mounted"),
+        (["prepare", "folder:flowers", "gs://bucket/packed"], "a bucket that is mounted"),
+    ],
+)
+def test_the_address_of_a_bucket_is_no_folder_of_this_machine(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_drive_of_windows_and_a_bucket_of_states_are_no_mistakes():
+    assert tiny(Path("C:/runs/flowers")).run_dir == Path("C:/runs/flowers")
+    assert tiny(checkpoint_dir="gs://bucket/run").checkpoints == "gs://bucket/run"
+
+
+def test_an_error_is_one_message_without_a_traceback(tmp_path):
+    output = programs.run(["smoke", "--run-dir", str(tmp_path), "--data.batch-size", "33"], code=1, devices=2)
+    assert "error: data.batch_size=33 cannot be shared evenly by 2 devices. Expected a multiple of 2" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "told"),
+    [
+        ("sklearn.datasets", ["digits"], "pip install -e '.[train]'"),
+        ("tensorflow_datasets", ["smoke", "--data.source", "tfds:flowers"], "pip install -e '.[train]'"),
+        ("huggingface_hub", ["finetune", "--data.source", "synthetic"], "pip install 'poolformer-jax[hub]'"),
+        ("orbax.checkpoint", ["smoke"], "pip install -e '.[train]'"),
+        ("gcsfs", ["smoke", "--checkpoint-dir", "gs://bucket/run"], "pip install -e '.[gcs]'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(tmp_path, module, arguments, told):
+    program = (
+        f"import sys; sys.modules[{module!r}] = None; from train.command_line import main; sys.exit(main(sys.argv[1:]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--run-dir", str(tmp_path), "--data.batch-size", "8"],
+        cwd=programs.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert module.partition(".")[0] in ended.stderr
+    assert told in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 2 TiB"),
+        MemoryError(),
+        JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"),
+    ],
+)
+def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, capsys, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(loop, "assemble", fail)
+    assert main(["smoke", "--run-dir", str(tmp_path), "--distributed.mode", "off"]) == 1
+    message = capsys.readouterr().err
+    assert str(error) in message
+    assert " \n" not in message
+    assert "--optimizer.accumulate 2" in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds workers through /proc")
+def test_a_worker_that_is_ended_from_outside_ends_the_run_with_one_message(tmp_path, monkeypatch, capsys):
+    """As by a full /dev/shm, to which a worker writes."""
+
+    def to_devices(*given):
+        for worker in programs.workers_of(os.getpid()):
+            os.kill(worker, signal.SIGBUS)
+        return inner(*given)
+
+    inner = loop.to_devices
+    monkeypatch.setattr(loop, "to_devices", to_devices)
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path), "--data.workers", "1", "--distributed.mode", "off"]
+    assert main(arguments) == 1
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    assert output.count("error: ") == 1
+    assert re.search(r"\nerror: A data worker was ended by SIGBUS \(exit code -7\): .*/dev/shm.*--shm-size", output)
+
+
+def _fails_in_another_package(*arguments):
+    return np.broadcast_to(np.zeros(3), 4)
+
+
+@pytest.mark.parametrize(
+    "fail", [_fails_in_another_package, [].remove], ids=["in another package", "in C that our code calls"]
+)
+def test_what_nobody_raised_to_tell_a_person_something_keeps_its_traceback(tmp_path, monkeypatch, fail):
+    monkeypatch.setattr(loop, "initialize", fail)
+    with pytest.raises(ValueError, match=r"broadcast|not in list"):
+        main(["smoke", "--run-dir", str(tmp_path)])
+
+
+def test_a_file_in_the_way_is_named_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([*programs.TINY, "--run-dir", str(tmp_path / "file" / "run"), "--distributed.mode", "off"]) == 1
+    assert f"Not a directory: '{tmp_path / 'file' / 'run'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("codes", "finishes"),
+    [([0, 1, 134, 0], True), ([1, 2], False), ([0, 3], False)],  # 0 first: SIGTERM
+    ids=["to the end", "to a wrong command line", "to a divergence"],
+)
+def test_the_guides_script_starts_a_run_again_to_its_end_or_to_what_would_fail_again(tmp_path, codes, finishes):
+    guide = (programs.ROOT / "docs" / "tpu-pod.md").read_text()
+    (script,) = re.findall(r"^export JAX_COMPILATION_CACHE_DIR.*?^done$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    program = f"""
+sleep() {{ :; }}
+python() {{
+  if [ ! -s codes ]; then echo "once too often" > codes; return 2; fi
+  read -r code < codes && sed -i 1d codes
+  if [ ! -s codes ] && {"true" if finishes else "false"}; then touch finished.json; fi
+  return "$code"
+}}
+{script.replace("/disk/runs/s12/", "")}
+"""
+    subprocess.run(["bash", "-uc", program], cwd=tmp_path, check=False, timeout=30)
+    assert (tmp_path / "codes").read_text() == ""
+
+
+@pytest.mark.parametrize("kind", [JaxRuntimeError, ValueError, RuntimeError])
+def test_the_loss_of_another_process_is_told_whatever_error_it_comes_in(tmp_path, monkeypatch, capsys, kind):
+    def fail(*arguments):
+        raise kind("Gloo all-reduce failed: Connection closed by peer")
+
+    monkeypatch.setattr(loop, "initialize", fail)
+    monkeypatch.setattr(distributed, "others_depend_on_this", lambda: True)
+    assert main(["smoke", "--run-dir", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "Another process of the run has ended" in message
+    assert "Connection closed by peer" in message
+
+
+def test_the_imagenet_recipes_are_the_authors_training():
+    # The defaults of sail-sg/poolformer's train.py, the drop-path rates of its README, crops of models/poolformer.py.
+    expected = {"s12": (0.1, 0.9), "s24": (0.1, 0.9), "s36": (0.2, 0.9), "m36": (0.3, 0.95), "m48": (0.4, 0.95)}
+    for variant, (drop_path_rate, crop_pct) in expected.items():
+        config = RECIPES[f"imagenet-{variant}"].config
+        optimizer, augment, mix = config.optimizer, config.data.augment, config.data.mix
+        assert (config.model.drop_path_rate, config.data.crop_pct) == (drop_path_rate, crop_pct)
+        assert config.dtype == "bfloat16"  # README: --apex-amp, which computes in float16
+        assert (optimizer.epochs, optimizer.warmup_epochs, optimizer.cooldown_epochs) == (300, 5, 10)
+        assert (optimizer.learning_rate, optimizer.learning_rate_batch, config.data.batch_size) == (1e-3, 1024, 1024)
+        assert (optimizer.weight_decay, optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.05, 0.9, 0.999, 1e-8)
+        assert (optimizer.warmup_learning_rate, optimizer.final_learning_rate) == (1e-6, 1e-5)
+        assert (optimizer.schedule_every, optimizer.clip_norm, optimizer.ema_decay) == ("epoch", None, None)
+        assert (augment.crop_scale, augment.interpolation) == ((0.08, 1.0), "random")
+        assert (augment.horizontal_flip, augment.randaugment) == (0.5, "rand-m9-mstd0.5-inc1")
+        assert (mix.mixup, mix.cutmix, mix.switch_to_cutmix, mix.mix_probability) == (0.8, 1.0, 0.5, 1.0)
+        assert (mix.label_smoothing, mix.erase_probability, mix.mix_group) == (0.1, 0.25, 128)
+
+
+def test_a_recipe_says_what_to_expect():
+    for name, recipe in RECIPES.items():
+        assert f"python -m train {name}".removesuffix(" digits") in recipe.details
+        if name.startswith("imagenet"):
+            assert re.search(r"\d\d\.\d % top-1", recipe.details)
+            assert re.search(r"\d+ hours on a TPU v4-32", recipe.details)
+
+
+def test_recipes_that_continue_each_other_differ_in_what_changes_no_step():
+    before = tiny(Path("a")).to_dict()
+    assert (
+        differences(before, tiny(Path("b"), mesh__fsdp=2, save_every=7, data__workers=3, max_steps=5).to_dict()) == []
+    )
+    assert differences(before, tiny(Path("a"), optimizer__accumulate=2).to_dict()) == []
+    changed = tiny(Path("a"), optimizer__beta2=0.99, data__seed=7, seed=3).to_dict()
+    assert [line.partition(":")[0] for line in differences(before, changed)] == ["data.seed", "optimizer.beta2", "seed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Later(TrainConfig):
+    """Recipes of a later version, with names that begin as others do."""
+
+    remat_policy: str = "all"
+    mesh_kind: str = "flat"
+
+
+def _later(config: TrainConfig, **changes: str) -> _Later:
+    return _Later(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, **changes)
+
+
+def test_a_field_is_free_to_change_by_its_whole_name_only():
+    before, now = _later(tiny()).to_dict(), _later(tiny(remat=True), remat_policy="some", mesh_kind="cube").to_dict()
+    assert differences(before, now) == ["remat_policy: 'all' -> 'some'", "mesh_kind: 'flat' -> 'cube'"]
+
+
+def test_a_field_that_was_not_noted_has_its_default_and_one_that_is_gone_is_named():
+    noted = tiny(data__seed=7).to_dict()
+    later = _later(tiny(data__seed=7), mesh_kind="cube")
+    values, unknown = in_present_fields(noted, later)
+    assert differences(values, later.to_dict()) == ["mesh_kind: 'flat' -> 'cube'"]
+    assert unknown == []
+    values, unknown = in_present_fields(later.to_dict(), tiny(data__seed=8))
+    assert differences(values, tiny(data__seed=8).to_dict()) == ["data.seed: 7 -> 8"]
+    assert unknown == ["remat_policy: 'all'", "mesh_kind: 'cube'"]
+
+
+def test_a_run_leaves_everything_that_people_and_programs_need(uninterrupted):
+    left = {path.relative_to(uninterrupted).parts[0] for path in uninterrupted.rglob("*")}
+    assert left == {
+        *(".lock", "recipe.json", "metrics.jsonl", "curves.png", "confusion.png", "finished.json"),
+        *("checkpoints", "examples", "model", "model-ema", "tensorboard"),
+    }
+    assert not list(uninterrupted.rglob("*partial*"))
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(uninterrupted / name) as picture:
+            picture.verify()
+    recipe = json.loads((uninterrupted / "recipe.json").read_text())
+    assert (recipe["data"]["batch_size"], recipe["model"]["depths"]) == (16, [1])
+    report = json.loads((uninterrupted / "model" / "evaluation.json").read_text())
+    assert report["examples"] == 64
+    assert len(report["classes"]) == 10
+
+
+def test_tensorboard_events_hold_what_metrics_jsonl_holds(uninterrupted):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (uninterrupted / "tensorboard").iterdir()
+    content, events = path.read_bytes(), []
+    while content:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    found = {
+        event.step: value.simple_value for event in events for value in event.summary.value if value.tag == "train/loss"
+    }
+    lines = map(json.loads, (uninterrupted / "metrics.jsonl").read_text().splitlines())
+    wanted = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose([found[step] for step in wanted], list(wanted.values()), rtol=1e-6)
+
+
+def test_evaluate_refuses_classes_in_another_order(uninterrupted, tmp_path, capsys):
+    # The model's classes are by angle (0, 18, 36, ... degrees), and folders are sorted by name (0, 108, 126, ...).
+    for split in ("train", "validation"):
+        for angle in range(0, 180, 18):
+            folder = tmp_path / split / f"{angle} degrees"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(folder / "image.png")
+    model, data = str(uninterrupted / "model"), f"folder:{tmp_path}"
+    assert main(["evaluate", model, "--data", data, "--distributed.mode", "off"]) == 1
+    told = capsys.readouterr().err
+    assert "in another order" in told
+    assert "label 1: 18 degrees in the model, 108 degrees in the data" in told
+
+
+def test_lines_of_later_steps_are_dropped_when_a_run_goes_back(tmp_path):
+    lines = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"kind": "tra')
+    with Reports(tmp_path, start_step=2):
+        pass
+    kept = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in kept.splitlines()] == [1, 2]
+
+
+def test_configuration_mistakes_are_named_together():
+    with pytest.raises(ValueError, match=r"(?s)log_every=0: expected.*max_skipped=0: expected"):
+        dataclasses.replace(tiny(), log_every=0, max_skipped=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        *((OptimizerConfig, name) for name in ("learning_rate_batch", "clip_norm", "layer_decay")),
+        *((tiny, name) for name in ("save_every", "keep_every", "max_steps", "data__evaluation_batch_size")),
+    ],
+)
+def test_zero_is_not_none_where_a_field_may_be_left_out(make, field):
+    make(**{field: None})
+    with pytest.raises(ValueError, match=rf"{field.removeprefix('data__')}=0: expected .*, or None"):
+        make(**{field: 0})

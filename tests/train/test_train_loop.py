@@ -1,0 +1,181 @@
+"""How a run ends, and what it then leaves: a tiny one, in this process."""
+
+import dataclasses
+import errno
+import io
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from paths import TESTS
+from train import loop
+from train.compute.distributed import StopRequest
+from train.compute.network_config import PretrainedNetwork
+from train.report import results
+from train.report.reports import Reports
+from train.resume.checkpoints import newest_run
+from training import DATA, saved, sharded, tiny, train_losses, without_a_finite_gradient
+
+
+def run(config):
+    return loop.run(config, Console(file=io.StringIO()))
+
+
+def small(run_dir, **changes):
+    return tiny(run_dir, mesh=sharded(8, 1), log_every=2, **changes)
+
+
+def fine_tuning(run_dir, weights, **changes):
+    """From weights of a network with three channels and a stride of 32."""
+    data = dataclasses.replace(DATA, image_size=32, image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
+    return small(run_dir, model=PretrainedNetwork(str(weights)), data=data, **changes)
+
+
+def full_disk(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_finished_run_that_is_repeated_notes_nothing_twice(tmp_path):
+    config = small(tmp_path, max_steps=2)
+    run(config)
+    noted = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["kind"] for line in noted.splitlines()] == ["train", "evaluation", "evaluation_ema"]
+    assert run(config).evaluations.keys() == {"params", "ema"}
+    assert (tmp_path / "metrics.jsonl").read_text() == noted
+
+
+def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path, monkeypatch):
+    def die(*arguments):
+        raise MemoryError
+
+    config = small(tmp_path, max_steps=4, save_every=1000)  # 3 steps are an epoch
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop, "evaluate", die)
+        run(config)
+    assert saved(tmp_path) == [3]
+    run(config)
+    noted = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in noted if line["kind"] == "evaluation"] == [3, 4]
+    assert [line["step"] for line in noted if line["kind"] == "train"] == [2, 4]
+    with Reports(tmp_path, start_step=3) as reports:
+        assert not reports.lacks_evaluation(3)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return shutil.copytree(TESTS / "fixtures" / "hf_sharded", tmp_path / "weights")
+
+
+def test_a_fine_tuning_run_goes_on_without_the_weights_it_began_from(tmp_path, weights):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    run(fine_tuning(whole, weights, max_steps=4))
+    run(fine_tuning(parted, weights, max_steps=2))
+    shutil.rmtree(weights)
+    assert run(fine_tuning(parted, weights, max_steps=4)).step == 4
+    assert train_losses(parted) == train_losses(whole)
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        assert (parted / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+    with pytest.raises(FileNotFoundError):
+        run(fine_tuning(tmp_path / "new", weights))
+
+
+def test_a_fine_tuning_run_whose_states_do_not_tell_its_network_goes_on_with_the_weights_at_hand(
+    tmp_path, weights, monkeypatch
+):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as of_before:
+        of_before.setattr(loop, "with_network", lambda identity, network: identity)
+        run(fine_tuning(run_dir, weights, max_steps=2))
+    assert "network" not in newest_run(run_dir / "checkpoints")[1]
+    assert run(fine_tuning(run_dir, weights, max_steps=3)).step == 3
+    shutil.rmtree(weights)  # the states since then do
+    assert run(fine_tuning(run_dir, weights, max_steps=4)).step == 4
+
+
+def test_a_run_whose_states_are_gone_says_that_it_begins_again(tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "at", lambda stop, step: step == 4)
+        run(small(tmp_path))
+    assert not caplog.records  # a new run has nothing to tell
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(small(tmp_path, max_steps=2))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    told = record.getMessage()
+    assert f"{tmp_path} has metrics of a run up to step 4, and {tmp_path / 'checkpoints'} has no state of it" in told
+    assert "It begins again from step 0, and its metrics as well." in told
+    assert list(train_losses(tmp_path)) == [2]
+    run(small(tmp_path, max_steps=4))
+    assert len(caplog.records) == 1  # one that goes on has not either
+
+
+def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
+    run_dir = tmp_path / "run"
+    config = small(run_dir, max_steps=2, checkpoint_dir=f"{tmp_path}/other/../run")
+    assert run(config).step == 2
+    assert newest_run(run_dir)[0] == 2
+    assert run(config).step == 2
+    assert (run_dir / "model" / "config.json").exists()
+
+
+def test_checkpoints_that_are_kept_for_good_are_saved_and_outlive_newer_ones(tmp_path):
+    run(small(tmp_path, max_steps=6, save_every=1000, keep_checkpoints=1, keep_every=2))
+    assert saved(tmp_path) == [2, 4, 6]
+    run(small(tmp_path, max_steps=9, save_every=1, keep_checkpoints=1, keep_every=4))
+    assert saved(tmp_path) == [4, 8, 9]
+
+
+def test_a_state_that_is_saved_amid_an_interval_does_not_cut_it(tmp_path):
+    run(small(tmp_path, max_steps=8, save_every=3))  # two steps are an interval
+    assert list(train_losses(tmp_path)) == [2, 4, 6, 8]
+
+
+def test_a_run_that_is_stopped_notes_its_last_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(StopRequest, "at", lambda stop, step: step == 5)
+    run(small(tmp_path, save_every=1000, evaluate_every=1000))
+    assert (list(train_losses(tmp_path)), saved(tmp_path)) == ([2, 4, 5], [5])
+
+
+def test_a_run_is_called_finished_at_the_end_of_its_schedule_once_all_else_is_written(tmp_path, monkeypatch):
+    finished = tmp_path / "finished.json"
+    run(small(tmp_path, max_steps=2))
+    assert not finished.exists()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(results, "write_examples", full_disk)
+        run(small(tmp_path))
+    assert not finished.exists()
+    run(small(tmp_path))
+    assert json.loads(finished.read_text()) == {"step": 12}
+
+
+@pytest.mark.parametrize("steps", [1, 1000])
+def test_a_profile_is_written_even_if_the_run_ends_amid_it(tmp_path, steps, caplog):
+    run(small(tmp_path, max_steps=12, profile_steps=steps, save_every=1000, evaluate_every=1000))
+    assert ("12 steps are left, of which the first 10 are not profiled" in caplog.text) == (steps > 2)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size
+
+
+def test_a_last_step_without_a_finite_gradient_costs_nothing_but_itself(tmp_path, monkeypatch):
+    without_a_finite_gradient(monkeypatch, after=[1])
+    run(small(tmp_path, max_steps=2))
+    assert (tmp_path / "model" / "evaluation.json").exists()
+    assert saved(tmp_path) == [2]
+
+
+def test_a_run_whose_last_steps_have_no_finite_gradient_because_of_its_weights_fails(tmp_path):
+    # The second step's learning rate throws the weights out of float32's range; 20 in a row may be skipped.
+    config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3)
+    with pytest.raises(loop.TrainingError, match="The loss on the held-out images is not finite"):
+        run(config)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_whose_last_step_threw_the_weights_away_fails(tmp_path):
+    # Step 4, the first after the warm-up, has a finite gradient still.
+    config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3, max_steps=4)
+    with pytest.raises(loop.TrainingError, match="The loss on the held-out images is not finite"):
+        run(config)
+    assert not (tmp_path / "run" / "model").exists()

@@ -1,0 +1,158 @@
+"""Models by name, through the real huggingface_hub, from a Hub that this test serves on the local machine."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from paths import ROOT, TESTS
+from poolformer_jax import PoolFormerImageProcessor
+
+pytest.importorskip("huggingface_hub")
+
+FIXTURES = TESTS / "fixtures"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LOAD = """
+import json, sys
+from poolformer_jax import load_pretrained
+for name, options in json.loads(sys.argv[1]):
+    try:
+        model, variables = load_pretrained(name, **options)
+        result = {"labels": dict(model.config.id2label), "bias": variables["params"]["head"]["bias"].tolist()}
+    except (FileNotFoundError, ValueError) as error:
+        result = {"error": str(error)}
+    print(json.dumps(result))
+"""
+
+
+class Hub:
+    """Serves repositories, {name: {file name: path}}, as the Hub does, and notes what was asked for."""
+
+    def __init__(self, repositories):
+        self.repositories, self.asked = repositories, []
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                hub.answer(self, with_content=True)
+
+            def do_HEAD(self):
+                hub.answer(self, with_content=False)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, request, with_content):
+        owner, name, _, revision, file = request.path.lstrip("/").split("/", 4)
+        self.asked.append((revision, file))
+        repository = self.repositories.get(f"{owner}/{name}")
+        missing = "RepoNotFound" if repository is None else "EntryNotFound" if file not in repository else None
+        missing = "RevisionNotFound" if repository and revision not in ("main", "v1") else missing
+        if missing:
+            request.send_response(404)
+            request.send_header("X-Error-Code", missing)
+            if missing == "EntryNotFound":
+                request.send_header("X-Repo-Commit", COMMIT)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        content = repository[file].read_bytes()
+        request.send_response(200)
+        request.send_header("X-Repo-Commit", COMMIT)
+        request.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        if with_content:
+            request.wfile.write(content)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    index = tmp_path_factory.mktemp("hostile") / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"norm.bias": "../../config.json"}}))
+    preprocessor = index.with_name("preprocessor_config.json")
+    preprocessor.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
+    sharded = {path.name: path for path in (FIXTURES / "hf_sharded").iterdir()}
+    config = FIXTURES / "hf_sharded" / "config.json"
+    served = Hub(
+        {
+            "someone/sharded": {**sharded, "pytorch_model.bin": FIXTURES / "whole_model.bin"},
+            "someone/old": {
+                "config.json": config,
+                "pytorch_model.bin": FIXTURES / "hf.bin",
+                "preprocessor_config.json": preprocessor,
+            },
+            "someone/empty": {"config.json": config},
+            "someone/hostile": {"config.json": config, index.name: index},
+        }
+    )
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+@pytest.fixture
+def load(hub, tmp_path):
+    """Loads in a process of its own: huggingface_hub reads its environment when it is imported."""
+
+    def run(*requests, **environment):
+        hub.asked.clear()
+        arguments = [sys.executable, "-c", LOAD, json.dumps(requests)]
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")} | environment
+        done = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def test_a_model_is_downloaded_once_safetensors_first_and_then_loaded_offline(hub, load):
+    (online,) = load(("someone/sharded", {}))
+    assert online["labels"] == {"0": "cat", "1": "dog", "2": "axolotl"}
+    files = {file for _, file in hub.asked}
+    assert {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"} <= files
+    assert "pytorch_model.bin" not in files
+    assert load(("someone/sharded", {}), HF_HUB_OFFLINE="1") == [online]
+    assert not hub.asked
+
+
+def test_an_old_repository_of_pickles_and_a_revision_are_found(hub, load, tmp_path):
+    cache = {"revision": "v1", "cache_dir": str(tmp_path / "cache")}
+    loaded, again = load(("someone/old", cache), ("someone/old", cache | {"local_files_only": True}))
+    assert len(loaded["bias"]) == 3
+    assert again == loaded
+    assert {revision for revision, _ in hub.asked} <= {"v1", COMMIT}
+    # Its preprocessing came along, for a classifier that may not ask.
+    offline = cache | {"local_files_only": True}
+    assert PoolFormerImageProcessor.from_pretrained("someone/old", **offline).image_mean == (0.5, 0.5, 0.5)
+    assert (tmp_path / "cache" / "models--someone--old" / "refs" / "v1").is_file()
+
+
+def test_what_the_hub_does_not_have_is_told(load):
+    requests = (("someone/nothing", {}), ("someone/old", {"revision": "v9"}), ("someone/empty", {}))
+    messages = [answer["error"] for answer in load(*requests)]
+    assert messages[0].startswith("There is no someone/nothing on the Hugging Face Hub, nor a file or folder")
+    assert messages[1].startswith("There is no revision 'v9' of someone/old")
+    assert messages[2].startswith("someone/empty on the Hugging Face Hub holds no weights. Expected one of model.sa")
+
+
+def test_an_index_on_the_hub_reaches_no_other_file(hub, load):
+    (answer,) = load(("someone/hostile", {}))
+    assert answer["error"].startswith("Cannot read the weights in ")
+    assert "expected the name of a file beside it" in answer["error"]
+    assert {file for _, file in hub.asked} == {"config.json", "model.safetensors", "model.safetensors.index.json"}
+
+
+@pytest.mark.slow  # huggingface_hub tries again for half a minute
+def test_a_hub_that_does_not_answer_is_told(load):
+    (answer,) = load(("someone/old", {}), HF_ENDPOINT="http://127.0.0.1:9")
+    assert "not in the Hub's cache, and the Hub was not asked or cannot be reached" in answer["error"]

@@ -1,0 +1,276 @@
+"""Models go into folders that are whole or not there, and that their homes read."""
+
+import dataclasses
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from golden.fixture_values import parameter
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor
+from poolformer_jax.weights import WeightsMismatch
+from poolformer_jax.weights.containers.files import open_weights
+from poolformer_jax.weights.folder import write_model
+from poolformer_jax.weights.names import leaves
+from poolformer_jax.weights.pretrained import load_pretrained, save_pretrained
+from saved_models import CONFIG, PROCESSOR, make_variables, same, save
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
+def test_what_is_saved_is_loaded_bit_for_bit_with_labels_and_preprocessing(tmp_path, layout):
+    saved = save(tmp_path / "model", layout, image_processor=PROCESSOR)
+    model, variables = load_pretrained(tmp_path / "model")
+    assert model.config == CONFIG
+    assert same(variables, saved)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PROCESSOR
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "config.json",
+        "preprocessor_config.json",
+        "model.pth.tar" if layout == "sail" else "model.safetensors",
+    }
+
+
+def test_a_folder_for_timm_is_loaded_with_its_labels_and_preprocessing(tmp_path):
+    labels = {index: f"class {index}" for index in range(3)}
+    config = PoolFormerConfig.from_variant("s12", num_labels=3, id2label=labels, head_order="pool_norm")
+    saved = save(tmp_path / "model", "timm", config, image_processor=PROCESSOR)
+    model, variables = load_pretrained(tmp_path / "model")
+    assert model.config == config
+    assert same(variables, saved)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PROCESSOR
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (written["architecture"], written["num_classes"]) == ("poolformer_s12", 3)
+
+
+S12 = PoolFormerConfig.from_variant("s12", num_labels=0, head_order="pool_norm")
+SQUARE = {"height": 5, "width": 5}
+
+
+def write_zeros_for_timm(folder, changes):
+    arrays = (np.zeros(leaf.stored_shape, np.float32) for leaf in leaves(S12, "timm"))
+    processor = PoolFormerImageProcessor(**{"size": {"shortest_edge": 5}, "crop_size": SQUARE, **changes})
+    write_model(folder, S12, "timm", arrays, processor)
+    return processor
+
+
+def test_a_folder_for_timm_tells_timm_what_the_preprocessing_does(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
+    for changes, crop_pct in [
+        ({"crop_pct": 0.7}, 0.7),
+        ({"crop_pct": None, "size": {"shortest_edge": 7}}, 5 / 7),
+        ({"crop_pct": None, "size": {"shortest_edge": 29}}, np.nextafter(5 / 29, 0)),  # of 5 / 29 itself it makes 28
+        ({"crop_pct": 0.9, "size": SQUARE, "do_normalize": False}, 0.9),
+        # timm divides by 255 whatever comes after.
+        ({"crop_pct": None, "do_rescale": False}, 1.0),
+        ({"crop_pct": 0.999, "rescale_factor": 1 / 127.5, "do_normalize": False}, 0.999),
+    ]:
+        processor = write_zeros_for_timm(tmp_path / "model", changes)
+        written = json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]
+        assert (written["input_size"], written["crop_pct"]) == ([3, 5, 5], crop_pct)
+        expected, made = (
+            one(picture)["pixel_values"] for one in (processor, PoolFormerImageProcessor.from_dict(written))
+        )
+        np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_resize": False},
+        {"do_center_crop": False},
+        {"crop_pct": None, "size": SQUARE},  # squashes a picture
+        {"crop_pct": None, "size": {"shortest_edge": 4}},  # a black margin
+        {"crop_size": {"height": 5, "width": 4}},
+    ],
+    ids=str,
+)
+def test_preprocessing_that_timm_has_no_words_for_is_not_saved_for_it(tmp_path, changes):
+    ((name, value),) = list(changes.items())[-1:]
+    with pytest.raises(ValueError, match=f"timm cannot preprocess with .*{name}={re.escape(str(value))}.*'hf', 'sail'"):
+        write_zeros_for_timm(tmp_path / "model", changes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, exists):
+    folder = tmp_path / "model"
+    if exists:
+        save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()} if exists else None
+
+    def breaks():
+        yield parameter("any", leaves(CONFIG)[0].shape)
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        write_model(folder, CONFIG, "jax", breaks())
+    assert [path.name for path in tmp_path.iterdir()] == (["model"] if exists else [])
+    assert before == ({path.name: path.read_bytes() for path in folder.iterdir()} if exists else None)
+
+
+def test_a_folder_that_is_there_is_written_from_within(tmp_path):
+    # Beside it may be another file system, as where it is a link or a mount point, or no right to write.
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "disk" / "model")
+
+    def arrays():
+        for leaf in leaves(CONFIG):
+            assert [path.name for path in (tmp_path / "home").iterdir()] == ["link"]
+            assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+            yield parameter(leaf.path, leaf.shape)
+
+    write_model(tmp_path / "home" / "link", CONFIG, "jax", arrays(), PROCESSOR)
+    assert same(load_pretrained(tmp_path / "disk" / "model")[1], make_variables(CONFIG))
+    assert len(list((tmp_path / "disk" / "model").iterdir())) == 3
+    assert (tmp_path / "home" / "link").is_symlink()
+
+
+def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
+    save(tmp_path / "model")
+    changed = make_variables(CONFIG)
+    changed["params"]["head"]["bias"] += 1
+    save_pretrained(tmp_path / "model", PoolFormerForImageClassification(CONFIG), changed)
+    assert same(load_pretrained(tmp_path / "model")[1], changed)
+    with pytest.raises(ValueError, match=r"holds other weights already \(model.safetensors\)"):
+        save(tmp_path / "model", "sail")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"is a file. Expected the name of a folder"):
+        save(tmp_path / "file")
+
+
+def test_a_model_takes_the_place_of_another_whole_with_its_preprocessing(tmp_path):
+    save(tmp_path / "model")
+    (tmp_path / "model" / "README.md").touch()
+    grey = dataclasses.replace(CONFIG, num_channels=1)
+    save(tmp_path / "model", config=grey)
+    assert load_pretrained(tmp_path / "model")[0].config == grey
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    # Preprocessing that lies there alone is no other model's.
+    processor = dataclasses.replace(PROCESSOR, image_mean=(0.5,), image_std=(0.5,))
+    processor.save_pretrained(tmp_path / "new")
+    save(tmp_path / "new", config=grey)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "new") == processor
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_folder_never_holds_parts_of_two_models(tmp_path, monkeypatch, moves):
+    folder = tmp_path / "model"
+    save(folder)
+    replace, moved = Path.replace, []
+
+    def killed(path, target):
+        if target.parent == folder:
+            if len(moved) == moves:
+                raise KeyboardInterrupt
+            moved.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    renamed = dataclasses.replace(CONFIG, id2label=dict(enumerate("abc")))
+    with pytest.raises(KeyboardInterrupt) if moves < 3 else nullcontext():
+        save(folder, config=renamed, image_processor=PROCESSOR)
+    with pytest.raises(FileNotFoundError, match="holds no weights") if moves < 3 else nullcontext():
+        assert load_pretrained(folder)[0].config == renamed
+        assert PoolFormerImageProcessor.from_pretrained(folder) == PROCESSOR
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        (
+            "hf",
+            {"token_mixers": ("identity",) * 4},
+            r"hf cannot compute a network with token_mixers=.*'jax' holds",
+        ),
+        ("hf", {"norm": "layer_norm"}, "cannot compute a network with norm='layer_norm'"),
+        ("timm", {}, r"timm\.create_model has no network of depths"),
+        ("keras", {}, "There is no layout 'keras'"),
+    ],
+)
+def test_what_a_home_cannot_compute_is_not_saved_for_it(tmp_path, layout, changes, message):
+    with pytest.raises(ValueError, match=message):
+        save(tmp_path / "model", layout, dataclasses.replace(CONFIG, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save("~/model", image_processor=PROCESSOR)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert load_pretrained("~/model")[0].config == CONFIG
+    assert PoolFormerImageProcessor.from_pretrained("~/model") == PROCESSOR
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    PROCESSOR.save_pretrained("~/model")
+    assert PoolFormerImageProcessor.from_pretrained("~/model") == PROCESSOR
+
+
+def test_variables_of_another_network_are_not_saved(tmp_path):
+    variables = make_variables(CONFIG)
+    del variables["params"]["norm"]
+    with pytest.raises(WeightsMismatch, match="missing: norm/scale"):
+        save_pretrained(tmp_path / "model", PoolFormerForImageClassification(CONFIG), variables)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_order_of_the_head_is_warned_of_and_written_as_the_home_computes_it(tmp_path):
+    config = dataclasses.replace(CONFIG, head_order="pool_norm")
+    with pytest.warns(UserWarning, match="head_order='pool_norm', and the model of hf computes 'norm_pool'"):
+        save(tmp_path / "model", "hf", config)
+    assert load_pretrained(tmp_path / "model")[0].config.head_order == "norm_pool"
+
+
+def test_the_files_are_those_their_own_libraries_read(tmp_path):
+    saved = save(tmp_path / "hf", "hf")
+    with safe_open(tmp_path / "hf" / "model.safetensors", framework="numpy") as opened:
+        assert opened.metadata() == {"format": "pt"}
+        np.testing.assert_array_equal(opened.get_tensor("norm.bias"), saved["params"]["norm"]["bias"], strict=True)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert not {"head_order", "token_mixers", "norm", "image_size"} & set(config)
+    save(tmp_path / "sail", "sail")
+    opened = open_weights(tmp_path / "sail" / "model.pth.tar")
+    assert (opened.container, opened.wrapping) == ("torch zip", None)
+
+
+@pytest.mark.parametrize(("channels", "means"), [(1, 3), (4, 3), (3, 1)])
+def test_preprocessing_of_other_channels_than_the_networks_is_not_saved(tmp_path, channels, means):
+    processor = PoolFormerImageProcessor(image_mean=(0.5,) * means, image_std=(0.5,) * means)
+    with pytest.raises(ValueError, match=f"makes {means} channels, and this network takes {channels}. Expected"):
+        save(tmp_path / "model", config=dataclasses.replace(CONFIG, num_channels=channels), image_processor=processor)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail", "timm"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_other_channels_is_saved_without_preprocessing(tmp_path, layout, channels):
+    order = "pool_norm" if layout == "timm" else "norm_pool"
+    config = PoolFormerConfig.from_variant("s12", num_labels=3, num_channels=channels, head_order=order)
+    save(tmp_path / "model", layout, config)
+    assert load_pretrained(tmp_path / "model")[0].config == config
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained(tmp_path / "model")
+
+
+def test_no_preprocessing_is_invented_for_a_network_that_was_not_published(tmp_path):
+    save(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
+        PoolFormerImageProcessor.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
+def test_rates_of_training_are_kept(tmp_path, layout):
+    config = dataclasses.replace(CONFIG, dropout_rate=0.1, drop_path_rate=0.2)
+    save(tmp_path / "model", layout, config)
+    assert load_pretrained(tmp_path / "model")[0].config == config
+
+
+def test_the_default_preprocessing_is_that_of_the_published_variant(tmp_path):
+    config = PoolFormerConfig.from_variant("s12", num_labels=0)
+    save(tmp_path / "model", config=config)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PoolFormerImageProcessor.for_variant("s12")
+    assert "head" not in load_pretrained(tmp_path / "model")[1]["params"]

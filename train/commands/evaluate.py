@@ -1,0 +1,204 @@
+"""`python -m train evaluate SOURCE --data ...`: how good any model is on a whole split.
+
+With ImageNet at hand, this is the one command that reproduces the paper's table from the published weights.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
+from poolformer_jax.fields import check_rules, is_local
+from poolformer_jax.files import write_json
+from poolformer_jax.images.reading import printable
+from poolformer_jax.inference.classifier import class_names as names_of_classes
+from poolformer_jax.inference.classifier import find_image_processor
+from train.compute.distributed import DistributedConfig, from_process_0, initialize, refuse_unlike
+from train.compute.evaluation import Evaluation, evaluate, make_evaluation_step
+from train.compute.sharding import MeshConfig, make_mesh, process_part, replicated
+from train.data.augment.device import normalize_batch
+from train.data.config import DataConfig
+from train.data.labels import labels_of_some, refuse_other_classes
+from train.data.pipeline import evaluation_batches
+from train.data.sources.folders import WHOLE, describe_split, is_pool
+from train.data.sources.opening import Source, open_source
+from train.home import expand_home
+from train.recipes import FREE_TO_DIFFER, as_json
+from train.report.reports import draw_confusion, evaluation_report
+from train.resume.same_run import changes, refuse_run_folder, with_network
+
+_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+# Classes in the table on the screen; the report has all.
+_MOST_ROWS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """A model and the split to evaluate it on."""
+
+    source: tyro.conf.Positional[str]
+    """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), or a file of weights."""
+    data: str
+    """folder:PATH (class folders), tfds:NAME or tfds:PATH, digits, or synthetic."""
+    split: str | None = None
+    """The split; TFDS's slices work for tfds: "validation[:5000]". Default: validation, or all of undivided folders."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets. Default: TFDS's own."""
+    held_out: float | None = None
+    """Share of every class that makes a missing --split validation. Default: training's, digits 0.2 and others 0.1."""
+    use_ema: bool = False
+    """Evaluate the running mean of the weights, where a checkpoint of PyTorch has one."""
+    batch_size: int = 256
+    """Images in a step, over all processes; rounded up to a multiple of the devices."""
+    workers: int | None = None
+    """Worker processes on every host that decode images. Default: one for every core but one."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """Stop at an image that cannot be read and name it, or leave it out of the score and say so."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the activations."""
+    output: Path | None = None
+    """Folder for evaluation.json, with every class's accuracy, and for up to 100 classes confusion.png."""
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    """How the processes of several hosts find each other."""
+
+    def __post_init__(self) -> None:
+        expand_home(self, "output")
+        rules = [
+            ("batch_size", self.batch_size >= 1, "a positive number of images"),
+            ("output", is_local(self.output), "a folder of this machine, or of a bucket that is mounted"),
+        ]
+        check_rules(self, rules)
+
+
+def run(config: EvaluateConfig, console: Console) -> Evaluation:
+    """Evaluates, prints the result, and writes it where asked to.
+
+    Raises:
+        ValueError: if model and data do not fit each other, or those of several processes differ.
+    """
+    initialize(config.distributed)
+    mesh = make_mesh(MeshConfig())
+    refuse_run_folder(config.source)
+    model, variables = load_pretrained(config.source, dtype=jnp.dtype(config.dtype), use_ema=config.use_ema)
+    processor = find_image_processor(config.source, model.config)
+    data = _data_config(config, processor, mesh.devices.size)
+    source = open_source(data, data.evaluation_split)
+    _refuse_unlike_processes(config, data, source, model.config)
+    class_names, some = source.class_names, labels_of_some(model.config, source.class_names)
+    if some is None:
+        remedy = "fine-tune the model to these classes with python -m train finetune"
+        refuse_other_classes(config.source, model.config, config.data, class_names, remedy)
+    else:
+        class_names = tuple(name for _, name in sorted(names_of_classes(model.config).items()))
+    normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
+    step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
+    # By way of NumPy, because a process's own device arrays cannot become arrays of all processes.
+    params = jax.device_put(jax.tree.map(np.asarray, variables["params"]), replicated(mesh))
+    with evaluation_batches(data, source, **process_part(mesh)) as batches:
+        count = -(-len(source) // data.batch_size)
+        watched = track(batches, "Evaluating", total=count, console=console, disable=jax.process_index() > 0)
+        own = watched if some is None else ({**batch, "label": some[batch["label"]]} for batch in watched)
+        evaluation = evaluate(step, {"params": params}, own, mesh)["params"]
+    if jax.process_index() == 0:
+        # Of all processes together: `batches.bad_images` has this one's alone.
+        _report(config, data, evaluation, class_names, left_out=len(source) - evaluation.examples)
+    return evaluation
+
+
+def _refuse_unlike_processes(
+    config: EvaluateConfig, data: DataConfig, source: Source, network: PoolFormerConfig
+) -> None:
+    """As training does: hosts of other images or classes would count wrongly, or wait for each other for ever.
+
+    Raises:
+        ValueError: in every process, if one of them differs; with what differs where it does.
+    """
+    if jax.process_count() == 1:
+        return
+    mine: dict[str, Any] = {
+        "recipe": as_json(
+            with_network({"dtype": config.dtype, "use_ema": config.use_ema, "data": dataclasses.asdict(data)}, network)
+        ),
+        "classes": list(source.class_names),
+        "images": len(source),
+        "examples": source.digest,
+    }
+    changed = changes(from_process_0(mine), mine, FREE_TO_DIFFER, "images")
+    refuse_unlike(changed, "the same command, the same model and the same data")
+
+
+def _split(config: EvaluateConfig) -> str:
+    """Images that nobody has divided are all there to be scored; training alone keeps a part of them for itself."""
+    kind, _, path = config.data.partition(":")
+    if config.split is not None:
+        return config.split
+    return WHOLE if kind == "folder" and config.held_out is None and is_pool(path) else "validation"
+
+
+def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, devices: int) -> DataConfig:
+    """The pipeline that does to images what the model's own preprocessing says."""
+    own_share = 0.2 if config.data == "digits" else 0.1
+    data = DataConfig(
+        source=config.data,
+        data_dir=config.data_dir,
+        evaluation_split=_split(config),
+        held_out=own_share if config.held_out is None else config.held_out,
+        image_size=processor.crop_size["height"],
+        crop_pct=processor.crop_pct,
+        image_mean=tuple(processor.image_mean),
+        image_std=tuple(processor.image_std),
+        batch_size=-(-config.batch_size // devices) * devices,
+        workers=config.workers,
+        on_bad_image=config.on_bad_image,
+        evaluation_interpolation=_FILTERS.get(processor.resample, "bicubic"),
+    )
+    made, wanted = data.image_processor().to_dict(), processor.to_dict()
+    if different := [name for name in wanted if made[name] != wanted[name]]:
+        raise ValueError(
+            f"The preprocessing of {config.source} cannot be evaluated with here: "
+            + ", ".join(f"{name}={wanted[name]!r}" for name in different)
+            + f". Expected {', '.join(f'{name}={made[name]!r}' for name in different)}."
+        )
+    return data
+
+
+def _report(
+    config: EvaluateConfig,
+    data: DataConfig,
+    evaluation: Evaluation,
+    class_names: Sequence[str],
+    left_out: int,
+) -> None:
+    kind, _, path = config.data.partition(":")
+    split = data.evaluation_split
+    scored = describe_split(path, split, data.held_out) if kind == "folder" else f"split {split}"
+    print(printable(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images"))
+    print(f"top-1 {evaluation.top1:.2%}   top-5 {evaluation.top5:.2%}   loss {evaluation.loss:.4f}")
+    if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
+        print(f"{there} of {len(class_names)} classes have images here; any other as the answer is wrong.")
+    if left_out:
+        print(f"{left_out:,} images could not be read and are not in the score.")
+    report = evaluation_report(evaluation, class_names)
+    rows = sorted((row for row in report["classes"] if row["examples"]), key=lambda row: row["top1"])
+    table = Table(title=f"The {_MOST_ROWS} worst classes" if len(rows) > _MOST_ROWS else None)
+    for heading in ("class", "images", "top-1"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for row in rows[:_MOST_ROWS]:
+        table.add_row(Text(row["class"]), f"{row['examples']:,}", f"{row['top1']:.1%}")
+    Console().print(table)
+    if config.output is not None:
+        subject = {"model": config.source, "data": config.data, "split": split, "scored": scored}
+        write_json(config.output / "evaluation.json", {**subject, "left_out": left_out, **report})
+        draw_confusion(evaluation, class_names, config.output / "confusion.png")
+        print(printable(f"Written to {config.output}"))

@@ -1,0 +1,73 @@
+"""How many images a second the input pipeline makes: `python -m train.commands.throughput --source folder:PATH`.
+
+Every field of DataConfig is a flag. Nothing but the pipeline runs: what it makes is thrown away. If this number is
+below what training consumes, the accelerator waits. Add workers, or pack the data set (`python -m train prepare`).
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+
+from poolformer_jax.process import available_cores
+from train.data.augment.jpeg_region import decodes_regions
+from train.data.augment.resizing import choose_resizer
+from train.data.config import DataConfig
+from train.data.pipeline import Batches, train_batches, worker_count
+from train.data.sources.opening import open_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What to measure, and how often."""
+
+    data: DataConfig
+    """The pipeline."""
+    rounds: int = 5
+    """How many times to measure."""
+    batches: int = 8
+    """Batches in a round. As many as all workers keep ready are made before the first."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measures, prints, and returns the exit code."""
+    import tyro
+
+    measurement = tyro.cli(
+        Measurement,
+        prog="python -m train.commands.throughput",
+        args=list(arguments),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    config = measurement.data
+    source = open_source(config, config.train_split)
+    workers = worker_count(config, source)
+    with train_batches(config, source) as batches:
+        consume(batches, max(1, workers) * (config.worker_batches + 1))
+        decoder = "nvImageCodec" if decodes_regions() else "Pillow"
+        resizer = {"simd": "cykooz-resizer", "pillow": "Pillow"}[choose_resizer(config.augment.resizer)]
+        print(f"{len(source)} images, {workers} worker processes on {available_cores()} cores")
+        print(f"{decoder} decodes JPEGs, {resizer} resizes")
+        for _ in range(measurement.rounds):
+            start = time.perf_counter()
+            consume(batches, measurement.batches)
+            seconds = time.perf_counter() - start
+            images = measurement.batches * config.batch_size
+            print(
+                f"{images / seconds:8.0f} images/s   {1e3 * seconds / measurement.batches:8.1f} ms a batch", flush=True
+            )
+    return 0
+
+
+def consume(batches: Batches, count: int) -> None:
+    """Throws batches away, once every pixel of them was read, as the way to a device does."""
+    for _ in range(count):
+        next(batches)["image"].copy()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

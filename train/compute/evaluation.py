@@ -1,0 +1,118 @@
+"""How good a network is on a whole split: sums over exactly its examples, at any batch size and number of processes."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from poolformer_jax import PoolFormerForImageClassification
+from poolformer_jax.network.functional import cross_entropy
+from train.compute.sharding import batch_sharding, replicated, to_devices
+
+# A confusion matrix is worth its memory, and its picture readable, up to here.
+MOST_CLASSES_OF_A_CONFUSION = 100
+
+EvaluationStep = Callable[[Any, Mapping[str, Array]], dict[str, Array]]
+Normalize = Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Results over a split.
+
+    Attributes:
+        examples: how many were counted.
+        loss: mean cross entropy in nats, without label smoothing.
+        top1: share whose most probable class is the right one.
+        top5: share whose right class is among the five most probable (all of them, where there are fewer).
+        class_examples: examples of each class, [classes].
+        class_correct: how many of them top1 counts, [classes].
+        confusion: [right class, most probable class] counts, or None with many classes.
+    """
+
+    examples: int
+    loss: float
+    top1: float
+    top5: float
+    class_examples: np.ndarray
+    class_correct: np.ndarray
+    confusion: np.ndarray | None
+
+    def summary(self) -> dict[str, float]:
+        """The numbers of a whole split."""
+        return {"examples": self.examples, "loss": self.loss, "top1": self.top1, "top5": self.top5}
+
+
+def make_evaluation_step(
+    model: PoolFormerForImageClassification, normalize: Normalize, mesh: Mesh, param_shardings: Any
+) -> EvaluationStep:
+    """The compiled function from parameters and a masked batch to sums over the batch's real examples."""
+    classes = model.config.num_labels
+
+    def sums(params: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        labels, mask = batch["label"], batch["mask"]
+        output: Any = model.apply({"params": params}, normalize(batch["image"]))
+        logits = output.logits
+        best = lax.top_k(logits, min(5, classes))[1]
+        hits = (best == labels[:, None]) & mask[:, None]
+        totals = {
+            # The filler's loss may be anything, even infinite; zero times infinity would not be zero.
+            "loss": jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
+            "top1": hits[:, 0].sum(),
+            "top5": hits.sum(),
+            "class_examples": jnp.zeros(classes, jnp.int32).at[labels].add(mask),
+            "class_correct": jnp.zeros(classes, jnp.int32).at[labels].add(hits[:, 0]),
+        }
+        if classes <= MOST_CLASSES_OF_A_CONFUSION:
+            totals["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[labels, best[:, 0]].add(mask)
+        return totals
+
+    return jax.jit(sums, in_shardings=(param_shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
+
+
+def evaluate(
+    step: EvaluationStep, weights: Mapping[str, Any], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
+) -> dict[str, Evaluation]:
+    """Runs `step` over the split's `batches`, this process's parts of them, with every kind of weights at once.
+
+    Raises:
+        ValueError: if the split has no example.
+    """
+    sums: dict[str, list[dict[str, Array]]] = {kind: [] for kind in weights}
+    for batch in batches:
+        shares = to_devices(mesh, {name: batch[name] for name in ("image", "label", "mask")})
+        for kind, params in weights.items():
+            sums[kind].append(step(params, shares))
+        # The host must not run ahead and fill the devices with waiting batches.
+        jax.block_until_ready([parts[-2:-1] for parts in sums.values()])
+    return {kind: _evaluation(jax.device_get(parts)) for kind, parts in sums.items()}
+
+
+def _evaluation(parts: Sequence[Mapping[str, np.ndarray]]) -> Evaluation:
+    """What the sums over single batches come to."""
+    if not parts:
+        raise ValueError("The evaluation split has no example. Expected at least one.")
+    # Counts are added as whole numbers and the loss in float64 on the host: exact for any split.
+    total = jax.tree.map(lambda *values: np.sum(np.stack(values), 0, dtype=_wide(values[0])), *parts)
+    examples = int(total["class_examples"].sum())
+    if examples == 0:
+        raise ValueError("No image of the evaluation split could be read. Expected at least one.")
+    return Evaluation(
+        examples=examples,
+        loss=float(total["loss"] / examples),
+        top1=int(total["top1"]) / examples,
+        top5=int(total["top5"]) / examples,
+        class_examples=total["class_examples"],
+        class_correct=total["class_correct"],
+        confusion=total.get("confusion"),
+    )
+
+
+def _wide(value: np.ndarray) -> type:
+    return np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64

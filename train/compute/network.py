@@ -1,0 +1,174 @@
+"""The network that a run trains, and where its first parameters come from."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from poolformer_jax import (
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    PoolFormerImageProcessor,
+    load_pretrained,
+)
+from poolformer_jax.images.processor import share_of_edge, unit_mean_and_std
+from poolformer_jax.network.fused.kernels import Kernels
+from train.compute.network_config import PretrainedNetwork
+from train.data.config import DataConfig
+from train.data.labels import refuse_other_classes
+from train.recipes import TrainConfig
+from train.resume.same_run import refuse_run_folder
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network and where its first parameters come from.
+
+    Attributes:
+        model: the network, in the run's compute type.
+        make_params: its parameters, from a key or from those that were read; traceable, so that they can be made where
+            they are to live.
+        argument: gives what a run that begins hands to `make_params`. It may read weights, without which a run goes on
+            from a state.
+    """
+
+    model: PoolFormerForImageClassification
+    make_params: Callable[[Any], Any]
+    argument: Callable[[], Any]
+
+
+def make_network(
+    config: TrainConfig,
+    class_names: Sequence[str],
+    kernels: Kernels | None = None,
+    fused: bool = True,
+    kept: PoolFormerConfig | None = None,
+) -> Network:
+    """The network of a run on data with `class_names`; labels and channels follow the data.
+
+    Args:
+        config: the run.
+        class_names: the data's, in the order of its labels.
+        kernels: what computes the blocks, instead of what XLA compiles.
+        fused: False for the blocks as the paper writes them.
+        kept: what the state to go on from is of, so that no weights have to be read to know it.
+
+    Raises:
+        ValueError: if there is nothing to tell apart, or the weights are of a network for other images or classes.
+    """
+    if len(class_names) < 2:
+        raise ValueError(
+            f"The data has {len(class_names)} class, {', '.join(class_names)}: every answer would be right. Expected "
+            "two or more; of class folders name the folder that holds one folder per class."
+        )
+    dtype = jnp.dtype(config.dtype)
+    if dtype == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ValueError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1. Expected it, or float32.")
+    wanted, size, channels = config.model, config.data.image_size, config.data.num_channels
+    key = jax.random.key(config.seed)
+
+    @functools.cache
+    def first() -> tuple[PoolFormerConfig, Any]:
+        if isinstance(wanted, PretrainedNetwork):
+            return _load(wanted, class_names, config.data, key)
+        fields = dataclasses.fields(PoolFormerConfig)
+        return PoolFormerConfig(**{field.name: getattr(wanted, field.name) for field in fields}), key
+
+    architecture = dataclasses.replace(
+        kept or first()[0],
+        num_labels=len(class_names),
+        id2label=dict(enumerate(class_names)),
+        num_channels=channels,
+    )
+    model = PoolFormerForImageClassification(
+        architecture, dtype=dtype, remat=config.remat, fused=fused, kernels=kernels
+    )
+
+    def make_params(argument: Any) -> Any:
+        read = isinstance(argument, dict)
+        params = argument if read else model.init(argument, jnp.zeros((1, size, size, channels), dtype))["params"]
+        return jax.tree.map(lambda p: p.astype(jnp.promote_types(dtype, jnp.float32)), params)
+
+    return Network(model, make_params, argument=lambda: first()[1])
+
+
+def _load(
+    wanted: PretrainedNetwork, class_names: Sequence[str], data: DataConfig, key: jax.Array
+) -> tuple[PoolFormerConfig, Any]:
+    """The network that `wanted` names, with its rates, and its parameters."""
+    refuse_run_folder(wanted.source)
+    if wanted.keep_head:
+        loaded, variables = load_pretrained(wanted.source, use_ema=wanted.use_ema)
+        remedy = "leave --model.keep-head away to start with a new head"
+        refuse_other_classes(wanted.source, loaded.config, "the data", class_names, remedy)
+    else:
+        loaded, variables = load_pretrained(
+            wanted.source, num_labels=len(class_names), reset_head=True, key=key, use_ema=wanted.use_ema
+        )
+    if loaded.config.num_channels != data.num_channels:
+        raise ValueError(
+            f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
+            f"{data.num_channels} values. Expected as many."
+        )
+    if jax.process_index() == 0:
+        _warn_of_other_preprocessing(wanted.source, data)
+    config = dataclasses.replace(loaded.config, drop_path_rate=wanted.drop_path_rate, dropout_rate=wanted.dropout_rate)
+    # NumPy's, because a process's own device arrays cannot become arrays of all processes.
+    return config, jax.tree.map(np.asarray, variables["params"])
+
+
+def _warn_of_other_preprocessing(source: str, data: DataConfig) -> None:
+    """Says where weights bring a preprocessing that is not the run's: it would learn all the same, only worse."""
+    try:
+        theirs = PoolFormerImageProcessor.from_pretrained(source)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # no reason to end the run: the weights are read, and it has its own
+        _LOG.warning("What preprocessing %s brings cannot be read, nor compared with this run's: %s", source, error)
+        return
+    if different := _flags_of_other_preprocessing(theirs, data):
+        _LOG.warning(
+            "%s brings a preprocessing that is not this run's. As flags:\n  %s\nThe run goes on with its own, and its "
+            "model will keep that. Expected these flags, unless the difference is meant.",
+            source,
+            "\n  ".join(different),
+        )
+
+
+def _flags_of_other_preprocessing(theirs: PoolFormerImageProcessor, data: DataConfig) -> list[str]:
+    """What would have a run prepare images as `theirs` does, where it does not; their size is each run's own."""
+    mean, std = unit_mean_and_std(theirs)
+    flags = []
+    for name, wanted, own in (("mean", mean, data.image_mean), ("std", std, data.image_std)):
+        if len(wanted) != len(own) or not np.allclose(wanted, own, rtol=0, atol=1e-6):
+            flags.append(f"--data.image-{name} {_words(wanted)} (this run: {_words(own)})")
+    if theirs.do_resize:
+        if (share := _other_crop(theirs, data)) is not None:
+            flags.append(f"--data.crop-pct {share} (this run: {data.crop_pct})")
+        if (name := Image.Resampling(theirs.resample).name.lower()) != data.evaluation_interpolation:
+            known = "" if name in ("bilinear", "bicubic") else ", and no flag has theirs"
+            flags.append(f"--data.evaluation-interpolation {name} (this run: {data.evaluation_interpolation}{known})")
+    return flags
+
+
+def _other_crop(theirs: PoolFormerImageProcessor, data: DataConfig) -> float | None:
+    """The share of the resized edge that `theirs` keeps; None where the run keeps as much, or no share says it.
+
+    By the pixels that come of it: a preprocessing may name the resized edge, and no share.
+    """
+    side, edge = theirs.crop_size["height"], theirs.shorter_edge
+    if not theirs.do_center_crop or edge is None or edge < side or int(side / (data.crop_pct or 1)) == edge:
+        return None
+    return share_of_edge(theirs, side, edge)
+
+
+def _words(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)

@@ -1,0 +1,135 @@
+"""Where arrays live: a mesh of devices ("data", "fsdp"), and one rule from shapes to shardings.
+
+The batch is cut over both axes: every device has images of its own. Parameters, their running mean and the optimizer's
+state are cut over "fsdp" alone and repeated over "data"; XLA gathers a layer's weights where they are used.
+Sources: arXiv 2004.13336 and 1910.02054 (ZeRO), arXiv 2105.04663 (GSPMD).
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from poolformer_jax.fields import check_rules
+
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes are arranged."""
+
+    data: int = -1
+    """Groups of devices that each hold a whole copy of the weights; -1: as many as there are devices for."""
+    fsdp: int = 1
+    """Devices that share one copy of weights and optimizer state. Raise it when these do not fit into one device."""
+    fsdp_min_size: int = 2**14
+    """Arrays with fewer elements than this are kept whole on every device."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("data", self.data == -1 or self.data >= 1, "a positive number of groups, or -1 for all devices"),
+            ("fsdp", self.fsdp >= 1, "a positive number of devices"),
+            ("fsdp_min_size", self.fsdp_min_size >= 0, "0 or a positive number of elements"),
+        ]
+        check_rules(self, rules)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices, by default all of all processes, as a (data, fsdp) mesh.
+
+    Raises:
+        ValueError: if the devices cannot be arranged so.
+    """
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // config.fsdp if config.data == -1 else config.data
+    if data * config.fsdp != len(devices):
+        raise ValueError(
+            f"mesh.data={config.data} and mesh.fsdp={config.fsdp} do not arrange the {len(devices)} devices of this "
+            f"run. Expected a product of {len(devices)}; with mesh.data=-1 any mesh.fsdp that divides it will do."
+        )
+    shape = (data, config.fsdp)
+    arranged = mesh_utils.create_device_mesh(shape, devices=devices)
+    if not _consecutive([device.process_index for device in arranged.flat]):
+        # A process feeds one consecutive part of the batch, so its devices have to stand side by side.
+        arranged = np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
+    return Mesh(arranged, BATCH_AXES)
+
+
+def _consecutive(owners: list[int]) -> bool:
+    changes = sum(left != right for left, right in itertools.pairwise(owners))
+    return changes == len(set(owners)) - 1
+
+
+class ProcessPart(TypedDict):
+    """Part `process_index` of `process_count`, as `train.data.pipeline` takes it."""
+
+    process_index: int
+    process_count: int
+
+
+def process_part(mesh: Mesh) -> ProcessPart:
+    """Which of the equal, consecutive parts of every global batch this process's devices hold."""
+    owners = list(dict.fromkeys(device.process_index for device in mesh.devices.flat))
+    return {"process_index": owners.index(jax.process_index()), "process_count": len(owners)}
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis cut over all devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, state: Any, min_size: int) -> Any:
+    """The sharding of every array of a state, from its shape alone: the largest axis that "fsdp" divides is cut.
+
+    Args:
+        mesh: what `make_mesh` returned.
+        state: any tree of arrays or `jax.ShapeDtypeStruct`s.
+        min_size: arrays with fewer elements stay whole, as do those without such an axis.
+    """
+    return jax.tree.map(lambda array: NamedSharding(mesh, _partition(array.shape, mesh.shape["fsdp"], min_size)), state)
+
+
+def _partition(shape: tuple[int, ...], parts: int, min_size: int) -> PartitionSpec:
+    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or not divisible or np.prod(shape, dtype=np.int64) < min_size:
+        return PartitionSpec()
+    axis = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*(None,) * axis, "fsdp")
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "data.batch_size") -> None:
+    """Refuses a global batch that the devices cannot share evenly.
+
+    Raises:
+        ValueError: with the nearest sizes that work.
+    """
+    unit = mesh.devices.size * accumulate
+    if batch_size % unit:
+        nearest = sorted({max(unit, batch_size // unit * unit), (batch_size // unit + 1) * unit})
+        parts = f" in optimizer.accumulate={accumulate} parts" if accumulate > 1 else ""
+        raise ValueError(
+            f"{name}={batch_size} cannot be shared evenly by {mesh.devices.size} devices{parts}. Expected a multiple "
+            f"of {unit}: {' or '.join(map(str, nearest))}."
+        )
+
+
+def to_devices(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The global batch on all devices, of which `batch` is this process's part."""
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
+
+
+def to_host(mesh: Mesh, tree: Any) -> Any:
+    """The whole arrays as NumPy's, on every process: collective, all processes have to call it."""
+    gather = jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
+    return jax.tree.map(np.asarray, gather(tree))

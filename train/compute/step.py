@@ -1,0 +1,153 @@
+"""One training step: a pure function from a state and a batch to the next state and what to tell about it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from poolformer_jax import PoolFormerForImageClassification
+from train.compute.optimizer import OptimizerConfig, Schedule
+from train.compute.sharding import BATCH_AXES
+from train.compute.state import TrainState
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+# (key, images, labels) -> (pixel values, one probability per class)
+Augment = Callable[
+    [PRNGKeyArray, UInt8[Array, "b h w c"], Int[Array, " b"]],
+    tuple[Float[Array, "b h2 w2 c"], Float[Array, "b labels"]],
+]
+
+
+def make_train_step(
+    model: PoolFormerForImageClassification,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    augment: Augment,
+    config: OptimizerConfig,
+    seed: int,
+    mesh: Mesh | None = None,
+    shardings: Any = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step function, not yet compiled.
+
+    All randomness follows from (seed, state.step): nothing random has to be saved, and a resumed run repeats what an
+    uninterrupted one does. An update whose loss or gradient is not finite is left out, and counted.
+
+    Args:
+        model: the network.
+        optimizer: what `make_optimizer` returned.
+        schedule: the learning rate by step.
+        augment: random changes to a batch of images, and its targets.
+        config: for `accumulate` and `ema_decay`.
+        seed: of every random number drawn on the device.
+        mesh: devices that share the batch; needed with `accumulate`, to keep every part of it on all of them.
+        shardings: of the parameters, where devices share them: each then receives the gradient of its own share.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        pixels, targets = augment(augment_key, batch["image"], batch["label"])
+        (loss, accuracy), gradient = _accumulated(
+            model, state.params, pixels, targets, dropout_key, config.accumulate, mesh
+        )
+        if shardings is not None:
+            gradient = lax.with_sharding_constraint(gradient, shardings)
+        learning_rate = schedule(state.step)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        def move(state: TrainState, gradient: Any) -> TrainState:
+            updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+            params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
+            ema = _running_mean(state.ema, params, config.ema_decay)
+            return state.replace(params=params, ema=ema, optimizer=moments)
+
+        # Where the gradient is not finite, every array of the state stays as it was.
+        state = _move_if(finite, move, state, gradient).replace(
+            step=state.step + 1,
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "learning_rate": learning_rate,
+            "gradient_norm": norm,
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+        return state, metrics
+
+    return train_step
+
+
+def _move_if(
+    finite: Bool[Array, ""], move: Callable[[TrainState, Any], TrainState], state: TrainState, gradient: Any
+) -> TrainState:
+    """`move(state, gradient)`, or the state as it is.
+
+    On a TPU the choice costs nothing where the new arrays are written. On a CPU it would make XLA copy all of the old
+    ones first; a branch writes into them.
+    """
+
+    def select(finite: Array, state: TrainState, gradient: Any) -> TrainState:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), move(state, gradient), state)
+
+    def branch(finite: Array, state: TrainState, gradient: Any) -> TrainState:
+        return lax.cond(finite, move, lambda state, _: state, state, gradient)
+
+    return lax.platform_dependent(finite, state, gradient, cpu=branch, default=select)
+
+
+def _running_mean(mean: Any, params: Any, decay: float | None) -> Any:
+    if decay is None:
+        return mean
+    return jax.tree.map(lambda m, p: (m * decay + p * (1 - decay)).astype(m.dtype), mean, params)
+
+
+def _accumulated(
+    model: PoolFormerForImageClassification,
+    params: Any,
+    pixels: Float[Array, "b h w c"],
+    targets: Float[Array, "b labels"],
+    key: PRNGKeyArray,
+    parts: int,
+    mesh: Mesh | None,
+) -> tuple[tuple[Array, Array], Any]:
+    """((loss, accuracy), gradient) of the batch, computed in `parts` one after the other."""
+
+    def loss_and_accuracy(params: Any, pixels: Array, targets: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        output: Any = model.apply({"params": params}, pixels, labels=targets, train=True, rngs={"dropout": key})
+        # Against the class with the largest share, where classes are mixed.
+        hits = jnp.argmax(output.logits, -1) == jnp.argmax(targets, -1)
+        return output.loss, hits.mean(dtype=output.loss.dtype)
+
+    value_and_grad = jax.value_and_grad(loss_and_accuracy, has_aux=True)
+    if parts == 1:
+        return value_and_grad(params, pixels, targets, key)
+
+    def add_part(total: Any, part: tuple[Array, Array, Array]) -> tuple[Any, None]:
+        number, pixels, targets = part
+        result = value_and_grad(params, pixels, targets, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, total, result), None
+
+    shares = (jnp.arange(parts), _interleaved(pixels, parts, mesh), _interleaved(targets, parts, mesh))
+    shapes = jax.eval_shape(value_and_grad, params, *(share[0] for share in shares[1:]), key)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    total, _ = lax.scan(add_part, zeros, shares)
+    return jax.tree.map(lambda value: value / parts, total)
+
+
+def _interleaved(x: Float[Array, "b ..."], parts: int, mesh: Mesh | None) -> Float[Array, "parts b2 ..."]:
+    """Every `parts`-th row to the same part: each device cuts up its own rows, and no image moves between devices."""
+    x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+    if mesh is None:
+        return x
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))

@@ -1,0 +1,120 @@
+"""Data sets in TFDS's ArrayRecord layout, read without TensorFlow.
+
+The image's bytes are taken as they were stored; decoding is the transforms' business. `python -m train prepare` makes
+such data sets from class folders and from ImageNet's archives; TFDS's own download_and_prepare makes them with
+file_format="array_record".
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train.data.sources.opening import Example, SourceError, digest_of
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_NAMES_OF_IDS = ("file_name", "filename", "image/filename", "id")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """A split of a TFDS data set. The records pickle as a list of files, which every process opens for itself."""
+
+    records: Any
+    class_names: tuple[str, ...]
+    split: str
+    id_key: str | None
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._example(index, self.records[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several at once, read by ArrayRecord's threads."""
+        records = self.records.__getitems__([int(index) for index in indices])
+        return [self._example(index, record) for index, record in zip(indices, records)]
+
+    def _example(self, index: int, record: dict[str, Any]) -> Example:
+        name = f"{self.split}[{index}]"
+        if self.id_key is not None:
+            given = record[self.id_key]
+            name = f"{name} {given.decode(errors='replace') if isinstance(given, bytes) else given}"
+        return {"image": record["image"], "label": int(record["label"]), "id": name}
+
+
+def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
+    """The split named `split` of a prepared data set; TFDS's slices such as "train[:90%]" are understood.
+
+    Args:
+        name: of a data set that TFDS finds in `data_dir`, or the folder of a prepared one.
+        split: as TFDS writes it.
+        data_dir: where TFDS keeps data sets. Default: TFDS's own.
+
+    Raises:
+        SourceError: if it is not prepared, is not in ArrayRecord, has no such split, or does not hold an image and a
+            label.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _find_builder(tfds, name, data_dir)
+    features = builder.info.features
+    _require_image_and_label(tfds, name, features)
+    try:
+        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError:
+        raise SourceError(
+            f"tfds:{name} is stored as {builder.info.file_format}, which has no random access. Expected ArrayRecord: "
+            f'prepare it again with file_format="array_record", or convert it with tfds convert_format.'
+        ) from None
+    except (ValueError, KeyError) as error:
+        known = ", ".join(builder.info.splits) or "none"
+        raise SourceError(f"tfds:{name} has no split {split!r}. It has: {known}. {error}") from error
+    id_key = next((key for key in _NAMES_OF_IDS if key in features), None)
+    classes = tuple(features["label"].names)
+    shards = {name: found.shard_lengths for name, found in builder.info.splits.items()}
+    return TfdsSource(records, classes, split, id_key, digest_of([builder.info.full_name, split, shards, classes]))
+
+
+def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
+    # Folders come first: whatever lies there can be read, whether or not TFDS has code by that name.
+    for folder in [Path(name), *([data_dir / name] if data_dir else [])]:
+        if (found := _prepared_version(folder.expanduser())) is not None:
+            return tfds.builder_from_directory(found)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, ImportError) as error:
+        raise SourceError(
+            f"tfds:{name}: no prepared data set is there, and TFDS knows none of that name. An interrupted `python -m "
+            "train prepare` leaves none until it has been run again to the end."
+        ) from error
+    if not builder.info.splits:
+        raise SourceError(
+            f"tfds:{name} is not prepared in {builder.data_dir}. Prepare it once with python -m train prepare, or with "
+            f"tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')."
+        )
+    return builder
+
+
+def _prepared_version(folder: Path) -> Path | None:
+    """`folder` itself if it holds a data set, else its newest version that does."""
+    if (folder / "dataset_info.json").is_file():
+        return folder
+    versions = [path.parent for path in folder.glob("*/dataset_info.json") if _VERSION.fullmatch(path.parent.name)]
+    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
+
+
+def _require_image_and_label(tfds: Any, name: str, features: Any) -> None:
+    good = (
+        "image" in features
+        and isinstance(features["image"], tfds.features.Image)
+        and "label" in features
+        and isinstance(features["label"], tfds.features.ClassLabel)
+    )
+    if not good:
+        raise SourceError(
+            f"tfds:{name} holds {', '.join(features)}. Expected an Image called image and a ClassLabel called label."
+        )

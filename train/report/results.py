@@ -1,0 +1,136 @@
+"""What a finished run leaves: the model folder, the evaluation, pictures, and images to try the model on."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from poolformer_jax import save_pretrained
+from poolformer_jax.files import write_json
+from poolformer_jax.images.reading import ImageError, read_image
+from train.compute.evaluation import Evaluation
+from train.compute.sharding import to_host
+from train.compute.state import TrainState
+from train.data.sources.opening import Example, Source, image_of
+from train.recipes import TrainConfig
+from train.report.reports import draw_confusion, evaluation_report
+from train.setup import Assembly
+
+_FOLDERS = {"params": "model", "ema": "model-ema"}
+# Bytes of a class's name in the name of a file, which may have 255 on most file systems and 143 on encrypted ones.
+_LONGEST_NAME = 120
+
+
+def write(
+    config: TrainConfig,
+    parts: Assembly,
+    state: TrainState,
+    held_out: Source,
+    evaluations: dict[str, Evaluation],
+    finished: bool,
+) -> None:
+    """Writes everything into `config.run_dir`; all processes have to call it, and process 0 writes.
+
+    Args:
+        config: the run.
+        parts: what it is made of.
+        state: the last one.
+        held_out: the evaluation split.
+        evaluations: of all of it, by kind of weights.
+        finished: whether the whole schedule is done. Then finished.json says so, which is written when all else is.
+    """
+    for weights, evaluation in evaluations.items():
+        params = to_host(parts.mesh, getattr(state, weights))
+        if jax.process_index() == 0:
+            _write_model(config.run_dir / _FOLDERS[weights], config, parts, params)
+            report = evaluation_report(evaluation, held_out.class_names)
+            write_json(config.run_dir / _FOLDERS[weights] / "evaluation.json", report)
+    if jax.process_index() == 0:
+        draw_confusion(evaluations["params"], held_out.class_names, config.run_dir / "confusion.png")
+        write_examples(config.run_dir / "examples", held_out, config.example_images)
+        if finished:
+            write_json(config.run_dir / "finished.json", {"step": int(state.step)})
+
+
+def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any) -> None:
+    narrow = jax.tree.map(lambda array: array.astype(np.float32), params)
+    save_pretrained(
+        folder, parts.network.model, {"params": narrow}, layout="jax", image_processor=config.data.image_processor()
+    )
+
+
+def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
+    """Writes `count` images from all over a split, or fewer, as PNGs named after their class.
+
+    Images that cannot be read are passed over: whoever asked for that was told of them by the evaluation. Those of
+    before are replaced where they have the same name, and nothing else in the folder is touched: it may be somebody's.
+    """
+    paths = []
+    for index in _spread(source, count):
+        example = source[index]
+        try:
+            picture = _picture(example)
+        except ImageError:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{_file_name(source.class_names[example['label']])}-{index}.png"
+        picture.save(path)
+        paths.append(path)
+    return paths
+
+
+def _spread(source: Source, count: int) -> Sequence[int]:
+    """Places all over the split, evenly: it may be sorted by class."""
+    return [int(place) for place in np.linspace(0, len(source) - 1, min(count, len(source)))]
+
+
+def _file_name(class_name: str) -> str:
+    """Letters and digits of the name, as many as leave room for a number and a suffix: file systems count bytes."""
+    cleaned = "".join(c if c.isalnum() else "_" for c in class_name)
+    return cleaned.encode()[:_LONGEST_NAME].decode(errors="ignore")
+
+
+def _picture(example: Example) -> Image.Image:
+    image = image_of(example)
+    if isinstance(image, bytes):
+        return read_image(image)
+    pixels = np.asarray(image)
+    return read_image(pixels, 1 if pixels.ndim == 2 or pixels.shape[2] == 1 else 3, "channels_last")
+
+
+def tell(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> None:
+    """Prints, on process 0, how good the model is, where things are, and what to do next.
+
+    Args:
+        config: the run.
+        step: the last one done.
+        evaluations: at the end, by kind of weights; empty if the run was stopped.
+    """
+    if jax.process_index() > 0:
+        return
+    if not evaluations:
+        print(f"\nStopped after step {step}; its state is saved. The same command goes on from there.")
+        return
+    run_dir, result = config.run_dir, evaluations["params"]
+    print(f"\nHeld-out accuracy {result.top1:.2%} ({result.examples:,} images), loss {result.loss:.3f}")
+    if "ema" in evaluations:
+        print(f"Running mean of the weights: {evaluations['ema'].top1:.2%}  ({run_dir / _FOLDERS['ema']})")
+    print(f"Model     {run_dir / _FOLDERS['params']}\nCurves    {run_dir / 'curves.png'}")
+    if images := sorted((run_dir / "examples").glob("*.png")):
+        image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
+        print("\nNext, classify an image:")
+        print(f"{shlex.quote(_python())} -m poolformer_jax predict {image} --weights {model} --top-k 5")
+
+
+def _python() -> str:
+    """What to type for this interpreter, which need not be on the path when it is of a virtual environment."""
+    this = Path(sys.executable)
+    if (found := shutil.which("python")) is not None and Path(found) == this:
+        return "python"
+    return str(this.relative_to(Path.cwd())) if this.is_relative_to(Path.cwd()) else str(this)

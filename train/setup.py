@@ -1,0 +1,104 @@
+"""A recipe turned into what runs: the mesh, the network, the state's shape and place, and the compiled functions.
+
+The loop and the doctor build on this, so what the doctor measures is what the loop runs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.compilation import compiler_options
+from poolformer_jax.network.fused.kernels import kernels_for
+from train.compute.evaluation import EvaluationStep, make_evaluation_step
+from train.compute.network import Network, make_network
+from train.compute.optimizer import make_optimizer, make_schedule
+from train.compute.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated, state_shardings
+from train.compute.state import TrainState, new_state
+from train.compute.step import make_train_step
+from train.data.augment.device import augment_batch, normalize_batch
+from train.recipes import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """The parts of a run.
+
+    Attributes:
+        mesh: all devices.
+        network: the model, and where its first parameters come from.
+        abstract_state: shapes, types and shardings of the state; no memory.
+        init: makes the state, in place, from `network.argument()`.
+        step: the compiled training step, (state, `Batch`) to (state, `Metrics`); it consumes the state it is given.
+        evaluation_step: the compiled sums of an evaluation batch.
+    """
+
+    mesh: Mesh
+    network: Network
+    abstract_state: TrainState
+    init: Callable[[Any], TrainState]
+    step: jax.stages.Wrapped
+    evaluation_step: EvaluationStep
+
+
+def assemble(
+    config: TrainConfig,
+    class_names: Sequence[str],
+    examples: int,
+    devices: Sequence[jax.Device] | None = None,
+    fused: bool = True,
+    kept: PoolFormerConfig | None = None,
+) -> Assembly:
+    """The parts of a run on `examples` images of classes `class_names`, on all devices or on those given.
+
+    With `fused=False` its network computes the blocks as the paper writes them, for whoever wants to compare. With the
+    network that was `kept` with the state to go on from, no weights are read.
+
+    Raises:
+        ValueError: if devices, batch, data and network do not fit each other.
+    """
+    data = config.data
+    mesh = make_mesh(config.mesh, devices)
+    check_batch(mesh, data.batch_size, config.optimizer.accumulate)
+    check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
+    kernels = kernels_for(mesh, BATCH_AXES) if config.kernels else None
+    network = make_network(config, class_names, kernels, fused, kept)
+    optimizer = make_optimizer(config.optimizer)
+    schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)
+    keeps_ema = config.optimizer.ema_decay is not None
+
+    def init(argument: Any) -> TrainState:
+        return new_state(network.make_params(argument), optimizer, keeps_ema)
+
+    # Weights have the shapes of new parameters, which take longer to trace than weights that were read already.
+    shapes = jax.eval_shape(init, jax.random.key(config.seed) if kept else network.argument())
+    shardings = state_shardings(mesh, shapes, config.mesh.fsdp_min_size)
+    dtype = jnp.dtype(config.dtype)
+    augment = functools.partial(augment_batch, config=data, num_classes=len(class_names), dtype=dtype)
+    normalize = functools.partial(normalize_batch, config=data, dtype=dtype)
+    step = make_train_step(
+        network.model, optimizer, schedule, augment, config.optimizer, config.seed, mesh, shardings.params
+    )
+    return Assembly(
+        mesh=mesh,
+        network=network,
+        abstract_state=jax.tree.map(_place, shapes, shardings),
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(
+            step,
+            in_shardings=(shardings, batch_sharding(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+            compiler_options=compiler_options(mesh.devices.flat[0].platform, training=True),
+        ),
+        evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.params),
+    )
+
+
+def _place(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
