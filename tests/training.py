@@ -22,7 +22,8 @@ from train.compute.sharding import MeshConfig, to_devices
 from train.compute.state import TrainState
 from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
 from train.data.pipeline import train_batches
-from train.data.sources.opening import Source, open_source
+from train.data.sources.opening import open_source
+from train.data.sources.source import Source
 from train.recipes import TrainConfig
 from train.setup import Assembly, assemble
 

@@ -28,7 +28,8 @@ from train.compute.sharding import batch_sharding
 from train.data.augment.transforms import TrainingTransform
 from train.data.pipeline import batch_bytes, worker_count
 from train.data.sources.folders import FolderSource
-from train.data.sources.opening import ArraySource, Source, image_of, open_source
+from train.data.sources.opening import open_source
+from train.data.sources.source import ArraySource, Source, image_of
 from train.data.workers.shared_memory import LESS_NEEDED, in_bytes, more_room, most_batches, room
 from train.recipes import TrainConfig
 from train.resume.checkpoints import CheckpointError, newest_run, saved_steps

@@ -32,7 +32,8 @@ from train.data.config import DataConfig
 from train.data.labels import labels_of_some, refuse_other_classes
 from train.data.pipeline import evaluation_batches
 from train.data.sources.folders import WHOLE, describe_split, is_pool
-from train.data.sources.opening import Source, open_source
+from train.data.sources.opening import open_source
+from train.data.sources.source import Source
 from train.home import expand_home
 from train.recipes import FREE_TO_DIFFER, as_json
 from train.report.reports import draw_confusion, evaluation_report

@@ -96,11 +96,11 @@ def _noise(images: int, size: int, channels: int, hidden: int, mesh: Mesh) -> tu
 def _results(
     x: jax.Array, gain: jax.Array, weights: Any, keep: jax.Array, cotangents: Any, kernels: Kernels | None
 ) -> dict[str, Any]:
-    def block(x: jax.Array, gain: jax.Array, weights: Any) -> Any:
+    def both_branches(x: jax.Array, gain: jax.Array, weights: Any) -> Any:
         y, moments = block.pooling_residual(3, x, moments_of(x), gain, keep, kernels)
         return block.mlp_residual(functional.gelu, y, moments, weights, keep, kernels)
 
-    (y, moments), vjp = jax.vjp(block, x, gain, weights)
+    (y, moments), vjp = jax.vjp(both_branches, x, gain, weights)
     dx, dgain, dweights = vjp(cotangents)
     return {"map": y, "moments": moments, "gradient of": {"x": dx, "gain": dgain, "mlp": dweights}}
 

@@ -26,7 +26,7 @@ from poolformer_jax.process import available_cores
 from train.data.augment.resizing import choose_resizer
 from train.data.augment.transforms import TrainingTransform
 from train.data.config import DataConfig
-from train.data.sources.opening import ArraySource, Example, Source, image_of
+from train.data.sources.source import ArraySource, Example, Source, image_of
 from train.data.workers.shared_memory import most_batches, require_room
 from train.data.workers.worker_errors import loss_of_a_worker
 from train.data.workers.worker_process import name_as_main_of_workers

@@ -33,8 +33,8 @@ from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import printable
 from train.data.sources.archives import open_imagenet
 from train.data.sources.folders import FolderSource, open_folder, read_class_folders
-from train.data.sources.opening import Example, Source, SourceError, image_of, require_images
 from train.data.sources.origin import Origin, require_note
+from train.data.sources.source import Example, Source, SourceError, image_of, require_images
 from train.resume.lock import alone_in
 
 _VERSION = "1.0.0"

@@ -17,7 +17,7 @@ from poolformer_jax import PoolFormerConfig
 from poolformer_jax.fields import first_few
 from train.compute.distributed import from_process_0, refuse_unlike
 from train.data.augment.resizing import choose_resizer
-from train.data.sources.opening import Source
+from train.data.sources.source import Source
 from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences, in_present_fields
 from train.report.reports import last_noted_step
 from train.resume.checkpoints import newest_run

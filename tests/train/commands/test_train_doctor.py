@@ -22,7 +22,8 @@ from train.commands.doctor import examine, report
 from train.compute.kernel_check import TOLERANCE, largest_difference
 from train.compute.network_config import PretrainedNetwork
 from train.compute.sharding import BATCH_AXES, make_mesh
-from train.data.sources.opening import folders, open_source
+from train.data.sources import folders
+from train.data.sources.opening import open_source
 from train.data.workers.shared_memory import Room
 from train.recipes import TrainConfig
 from train.resume.checkpoints import Checkpoints

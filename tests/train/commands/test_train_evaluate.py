@@ -15,7 +15,7 @@ from rich.console import Console
 import programs
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
 from poolformer_jax.images.imagenet_labels import imagenet_labels
-from poolformer_jax.inference.classifier import classifier
+from poolformer_jax.inference import classifier
 from train.commands.evaluate import EvaluateConfig, run
 from train.compute.network import make_network
 from train.compute.network_config import PretrainedNetwork

@@ -11,7 +11,8 @@ from poolformer_jax.images.reading import ImageError
 from small_data import SMALL, assert_same, photographs, take, write_photographs
 from train.data.config import HostAugmentation
 from train.data.pipeline import BadImageError, evaluation_batches, train_batches
-from train.data.sources.opening import SourceError, open_source
+from train.data.sources.opening import open_source
+from train.data.sources.source import SourceError
 
 
 @pytest.fixture(scope="module")

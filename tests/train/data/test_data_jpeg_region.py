@@ -140,7 +140,11 @@ def missing():
 @needs_codec
 def test_it_is_not_used_where_another_has_loaded_it_with_all_its_plugins():
     """One of them decodes damaged files as far as it can, and hides the damage."""
-    program = "import nvidia.nvimgcodec\nfrom train.data.augment.jpeg_region import decodes_regions\nassert not decodes_regions()"
+    program = (
+        "import nvidia.nvimgcodec\n"
+        "from train.data.augment.jpeg_region import decodes_regions\n"
+        "assert not decodes_regions()"
+    )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "something else has imported nvidia.nvimgcodec before" in run.stderr
 

@@ -19,7 +19,8 @@ from paths import ROOT
 from train.data.config import DataConfig
 from train.data.pipeline import evaluation_batches, train_batches
 from train.data.prepare import PrepareConfig, Progress, prepare
-from train.data.sources.opening import SourceError, open_source
+from train.data.sources.opening import open_source
+from train.data.sources.source import SourceError
 
 
 def jpeg(seed):

@@ -12,7 +12,8 @@ from PIL import Image, features
 from paths import TESTS
 from poolformer_jax.images.reading import read_image
 from train.data.config import DIGITS, DataConfig
-from train.data.sources.opening import SourceError, held_out, open_source
+from train.data.sources.opening import open_source
+from train.data.sources.source import SourceError, held_out
 
 IMAGES = TESTS / "images"
 

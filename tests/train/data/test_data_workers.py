@@ -30,7 +30,7 @@ PROGRAM = """
     import numpy as np
     from train.data.config import DIGITS
     from train.data.pipeline import train_batches
-    from train.data.sources.opening import ArraySource
+    from train.data.sources.source import ArraySource
 
     class Spy(ArraySource):
         def __getitem__(self, index):
@@ -141,7 +141,7 @@ FULL = """
     import numpy as np
     from train.data.config import DIGITS
     from train.data.pipeline import train_batches
-    from train.data.sources.opening import ArraySource
+    from train.data.sources.source import ArraySource
 
     if __name__ == "__main__":
         import dataclasses

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.sources.opening import Example, SourceError, digest_of
+from train.data.sources.source import Example, SourceError, digest_of
 
 TRAIN, VALIDATION, KIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from poolformer_jax.fields import first_few
 from poolformer_jax.images.reading import ImageError, image_suffixes, printable
-from train.data.sources.opening import Example, SourceError, digest_of, held_out
+from train.data.sources.source import Example, SourceError, digest_of, held_out
 
 WHOLE = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
@@ -233,8 +233,8 @@ def _refuse_splits_as_classes(path: str | Path, root: Path) -> None:
     if len(like_splits := [name for name in _class_names(root) if name.lower() in _LIKE_SPLITS]) > 1:
         raise SourceError(
             f"folder:{path}: {first_few(like_splits)} would be taken for classes, and look like splits. Expected "
-            f"splits with names of {', '.join(_SPLITS)}, in small letters, and one folder per class in each; or, if they are "
-            "classes, all classes in a folder PATH/train, given as folder:PATH."
+            f"splits with names of {', '.join(_SPLITS)}, in small letters, and one folder per class in each; or, if "
+            "they are classes, all classes in a folder PATH/train, given as folder:PATH."
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from poolformer_jax.files import write_json
 from train.data.sources.folders import FolderSource
-from train.data.sources.opening import Source, SourceError, digest_of
+from train.data.sources.source import Source, SourceError, digest_of
 
 _FILE = "fingerprint.json"
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.data.sources.opening import Example, SourceError, digest_of
+from train.data.sources.source import Example, SourceError, digest_of
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAMES_OF_IDS = ("file_name", "filename", "image/filename", "id")
