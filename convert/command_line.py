@@ -17,6 +17,7 @@ from rich.console import Console
 from convert import display, report
 from convert.conversion import Mapped, Source, convert, open_source
 from poolformer_jax.cli.arguments import HelpFormatter
+from poolformer_jax.errors import InputError
 from poolformer_jax.files import write_json
 from poolformer_jax.process import exit_on_interrupt, interrupt_exit_code
 from poolformer_jax.weights import WeightsMismatch
@@ -88,7 +89,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     path = Path(options.report or destination / report.FILE)
     write_json(path, account)
     if result and not result.passed:
-        raise ValueError(f"{destination} does not compute what {options.source} computes; {path} has the differences.")
+        raise InputError(f"{destination} does not compute what {options.source} computes; {path} has the differences.")
     console.print(f"\nModel    {destination}\nReport   {path}", soft_wrap=True)
     return DONE
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
+from poolformer_jax.errors import InputError
 from poolformer_jax.hub import NotInCache
 from poolformer_jax.weights.containers.files import WeightsFile, open_weights
 from poolformer_jax.weights.folder import write_model
@@ -85,7 +86,7 @@ def open_source(given: str, *, use_ema: bool = False, variant: str | None = None
         config = PoolFormerConfig.from_variant(variant, **kept)
     plan = plan_import(weights.tensors, config)
     if not plan.detection.classifier:
-        raise ValueError(
+        raise InputError(
             f"{files.weights} holds a backbone without final norm and head, and a model folder holds a classifier. "
             "Give it a head first: load_pretrained(..., num_labels=N, reset_head=True), then save_pretrained."
         )
@@ -119,7 +120,7 @@ def convert(source: Source, destination: Path, layout: str, advance: Callable[[i
         ValueError: if the layout's model cannot compute this network, or the folder is the source's own.
     """
     if destination.resolve() in {path.parent.resolve() for path in source.weights.files}:
-        raise ValueError(
+        raise InputError(
             f"{destination} is the folder of the source itself. Expected another one, to leave it as it is."
         )
     mapped = pair(source, layout)

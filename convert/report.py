@@ -9,6 +9,7 @@ from typing import Any
 
 import poolformer_jax
 from convert.conversion import Mapped, Source
+from poolformer_jax.errors import InputError
 from poolformer_jax.images import processor_config
 from poolformer_jax.weights import WeightsMismatch
 from poolformer_jax.weights.containers.files import WeightsFile
@@ -111,12 +112,12 @@ def check(path: Path, destination: Path) -> None:
         ValueError: if it is that of a folder, below a file, or that of a file of the model in `destination`.
     """
     if path.is_dir():
-        raise ValueError(f"--report {path} is a folder. Expected the name of a file, such as {path / FILE}.")
+        raise InputError(f"--report {path} is a folder. Expected the name of a file, such as {path / FILE}.")
     if files := [parent for parent in path.parents if parent.exists() and not parent.is_dir()]:
-        raise ValueError(f"--report {path} cannot be a file, because {files[0]} is one. Expected a name in a folder.")
+        raise InputError(f"--report {path} cannot be a file, because {files[0]} is one. Expected a name in a folder.")
     held = (CONFIG, processor_config.FILE, *WEIGHTS)
     if path.resolve() in (destination.resolve(), *((destination / name).resolve() for name in held)):
-        raise ValueError(f"--report {path} would take the place of the model. Expected another name, such as {FILE}.")
+        raise InputError(f"--report {path} would take the place of the model. Expected another name, such as {FILE}.")
 
 
 def check_spares(path: Path, files: ModelFiles, weights: WeightsFile) -> None:
@@ -127,4 +128,4 @@ def check_spares(path: Path, files: ModelFiles, weights: WeightsFile) -> None:
     """
     beside = (files.weights.with_name(name) for name in (CONFIG, processor_config.FILE))
     if path.resolve() in {file.resolve() for file in (*weights.files, *beside)}:
-        raise ValueError(f"--report {path} is a file of the source. Expected another name, to leave it as it is.")
+        raise InputError(f"--report {path} is a file of the source. Expected another name, to leave it as it is.")

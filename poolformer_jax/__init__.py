@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from poolformer_jax.errors import InputError, PoolFormerError
     from poolformer_jax.export.model_file import ExportError, export_model
     from poolformer_jax.images.processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.images.reading import ImageError
@@ -35,7 +36,9 @@ __all__ = [
     "ImageClassifier",
     "ImageClassifierOutput",
     "ImageError",
+    "InputError",
     "PoolFormerConfig",
+    "PoolFormerError",
     "PoolFormerFeatureExtractor",
     "PoolFormerForImageClassification",
     "PoolFormerImageProcessor",
@@ -54,6 +57,8 @@ __all__ = [
 
 # The module that each public name comes from.
 _HOME = {
+    "InputError": "errors",
+    "PoolFormerError": "errors",
     "ExportError": "export.model_file",
     "GpuKernels": "network.fused.kernels",
     "GradCam": "inference.grad_cam",

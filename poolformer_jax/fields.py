@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from poolformer_jax.errors import InputError
+
 # A config.json may hold lists of any length; a message should not.
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -32,7 +34,7 @@ def check_rules(config: object, rules: Sequence[tuple[str, object, str]]) -> Non
         if not valid
     ]
     if problems:
-        raise ValueError(f"{type(config).__name__} cannot work:\n  " + "\n  ".join(problems))
+        raise InputError(f"{type(config).__name__} cannot work:\n  " + "\n  ".join(problems))
 
 
 def short_repr(value: object) -> str:

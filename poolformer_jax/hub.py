@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from poolformer_jax.errors import MissingDependencyError, MissingFileError
+
 # As huggingface_hub checks it, with an owner; it need not be installed to tell a path from a name.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
 WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
 
 
-class NotInCache(FileNotFoundError):
+class NotInCache(MissingFileError):
     """A file that the cache does not hold, when the Hub could not be asked whether the repository has it."""
 
 
@@ -43,14 +45,14 @@ class Repository:
     ) -> None:
         # Whoever writes such an ending means a file that is not there, and no repository.
         if not _ID.fullmatch(name) or name.endswith((*WEIGHTS_ENDINGS, ".json")):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There is no model at {name}. Expected a model folder, a file in it, or a name on the Hugging Face "
                 "Hub such as 'sail/poolformer_s12'."
             )
         try:
             import huggingface_hub  # noqa: F401
         except ImportError:
-            raise ModuleNotFoundError(
+            raise MissingDependencyError(
                 f"{name!r} is no file or folder here, and to look for it on the Hugging Face Hub needs "
                 "huggingface_hub. Install it with: pip install 'poolformer-jax[hub]'"
             ) from None
@@ -77,7 +79,7 @@ class Repository:
             except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
                 named = isinstance(error, errors.RevisionNotFoundError)
                 what = f"revision {self._options['revision']!r} of {self.name}" if named else self.name
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"There is no {what} on the Hugging Face Hub, nor a file or folder of that name here. Expected a "
                     "name such as 'sail/poolformer_s12'; a private model needs token=..."
                 ) from error

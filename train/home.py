@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from poolformer_jax.errors import InputError
+
 
 def expand_home(config: Any, *names: str) -> None:
     """Puts the home in the place of "~" in these fields of a frozen config that is being made; None stays None.
@@ -18,6 +20,6 @@ def expand_home(config: Any, *names: str) -> None:
         try:
             object.__setattr__(config, name, type(value)(Path(value).expanduser()))
         except RuntimeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{name}={str(value)!r}: there is no such home on this machine. Expected another, or the whole path."
             ) from error

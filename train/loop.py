@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.files import write_json
 from train.compute.distributed import StopRequest, initialize
 from train.compute.evaluation import Evaluation, evaluate
@@ -41,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 _STEPS_TO_WARM_UP = 10
 
 
-class TrainingError(Exception):
+class TrainingError(PoolFormerError):
     """The run cannot go on; its last good checkpoint stands."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import add_weights, starting_jax, waiting
+from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.files import replace_atomically
 
 NAME = "cam"
@@ -52,20 +53,20 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(output: Path) -> None:
     """Refuses what cannot be written, before the network is loaded."""
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}. Make it first.")
+        raise MissingFileError(f"--output {output}: there is no folder {output.parent}. Make it first.")
     if output.is_dir():
-        raise IsADirectoryError(f"--output {output} is a folder. Expected the name of a picture to write.")
+        raise InputError(f"--output {output} is a folder. Expected the name of a picture to write.")
     if output.suffix.lower() not in _PICTURES:
-        raise ValueError(f"--output {output}: expected the ending of a picture, {', '.join(_PICTURES)}.")
+        raise InputError(f"--output {output}: expected the ending of a picture, {', '.join(_PICTURES)}.")
 
 
 def label_index(label: str, names: Mapping[int, str]) -> int:
     """The class called `label`, or with that index."""
     matches = [index for index, name in names.items() if label in (name, *name.split(", "))]
     if len(matches) > 1:  # two of ImageNet's are called "crane"
-        raise ValueError(f"The classes {' and '.join(map(str, matches))} are both called {label!r}. Give the index.")
+        raise InputError(f"The classes {' and '.join(map(str, matches))} are both called {label!r}. Give the index.")
     if matches:
         return matches[0]
     if label.isdecimal() and int(label) in names:
         return int(label)
-    raise ValueError(f"There is no class {label!r}. Expected a name or an index from 0 to {len(names) - 1}.")
+    raise InputError(f"There is no class {label!r}. Expected a name or an index from 0 to {len(names) - 1}.")

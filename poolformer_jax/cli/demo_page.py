@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from poolformer_jax.errors import MissingDependencyError
 from poolformer_jax.images.reading import ImageError
 from poolformer_jax.inference.classifier import ImageClassifier
 from poolformer_jax.inference.grad_cam import VISIBLE_SIDE, GradCam
@@ -31,7 +32,7 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
     try:
         import gradio
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise MissingDependencyError(
             f"The demo page needs gradio ({error}). Install it with: pip install 'poolformer-jax[demo]'"
         ) from error
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, starting_jax, waiting
+from poolformer_jax.errors import InputError
 
 NAME = "export"
 HELP = "Write a network as StableHLO (for jax) or ONNX (for other runtimes)."
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         from poolformer_jax.inference.classifier import class_names, find_image_processor
         from poolformer_jax.weights.pretrained import load_pretrained
     if Path(arguments.file).suffix.lower() not in FORMATS:
-        raise ValueError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
+        raise InputError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
     with waiting(f"Loading {arguments.source}"):
         model, variables = load_pretrained(arguments.source)
         processor = find_image_processor(arguments.source, model.config)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, starting_jax, waiting
+from poolformer_jax.errors import MissingFileError
 
 NAME = "predict"
 HELP = "Print the most probable labels of images."
@@ -77,5 +78,5 @@ def _files(names: list[str]) -> Iterator[Path]:
 
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in image_suffixes() and file.is_file())
         if not inside:
-            raise FileNotFoundError(f"The folder {name} has no image file. Expected at least one.")
+            raise MissingFileError(f"The folder {name} has no image file. Expected at least one.")
         yield from inside

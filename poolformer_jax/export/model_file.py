@@ -31,6 +31,7 @@ from flax.typing import Dtype
 from jaxtyping import Float32
 
 import poolformer_jax
+from poolformer_jax.errors import InputError, MissingDependencyError, MissingFileError
 from poolformer_jax.export.onnx_operations import network_graph
 from poolformer_jax.files import replace_atomically, write_json
 from poolformer_jax.images.processor import PoolFormerImageProcessor
@@ -48,7 +49,7 @@ _ONNX_IR_VERSION = 8
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
     """A conversion that computes something else than the network."""
 
 
@@ -86,24 +87,24 @@ def export_model(
     path = Path(file).expanduser()
     ending = path.suffix.lower()
     if ending not in FORMATS:
-        raise ValueError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")
+        raise InputError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")
     if not path.parent.is_dir():  # before the minutes that a conversion can take
-        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+        raise MissingFileError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
     beside = path.with_name(f"{path.name}.json") if ending == ".stablehlo" else None
     for one in (path, beside):
         if one is not None and one.is_dir():
-            raise IsADirectoryError(f"{one} is a folder. Expected the name of a file to write.")
+            raise InputError(f"{one} is a folder. Expected the name of a file to write.")
     size = image_size or image_processor.output_size
     if size is None:
-        raise ValueError("The preprocessing makes images of many sizes. Say image_size=(height, width) in pixels.")
+        raise InputError("The preprocessing makes images of many sizes. Say image_size=(height, width) in pixels.")
     facts = metadata(config, image_processor, id2label, size)
     example = np.random.default_rng(0).standard_normal((2, *size, config.num_channels), np.float32)
     check_dtype(dtype)
     if jnp.dtype(dtype).name not in _TOLERANCE:
-        raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported. Expected {' or '.join(_TOLERANCE)}.")
+        raise InputError(f"dtype={jnp.dtype(dtype).name} cannot be exported. Expected {' or '.join(_TOLERANCE)}.")
     if ending == ".onnx":
         if jnp.dtype(dtype) != jnp.float32:
-            raise ValueError(f"dtype={jnp.dtype(dtype).name} cannot be exported to ONNX. Expected float32.")
+            raise InputError(f"dtype={jnp.dtype(dtype).name} cannot be exported to ONNX. Expected float32.")
         data = to_onnx(config, variables, size, facts)
         difference = _difference(config, variables, dtype, example, _run_onnx(data, example))
     else:
@@ -224,7 +225,7 @@ def _difference(
     output: Any = jax.jit(PoolFormerForImageClassification(config).apply)(variables, pixel_values)
     expected = np.asarray(output.logits)
     if not np.isfinite(expected).all():
-        raise ValueError("The network's own logits are infinite or no numbers. Expected finite weights; check them.")
+        raise InputError("The network's own logits are infinite or no numbers. Expected finite weights; check them.")
     largest = np.abs(expected).max() or 1  # a head of zeros has no larger one: then the difference itself
     difference = float(np.abs(np.asarray(logits) - expected).max() / largest)
     if not difference <= _TOLERANCE[jnp.dtype(dtype).name]:
@@ -235,5 +236,5 @@ def _difference(
     return difference
 
 
-def _missing(names: str, error: ImportError) -> ModuleNotFoundError:
-    return ModuleNotFoundError(f"Exporting needs {names} ({error}). Install: pip install 'poolformer-jax[export]'")
+def _missing(names: str, error: ImportError) -> MissingDependencyError:
+    return MissingDependencyError(f"Exporting needs {names} ({error}). Install: pip install 'poolformer-jax[export]'")

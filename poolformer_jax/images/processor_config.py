@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.fields import INTEGER, short_repr
 from poolformer_jax.hub import Repository
 
@@ -65,7 +66,7 @@ def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, An
         fields["crop_size"] = {"height": size, "width": size}
     types = ("image_processor_type", "feature_extractor_type")
     if wrong := [f"{name}={data[name]!r}" for name in types if data.get(name) not in (None, *_TYPES)]:
-        raise ValueError(
+        raise InputError(
             f"This {FILE} is of another model's preprocessing, {', '.join(wrong)}, which makes other pixels. Expected "
             f"one of {', '.join(_TYPES)}, or no such entry."
         )
@@ -75,7 +76,7 @@ def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, An
         if value and name not in known and name not in (*_WITHOUT_EFFECT, *types) and not name.startswith("_")
     ]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"These entries of {FILE} have no meaning here: {', '.join(unknown)}. Expected only: "
             f"{', '.join(sorted(known))}. If they do not change the pixels, remove them."
         )
@@ -85,15 +86,15 @@ def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, An
 def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
     """timm too scales the shorter edge to floor(size / crop_pct) and crops the middle, under other names."""
     if missing := [name for name in ("input_size", "mean", "std") if not isinstance(data.get(name), list | tuple)]:
-        raise ValueError(f"timm's pretrained_cfg has no list {', '.join(missing)}. Expected all of them.")
+        raise InputError(f"timm's pretrained_cfg has no list {', '.join(missing)}. Expected all of them.")
     if data.get("crop_mode") not in (None, "center") or str(data["interpolation"]) not in _TIMM_FILTERS:
-        raise ValueError(
+        raise InputError(
             f"timm's crop_mode={data.get('crop_mode')!r} with interpolation={data['interpolation']!r} is not "
             f"implemented. Expected crop_mode 'center' and one of {', '.join(_TIMM_FILTERS)}."
         )
     size = data["input_size"]
     if len(size) != 3 or size[1] != size[2]:  # timm keeps a picture's shape for an oblong too, and nothing here does
-        raise ValueError(f"timm's input_size={short_repr(size)} is not implemented. Expected [channels, side, side].")
+        raise InputError(f"timm's input_size={short_repr(size)} is not implemented. Expected [channels, side, side].")
     return {
         "size": {"shortest_edge": size[1]},
         "crop_size": {"height": size[1], "width": size[1]},
@@ -125,7 +126,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
             return data
         if isinstance(timm := data.get("pretrained_cfg"), dict) and "interpolation" in timm:
             return timm
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{source} has no {FILE}, and no config.json of timm with a pretrained_cfg. Expected one of them beside the "
         "weights; PoolFormerImageProcessor(...).save_pretrained(folder) writes it."
     )
@@ -136,7 +137,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}). {expected}.") from error
+        raise InputError(f"{path} is no JSON ({error}). {expected}.") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}. {expected}.")
+        raise InputError(f"{path} holds a {type(data).__name__}. {expected}.")
     return data

@@ -30,6 +30,8 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from poolformer_jax.errors import InputError
+
 # Whatever `read_image` accepts; a jax.Array counts as an array. Spelled Any, because np.ndarray and the rest of the
 # world's arrays share no type.
 ImageLike = Any
@@ -42,7 +44,7 @@ DATA_FORMATS = ("channels_last", "channels_first")
 _WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """A picture that cannot be read, with what is wrong with it."""
 
 

@@ -21,6 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array, Float32, UInt8
 from PIL import Image
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import INTEGER
 from poolformer_jax.hub import NotInCache
 from poolformer_jax.images.imagenet_labels import imagenet_labels
@@ -173,7 +174,7 @@ class ImageClassifier:
         """
         _check_at_least_one(top_k=top_k)
         if is_one_image(images):  # a path is an iterable of characters, an array one of rows
-            raise ValueError(
+            raise InputError(
                 f"images is one image, of type {type(images).__name__}. Expected an iterable of images: stream "
                 "[image], or call the classifier with it; of an array of many, stream list(array)."
             )
@@ -289,7 +290,7 @@ def find_image_processor(
     except FileNotFoundError as error:
         variant = None if isinstance(error, NotInCache) else published_variant(config)
         if variant is None:
-            raise ValueError(f"{error} Or pass image_processor=PoolFormerImageProcessor(...).") from error
+            raise InputError(f"{error} Or pass image_processor=PoolFormerImageProcessor(...).") from error
     return PoolFormerImageProcessor.for_variant(variant)
 
 
@@ -331,12 +332,12 @@ def _check(
     if unnamed := sorted(set(range(config.num_labels)) - set(id2label)):
         problems.append(f"id2label has no name for class {unnamed[0]}: expected one for each of {config.num_labels}.")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise InputError("\n".join(problems))
 
 
 def _check_at_least_one(**counts: int) -> None:
     if wrong := [f"{name}={count!r}" for name, count in counts.items() if not (INTEGER.accepts(count) and count >= 1)]:
-        raise ValueError(f"{', '.join(wrong)}: expected a whole number, at least 1.")
+        raise InputError(f"{', '.join(wrong)}: expected a whole number, at least 1.")
 
 
 def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.images.reading import ImageLike
 from poolformer_jax.inference.folding import fold, folded_features, folded_head
@@ -67,7 +68,7 @@ class GradCam:
         self, config: PoolFormerConfig, variables: Mapping[str, Any], image_processor: PoolFormerImageProcessor
     ) -> None:
         if config.num_labels == 0:
-            raise ValueError("The network has no head (num_labels=0). Expected at least one label to explain.")
+            raise InputError("The network has no head (num_labels=0). Expected at least one label to explain.")
         self.config = config
         self.image_processor = image_processor
         self._params = fold(config, variables)
@@ -85,7 +86,7 @@ class GradCam:
             ValueError: if there is no such class.
         """
         if label is not None and not 0 <= label < self.config.num_labels:
-            raise ValueError(f"label={label}. Expected an index from 0 to {self.config.num_labels - 1}.")
+            raise InputError(f"label={label}. Expected an index from 0 to {self.config.num_labels - 1}.")
         picture = self.image_processor.resize_and_crop(image)
         pixel_values = self.image_processor.normalize(picture[None])
         inputs = jax.device_put((pixel_values, np.int32(-1 if label is None else label)))

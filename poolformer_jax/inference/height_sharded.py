@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Num
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.inference.folding import fold, folded_features, folded_head
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.model import ImageClassifierOutput, check_dtype, check_pixel_values
@@ -71,13 +72,13 @@ class HeightShardedModel:
         check_dtype(dtype)
         devices = jax.local_devices() if devices is None else devices
         if not devices:
-            raise ValueError("devices is empty. Expected at least one, or None for all of this process.")
+            raise InputError("devices is empty. Expected at least one, or None for all of this process.")
         mesh = Mesh(np.asarray(devices), ("height",))
         self.config, self._mesh = config, mesh
         self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())
         self._multiple = config.total_stride * mesh.size
         if any(rows % mesh.size for rows in config.feature_sizes(self._multiple)):  # then no multiple will do
-            raise ValueError(
+            raise InputError(
                 f"The feature maps of {self._multiple} pixels are {config.feature_sizes(self._multiple)} pixels high, "
                 f"which {mesh.size} devices do not share equally. Expected padding of about half of patch_sizes, as "
                 "published, or one device."
@@ -118,7 +119,7 @@ class HeightShardedModel:
         height = shape[1]
         if height % self._multiple:
             larger = -(-height // self._multiple) * self._multiple
-            raise ValueError(
+            raise InputError(
                 f"The image is {height} pixels high. Expected a multiple of {self._multiple}, the network's stride of "
                 f"{self.config.total_stride} times the number of devices: resize it to {larger}, or use fewer devices."
             )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, no_type_check
 
 from flax.core import FrozenDict
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import (
     BOOLEAN,
     INTEGER,
@@ -128,7 +129,7 @@ class PoolFormerConfig:
         """
         key = name.removeprefix("poolformer_")
         if key not in VARIANTS:
-            raise ValueError(f"There is no variant {name!r}. Expected one of: {', '.join(VARIANTS)}.")
+            raise InputError(f"There is no variant {name!r}. Expected one of: {', '.join(VARIANTS)}.")
         _refuse_unknown_fields(changes)
         return cls(**{**VARIANTS[key], **changes})
 
@@ -220,20 +221,20 @@ _KINDS: Mapping[str, FieldType] = {
 
 def _refuse_other_models(data: Mapping[str, Any]) -> None:
     if "architecture" in data:
-        raise ValueError(
+        raise InputError(
             f"This config.json is timm's, of {short_repr(data['architecture'])}: it leaves the layers to the weights. "
             "Expected model_type 'poolformer'; load_pretrained reads timm's beside its weights."
         )
     if (model_type := data.get("model_type", "poolformer")) != "poolformer":
-        raise ValueError(f"This config.json is of a {model_type!r} model. Expected model_type 'poolformer'.")
+        raise InputError(f"This config.json is of a {model_type!r} model. Expected model_type 'poolformer'.")
     if (problem := data.get("problem_type")) not in (None, "single_label_classification"):
-        raise ValueError(
+        raise InputError(
             f"This config.json says problem_type={problem!r}. Expected 'single_label_classification': loss and "
             "probabilities are those of one label for each image here. Remove it there if the logits are all you want."
         )
     classes = data.get("architectures") or ()
     if not all(str(name).startswith("PoolFormer") for name in classes):
-        raise ValueError(
+        raise InputError(
             f"This config.json is of the architectures {short_repr(classes)}. Expected those of PoolFormer, such as "
             "['PoolFormerForImageClassification']."
         )
@@ -247,7 +248,7 @@ _DERIVED = {"architectures", "label2id", "num_encoder_blocks"}  # of `to_dict`, 
 def _refuse_unknown_fields(changes: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(PoolFormerConfig)]
     if unknown := sorted(set(changes) - set(known)):
-        raise ValueError(f"PoolFormerConfig has no field {', '.join(unknown)}. Its fields: {', '.join(known)}.")
+        raise InputError(f"PoolFormerConfig has no field {', '.join(unknown)}. Its fields: {', '.join(known)}.")
 
 
 def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:

@@ -15,6 +15,7 @@ import numpy as np
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Num
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.fused import block
@@ -313,11 +314,11 @@ def _loss(config: PoolFormerConfig, logits: Float[Array, "b labels"], labels: Nu
         ValueError: for labels of another shape. They might be broadcast against the logits, to the loss of nothing.
     """
     if config.num_labels == 0:
-        raise ValueError("labels were given, and the network has no head (num_labels=0). Expected labels=None.")
+        raise InputError("labels were given, and the network has no head (num_labels=0). Expected labels=None.")
     indices = labels.shape == logits.shape[:1] and jnp.issubdtype(labels.dtype, jnp.integer)
     if not indices and labels.shape != logits.shape:
         batch, classes = logits.shape
-        raise ValueError(
+        raise InputError(
             f"labels has shape {labels.shape} and type {labels.dtype}, for a batch of {batch} and {classes} classes. "
             f"Expected whole numbers [{batch}], the class of each image, or a probability for each class "
             f"[{batch}, {classes}]."
@@ -332,7 +333,7 @@ def check_dtype(dtype: Dtype) -> None:
     except TypeError:  # no type at all
         fits = False
     if not fits:
-        raise ValueError(f"dtype={dtype!r}: expected float32 or bfloat16.")
+        raise InputError(f"dtype={dtype!r}: expected float32 or bfloat16.")
 
 
 def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # a symbolic batch is no int
@@ -340,20 +341,20 @@ def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None
     channels, smallest = config.num_channels, config.smallest_side
     wanted = f"Expected [batch, height, width, {channels}]"
     if len(shape) != 4:
-        raise ValueError(f"pixel_values has shape {shape}. {wanted}; add the batch axis with pixel_values[None].")
+        raise InputError(f"pixel_values has shape {shape}. {wanted}; add the batch axis with pixel_values[None].")
     if shape[3] != channels:
         if shape[1] == channels:
             advice = "; this looks like PyTorch's NCHW: use pixel_values.transpose(0, 2, 3, 1)."
         else:
             advice = f", because config.num_channels={channels}."
-        raise ValueError(f"pixel_values has shape {shape}. {wanted}{advice}")
+        raise InputError(f"pixel_values has shape {shape}. {wanted}{advice}")
     if min(shape[1:3]) < smallest:
-        raise ValueError(
+        raise InputError(
             f"pixel_values has shape {shape}, which is too small for this network. "
             f"{wanted} with height and width of at least {smallest} pixels; resize the images."
         )
     if config.image_size is not None and shape[1:3] != (config.image_size, config.image_size):
-        raise ValueError(
+        raise InputError(
             f"pixel_values has shape {shape}, and this network has parameters for every position of images of "
             f"{config.image_size} by {config.image_size} pixels. Resize the images, or take a network without position "
             "embeddings and spatial_fc."

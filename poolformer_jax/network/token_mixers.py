@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.layers import KERNEL_INIT
@@ -50,7 +51,7 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
         if channels % self.head_dim:
-            raise ValueError(
+            raise InputError(
                 f"Attention splits channels into heads of {self.head_dim}, and this stage has {channels} channels. "
                 f"Expected a multiple of {self.head_dim} in hidden_sizes."
             )

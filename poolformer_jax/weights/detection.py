@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.variants import published_variant
 from poolformer_jax.weights.containers.storage import plain
@@ -97,14 +98,14 @@ def read_names(shapes: Mapping[str, Shape]) -> ReadNames:
     """
     names = _unwrap(shapes)
     if any(name in names for name in _SECOND_PAPER):
-        raise ValueError(
+        raise InputError(
             "These weights are of the second paper's networks (PoolFormerV2, IdentityFormer, RandFormer, ConvFormer, "
             "CAFormer), which this version does not have. Expected a PoolFormer or MetaFormer of the first paper."
         )
     matches = {layout: _read(layout, names, shapes) for layout in LAYOUTS}
     layout = max(matches, key=lambda name: len(matches[name]))
     if not any(match.row.path.startswith("stages") for match in matches[layout]):
-        raise ValueError(_unknown(shapes))
+        raise InputError(_unknown(shapes))
     return ReadNames(layout, names, tuple(matches[layout]))
 
 
@@ -187,7 +188,7 @@ def _infer(layout: str, matches: Sequence[_Match], names: int) -> PoolFormerConf
         for symbol, size in _dimensions(match):
             votes[at, symbol][size] += 1
     if max(count, sum(depths.values())) > names:
-        raise ValueError(
+        raise InputError(
             f"The stage and block numbers in these {names} names speak of {count} stages and {sum(depths.values())} "
             "blocks. Expected no more of them than there are arrays; the names are damaged."
         )
@@ -216,7 +217,7 @@ def _config(
     stages = range(len(depths))
     widths = [winner(stage, "c") for stage in stages]
     if unknown := [stage for stage in stages if not widths[stage] or not depths[stage]]:
-        raise ValueError(
+        raise InputError(
             f"This state dict in the layout of {layout} holds nothing of stage {', '.join(map(str, unknown))}, though "
             f"of others of its {len(depths)} stages. Expected every stage; give the file as it was saved."
         )
@@ -261,7 +262,7 @@ def _convolutions(patches: list[int | None]) -> dict[str, tuple[int, ...]]:
     published = [(7, 4, 2)] + [(3, 2, 1)] * (len(patches) - 1)
     for stage, (patch, (kernel, *_)) in enumerate(zip(patches, published)):
         if patch not in (None, kernel):
-            raise ValueError(
+            raise InputError(
                 f"The convolution into stage {stage} has a kernel of {patch}, and stride and padding cannot be told "
                 f"from a kernel. Expected the published {kernel}; for another network pass its PoolFormerConfig."
             )

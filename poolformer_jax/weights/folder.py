@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.files import naming_destination, write_json
 from poolformer_jax.images.processor import PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.images.processor_config import FILE as PREPROCESSOR
@@ -48,7 +49,7 @@ def write_model(
     _warn_of_head_order(config, layout)
     processor = image_processor or _default_processor(config)
     if processor is not None and processor.num_channels != config.num_channels:
-        raise ValueError(
+        raise InputError(
             f"The preprocessing makes {processor.num_channels} channels, and this network takes {config.num_channels}. "
             "Expected a mean and a standard deviation for each channel, or no preprocessing."
         )
@@ -78,12 +79,12 @@ def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
     if wrong := [
         f"{name}={getattr(config, name)!r}" for name, value in wanted.items() if getattr(config, name) != value
     ]:
-        raise ValueError(
+        raise InputError(
             f"The model of {layout} cannot compute a network with {', '.join(wrong)}. Expected "
             f"{', '.join(f'{name}={value!r}' for name, value in wanted.items())}; 'jax' holds every network."
         )
     if layout == "timm" and _timm_variant(config) is None:
-        raise ValueError(
+        raise InputError(
             f"timm.create_model has no network of depths {config.depths}, widths {config.hidden_sizes}. Expected "
             "one of the published s12, s24, s36, m36 and m48; save this one as 'hf', 'sail' or 'jax'."
         )
@@ -153,7 +154,7 @@ def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
     cuts = processor.do_resize and processor.do_center_crop and processor.crop_size["width"] == side
     if not cuts or edge is None or edge < side:
         names = ("do_resize", "size", "crop_pct", "do_center_crop", "crop_size")
-        raise ValueError(
+        raise InputError(
             f"timm cannot preprocess with {', '.join(f'{name}={getattr(processor, name)!r}' for name in names)}. "
             "Expected a picture resized in its own shape, and a square cut out that fits into it; save this one as "
             "'hf', 'sail' or 'jax'."
@@ -173,14 +174,14 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
     """A folder that becomes `target`, or gives it its files, when all is written; it vanishes when something fails."""
     with naming_destination(target):  # it may be that nobody lets us look
         if target.exists() and not target.is_dir():
-            raise ValueError(f"{target} is a file. Expected the name of a folder to write a model into.")
+            raise InputError(f"{target} is a file. Expected the name of a folder to write a model into.")
         if others := [name for name in WEIGHTS if name != weights and (target / name).exists()]:
-            raise ValueError(
+            raise InputError(
                 f"{target} holds other weights already ({', '.join(others)}), and a reader could take them for these. "
                 "Expected a new folder, or one that holds a model of the same layout."
             )
         if files := [parent for parent in target.parents if parent.exists() and not parent.is_dir()]:
-            raise ValueError(f"{target} cannot be a folder, because {files[0]} is a file. Expected a name in a folder.")
+            raise InputError(f"{target} cannot be a folder, because {files[0]} is a file. Expected a name in a folder.")
     with naming_destination(target):
         place = target.resolve()
         # Where a rename cannot leave the file system, nor ask more of it than the right to write there.

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
 from poolformer_jax.network.config import PoolFormerConfig
 
@@ -227,14 +228,14 @@ def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = 
         ValueError: if there is no such layout, or it has no name for some of the network's parameters.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"There is no layout {layout!r}. Expected one of: {', '.join(LAYOUTS)}.")
+        raise InputError(f"There is no layout {layout!r}. Expected one of: {', '.join(LAYOUTS)}.")
     found = []
     for group in LAYOUTS[layout].groups:
         found += [leaf for stage in range(len(config.depths)) for leaf in _stage(config, group, stage, classifier)]
     if layout != "jax":
         named = {leaf.path for leaf in found}
         if nameless := [leaf.path for leaf in leaves(config, classifier=classifier) if leaf.path not in named]:
-            raise ValueError(
+            raise InputError(
                 f"The layout {layout!r} has no name for {first_few(nameless, 3)}: its model has no such part. Expected "
                 "a network of pooling mixers without position embeddings; the layouts 'sail' and 'jax' hold this one."
             )

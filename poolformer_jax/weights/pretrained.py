@@ -16,6 +16,7 @@ import numpy as np
 from flax.typing import Dtype
 from jaxtyping import PRNGKeyArray
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.layers import KERNEL_INIT
@@ -64,7 +65,7 @@ def load_pretrained(
             `key` is given and the head is kept.
     """
     if key is not None and not reset_head:
-        raise ValueError(
+        raise InputError(
             "A key was given, and the head is the file's. Expected no key; pass reset_head=True to begin a new head."
         )
     hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
@@ -93,12 +94,12 @@ def _to_device(tree: dict[str, Any]) -> None:
 def _check_head(config: PoolFormerConfig, params: Mapping[str, Any], num_labels: int | None, path: Path) -> None:
     """Raises unless the file has the head that was asked for."""
     if "norm" not in params:
-        raise ValueError(
+        raise InputError(
             f"{path} holds a backbone without final norm and head. Pass num_labels=... and reset_head=True for new "
             "ones, or take from_torch_state_dict(...) and PoolFormerModel for the backbone alone."
         )
     if num_labels not in (None, config.num_labels):
-        raise ValueError(
+        raise InputError(
             f"{path} has a head for {config.num_labels} classes, and num_labels={num_labels} was asked for. Expected "
             f"{config.num_labels} or None; pass reset_head=True to begin a new head."
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
 from poolformer_jax.images.processor_config import FILE as PREPROCESSOR
 from poolformer_jax.network.config import PoolFormerConfig
@@ -79,11 +80,9 @@ def _in_folder(folder: Path) -> ModelFiles:
         found = found or [path for path in files if path.name.endswith(WEIGHTS_ENDINGS)]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
-            raise ValueError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")
+            raise InputError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")
     if not found:
-        raise FileNotFoundError(
-            f"The folder {folder} holds no weights. Expected {WEIGHTS[0]}, or another weights file."
-        )
+        raise MissingFileError(f"The folder {folder} holds no weights. Expected {WEIGHTS[0]}, or another weights file.")
     return ModelFiles(found[0], config if config.is_file() else None)
 
 
@@ -91,7 +90,7 @@ def _on_hub(repository: Repository) -> ModelFiles:
     config = repository.find(CONFIG)
     weights = repository.find(*WEIGHTS)
     if weights is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{repository.name} on the Hugging Face Hub holds no weights. Expected one of {', '.join(WEIGHTS)}."
         )
     if weights.name.endswith(".index.json"):
@@ -124,15 +123,15 @@ def _written(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise InputError(
             f"The config in {path} is no JSON ({error}). Expected the config.json of a PoolFormer."
         ) from error
     if not isinstance(data, dict):
-        raise ValueError(
+        raise InputError(
             f"The config in {path} holds a {type(data).__name__}. Expected an object, the config.json of a PoolFormer."
         )
     if not is_timms(data) and data.get("model_type") != "poolformer":
-        raise ValueError(
+        raise InputError(
             f"The config in {path} is of a {data.get('model_type')!r} model. Expected model_type 'poolformer', or "
             "timm's config.json."
         )
@@ -150,7 +149,7 @@ def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
         return _network(files, weights, written)
     except (TypeError, KeyError, AttributeError, OverflowError) as error:
         where = files.config or files.weights
-        raise ValueError(f"The config in {where} is malformed ({error}). Expected that of a PoolFormer.") from error
+        raise InputError(f"The config in {where} is malformed ({error}). Expected that of a PoolFormer.") from error
 
 
 def _network(files: ModelFiles, weights: WeightsFile, written: Mapping[str, Any] | None) -> PoolFormerConfig:
@@ -160,7 +159,7 @@ def _network(files: ModelFiles, weights: WeightsFile, written: Mapping[str, Any]
         try:
             return PoolFormerConfig.from_dict(written)
         except ValueError as error:
-            raise ValueError(f"The config in {files.config or files.weights} is malformed. {error}") from error
+            raise InputError(f"The config in {files.config or files.weights} is malformed. {error}") from error
     config = plan_import(weights.tensors).detection.config
     if files.weights.name.startswith("metaformer_id_"):
         # The authors' release of this ablation is told from a PoolFormer by nothing but its name.
@@ -226,7 +225,7 @@ def _refuse_other_functions(config: PoolFormerConfig, data: Mapping[str, Any], p
     if (architecture := str(data["architecture"]).split(".")[0]) not in known:
         wrong.append(f"architecture={architecture!r}: expected {' or '.join(known)}")
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"timm's config in {path} is not of these weights, or of a network that is not here:\n  "
             + "\n  ".join(wrong)
         )

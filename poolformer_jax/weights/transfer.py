@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import DTypeLike
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.weights.containers.storage import plain
@@ -37,7 +38,7 @@ class ArrayLike(Protocol):
     def dtype(self) -> Any: ...
 
 
-class WeightsMismatch(ValueError):
+class WeightsMismatch(InputError):
     """Names or shapes of weights that are not those of the network.
 
     Attributes:
@@ -117,7 +118,7 @@ def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | 
     detection = network_of_names(read, config)
     if (blocks := sum(detection.config.depths)) > len(shapes):
         # Told before a list is made of every parameter of a config that may come from a file too.
-        raise ValueError(
+        raise InputError(
             f"The config given has depths {str(detection.config.depths)[:80]}, {str(blocks)[:40]} blocks in all, and "
             f"these weights are {len(shapes)} arrays. Expected the config of these weights."
         )
@@ -151,7 +152,7 @@ def _refuse_quantized(state_dict: Mapping[str, ArrayLike]) -> None:
         for name, array in state_dict.items()
     }
     if wrong := [f"{plain(name)} ({kind})" for name, kind in types.items() if "float" not in kind]:
-        raise ValueError(
+        raise InputError(
             f"These weights are no floating-point numbers: {first_few(wrong, 3)}. Expected float16, bfloat16, 32 or 64."
         )
 
@@ -197,7 +198,7 @@ def read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None = np.
     try:
         given = np.asarray(stored)
     except (TypeError, RuntimeError) as error:  # of PyTorch: NumPy has no such type, or a gradient would be lost
-        raise ValueError(
+        raise InputError(
             f"What is given for {leaf.name} becomes no array ({plain(str(error))}). Expected arrays, or tensors on the "
             "CPU without gradient, of a type that NumPy has: tensor.detach().cpu().float()."
         ) from error
@@ -260,7 +261,7 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: if there is no "params", or anything beside it.
     """
     if set(variables) != {"params"}:
-        raise ValueError(
+        raise InputError(
             f"variables holds {sorted(variables) or 'nothing'}. Expected {{'params': tree}} and nothing else, "
             "as model.init and load_pretrained return."
         )

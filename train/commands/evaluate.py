@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import printable
@@ -166,7 +167,7 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
     )
     made, wanted = data.image_processor().to_dict(), processor.to_dict()
     if different := [name for name in wanted if made[name] != wanted[name]]:
-        raise ValueError(
+        raise InputError(
             f"The preprocessing of {config.source} cannot be evaluated with here: "
             + ", ".join(f"{name}={wanted[name]!r}" for name in different)
             + f". Expected {', '.join(f'{name}={made[name]!r}' for name in different)}."

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules
 
 _LOG = logging.getLogger(__name__)
@@ -158,9 +159,9 @@ def refuse_unlike(changed: Sequence[str], expected: str) -> None:
     expected = f"Expected {expected} on every host."
     if changed:
         told = "\n  ".join(changed)
-        raise ValueError(f"Process {jax.process_index()} differs from process 0. What differs:\n  {told}\n{expected}")
+        raise InputError(f"Process {jax.process_index()} differs from process 0. What differs:\n  {told}\n{expected}")
     if unlike:
-        raise ValueError(f"Other processes differ from process 0: {unlike}. They say in what. {expected}")
+        raise InputError(f"Other processes differ from process 0: {unlike}. They say in what. {expected}")
 
 
 class StopRequest:

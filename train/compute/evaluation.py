@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from poolformer_jax import PoolFormerForImageClassification
+from poolformer_jax.errors import InputError
 from poolformer_jax.network.functional import cross_entropy
 from train.compute.sharding import batch_sharding, replicated, to_devices
 
@@ -97,12 +98,12 @@ def evaluate(
 def _evaluation(parts: Sequence[Mapping[str, np.ndarray]]) -> Evaluation:
     """What the sums over single batches come to."""
     if not parts:
-        raise ValueError("The evaluation split has no example. Expected at least one.")
+        raise InputError("The evaluation split has no example. Expected at least one.")
     # Counts are added as whole numbers and the loss in float64 on the host: exact for any split.
     total = jax.tree.map(lambda *values: np.sum(np.stack(values), 0, dtype=_wide(values[0])), *parts)
     examples = int(total["class_examples"].sum())
     if examples == 0:
-        raise ValueError("No image of the evaluation split could be read. Expected at least one.")
+        raise InputError("No image of the evaluation split could be read. Expected at least one.")
     return Evaluation(
         examples=examples,
         loss=float(total["loss"] / examples),

@@ -17,6 +17,7 @@ from poolformer_jax import (
     PoolFormerImageProcessor,
     load_pretrained,
 )
+from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import share_of_edge, unit_mean_and_std
 from poolformer_jax.network.fused.kernels import Kernels
 from train.compute.network_config import PretrainedNetwork
@@ -65,13 +66,13 @@ def make_network(
         ValueError: if there is nothing to tell apart, or the weights are of a network for other images or classes.
     """
     if len(class_names) < 2:
-        raise ValueError(
+        raise InputError(
             f"The data has {len(class_names)} class, {', '.join(class_names)}: every answer would be right. Expected "
             "two or more; of class folders name the folder that holds one folder per class."
         )
     dtype = jnp.dtype(config.dtype)
     if dtype == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise ValueError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1. Expected it, or float32.")
+        raise InputError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1. Expected it, or float32.")
     wanted, size, channels = config.model, config.data.image_size, config.data.num_channels
     key = jax.random.key(config.seed)
 
@@ -114,7 +115,7 @@ def _load(
             wanted.source, num_labels=len(class_names), reset_head=True, key=key, use_ema=wanted.use_ema
         )
     if loaded.config.num_channels != data.num_channels:
-        raise ValueError(
+        raise InputError(
             f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
             f"{data.num_channels} values. Expected as many."
         )

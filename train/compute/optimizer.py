@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_none_or_positive
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -101,7 +102,7 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
     # A cosine that rises to the end trains fastest where it should settle, and no loss would tell.
     names = ["final_learning_rate"] + ["warmup_learning_rate"] * (config.warmup_epochs > 0)
     if above := [f"optimizer.{name}={getattr(config, name):.3g}" for name in names if getattr(config, name) > peak]:
-        raise ValueError(
+        raise InputError(
             f"{' and '.join(above)}: above the learning rate between them, {peak:.3g} for batches of {batch_size} "
             f"(optimizer.learning_rate={config.learning_rate:.3g} for {config.learning_rate_batch or 'any number of'} "
             "images). Expected at most as much, or a higher --optimizer.learning-rate."

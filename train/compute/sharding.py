@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules
 
 BATCH_AXES = ("data", "fsdp")
@@ -49,7 +50,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     data = len(devices) // config.fsdp if config.data == -1 else config.data
     if data * config.fsdp != len(devices):
-        raise ValueError(
+        raise InputError(
             f"mesh.data={config.data} and mesh.fsdp={config.fsdp} do not arrange the {len(devices)} devices of this "
             f"run. Expected a product of {len(devices)}; with mesh.data=-1 any mesh.fsdp that divides it will do."
         )
@@ -118,7 +119,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "data.
     if batch_size % unit:
         nearest = sorted({max(unit, batch_size // unit * unit), (batch_size // unit + 1) * unit})
         parts = f" in optimizer.accumulate={accumulate} parts" if accumulate > 1 else ""
-        raise ValueError(
+        raise InputError(
             f"{name}={batch_size} cannot be shared evenly by {mesh.devices.size} devices{parts}. Expected a multiple "
             f"of {unit}: {' or '.join(map(str, nearest))}."
         )

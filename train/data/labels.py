@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.errors import InputError
 from poolformer_jax.images.imagenet_labels import imagenet_labels, imagenet_wordnet_ids
 from poolformer_jax.inference.classifier import class_names as names_of_classes
 
@@ -56,7 +57,7 @@ def refuse_other_classes(
         ValueError: with both numbers of classes, or naming the labels that differ.
     """
     if config.num_labels != len(class_names):
-        raise ValueError(
+        raise InputError(
             f"{source} tells {config.num_labels} classes apart, and {data} has {len(class_names)}. Expected the same "
             f"classes; {remedy}."
         )
@@ -70,7 +71,7 @@ def refuse_other_classes(
     different = [label for label, (one, other) in enumerate(zip(plain, wanted)) if one != other]
     lines = [f"label {label}: {names[label]} in the model, {class_names[label]} in the data" for label in different]
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
-    raise ValueError(
+    raise InputError(
         f"{source} and {data} have {what}, so labels would not agree:\n  "
         + "\n  ".join(lines[:_MOST_LINES] + more)
         + f"\nExpected the same classes in the same order (class folders: sorted by name). Rename them, or {remedy}."

@@ -21,6 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.images.reading import ImageError
 from poolformer_jax.process import available_cores
 from train.data.augment.resizing import choose_resizer
@@ -36,11 +37,11 @@ _LOG = logging.getLogger(__name__)
 _MOST_BAD_IN_A_ROW = 100
 
 
-class BadImageError(ValueError):
+class BadImageError(InputError):
     """An image of the data set that cannot be read; names it and says how to go on."""
 
 
-class LabelError(ValueError):
+class LabelError(InputError):
     """A label that is no class of the data set, as those of splits without labels are; names it."""
 
 
@@ -65,7 +66,7 @@ class Batches:
 
     def __next__(self) -> Batch:
         if not self._running:
-            raise ValueError("These batches were closed. Make new ones from the step to go on with.")
+            raise InputError("These batches were closed. Make new ones from the step to go on with.")
         try:
             batch = next(self._running[0])
         except (RuntimeError, OSError) as error:
@@ -278,7 +279,7 @@ def _complain_or_go_on(config: DataConfig, name: str, error: ImageError) -> None
 
 def _local_size(batch_size: int, process_count: int) -> int:
     if batch_size % process_count:
-        raise ValueError(
+        raise InputError(
             f"A batch of {batch_size} images cannot be shared evenly by {process_count} processes. Expected a multiple "
             f"of {process_count}."
         )

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.fields import is_local
 from train.compute.distributed import from_process_0, processes_where
 from train.compute.state import TrainState
@@ -45,7 +46,7 @@ _SOUND, _DAMAGED, _TROUBLE = range(3)
 _CODES_OF_DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
 
 
-class CheckpointError(Exception):
+class CheckpointError(PoolFormerError):
     """States could not be written, or none of those on the disk can be read."""
 
 
@@ -225,7 +226,7 @@ class Checkpoints:
         ]
         if differing:
             rest = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
-            raise ValueError(
+            raise InputError(
                 f"The checkpoint of step {step} in {self._folder} is of another network or optimizer:\n  "
                 + "\n  ".join([*differing[:_SHOWN], *rest])
                 + "\nNothing was moved. Expected the network, the classes and the optimizer that it was written with, "
@@ -346,9 +347,9 @@ def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:
     # Without the manager, whose reading waits for all processes.
     record = ocp.JsonCheckpointHandler().restore(folder / str(step) / "step")
     if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
-        raise ValueError("its record is not as it was written")
+        raise InputError("its record is not as it was written")
     if record["step"] != step:
-        raise ValueError(f"it says that it is of step {record['step']}")
+        raise InputError(f"it says that it is of step {record['step']}")
     return record
 
 
@@ -365,7 +366,7 @@ def _refuse_changed_arrays(record: Mapping[str, Any], state: TrainState) -> None
     written, read = record["fingerprints"], fingerprints(state)
     if changed := [name for name in read if written.get(name) != read[name]]:
         more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
-        raise ValueError(f"the contents of {changed[0]}{more} changed since it was written")
+        raise InputError(f"the contents of {changed[0]}{more} changed since it was written")
 
 
 def _checksum(record: Mapping[str, Any]) -> int:

@@ -5,6 +5,7 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import is_local
 
 try:
@@ -33,5 +34,5 @@ def alone_in(folder: Path | str, refusal: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ValueError(refusal) from None
+                raise InputError(refusal) from None
         yield

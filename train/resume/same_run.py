@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
 from train.compute.distributed import from_process_0, refuse_unlike
 from train.data.augment.resizing import choose_resizer
@@ -128,7 +129,7 @@ def _refuse_to_forget_states(config: TrainConfig) -> None:
         return
     place = read_recipe(path).get("checkpoint_dir") or str(config.run_dir / "checkpoints")
     if place != config.checkpoints and (found := newest_run(place)) is not None:
-        raise ValueError(
+        raise InputError(
             f"The run in {config.run_dir} keeps its states in {place}, up to step {found[0]}; there are none in "
             f"{config.checkpoints}. Expected --checkpoint-dir {place} to go on with it, or another folder with "
             "--run-dir to begin a new run."
@@ -139,7 +140,7 @@ def _refuse_to_replace_a_model(config: TrainConfig) -> None:
     """Raises ValueError if the run's folder holds a model: without a state nobody knows whether it is of this run."""
     model = config.run_dir / "model"
     if model.exists():
-        raise ValueError(
+        raise InputError(
             f"{config.run_dir} holds a finished run whose states are gone: its model is there, and none is in "
             f"{config.checkpoints}. A new run would replace the model and empty the metrics. Nothing was changed. "
             f"Expected another folder with --run-dir, or {config.run_dir} moved away."
@@ -148,7 +149,7 @@ def _refuse_to_replace_a_model(config: TrainConfig) -> None:
 
 def _refuse_changes(place: Path | str, step: int, changed: Sequence[str]) -> None:
     if changed:
-        raise ValueError(
+        raise InputError(
             f"{place} holds another run, at step {step}. What differs:\n  "
             + "\n  ".join(changed)
             + "\nNothing was changed there. Expected the same values and the same data to go on with it, or another "
@@ -168,7 +169,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
         recipe, reason = None, str(error)
     if not isinstance(recipe, dict):
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged: {reason}. Expected the recipe of the run as it was written. Bring it back from a "
             "copy, or move it away: states say themselves which run they are of, and the file is then written anew."
         )
@@ -180,7 +181,7 @@ def refuse_run_folder(source: str) -> None:
     folder = Path(source).expanduser()
     if (folder / "recipe.json").is_file() and not (folder / "config.json").is_file():
         when = "" if (folder / "model").is_dir() else ", which is there once the run has ended"
-        raise ValueError(f"{source} is the folder of a run. Expected that of its model: {folder / 'model'}{when}.")
+        raise InputError(f"{source} is the folder of a run. Expected that of its model: {folder / 'model'}{when}.")
 
 
 def changes(

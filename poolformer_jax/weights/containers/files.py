@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from poolformer_jax.errors import MissingFileError
 from poolformer_jax.fields import first_few
 from poolformer_jax.weights.containers import torch_files
 from poolformer_jax.weights.containers.storage import (
@@ -77,7 +78,7 @@ def open_weights(path: str | Path, *, use_ema: bool = False) -> WeightsFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. Expected a weights file, or the index of a sharded one.")
+        raise MissingFileError(f"There is no file {path}. Expected a weights file, or the index of a sharded one.")
     try:
         opened = _open_index(path, use_ema) if is_index(path) else _open_one(path, use_ema)
         _refuse_amplification(opened)

@@ -12,6 +12,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
+from poolformer_jax.errors import InputError
+
 # PyTorch's name of a type, safetensors' name of it, and ours.
 DTYPES: tuple[tuple[str, str, np.dtype[Any]], ...] = (
     ("FloatStorage", "F32", np.dtype(np.float32)),
@@ -31,7 +33,7 @@ MAX_DIMENSIONS = 32  # no parameter has more than four
 MAX_STRUCTURE = 1 << 24
 
 
-class WeightsFileError(ValueError):
+class WeightsFileError(InputError):
     """A weights file that is damaged, hostile, or of no known kind. Nothing in it was run."""
 
 
@@ -143,7 +145,7 @@ class StoredTensor:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("A tensor in a file cannot become an array without a copy. Leave out copy=False.")
+            raise InputError("A tensor in a file cannot become an array without a copy. Leave out copy=False.")
         array = self._read()
         return array if dtype is None else array.astype(dtype, copy=False)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.weights.containers.storage import contiguous_strides
 
 # What is written is float32, whatever was read: it is the type of the parameter tree.
@@ -67,7 +68,7 @@ def _checked(names: Names, arrays: Iterable[np.ndarray]) -> Iterable[np.ndarray]
     """Each array as it lies in a file; ValueError if there is one too few, too many, or of another shape."""
     for (name, shape), array in zip(names, arrays, strict=True):
         if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, and {shape} was announced for it.")
+            raise InputError(f"{name} has shape {array.shape}, and {shape} was announced for it.")
         # Empty arrays have no memory to point at; flattening gives the others a plain run of bytes.
         yield np.ascontiguousarray(array, _DTYPE).reshape(-1).view(np.uint8)
 

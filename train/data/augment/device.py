@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 from scipy.special import betaincinv
 
+from poolformer_jax.errors import InputError
 from train.data.config import DataConfig, DeviceAugmentation
 
 _ATTEMPTS = 10  # to find a rectangle that fits
@@ -115,7 +116,7 @@ def group_size(batch: int, augment: DeviceAugmentation) -> int:
     """
     size = min(augment.mix_group or batch, batch)
     if batch % size or size % 2:
-        raise ValueError(
+        raise InputError(
             f"Mixup and cutmix need groups of an even number of images, and whole ones: a batch of {batch} is no "
             f"multiple of groups of {size}. Choose another batch size, or an even divisor with --data.mix.mix-group."
         )

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from poolformer_jax.errors import InputError
+
 _LARGEST = 10.0  # magnitudes are tenths of an operation's full strength
 _FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 _NOTATION = re.compile(r"(?P<key>mstd|mmax|inc|m|n|p)(?P<value>\d+(\.\d*)?|inf)")
@@ -62,7 +64,7 @@ class RandAugment:
         matches = [_NOTATION.fullmatch(part) for part in parts]
         if kind != "rand" or not all(matches):
             wrong = [part for part, match in zip(parts, matches) if not match] or [kind]
-            raise ValueError(
+            raise InputError(
                 f"RandAugment {text!r}: {', '.join(map(repr, wrong))} has no meaning. Expected rand followed by any of "
                 "-m9 -mstd0.5 -mmax10 -n2 -p0.5 -inc1, such as rand-m9-mstd0.5-inc1."
             )

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from poolformer_jax.errors import InputError
+
 Resizer = Literal["pillow", "simd"]
 """Pillow itself, or cykooz-resizer."""
 
@@ -28,7 +30,7 @@ def choose_resizer(wanted: Literal["auto", "pillow", "simd"]) -> Resizer:
     """
     installed = importlib.util.find_spec("cykooz_resizer") is not None
     if wanted == "simd" and not installed:
-        raise ValueError(
+        raise InputError(
             'resizer="simd" needs cykooz-resizer, which is not installed. Install it (pip install cykooz-resizer), or '
             "let Pillow resize: --data.augment.resizer pillow."
         )

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.images.reading import ImageError
 
 
@@ -64,7 +65,7 @@ def image_of(example: Example) -> Any:
     return example["image"]
 
 
-class SourceError(ValueError):
+class SourceError(InputError):
     """A data set that cannot be opened as it was asked for, with the way to mend it."""
 
 

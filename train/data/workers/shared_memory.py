@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from poolformer_jax.errors import InputError
+
 _FOLDER = Path("/dev/shm")  # where the C library has it
 
 _WITHOUT = ", with which a thread of the program makes the batches, without shared memory"
@@ -51,7 +53,7 @@ def require_room(batch: int, at_once: int) -> None:
     """
     there = room()
     if there is not None and batch > there.total:
-        raise ValueError(
+        raise InputError(
             f"A batch of this process has {in_bytes(batch)}, and {_FOLDER}, through which workers hand it over, "
             f"{in_bytes(there.total)} in all. Expected room for {at_once}. {more_room(batch * at_once)} Or choose a "
             f"smaller batch, or --data.workers 0 (in evaluate: --workers 0){_WITHOUT}."

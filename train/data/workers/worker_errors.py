@@ -7,13 +7,14 @@ import errno
 import re
 import signal
 
+from poolformer_jax.errors import PoolFormerError
 from train.data.workers.shared_memory import LESS_NEEDED, in_bytes, more_room, room
 
 _AGAIN = "A run goes on from its newest checkpoint with the same command."
 _HOW_MUCH = "`python -m train doctor RECIPE` says how much it needs."
 
 
-class WorkerError(ChildProcessError):
+class WorkerError(PoolFormerError, ChildProcessError):
     """A worker process ended before its time, or could not begin; says why, and how to mend it."""
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.network.fused import tpu_layout
 
 # Where a tile of the largest published network fits into VMEM. What jax calls these TPUs; others are not checked.
@@ -50,7 +51,7 @@ class _Kernels:
         """Raises ValueError if an axis is not one of the mesh."""
         axes = self.mesh.axis_names if self.mesh is not None else ()
         if unknown := set(self.batch_axes) - set(axes):
-            raise ValueError(
+            raise InputError(
                 f"batch_axes={self.batch_axes} names {', '.join(sorted(unknown))}, and the mesh has the axes "
                 f"{tuple(axes)}. Expected axes of the mesh that the batch is cut over."
             )
