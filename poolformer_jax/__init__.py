@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from poolformer_jax.weights.containers.files import WeightsFileError
     from poolformer_jax.weights.pretrained import load_pretrained, save_pretrained
 
-__version__ = "0.1.0.dev0"
+from poolformer_jax.version import __version__ as __version__
 
 __all__ = [
     "ExportError",

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import poolformer_jax
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROGRAMS = ("train", "convert", "benchmarks")
 DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 # What `pip install poolformer-jax` brings, as import names. Flax's own needs come with Flax.
@@ -54,12 +54,6 @@ def test_programs_do_not_import_each_other(program):
     # `benchmarks` is the exception: it measures the others, and would otherwise measure a copy.
     for file in sources(program):
         assert not {name.split(".")[0] for name in imports(file)} & (set(PROGRAMS) - {program}), file
-
-
-def test_torch_weights_does_not_know_the_model():
-    network = {f"poolformer_jax.{name}" for name in ("model", "layers", "token_mixers", "functional", "folding")}
-    for file in sources("poolformer_jax/torch_weights"):
-        assert not set(imports(file)) & network, file
 
 
 def test_the_core_needs_its_dependencies_and_nothing_else():

@@ -30,7 +30,6 @@ import numpy as np
 from flax.typing import Dtype
 from jaxtyping import Float32
 
-import poolformer_jax
 from poolformer_jax.errors import InputError, MissingDependencyError, MissingFileError
 from poolformer_jax.export.onnx_operations import network_graph
 from poolformer_jax.files import replace_atomically, write_json
@@ -38,6 +37,7 @@ from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold, folded_apply
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.model import PoolFormerForImageClassification, check_dtype
+from poolformer_jax.version import __version__
 
 FORMATS = (".stablehlo", ".onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -141,7 +141,7 @@ def metadata(
         "input": f"pixel_values: float32 [batch, {height}, {width}, {config.num_channels}], resized, cropped, rescaled "
         f"and normalised as preprocessor_config says; channels last, {colours}",
         "output": output,
-        "producer": f"poolformer-jax {poolformer_jax.__version__}",
+        "producer": f"poolformer-jax {__version__}",
     }
 
 
