@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.inference.cost_operations import count_macs
-from train.compute.sharding import MeshConfig
-from train.recipes import RECIPES, TrainConfig
+from train.config import MeshConfig, TrainConfig
+from train.recipes import RECIPES
 from train.setup import assemble
 
 CLASSES, EXAMPLES, SIZE = 1000, 1_281_167, 224

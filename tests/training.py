@@ -15,16 +15,13 @@ import pytest
 from PIL import Image
 
 from train import setup
-from train.compute.distributed import DistributedConfig
-from train.compute.network_config import FreshNetwork
-from train.compute.optimizer import OptimizerConfig
-from train.compute.sharding import MeshConfig, to_devices
+from train.compute.sharding import to_devices
 from train.compute.state import TrainState
+from train.config import DistributedConfig, FreshNetwork, MeshConfig, OptimizerConfig, TrainConfig
 from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
 from train.data.pipeline import train_batches
 from train.data.sources.opening import open_source
 from train.data.sources.source import Source
-from train.recipes import TrainConfig
 from train.setup import Assembly, assemble
 
 NETWORK = FreshNetwork(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from poolformer_jax.process import exit_on_interrupt, interrupt_exit_code
 
 if TYPE_CHECKING:
-    from train.recipes import TrainConfig
+    from train.config import TrainConfig
 
 DIVERGED = 3  # as an exit code
 _DEFAULT = "digits"
@@ -160,7 +160,8 @@ def _train(name: str, arguments: Sequence[str]) -> int:
 def _recipe(name: str, arguments: Sequence[str], program: str) -> "TrainConfig":
     import tyro
 
-    from train.recipes import RECIPES, TrainConfig
+    from train.config import TrainConfig
+    from train.recipes import RECIPES
 
     recipe = RECIPES[name]
     return tyro.cli(

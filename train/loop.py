@@ -19,14 +19,14 @@ from train.compute.evaluation import Evaluation, evaluate
 from train.compute.sharding import process_part, to_devices
 from train.compute.state import TrainState
 from train.compute.step import Metrics
+from train.config import TrainConfig
 from train.data.pipeline import Batches, evaluation_batches, evaluation_steps, train_batches
 from train.data.sources.opening import open_source
-from train.recipes import TrainConfig
+from train.folders import lock_folder
 from train.report import results
 from train.report.journal import Journal
 from train.report.progress import Meter, Record
 from train.resume.checkpoints import Checkpoints, wait_for_the_same_states
-from train.resume.lock import alone_in
 from train.resume.same_run import (
     identify,
     kept_network,
@@ -162,7 +162,7 @@ def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
                 "wait for its end, or begin this one in another folder with --run-dir (and --checkpoint-dir, where it "
                 "is given)."
             )
-            locks.enter_context(alone_in(folder, refusal))
+            locks.enter_context(lock_folder(folder, refusal))
         yield
 
 

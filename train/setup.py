@@ -16,13 +16,13 @@ from poolformer_jax import PoolFormerConfig
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.network.fused.kernels import kernels_for
 from train.compute.evaluation import EvaluationStep, make_evaluation_step
-from train.compute.network import Network, make_network
 from train.compute.optimizer import make_optimizer, make_schedule
 from train.compute.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated, state_shardings
 from train.compute.state import TrainState, new_state
 from train.compute.step import make_train_step
+from train.config import TrainConfig
 from train.data.augment.device import augment_batch, normalize_batch
-from train.recipes import TrainConfig
+from train.network import Network, make_network
 
 
 @dataclasses.dataclass(frozen=True)

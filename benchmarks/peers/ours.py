@@ -19,9 +19,10 @@ from poolformer_jax.inference.program import fastest_network
 from poolformer_jax.network.fused.kernels import kernels_for
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights.pretrained import load_pretrained
-from train.compute.optimizer import OptimizerConfig, make_optimizer
+from train.compute.optimizer import make_optimizer
 from train.compute.state import new_state
 from train.compute.step import make_train_step
+from train.config import OptimizerConfig
 
 VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__, "flax": flax.__version__}
 

@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import compiled_text
 from train.setup import assemble
 from train.recipes import RECIPES
-from train.compute.sharding import MeshConfig
+from train.config import MeshConfig
 
 # The first stages of the published networks, where pixels share the TPU's lanes, on small images.
 recipe = RECIPES["imagenet-s12"].config

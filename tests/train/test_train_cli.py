@@ -18,9 +18,10 @@ import programs
 from train import loop
 from train.command_line import main
 from train.compute import distributed
-from train.compute.optimizer import OptimizerConfig
-from train.recipes import RECIPES, TrainConfig, differences, in_present_fields
+from train.config import OptimizerConfig, TrainConfig
+from train.recipes import RECIPES
 from train.report.reports import Reports
+from train.resume.same_run import differences, in_present_fields
 from training import tiny
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from paths import TESTS
 from train import loop
 from train.compute.distributed import StopRequest
-from train.compute.network_config import PretrainedNetwork
+from train.config import PretrainedNetwork
 from train.report import results
 from train.report.reports import Reports
 from train.resume.checkpoints import newest_run

@@ -25,13 +25,13 @@ from poolformer_jax.network.fused.kernels import GPU_ROWS, TPU_IMAGES, Kernels
 from train.compute.distributed import initialize
 from train.compute.kernel_check import TOLERANCE, largest_difference, stages_lost
 from train.compute.sharding import batch_sharding
+from train.config import TrainConfig
 from train.data.augment.transforms import TrainingTransform
 from train.data.pipeline import batch_bytes, worker_count
 from train.data.sources.folders import FolderSource
 from train.data.sources.opening import open_source
 from train.data.sources.source import ArraySource, Source, image_of
 from train.data.workers.shared_memory import LESS_NEEDED, in_bytes, more_room, most_batches, room
-from train.recipes import TrainConfig
 from train.resume.checkpoints import CheckpointError, newest_run, saved_steps
 from train.resume.same_run import kept_network, refuse_another_run, told_of_lost_steps
 from train.setup import Assembly, assemble

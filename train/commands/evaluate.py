@@ -25,9 +25,10 @@ from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import printable
 from poolformer_jax.inference.classifier import class_names as names_of_classes
 from poolformer_jax.inference.classifier import find_image_processor
-from train.compute.distributed import DistributedConfig, from_process_0, initialize, refuse_unlike
+from train.compute.distributed import from_process_0, initialize, refuse_unlike
 from train.compute.evaluation import Evaluation, evaluate, make_evaluation_step
-from train.compute.sharding import MeshConfig, make_mesh, process_part, replicated
+from train.compute.sharding import make_mesh, process_part, replicated
+from train.config import DistributedConfig, MeshConfig, as_json
 from train.data.augment.device import normalize_batch
 from train.data.config import DataConfig
 from train.data.labels import labels_of_some, refuse_other_classes
@@ -35,10 +36,9 @@ from train.data.pipeline import evaluation_batches
 from train.data.sources.folders import WHOLE, describe_split, is_pool
 from train.data.sources.opening import open_source
 from train.data.sources.source import Source
-from train.home import expand_home
-from train.recipes import FREE_TO_DIFFER, as_json
+from train.folders import expand_home, refuse_run_folder
 from train.report.reports import draw_confusion, evaluation_report
-from train.resume.same_run import changes, refuse_run_folder, with_network
+from train.resume.same_run import FREE_TO_DIFFER, changes, with_network
 
 _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 # Classes in the table on the screen; the report has all.

@@ -4,7 +4,6 @@ On TPU pods (GCE and GKE), under Slurm's srun, under Open MPI, and on Kubernetes
 each other by themselves, because `jax.distributed` knows these environments. Anywhere else they are told by flags.
 """
 
-import dataclasses
 import json
 import logging
 import os
@@ -14,47 +13,17 @@ import socket
 import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import check_rules
+from train.config import DistributedConfig
 
 _LOG = logging.getLogger(__name__)
 _PROBE_SECONDS = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class DistributedConfig:
-    """How the processes of a run on several hosts find each other."""
-
-    mode: Literal["auto", "off"] = "auto"
-    """auto: find the processes of a TPU pod, Slurm, GKE or Open MPI, and run alone elsewhere; off: run alone."""
-    coordinator_address: str | None = None
-    """host:port of process 0, where the environment does not tell."""
-    num_processes: int | None = None
-    """Number of processes, one for every host; with coordinator_address."""
-    process_id: int | None = None
-    """Number of this process, from 0; with coordinator_address."""
-    timeout: int = 300
-    """Seconds to wait at the start for the other processes, and until all of them see the same checkpoints."""
-
-    def __post_init__(self) -> None:
-        explicit = (self.coordinator_address, self.num_processes, self.process_id)
-        complete = None not in explicit or explicit == (None, None, None)
-        host, _, port = (self.coordinator_address or "host:1").rpartition(":")
-        count, index = self.num_processes or 1, self.process_id or 0
-        rules = [
-            ("coordinator_address", complete, "all of coordinator_address, num_processes and process_id, or none"),
-            ("coordinator_address", host and port.isdecimal() and 0 < int(port) < 2**16, "host:port of process 0"),
-            ("timeout", self.timeout >= 1, "at least 1"),
-            ("num_processes", count >= 1, "a positive number"),
-            ("process_id", 0 <= index < count, f"a number from 0 to {count - 1}, because num_processes={count}"),
-        ]
-        check_rules(self, rules)
 
 
 def initialize(config: DistributedConfig) -> None:

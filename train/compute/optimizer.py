@@ -4,82 +4,18 @@ Sources: sail-sg/poolformer, train.py (the authors' defaults, on timm's optimize
 timm, scheduler/cosine_lr.py; AdamW: arXiv 1711.05101; layer-wise decay: arXiv 2106.08254, section 3.2.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import check_rules, is_none_or_positive
+from train.config import OptimizerConfig
 
 Schedule = Callable[[jax.Array | int], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW and its learning rate over the run."""
-
-    learning_rate: float = 1e-3
-    """Learning rate after the warm-up, for a batch of learning_rate_batch images."""
-    learning_rate_batch: int | None = 1024
-    """The learning rate grows in proportion to the batch, from this one. None: learning_rate holds for any batch."""
-    epochs: int = 300
-    """Epochs from the start, warm-up included, until the learning rate is at its lowest."""
-    warmup_epochs: int = 5
-    """Epochs in which the learning rate grows linearly from warmup_learning_rate."""
-    cooldown_epochs: int = 10
-    """Further epochs, after those, at the lowest learning rate."""
-    warmup_learning_rate: float = 1e-6
-    """Learning rate of the first step."""
-    final_learning_rate: float = 1e-5
-    """The lowest learning rate, which the cosine ends at."""
-    schedule_every: Literal["epoch", "step"] = "epoch"
-    """When the learning rate changes: between epochs, as the authors' does, or with every step."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay of parameters with two or more dimensions (kernels); none for biases, norms and scales."""
-    beta1: float = 0.9
-    """Decay of AdamW's running mean of the gradient."""
-    beta2: float = 0.999
-    """Decay of AdamW's running mean of the squared gradient."""
-    epsilon: float = 1e-8
-    """Added to the root of that mean."""
-    clip_norm: float | None = None
-    """Scale the gradient down to this global norm where it is larger. None: never."""
-    layer_decay: float | None = None
-    """Multiply the learning rate by this for every block further from the head, for fine-tuning. None: never."""
-    accumulate: int = 1
-    """Parts that a batch is cut into, for less memory: the same gradient, for which drop path and dropout draw anew."""
-    ema_decay: float | None = None
-    """Keep a running mean of the weights with this decay (0.9998 is timm's), and evaluate it too. None: none."""
-
-    def __post_init__(self) -> None:
-        rules = [
-            ("learning_rate", self.learning_rate > 0, "a positive number"),
-            ("learning_rate_batch", is_none_or_positive(self.learning_rate_batch), "a positive number, or None"),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "0 or more, and fewer than epochs"),
-            ("cooldown_epochs", self.cooldown_epochs >= 0, "0 or more"),
-            ("warmup_learning_rate", self.warmup_learning_rate >= 0, "0 or a positive number"),
-            ("final_learning_rate", self.final_learning_rate >= 0, "0 or a positive number"),
-            ("weight_decay", self.weight_decay >= 0, "0 or a positive number"),
-            ("beta1", 0 <= self.beta1 < 1, "a number in [0, 1)"),
-            ("beta2", 0 <= self.beta2 < 1, "a number in [0, 1)"),
-            ("epsilon", self.epsilon > 0, "a positive number"),
-            ("clip_norm", is_none_or_positive(self.clip_norm), "a positive number, or None"),
-            ("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "a number in (0, 1], or None"),
-            ("accumulate", self.accumulate >= 1, "at least 1"),
-            ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "a number in [0, 1), or None"),
-        ]
-        check_rules(self, rules)
-
-    @property
-    def total_epochs(self) -> int:
-        """Length of the run: the cool-down comes after `epochs`, as timm counts (300 and 10 make 310)."""
-        return self.epochs + self.cooldown_epochs
 
 
 def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int) -> Schedule:

@@ -5,7 +5,6 @@ state are cut over "fsdp" alone and repeated over "data"; XLA gathers a layer's 
 Sources: arXiv 2004.13336 and 1910.02054 (ZeRO), arXiv 2105.04663 (GSPMD).
 """
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -16,29 +15,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import check_rules
+from train.config import MeshConfig
 
 BATCH_AXES = ("data", "fsdp")
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How the devices of all processes are arranged."""
-
-    data: int = -1
-    """Groups of devices that each hold a whole copy of the weights; -1: as many as there are devices for."""
-    fsdp: int = 1
-    """Devices that share one copy of weights and optimizer state. Raise it when these do not fit into one device."""
-    fsdp_min_size: int = 2**14
-    """Arrays with fewer elements than this are kept whole on every device."""
-
-    def __post_init__(self) -> None:
-        rules = [
-            ("data", self.data == -1 or self.data >= 1, "a positive number of groups, or -1 for all devices"),
-            ("fsdp", self.fsdp >= 1, "a positive number of devices"),
-            ("fsdp_min_size", self.fsdp_min_size >= 0, "0 or a positive number of elements"),
-        ]
-        check_rules(self, rules)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -11,9 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from poolformer_jax import PoolFormerForImageClassification
-from train.compute.optimizer import OptimizerConfig, Schedule
+from train.compute.optimizer import Schedule
 from train.compute.sharding import BATCH_AXES
 from train.compute.state import TrainState
+from train.config import OptimizerConfig
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]

@@ -35,7 +35,7 @@ from train.data.sources.archives import open_imagenet
 from train.data.sources.folders import FolderSource, open_folder, read_class_folders
 from train.data.sources.origin import Origin, require_note
 from train.data.sources.source import Example, Source, SourceError, image_of, require_images
-from train.resume.lock import alone_in
+from train.folders import lock_folder
 
 _VERSION = "1.0.0"
 _SHUFFLE_SEED = 0
@@ -155,7 +155,7 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
         f"Another run is packing {config.folder}. Expected one at a time: they would write the same shards. Wait for "
         "its end; if it is stopped, the same command goes on with what is left to do."
     )
-    with alone_in(config.folder.parent, refusal):
+    with lock_folder(config.folder.parent, refusal):
         _pack(config, sources, origin, on_progress)
         return _outcome(config, sources)
 

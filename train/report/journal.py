@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from train.compute.evaluation import Evaluation
-from train.recipes import TrainConfig
+from train.config import TrainConfig
 from train.report.progress import Display, Record
 from train.report.reports import Reports
 

@@ -17,14 +17,55 @@ from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
 from train.compute.distributed import from_process_0, refuse_unlike
+from train.config import TrainConfig, as_json
 from train.data.augment.resizing import choose_resizer
 from train.data.sources.source import Source
-from train.recipes import FREE_TO_CHANGE, FREE_TO_DIFFER, TrainConfig, differences, in_present_fields
 from train.report.reports import last_noted_step
 from train.resume.checkpoints import newest_run
 
 Identity = dict[str, Any]
 _LOG = logging.getLogger(__name__)
+# What may change between the parts of one run, with everything inside of it: none of it changes what is learnt. Sums
+# may be rounded in another order, and with another optimizer.accumulate drop path tosses its coins anew.
+FREE_TO_CHANGE = (
+    "run_dir",
+    "mesh",
+    "distributed",
+    "log_every",
+    "evaluate_every",
+    "save_every",
+    "checkpoint_dir",
+    "keep_checkpoints",
+    "keep_every",
+    "max_skipped",
+    "max_steps",
+    "profile_steps",
+    "example_images",
+    "optimizer.accumulate",
+    "remat",
+    "kernels",
+    "data.source",  # wherever it lies: `identity` asks for the same examples
+    "data.data_dir",
+    "data.workers",
+    "data.worker_batches",
+    "data.on_bad_image",
+    "data.evaluation_split",
+    "data.evaluation_batch_size",
+    "data.augment.resizer",  # "auto" or by name: `identity` asks for the same one
+)
+
+
+# What each host may have its own of.
+FREE_TO_DIFFER = (
+    "run_dir",
+    "distributed",
+    "checkpoint_dir",
+    "data.source",
+    "data.data_dir",
+    "data.workers",
+    "data.worker_batches",
+    "data.augment.resizer",
+)
 
 
 def identify(config: TrainConfig, source: Source) -> Identity:
@@ -176,14 +217,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def refuse_run_folder(source: str) -> None:
-    """Raises ValueError where the folder of a run is given for that of the model in it."""
-    folder = Path(source).expanduser()
-    if (folder / "recipe.json").is_file() and not (folder / "config.json").is_file():
-        when = "" if (folder / "model").is_dir() else ", which is there once the run has ended"
-        raise InputError(f"{source} is the folder of a run. Expected that of its model: {folder / 'model'}{when}.")
-
-
 def changes(
     before: Identity, now: Identity, free: tuple[str, ...] = FREE_TO_CHANGE, images: str = "training images"
 ) -> list[str]:
@@ -206,3 +239,45 @@ def _classes(before: Sequence[str], now: Sequence[str]) -> str:
     gone, new = [sorted(set(a) - set(b)) for a, b in ((before, now), (now, before))]
     parts = [f"{word}: {first_few(names)}" for word, names in (("gone", gone), ("new", new)) if names]
     return "; ".join(parts) or f"in another order, {first_few(before)} -> {first_few(now)}"
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
+    """Fields, as "name: before -> now", in which two `to_dict()`s would not continue each other."""
+    left, right = _flat(before), _flat(now)
+    return [
+        f"{name}: {left.get(name)!r} -> {right.get(name)!r}"
+        for name in {**left, **right}
+        if left.get(name) != right.get(name) and not any(name == one or name.startswith(f"{one}.") for one in free)
+    ]
+
+
+def in_present_fields(noted: dict[str, Any], config: TrainConfig) -> tuple[dict[str, Any], list[str]]:
+    """A `to_dict()` that another version of this program noted, in the fields of `config`, to be compared with it.
+
+    Returns:
+        values: by full name ("data.seed"); a field that was not there then has its default, as if nobody had set it.
+        unknown: as "name: value", fields that there are no more. What became of them is not known.
+    """
+    values, fields = _flat(as_json(_defaults(config))) | _flat(noted), _flat(config.to_dict())
+    known = {name: value for name, value in values.items() if name in fields}
+    return known, [f"{name}: {value!r}" for name, value in values.items() if name not in fields]
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """What fields, and those inside of them, hold where nobody sets them; without those that have to be set."""
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            defaults[field.name] = _defaults(value)
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return defaults
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by full name, as flags have it: "data.seed"."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

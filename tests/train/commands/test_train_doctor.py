@@ -20,12 +20,11 @@ from train import loop, setup
 from train.commands import doctor
 from train.commands.doctor import examine, report
 from train.compute.kernel_check import TOLERANCE, largest_difference
-from train.compute.network_config import PretrainedNetwork
 from train.compute.sharding import BATCH_AXES, make_mesh
+from train.config import PretrainedNetwork, TrainConfig
 from train.data.sources import folders
 from train.data.sources.opening import open_source
 from train.data.workers.shared_memory import Room
-from train.recipes import TrainConfig
 from train.resume.checkpoints import Checkpoints
 from train.resume.same_run import identify, with_network
 from training import first_state, open_and_assemble, sharded, tiny

@@ -17,8 +17,8 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, P
 from poolformer_jax.images.imagenet_labels import imagenet_labels
 from poolformer_jax.inference import classifier
 from train.commands.evaluate import EvaluateConfig, run
-from train.compute.network import make_network
-from train.compute.network_config import PretrainedNetwork
+from train.config import PretrainedNetwork
+from train.network import make_network
 from training import ALONE, tiny
 
 PROCESSOR = PoolFormerImageProcessor(

@@ -37,7 +37,8 @@ CASES = {
 PROGRAM = """
 import json, os, sys
 import jax
-from train.compute.distributed import DistributedConfig, initialize
+from train.config import DistributedConfig
+from train.compute.distributed import initialize
 
 usual, seen = dict(os.environ), {}
 for name, (environment, _) in json.loads(sys.argv[1]).items():

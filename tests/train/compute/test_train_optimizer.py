@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
-from train.compute.optimizer import OptimizerConfig, decay_mask, layer_scales, make_optimizer, make_schedule
+from train.compute.optimizer import decay_mask, layer_scales, make_optimizer, make_schedule
 from train.compute.state import new_state
 from train.compute.step import make_train_step
+from train.config import OptimizerConfig
 from train.recipes import RECIPES
 
 NETWORK = PoolFormerConfig(

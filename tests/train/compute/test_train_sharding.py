@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from train.compute.sharding import MeshConfig, check_batch, make_mesh, state_shardings
+from train.compute.sharding import check_batch, make_mesh, state_shardings
+from train.config import MeshConfig
 from training import open_and_assemble, sharded, tiny, train
 
 STEPS = 4

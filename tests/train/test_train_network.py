@@ -10,9 +10,9 @@ import pytest
 
 from paths import TESTS
 from poolformer_jax import PoolFormerImageProcessor, load_pretrained, save_pretrained
-from train.compute.network import make_network
-from train.compute.network_config import FreshNetwork, PretrainedNetwork
+from train.config import FreshNetwork, PretrainedNetwork
 from train.data.config import DataConfig
+from train.network import make_network
 from training import tiny
 
 WEIGHTS = PretrainedNetwork(source=str(TESTS / "fixtures" / "hf_sharded"))

@@ -20,11 +20,10 @@ from poolformer_jax import (
 from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import share_of_edge, unit_mean_and_std
 from poolformer_jax.network.fused.kernels import Kernels
-from train.compute.network_config import PretrainedNetwork
+from train.config import PretrainedNetwork, TrainConfig
 from train.data.config import DataConfig
 from train.data.labels import refuse_other_classes
-from train.recipes import TrainConfig
-from train.resume.same_run import refuse_run_folder
+from train.folders import refuse_run_folder
 
 _LOG = logging.getLogger(__name__)
 

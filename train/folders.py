@@ -1,0 +1,65 @@
+"""Folders that a person names on the command line: "~" expanded, locked for one process, the right one of two.
+
+Does not import jax.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from poolformer_jax.errors import InputError
+from poolformer_jax.fields import is_local
+
+
+def expand_home(config: Any, *names: str) -> None:
+    """Expands a leading "~" in these fields of a frozen config; call it in `__post_init__`.
+
+    Shells expand a "~" that begins a word, but not that of `--run-dir=~/runs`.
+
+    Raises:
+        InputError: naming the field, if this machine has no such home.
+    """
+    for name in names:
+        if not str(value := getattr(config, name)).startswith("~"):
+            continue
+        try:
+            object.__setattr__(config, name, type(value)(Path(value).expanduser()))
+        except RuntimeError as error:
+            raise InputError(
+                f"{name}={str(value)!r}: this machine has no such home. Expected another, or the whole path."
+            ) from error
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path | str, message: str) -> Iterator[None]:
+    """Creates `folder` if needed and holds its lock, which the system releases even if the process is killed.
+
+    A bucket (gs://...) has no lock: the block runs without one.
+
+    Raises:
+        InputError: with `message`, if another process holds the lock.
+    """
+    if not is_local(folder):
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_run_folder(source: str) -> None:
+    """Raises InputError if `source` is the folder of a run instead of the folder of its model."""
+    folder = Path(source).expanduser()
+    if (folder / "recipe.json").is_file() and not (folder / "config.json").is_file():
+        when = "" if (folder / "model").is_dir() else ", which is there once the run has ended"
+        raise InputError(f"{source} is the folder of a run. Expected that of its model: {folder / 'model'}{when}.")
