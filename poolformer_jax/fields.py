@@ -42,6 +42,12 @@ def short_repr(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def printable(text: str, limit: int = 100) -> str:
+    """Text from a file shortened for an error message, with escapes for what a terminal would act on."""
+    short = text if len(text) <= limit else text[:limit] + "..."
+    return short if short.isprintable() else ascii(short)
+
+
 def first_few(names: Sequence[str], count: int = 5) -> str:
     """The first `count` names, and the number of the others: "a, b and 7 more"."""
     return ", ".join(names[:count]) + (f" and {len(names) - count:,} more" if len(names) > count else "")

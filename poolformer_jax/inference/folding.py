@@ -44,8 +44,8 @@ from poolformer_jax.network.functional import (
 )
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
 from poolformer_jax.network.model import Pixels, check_pixel_values
+from poolformer_jax.network.parameters import check_variables
 from poolformer_jax.network.token_mixers import TOKEN_MIXERS
-from poolformer_jax.weights.transfer import check_variables
 
 # Nested dictionaries of float32 arrays; `fold` says which.
 FoldedParams = dict[str, Any]

@@ -25,7 +25,7 @@ from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import over_channels
 from poolformer_jax.network.fused.kernels import Kernels, kernels_for
 from poolformer_jax.network.model import PoolFormerForImageClassification
-from poolformer_jax.weights.transfer import check_variables
+from poolformer_jax.network.parameters import check_variables
 
 _AXIS = "batch"
 _Apply = Callable[[Any, Array], Array]

@@ -18,9 +18,10 @@ import numpy as np
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
 from poolformer_jax.network.variants import published_variant
 from poolformer_jax.weights.containers.storage import plain
-from poolformer_jax.weights.names import LAYOUTS, PARAMETERS, TRANSFORMS, Row
+from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, Row, parameter_rows
 
 # transformers' PoolFormerModel saves the backbone without the classifier's attribute name.
 _HF_BACKBONE = "encoder."
@@ -115,7 +116,7 @@ def network_of_names(read: ReadNames, config: PoolFormerConfig | None = None) ->
     Raises:
         ValueError: if names and shapes do not tell it.
     """
-    classifier = any(PARAMETERS[match.row.path].when in ("classifier", "labels") for match in read.matches)
+    classifier = any(match.row.path.startswith(("norm/", "head/")) for match in read.matches)
     return Detection(read.layout, config or _infer(read.layout, read.matches, len(read.names)), read.names, classifier)
 
 
@@ -135,10 +136,10 @@ def _unwrap(names: Iterable[str]) -> dict[str, str]:
 
 
 @cache
-def _pattern(layout: str) -> re.Pattern[str]:
+def _pattern(rows: tuple[Row, ...]) -> re.Pattern[str]:
     """One expression for all names of a layout; group `row<N>` tells the row, and the groups in it the indices."""
     branches = []
-    for number, row in enumerate(LAYOUTS[layout].rows):
+    for number, row in enumerate(rows):
         # Nine digits are more than any network has, and keep a hostile index small.
         indexed = re.sub(r"\\\{(\w+)\\\}", rf"(?P<\1_{number}>0|[1-9][0-9]{{0,8}})", re.escape(row.name))
         branches.append(f"(?P<row_{number}>{indexed})")
@@ -147,11 +148,12 @@ def _pattern(layout: str) -> re.Pattern[str]:
 
 def _read(layout: str, names: Mapping[str, str], shapes: Mapping[str, Shape]) -> list[_Match]:
     """Every name that some row of the layout explains."""
-    found = []
+    rows, found = LAYOUTS[layout].rows, []
+    pattern = _pattern(rows)
     for name, given in names.items():
-        if (match := _pattern(layout).fullmatch(name)) is None:
+        if (match := pattern.fullmatch(name)) is None:
             continue
-        row = LAYOUTS[layout].rows[int(str(match.lastgroup).removeprefix("row_"))]
+        row = rows[int(str(match.lastgroup).removeprefix("row_"))]
         texts = {key.split("_")[0]: text for key, text in match.groupdict().items() if text is not None}
         indices = {key: int(text) for key, text in texts.items() if key != "row"}
         found.append(_Match(given, row, indices, shapes[given]))
@@ -180,12 +182,13 @@ def _infer(layout: str, matches: Sequence[_Match], names: int) -> PoolFormerConf
     depths: Counter[int] = Counter()
     votes: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
     kinds: dict[int, set[str]] = defaultdict(set)
+    own_rows = parameter_rows()
     for stage, match in placed:
         at = count - 1 if stage is None else stage
-        kinds[at].add(PARAMETERS[match.row.path].when)
+        kinds[at].add(own_rows[match.row.path].when)
         # The highest index, not the number of them: a block that was lost is then reported as missing.
         depths[at] = max(depths[at], match.indices.get("b", -1) + 1)
-        for symbol, size in _dimensions(match):
+        for symbol, size in _dimensions(match, own_rows[match.row.path].shape):
             votes[at, symbol][size] += 1
     if max(count, sum(depths.values())) > names:
         raise InputError(
@@ -195,9 +198,8 @@ def _infer(layout: str, matches: Sequence[_Match], names: int) -> PoolFormerConf
     return _config(layout, [depths[stage] for stage in range(count)], votes, kinds)
 
 
-def _dimensions(match: _Match) -> list[tuple[str, int]]:
+def _dimensions(match: _Match, symbols: tuple[str, ...]) -> list[tuple[str, int]]:
     """What each dimension of the array stands for and how long it is; none if the number of dimensions is wrong."""
-    symbols = PARAMETERS[match.row.path].shape
     stand_in = np.broadcast_to(np.int8(0), (1,) * len(symbols))
     if len(match.shape) != TRANSFORMS[match.row.transform].there(stand_in).ndim or 0 in match.shape:
         return []
@@ -254,7 +256,7 @@ def _mlp_ratio(sizes: list[tuple[int, int]]) -> float:
 
 def _mixer(kinds: set[str]) -> str:
     # Pooling and identity hold no parameter, so that nothing tells them apart: PoolFormer is what we expect.
-    return next((name for name in ("attention", "spatial_fc") if name in kinds), "pooling")
+    return next((name for name in MIXER_PARAMETERS if name in kinds), "pooling")
 
 
 def _convolutions(patches: list[int | None]) -> dict[str, tuple[int, ...]]:

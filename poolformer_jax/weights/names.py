@@ -1,8 +1,8 @@
-"""The names of every parameter: here, and in the three PyTorch homes of PoolFormer. The only place that lists them.
+"""The names of every parameter in the three PyTorch homes of PoolFormer. The only place that lists them.
 
-`PARAMETERS` is the parameter tree of this package with its shapes. Each layout pairs a path of the tree with a PyTorch
-name and says how the array is laid out there; the rows follow the order in which PyTorch registers the parameters, so
-each table can be read beside its source:
+Each layout pairs a path of the parameter tree (`network.parameter_table`) with a PyTorch name and says how the array is
+laid out there; the rows follow the order in which PyTorch registers the parameters, so each table can be read beside
+its source:
 
   sail  sail-sg/poolformer, models/poolformer.py (`PoolFormer`, `PoolFormerBlock`) and, for position embeddings,
         attention and spatial fc, models/metaformer.py (`MetaFormer`, `AddPositionEmb`, `Attention`, `SpatialFc`)
@@ -14,8 +14,7 @@ A row is used for every stage `{s}` and block `{b}`. sail numbers the entries of
 downsampling, position embedding and blocks of all stages in order: `{down}`, `{pos}` and `{at}` are their places in it.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,36 +22,10 @@ import numpy as np
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
+from poolformer_jax.network import parameter_table
 from poolformer_jax.network.config import PoolFormerConfig
-
-# Shapes: k patch size, i channels before the stage, c channels of the stage, m hidden channels of its MLP, q three
-# times c, h and w sides of its feature map, n its positions (h * w), l labels. Without a stage: those of the last one.
-_PARAMETERS = """
-    stem/conv/kernel                                 k k i c    always
-    stem/conv/bias                                   c          always
-    stages_{s}/downsample/conv/kernel                k k i c    after the first stage
-    stages_{s}/downsample/conv/bias                  c          after the first stage
-    stages_{s}/position_embedding                    h w c      position embedding
-    stages_{s}/blocks_{b}/norm1/scale                c          always
-    stages_{s}/blocks_{b}/norm1/bias                 c          always
-    stages_{s}/blocks_{b}/token_mixer/qkv/kernel     c q        attention
-    stages_{s}/blocks_{b}/token_mixer/proj/kernel    c c        attention
-    stages_{s}/blocks_{b}/token_mixer/proj/bias      c          attention
-    stages_{s}/blocks_{b}/token_mixer/fc/kernel      n n        spatial_fc
-    stages_{s}/blocks_{b}/layer_scale_1/scale        c          layer scale
-    stages_{s}/blocks_{b}/norm2/scale                c          always
-    stages_{s}/blocks_{b}/norm2/bias                 c          always
-    stages_{s}/blocks_{b}/mlp/fc1/kernel             c m        always
-    stages_{s}/blocks_{b}/mlp/fc1/bias               m          always
-    stages_{s}/blocks_{b}/mlp/fc2/kernel             m c        always
-    stages_{s}/blocks_{b}/mlp/fc2/bias               c          always
-    stages_{s}/blocks_{b}/layer_scale_2/scale        c          layer scale
-
-    norm/scale                                       c          classifier
-    norm/bias                                        c          classifier
-    head/kernel                                      c l        labels
-    head/bias                                        l          labels
-"""
+from poolformer_jax.network.parameter_table import backbone_rows, columns, head_rows
+from poolformer_jax.network.parameters import Parameter, parameters_of_rows
 
 _SAIL = """
     stem/conv/kernel                                 patch_embed.proj.weight                   conv
@@ -148,13 +121,6 @@ TRANSFORMS: Mapping[str, Transform] = {
 }
 
 
-class Parameter(NamedTuple):
-    """One row of `PARAMETERS`: the symbols of its shape, and when a network has it."""
-
-    shape: tuple[str, ...]
-    when: str
-
-
 class Row(NamedTuple):
     """One row of a layout: a path here, a name there, and the transform between them."""
 
@@ -179,13 +145,22 @@ class Layout:
 
     Args:
         name: "sail", "hf", "timm" or "jax".
-        groups: the table. A group is written out stage by stage before the next one begins.
+        table: its text; None for this package's own paths.
         head_order: how that home's model pools and normalises; None where a file of it says so itself.
     """
 
     name: str
-    groups: tuple[tuple[Row, ...], ...]
+    table: str | None
     head_order: str | None
+
+    @property
+    def groups(self) -> tuple[tuple[Row, ...], ...]:
+        """The rows. A group is written out stage by stage before the next one begins."""
+        if self.table is None:
+            return tuple(
+                tuple(Row(row.path, row.path, "same") for row in rows()) for rows in (backbone_rows, head_rows)
+            )
+        return tuple(tuple(Row(*line) for line in group) for group in columns(self.table))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -193,27 +168,17 @@ class Layout:
         return tuple(row for group in self.groups for row in group)
 
 
-def _columns(table: str) -> tuple[tuple[list[str], ...], ...]:
-    """The groups of a table (a blank line between two), their lines split into columns (two spaces or more)."""
-    groups = table.strip().split("\n\n")
-    return tuple(tuple(re.split(r"\s{2,}", line.strip()) for line in group.splitlines()) for group in groups)
-
-
-def _layout(name: str, table: str, head_order: str | None) -> Layout:
-    return Layout(name, tuple(tuple(Row(*line) for line in group) for group in _columns(table)), head_order)
-
-
-PARAMETERS: Mapping[str, Parameter] = {
-    path: Parameter(tuple(shape.split()), when) for group in _columns(_PARAMETERS) for path, shape, when in group
-}
-
-_OWN_ROWS = tuple(tuple(Row(path, path, "same") for path, *_ in group) for group in _columns(_PARAMETERS))
 LAYOUTS: Mapping[str, Layout] = {
-    "sail": _layout("sail", _SAIL, "norm_pool"),
-    "hf": _layout("hf", _HF, "norm_pool"),
-    "timm": _layout("timm", _TIMM, "pool_norm"),
-    "jax": Layout("jax", _OWN_ROWS, None),
+    "sail": Layout("sail", _SAIL, "norm_pool"),
+    "hf": Layout("hf", _HF, "norm_pool"),
+    "timm": Layout("timm", _TIMM, "pool_norm"),
+    "jax": Layout("jax", None, None),
 }
+
+
+def parameter_rows() -> dict[str, parameter_table.Row]:
+    """The rows of the network's own table by path."""
+    return {row.path: row for row in (*backbone_rows(), *head_rows())}
 
 
 def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = True) -> tuple[Leaf, ...]:
@@ -229,9 +194,15 @@ def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = 
     """
     if layout not in LAYOUTS:
         raise InputError(f"There is no layout {layout!r}. Expected one of: {', '.join(LAYOUTS)}.")
+    own_rows = parameter_rows()
     found = []
     for group in LAYOUTS[layout].groups:
-        found += [leaf for stage in range(len(config.depths)) for leaf in _stage(config, group, stage, classifier)]
+        rows = {row.path: row for row in group}
+        own = [own_rows[path] for path in rows]
+        found += [
+            _leaf(config, rows[parameter.row.path], parameter)
+            for parameter in parameters_of_rows(config, own, classifier=classifier)
+        ]
     if layout != "jax":
         named = {leaf.path for leaf in found}
         if nameless := [leaf.path for leaf in leaves(config, classifier=classifier) if leaf.path not in named]:
@@ -242,61 +213,11 @@ def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = 
     return tuple(found)
 
 
-def _stage(config: PoolFormerConfig, rows: tuple[Row, ...], stage: int, classifier: bool) -> Iterator[Leaf]:
-    """The leaves of one stage, block by block. A row without a stage belongs to the first, or is the classifier's."""
-    once = [row for row in rows if "{s}" not in row.path]
-    per_stage = [row for row in rows if "{s}" in row.path and "{b}" not in row.path]
-    per_block = [row for row in rows if "{b}" in row.path]
-    if stage == 0:
-        for row in once:
-            yield from _leaf(config, row, 0 if row.path.startswith("stem") else len(config.depths) - 1, 0, classifier)
-    for row in per_stage:
-        yield from _leaf(config, row, stage, 0, classifier)
-    for block in range(config.depths[stage] if per_block else 0):
-        for row in per_block:
-            yield from _leaf(config, row, stage, block, classifier)
-
-
-def _leaf(config: PoolFormerConfig, row: Row, stage: int, block: int, classifier: bool) -> Iterator[Leaf]:
-    parameter = PARAMETERS[row.path]
-    if not _present(config, parameter.when, stage, classifier):
-        return
-    sizes = _sizes(config, stage)
-    shape = tuple(sizes[symbol] for symbol in parameter.shape)
-    # A stand-in of one element, stretched to the shape, takes the views without taking memory.
-    stored_shape = TRANSFORMS[row.transform].there(np.broadcast_to(np.int8(0), shape)).shape
-    indices = {"s": stage, "b": block, **network_places(config)[stage]}
-    yield Leaf(row.path.format(**indices), row.name.format(**indices), row.transform, shape, stored_shape)
-
-
-def _present(config: PoolFormerConfig, when: str, stage: int, classifier: bool) -> bool:
-    return {
-        "always": True,
-        "after the first stage": stage > 0,
-        "position embedding": config.position_embeddings[stage],
-        "attention": config.token_mixers[stage] == "attention",
-        "spatial_fc": config.token_mixers[stage] == "spatial_fc",
-        "layer scale": config.use_layer_scale,
-        "classifier": classifier,
-        "labels": classifier and config.num_labels > 0,
-    }[when]
-
-
-def _sizes(config: PoolFormerConfig, stage: int) -> dict[str, int]:
-    """What the symbols of the shapes stand for in one stage."""
-    width = config.hidden_sizes[stage]
-    side = config.feature_sizes(config.image_size)[stage] if config.image_size else 0
-    return {
-        "k": config.patch_sizes[stage],
-        "i": config.hidden_sizes[stage - 1] if stage else config.num_channels,
-        "c": width,
-        "m": config.mlp_hidden_sizes[stage],
-        "q": 3 * width,
-        "h": side,
-        "w": side,
-        "n": side * side,
-        "l": config.num_labels,
-    }
+def _leaf(config: PoolFormerConfig, row: Row, parameter: Parameter) -> Leaf:
+    indices = {"s": parameter.stage, "b": parameter.block, **network_places(config)[parameter.stage]}
+    # A stand-in for the array: the shape, without the memory.
+    stored_shape = TRANSFORMS[row.transform].there(np.broadcast_to(np.int8(0), parameter.shape)).shape
+    return Leaf(parameter.path, row.name.format(**indices), row.transform, parameter.shape, stored_shape)
 
 
 def network_places(config: PoolFormerConfig) -> list[dict[str, int]]:

@@ -4,24 +4,22 @@ Arrays only: files are read in `files.py`, and nothing here knows the model. Wha
 at once, with the nearest name that is there.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from numpy.typing import DTypeLike
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
 from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network.mismatch import check_names_and_shapes
+from poolformer_jax.network.parameters import leaves_by_path
 from poolformer_jax.weights.containers.storage import plain
 from poolformer_jax.weights.detection import Detection, network_of_names, read_names
 from poolformer_jax.weights.names import TRANSFORMS, Leaf, leaves
-
-_SHOWN = 20  # problems of one kind that a message spells out
-_COMPARED, _COMPARED_LENGTH = 2000, 120  # names that are searched for the nearest one, and their characters
 
 
 @runtime_checkable
@@ -36,51 +34,6 @@ class ArrayLike(Protocol):
 
     @property
     def dtype(self) -> Any: ...
-
-
-class WeightsMismatch(InputError):
-    """Names or shapes of weights that are not those of the network.
-
-    Attributes:
-        missing: names the network needs and the weights lack, with the shape.
-        unexpected: names the network has no place for, with the shape.
-        misshaped: names that fit, with the shape given and the shape expected.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        missing: Mapping[str, Sequence[int]],
-        unexpected: Mapping[str, Sequence[int]],
-        misshaped: Mapping[str, tuple[Sequence[int], Sequence[int]]],
-    ) -> None:
-        self.missing, self.unexpected, self.misshaped = dict(missing), dict(unexpected), dict(misshaped)
-        lines = [
-            *_shown("missing", (_line(n, s) + _nearest(n, unexpected) for n, s in missing.items()), len(missing)),
-            *_shown("unexpected", (_line(n, s) + _nearest(n, missing) for n, s in unexpected.items()), len(unexpected)),
-            *_shown(
-                "misshaped",
-                (f"{_line(name, given)}, expected {list(wanted)}" for name, (given, wanted) in misshaped.items()),
-                len(misshaped),
-            ),
-        ]
-        super().__init__(f"{what}\n" + "\n".join(lines))
-
-
-def _line(name: str, shape: Sequence[int]) -> str:
-    return f"{plain(name)} {list(shape)}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    # Comparing takes time with the square of the length, and a hostile name has any length.
-    comparable = [other for other in names if len(other) <= _COMPARED_LENGTH][:_COMPARED]
-    near = difflib.get_close_matches(name[:_COMPARED_LENGTH], comparable, n=1, cutoff=0.7)
-    return f"; the nearest name on the other side is {plain(near[0])}" if near else ""
-
-
-def _shown(kind: str, lines: Iterator[str], count: int) -> list[str]:
-    shown = [f"  {kind}: {line}" for line, _ in zip(lines, range(_SHOWN))]
-    return [*shown, f"  {kind}: and {count - _SHOWN} more"] if count > _SHOWN else shown
 
 
 @dataclass(frozen=True)
@@ -126,22 +79,12 @@ def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | 
     given = {name: shapes[original] for name, original in detection.names.items()}
     network = detection.variant or "non-standard PoolFormer"
     source = "the config given" if config else "its names and shapes"
-    _refuse_mismatch(
+    check_names_and_shapes(
         f"These weights are not those of the {network} in the layout of {detection.layout} that {source} tell of:",
         given,
         {leaf.name: leaf.stored_shape for leaf in expected},
     )
     return ImportPlan(detection, expected)
-
-
-def _refuse_mismatch(what: str, given: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:
-    """Raises WeightsMismatch unless there are the wanted names with the wanted shapes, and no others."""
-    missing = {name: shape for name, shape in wanted.items() if name not in given}
-    unexpected = {name: shape for name, shape in given.items() if name not in wanted}
-    both = {name: (given[name], shape) for name, shape in wanted.items() if name in given}
-    misshaped = {name: (here, there) for name, (here, there) in both.items() if here != there}
-    if missing or unexpected or misshaped:
-        raise WeightsMismatch(what, missing, unexpected, misshaped)
 
 
 def _refuse_quantized(state_dict: Mapping[str, ArrayLike]) -> None:
@@ -232,38 +175,6 @@ def stored_views(
 
     The backbone's tree has no final norm, and that is how the two are told apart where `classifier` is None.
     """
-    tree = flatten(variables)
-    if classifier is None:
-        classifier = any(path.startswith("norm/") for path in tree)
-    expected = leaves(config, layout, classifier=classifier)
-    _refuse_mismatch(
-        "These variables are not those of the config given:",
-        {path: np.shape(array) for path, array in tree.items()},
-        {leaf.path: leaf.shape for leaf in expected},
-    )
+    tree = leaves_by_path(config, variables, classifier=classifier)
+    expected = leaves(config, layout, classifier="norm/scale" in tree)
     return ((leaf.name, TRANSFORMS[leaf.transform].there(np.asarray(tree[leaf.path]))) for leaf in expected)
-
-
-def check_variables(config: PoolFormerConfig, variables: Mapping[str, Any]) -> None:
-    """Makes sure that the variables are those of the classifier that the config describes.
-
-    Raises:
-        WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
-        ValueError: if they are not `{"params": tree}`.
-    """
-    stored_views(config, variables, "jax", classifier=True)
-
-
-def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of `{"params": tree}` by their '/'-joined paths.
-
-    Raises:
-        ValueError: if there is no "params", or anything beside it.
-    """
-    if set(variables) != {"params"}:
-        raise InputError(
-            f"variables holds {sorted(variables) or 'nothing'}. Expected {{'params': tree}} and nothing else, "
-            "as model.init and load_pretrained return."
-        )
-    flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")
-    return flat

@@ -9,7 +9,7 @@ import pytest
 from golden import published
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel
 from poolformer_jax.network.config import VARIANTS
-from poolformer_jax.weights.names import LAYOUTS, PARAMETERS, TRANSFORMS, leaves, network_places
+from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, leaves, network_places, parameter_rows
 
 TINY = {"depths": (1, 2), "hidden_sizes": (4, 6), "num_labels": 3}
 TINY |= {"patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1), "token_mixers": ("pooling",) * 2}
@@ -40,7 +40,7 @@ def test_a_table_pairs_every_path_with_one_name_of_its_own(layout):
     rows = LAYOUTS[layout].rows
     assert max(Counter(row.path for row in rows).values()) == 1
     assert max(Counter(row.name for row in rows).values()) == 1
-    assert {row.path for row in rows} <= PARAMETERS.keys()
+    assert {row.path for row in rows} <= parameter_rows().keys()
     assert {row.transform for row in rows} <= TRANSFORMS.keys()
     every = leaves(PoolFormerConfig.from_variant("m48"), layout)
     assert len({leaf.name for leaf in every}) == len({leaf.path for leaf in every}) == len(every)

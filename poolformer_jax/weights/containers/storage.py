@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from poolformer_jax.errors import InputError
+from poolformer_jax.fields import printable
 
 # PyTorch's name of a type, safetensors' name of it, and ours.
 DTYPES: tuple[tuple[str, str, np.dtype[Any]], ...] = (
@@ -183,7 +184,4 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides[: len(shape)]))
 
 
-def plain(text: str, limit: int = 100) -> str:
-    """Text that a file chose, as a message may show it: short, and without what a terminal would obey."""
-    shown = text if len(text) <= limit else text[:limit] + "..."
-    return shown if shown.isprintable() else ascii(shown)
+plain = printable

@@ -1,0 +1,125 @@
+"""The parameter tree of every network as one table: path, shape, when it is present, initial values.
+
+The linen modules, the tables of PyTorch names, the check of a tree, counts and new heads all follow from it;
+`parameters` applies it to a config. This module is only data, so that `config` can check names of token mixers with it.
+
+A line is one parameter:
+
+  path      `{s}` is the stage, `{b}` the block in it.
+  shape     k patch size, i channels before the stage, c channels of the stage, m hidden channels of its MLP, h and w
+            sides of its feature map, n its positions (h * w), l labels; `3c` is three times c, `7` is 7. Outside the
+            stages, the stem has the sizes of the first stage, and norm and head have those of the last.
+  when      the condition of `parameters.is_present`.
+  initial   `uniform` within 1 / sqrt(fan_in), PyTorch's default for a convolution and its bias; `normal` with standard
+            deviation 0.02; `zeros`; `ones`; `layer scale`, the config's `layer_scale_init_value`.
+
+Initial values follow the authors: sail-sg/poolformer, models/poolformer.py and models/metaformer.py.
+"""
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+NETWORK, STAGE, BLOCK = "", "stages_{s}/", "stages_{s}/blocks_{b}/"
+_MIXER = "token_mixer/"
+
+_BACKBONE = """
+    stem/conv/kernel                       k k i c  always                 uniform
+    stem/conv/bias                         c        always                 uniform
+    stages_{s}/downsample/conv/kernel      k k i c  after the first stage  uniform
+    stages_{s}/downsample/conv/bias        c        after the first stage  uniform
+    stages_{s}/position_embedding          h w c    position embedding     zeros
+    stages_{s}/blocks_{b}/norm1/scale      c        always                 ones
+    stages_{s}/blocks_{b}/norm1/bias       c        always                 zeros
+"""
+# Here: what `MIXER_PARAMETERS` has for the stage's token mixer.
+_AFTER_MIXER = """
+    stages_{s}/blocks_{b}/layer_scale_1/scale  c    layer scale            layer scale
+    stages_{s}/blocks_{b}/norm2/scale      c        always                 ones
+    stages_{s}/blocks_{b}/norm2/bias       c        always                 zeros
+    stages_{s}/blocks_{b}/mlp/fc1/kernel   c m      always                 normal
+    stages_{s}/blocks_{b}/mlp/fc1/bias     m        always                 zeros
+    stages_{s}/blocks_{b}/mlp/fc2/kernel   m c      always                 normal
+    stages_{s}/blocks_{b}/mlp/fc2/bias     c        always                 zeros
+    stages_{s}/blocks_{b}/layer_scale_2/scale  c    layer scale            layer scale
+"""
+_HEAD = """
+    norm/scale                             c        classifier             ones
+    norm/bias                              c        classifier             zeros
+    head/kernel                            c l      labels                 normal
+    head/bias                              l        labels                 zeros
+"""
+
+# Name, shape and initial values of each parameter below `stages_{s}/blocks_{b}/token_mixer/`, by token mixer. Its keys
+# are the mixers that a config may name: to add one from outside, set an entry here and in `token_mixers.TOKEN_MIXERS`.
+MIXER_PARAMETERS: dict[str, str] = {
+    "pooling": "",
+    "identity": "",
+    "attention": """
+        qkv/kernel   c 3c  normal
+        proj/kernel  c c   normal
+        proj/bias    c     zeros
+    """,
+    "spatial_fc": """
+        fc/kernel    n n   normal
+    """,
+}
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        place: the part of the path that holds indices: `NETWORK`, `STAGE` or `BLOCK`.
+        name: the rest of the path.
+        shape: symbols, one for each dimension.
+        when: "always", another condition, or the name of the token mixer that it belongs to.
+        initial: "uniform", "normal", "zeros", "ones" or "layer scale".
+    """
+
+    place: str
+    name: str
+    shape: tuple[str, ...]
+    when: str
+    initial: str
+
+    @property
+    def path(self) -> str:
+        """The path with `{s}` and `{b}` for the indices."""
+        return self.place + self.name
+
+
+def columns(table: str) -> tuple[tuple[list[str], ...], ...]:
+    """The groups of a table (a blank line between two), their lines split into columns (two spaces or more)."""
+    groups = table.strip().split("\n\n")
+    return tuple(
+        tuple(re.split(r"\s{2,}", line.strip()) for line in group.splitlines() if line.strip()) for group in groups
+    )
+
+
+def backbone_rows() -> tuple[Row, ...]:
+    """The rows of the stem and the stages, with those of every token mixer."""
+    mixers = tuple(row for name, table in MIXER_PARAMETERS.items() for row in _mixer_rows(name, table))
+    return (*_rows(_BACKBONE), *mixers, *_rows(_AFTER_MIXER))
+
+
+def head_rows() -> tuple[Row, ...]:
+    """The rows of the final norm and the head."""
+    return _rows(_HEAD)
+
+
+@cache
+def _rows(table: str) -> tuple[Row, ...]:
+    return tuple(_row(path, shape, when, initial) for group in columns(table) for path, shape, when, initial in group)
+
+
+@cache
+def _mixer_rows(mixer: str, table: str) -> tuple[Row, ...]:
+    return tuple(
+        _row(BLOCK + _MIXER + name, shape, mixer, initial) for group in columns(table) for name, shape, initial in group
+    )
+
+
+def _row(path: str, shape: str, when: str, initial: str) -> Row:
+    place = next(place for place in (BLOCK, STAGE, NETWORK) if path.startswith(place))
+    return Row(place, path.removeprefix(place), tuple(shape.split()), when, initial)

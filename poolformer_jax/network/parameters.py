@@ -1,0 +1,205 @@
+"""The parameters of one network: `parameter_table` applied to a config. No array is made here, and no jax imported."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from poolformer_jax.errors import InputError
+from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network.mismatch import check_names_and_shapes
+from poolformer_jax.network.parameter_table import BLOCK, NETWORK, STAGE, Row, backbone_rows, head_rows
+
+
+class InitialValues(NamedTuple):
+    """How a parameter starts.
+
+    Attributes:
+        distribution: "uniform" from -size to size, "normal" with standard deviation `size`, or "constant".
+        size: the number above; the value of a constant.
+    """
+
+    distribution: str
+    size: float
+
+
+class Parameter(NamedTuple):
+    """One parameter of one network.
+
+    Attributes:
+        row: its row of the table.
+        path: its path in the tree, such as "stages_0/blocks_1/norm1/scale".
+        stage: the index of its stage; outside the stages, of the stage that its sizes come from.
+        block: the index of its block in the stage; 0 outside the blocks.
+        shape: its shape.
+        initial: how it starts.
+    """
+
+    row: Row
+    path: str
+    stage: int
+    block: int
+    shape: tuple[int, ...]
+    initial: InitialValues
+
+
+def parameters(config: PoolFormerConfig, *, classifier: bool = True) -> tuple[Parameter, ...]:
+    """Every parameter of the network: the stem, stage by stage, then norm and head.
+
+    Args:
+        config: the network.
+        classifier: False for the backbone alone, without the final norm and the head.
+    """
+    groups = (backbone_rows(), head_rows())
+    return tuple(found for rows in groups for found in parameters_of_rows(config, rows, classifier=classifier))
+
+
+def parameters_of_rows(
+    config: PoolFormerConfig, rows: Iterable[Row], *, classifier: bool = True
+) -> Iterator[Parameter]:
+    """The parameters that some rows stand for: those outside the stages, then stage by stage and block by block."""
+    rows = tuple(rows)
+    for stage, depth in enumerate(config.depths):
+        for place, blocks in ((NETWORK, int(stage == 0)), (STAGE, 1), (BLOCK, depth)):
+            at_place = [row for row in rows if row.place == place]
+            for block in range(blocks if at_place else 0):
+                for row in at_place:
+                    at = _stage_of(config, row, stage)
+                    if is_present(config, row, at, classifier=classifier):
+                        yield _parameter(config, row, at, block)
+
+
+def subtree(config: PoolFormerConfig, place: str, stage: int = 0, *, classifier: bool = True) -> dict[str, Any]:
+    """The parameters at one place of the tree, as nested dictionaries by the parts of their names.
+
+    Args:
+        config: the network.
+        place: `NETWORK` (stem, norm and head), `STAGE` (what a stage has outside its blocks) or `BLOCK`.
+        stage: the index of the stage.
+        classifier: as in `parameters`.
+    """
+    tree: dict[str, Any] = {}
+    rows = [row for row in (*backbone_rows(), *head_rows()) if row.place == place]
+    for row in rows:
+        at = _stage_of(config, row, stage)
+        if is_present(config, row, at, classifier=classifier):
+            *parents, name = row.name.split("/")
+            branch = tree
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[name] = _parameter(config, row, at, 0)
+    return tree
+
+
+def count_parameters(config: PoolFormerConfig) -> int:
+    """How many numbers the classifier has."""
+    return sum(math.prod(parameter.shape) for parameter in parameters(config))
+
+
+def is_present(config: PoolFormerConfig, row: Row, stage: int, *, classifier: bool = True) -> bool:
+    """True if the network has the parameters of a row in this stage."""
+    conditions = {
+        "always": True,
+        "after the first stage": stage > 0,
+        "position embedding": config.position_embeddings[stage],
+        "layer scale": config.use_layer_scale,
+        "classifier": classifier,
+        "labels": classifier and config.num_labels > 0,
+    }
+    return conditions.get(row.when, config.token_mixers[stage] == row.when)
+
+
+def check_variables(config: PoolFormerConfig, variables: Mapping[str, Any]) -> None:
+    """Makes sure that the variables are those of the classifier that the config describes.
+
+    Raises:
+        WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
+        ValueError: if they are not `{"params": tree}`.
+    """
+    leaves_by_path(config, variables, classifier=True)
+
+
+def leaves_by_path(
+    config: PoolFormerConfig, variables: Mapping[str, Any], *, classifier: bool | None = None
+) -> dict[str, Any]:
+    """The leaves of `{"params": tree}` by their '/'-joined paths, with the names and shapes of the config's network.
+
+    Args:
+        config: the network.
+        variables: of the classifier, or of the backbone alone.
+        classifier: which of the two they must be; None for either. Only the classifier has a final norm.
+
+    Raises:
+        WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
+        ValueError: if there is no "params", or anything beside it.
+    """
+    if set(variables) != {"params"}:
+        raise InputError(
+            f"variables holds {sorted(variables) or 'nothing'}. Expected {{'params': tree}} and nothing else, "
+            "as model.init and load_pretrained return."
+        )
+    leaves = dict(_flatten(variables["params"]))
+    if classifier is None:
+        classifier = any(path.startswith("norm/") for path in leaves)
+    check_names_and_shapes(
+        "These variables are not those of the config given:",
+        {path: np.shape(leaf) for path, leaf in leaves.items()},
+        {parameter.path: parameter.shape for parameter in parameters(config, classifier=classifier)},
+    )
+    return leaves
+
+
+def _flatten(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, branch in tree.items():
+        if isinstance(branch, Mapping):
+            yield from _flatten(branch, f"{above}{name}/")
+        else:
+            yield f"{above}{name}", branch
+
+
+def _stage_of(config: PoolFormerConfig, row: Row, stage: int) -> int:
+    """The stage that the sizes come from: `stage`, but outside the stages the first one (stem) or the last one."""
+    if row.place != NETWORK:
+        return stage
+    return 0 if row.name.startswith("stem/") else len(config.depths) - 1
+
+
+def _parameter(config: PoolFormerConfig, row: Row, stage: int, block: int) -> Parameter:
+    sizes = _sizes(config, stage)
+    shape = tuple(_size(symbol, sizes) for symbol in row.shape)
+    initial = _initial_values(config, row.initial, sizes)
+    return Parameter(row, row.path.format(s=stage, b=block), stage, block, shape, initial)
+
+
+def _size(symbol: str, sizes: Mapping[str, int]) -> int:
+    """The length of a dimension: "c", "3c" or "7"."""
+    factor, letter = re.fullmatch(r"(\d*)([a-z]?)", symbol).groups()  # type: ignore[union-attr]
+    return int(factor or 1) * (sizes[letter] if letter else 1)
+
+
+def _sizes(config: PoolFormerConfig, stage: int) -> dict[str, int]:
+    """What the letters in the table's shapes stand for in one stage."""
+    side = config.feature_sizes(config.image_size)[stage] if config.image_size else 0
+    return {
+        "k": config.patch_sizes[stage],
+        "i": config.hidden_sizes[stage - 1] if stage else config.num_channels,
+        "c": config.hidden_sizes[stage],
+        "m": config.mlp_hidden_sizes[stage],
+        "h": side,
+        "w": side,
+        "n": side * side,
+        "l": config.num_labels,
+    }
+
+
+def _initial_values(config: PoolFormerConfig, name: str, sizes: Mapping[str, int]) -> InitialValues:
+    return {
+        "uniform": InitialValues("uniform", 1 / math.sqrt(sizes["k"] ** 2 * sizes["i"])),
+        # The authors truncate it at ±2 in absolute terms, a hundred standard deviations away: not at all.
+        "normal": InitialValues("normal", 0.02),
+        "zeros": InitialValues("constant", 0.0),
+        "ones": InitialValues("constant", 1.0),
+        "layer scale": InitialValues("constant", config.layer_scale_init_value),
+    }[name]
