@@ -34,7 +34,8 @@ from poolformer_jax.errors import InputError, MissingDependencyError, MissingFil
 from poolformer_jax.export.onnx_operations import network_graph
 from poolformer_jax.files import replace_atomically, write_json
 from poolformer_jax.images.processor import PoolFormerImageProcessor
-from poolformer_jax.inference.folding import fold, folded_apply
+from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.jax_operations import folded_apply
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.model import PoolFormerForImageClassification, check_dtype
 from poolformer_jax.version import __version__

@@ -1,8 +1,7 @@
 """What a network costs: parameters and multiply-accumulate operations (MACs), layer by layer, without computing it.
 
-Parameters are counted from the shapes that initialisation would give (`jax.eval_shape`). MACs are counted from the
-configuration by the rules of fvcore, which the paper's table was made with: one for each multiplication of a
-convolution, a dense layer or an attention product, five for each element that a norm reads, none for activations,
+`description` over shapes, by the rules of fvcore, which made the paper's table: one MAC for each multiplication of a
+convolution, a dense layer or an attention product, five for each number that a norm reads, none for activations,
 pooling, softmax and additions (fvcore.nn.jit_handles).
 """
 
@@ -10,16 +9,23 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
 
+from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
+from poolformer_jax.inference.folding import fold_tree
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.model import PoolFormerForImageClassification, check_pixel_values
+from poolformer_jax.network.model import check_pixel_values
+from poolformer_jax.network.parameters import parameters
 
 # What fvcore's norm_flop_counter estimates for a norm with gain and shift.
 _NORM_MACS = 5
+
+# (height, width, channels) of a feature map, or (channels,) of a vector.
+Shape: TypeAlias = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,30 +33,23 @@ class LayerCost:
     """A row of the layer table.
 
     Attributes:
-        name: where it is in the parameter tree; the equal blocks of a stage share a row.
+        name: the layer's place in the parameter tree; the blocks of a stage, which are equal, share a row.
         output_shape: (height, width, channels), or (channels,) after pooling.
         parameters: how many numbers it learns.
         macs: multiply-accumulate operations for one image.
     """
 
     name: str
-    output_shape: tuple[int, ...]
+    output_shape: Shape
     parameters: int
     macs: int
 
 
 def parameter_shapes(config: PoolFormerConfig) -> Mapping[str, Any]:
-    """The parameter tree with shapes in the place of arrays; nothing is allocated."""
-    side = config.image_size or config.smallest_side
-    pixels = jax.ShapeDtypeStruct((1, side, side, config.num_channels), jnp.float32)
-    init = partial(PoolFormerForImageClassification(config).init, jax.random.key(0))
-    shapes: Mapping[str, Any] = jax.eval_shape(init, pixels)["params"]
-    return shapes
-
-
-def count_parameters(tree: Any) -> int:
-    """How many numbers a tree of arrays or shapes holds."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    """The parameter tree with shapes instead of arrays."""
+    shapes = {row.path: jax.ShapeDtypeStruct(row.shape, np.float32) for row in parameters(config)}
+    tree: Mapping[str, Any] = unflatten_dict(shapes, sep="/")
+    return tree
 
 
 def count_macs(config: PoolFormerConfig, height: int = 224, width: int = 224) -> int:
@@ -62,44 +61,99 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     """Every layer with its cost for one image of `height` x `width` pixels.
 
     Raises:
-        ValueError: for an image that the network does not take.
+        ValueError: for an image size that the network does not take.
     """
-    check_pixel_values(config, (1, height, width, config.num_channels))
-    # The blocks of a stage are equal: one of each is enough to trace.
-    shapes = parameter_shapes(dataclasses.replace(config, depths=(1,) * len(config.depths)))
-    rows: list[LayerCost] = []
-    channels = config.num_channels
-    sizes = list(zip(config.feature_sizes(height), config.feature_sizes(width)))
-    for index, (depth, size) in enumerate(zip(config.depths, sizes)):
-        stage = shapes[f"stages_{index}"]
-        shape = (*size, config.hidden_sizes[index])
-        name, conv = ("stem", shapes["stem"]) if index == 0 else (f"stages_{index}/downsample", stage["downsample"])
-        patch = config.patch_sizes[index] ** 2 * channels
-        rows.append(LayerCost(name, shape, count_parameters(conv), math.prod(shape) * patch))
-        if "position_embedding" in stage:
-            positions = count_parameters(stage["position_embedding"])
-            rows.append(LayerCost(f"stages_{index}/position_embedding", shape, positions, 0))
-        blocks = f"stages_{index}/blocks_0..{depth - 1}" if depth > 1 else f"stages_{index}/blocks_0"
-        learnt = depth * count_parameters(stage["blocks_0"])
-        macs = depth * _block_macs(config, index, math.prod(size))
-        rows.append(LayerCost(f"{blocks} ({config.token_mixers[index]})", shape, learnt, macs))
-        channels = config.hidden_sizes[index]
-    normalised = channels * (math.prod(sizes[-1]) if config.head_order == "norm_pool" else 1)
-    rows.append(LayerCost("norm", (channels,), count_parameters(shapes["norm"]), _NORM_MACS * normalised))
-    if config.num_labels:
-        head = count_parameters(shapes["head"])
-        rows.append(LayerCost("head", (config.num_labels,), head, channels * config.num_labels))
-    return rows
+    pixels = (height, width, config.num_channels)
+    check_pixel_values(config, (1, *pixels))
+    # The blocks of a stage are equal: one of each is counted, and multiplied by the number of blocks.
+    shallow = dataclasses.replace(config, depths=(1,) * len(config.depths))
+    folded = jax.eval_shape(partial(fold_tree, shallow), parameter_shapes(shallow))
+    ops = CostOperations()
+    classify(ops, shallow, folded, feature_maps(ops, shallow, folded, pixels)[-1])
+    return [_row(config, place, cost) for place, cost in ops.layers.items()]
 
 
-def _block_macs(config: PoolFormerConfig, index: int, positions: int) -> int:
-    channels = config.hidden_sizes[index]
-    mlp = 2 * positions * channels * config.mlp_hidden_sizes[index]
-    mixer = {
-        "pooling": 0,
-        "identity": 0,
-        # query, key, value and projection; then the scores and the weighted sum of values
-        "attention": 4 * positions * channels**2 + 2 * positions**2 * channels,
-        "spatial_fc": positions**2 * channels,
-    }
-    return mlp + mixer[config.token_mixers[index]] + 2 * _NORM_MACS * positions * channels
+def _row(config: PoolFormerConfig, place: str, cost: "_Cost") -> LayerCost:
+    """The row for one place of the network, or for all blocks of its stage."""
+    stage, _, block = place.partition("/blocks_")
+    prefix, name, blocks = f"{place}/", place, 1
+    if block:
+        index = int(stage.removeprefix("stages_"))
+        blocks, prefix = config.depths[index], f"{stage}/blocks_"
+        name += f"..{blocks - 1}" * (blocks > 1) + f" ({config.token_mixers[index]})"
+    learnt = sum(math.prod(row.shape) for row in parameters(config) if f"{row.path}/".startswith(prefix))
+    return LayerCost(name, cost.output_shape, learnt, blocks * cost.macs)
+
+
+@dataclasses.dataclass
+class _Cost:
+    output_shape: Shape = ()
+    macs: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CostOperations(Operations[Shape]):
+    """Values are shapes without the batch.
+
+    Attributes:
+        place: the layer that is counted now, such as "stages_0/blocks_0".
+        layers: what has been counted, by place, in the order of the network.
+    """
+
+    place: str = ""
+    layers: dict[str, _Cost] = dataclasses.field(default_factory=dict)
+
+    def at(self, place: str) -> "CostOperations":
+        return dataclasses.replace(self, place="/".join(place.split("/")[:2]))  # a block's mixer and MLP share a row
+
+    def _count(self, output: Shape, macs: int = 0) -> Shape:
+        cost = self.layers.setdefault(self.place, _Cost())
+        cost.output_shape = output
+        cost.macs += macs
+        return output
+
+    def convolution(self, x: Shape, params: Parameters, stride: int, padding: int) -> Shape:
+        size, _, _, channels = params["kernel"].shape
+        output = (*((side + 2 * padding - size) // stride + 1 for side in x[:2]), channels)
+        return self._count(output, math.prod(output[:2]) * math.prod(params["kernel"].shape))
+
+    def dense(self, x: Shape, params: Parameters) -> Shape:
+        kernel = params["kernel"].shape
+        return self._count((*x[:-1], kernel[1]), math.prod(x[:-1]) * math.prod(kernel))
+
+    def elementwise(self, x: Shape, function: str) -> Shape:
+        return self._count(x)
+
+    def add(self, x: Shape, y: Shape) -> Shape:
+        return self._count(x)
+
+    def multiply(self, x: Shape, y: Shape) -> Shape:
+        return self._count(x)
+
+    def add_embedding(self, x: Shape, embedding: Any) -> Shape:
+        return self._count(x)
+
+    def affine(self, x: Shape, scale: Any, shift: Any = None) -> Shape:
+        return self._count(x)
+
+    def standardize(self, x: Shape, norm: str, epsilon: float) -> Shape:
+        return self._count(x, _NORM_MACS * math.prod(x))
+
+    def mean(self, x: Shape) -> Shape:
+        return self._count(x[2:])
+
+    def standardized_mean(self, x: Shape, norm: str, epsilon: float) -> Shape:
+        return self.mean(self.standardize(x, norm, epsilon))
+
+    def pooling(self, x: Shape, pool_size: int) -> Shape:
+        return self._count(x)
+
+    def pooling_residual(self, x: Shape, pool_size: int, scale: Any, epsilon: float) -> Shape:
+        return self.standardize(x, "group_norm", epsilon)
+
+    def attention(self, qkv: Shape, head_dim: int) -> Shape:
+        positions, channels = math.prod(qkv[:2]), qkv[2] // 3
+        return self._count((*qkv[:2], channels), 2 * positions**2 * channels)  # the scores, and the weighted values
+
+    def mix_positions(self, x: Shape, kernel: Any) -> Shape:
+        return self._count(x, math.prod(kernel.shape) * x[2])

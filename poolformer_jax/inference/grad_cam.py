@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.images.reading import ImageLike
-from poolformer_jax.inference.folding import fold, folded_features, folded_head
+from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.jax_operations import folded_features, folded_head
 from poolformer_jax.network.config import PoolFormerConfig
 
 # Side in pixels that a picture of a small network is enlarged to for people, that of the published networks' input.

@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Num
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.inference.folding import fold, folded_features, folded_head
+from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.jax_operations import folded_features, folded_head
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.model import ImageClassifierOutput, check_dtype, check_pixel_values
 

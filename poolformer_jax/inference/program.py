@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, UInt8
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.inference.cpu_devices import data_parallel, images_on_device, is_cpu
-from poolformer_jax.inference.folding import fold, folded_apply
+from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.jax_operations import folded_apply
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import over_channels
 from poolformer_jax.network.fused.kernels import Kernels, kernels_for

@@ -218,10 +218,10 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere to write n\.onnx into"):
         export_model(tmp_path / "nowhere" / "n.onnx", config, {}, PROCESSOR, LABELS)
     (tmp_path / "n.onnx").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"n\.onnx is a folder"):
+    with pytest.raises(InputError, match=r"n\.onnx is a folder"):
         export_model(tmp_path / "n.onnx", config, {}, PROCESSOR, LABELS)
     (tmp_path / "n.stablehlo.json").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"n\.stablehlo\.json is a folder"):
+    with pytest.raises(InputError, match=r"n\.stablehlo\.json is a folder"):
         export_model(tmp_path / "n.stablehlo", config, {}, PROCESSOR, LABELS)
 
 

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.inference.cpu_devices import data_parallel
-from poolformer_jax.inference.folding import fold, folded_apply
+from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.jax_operations import folded_apply
 from small_networks import TINY, random_variables
 
 SHALLOW = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})

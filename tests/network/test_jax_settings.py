@@ -14,8 +14,9 @@ from poolformer_jax import (
     load_pretrained,
     save_pretrained,
 )
-from poolformer_jax.inference.folding import fold, folded_apply
+from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.grad_cam import GradCam
+from poolformer_jax.inference.jax_operations import folded_apply
 from small_networks import CONFIG, EVERY_MIXER, MODEL, PHOTOGRAPHS, PROCESSOR, TINY, VARIABLES
 
 PIXELS, LABELS = jnp.zeros((2, 64, 64, 3)), jnp.array([0, 1])

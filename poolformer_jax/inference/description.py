@@ -1,0 +1,186 @@
+"""The folded network, written once over named operations.
+
+`feature_maps` and `classify` walk the parameters that `folding.fold` returns, and call one method of an `Operations`
+for every step. What a step does is up to the reader of this description: `jax_operations` computes arrays,
+`export.onnx_operations` writes ONNX nodes, `cost_operations` counts multiplications.
+
+A new token mixer is an entry in `TOKEN_MIXERS`, a new activation one in `ACTIVATIONS`; every reader then has it. The
+linen module that trains it is in `network`.
+
+Sources: arXiv 2111.11418, Figure 2 and Section 3; `folding` has the algebra.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network.functional import EPSILON, POOLED_EPSILON
+from poolformer_jax.network.token_mixers import Attention
+
+X = TypeVar("X")
+# Nested dictionaries of arrays, or of anything else that has a shape.
+Parameters: TypeAlias = Mapping[str, Any]
+
+
+class Operations(ABC, Generic[X]):
+    """The steps of the network for one kind of value `X`.
+
+    A value stands for a feature map [height, width, channels] or, from `mean` on, a vector [channels] of every image in
+    a batch. The readers lay its axes out as they need. Parameters are laid out as in the parameter tree: a dense kernel
+    is [in, out], a convolution's [height, width, in, out], and a vector has an entry for each channel.
+    """
+
+    @abstractmethod
+    def at(self, place: str) -> "Operations[X]":
+        """The same operations, for the part of the network called `place` in the parameter tree."""
+
+    @abstractmethod
+    def convolution(self, x: X, params: Parameters, stride: int, padding: int) -> X:
+        """A convolution with square kernels and explicit zero padding. `params`: kernel, bias."""
+
+    @abstractmethod
+    def dense(self, x: X, params: Parameters) -> X:
+        """A dense layer over the channels. `params`: kernel, and bias if the layer has one."""
+
+    @abstractmethod
+    def elementwise(self, x: X, function: str) -> X:
+        """A function of each number, such as "gelu"; `ACTIVATIONS` lists the names that every reader knows."""
+
+    @abstractmethod
+    def add(self, x: X, y: X) -> X:
+        """The sum of two values of one shape."""
+
+    @abstractmethod
+    def multiply(self, x: X, y: X) -> X:
+        """The product, number by number, of two values of one shape."""
+
+    @abstractmethod
+    def add_embedding(self, x: X, embedding: Any) -> X:
+        """`x` plus an array [height, width, channels], the same for every image."""
+
+    @abstractmethod
+    def affine(self, x: X, scale: Any, shift: Any = None) -> X:
+        """`x * scale + shift` with vectors over the channels; no shift if it is None."""
+
+    @abstractmethod
+    def standardize(self, x: X, norm: str, epsilon: float) -> X:
+        """`(x - mean) / sqrt(variance + epsilon)` over the numbers that this norm, of `config.NORMS`, averages."""
+
+    @abstractmethod
+    def mean(self, x: X) -> X:
+        """The mean over all positions: from a feature map to a vector."""
+
+    @abstractmethod
+    def standardized_mean(self, x: X, norm: str, epsilon: float) -> X:
+        """`mean(standardize(x, norm, epsilon))`; with one group this needs no normalised map."""
+
+    @abstractmethod
+    def pooling(self, x: X, pool_size: int) -> X:
+        """`pool(x) - x`: stride 1, and the mean counts only pixels inside the image."""
+
+    @abstractmethod
+    def pooling_residual(self, x: X, pool_size: int, scale: Any, epsilon: float) -> X:
+        """`x + (pool(x) - x) * scale / sqrt(variance + epsilon)`, with one variance for each image."""
+
+    @abstractmethod
+    def attention(self, qkv: X, head_dim: int) -> X:
+        """Softmax attention over all positions, from three times as many channels: queries, keys, values by heads."""
+
+    @abstractmethod
+    def mix_positions(self, x: X, kernel: Any) -> X:
+        """A matrix product over the positions, row by row: kernel [positions in, positions out]."""
+
+
+def feature_maps(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> tuple[X, ...]:
+    """The feature map of every stage: the `hidden_states` of the model.
+
+    Args:
+        ops: what to do at each step.
+        config: the architecture.
+        params: the folded parameters.
+        x: normalised pixels.
+    """
+    maps = []
+    for index in range(len(config.depths)):
+        stage, name = params[f"stages_{index}"], f"stages_{index}"
+        place, conv = (f"{name}/downsample", stage["downsample"]) if index else ("stem", params["stem"])
+        x = ops.at(place).convolution(x, conv, config.strides[index], config.padding[index])
+        if config.position_embeddings[index]:
+            x = ops.at(f"{name}/position_embedding").add_embedding(x, stage["position_embedding"])
+        for block in block_names(config.depths[index]):
+            place = f"{name}/{block}"
+            x = _mix_tokens(ops.at(f"{place}/token_mixer"), config, index, stage[block]["token_mixer"], x)
+            x = _mix_channels(ops.at(f"{place}/mlp"), config, stage[block]["mlp"], x)
+        maps.append(x)
+    return tuple(maps)
+
+
+def classify(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    """The logits for the last feature map; with num_labels=0 the pooled, normalised features."""
+    norm = ops.at("norm")
+    if config.head_order == "pool_norm":
+        pooled = norm.standardize(norm.mean(x), "layer_norm", POOLED_EPSILON)
+    else:
+        pooled = norm.standardized_mean(x, config.norm, EPSILON)
+    if config.num_labels:
+        return ops.at("head").dense(pooled, params["head"])
+    return norm.affine(pooled, params["norm"]["scale"], params["norm"]["bias"])
+
+
+def block_names(depth: int) -> list[str]:
+    """The parameter tree's names for the blocks of a stage, first to last."""
+    return [f"blocks_{number}" for number in range(depth)]
+
+
+def _mix_tokens(ops: Operations[X], config: PoolFormerConfig, index: int, params: Parameters, x: X) -> X:
+    """The first residual branch and its input. `params` has what `folding` leaves of norm, mixer and layer scale."""
+    mixer = config.token_mixers[index]
+    if mixer == "pooling" and config.norm == "group_norm":  # line 3 of `folding`
+        return ops.pooling_residual(x, config.pool_size, params["scale"], EPSILON)
+    branch = ops.standardize(x, config.norm, EPSILON)
+    if "norm" in params:
+        branch = ops.affine(branch, params["norm"]["scale"], params["norm"]["bias"])
+    branch = TOKEN_MIXERS[mixer](ops, config, params.get("mixer", {}), branch)
+    return ops.add(x, ops.affine(branch, params["scale"], params.get("shift")))
+
+
+def _mix_channels(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    """The second residual branch and its input."""
+    hidden = ops.dense(ops.standardize(x, config.norm, EPSILON), params["fc1"])
+    hidden = ACTIVATIONS[config.hidden_act](ops, hidden)
+    return ops.add(x, ops.dense(hidden, params["fc2"]))
+
+
+def _pooling(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    return ops.pooling(x, config.pool_size)
+
+
+def _identity(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    return x
+
+
+def _attention(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    return ops.dense(ops.attention(ops.dense(x, params["qkv"]), Attention.head_dim), params["proj"])
+
+
+def _spatial_fc(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    return ops.mix_positions(x, params["fc"]["kernel"])
+
+
+# What each mixer does with a normalised feature map: (operations, config, its parameters, the map) to a map.
+TOKEN_MIXERS: dict[str, Callable[[Operations[Any], PoolFormerConfig, Parameters, Any], Any]] = {
+    "pooling": _pooling,
+    "identity": _identity,
+    "attention": _attention,
+    "spatial_fc": _spatial_fc,
+}
+
+# What each activation does with the MLP's hidden layer.
+ACTIVATIONS: dict[str, Callable[[Operations[Any], Any], Any]] = {
+    "gelu": lambda ops, x: ops.elementwise(x, "gelu"),
+    "gelu_new": lambda ops, x: ops.elementwise(x, "gelu_tanh"),
+    "gelu_pytorch_tanh": lambda ops, x: ops.elementwise(x, "gelu_tanh"),
+    "relu": lambda ops, x: ops.elementwise(x, "relu"),
+    "silu": lambda ops, x: ops.elementwise(x, "silu"),
+}
