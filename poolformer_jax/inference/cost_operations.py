@@ -70,10 +70,11 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     folded = jax.eval_shape(partial(fold_tree, shallow), parameter_shapes(shallow))
     ops = CostOperations()
     classify(ops, shallow, folded, feature_maps(ops, shallow, folded, pixels)[-1])
-    return [_row(config, place, cost) for place, cost in ops.layers.items()]
+    sizes = {row.path: math.prod(row.shape) for row in parameters(config)}
+    return [_row(config, sizes, place, cost) for place, cost in ops.layers.items()]
 
 
-def _row(config: PoolFormerConfig, place: str, cost: "_Cost") -> LayerCost:
+def _row(config: PoolFormerConfig, sizes: Mapping[str, int], place: str, cost: "_Cost") -> LayerCost:
     """The row for one place of the network, or for all blocks of its stage."""
     stage, _, block = place.partition("/blocks_")
     prefix, name, blocks = f"{place}/", place, 1
@@ -81,7 +82,7 @@ def _row(config: PoolFormerConfig, place: str, cost: "_Cost") -> LayerCost:
         index = int(stage.removeprefix("stages_"))
         blocks, prefix = config.depths[index], f"{stage}/blocks_"
         name += f"..{blocks - 1}" * (blocks > 1) + f" ({config.token_mixers[index]})"
-    learnt = sum(math.prod(row.shape) for row in parameters(config) if f"{row.path}/".startswith(prefix))
+    learnt = sum(size for path, size in sizes.items() if f"{path}/".startswith(prefix))
     return LayerCost(name, cost.output_shape, learnt, blocks * cost.macs)
 
 

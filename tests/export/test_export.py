@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
+from poolformer_jax import InputError, PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.export.model_file import ExportError, export_model, metadata
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.network.config import HIDDEN_ACTS
