@@ -1,7 +1,7 @@
-"""`python -m benchmarks NAME`: finds the benchmark of that name and runs it.
+"""`python -m benchmarks NAME`: imports the benchmark with that name and runs it.
 
-A benchmark is a module with `main(arguments) -> exit code`, and is imported only when it is asked for: each needs
-other packages. Exit codes: 0 done, 1 failed (one message on stderr says why), 2 wrong usage, 130 interrupted.
+A benchmark is a module with `main(arguments) -> exit code`. Only the requested one is imported, because each needs
+other packages. Exit codes: 0 done, 1 failed (one message on stderr), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -11,27 +11,28 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.process import interrupt_exit_code
 
-DONE, FAILED, USAGE = 0, 1, 2
+DONE, FAILED = 0, 1
 
 
 class Benchmark(NamedTuple):
-    """Where a benchmark is, and what it tells in one line."""
+    """The module of a benchmark, one line about it, and the extras that install what it needs."""
 
     module: str
     summary: str
+    extras: str = "bench"
 
 
 BENCHMARKS = {
     "cpu-inference": Benchmark("cpu_inference", "inference on a CPU beside PyTorch, ONNX Runtime, OpenVINO"),
     "cpu-training": Benchmark("cpu_training", "training steps on a CPU beside PyTorch"),
-    "gpu": Benchmark("gpu", "inference and training on a GPU beside PyTorch"),
-    "gpu-compiler": Benchmark("gpu_compiler", "what the GPU compiler makes of the network; needs no GPU"),
-    "tpu": Benchmark("tpu", "what the TPU compiler says of a training step; needs no TPU"),
-    "convert": Benchmark("convert", "time and memory of converting weights"),
-    "exchange": Benchmark("exchange", "whether cores share a cache, which a virtual machine hides"),
-    "input-pipeline": Benchmark("input_pipeline", "images a second per core beside tf.data and PyTorch"),
+    "gpu": Benchmark("gpu", "inference and training on a GPU beside PyTorch", "bench,cuda12"),
+    "gpu-compiler": Benchmark("gpu_compiler", "what the GPU compiler makes of the network; no GPU", "train,cuda12"),
+    "tpu": Benchmark("tpu", "what the TPU compiler makes of the network; no TPU", "train,tpu"),
+    "convert": Benchmark("convert", "time and memory of converting weights", "convert"),
+    "input-pipeline": Benchmark("input_pipeline", "images per core-second beside tf.data and PyTorch"),
 }
 
 
@@ -43,28 +44,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = module.main(rest)
     except KeyboardInterrupt:
         return interrupt_exit_code()
+    except (PoolFormerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("benchmarks"):
             raise
-        print(f"error: {error.name} is not installed. Needs: pip install -e '.[bench]'", file=sys.stderr)
-        return FAILED
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        extras = BENCHMARKS[name].extras
+        print(f"error: {error.name} is not installed. Install it: pip install -e '.[{extras}]'", file=sys.stderr)
         return FAILED
     return code
 
 
 def _parse(arguments: list[str]) -> tuple[str, list[str]]:
-    """The benchmark's name and what is left for it; its own --help is its own."""
+    """The benchmark's name, and the options that the benchmark parses."""
     width = max(map(len, BENCHMARKS))
     names = "\n".join(f"  {name:<{width}}  {benchmark.summary}" for name, benchmark in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         usage="python -m benchmarks NAME [options]",
-        description="Measures this package beside its peers: a table, and JSON.",
+        description="Measures this package beside other libraries; prints a table and writes JSON.",
         epilog=f"benchmarks:\n{names}\n\nexample:\n  python -m benchmarks cpu-inference --variants s12 --batches 1\n\n"
-        "Every benchmark explains itself: python -m benchmarks tpu --help\n"
-        "Needs: pip install -e '.[bench]'",
+        "Options of one benchmark: python -m benchmarks tpu --help\n"
+        "Install: pip install -e '.[bench]'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="which benchmark")
@@ -75,6 +77,6 @@ def _parse(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 if __name__ == "__main__":
-    # As an exception, so that the processes of contenders end with this one.
+    # SIGTERM raises SystemExit, so that the processes of the compared implementations end with this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

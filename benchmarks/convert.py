@@ -1,7 +1,7 @@
-"""How long a conversion takes and how much memory, and whether every round trip returns every bit.
+"""Time and memory of converting weights, and a check that every round trip returns every bit.
 
-Each conversion is a process of its own, `python -m convert SOURCE DESTINATION`, timed from start to end, imports and
-hash included; its memory is the peak resident set that the operating system counted. Weights are random.
+Each conversion runs `python -m convert SOURCE DESTINATION` in a new process. The time includes imports and hashing; the
+memory is the peak resident set that the operating system reports. The weights are random.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import flax
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 import poolformer_jax
 from benchmarks import command_line, report
 from convert.conversion import convert, open_source
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.network.variants import RESULTS
 from poolformer_jax.weights.containers.files import open_weights
@@ -41,10 +41,10 @@ class Measurement:
         source: layout and container of the file.
         to: layout of the folder.
         file_bytes: size of the file.
-        seconds: of every run, in order.
-        processor_seconds: of every run; other programs on the machine add less to them.
+        seconds: time of each run.
+        processor_seconds: processor time of each run, which other programs on the machine affect less.
         peak_bytes: largest resident set of all runs.
-        import_seconds: of a run that does nothing but import and print its help.
+        import_seconds: time of a run that only imports and prints its help.
     """
 
     source: str
@@ -55,20 +55,16 @@ class Measurement:
     peak_bytes: int
     import_seconds: float
 
-    @property
-    def memory_per_byte(self) -> float:
-        return self.peak_bytes / self.file_bytes
-
 
 def random_arrays(shapes: Sequence[tuple[int, ...]], seed: int = 0) -> Iterator[np.ndarray]:
-    """Arrays of any bits that a float32 can have but NaN's."""
+    """Normally distributed float32 arrays."""
     rng = np.random.default_rng(seed)
     for shape in shapes:
         yield rng.standard_normal(shape, np.float32)
 
 
 def make_file(folder: Path, variant: str, layout: str) -> Path:
-    """A weights file of `layout`: as torch.save writes it for sail and timm, safetensors for the others."""
+    """Writes a weights file of `layout`: in torch.save's format for sail and timm, safetensors for the others."""
     config = PoolFormerConfig.from_variant(variant, head_order=LAYOUTS[layout].head_order or "norm_pool")
     names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]
     torch = layout in ("sail", "timm")
@@ -78,7 +74,7 @@ def make_file(folder: Path, variant: str, layout: str) -> Path:
 
 
 def run(*arguments: str | Path) -> tuple[float, float, int]:
-    """Seconds from start to end, seconds of processor time, and peak bytes of one run of the program."""
+    """Seconds, seconds of processor time, and peak bytes of one run of `python -m convert`."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "convert", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -86,7 +82,7 @@ def run(*arguments: str | Path) -> tuple[float, float, int]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"python -m convert {' '.join(map(str, arguments))} ended with {process.returncode}.")
+        raise PoolFormerError(f"python -m convert {' '.join(map(str, arguments))} exited with {process.returncode}.")
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
@@ -101,7 +97,7 @@ def measure(path: Path, layout: str, to: str, runs: int) -> Measurement:
 
 
 def round_trip(folder: Path, variant: str, layout: str) -> bool:
-    """Whether a file of `layout` comes back bit for bit after it went through this package's own layout."""
+    """True if converting a file of `layout` to this package's layout and back returns every bit."""
     path = make_file(folder, variant, layout)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -122,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     console, machine = Console(), report.machine()
     with tempfile.TemporaryDirectory() as folder:
         measurements = _measure_all(Path(folder), options.variant, options.runs)
-    console.print(_table(options.variant, measurements))
+    _print(console, options.variant, measurements)
     trips = {} if options.no_round_trips else _round_trips(console)
     found = {
         "command": options.command,
@@ -146,10 +142,9 @@ def _measure_all(folder: Path, variant: str, runs: int) -> list[Measurement]:
     return found
 
 
-def _table(variant: str, measurements: list[Measurement]) -> Table:
-    table = Table(
-        "From", "To", "Median", "Processor", "Imports", "Peak", "Per byte", title=f"python -m convert, {variant}"
-    )
+def _print(console: Console, variant: str, measurements: list[Measurement]) -> None:
+    headings = ("from", "to", "time", "processor", "imports", "memory", "per byte")
+    table = report.table(f"python -m convert, {variant}", headings)
     for one in measurements:
         table.add_row(
             one.source,
@@ -158,9 +153,10 @@ def _table(variant: str, measurements: list[Measurement]) -> Table:
             f"{statistics.median(one.processor_seconds):.2f} s",
             f"{one.import_seconds:.2f} s",
             f"{one.peak_bytes / 1e6:.0f} MB",
-            f"{one.memory_per_byte:.2f}",
+            f"{one.peak_bytes / one.file_bytes:.2f}",
         )
-    return table
+    table.caption = "memory: peak of the process. per byte: memory / size of the file."
+    console.print(table)
 
 
 def _round_trips(console: Console) -> dict[str, bool]:
@@ -178,8 +174,8 @@ def _round_trips(console: Console) -> dict[str, bool]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser("convert", __doc__, example="--runs 5 --no-round-trips")
-    parser.add_argument("--variant", choices=RESULTS, default="m48", help="whose conversion is timed (default: m48)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of every conversion (default: 3)")
-    parser.add_argument("--no-round-trips", action="store_true", help="leave out the round trips")
+    parser = command_line.make_parser("convert", __doc__, example="--runs 5 --no-round-trips")
+    parser.add_argument("--variant", choices=RESULTS, default="m48", help="network to time (default: m48)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each conversion (default: 3)")
+    parser.add_argument("--no-round-trips", action="store_true", help="skip the round trips")
     return parser

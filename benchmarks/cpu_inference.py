@@ -1,13 +1,13 @@
-"""Inference on the CPU beside PyTorch, ONNX Runtime and OpenVINO: the same weights, the same pixels, all cores.
+"""Inference on the CPU beside PyTorch, ONNX Runtime and OpenVINO: same weights, same pixels, all cores, float32.
 
-Ours is the folded network that ImageClassifier compiles, from normalised pixels to logits: a batch shared by as many
-CPU devices as there are cores (JAX_NUM_CPU_DEVICES), one image computed by one device with all cores. PyTorch runs
-transformers' PoolFormer: eager, with channels_last, and through torch.compile with either layout. ONNX Runtime and
-OpenVINO run the file that torch.onnx (its default exporter) makes of that same model, at a fixed batch, and the file
-that `python -m poolformer_jax export` writes of ours. Everything is float32.
+ours: the folded network that ImageClassifier compiles, from normalised pixels to logits. A batch that divides by the
+number of cores is shared by one CPU device per core, any other batch is computed by one device with all cores; this
+benchmark sets JAX_NUM_CPU_DEVICES itself. PyTorch: transformers' PoolFormer, eager and torch.compile, with and without
+channels_last. ONNX Runtime and OpenVINO: the file that torch.onnx makes of that model for a fixed batch, and the file
+that `python -m poolformer_jax export` makes of ours.
 
-Weights are random, and such that every branch has a say in the logits; these are compared before anything is timed.
-Each contender is a process of its own with all cores, and only the one whose turn it is runs.
+The weights are random, scaled so that every branch affects the logits. The logits are compared before anything is
+timed. Each implementation runs in its own process on all cores, one at a time.
 """
 
 import argparse
@@ -21,14 +21,13 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import command_line, report
-from benchmarks.contest import hold_contest
+from benchmarks.comparison import ROOT, Implementation, compare
 from benchmarks.inputs import write_inputs
-from benchmarks.turns import ROOT, Contender
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.files import write_json
 from poolformer_jax.network.variants import RESULTS
 
-# Float32 logits of deep networks, summed in other orders: the largest differences seen are 2e-6 (s12) and 1e-5 (m36).
+# Float32 sums in another order. The largest differences seen are 2e-6 (s12) and 1e-5 (m36).
 TOLERANCE = 1e-4
 
 
@@ -40,37 +39,38 @@ def main(arguments: Sequence[str]) -> int:
         title = f"{variant}, batch {batch}, float32, {machine['cores']} cores"
         with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name:
             folder = Path(name)
-            with console.status(f"{title}: writing the weights, and their ONNX files"):
+            with console.status(f"{title}: writing the weights and the ONNX files"):
                 write_inputs(folder, PoolFormerConfig.from_variant(variant), batch)
                 export_onnx(folder)
-            found = hold_contest(console, title, contenders(folder), options, images=batch, tolerance=TOLERANCE)
+            found = compare(console, title, implementations(folder), options, images=batch, tolerance=TOLERANCE)
         contests.append({"variant": variant, "batch": batch} | found)
-        # After each, because the next one may take long.
+        # After every pair, because the next one can take long.
         write_json(options.json, {"command": options.command, "machine": machine, "contests": contests})
     console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 
 
-def contenders(folder: Path) -> list[Contender]:
-    """Ours first: the others' logits are compared with it."""
-    where = {"folder": str(folder)}
+def implementations(folder: Path) -> list[Implementation]:
+    """Ours first: the logits of the others are compared with ours."""
+    inputs = {"folder": str(folder)}
     torch, onnx = "benchmarks.peers.pytorch:inference", "benchmarks.peers.onnx_runtimes"
-    last, exported = {"channels_last": True}, where | {"ours": True}
+    last, exported = {"channels_last": True}, inputs | {"ours": True}
+    cpu = {"JAX_PLATFORMS": "cpu"}
     return [
-        Contender("ours", "benchmarks.peers.ours:inference", where, ours=True, environment={"JAX_PLATFORMS": "cpu"}),
-        Contender("ours, exported, in ONNX Runtime", f"{onnx}:onnx_runtime", exported, ours=True),
-        Contender("ours, exported, in OpenVINO", f"{onnx}:openvino", exported, ours=True),
-        Contender("PyTorch", torch, where),
-        Contender("PyTorch, channels_last", torch, where | last),
-        Contender("torch.compile", torch, where | {"compiled": True}),
-        Contender("torch.compile, channels_last", torch, where | {"compiled": True} | last),
-        Contender("ONNX Runtime", f"{onnx}:onnx_runtime", where),
-        Contender("OpenVINO", f"{onnx}:openvino", where),
+        Implementation("ours", "benchmarks.peers.ours:inference", inputs, ours=True, environment=cpu),
+        Implementation("ours, exported, in ONNX Runtime", f"{onnx}:onnx_runtime", exported, ours=True),
+        Implementation("ours, exported, in OpenVINO", f"{onnx}:openvino", exported, ours=True),
+        Implementation("PyTorch", torch, inputs),
+        Implementation("PyTorch, channels_last", torch, inputs | last),
+        Implementation("torch.compile", torch, inputs | {"compiled": True}),
+        Implementation("torch.compile, channels_last", torch, inputs | {"compiled": True} | last),
+        Implementation("ONNX Runtime", f"{onnx}:onnx_runtime", inputs),
+        Implementation("OpenVINO", f"{onnx}:openvino", inputs),
     ]
 
 
 def export_onnx(folder: Path) -> None:
-    """Has PyTorch write model.onnx and us ours.onnx, in other processes. If one cannot, who needs the file says so."""
+    """PyTorch writes model.onnx and we write ours.onnx, each in a process. A missing file is reported by its reader."""
     code = "import sys; from benchmarks.peers.pytorch import export_onnx; export_onnx(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True)
     export = ["-m", "poolformer_jax", "export", str(folder), str(folder / "ours.onnx")]
@@ -78,8 +78,8 @@ def export_onnx(folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser("cpu-inference", __doc__, example="--variants s12 --batches 1 --rounds 3")
+    parser = command_line.make_parser("cpu-inference", __doc__, example="--variants s12 --batches 1 --rounds 3")
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images in a call (default: 1 16)")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images per call (default: 1 16)")
     command_line.add_turns(parser, rounds=9, seconds=1.0)
     return parser

@@ -1,14 +1,15 @@
-"""Inference and training on one NVIDIA GPU beside transformers and timm: bfloat16, a batch of 256, s12 and m36.
+"""Inference and training on one NVIDIA GPU beside transformers and timm: bfloat16, batch 256, s12 and m36.
 
-It has not been run on a GPU yet: no figure of this project comes from it.
+This benchmark has not run on a GPU yet; no figure in this repository comes from it.
 
-The peers run through torch.compile, with channels_last and under autocast, their fastest ordinary way. Ours is the
-network of ImageClassifier, and the step of `python -m train`, without augmentation. Weights and images are the
-same; logits and losses are compared first, except timm's: it averages before the last norm, and has other logits.
+transformers and timm run with torch.compile, channels_last and autocast. ours: the network of ImageClassifier, and the
+step of `python -m train` without augmentation. Weights and images are the same. Logits and losses are compared first,
+except timm's: timm averages before the last norm, so its logits differ.
 
-MFU is the share of the GPU's dense bfloat16 peak: two operations for each multiplication that summary.count_macs
-counts, three times as many in training. Bandwidth is what our program's kernels read and write by its text, an upper
-estimate (`gpu-compiler`), by time.
+MFU is the share of the GPU's dense bfloat16 peak, with two operations per multiply-accumulate of the network, and three
+times as many in training. Bandwidth is the bytes that the kernels of our compiled program read and write (an upper
+estimate, see `gpu-compiler`) divided by the time.
+
 Needs a jax and a torch that see the GPU: pip install -e '.[bench,cuda13]' timm
 """
 
@@ -26,28 +27,28 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import command_line, report
-from benchmarks.contest import hold_contest
+from benchmarks.comparison import Implementation, compare
 from benchmarks.cpu_training import ADAMW, STEPS
 from benchmarks.inputs import write_inputs, write_timm_weights
-from benchmarks.turns import Contender
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.errors import InputError
 from poolformer_jax.files import write_json
 from poolformer_jax.inference.cost_operations import count_macs
 from poolformer_jax.network.variants import RESULTS
 
-# bfloat16 keeps 8 bits, and autocast rounds in other places than we do.
+# bfloat16 has 8 significant bits, and autocast rounds in other places than we do.
 TOLERANCE = 5e-2
 WORK = ("inference", "training")
 
 
 class Peak(NamedTuple):
-    """What a GPU can do at most, dense bfloat16 with float32 sums: operations and bytes a second."""
+    """Peak rates of a GPU: dense bfloat16 operations with float32 sums, and bytes, per second."""
 
     flops: float
     bandwidth: float
 
 
-# NVIDIA's data sheets, by the name that nvidia-smi gives.
+# From NVIDIA's data sheets. The names are those that nvidia-smi prints.
 PEAKS = {
     "NVIDIA H200": Peak(989e12, 4.8e12),
     "NVIDIA H100 80GB HBM3": Peak(989e12, 3.35e12),
@@ -72,10 +73,12 @@ def main(arguments: Sequence[str]) -> int:
             with console.status(f"{title}: writing the weights"):
                 write_inputs(folder, config, batch)
                 write_timm_weights(folder, config)
-            found = hold_contest(console, title, contenders(folder, work), options, images=batch, tolerance=TOLERANCE)
+            ours = implementations(folder, work)
+            found = compare(console, title, ours, options, images=batch, tolerance=TOLERANCE)
         flops = batch * 2 * count_macs(config) * (3 if work == "training" else 1)
-        found["results"] = [summary | use(summary, flops, PEAKS.get(device)) for summary in found["results"]]
-        console.print(use_table(found["results"]))
+        peak = PEAKS.get(device)
+        found["results"] = [summary | utilization(summary, flops, peak) for summary in found["results"]]
+        console.print(utilization_table(found["results"]))
         contests.append({"variant": variant, "work": work, "batch": batch} | found)
         write_json(options.json, {"command": options.command, "machine": machine, "contests": contests})
     console.print(f"written to {options.json}", soft_wrap=True)
@@ -83,46 +86,47 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def device_name() -> str:
-    """What nvidia-smi calls the first GPU.
+    """The name that nvidia-smi prints for the first GPU.
 
     Raises:
-        ValueError: if there is none.
+        InputError: if there is no GPU.
     """
     if shutil.which("nvidia-smi") is None:
-        raise ValueError("There is no NVIDIA GPU here (no nvidia-smi). Expected one; cpu-inference needs none.")
+        raise InputError("No NVIDIA GPU found (no nvidia-smi). On a CPU run: python -m benchmarks cpu-inference")
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True)
     if answer.returncode or not answer.stdout.strip():
-        raise ValueError(f"nvidia-smi finds no GPU: {(answer.stderr or answer.stdout).strip()}. Expected one.")
+        raise InputError(f"nvidia-smi finds no GPU: {(answer.stderr or answer.stdout).strip()}")
     return answer.stdout.splitlines()[0].strip()
 
 
-def contenders(folder: Path, work: str) -> list[Contender]:
-    """Ours first: the others are compared with it."""
-    where: dict[str, Any] = {"folder": str(folder)}
+def implementations(folder: Path, work: str) -> list[Implementation]:
+    """Ours first: the results of the others are compared with ours."""
+    inputs: dict[str, Any] = {"folder": str(folder)}
     if work == "training":
-        where |= {"adamw": ADAMW, "steps": STEPS}
-    torch = where | {"compiled": True, "channels_last": True, "device": "cuda", "autocast": True}
-    # Without preallocation, which would leave nothing for the others' processes.
+        inputs |= {"adamw": ADAMW, "steps": STEPS}
+    torch = inputs | {"compiled": True, "channels_last": True, "device": "cuda", "autocast": True}
+    # Preallocation would leave no memory for the other processes.
     environment = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    bfloat16 = inputs | {"dtype": "bfloat16"}
     peer = f"benchmarks.peers.pytorch:{work}"
     return [
-        Contender("ours", f"benchmarks.peers.ours:{work}", where | {"dtype": "bfloat16"}, True, True, environment),
-        Contender("transformers, torch.compile", peer, torch),
-        Contender("timm, torch.compile", peer, torch | {"home": "timm"}, comparable=False),
+        Implementation("ours", f"benchmarks.peers.ours:{work}", bfloat16, ours=True, environment=environment),
+        Implementation("transformers, torch.compile", peer, torch),
+        Implementation("timm, torch.compile", peer, torch | {"home": "timm"}, comparable=False),
     ]
 
 
-def use(summary: Mapping[str, Any], flops: float, peak: Peak | None) -> dict[str, float | None]:
-    """How well the GPU was used.
+def utilization(summary: Mapping[str, Any], flops: float, peak: Peak | None) -> dict[str, float | None]:
+    """The share of the GPU's peak rates that an implementation reached.
 
     Args:
-        summary: of a contender.
-        flops: of one call.
-        peak: of the GPU; None if it is not listed here.
+        summary: entry of `report.summarise`.
+        flops: operations per call.
+        peak: peak rates of the GPU; None if PEAKS does not list it.
 
     Returns:
-        `mfu`, a share of the peak; `bandwidth` in bytes a second and its share, where the program's bytes are known.
+        `mfu`, `bandwidth` in bytes per second, and `bandwidth_share`; None where unknown.
     """
     seconds = statistics.median(summary["seconds"])
     accessed = summary["facts"].get("bytes_accessed")
@@ -134,9 +138,9 @@ def use(summary: Mapping[str, Any], flops: float, peak: Peak | None) -> dict[str
     }
 
 
-def use_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Images a second and what `use` found."""
-    made = Table("", "images a second", "MFU", "bandwidth")
+def utilization_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Images per second, MFU and bandwidth."""
+    made = report.table("", ("", "images/s", "MFU", "bandwidth"))
     for summary in summaries:
         bandwidth = f"{summary['bandwidth'] / 1e12:.2f} TB/s" if summary["bandwidth"] else ""
         share = f" ({summary['bandwidth_share']:.0%})" if summary["bandwidth_share"] else ""
@@ -147,9 +151,9 @@ def use_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser("gpu", __doc__, example="--variants s12 --batch 128 --work inference")
+    parser = command_line.make_parser("gpu", __doc__, example="--variants s12 --batch 128 --work inference")
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
-    parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
+    parser.add_argument("--batch", type=int, default=256, help="images per call (default: 256)")
     command_line.add_turns(parser, rounds=9, seconds=2.0)
     return parser

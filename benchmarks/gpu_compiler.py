@@ -1,16 +1,17 @@
-"""What XLA's compiler for NVIDIA GPUs makes of the network, without a GPU: kernels, and the bytes that they move.
+"""Compiles the network for an NVIDIA GPU that is not present, and counts kernels and the bytes they read and write.
 
-The compiler comes with jax's CUDA plugin, and runs on any Linux host: pip install -e '.[cuda12]'. Nothing is measured.
-The programs are the network of ImageClassifier on float32 pixels, and the step of `python -m train` without
-augmentation; --no-kernels leaves all of it to XLA, and --plain compiles the blocks as the paper writes them.
+The compiler is part of jax's CUDA plugin and runs on any Linux host: pip install -e '.[train,cuda12]'. Nothing is
+measured. The programs are the network of ImageClassifier on float32 pixels, and the step of `python -m train` without
+augmentation. --no-kernels compiles everything by XLA; --plain compiles the blocks as the paper writes them.
 
-Bytes are the operands and results of every kernel, as if each were read and written whole, and no cache held anything
-from one kernel to the next: an upper estimate. Operations are the network's own. By the GPU's bandwidth and by its peak
-either takes a time; the longer one is about the least that the program needs, where everything else hides behind it.
+Bytes are the sizes of all operands and results of every kernel. This is an upper estimate: it assumes that each is read
+and written whole and that no cache keeps data from one kernel to the next. Operations are those of the network. Bytes
+divided by the GPU's bandwidth and operations divided by its peak rate are two times; the longer one is close to the
+shortest time the program can take.
 
-What this does not see: how far a kernel stays behind bandwidth or peak; the time between kernels; the caches; and
-autotuning, which needs the device: tiles, and the choice between Triton and NVIDIA's libraries, are the compiler's
-defaults here, and the memory that cuDNN asks for is left out.
+Not included: kernels that do not reach bandwidth or peak rate, time between kernels, caches, and autotuning, which
+needs the device. Tile sizes and the choice between Triton and NVIDIA's libraries are the compiler's defaults here, and
+cuDNN's workspace is not part of the memory.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-# Read when jax is imported: there is no GPU to ask for.
+# jax reads this when it is imported. There is no GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -32,10 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import command_line, gpu_kernels, report
+from benchmarks import command_line, report
+from benchmarks.compiled import gpu_program
+from benchmarks.compiled.gpu_targets import CUDA, CUDNN, PLUGINS, TARGETS, device
+from benchmarks.compiled.training_step import SIZE, Step, lower_training, operations
 from benchmarks.gpu import PEAKS, Peak
-from benchmarks.gpu_targets import CUDA, CUDNN, PLUGINS, TARGETS, device
-from benchmarks.lowering import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.files import write_json
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
             step = Step(variant, parsed.batch, kernels=not parsed.no_kernels, fused=not parsed.plain)
             with Console(stderr=True).status(f"compiling {work} of {variant} for {parsed.gpu}; this takes minutes"):
                 result, text = describe(_LOWER[work](step, target), parsed.top)
-            result |= bound(result["bytes"], parsed.batch * operations(variant, work), peak)
+            result |= lower_bound(result["bytes"], parsed.batch * operations(variant, work), peak)
             results[f"{variant} {work}"] = result
             texts.append(text)
             _print(console, f"{variant}, {work}, {parsed.gpu}: {parsed.batch} images, bfloat16", result, parsed.batch)
@@ -99,34 +101,34 @@ _LOWER = {"inference": _lower_inference, "training": lambda step, target: lower_
 
 
 def describe(lowered: jax.stages.Lowered, top: int) -> tuple[dict[str, Any], str]:
-    """What the compiled program tells about itself, with the `top` costliest kernels; and its text."""
+    """Figures of the compiled program, with the `top` costliest kernels; and its text."""
     start = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - start
     text = compiled.as_text() or ""
-    kernels, memory = gpu_kernels.kernels(text), compiled.memory_analysis()
+    kernels, memory = gpu_program.kernels(text), compiled.memory_analysis()
     return {
         "compile_seconds": round(seconds, 1),
         "kernels": sum(kernel.times for kernel in kernels),
-        "bytes": gpu_kernels.total_bytes(kernels),
-        "kinds": gpu_kernels.by_kind(kernels),
+        "bytes": gpu_program.total_bytes(kernels),
+        "kinds": gpu_program.by_kind(kernels),
         "memory_bytes": {
             "arguments": memory.argument_size_in_bytes,
             "outputs_beside_them": memory.output_size_in_bytes - memory.alias_size_in_bytes,
             "temporary": memory.temp_size_in_bytes,
         },
-        "costliest": [asdict(kernel) | {"bytes": kernel.bytes} for kernel in gpu_kernels.costliest(kernels, top)],
+        "costliest": [asdict(kernel) | {"bytes": kernel.bytes} for kernel in gpu_program.costliest(kernels, top)],
     }, text
 
 
-def bound(moved: int, flops: int, peak: Peak) -> dict[str, float]:
-    """How long a GPU needs at least for so many bytes and operations: the longer of the two, in seconds."""
-    times = {"seconds_for_bytes": moved / peak.bandwidth, "seconds_for_operations": flops / peak.flops}
+def lower_bound(accessed: int, flops: int, peak: Peak) -> dict[str, float]:
+    """Seconds that a GPU needs to access `accessed` bytes and to compute `flops` operations; and the longer of both."""
+    times = {"seconds_for_bytes": accessed / peak.bandwidth, "seconds_for_operations": flops / peak.flops}
     return {"operations": flops, **times, "seconds_at_least": max(times.values())}
 
 
 def _versions() -> dict[str, str]:
-    """Of the packages that the program comes from, and of the one that holds the compiler."""
+    """Versions of the packages that define the program, and of the one that holds the compiler."""
     packages = importlib.metadata.packages_distributions()
     plugins = [name for plugin in PLUGINS for name in packages.get(plugin, ())]
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *plugins, "flax", "optax")}
@@ -146,7 +148,10 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
         "images/s at most (estimate)": f"{batch / result['seconds_at_least']:,.0f}",
         "temporary memory": f"{result['memory_bytes']['temporary'] / 1e9:.2f} GB",
     }
-    console.print(report.facts(title, "figure", facts))
+    table = report.table(title, ("", "figure"))
+    for name, figure in facts.items():
+        table.add_row(name, figure)
+    console.print(table)
     rows = []
     for row in result["costliest"]:
         times = f"{row['times']} x " if row["times"] > 1 else ""
@@ -156,13 +161,13 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser("gpu-compiler", __doc__, example="--variants s12 m36 --work training")
+    parser = command_line.make_parser("gpu-compiler", __doc__, example="--variants s12 m36 --work training")
     parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12"], help="default: s12")
     parser.add_argument("--work", nargs="+", choices=_LOWER, default=[*_LOWER], help="default: both")
-    parser.add_argument("--batch", type=int, default=256, help="images in a call (default: 256)")
+    parser.add_argument("--batch", type=int, default=256, help="images per call (default: 256)")
     parser.add_argument("--gpu", choices=TARGETS, default="NVIDIA H200", help="default: NVIDIA H200")
-    parser.add_argument("--plain", action="store_true", help="the blocks as the paper writes them")
-    parser.add_argument("--no-kernels", action="store_true", help="leave everything to XLA")
+    parser.add_argument("--plain", action="store_true", help="compile the blocks as the paper writes them")
+    parser.add_argument("--no-kernels", action="store_true", help="compile everything by XLA")
     parser.add_argument("--top", type=int, default=12, metavar="N", help="costly kernels to list (default: 12)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="also write the compiled programs to this file")
     return parser

@@ -1,13 +1,12 @@
-"""Images a second per core: our input pipeline against tf.data and a PyTorch DataLoader, on the same JPEG files.
+"""Images per core-second of our input pipeline, tf.data and a PyTorch DataLoader, on the same JPEG files.
 
-Every pipeline runs in a process of its own, with one worker (tf.data has threads instead), pinned to one core together
-with its workers and threads.
-They take turns: while one is measured the others are stopped (SIGSTOP), and the batches a pipeline had made ahead are
-thrown away before its clock starts. What counts is the processor time of the whole process group, user and system, so
-that a busy machine does not change the figure: images per core-second.
+Each pipeline runs in its own process with one worker (tf.data: one thread), pinned to one core. They take turns: while
+one is measured the others are stopped (SIGSTOP). Batches that a pipeline prepared ahead are discarded before its turn
+starts. The figure is images per second of processor time of the whole process group, user and system, so a busy machine
+hardly changes it.
 
-Two jobs: random-resized crop + flip, and the same + RandAugment (rand-m9-mstd0.5-inc1). Two sets of JPEGs made from the
-photographs in tests/images: ImageNet's usual sizes, and large photographs.
+Two tasks: random-resized crop + flip, and the same + RandAugment (rand-m9-mstd0.5-inc1). Two sets of JPEGs, made from
+the photographs in tests/images: ImageNet's usual sizes, and large photographs.
 """
 
 import argparse
@@ -27,44 +26,43 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import command_line, report
+from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "input_peers"
 BATCH = 32
 AHEAD = 6
-"""Batches thrown away before the clock starts: more than any of the pipelines makes ahead."""
+"""Batches discarded before a turn: more than any pipeline prepares ahead."""
 
 COPIES = 63
-"""Further names of every file: thousands of examples, as in real data sets, for tens of files in the page cache."""
+"""Further hard links per file: thousands of examples, but only tens of files in the page cache."""
 
-# Width and height in pixels. The first are the most frequent ones of ImageNet's training images.
+# Width and height in pixels. The first set are the most frequent sizes of ImageNet's training images.
 SIZES = {
     "imagenet": [(500, 375), (375, 500), (500, 333), (500, 334), (500, 500), (333, 500), (500, 374), (400, 300)],
     "large": [(1600, 1200), (1200, 1600), (1920, 1280), (2048, 1536)],
 }
 
 LARGE_TURN = 4
-"""Large photographs take ten times as long: their turns are shorter by this factor."""
+"""Turns with large photographs, which take ten times as long, are shorter by this factor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """One pipeline and how to start it."""
+    """One pipeline: its command, a note for the table, and further environment variables."""
 
     name: str
     command: list[str]
     note: str
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What it needs there besides what is there."""
 
 
 @dataclasses.dataclass
 class Result:
-    """What a pipeline needed, round by round."""
+    """Images per core-second of a pipeline, one figure per round."""
 
     name: str
     note: str
@@ -73,7 +71,7 @@ class Result:
 
     @property
     def median(self) -> float:
-        """Over the rounds."""
+        """The median over the rounds."""
         return statistics.median(self.images_per_core_second)
 
 
@@ -81,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
     options = command_line.parse(_parser(), arguments)
     if sys.platform != "linux" or shutil.which("taskset") is None:
-        raise ValueError("This pins processes and reads /proc. It needs Linux, and taskset.")
+        raise InputError("input-pipeline needs Linux and taskset: it pins processes and reads /proc.")
     console = Console()
     found = {"command": options.command, "machine": report.machine(), "batch": BATCH, "sets": {}}
     with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
@@ -97,44 +95,44 @@ def main(arguments: Sequence[str]) -> int:
                 key = "crop+flip+randaugment" if randaugment else "crop+flip"
                 described[key] = [dataclasses.asdict(result) | {"median": result.median} for result in results]
                 show(console, f"{name}, {described['kilobytes']} kB a file: {key}", results)
-                write_json(options.json, found)  # after every table: the whole takes many minutes
+                write_json(options.json, found)  # after every table, because the rest takes minutes
     console.print(f"written to {options.json}", soft_wrap=True)
     return 0
 
 
 def pipelines(folder: Path, randaugment: bool, options: argparse.Namespace) -> list[Pipeline]:
-    """The pipelines for one job, ours first."""
-    jobs = "rand-m9-mstd0.5-inc1" if randaugment else "none"
+    """The pipelines for one task, ours first."""
+    policy = "rand-m9-mstd0.5-inc1" if randaugment else "none"
     ours = [sys.executable, "-m", "benchmarks.input_peers.ours", "--source", f"folder:{folder}"]
-    ours += ["--batch-size", str(BATCH), "--workers", "1", "--randaugment", jobs, "--held-out", "0.01"]
+    ours += ["--batch-size", str(BATCH), "--workers", "1", "--randaugment", policy, "--held-out", "0.01"]
     flag = ["--randaugment"] if randaugment else []
     torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
     simd, pillow = [*ours, "--resizer", "simd"], [*ours, "--resizer", "pillow"]
-    neither = "where neither nvImageCodec nor cykooz-resizer is installed"
+    neither = "without nvImageCodec and cykooz-resizer"
     found = [
         Pipeline("ours", simd, "the default"),
         Pipeline("ours, Pillow alone", pillow, neither, hide_codec(folder.parent)),
-        Pipeline("ours, exact", [*simd, "--no-scaled-decoding"], "no JPEG decoded at a fraction of its size"),
-        Pipeline("PyTorch, uint8", torch, "the same filters, 8 bits, as timm's loader has them"),
-        Pipeline("PyTorch, float32", [*torch, "--float"], "the same, normalised, as torchvision has them"),
+        Pipeline("ours, exact", [*simd, "--no-scaled-decoding"], "every JPEG decoded at full size"),
+        Pipeline("PyTorch, uint8", torch, "the same filters, uint8 as in timm's loader"),
+        Pipeline("PyTorch, float32", [*torch, "--float"], "the same filters, normalised as in torchvision"),
     ]
-    if folder.name == "imagenet":  # where none ever is
+    if folder.name == "imagenet":  # at these sizes scaled decoding never applies
         found = [pipeline for pipeline in found if pipeline.name != "ours, exact"]
     if not randaugment:
         alone = [*simd, "--workers", "0"]
-        found.insert(1, Pipeline("ours, one process", alone, "no worker: a thread, as tf.data has it"))
+        found.insert(1, Pipeline("ours, one process", alone, "one thread, no worker process, like tf.data"))
         # TensorFlow has no RandAugment of its own.
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
         found += [
             Pipeline("tf.data", tensorflow, "no antialiasing: a cheaper filter, other pixels"),
-            Pipeline("tf.data, antialias", [*tensorflow, "--antialias"], "antialiased, as Pillow's filters are"),
-            Pipeline("tf.data, own crops", [*tensorflow, "--own-crops"], "as the first, and smaller crops"),
+            Pipeline("tf.data, antialias", [*tensorflow, "--antialias"], "antialiased like Pillow's filters"),
+            Pipeline("tf.data, own crops", [*tensorflow, "--own-crops"], "no antialiasing, and smaller crops"),
         ]
     return found
 
 
 def hide_codec(folder: Path) -> dict[str, str]:
-    """An environment in which nvImageCodec seems not to be installed: an empty package goes before its own."""
+    """Environment variables that hide nvImageCodec behind an empty package."""
     empty = folder / "hidden" / "nvidia"
     empty.mkdir(parents=True, exist_ok=True)
     (empty / "__init__.py").touch()
@@ -142,15 +140,15 @@ def hide_codec(folder: Path) -> dict[str, str]:
 
 
 def measure(found: Sequence[Pipeline], rounds: int, batches: int) -> list[Result]:
-    """Lets the pipelines take turns. One that cannot start is left out with a word about it."""
+    """Times the pipelines in turns. A pipeline that cannot start is left out, with the reason on stderr."""
     with ExitStack() as stack:
         running = []
         for pipeline in found:
             process = stack.enter_context(started(pipeline))
             versions = process.stdout.readline()
             if not versions:
-                reason = process.stderr.read().strip().splitlines()
-                print(f"{pipeline.name} is left out: {reason[-1] if reason else 'it did not start'}", file=sys.stderr)
+                lines = process.stderr.read().strip().splitlines()
+                print(f"left out: {pipeline.name} ({lines[-1] if lines else 'it did not start'})", file=sys.stderr)
                 continue
             running.append((process, Result(pipeline.name, pipeline.note, json.loads(versions))))
             os.killpg(process.pid, signal.SIGSTOP)
@@ -168,7 +166,7 @@ def measure(found: Sequence[Pipeline], rounds: int, batches: int) -> list[Result
 
 @contextmanager
 def started(pipeline: Pipeline) -> Iterator[subprocess.Popen[str]]:
-    """A pipeline in a process group of its own, on one core."""
+    """The pipeline's process, in a new process group on one core."""
     core = max(os.sched_getaffinity(0))
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
@@ -187,20 +185,20 @@ def started(pipeline: Pipeline) -> Iterator[subprocess.Popen[str]]:
 
 
 def request(process: subprocess.Popen[str], batches: int) -> None:
-    """Has a pipeline consume some batches."""
+    """Has the pipeline make `batches` batches, and waits for them."""
     process.stdin.write(f"{batches}\n")
     process.stdin.flush()
     if process.stdout.readline() != "done\n":
-        raise RuntimeError(f"A pipeline failed:\n{process.stderr.read()}")
+        raise PoolFormerError(f"A pipeline failed:\n{process.stderr.read()}")
 
 
 def core_seconds(group: int) -> float:
-    """User and system time of all processes of a session so far, in seconds."""
+    """User and system time of all processes of a session, in seconds."""
     ticks = 0
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended just now
+        except OSError:  # the process has just ended
             continue
         if int(fields[3]) == group:  # session
             ticks += int(fields[11]) + int(fields[12])  # utime, stime
@@ -208,9 +206,9 @@ def core_seconds(group: int) -> float:
 
 
 def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int) -> list[Path]:
-    """JPEG files of two classes: parts of real photographs, enlarged, and given back the noise that enlarging took.
+    """Writes JPEG files of two classes: enlarged parts of photographs with added noise.
 
-    Noise and quality are such that a file is as large as ImageNet's are on average, 110 kB: decoding costs as much.
+    Noise and quality give files of ImageNet's average size, 110 kB, so that decoding costs the same.
     """
     rng = np.random.default_rng(0)
     photographs = []
@@ -238,26 +236,23 @@ def write_jpegs(folder: Path, sizes: Sequence[tuple[int, int]], count: int) -> l
 
 
 def show(console: Console, title: str, results: Sequence[Result]) -> None:
-    """One table; the last column compares with the first row."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("pipeline")
-    for column in ("images / core-second", "spread", "ours is"):
-        table.add_column(column, justify="right")
+    """Prints a table; its last column is the speed of the first row relative to each row."""
+    table = report.table(title, ("", "images/core-second", "range", "speedup of ours"))
     for result in results:
         values = result.images_per_core_second
         spread = f"{min(values):.0f} to {max(values):.0f}"
         ratio = statistics.median(a / b for a, b in zip(results[0].images_per_core_second, values))
-        table.add_row(result.name, f"{result.median:.0f}", spread, f"{ratio:.2f} x")
+        table.add_row(result.name, f"{result.median:.0f}", spread, f"{ratio:.2f}x")
     console.print(table)
     for result in results:
         console.print(f"  {result.name}: {result.note}", highlight=False)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser("input-pipeline", __doc__, example="--rounds 3 --images 16")
-    parser.add_argument("--tensorflow-python", default=sys.executable, help="interpreter that has tensorflow")
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every pipeline (default: 7)")
-    parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} in a turn (default: 16)")
-    parser.add_argument("--images", type=int, default=64, help="different JPEGs in a set (default: 64)")
+    parser = command_line.make_parser("input-pipeline", __doc__, example="--rounds 3 --images 16")
+    parser.add_argument("--tensorflow-python", default=sys.executable, help="Python with tensorflow")
+    parser.add_argument("--torch-python", default=sys.executable, help="Python with torch")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each pipeline (default: 7)")
+    parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} per turn (default: 16)")
+    parser.add_argument("--images", type=int, default=64, help="different JPEGs per set (default: 64)")
     return parser

@@ -1,11 +1,11 @@
-"""What all contenders are given: a network's weights in a folder that all of them read, pixels, and labels."""
+"""The inputs that all implementations read from one folder: weights, pixels and labels."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Contenders have the devices; this process makes shapes, and must not take a GPU's memory for that.
+# The implementations use the devices. This process only makes arrays and must not reserve a GPU's memory.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -18,7 +18,7 @@ IMAGE_SIZE = 224
 
 
 def write_inputs(folder: Path, config: PoolFormerConfig, batch: int, image_size: int = IMAGE_SIZE) -> None:
-    """A model folder as `transformers` and `load_pretrained` read it, with pixels.npy and labels.npy in it."""
+    """Writes a model folder for `transformers` and `load_pretrained`, with pixels.npy and labels.npy."""
     model = PoolFormerForImageClassification(config)
     save_pretrained(folder, model, {"params": random_parameters(config)}, layout="hf")
     rng = np.random.default_rng(1)
@@ -27,15 +27,15 @@ def write_inputs(folder: Path, config: PoolFormerConfig, batch: int, image_size:
 
 
 def write_timm_weights(folder: Path, config: PoolFormerConfig) -> None:
-    """The same parameters for timm, in the folder's `timm`."""
+    """Writes the same parameters for timm, into the subfolder `timm`."""
     model = PoolFormerForImageClassification(replace(config, head_order="pool_norm"))
     save_pretrained(folder / "timm", model, {"params": random_parameters(config)}, layout="timm")
 
 
 def random_parameters(config: PoolFormerConfig, seed: int = 0) -> Any:
-    """Parameters with which every part of the network has a say in the logits.
+    """Parameters with which every branch affects the logits.
 
-    Layer scales as initialised, 1e-5, would hide a wrong branch from the comparison of the results.
+    With the initial layer scale of 1e-5, the comparison of the results would miss a wrong branch.
     """
     rng = np.random.default_rng(seed)
 

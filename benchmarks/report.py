@@ -1,26 +1,48 @@
-"""What a benchmark tells: the machine, medians and spread, the ratio to the fastest peer; as a table and as JSON.
-
-And the tables of what a compiler tells.
-"""
+"""Reports of benchmarks: the machine, medians, quartiles and ratios, as tables of at most 80 columns and as JSON."""
 
 import datetime
 import os
 import platform
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.turns import Result
 from poolformer_jax.process import available_cores
 
 
+@dataclass(frozen=True)
+class Result:
+    """The times of one implementation.
+
+    Args:
+        name: name of the implementation.
+        ours: True if it is this package's.
+        seconds: seconds per call, one entry per round.
+        difference: largest difference of its result to the first implementation's, relative to the largest number of
+            that; None if the two are not comparable.
+        versions: versions of the libraries that did the work.
+        threads: number of threads.
+        facts: further entries, from its `Workload`.
+    """
+
+    name: str
+    ours: bool
+    seconds: tuple[float, ...]
+    difference: float | None
+    versions: Mapping[str, str]
+    threads: int
+    facts: Mapping[str, Any]
+
+
 def machine() -> dict[str, Any]:
-    """Where and when figures come from, and how busy it was there."""
+    """The machine, the date, and how busy the machine was."""
     return {
         "processor": _processor(),
         "cores": available_cores(),
@@ -32,7 +54,7 @@ def machine() -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """How many processes wanted a core over the last minute; None where the system does not tell."""
+    """The load average of the last minute; None if the system has none."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
@@ -43,21 +65,19 @@ def _processor() -> str:
 
 
 def summarise(results: Sequence[Result], images: int) -> list[dict[str, Any]]:
-    """The results with what the table shows.
+    """The results with the figures of the table.
 
-    `milliseconds_per_image` is the median over the rounds and `middle_half` its quartiles. `to_fastest_peer` is the
-    median over the rounds of the time beside the fastest peer's of the same round: below 1 is faster than that. The
-    fastest peer is the one beside which the first contender takes longest, told in the same way: of two with like
-    medians, the one that was ahead in most rounds. `cores_share_a_cache` and `cores_do_not` are medians of those turns
-    only, None where there was no such turn.
+    `milliseconds_per_image` is the median over the rounds and `middle_half` the quartiles. `to_fastest_peer` compares
+    with the fastest implementation that is not ours: the time divided by its time in the same round, the median over
+    the rounds. The fastest is the one with the largest such ratio of the first implementation to it.
     """
-    peers = [result for result in results if not result.ours]
-    fastest = max(peers, key=lambda peer: _ratio(results[0], peer)) if peers else None
+    others = [result for result in results if not result.ours]
+    fastest = max(others, key=lambda other: _ratio(results[0], other)) if others else None
     return [_summary(result, fastest, images) for result in results]
 
 
 def _ratio(result: Result, other: Result) -> float:
-    return statistics.median(own / its for own, its in zip(result.seconds, other.seconds, strict=True))
+    return statistics.median(a / b for a, b in zip(result.seconds, other.seconds, strict=True))
 
 
 def _summary(result: Result, fastest: Result | None, images: int) -> dict[str, Any]:
@@ -66,8 +86,6 @@ def _summary(result: Result, fastest: Result | None, images: int) -> dict[str, A
         **asdict(result),
         "milliseconds_per_image": statistics.median(milliseconds),
         "middle_half": _quartiles(milliseconds),
-        "cores_share_a_cache": _median_where(True, milliseconds, result.share_a_cache),
-        "cores_do_not": _median_where(False, milliseconds, result.share_a_cache),
         "to_fastest_peer": None if fastest is None else _ratio(result, fastest),
     }
 
@@ -79,67 +97,54 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _median_where(wanted: bool, values: Sequence[float], states: Sequence[bool | None]) -> float | None:
-    chosen = [value for value, state in zip(values, states) if state is wanted]
-    return statistics.median(chosen) if chosen else None
-
-
-def table(title: str, summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """One row for each contender, ours in bold; two more columns where the cores lost their common cache meanwhile."""
-    made = Table(title=title, title_justify="left", caption_justify="left")
-    made.add_column("", no_wrap=True)
-    states = ("cores_share_a_cache", "cores_do_not") if any(one["cores_do_not"] for one in summaries) else ()
-    for heading in ("ms an image", "middle half", "x fastest peer", *(("common cache", "none") if states else ())):
-        made.add_column(heading, justify="right")
+def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> None:
+    """Prints one row per implementation, ours in bold, and which implementations are missing."""
+    made = table(title, ("", "ms/image", "quartiles", "ratio"))
     for summary in summaries:
-        low, high = summary["middle_half"]
+        low, high = map(_figure, summary["middle_half"])
         ratio = summary["to_fastest_peer"]
         made.add_row(
             summary["name"],
             _figure(summary["milliseconds_per_image"]),
-            f"{_figure(low)} to {_figure(high)}",
+            f"{low} to {high}",
             "" if ratio is None else f"{ratio:.2f}",
-            *("" if summary[state] is None else _figure(summary[state]) for state in states),
             style="bold" if summary["ours"] else None,
         )
     largest = max(summary["difference"] or 0 for summary in summaries)
-    made.caption = f"What they compute differs by at most {largest:.0e} of the largest number."
-    return made
+    made.caption = f"ratio: time / time of the fastest other library\nlargest difference of results: {largest:.0e}"
+    console.print(made)
+    names = defaultdict(list)
+    for name, reason in left_out.items():
+        names[reason].append(name)
+    for reason, affected in names.items():
+        console.print(f"left out: {', '.join(affected)} ({reason})", highlight=False, markup=False)
 
 
 def _figure(milliseconds: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     return f"{milliseconds:.{0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2}f}"
 
 
-def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> None:
-    """Prints a table, and who is missing from it."""
-    console.print(table(title, summaries))
-    for reason in left_out.values():
-        console.print(f"left out: {reason}", highlight=False, markup=False)
-
-
-def facts(title: str, heading: str, rows: Mapping[str, str]) -> Table:
-    """What a compiler tells of a program: names and figures."""
-    made = Table(title=title)
-    made.add_column("what")
-    made.add_column(heading, justify="right")
-    for name, figure in rows.items():
-        made.add_row(name, figure)
+def table(title: str, headings: Sequence[str]) -> Table:
+    """An empty table: text in the first column, numbers in the others."""
+    made = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        made.add_column(heading, justify="left" if heading == headings[0] else "right")
     return made
 
 
-def costs(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """What costs most in a program.
+def costs(title: str, headings: tuple[str, str], rows: Sequence[tuple[str, str, str]]) -> Table:
+    """A compiler's costliest instructions.
 
     Args:
-        title: above the table.
-        headings: of all columns but the last: the cost, what has it, ...
-        rows: columns, the last of them the JAX operation as the compiler writes it, of which the end is shown.
+        title: title of the table.
+        headings: of the costs, and of what costs that.
+        rows: cost, name, and the JAX operation as the compiler writes it; the table shows the end of the last one.
     """
-    made = Table(title=title)
-    for column in (*headings, "from"):
-        made.add_column(column, justify="right" if column == headings[0] else "left", overflow="fold")
-    for *columns, source in rows:
-        made.add_row(*columns, "/".join(source.split("/")[-4:]))
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made.add_column(headings[0], justify="right", no_wrap=True)
+    made.add_column(headings[1], overflow="ellipsis", no_wrap=True, max_width=34)
+    made.add_column("from", overflow="ellipsis", no_wrap=True)
+    for cost, name, source in rows:
+        made.add_row(cost, name, "/".join(source.split("/")[-3:]))
     return made

@@ -1,16 +1,17 @@
-"""What the TPU compiler makes of the network, without a TPU: cycles, bytes, memory and collectives of the real program.
+"""Compiles the network for TPUs that are not present, and reports cycles, bytes, memory and collectives.
 
-libtpu holds the compiler, and it runs on any Linux host: `pip install 'jax[tpu]'`. Nothing is measured. The
-cycles are the compiler's own estimates (`estimated_cycles`), added up as if nothing overlapped; what follows from them,
-images a second and the share of the chip's peak, is an estimate too. Transfers between HBM and VMEM that run beside
-other work have no estimate; the report counts them.
+The compiler is part of libtpu and runs on any Linux host: pip install -e '.[train,tpu]'. Nothing is measured. Cycles
+are the compiler's estimates (`estimated_cycles`), added up as if nothing overlapped. Images per second and MFU follow
+from them and are estimates, too. Transfers between HBM and VMEM that overlap with other work have no estimate; the
+report counts them.
 
-The compiler does not estimate Pallas kernels. Each counts with the cycles of the schedule that the compiler makes for
-it (benchmarks/kernel_schedules.py), or with what its own bytes and operations need at least, whichever is more.
+The compiler does not estimate Pallas kernels. For each, the report uses the length of its schedule
+(benchmarks/compiled/tpu_schedules.py) or the time its bytes and operations need at least, whichever is longer.
 """
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import time
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import compiled_text, kernel_schedules
-from benchmarks.chips import Chip, chip_of
-from benchmarks.compiled_text import Instruction
+from benchmarks.compiled import tpu_program, tpu_schedules
+from benchmarks.compiled.tpu_chips import Chip, chip_of
+from benchmarks.compiled.tpu_program import Instruction
 
-# Read when libtpu starts: there is no TPU to ask for, and several compilers may run side by side.
+# libtpu reads these when it starts. There is no TPU, and several compilers may run at once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -36,8 +37,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import command_line, report
-from benchmarks.lowering import SIZE, Step, lower_training, operations
+from benchmarks.compiled.training_step import SIZE, Step, lower_training, operations
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
+from poolformer_jax.errors import InputError, MissingDependencyError
 from poolformer_jax.files import write_json
 from poolformer_jax.network.variants import RESULTS
 
@@ -45,15 +47,17 @@ from poolformer_jax.network.variants import RESULTS
 def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
     parsed = command_line.parse(_parser(), arguments)
+    if importlib.util.find_spec("libtpu") is None:
+        raise MissingDependencyError("The TPU compiler is not installed. Install it: pip install -e '.[train,tpu]'")
     console = Console(stderr=True)
     targets, results, texts = {}, {}, []
-    with kernel_schedules.recorded() as schedules:
-        for topology in parsed.topology:  # all of them before minutes go into the first
+    with tpu_schedules.recorded() as schedules:
+        for topology in parsed.topology:  # checked before the first compilation, which takes minutes
             try:
                 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
                 targets[topology] = chip_of(topology), devices
             except (ValueError, RuntimeError) as error:
-                raise ValueError(f"Topology {topology} cannot be compiled for: {error}") from error
+                raise InputError(f"Cannot compile for topology {topology}: {error}") from error
         for topology, (chip, devices) in targets.items():
             for work in parsed.work:
                 with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):
@@ -80,22 +84,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser("tpu", __doc__, example="--topology v5e:16x16 --work training")
+    parser = command_line.make_parser("tpu", __doc__, example="--topology v5e:16x16 --work training")
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
-    parser.add_argument("--variant", choices=RESULTS, default="s12", help="whose network (default s12)")
-    parser.add_argument("--images-per-chip", type=int, default=64, help="batch of each chip (default 64)")
+    parser.add_argument("--variant", choices=RESULTS, default="s12", help="network (default s12)")
+    parser.add_argument("--images-per-chip", type=int, default=64, help="images per chip (default 64)")
     parser.add_argument("--fsdp", type=int, default=1, help="chips that share one copy of the weights (default 1)")
-    parser.add_argument("--augment", action="store_true", help="with mixup, cutmix and random erasing on the chip")
-    parser.add_argument("--plain", action="store_true", help="the blocks as the paper writes them")
-    parser.add_argument("--no-kernels", action="store_true", help="leave everything to XLA")
-    parser.add_argument("--top", type=int, default=12, help="how many costly instructions to list (default 12)")
+    parser.add_argument("--augment", action="store_true", help="include mixup, cutmix and random erasing")
+    parser.add_argument("--plain", action="store_true", help="compile the blocks as the paper writes them")
+    parser.add_argument("--no-kernels", action="store_true", help="compile everything by XLA")
+    parser.add_argument("--top", type=int, default=12, help="costly instructions to list (default 12)")
     parser.add_argument("--text", type=Path, help="also write the compiled programs to this file")
     return parser
 
 
 def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """Logits and loss of evaluation, the batch cut over all chips."""
+    """Logits and loss of evaluation, the batch sharded over all chips."""
     mesh = Mesh(np.asarray(devices), ("batch",))
     model = PoolFormerForImageClassification(
         PoolFormerConfig.from_variant(parsed.variant),
@@ -103,12 +107,12 @@ def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) ->
         fused=not parsed.plain,
         kernels=TpuKernels(mesh, ("batch",)) if not parsed.no_kernels else None,
     )
-    whole, cut = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+    replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
-    variables = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)
+    variables = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated), shapes)
     batch = parsed.images_per_chip * len(devices)
-    pixels = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.bfloat16, sharding=cut)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=cut)
+    pixels = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.bfloat16, sharding=sharded)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharded)
 
     def forward(variables: Any, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         output = model.apply(variables, pixels, labels)
@@ -133,19 +137,19 @@ _RUNS = {"forward": _lower_forward, "training": _lower_training}
 
 
 def _describe(lowered: jax.stages.Lowered, top: int, chip: Chip, schedules: Path) -> tuple[dict[str, Any], str]:
-    """Everything the compiled program tells about itself, bytes and operations of one chip; and its text."""
+    """Figures of the compiled program, with bytes and operations per chip; and its text."""
     start = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - start
     text = compiled.as_text() or ""
-    instructions = compiled_text.instructions(text)
-    kernels = _kernels(compiled_text.kernels(instructions), chip, schedules)
-    program = compiled_text.with_kernels(instructions, {name: kernel["cycles"] for name, kernel in kernels.items()})
+    instructions = tpu_program.instructions(text)
+    kernels = _kernels(tpu_program.kernels(instructions), chip, schedules)
+    program = tpu_program.with_kernels(instructions, {name: kernel["cycles"] for name, kernel in kernels.items()})
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return {
         "compile_seconds": round(seconds, 1),
-        "estimated_cycles": compiled_text.total_cycles(program),
-        "of_these_in_kernels": compiled_text.total_cycles(program) - compiled_text.total_cycles(instructions),
+        "estimated_cycles": tpu_program.total_cycles(program),
+        "of_these_in_kernels": tpu_program.total_cycles(program) - tpu_program.total_cycles(instructions),
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
         "memory_bytes": {
@@ -155,19 +159,19 @@ def _describe(lowered: jax.stages.Lowered, top: int, chip: Chip, schedules: Path
             "program": memory.generated_code_size_in_bytes,
         },
         "collectives": [
-            {"opcode": c.opcode, "bytes": compiled_text.collective_bytes(c), "times": c.times, "source": c.source}
-            for c in compiled_text.collectives(program)
+            {"opcode": c.opcode, "bytes": tpu_program.collective_bytes(c), "times": c.times, "source": c.source}
+            for c in tpu_program.collectives(program)
         ],
-        "cycles_by_part": compiled_text.cycles_by_part(program),
-        "costliest": [asdict(instruction) for instruction in compiled_text.costliest(program, top)],
+        "cycles_by_part": tpu_program.cycles_by_part(program),
+        "costliest": [asdict(instruction) for instruction in tpu_program.costliest(program, top)],
         "kernels": kernels,
-        "without_estimate": compiled_text.without_estimate(program),
+        "without_estimate": tpu_program.without_estimate(program),
     }, text
 
 
 def _kernels(kernels: list[Instruction], chip: Chip, schedules: Path) -> dict[str, dict[str, Any]]:
-    """By name, how long every Pallas kernel takes: by its schedule, and at least."""
-    scheduled = kernel_schedules.cycles(schedules, kernels)
+    """The cycles of each Pallas kernel, by name: of its schedule, and its lower bound."""
+    scheduled = tpu_schedules.cycles(schedules, kernels)
     described = {}
     for kernel in kernels:
         assert kernel.kernel is not None
@@ -178,13 +182,13 @@ def _kernels(kernels: list[Instruction], chip: Chip, schedules: Path) -> dict[st
             "bound_cycles": bound,
             "cycles": max(scheduled.get(kernel.name, 0), bound),
         }
-    for path in schedules.iterdir():  # the next program has kernels of the same names
+    for path in schedules.iterdir():  # the next program has kernels with the same names
         path.unlink()
     return described
 
 
 def _speed(result: dict[str, Any], work: str, parsed: argparse.Namespace, chip: Chip) -> dict[str, float]:
-    """Images a second of one chip, and the share of its peak, if it took as long as estimated."""
+    """Images per second and MFU of one chip, if the estimate were exact."""
     images = parsed.images_per_chip / (result["estimated_cycles"] / chip.clock)
     flops = operations(parsed.variant, work)
     return {"images_per_second_estimate": images, "mfu_estimate": images * flops / chip.peak_flops}
@@ -209,7 +213,10 @@ def _print(topology: str, work: str, result: dict[str, Any], parsed: argparse.Na
     }
     title = f"{parsed.variant}, {work}, {topology}: one chip, {parsed.images_per_chip} images, bfloat16"
     console = Console()
-    console.print(report.facts(title, "compiler's figure", facts | parts | left_out))
+    table = report.table(title, ("", "compiler's figure"))
+    for name, figure in (facts | parts | left_out).items():
+        table.add_row(name, figure)
+    console.print(table)
     for collective in result["collectives"]:
         times = f"{collective['times']} x " if collective["times"] > 1 else ""
         console.print(f"{times}{collective['opcode']} of {collective['bytes'] / 1e6:.3f} MB", highlight=False)

@@ -1,8 +1,8 @@
-"""The process of one contender: `python -m benchmarks.worker MODULE:FUNCTION OPTIONS RESULT`.
+"""The process of one implementation: `python -m benchmarks.worker MODULE:FUNCTION OPTIONS RESULT`.
 
-The function makes a `Job` from the options, a JSON object. Its result goes into the file RESULT (.npy), and one line of
-JSON to standard output tells that it is ready. Then every line of standard input, a number of seconds, is answered
-with the seconds that one call takes. Whatever the libraries print goes to standard error.
+FUNCTION makes a `Workload` from OPTIONS, a JSON object. The worker saves the workload's result to the file RESULT
+(.npy) and prints one line of JSON when it is ready. Then it reads a number of seconds per line from stdin and answers
+each with the seconds that one call takes. Everything that libraries print goes to stderr.
 """
 
 import importlib
@@ -16,34 +16,34 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.job import Job
+from benchmarks.workload import Workload
 
 
 def main(arguments: list[str]) -> int:
-    """Serves until standard input ends."""
+    """Answers until stdin ends."""
     factory, options, result = arguments
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    job = make_job(factory, json.loads(options))
-    np.save(Path(result), job.result)
-    ready = {"versions": dict(job.versions), "threads": job.threads, "facts": dict(job.facts)}
+    workload = make_workload(factory, json.loads(options))
+    np.save(Path(result), workload.result)
+    ready = {"versions": dict(workload.versions), "threads": workload.threads, "facts": dict(workload.facts)}
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:
-        print(seconds_per_call(job.call, float(line)), file=answers)
+        print(seconds_per_call(workload.call, float(line)), file=answers)
     return 0
 
 
-def make_job(factory: str, options: dict[str, Any]) -> Job:
-    """What `module:function` makes of the options."""
+def make_workload(factory: str, options: dict[str, Any]) -> Workload:
+    """Calls `module:function` with the options."""
     module, _, function = factory.partition(":")
-    job: Job = getattr(importlib.import_module(module), function)(**options)
-    return job
+    workload: Workload = getattr(importlib.import_module(module), function)(**options)
+    return workload
 
 
 def seconds_per_call(call: Callable[[], Any], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The mean over as many calls as fill `seconds`, at least one, after one that is not counted.
+    """The mean time of the calls that fit into `seconds`, at least one.
 
-    Another contender has just had the caches and the cores: the first call pays for that.
+    One call before them is not counted: it finds the caches filled by another implementation.
     """
     call()
     start, calls = clock(), 0

@@ -1,6 +1,6 @@
-"""The training program's own input pipeline; every field of its DataConfig is a flag. Run by input_pipeline.py.
+"""The input pipeline of `python -m train`; every field of DataConfig is a flag. Started by input_pipeline.py.
 
-Answers every line N on the standard input with "done" after N batches.
+Reads a number N per line from stdin, makes N batches, and answers "done".
 """
 
 import json
@@ -18,7 +18,7 @@ PACKAGES = ("grain", "pillow", "cykooz-resizer", "nvidia-nvimgcodec-cu12")
 
 
 def main() -> None:
-    """Serves batches on request."""
+    """Makes batches until stdin ends."""
     config = tyro.cli(DataConfig, config=(tyro.conf.OmitArgPrefixes,))
     with train_batches(config, open_source(config, config.train_split)) as batches:
         consume(batches, 1)

@@ -1,8 +1,8 @@
-"""A PyTorch DataLoader with Pillow transforms, as torchvision and timm users write it. Run by input_pipeline.py.
+"""A PyTorch DataLoader with Pillow transforms, as torchvision and timm users write it. Started by input_pipeline.py.
 
     python pytorch_loader.py FOLDER BATCH [--randaugment] [--float]
 
-Answers every line N on the standard input with "done" after N batches. Batches are uint8, as timm's CUDA prefetcher
+Reads a number N per line from stdin, makes N batches, and answers "done". Batches are uint8, as timm's CUDA prefetcher
 takes them, or normalised float32, as torchvision's ToTensor and Normalize make them.
 """
 
@@ -33,7 +33,7 @@ class Photographs(torch.utils.data.Dataset):
         self.normalize = normalize
 
     def __len__(self) -> int:
-        return 1_000_000  # as many as asked for, so that no epoch ends inside a measurement
+        return 1_000_000  # so that no epoch ends during a measurement
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         file = self.files[index % len(self.files)]
@@ -102,7 +102,7 @@ OPERATIONS = [
 
 
 def main() -> None:
-    """Serves batches on request."""
+    """Makes batches until stdin ends."""
     torch.set_num_threads(1)
     photographs = Photographs(Path(sys.argv[1]), "--randaugment" in sys.argv, "--float" in sys.argv)
     batch = int(sys.argv[2])

@@ -1,12 +1,12 @@
-"""tf.data as the TPU reference models use it: only the cropped part of a JPEG is decoded. Run by input_pipeline.py.
+"""tf.data as the TPU reference models use it: it decodes only the crop of a JPEG. Started by input_pipeline.py.
 
     python tensorflow_data.py FOLDER BATCH [--antialias] [--own-crops]
 
-Answers every line N on the standard input with "done" after N batches.
+Reads a number N per line from stdin, makes N batches, and answers "done".
 
-`tf.image.resize` has no antialiasing unless it is asked for, unlike Pillow's filters; both are measured. The crops are
-drawn beforehand, from the distribution that PyTorch's pipelines and ours use. With --own-crops TensorFlow draws them,
-as its users have it: its sampler draws the height uniformly rather than the area, so that its crops are smaller.
+Unlike Pillow's filters, `tf.image.resize` does not antialias by default; --antialias turns it on. The crops are drawn
+beforehand from the distribution that PyTorch's pipelines and ours use. With --own-crops TensorFlow's sampler draws
+them; it draws the height uniformly instead of the area, so its crops are smaller.
 """
 
 import json
@@ -65,7 +65,7 @@ def crop_window(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def tensorflow_window(data: tf.Tensor) -> tf.Tensor:
-    """The same from TensorFlow's own sampler."""
+    """Top, left, height and width from TensorFlow's sampler."""
     begin, size, _ = tf.image.sample_distorted_bounding_box(
         tf.io.extract_jpeg_shape(data),
         bounding_boxes=tf.zeros([1, 0, 4]),
@@ -79,7 +79,7 @@ def tensorflow_window(data: tf.Tensor) -> tf.Tensor:
 
 
 def main() -> None:
-    """Serves batches on request."""
+    """Makes batches until stdin ends."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     options = ("--antialias" in sys.argv, "--own-crops" in sys.argv)

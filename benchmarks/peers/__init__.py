@@ -1,1 +1,1 @@
-"""The contenders, one module for each library; imported only by `benchmarks.worker`, each in a process of its own."""
+"""The workloads of each library. Only `benchmarks.worker` imports these, one library per process."""

@@ -1,15 +1,15 @@
-"""ONNX Runtime and OpenVINO, on what torch.onnx makes of transformers' PoolFormer, and on what we export."""
+"""ONNX Runtime and OpenVINO, with the file that torch.onnx makes of transformers' PoolFormer and with our export."""
 
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.job import Job, read_pixels
+from benchmarks.workload import Workload, read_pixels
 from poolformer_jax.process import available_cores
 
 
-def onnx_runtime(folder: str, ours: bool = False) -> Job:
-    """Logits of a batch, with every graph optimisation (the default)."""
+def onnx_runtime(folder: str, ours: bool = False) -> Workload:
+    """Logits of a batch, with all graph optimisations (the default)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -20,11 +20,11 @@ def onnx_runtime(folder: str, ours: bool = False) -> Job:
     def call() -> np.ndarray:
         return session.run(None, inputs)[0]
 
-    return Job(call, call(), {"onnxruntime": onnxruntime.__version__}, available_cores())
+    return Workload(call, call(), {"onnxruntime": onnxruntime.__version__}, available_cores())
 
 
-def openvino(folder: str, ours: bool = False) -> Job:
-    """Logits of a batch, in float32: left to itself it would compute in bfloat16 where the processor can."""
+def openvino(folder: str, ours: bool = False) -> Workload:
+    """Logits of a batch in float32. By default OpenVINO computes in bfloat16 on processors that support it."""
     import openvino
 
     settings = {
@@ -40,17 +40,17 @@ def openvino(folder: str, ours: bool = False) -> Job:
     def call() -> np.ndarray:
         return request.infer([pixels], share_inputs=True)[0]
 
-    return Job(call, np.array(call()), {"openvino": openvino.__version__.split("-")[0]}, available_cores())
+    return Workload(call, np.array(call()), {"openvino": openvino.__version__.split("-")[0]}, available_cores())
 
 
 def _model(folder: str, ours: bool) -> str:
     path = Path(folder) / ("ours.onnx" if ours else "model.onnx")
     if not path.exists():
-        maker, packages = ("`export`", "onnx") if ours else ("torch.onnx", "onnx and onnxscript")
-        raise FileNotFoundError(f"{path} was not made: {maker} needs {packages}.")
+        maker = "python -m poolformer_jax export" if ours else "torch.onnx"
+        raise SystemExit(f"{maker} wrote no file; pip install -e '.[bench]'")
     return str(path)
 
 
 def _pixels(folder: str, ours: bool) -> np.ndarray:
-    pixels = read_pixels(folder)  # channels last, as our file takes them
+    pixels = read_pixels(folder)  # our file takes channels last
     return pixels if ours else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

@@ -1,4 +1,4 @@
-"""poolformer_jax: the network as ImageClassifier compiles it, and the step that `python -m train` compiles."""
+"""poolformer_jax: the network that ImageClassifier compiles, and the step that `python -m train` compiles."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import poolformer_jax
-from benchmarks import gpu_kernels
-from benchmarks.job import Job, read_labels, read_pixels
+from benchmarks.compiled import gpu_program
+from benchmarks.workload import Workload, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.inference.cpu_devices import data_parallel
 from poolformer_jax.inference.program import fastest_network
@@ -27,11 +27,13 @@ from train.config import OptimizerConfig
 VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__, "flax": flax.__version__}
 
 
-def inference(folder: str, dtype: str = "float32") -> Job:
-    """Logits of a batch, as ImageClassifier computes them; on a CPU by a device of every core, if they can share it."""
+def inference(folder: str, dtype: str = "float32") -> Workload:
+    """Logits of a batch, as ImageClassifier computes them.
+
+    On a CPU, one device per core computes a batch that divides by the cores; one device computes any other batch.
+    """
     pixels, cores = read_pixels(folder), available_cores()
-    if len(pixels) > 1 and len(pixels) % cores == 0:
-        jax.config.update("jax_num_cpu_devices", cores)
+    jax.config.update("jax_num_cpu_devices", cores if len(pixels) % cores == 0 else 1)
     platform = jax.default_backend()
     mesh = Mesh(np.asarray(jax.local_devices() if platform == "cpu" else jax.local_devices()[:1]), ("batch",))
     model, variables = load_pretrained(folder)
@@ -44,11 +46,11 @@ def inference(folder: str, dtype: str = "float32") -> Job:
     def call() -> jax.Array:
         return jax.block_until_ready(compiled(params, images))
 
-    return Job(call, np.asarray(call()), VERSIONS, cores, _cost(compiled, platform))
+    return Workload(call, np.asarray(call()), VERSIONS, cores, _cost(compiled, platform))
 
 
-def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "float32") -> Job:
-    """A step: forward, backward, and AdamW's update. The result is the loss of each of the first steps."""
+def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "float32") -> Workload:
+    """A step: forward, backward, and AdamW's update. The result is the losses of the first steps."""
     model, variables = load_pretrained(folder, dtype=jnp.dtype(dtype))
     model = model.clone(kernels=kernels_for(Mesh(np.asarray(jax.local_devices()[:1]), ("batch",)), ("batch",)))
     config = OptimizerConfig(**adamw)
@@ -65,7 +67,7 @@ def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "
     state = new_state(variables["params"], optimizer, ema=False)
     batch = {"image": jnp.asarray(read_pixels(folder)), "label": jnp.asarray(read_labels(folder))}
     platform = jax.default_backend()
-    options = compiler_options(platform, training=True)  # as the training program does
+    options = compiler_options(platform, training=True)  # those of the training program
     compiled = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
 
     def call() -> float:
@@ -74,13 +76,13 @@ def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "
         return float(metrics["loss"])
 
     losses = np.asarray([call() for _ in range(steps)])
-    return Job(call, losses, VERSIONS, available_cores(), _cost(compiled, platform))
+    return Workload(call, losses, VERSIONS, available_cores(), _cost(compiled, platform))
 
 
 def _cost(compiled: Any, platform: str) -> dict[str, float]:
-    """What XLA counts for one call; on a GPU what its kernels read and write, because XLA does not look into ours."""
+    """XLA's cost of one call. On a GPU the bytes come from the program's text, because XLA does not count Pallas."""
     cost = compiled.cost_analysis() or {}
     counted = {name.replace(" ", "_"): cost[name] for name in ("flops", "bytes accessed") if name in cost}
     if platform == "gpu":
-        counted["bytes_accessed"] = gpu_kernels.total_bytes(gpu_kernels.kernels(compiled.as_text()))
+        counted["bytes_accessed"] = gpu_program.total_bytes(gpu_program.kernels(compiled.as_text()))
     return counted

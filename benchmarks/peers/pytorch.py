@@ -1,4 +1,4 @@
-"""PyTorch: the PoolFormer of transformers (and timm's, where it is installed), as it is and by torch.compile."""
+"""PyTorch: the PoolFormer of transformers, and timm's if it is installed, eager and with torch.compile."""
 
 import contextlib
 import importlib.metadata
@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from benchmarks.job import Job, read_labels, read_pixels
+from benchmarks.workload import Workload, read_labels, read_pixels
 from poolformer_jax.process import available_cores
 
 
@@ -23,7 +23,7 @@ def inference(
     home: str = "transformers",
     device: str = "cpu",
     autocast: bool = False,
-) -> Job:
+) -> Workload:
     """Logits of a batch."""
     model, pixels = _prepare(folder, channels_last, home, device)
     forward = torch.compile(model.eval()) if compiled else model.eval()
@@ -35,7 +35,7 @@ def inference(
         _wait(device)
         return logits
 
-    return Job(call, call().float().cpu().numpy(), _versions(home), torch.get_num_threads())
+    return Workload(call, call().float().cpu().numpy(), _versions(home), torch.get_num_threads())
 
 
 def training(
@@ -47,8 +47,8 @@ def training(
     home: str = "transformers",
     device: str = "cpu",
     autocast: bool = False,
-) -> Job:
-    """A step: forward, backward, and AdamW's update. The result is the loss of each of the first steps."""
+) -> Workload:
+    """A step: forward, backward, and AdamW's update. The result is the losses of the first steps."""
     model, pixels = _prepare(folder, channels_last, home, device)
     labels = torch.from_numpy(read_labels(folder)).to(device)
     optimizer = _optimizer(model, **adamw)
@@ -65,18 +65,18 @@ def training(
         return float(loss.detach())
 
     losses = np.asarray([call() for _ in range(steps)])
-    return Job(call, losses, _versions(home), torch.get_num_threads())
+    return Workload(call, losses, _versions(home), torch.get_num_threads())
 
 
 def export_onnx(folder: str) -> None:
-    """Writes model.onnx into the folder: transformers' network, for a batch of the size of the pixels."""
+    """Writes transformers' network to model.onnx in the folder, for the batch size of the pixels."""
     model, pixels = _prepare(folder, channels_last=False, home="transformers", device="cpu")
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
     torch.onnx.export(_Logits(model.eval()), (pixels,), str(Path(folder) / "model.onnx"), dynamo=True, **names)
 
 
 class _Logits(torch.nn.Module):
-    """A network that returns nothing but its logits."""
+    """A network that returns only its logits."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def _transformers(folder: Path) -> torch.nn.Module:
 
 
 def _timm(folder: Path) -> torch.nn.Module:
-    """timm's network with the same weights; it averages before the last norm, so its logits are others."""
+    """timm's network with the same weights. It averages before the last norm, so its logits differ."""
     import timm
 
     name = json.loads((folder / "timm" / "config.json").read_text())["architecture"]
@@ -117,7 +117,7 @@ _HOMES: dict[str, Callable[[Path], torch.nn.Module]] = {"transformers": _transfo
 def _optimizer(
     model: torch.nn.Module, learning_rate: float, beta1: float, beta2: float, epsilon: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW as ours: decay for what has two dimensions or more. The fused update is PyTorch's fastest."""
+    """AdamW with our weight decay: on parameters of two or more dimensions. The fused update is PyTorch's fastest."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},

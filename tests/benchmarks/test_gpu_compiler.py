@@ -1,7 +1,7 @@
-"""What is read out of a program that the GPU compiler wrote, and that this compiler takes the network without a GPU.
+"""Reading the programs that the GPU compiler writes, and compiling the network with it, without a GPU.
 
-The real compiler runs in a process of its own. Where jax has no CUDA plugin that test is skipped:
-`pip install -e '.[cuda12]'` brings it, and needs no GPU.
+The compiler runs in a separate process. Its tests are skipped if jax has no CUDA plugin; `pip install -e '.[cuda12]'`
+installs it and needs no GPU.
 """
 
 import json
@@ -13,14 +13,15 @@ import sys
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import gpu_compiler, gpu_kernels, gpu_targets, lowering
+from benchmarks import gpu_compiler
+from benchmarks.compiled import gpu_program, gpu_targets, training_step
 from benchmarks.gpu import PEAKS, Peak
 from paths import ROOT
 
-pytestmark = pytest.mark.usefixtures("optimised")  # about what users get
+pytestmark = pytest.mark.usefixtures("optimised")
 needs_compiler = pytest.mark.skipif(not gpu_targets.has_compiler(), reason="jax has no CUDA plugin")
 
-# Lines as the compiler writes them, without their metadata.
+# Lines as the compiler writes them, shortened.
 PROGRAM = """
 HloModule jit_step, is_scheduled=true
 
@@ -80,23 +81,23 @@ MAP = 4 * 8 * 2  # bytes of bf16[4,8]
 VECTOR = 8 * 4  # bytes of f32[8]
 
 
-def test_every_kernel_counts_with_its_operands_and_results():
-    """Calls of Pallas kernels and of libraries too; an operand that comes twice is read once."""
-    kernels = {kernel.name: kernel for kernel in gpu_kernels.kernels(PROGRAM)}
+def test_the_bytes_of_a_kernel_are_its_operands_and_results():
+    """Pallas kernels and library calls are kernels, too. An operand that occurs twice counts once."""
+    kernels = {kernel.name: kernel for kernel in gpu_program.kernels(PROGRAM)}
     gemm, conv, mlp = kernels["gemm_fusion_dot"], kernels["conv"], kernels["mlp"]
     assert (gemm.read, gemm.written, gemm.times) == (MAP, MAP, 1)
     assert gemm.source == "jit(step)/stages_0/dot_general"
     assert (conv.read, conv.written) == (2 * MAP, 2 * 3 * 2)
     assert (mlp.read, mlp.written) == (MAP, MAP + 4 * 4)
-    # An asynchronous copy returns its operand beside its result, and a number.
+    # An asynchronous copy returns its operand, its result and a number.
     assert kernels["copy-start"].bytes == 2 * VECTOR + 4
     kinds = {gemm.kind, conv.kind, mlp.kind, kernels["negate"].kind}
     assert kinds == {"fusion, __triton_gemm", "__cudnn$convForward", "__gpu$xla.gpu.triton", "fusion, kLoop"}
 
 
-def test_kernels_in_loops_branches_and_calls_count_as_often_as_they_run():
-    """Of two branches the one that moves more bytes; what is inside of a fusion is no kernel."""
-    kernels = gpu_kernels.kernels(PROGRAM)
+def test_kernels_in_loops_branches_and_calls_count_once_per_run():
+    """Of two branches the one with more bytes counts. The instructions inside a fusion are not kernels."""
+    kernels = gpu_program.kernels(PROGRAM)
     times = {kernel.name: kernel.times for kernel in kernels}
     assert times == {
         **{"gemm_fusion_dot": 1, "conv": 1, "mlp": 1, "loop_sine_fusion": 7},
@@ -104,25 +105,25 @@ def test_kernels_in_loops_branches_and_calls_count_as_often_as_they_run():
     }
     by_name = {kernel.name: kernel for kernel in kernels}
     assert by_name["loop_sine_fusion"].bytes == 7 * 2 * VECTOR
-    assert gpu_kernels.total_bytes(kernels) == sum(kernel.bytes for kernel in kernels)
-    assert [one.name for one in gpu_kernels.costliest(kernels, 2)] == ["loop_sine_fusion", "wrapped"]
-    kinds = gpu_kernels.by_kind(kernels)
+    assert gpu_program.total_bytes(kernels) == sum(kernel.bytes for kernel in kernels)
+    assert [one.name for one in gpu_program.costliest(kernels, 2)] == ["loop_sine_fusion", "wrapped"]
+    kinds = gpu_program.by_kind(kernels)
     assert next(iter(kinds)) == "fusion, kLoop"
     assert kinds["fusion, kLoop"] == {"count": 7 + 1 + 1, "bytes": 7 * 2 * VECTOR + (VECTOR + 256) + 2 * VECTOR}
 
 
-def test_a_program_needs_at_least_the_longer_of_its_two_times():
+def test_the_lower_bound_is_the_longer_of_two_times():
     peak = Peak(flops=10.0, bandwidth=4.0)
-    slow_memory = gpu_compiler.bound(moved=8, flops=10, peak=peak)
+    slow_memory = gpu_compiler.lower_bound(accessed=8, flops=10, peak=peak)
     assert (slow_memory["seconds_for_bytes"], slow_memory["seconds_for_operations"]) == (2.0, 1.0)
     assert slow_memory["seconds_at_least"] == 2.0
-    assert gpu_compiler.bound(moved=8, flops=30, peak=peak)["seconds_at_least"] == 3.0
+    assert gpu_compiler.lower_bound(accessed=8, flops=30, peak=peak)["seconds_at_least"] == 3.0
 
 
 def test_training_takes_three_times_the_operations_of_inference():
-    # 1.82 G multiplications and additions of s12: the README's table.
-    assert lowering.operations("s12", "inference") == pytest.approx(2 * 1.82e9, rel=3e-3)
-    assert lowering.operations("s12", "training") == 3 * lowering.operations("s12", "inference")
+    # s12 has 1.82 G MACs, as in the README.
+    assert training_step.operations("s12", "inference") == pytest.approx(2 * 1.82e9, rel=3e-3)
+    assert training_step.operations("s12", "training") == 3 * training_step.operations("s12", "inference")
 
 
 @pytest.mark.parametrize("name", gpu_targets.TARGETS)
@@ -131,23 +132,24 @@ def test_every_target_has_a_peak_and_a_complete_description(name):
     assert text.count("{") == text.count("}")
     assert f'"{name}"' in text
     assert f"memory_bandwidth: {PEAKS[name].bandwidth:.0f}\n" in text
-    # 227, 163 and 99 KiB: what CUDA's programming guide gives as the most of a block of these compute capabilities.
+    # 227, 163 and 99 KiB: the most shared memory per block in CUDA's programming guide.
     largest = {(9, 0): 232448, (8, 0): 166912, (8, 9): 101376}[gpu_targets.TARGETS[name].capability]
     assert f"shared_memory_per_block_optin: {largest}\n" in text
 
 
-def test_without_the_compiler_one_line_says_what_brings_it(capsys, monkeypatch):
+def test_a_missing_compiler_is_named_with_the_extra_that_installs_it(capsys, monkeypatch):
     monkeypatch.setattr(gpu_targets, "has_compiler", lambda: False)
     assert program.main(["gpu-compiler"]) == program.FAILED
-    told = capsys.readouterr().err
-    assert "pip install -e '.[cuda12]'" in told
-    assert "no GPU" in told
-    assert len(told.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert "pip install -e '.[train,cuda12]'" in printed
+    assert "no GPU" in printed
+    assert len(printed.splitlines()) == 1
 
 
 COMPILE = """
 import dataclasses, json, sys
-from benchmarks import gpu_compiler, lowering
+from benchmarks import gpu_compiler
+from benchmarks.compiled import training_step
 from poolformer_jax import PoolFormerConfig
 from train.recipes import RECIPES
 
@@ -156,7 +158,7 @@ small = dict(
     depths=(1, 1), hidden_sizes=(64, 320), patch_sizes=(7, 3), strides=(4, 2), padding=(2, 1),
     token_mixers=("pooling",) * 2, position_embeddings=(False,) * 2,
 )
-lowering.SIZE = gpu_compiler.SIZE = 32
+training_step.SIZE = gpu_compiler.SIZE = 32
 PoolFormerConfig.from_variant = lambda _: PoolFormerConfig(**small)
 recipe = RECIPES["imagenet-s12"]
 model = dataclasses.replace(recipe.config.model, **small)
@@ -172,16 +174,16 @@ sys.exit(gpu_compiler.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("flags", "kernels"),
     [
-        # Of the MLPs: one of either block forward, two of the narrow and one of the wide block backward.
+        # MLP kernels: one per block forward; backward two for the narrow and one for the wide block.
         ([], [2, 5]),
         (["--gpu", "NVIDIA A100-SXM4-80GB"], [2, 5]),
-        (["--gpu", "NVIDIA L4"], [2, 5]),  # with the least shared memory
+        (["--gpu", "NVIDIA L4"], [2, 5]),  # the least shared memory
         (["--no-kernels"], [0, 0]),
         (["--plain"], [0, 0]),
     ],
     ids=["H200", "A100", "L4", "without kernels", "plain"],
 )
-def test_the_gpu_compiler_takes_inference_and_training(flags, kernels, tmp_path):
+def test_the_gpu_compiler_compiles_inference_and_training(flags, kernels, tmp_path):
     finished = subprocess.run(
         [sys.executable, "-c", COMPILE, "--batch", "8", "--json", str(tmp_path / "found.json"), *flags],
         capture_output=True,
@@ -195,7 +197,7 @@ def test_the_gpu_compiler_takes_inference_and_training(flags, kernels, tmp_path)
     assert set(found) == {"s12 inference", "s12 training"}
     for result in found.values():
         assert result["kernels"] > 2
-        # At least the narrow block's maps, eight of 8 x 8 pixels and 64 channels in bfloat16, are read and written.
+        # At least the feature maps of the narrow block, [8, 8, 8, 64] in bfloat16, are read and written.
         assert result["bytes"] > 2 * 2 * 8 * 8 * 8 * 64 * 2
         assert any(re.match("__cudnn", kind) for kind in result["kinds"])
     assert found["s12 training"]["bytes"] > found["s12 inference"]["bytes"]

@@ -1,7 +1,7 @@
-"""What the TPU compiler makes of a sharded training step: which exchanges between chips it holds, and of what size.
+"""What the TPU compiler makes of a sharded training step: its collectives and their sizes.
 
-The real compiler runs here for a topology of four chips, in a process of its own. Where libtpu is absent these tests
-are skipped: `pip install 'jax[tpu]'` brings it.
+The compiler runs for a topology of four chips, in a separate process. Its tests are skipped if libtpu is not installed;
+`pip install -e '.[tpu]'` installs it and needs no TPU.
 """
 
 import importlib.util
@@ -14,11 +14,11 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import compiled_text, kernel_schedules
-from benchmarks.chips import CHIPS
+from benchmarks.compiled import tpu_program, tpu_schedules
+from benchmarks.compiled.tpu_chips import CHIPS
 from paths import ROOT
 
-pytestmark = pytest.mark.usefixtures("optimised")  # about what users get
+pytestmark = pytest.mark.usefixtures("optimised")
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 COMPILE = """
@@ -26,18 +26,18 @@ import dataclasses, json, sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
-from benchmarks import compiled_text
+from benchmarks.compiled import tpu_program
 from train.setup import assemble
 from train.recipes import RECIPES
 from train.config import MeshConfig
 
-# The first stages of the published networks, where pixels share the TPU's lanes, on small images.
+# The first stages of the published networks, where pairs of pixels share the TPU's lanes, on small images.
 recipe = RECIPES["imagenet-s12"].config
 model = dataclasses.replace(
     recipe.model, depths=(1, 1), hidden_sizes=(64, 128), patch_sizes=(7, 3), strides=(4, 2), padding=(2, 1),
     token_mixers=("pooling",) * 2, position_embeddings=(False,) * 2,
 )
-# The images of all four chips share one mixing ratio, as those of two chips do in the recipe.
+# The images of all four chips share one mixing ratio, like those of two chips in the recipe.
 data = dataclasses.replace(recipe.data, batch_size=128, image_size=32)
 mesh = MeshConfig(fsdp=int(sys.argv[1]))
 recipe = dataclasses.replace(recipe, model=model, data=data, dtype="bfloat16", mesh=mesh)
@@ -49,24 +49,24 @@ batch = {
     "image": jax.ShapeDtypeStruct((recipe.data.batch_size, *size), jnp.uint8, sharding=sharding),
     "label": jax.ShapeDtypeStruct((recipe.data.batch_size,), jnp.int32, sharding=sharding),
 }
-program = compiled_text.instructions(parts.step.lower(parts.abstract_state, batch).compile().as_text())
+program = tpu_program.instructions(parts.step.lower(parts.abstract_state, batch).compile().as_text())
 gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(parts.abstract_state.params))
 print(json.dumps({
     "collectives": [
-        {"kind": c.opcode.removesuffix("-start"), "bytes": compiled_text.collective_bytes(c), "shape": c.shape}
-        for c in compiled_text.collectives(program)
+        {"kind": c.opcode.removesuffix("-start"), "bytes": tpu_program.collective_bytes(c), "shape": c.shape}
+        for c in tpu_program.collectives(program)
     ],
     "gradient_bytes": gradients,
     "large_gradient_bytes": sum(
         4 * leaf.size for leaf in jax.tree.leaves(parts.abstract_state.params) if leaf.size >= mesh.fsdp_min_size
     ),
-    "kernels": len(compiled_text.kernels(program)),
+    "kernels": len(tpu_program.kernels(program)),
 }))
 """
 
 
 def run_python(*arguments):
-    """What a process of its own prints."""
+    """Runs Python in a new process and returns what it prints."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     finished = subprocess.run(
         [sys.executable, *arguments],
@@ -85,31 +85,31 @@ def compiled_step(fsdp):
 
 
 @needs_libtpu
-def test_the_benchmark_counts_every_kernel_with_its_schedule(tmp_path):
+def test_the_benchmark_uses_the_schedule_of_every_kernel(tmp_path):
     path = tmp_path / "tpu.json"
     run_python("-m", "benchmarks", "tpu", "--work", "forward", "--images-per-chip", "16", "--json", str(path))
     (found,) = json.loads(path.read_text())["estimates_not_measurements"].values()
     kernels = found["kernels"].values()
     assert len(kernels) == 24  # pooling and MLP of the 12 blocks of s12
-    assert all(kernel["scheduled_cycles"] for kernel in kernels), "libtpu was started before it was asked for schedules"
+    assert all(kernel["scheduled_cycles"] for kernel in kernels), "libtpu started before its flags were set"
     assert found["of_these_in_kernels"] == sum(kernel["cycles"] for kernel in kernels)
 
 
 @needs_libtpu
-def test_data_parallel_training_exchanges_its_gradients_once():
-    """One all-reduce of all gradients in float32, and nothing else; its blocks are those of Pallas kernels."""
+def test_data_parallel_training_has_one_all_reduce():
+    """It sums all gradients in float32. There is no other collective, and Pallas kernels compute the blocks."""
     step = compiled_step(fsdp=1)
     assert step["kernels"] == 4 * 2
     (collective,) = step["collectives"]
     assert collective["kind"] == "all-reduce"
     assert set(re.findall(r"\b([a-z]+\d+)\[", collective["shape"])) == {"f32"}
-    # Grouped layers exchange all blocks of their kernels' gradients, so it is somewhat more than the gradients.
+    # Grouped layers sum the gradients of whole kernels, zeros included: somewhat more than the gradients.
     assert 1 <= collective["bytes"] / step["gradient_bytes"] < 1.5
 
 
 @needs_libtpu
 def test_sharded_training_gathers_weights_and_scatters_gradients():
-    """What is small enough to stay whole on every device is reduced whole, too; feature maps stay where they are."""
+    """Arrays too small to be sharded are all-reduced. Feature maps are never exchanged."""
     step = compiled_step(fsdp=4)
     total = Counter()
     for collective in step["collectives"]:
@@ -118,9 +118,9 @@ def test_sharded_training_gathers_weights_and_scatters_gradients():
     # Every device receives its quarter of a large gradient.
     assert total["reduce-scatter"] >= 0.9 * step["large_gradient_bytes"] / 4
     assert total["all-reduce"] <= step["gradient_bytes"] - step["large_gradient_bytes"] + 2**18
-    # Weights arrive in bfloat16, blocks of grouped layers with their zeros.
+    # Weights are gathered in bfloat16, those of grouped layers with their zeros.
     assert total["all-gather"] < step["gradient_bytes"]
-    # A chip's maps of the first stage have 32 * 8 * 8 * 64 numbers of two bytes.
+    # A chip's feature map in the first stage has shape [32, 8, 8, 64] in bfloat16.
     assert max(collective["bytes"] for collective in step["collectives"]) < 32 * 8 * 8 * 64 * 2 * 4
     assert total.total() < 4 * step["gradient_bytes"]
 
@@ -152,14 +152,14 @@ ENTRY %main.1 (p0: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_the_report_counts_loops_as_often_as_they_run_and_of_branches_the_costliest():
-    program = compiled_text.instructions(PROGRAM)
-    assert compiled_text.total_cycles(program) == 7 * 10 + 100 + 30
-    assert [i.name for i in compiled_text.costliest(program, 3)] == ["fusion.1", "add.1", "fusion.2"]
-    sizes = [(c.opcode, compiled_text.collective_bytes(c)) for c in compiled_text.collectives(program)]
+def test_loop_bodies_count_once_per_iteration_and_of_branches_the_costliest_one():
+    program = tpu_program.instructions(PROGRAM)
+    assert tpu_program.total_cycles(program) == 7 * 10 + 100 + 30
+    assert [i.name for i in tpu_program.costliest(program, 3)] == ["fusion.1", "add.1", "fusion.2"]
+    sizes = [(c.opcode, tpu_program.collective_bytes(c)) for c in tpu_program.collectives(program)]
     assert sizes == [("all-gather-start", 256), ("all-reduce", 32 + 6)]
-    assert compiled_text.without_estimate(program)["custom-call"] == {"count": 1, "bytes": 64}
-    assert compiled_text.cycles_by_part(program)["stages_1 backward"] == 100
+    assert tpu_program.without_estimate(program)["custom-call"] == {"count": 1, "bytes": 64}
+    assert tpu_program.cycles_by_part(program)["stages_1 backward"] == 100
 
 
 SCHEDULE = """
@@ -173,13 +173,13 @@ LB: loop body
 """
 
 
-def test_a_kernel_takes_what_its_loops_schedule_times_their_rounds(tmp_path):
-    (kernel,) = compiled_text.kernels(compiled_text.instructions(PROGRAM))
-    assert kernel.kernel == compiled_text.KernelCost(flops=1000, bytes=64, tiles=5, rounds=3)
+def test_the_cycles_of_a_kernel_are_its_bundles_times_the_iterations_of_their_loops(tmp_path):
+    (kernel,) = tpu_program.kernels(tpu_program.instructions(PROGRAM))
+    assert kernel.kernel == tpu_program.KernelCost(flops=1000, bytes=64, tiles=5, rounds=3)
     assert kernel.kernel.bound(CHIPS["v5e"]) == round(64 / 819e9 * CHIPS["v5e"].clock)
     (tmp_path / "123-kernel.1-07-final_bundles.txt").write_text(SCHEDULE)
-    assert kernel_schedules.cycles(tmp_path, [kernel]) == {"kernel.1": 2 + 5 * (1 + 3 * 2)}
+    assert tpu_schedules.cycles(tmp_path, [kernel]) == {"kernel.1": 2 + 5 * (1 + 3 * 2)}
     (tmp_path / "123-kernel.1-07-final_bundles.txt").write_text(SCHEDULE + "  0x63 LB: >>> { %v1 = vld %v2 }")
-    assert kernel_schedules.cycles(tmp_path, [kernel]) == {}, "a loop that the kernel does not declare"
-    program = compiled_text.with_kernels(compiled_text.instructions(PROGRAM), {"kernel.1": 37})
-    assert compiled_text.total_cycles(program) == 200 + 37
+    assert tpu_schedules.cycles(tmp_path, [kernel]) == {}, "a loop that the kernel does not declare"
+    program = tpu_program.with_kernels(tpu_program.instructions(PROGRAM), {"kernel.1": 37})
+    assert tpu_program.total_cycles(program) == 200 + 37

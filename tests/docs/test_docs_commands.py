@@ -1,4 +1,4 @@
-"""Every command that the documents and the recipes' help show is one that the programs understand."""
+"""The programs can parse every command that the guides and the recipes' help show."""
 
 import argparse
 import inspect
@@ -24,33 +24,34 @@ PROGRAMS = {
     "poolformer_jax": poolformer_jax.cli.main,
     "benchmarks": benchmarks.__main__.main,
 }
-# At the beginning of a line, with the lines that a backslash at its end takes in, and without a comment.
-SHOWN = re.compile(r"^(?: *|Command:  |Example:  )python -m ([a-z_.]+)\b((?:[^\\\n#]|\\\n)*)", re.MULTILINE)
+# A command at the start of a line, with its continuation lines and without its comment.
+COMMAND = re.compile(r"^(?: *|Command:  |Example:  )python -m ([a-z_.]+)\b((?:[^\\\n#]|\\\n)*)", re.MULTILINE)
 
 
-def shown_commands():
-    texts = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+def documented_commands():
+    guides = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    texts = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in guides if path.exists()}
     texts |= {f"help of {name}": inspect.cleandoc(recipe.details) for name, recipe in RECIPES.items()}
     texts |= {f"help of {name}": inspect.getdoc(command) for name, (_, command) in COMMANDS.items()}
     for place, text in texts.items():
-        for program, line in SHOWN.findall(text):
+        for program, line in COMMAND.findall(text):
             arguments = [one for one in shlex.split(line.replace("\\\n", " ")) if one != "..."]
-            if program != "pytest":
+            if program not in ("pytest", "venv"):
                 yield pytest.param(program, arguments, id=f"{place}: {program} {' '.join(arguments)}")
 
 
-class Understood(BaseException):
-    """Raised where a program has read its command line, before it does what it says."""
+class Parsed(BaseException):
+    """Raised after a program has parsed its command line."""
 
 
 @pytest.fixture
-def nothing_but_parsing(monkeypatch):
+def stop_after_parsing(monkeypatch):
     def stopping_after(parse):
         def parse_and_stop(*args, **options):
             parsed = parse(*args, **options)
-            if list(vars(parsed)) == ["name"]:  # a benchmark's, which reads its options itself
+            if list(vars(parsed)) == ["name"]:  # `benchmarks NAME`, whose options a second parser reads
                 return parsed
-            raise Understood
+            raise Parsed
 
         return parse_and_stop
 
@@ -58,8 +59,8 @@ def nothing_but_parsing(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping_after(argparse.ArgumentParser.parse_args))
 
 
-@pytest.mark.usefixtures("nothing_but_parsing")
-@pytest.mark.parametrize(("program", "arguments"), list(shown_commands()))
-def test_a_documented_command_is_understood(program, arguments):
-    with pytest.raises(Understood):
+@pytest.mark.usefixtures("stop_after_parsing")
+@pytest.mark.parametrize(("program", "arguments"), list(documented_commands()))
+def test_a_documented_command_can_be_parsed(program, arguments):
+    with pytest.raises(Parsed):
         PROGRAMS[program](arguments)

@@ -1,11 +1,11 @@
-"""What the TPU compiler schedules for Pallas kernels, for which it gives no estimate: one instruction word a cycle.
+"""The TPU compiler's schedules of Pallas kernels, for which it gives no estimate.
 
-On request libtpu writes the instruction words ("bundles") of every kernel that it compiles, with the depth of loops
-that each of them stands in. The outermost loop runs over tiles, the next over what the kernel declares as rounds of a
-tile; so the bundles at each depth, times how often that loop runs, are the kernel's time in cycles as long as it does
-not wait for memory.
+libtpu can write the instruction words ("bundles") of every kernel it compiles, each with the depth of its loop. A
+bundle takes one cycle. The outermost loop runs over tiles, the next one over the rounds of a tile that the kernel
+declares. The bundles at each depth times the iterations of that loop are the kernel's cycles if it never waits for
+memory.
 
-The flags are libtpu's own and not documented. Where it does not know them there is simply no schedule.
+The flags are undocumented. A libtpu that does not know them writes no schedule.
 """
 
 import os
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.compiled_text import Instruction
+from benchmarks.compiled.tpu_program import Instruction
 
 _PASS = "final_bundles"
 _FILE = re.compile(rf"\d+-(?P<name>[\w.]+)-\d+-{_PASS}\.txt")
@@ -26,7 +26,7 @@ _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*: (?P<depth>>*) ?\
 
 @contextmanager
 def recorded() -> Iterator[Path]:
-    """A folder that libtpu writes schedules into; it must not have been started before."""
+    """A folder into which libtpu writes schedules. libtpu must not have started yet."""
     before = os.environ.get("LIBTPU_INIT_ARGS")
     with tempfile.TemporaryDirectory(prefix="schedules-") as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={_PASS}"
@@ -40,7 +40,7 @@ def recorded() -> Iterator[Path]:
 
 
 def cycles(folder: Path, kernels: list[Instruction]) -> dict[str, int]:
-    """Cycles by kernel; those of the same name and shape share one schedule, which is written once."""
+    """Cycles by kernel. Kernels of the same name and shape share one schedule, which libtpu writes once."""
     files = {match["name"]: path for path in folder.iterdir() if (match := _FILE.fullmatch(path.name))}
     by_kind = {_kind(kernel): _cycles(files[kernel.name], kernel) for kernel in kernels if kernel.name in files}
     found = {kernel.name: by_kind.get(_kind(kernel)) for kernel in kernels}
@@ -48,7 +48,7 @@ def cycles(folder: Path, kernels: list[Instruction]) -> dict[str, int]:
 
 
 def _kind(kernel: Instruction) -> tuple[str, str]:
-    # The compiler numbers kernels of one name; where a result lives (S(1) is VMEM) makes no difference worth counting.
+    # The compiler numbers kernels of the same name. The memory of a result (S(1) is VMEM) hardly changes the schedule.
     return re.sub(r"\.\d+$", "", kernel.name), re.sub(r"S\(\d+\)", "", kernel.shape)
 
 

@@ -1,7 +1,7 @@
-"""Reads the text of a program that the TPU compiler wrote: estimated cycles, collectives, and where they come from.
+"""Reads the text of a program that the TPU compiler wrote: estimated cycles, collectives, and their JAX operations.
 
-`compiled.as_text()` is the scheduled program. Most instructions carry the compiler's own `estimated_cycles`, and the
-JAX operation they came from. Bodies of loops are counted as often as they run.
+`compiled.as_text()` is the scheduled program. Most instructions carry the compiler's `estimated_cycles` and the JAX
+operation they came from. Bodies of loops count once per iteration.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from benchmarks.chips import Chip
-from benchmarks.hlo_text import FREE, Line, array_bytes, walk
+from benchmarks.compiled.hlo import FREE, Line, array_bytes, walk
+from benchmarks.compiled.tpu_chips import Chip
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -21,13 +21,13 @@ _LOOPS = re.compile(r'kernel_metadata=\{\s*"rounds":"(\d+)",\s*"tiles":"(\d+)"')
 
 @dataclass(frozen=True)
 class KernelCost:
-    """What a Pallas kernel declares of itself; the compiler does not look inside.
+    """The cost that a Pallas kernel declares; the compiler does not estimate it.
 
     Attributes:
-        flops: operations of one call.
-        bytes: read and written by one call.
-        tiles: how many tiles its grid has.
-        rounds: how often the loop in a tile runs.
+        flops: operations per call.
+        bytes: bytes read and written per call.
+        tiles: tiles of its grid.
+        rounds: iterations of the loop in a tile.
     """
 
     flops: int
@@ -36,7 +36,7 @@ class KernelCost:
     rounds: int
 
     def bound(self, chip: Chip) -> int:
-        """Cycles that the chip needs at least, by its peak rate and its memory's bandwidth."""
+        """The fewest cycles that the chip's peak rate and memory bandwidth allow."""
         return round(max(self.flops / chip.peak_flops, self.bytes / chip.hbm_bandwidth) * chip.clock)
 
 
@@ -45,13 +45,13 @@ class Instruction:
     """One line of a compiled program.
 
     Attributes:
-        name: as the compiler calls it.
-        opcode: what it does: fusion, copy, all-reduce, ...
-        shape: its result, with layout.
-        source: the JAX operation it came from; empty where the compiler does not say.
-        cycles: the compiler's estimate; None where it has none, as for a Pallas kernel.
+        name: the compiler's name.
+        opcode: fusion, copy, all-reduce, ...
+        shape: shape and layout of the result.
+        source: the JAX operation it came from; empty if the compiler names none.
+        cycles: the compiler's estimate; None if it has none, as for a Pallas kernel.
         times: how often it runs.
-        kernel: of a Pallas kernel that declares it, its cost.
+        kernel: the cost that a Pallas kernel declares.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Instruction:
 
 
 def instructions(text: str) -> list[Instruction]:
-    """Every instruction that the program runs by itself: of loops with their rounds, of branches the costliest."""
+    """The instructions that the program runs. Loop bodies count once per iteration; of branches, the costliest one."""
     return walk(text, _instruction, total_cycles)
 
 
@@ -77,7 +77,7 @@ def _instruction(line: Line, times: int) -> Instruction:
     cycles = _CYCLES.search(line.text)
     return Instruction(
         name=line.name,
-        # What a TPU scatters while it adds up is written as a fusion of its own kind.
+        # The TPU compiler writes a reduce-scatter as a fusion.
         opcode="reduce-scatter" if "calls=%all-reduce-scatter" in line.text else line.opcode,
         shape=line.shape,
         source=line.source,
@@ -101,7 +101,7 @@ def kernels(program: list[Instruction]) -> list[Instruction]:
 
 
 def with_kernels(program: list[Instruction], cycles: dict[str, int]) -> list[Instruction]:
-    """The program with cycles for its kernels, by name; the compiler has none."""
+    """The program with the given cycles, by name, for its Pallas kernels."""
     return [dataclasses.replace(i, cycles=cycles[i.name]) if i.name in cycles else i for i in program]
 
 
@@ -111,9 +111,9 @@ def total_cycles(program: list[Instruction]) -> int:
 
 
 def without_estimate(program: list[Instruction]) -> dict[str, dict[str, int]]:
-    """What the sum leaves out: by opcode, how many instructions have no estimate and how many bytes they return.
+    """What the sum leaves out: by opcode, the number of instructions without an estimate and the bytes they return.
 
-    Most are transfers between HBM and VMEM that run while something else computes.
+    Most are transfers between HBM and VMEM that overlap with other work.
     """
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -126,14 +126,14 @@ def without_estimate(program: list[Instruction]) -> dict[str, dict[str, int]]:
 
 
 def collectives(program: list[Instruction]) -> list[Instruction]:
-    """Every exchange between chips, once: an asynchronous one where it starts."""
+    """Every collective, once: an asynchronous one at its start."""
     names = {f"{kind}{suffix}" for kind in _COLLECTIVES for suffix in ("", "-start")}
     return [instruction for instruction in program if instruction.opcode in names]
 
 
 def collective_bytes(instruction: Instruction) -> int:
-    """The size of what a chip holds of a collective's result."""
-    # An asynchronous all-gather or permute returns (operand, result); an all-reduce only its result.
+    """The bytes of a collective's result on one chip."""
+    # An asynchronous all-gather or permute returns (operand, result), an all-reduce its result alone.
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         sizes = array_bytes(instruction.shape)
         return sum(sizes[len(sizes) // 2 :])
@@ -141,7 +141,7 @@ def collective_bytes(instruction: Instruction) -> int:
 
 
 def costliest(program: list[Instruction], count: int) -> list[Instruction]:
-    """The instructions with the largest estimates, all their rounds together."""
+    """The instructions with the largest estimates, over all iterations."""
     estimated = [instruction for instruction in program if instruction.cycles]
     return sorted(estimated, key=lambda instruction: -(instruction.cycles or 0) * instruction.times)[:count]
 

@@ -1,4 +1,4 @@
-"""What the GPU compiler has to know of a GPU that is not there, from a few published numbers."""
+"""Descriptions of GPUs that are not present, for the GPU compiler, from published numbers."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -7,25 +7,26 @@ import jax
 from jax.experimental import topologies
 
 from benchmarks.gpu import PEAKS
+from poolformer_jax.errors import MissingDependencyError
 
-# NVIDIA's libraries, by whose versions the compiler chooses: cuDNN the oldest that jax 0.10.2 takes, CUDA the last 12.
+# Library versions that the compiler assumes: the oldest cuDNN that jax 0.10.2 supports, the last CUDA 12.
 CUDNN, CUDA = (9, 8), (12, 9)
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 @dataclass(frozen=True)
 class Target:
-    """One GPU, by NVIDIA's data sheet and the tables of its CUDA programming guide.
+    """One GPU, from NVIDIA's data sheets and the tables of the CUDA programming guide.
 
     Attributes:
         capability: compute capability.
-        multiprocessors: how many.
-        lanes: float32 operations that each of them begins in a cycle.
-        shared_memory: KiB of each of them.
-        cache: MiB of the second level.
-        memory: GiB.
-        clock: GHz, the highest.
-        threads: that each multiprocessor holds at once.
+        multiprocessors: number of multiprocessors.
+        lanes: float32 operations per multiprocessor and cycle.
+        shared_memory: KiB per multiprocessor.
+        cache: MiB of the second-level cache.
+        memory: GiB of memory.
+        clock: highest clock in GHz.
+        threads: resident threads per multiprocessor.
     """
 
     capability: tuple[int, int]
@@ -38,7 +39,7 @@ class Target:
     threads: int = 2048
 
     def text(self, name: str) -> str:
-        """The description as the compiler reads it, a GpuTargetConfigProto."""
+        """The compiler's input, a GpuTargetConfigProto in text form."""
         return f"""
             platform_name: "CUDA"
             device_description_str: "{name}"
@@ -53,7 +54,7 @@ class Target:
               device_memory_size: {self.memory * 2**30}
               l2_cache_size: {self.cache * 2**20}
               shared_memory_per_core: {self.shared_memory * 2**10}
-              # CUDA keeps one KiB of it for each block; more than 48 have to be asked for.
+              # CUDA reserves one KiB per block; a block must request more than 48 KiB explicitly.
               shared_memory_per_block_optin: {(self.shared_memory - 1) * 2**10}
               shared_memory_per_block: {48 * 2**10}
               threads_per_warp: 32
@@ -68,7 +69,7 @@ class Target:
         """
 
 
-# By the name that nvidia-smi gives, as in PEAKS.
+# The names are those that nvidia-smi prints, as in PEAKS.
 TARGETS = {
     "NVIDIA H200": Target((9, 0), 132, 128, shared_memory=228, cache=50, memory=141, clock=1.98),
     "NVIDIA H100 80GB HBM3": Target((9, 0), 132, 128, shared_memory=228, cache=50, memory=80, clock=1.98),
@@ -78,18 +79,20 @@ TARGETS = {
 
 
 def has_compiler() -> bool:
-    """Whether a CUDA plugin of jax is installed, which holds the compiler."""
+    """True if a CUDA plugin of jax is installed; the compiler is part of it."""
     return any(importlib.util.find_spec(plugin) for plugin in PLUGINS)
 
 
 def device(name: str) -> jax.Device:
-    """What programs for a GPU of this name can be lowered and compiled for; it cannot run them.
+    """A device of this name to compile for. It cannot run programs.
 
     Raises:
-        ValueError: if there is no compiler for it.
+        MissingDependencyError: if the compiler is not installed.
     """
     if not has_compiler():
-        raise ValueError("The GPU compiler is not installed. Needs no GPU, but: pip install -e '.[cuda12]'")
+        raise MissingDependencyError(
+            "The GPU compiler is not installed; it needs no GPU. Install it: pip install -e '.[train,cuda12]'"
+        )
     topology = topologies.get_topology_desc(platform="cuda", target_config=TARGETS[name].text(name), topology="1x1x1")
     (only,) = topology.devices
     return only

@@ -1,6 +1,6 @@
-"""What the benchmarks of compilers compile: lowered for devices that need not be there, only their compiler.
+"""Lowers the training step for devices that need not be present; only their compiler is needed.
 
-Imported where JAX_PLATFORMS is already set.
+Import this after JAX_PLATFORMS is set.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ class Step:
 
     Attributes:
         variant: s12 ... m48.
-        images: of each device.
+        images: images per device.
         fsdp: devices that share one copy of the weights.
-        augment: with mixup, cutmix and random erasing.
-        kernels: whether Pallas kernels compute the blocks, where there are any for the devices.
+        augment: True to include mixup, cutmix and random erasing.
+        kernels: True to use Pallas kernels if there are any for the devices.
         fused: False for the blocks as the paper writes them.
     """
 
@@ -42,7 +42,7 @@ class Step:
 
 
 def lower_training(step: Step, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """The training program's own step: normalisation and augmentation on the device, gradient, AdamW."""
+    """The step of the training program: normalisation and augmentation on the device, gradient, AdamW."""
     parts = assemble(_recipe(step, len(devices)), [str(n) for n in range(CLASSES)], EXAMPLES, devices, step.fused)
     sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
     batch = step.images * len(devices)
@@ -56,13 +56,13 @@ def lower_training(step: Step, devices: Sequence[jax.Device]) -> jax.stages.Lowe
 
 
 def _recipe(step: Step, devices: int) -> TrainConfig:
-    """The ImageNet recipe of the variant; without the augmentation unless that is asked for."""
+    """The ImageNet recipe of the variant, with or without augmentation."""
     recipe = RECIPES[f"imagenet-{step.variant}"].config
     mix = dataclasses.replace(recipe.data.mix, mix_group=step.images)
     if not step.augment:
         mix = dataclasses.replace(mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
     data = dataclasses.replace(recipe.data, batch_size=step.images * devices, mix=mix)
-    # Not scaled by the batch: of few images it would begin below the rate it ends with, which is refused.
+    # Not scaled by the batch: with few images the peak would be below the final rate, which is an error.
     optimizer = dataclasses.replace(recipe.optimizer, learning_rate_batch=None)
     mesh = MeshConfig(fsdp=step.fsdp)
     return dataclasses.replace(
@@ -71,8 +71,8 @@ def _recipe(step: Step, devices: int) -> TrainConfig:
 
 
 def operations(variant: str, work: str) -> int:
-    """Of one image: the network's own multiplications and additions, and three times as many to train on it.
+    """Operations per image: two per multiply-accumulate of the network, and three times as many in training.
 
-    The compiled program may compute some of them twice.
+    Recomputation in the compiled program is not counted.
     """
     return 2 * count_macs(PoolFormerConfig.from_variant(variant)) * (3 if work == "training" else 1)

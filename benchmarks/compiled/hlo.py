@@ -1,7 +1,7 @@
 """Reads the text of a compiled program: its instructions, and how often each of them runs.
 
-`compiled.as_text()` is the scheduled program, one instruction a line. What a compiler adds to the lines is read in
-compiled_text.py for TPUs and in gpu_kernels.py for GPUs.
+`compiled.as_text()` is the scheduled program, one instruction per line. What the TPU and the GPU compiler add to the
+lines is read in tpu_program.py and gpu_program.py.
 """
 
 import math
@@ -19,7 +19,7 @@ _CALLED = re.compile(r"(?:to_apply|calls)=%([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=(%[\w.\-]+), false_computation=(%[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+?(?P<bits>\d+)\w*)\[(?P<shape>[\d,]*)\]")
-# Instructions that do nothing at run time, or whose computations are charged instead.
+# Instructions that do nothing at run time, or whose computations are counted instead.
 FREE = {
     "parameter",
     "constant",
@@ -40,12 +40,12 @@ class Line:
     """One instruction.
 
     Attributes:
-        name: as the compiler calls it.
-        opcode: what it does: fusion, copy, all-reduce, ...
-        shape: its result, with layout.
-        operands: the shapes of what it takes, each array once.
-        source: the JAX operation it came from; empty where the compiler does not say.
-        text: all of it.
+        name: the compiler's name.
+        opcode: fusion, copy, all-reduce, ...
+        shape: shape and layout of the result.
+        operands: shapes of the operands, each array once.
+        source: the JAX operation it came from; empty if the compiler names none.
+        text: the whole line.
     """
 
     name: str
@@ -59,13 +59,16 @@ class Line:
 def walk(
     text: str, read: Callable[[Line, int], T], cost: Callable[[list[T]], float], calls: Collection[str] = ()
 ) -> list[T]:
-    """Every instruction that the program runs by itself: of loops with their rounds, of branches the costliest.
+    """`read(line, times)` of every instruction that the program runs, without the insides of fusions.
+
+    Loop bodies count once per iteration, or once if the number of iterations is unknown. Of branches, the one with the
+    highest cost counts.
 
     Args:
         text: the program.
-        read: makes of a line, and of how often it runs, what is returned. Loops of unknown length count once.
-        cost: of a branch.
-        calls: the opcodes whose computation runs in their place.
+        read: makes the entry of one instruction from its line and how often it runs.
+        cost: the cost of a branch, from its entries.
+        calls: opcodes whose called computation counts, too.
     """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
@@ -77,7 +80,7 @@ def walk(
         elif name and (line.startswith("  ") or not bodies[name]):
             bodies[name].append(line)
         elif name:
-            bodies[name][-1] += line  # a kernel's metadata stand on lines of their own
+            bodies[name][-1] += line  # the metadata of a Pallas kernel spans several lines
 
     def run(name: str, times: int) -> Iterator[T]:
         shapes: dict[str, str] = {}
@@ -112,7 +115,7 @@ def _line(match: re.Match[str], text: str, shapes: dict[str, str]) -> Line:
 
 
 def array_bytes(shape: str) -> list[int]:
-    """The size of every array of a result, without the layout's padding."""
+    """The bytes of every array of a result, without the padding of its layout."""
     return [
         math.prod(int(size) for size in array["shape"].split(",") if size) * max(int(array["bits"] or 8), 8) // 8
         for array in _ARRAY.finditer(re.sub(r"\{[^}]*\}", "", shape))

@@ -1,6 +1,6 @@
-"""What a contender of a benchmark is inside its own process: something to call again and again, and what it is given.
+"""The work of one implementation inside its process, and the inputs it reads.
 
-Nothing here imports jax, which has no business in a peer's process.
+Nothing here imports jax, which must not run in the process of another library.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Job:
-    """A contender, made ready.
+class Workload:
+    """What is timed, ready to run.
 
     Args:
-        call: does the work once, and returns when it is done.
-        result: numbers that must agree with those of the other contenders: logits, or losses of the first steps.
-        versions: of what does the work.
-        threads: how many it computes with.
-        facts: what else the report should hold.
+        call: does the work once and returns when the result is ready.
+        result: numbers that all implementations must agree on: logits, or the losses of the first steps.
+        versions: versions of the libraries that do the work.
+        threads: number of threads.
+        facts: further entries for the JSON report.
     """
 
     call: Callable[[], Any]
@@ -36,5 +36,5 @@ def read_pixels(folder: str) -> np.ndarray:
 
 
 def read_labels(folder: str) -> np.ndarray:
-    """A class for each of them."""
+    """The class of each image, [batch]."""
     return np.load(Path(folder) / "labels.npy")

@@ -1,13 +1,13 @@
-"""Reads the text of a program that the GPU compiler wrote: its kernels, and the bytes that they read and write."""
+"""Reads the text of a program that the GPU compiler wrote: its kernels and the bytes they read and write."""
 
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.hlo_text import FREE, Line, array_bytes, walk
+from benchmarks.compiled.hlo import FREE, Line, array_bytes, walk
 
-# What runs in the place of these are the kernels of another computation.
+# These run the kernels of another computation.
 _CALLS = {"call", "async-start"}
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _BACKEND = re.compile(r'"fusion_backend_config":\{"kind":"([^"]*)"')
@@ -16,14 +16,14 @@ _KIND = re.compile(r"\bkind=(\w+)")
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the program starts as one thing: a fusion, a library's function, a Pallas kernel, a copy.
+    """One launch of the program: a fusion, a library call, a Pallas kernel, a copy.
 
     Attributes:
-        name: as the compiler calls it.
-        kind: of a call its target, of a fusion how it is compiled, otherwise what it does.
-        read: bytes of its operands. It may need only a part of them.
-        written: bytes of its results. It may leave a part of them as it is.
-        source: the JAX operation it came from; empty where the compiler does not say.
+        name: the compiler's name.
+        kind: target of a custom call, kind of a fusion, otherwise the opcode.
+        read: bytes of its operands; it may read only a part.
+        written: bytes of its results; it may write only a part.
+        source: the JAX operation it came from; empty if the compiler names none.
         times: how often it runs.
     """
 
@@ -36,14 +36,14 @@ class Kernel:
 
     @property
     def bytes(self) -> int:
-        """Read and written, each time that it runs."""
+        """Bytes read and written by all its runs."""
         return (self.read + self.written) * self.times
 
 
 def kernels(text: str) -> list[Kernel]:
-    """What the program starts: of loops with their rounds, of branches the costliest.
+    """The kernels that the program launches. Loop bodies count once per iteration; of branches, the costliest one.
 
-    The conditions of loops are left out; they are numbers that the host may know.
+    Conditions of loops are not counted.
     """
     found = walk(text, _kernel, lambda branch: total_bytes([one for one in branch if one]), _CALLS)
     return [kernel for kernel in found if kernel is not None]
@@ -54,7 +54,7 @@ def _kernel(line: Line, times: int) -> Kernel | None:
         return None
     read, written = (sum(sum(array_bytes(shape)) for shape in shapes) for shapes in (line.operands, [line.shape]))
     if line.opcode.endswith("-start"):
-        written = max(0, written - read)  # it returns its operands beside its results
+        written = max(0, written - read)  # the result includes the operands
     return Kernel(line.name, _kind(line), read, written, line.source, times)
 
 
@@ -67,17 +67,17 @@ def _kind(line: Line) -> str:
 
 
 def total_bytes(kernels: Sequence[Kernel]) -> int:
-    """Of all their runs."""
+    """Bytes read and written by all runs of the kernels."""
     return sum(kernel.bytes for kernel in kernels)
 
 
 def costliest(kernels: Sequence[Kernel], count: int) -> list[Kernel]:
-    """Those that read and write most, all their runs together."""
+    """The kernels that read and write most, over all runs."""
     return sorted(kernels, key=lambda kernel: -kernel.bytes)[:count]
 
 
 def by_kind(kernels: Sequence[Kernel]) -> dict[str, dict[str, int]]:
-    """How many are of each kind, and what these read and write; the most bytes first."""
+    """Number of kernels and their bytes by kind, most bytes first."""
     kinds = defaultdict(list)
     for kernel in kernels:
         kinds[kernel.kind].append(kernel)
