@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from poolformer_jax.errors import InputError, PoolFormerError
-    from poolformer_jax.export.model_file import ExportError, export_model
+    from poolformer_jax.export.model_file import export_model
+    from poolformer_jax.export.verification import ExportError
     from poolformer_jax.images.processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.images.reading import ImageError
     from poolformer_jax.inference.classifier import ImageClassifier, Prediction
@@ -59,7 +60,7 @@ __all__ = [
 _HOME = {
     "InputError": "errors",
     "PoolFormerError": "errors",
-    "ExportError": "export.model_file",
+    "ExportError": "export.verification",
     "GpuKernels": "network.fused.kernels",
     "GradCam": "inference.grad_cam",
     "HeightShardedModel": "inference.height_sharded",

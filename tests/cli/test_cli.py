@@ -145,7 +145,7 @@ def test_export_writes_a_file_and_says_how_exact_it_is(folder, capsys, tmp_path)
 
 def test_a_conversion_that_computes_something_else_exits_with_1(folder, capsys, tmp_path, monkeypatch):
     wrong = lambda config, folded, pixels, **options: pixels.sum((1, 2)) @ jnp.ones((3, 7))  # noqa: E731
-    monkeypatch.setattr("poolformer_jax.export.model_file.folded_apply", wrong)
+    monkeypatch.setattr("poolformer_jax.export.stablehlo_file.folded_apply", wrong)
     assert main(["export", folder, str(tmp_path / "network.stablehlo")]) == 1
     assert capsys.readouterr().err.startswith("error: The converted network computes other logits")
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
-"""Exported files compute the network's logits where this package is not installed, pooling's edges included."""
+"""Exported files compute the network's logits where this package is not installed."""
 
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -13,22 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poolformer_jax import InputError, PoolFormerConfig, PoolFormerImageProcessor
-from poolformer_jax.export.model_file import ExportError, export_model, metadata
+from poolformer_jax import ExportError, InputError, PoolFormerConfig, PoolFormerImageProcessor, export_model
+from poolformer_jax.export.metadata import metadata
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.network.config import HIDDEN_ACTS
-from small_networks import EVERY_MIXER, LABELS, PROCESSOR, TINY, random_variables
+from small_networks import EVERY_MIXER, LABELS, PROCESSOR, TINY, TWO_STAGES, random_variables
 
 SMALL = {**TINY, "depths": (1, 1, 1, 1)}
 CONFIGS = {
     "published": PoolFormerConfig(**SMALL),
-    "timm": PoolFormerConfig(**SMALL, head_order="pool_norm"),
+    "timm": dataclasses.replace(TWO_STAGES, head_order="pool_norm", num_labels=7),
     "ablation": PoolFormerConfig(**SMALL, token_mixers=EVERY_MIXER, norm="layer_norm", image_size=64),
     "ablation, one norm for all": PoolFormerConfig(**SMALL, token_mixers=EVERY_MIXER, image_size=64),
-    "headless": PoolFormerConfig(**{**SMALL, "num_labels": 0}, pool_size=5),
+    "headless": dataclasses.replace(TWO_STAGES, num_labels=0, pool_size=5),
 }
 
-STRANGER = """
+WITHOUT_THIS_PACKAGE = """
 import sys
 
 
@@ -56,7 +57,7 @@ def pixels_and_logits(config, batch=3):
     return variables, pixels, np.asarray(jax.jit(model.apply)(variables, pixels).logits)
 
 
-def test_stablehlo_holds_every_token_mixer(tmp_path):
+def test_stablehlo_has_every_token_mixer(tmp_path):
     config = CONFIGS["ablation"]
     _, variables = random_variables(config)
     assert 0 < export_model(tmp_path / "network.stablehlo", config, variables, PROCESSOR, LABELS) < 1e-5
@@ -69,7 +70,7 @@ def test_stablehlo_runs_without_this_package(tmp_path):
     assert 0 < difference < 1e-5
     np.save(tmp_path / "pixels.npy", pixels)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", STRANGER, str(tmp_path)]
+    command = [sys.executable, "-c", WITHOUT_THIS_PACKAGE, str(tmp_path)]
     output = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=True).stdout
     assert output.strip() == "['cpu', 'cuda', 'tpu']"
     check_logits_in(tmp_path, expected)
@@ -95,7 +96,7 @@ def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path)
 @pytest.mark.parametrize("activation", sorted(HIDDEN_ACTS))
 def test_onnx_has_every_activation(activation, tmp_path):
     pytest.importorskip("onnxruntime")
-    config = PoolFormerConfig(**{**SMALL, "hidden_act": activation})
+    config = dataclasses.replace(TWO_STAGES, hidden_act=activation)
     assert 0 < export_model(tmp_path / "n.onnx", config, random_variables(config)[1], PROCESSOR, LABELS) < 1e-5
 
 
@@ -122,7 +123,7 @@ def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     check_logits_in(tmp_path, expected)
 
 
-def test_onnx_pools_edges_and_corners_as_the_network_does(tmp_path):
+def test_onnx_pools_at_edges_and_corners_as_the_network_does(tmp_path):
     # The last stage of a 33 pixel image is 2 x 2: every position of it is a corner. Wider than high, so that a
     # transposed pooling window would show too; an impulse in each corner of the image, so that each one matters.
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -154,8 +155,8 @@ def check_metadata(facts, config):
     assert facts["producer"].startswith("poolformer-jax ")
 
 
-def test_bfloat16_goes_into_stablehlo_and_not_into_onnx(tmp_path):
-    config = CONFIGS["published"]
+def test_bfloat16_is_exported_to_stablehlo_but_not_to_onnx(tmp_path):
+    config = TWO_STAGES
     _, variables = random_variables(config)
     options = {"dtype": jnp.bfloat16}
     assert 1e-5 < export_model(tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS, **options) < 5e-2
@@ -165,8 +166,8 @@ def test_bfloat16_goes_into_stablehlo_and_not_into_onnx(tmp_path):
         export_model(tmp_path / "N.ONNX", config, variables, PROCESSOR, LABELS, **options)
 
 
-def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):
-    config = CONFIGS["published"]
+def test_no_file_is_written_if_the_converted_logits_differ(tmp_path, monkeypatch):
+    config = TWO_STAGES
     _, variables = random_variables(config)
     wrong = lambda config, variables: jax.tree.map(lambda leaf: leaf * 1.1, fold(config, variables))  # noqa: E731
     monkeypatch.setattr("poolformer_jax.export.model_file.fold", wrong)
@@ -177,8 +178,8 @@ def test_a_conversion_that_computes_something_else_leaves_no_file(tmp_path, monk
 
 
 @pytest.mark.parametrize("value", [0, np.nan])
-def test_a_head_of_zeros_is_exported_and_one_of_no_numbers_refused(value, tmp_path):
-    config = CONFIGS["published"]
+def test_a_head_of_zeros_is_exported_and_a_head_of_nan_is_refused(value, tmp_path):
+    config = TWO_STAGES
     params = random_variables(config)[1]["params"]
     variables = {"params": {**params, "head": jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params["head"])}}
     export = partial(export_model, tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS)
@@ -190,7 +191,7 @@ def test_a_head_of_zeros_is_exported_and_one_of_no_numbers_refused(value, tmp_pa
         assert not list(tmp_path.iterdir())
 
 
-def test_a_size_that_the_network_does_not_take_is_refused(tmp_path):
+def test_an_image_size_that_the_network_does_not_take_is_refused(tmp_path):
     config = CONFIGS["ablation"]  # made for 64 x 64 pixels
     _, variables = random_variables(config)
     for ending in (".stablehlo", ".onnx"):
@@ -199,7 +200,7 @@ def test_a_size_that_the_network_does_not_take_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_metadata_describe_the_input_that_the_file_takes():
+def test_metadata_describes_the_input_and_the_output():
     facts = metadata(CONFIGS["published"], PROCESSOR, LABELS, (96, 96))
     assert "[batch, 96, 96, 3]" in facts["input"] and facts["input"].endswith("RGB")
     assert PoolFormerImageProcessor.from_dict(json.loads(facts["preprocessor_config"])).output_size == (96, 96)
@@ -213,7 +214,7 @@ def test_the_metadata_describe_the_input_that_the_file_takes():
     assert facts["output"] == "logits: float32 [batch, 64]; pooled and normalised, there is no head"
 
 
-def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
+def test_a_missing_folder_or_a_folder_as_the_file_is_refused(tmp_path):
     config = CONFIGS["published"]
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere to write n\.onnx into"):
         export_model(tmp_path / "nowhere" / "n.onnx", config, {}, PROCESSOR, LABELS)
@@ -225,13 +226,13 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
         export_model(tmp_path / "n.stablehlo", config, {}, PROCESSOR, LABELS)
 
 
-def test_two_files_are_written_or_none_and_no_other_is_touched(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_neither_file_and_touches_no_other_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("poolformer_jax.export.model_file.write_json", full)
     (tmp_path / ".n.stablehlo.tmp").write_text("another process's")
-    config = CONFIGS["published"]
+    config = TWO_STAGES
     with pytest.raises(OSError, match=r"Cannot write .*n\.stablehlo: No space left on device"):
         export_model(tmp_path / "n.stablehlo", config, random_variables(config)[1], PROCESSOR, LABELS)
     assert [path.name for path in tmp_path.iterdir()] == [".n.stablehlo.tmp"]
@@ -242,14 +243,14 @@ def test_an_unknown_ending_is_refused(tmp_path):
         export_model(tmp_path / "network.pb", CONFIGS["published"], {}, PROCESSOR, LABELS)
 
 
-def test_a_missing_converter_is_named_with_its_extra(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(tmp_path, monkeypatch):
     def serialize(exported):
         raise ModuleNotFoundError("No module named 'flatbuffers'")
 
     monkeypatch.setattr(jax.export.Exported, "serialize", serialize)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    _, variables = random_variables(CONFIGS["published"])
+    _, variables = random_variables(TWO_STAGES)
     for ending, module in ((".onnx", "onnx"), (".stablehlo", "flatbuffers")):
         with pytest.raises(ModuleNotFoundError, match=rf"(?s){module}.*pip install 'poolformer-jax\[export\]'"):
-            export_model(tmp_path / f"n{ending}", CONFIGS["published"], variables, PROCESSOR, LABELS)
+            export_model(tmp_path / f"n{ending}", TWO_STAGES, variables, PROCESSOR, LABELS)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,48 @@
+"""What the user of an exported file needs to know: the preprocessing, the labels, input and output."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from poolformer_jax.images.processor import PoolFormerImageProcessor
+from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.version import __version__
+
+
+def metadata(
+    config: PoolFormerConfig,
+    image_processor: PoolFormerImageProcessor,
+    id2label: Mapping[int, str],
+    image_size: tuple[int, int],
+) -> dict[str, str]:
+    """The metadata of an exported file. Every value is text; values with parts are JSON.
+
+    Keys: `config`, `preprocessor_config` (both as on the Hub), `id2label`, `input`, `output`, `producer`.
+    """
+    height, width = image_size
+    colours = "greyscale" if config.num_channels == 1 else "RGB"
+    if config.num_labels:
+        output = f"logits: float32 [batch, {config.num_labels}]; their softmax is the probability of each id2label"
+    else:
+        output = f"logits: float32 [batch, {config.hidden_sizes[-1]}]; pooled and normalised, there is no head"
+    return {
+        "config": json.dumps(config.to_dict()),
+        "preprocessor_config": json.dumps(_with_output_size(image_processor, image_size).to_dict()),
+        "id2label": json.dumps({str(index): label for index, label in sorted(id2label.items())}),
+        "input": f"pixel_values: float32 [batch, {height}, {width}, {config.num_channels}], resized, cropped, rescaled "
+        f"and normalised as preprocessor_config says; channels last, {colours}",
+        "output": output,
+        "producer": f"poolformer-jax {__version__}",
+    }
+
+
+def _with_output_size(
+    image_processor: PoolFormerImageProcessor, image_size: tuple[int, int]
+) -> PoolFormerImageProcessor:
+    """The same preprocessing, for images of `image_size`."""
+    if image_processor.output_size == image_size:
+        return image_processor
+    height, width = image_size
+    sides = {"height": height, "width": width}
+    size = {"shortest_edge": height} if height == width else sides
+    return dataclasses.replace(image_processor, do_resize=True, size=size, do_center_crop=True, crop_size=sides)

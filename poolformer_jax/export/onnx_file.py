@@ -1,0 +1,68 @@
+"""The folded network as an ONNX file."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+
+from poolformer_jax.export.onnx_operations import network_graph
+from poolformer_jax.inference.description import Parameters
+from poolformer_jax.network.config import PoolFormerConfig
+
+# Old enough for the runtimes of phones and browsers. The network needs no newer operator.
+_OPSET = 18
+# Version of the file format when that operator set came out (ONNX 1.13).
+_IR_VERSION = 8
+
+
+def to_onnx(
+    config: PoolFormerConfig, folded: Parameters, image_size: tuple[int, int], metadata: Mapping[str, str]
+) -> bytes:
+    """An ONNX model with the input "pixel_values", for a batch of any size, and the output "logits".
+
+    Args:
+        config: the architecture.
+        folded: what `fold` returns.
+        image_size: height and width of the input in pixels.
+        metadata: the model's metadata_props.
+
+    Raises:
+        ValueError: for an image size that the network does not take.
+        ImportError: without onnx.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    graph = network_graph(config, jax.tree.map(np.asarray, folded), image_size)
+    nodes = [
+        helper.make_node(node.operation, node.inputs, [node.output], node.name, **node.attributes)
+        for node in graph.nodes
+    ]
+    shapes = {
+        "pixel_values": ("batch", *image_size, config.num_channels),
+        "logits": ("batch", config.num_labels or config.hidden_sizes[-1]),
+    }
+    pixels, logits = (
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)] for name, shape in shapes.items()
+    )
+    constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "poolformer", pixels, logits, constants),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+    )
+    helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def run_onnx(data: bytes, pixel_values: Float32[np.ndarray, "b h w c"]) -> Float32[np.ndarray, "b labels"] | None:
+    """The logits that ONNX Runtime computes on the CPU; None if it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"pixel_values": pixel_values})
+    return np.asarray(logits)

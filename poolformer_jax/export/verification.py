@@ -1,0 +1,61 @@
+"""Whether a converted network computes what the network does."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+
+from poolformer_jax.errors import InputError
+from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network.model import PoolFormerForImageClassification
+
+# By type of the feature maps, relative to the largest logit. Rounding stays well below; a wrong operation does not.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+class ExportError(InputError):
+    """A converted network that computes other logits than the network."""
+
+
+def difference_from_network(
+    run: Callable[[np.ndarray], np.ndarray | None],
+    config: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    image_size: tuple[int, int],
+    dtype: Dtype,
+) -> float | None:
+    """How much the converted logits of two random images differ from the float32 model's, which is not folded.
+
+    Args:
+        run: the converted network; returns None where it cannot run.
+        config: the architecture.
+        variables: `{"params": tree}`.
+        image_size: height and width of the input in pixels.
+        dtype: type that the converted network computes feature maps in.
+
+    Returns:
+        The largest difference, relative to the largest logit (absolute if all logits are 0); None if `run` returned
+        None.
+
+    Raises:
+        ValueError: if the network's own logits are not finite.
+        ExportError: if the difference is too large for rounding.
+    """
+    pixels = np.random.default_rng(0).standard_normal((2, *image_size, config.num_channels), np.float32)
+    logits = run(pixels)
+    if logits is None:
+        return None
+    output: Any = jax.jit(PoolFormerForImageClassification(config).apply)(variables, pixels)
+    expected = np.asarray(output.logits)
+    if not np.isfinite(expected).all():
+        raise InputError("The network's own logits are infinite or no numbers. Expected finite weights; check them.")
+    difference = float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1))
+    if not difference <= TOLERANCES[jnp.dtype(dtype).name]:
+        raise ExportError(
+            f"The converted network computes other logits: they differ by {difference:.1e} of the largest one. "
+            "Nothing was written. Please report this with the versions of jax, onnx and onnxruntime."
+        )
+    return difference
