@@ -27,7 +27,7 @@ from convert.conversion import convert, open_source
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.files import write_json
-from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.network.variants import SIZES
 from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.names import LAYOUTS, leaves
@@ -161,7 +161,7 @@ def _print(console: Console, variant: str, measurements: list[Measurement]) -> N
 
 def _round_trips(console: Console) -> dict[str, bool]:
     results = {}
-    for variant in RESULTS:
+    for variant in SIZES:
         for layout in LAYOUTS:
             with tempfile.TemporaryDirectory() as folder, console.status(f"round trip of {variant} in {layout}"):
                 results[f"{variant} {layout}"] = round_trip(Path(folder), variant, layout)
@@ -175,7 +175,7 @@ def _round_trips(console: Console) -> dict[str, bool]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("convert", __doc__, example="--runs 5 --no-round-trips")
-    parser.add_argument("--variant", choices=RESULTS, default="m48", help="network to time (default: m48)")
+    parser.add_argument("--variant", choices=SIZES, default="m48", help="network to time (default: m48)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each conversion (default: 3)")
     parser.add_argument("--no-round-trips", action="store_true", help="skip the round trips")
     return parser

@@ -25,7 +25,7 @@ from benchmarks.comparison import ROOT, Implementation, compare
 from benchmarks.inputs import write_inputs
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.files import write_json
-from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.network.variants import SIZES
 
 # Float32 sums in another order. The largest differences seen are 2e-6 (s12) and 1e-5 (m36).
 TOLERANCE = 1e-4
@@ -79,7 +79,7 @@ def export_onnx(folder: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("cpu-inference", __doc__, example="--variants s12 --batches 1 --rounds 3")
-    parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
+    parser.add_argument("--variants", nargs="+", choices=SIZES, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images per call (default: 1 16)")
     command_line.add_turns(parser, rounds=9, seconds=1.0)
     return parser

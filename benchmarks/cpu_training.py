@@ -19,7 +19,7 @@ from benchmarks.comparison import Implementation, compare
 from benchmarks.inputs import write_inputs
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.files import write_json
-from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.network.variants import SIZES
 
 STEPS = 3
 """Steps whose losses are compared: the first checks the forward pass, the others the gradient and the update."""
@@ -60,7 +60,7 @@ def implementations(folder: Path) -> list[Implementation]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("cpu-training", __doc__, example="--variant s12 --batch 4 --rounds 3")
-    parser.add_argument("--variant", choices=RESULTS, default="s12", help="default: s12")
+    parser.add_argument("--variant", choices=SIZES, default="s12", help="default: s12")
     parser.add_argument("--batch", type=int, default=16, help="images per step (default: 16)")
     command_line.add_turns(parser, rounds=7, seconds=1.0)
     return parser

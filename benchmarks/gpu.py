@@ -34,7 +34,7 @@ from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import write_json
 from poolformer_jax.inference.cost_operations import count_macs
-from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.network.variants import SIZES
 
 # bfloat16 has 8 significant bits, and autocast rounds in other places than we do.
 TOLERANCE = 5e-2
@@ -152,7 +152,7 @@ def utilization_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("gpu", __doc__, example="--variants s12 --batch 128 --work inference")
-    parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12", "m36"], help="default: s12 m36")
+    parser.add_argument("--variants", nargs="+", choices=SIZES, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images per call (default: 256)")
     command_line.add_turns(parser, rounds=9, seconds=2.0)

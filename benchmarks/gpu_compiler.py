@@ -42,7 +42,7 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.files import write_json
 from poolformer_jax.inference.program import fastest_network
-from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.network.variants import SIZES
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -162,7 +162,7 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("gpu-compiler", __doc__, example="--variants s12 m36 --work training")
-    parser.add_argument("--variants", nargs="+", choices=RESULTS, default=["s12"], help="default: s12")
+    parser.add_argument("--variants", nargs="+", choices=SIZES, default=["s12"], help="default: s12")
     parser.add_argument("--work", nargs="+", choices=_LOWER, default=[*_LOWER], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images per call (default: 256)")
     parser.add_argument("--gpu", choices=TARGETS, default="NVIDIA H200", help="default: NVIDIA H200")

@@ -41,7 +41,7 @@ from benchmarks.compiled.training_step import SIZE, Step, lower_training, operat
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.errors import InputError, MissingDependencyError
 from poolformer_jax.files import write_json
-from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.network.variants import SIZES
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("tpu", __doc__, example="--topology v5e:16x16 --work training")
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
-    parser.add_argument("--variant", choices=RESULTS, default="s12", help="network (default s12)")
+    parser.add_argument("--variant", choices=SIZES, default="s12", help="network (default s12)")
     parser.add_argument("--images-per-chip", type=int, default=64, help="images per chip (default 64)")
     parser.add_argument("--fsdp", type=int, default=1, help="chips that share one copy of the weights (default 1)")
     parser.add_argument("--augment", action="store_true", help="include mixup, cutmix and random erasing")

@@ -8,13 +8,16 @@ import math
 import numbers
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from poolformer_jax.errors import InputError
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value", covariant=True)
 
 # A config.json may hold lists of any length; a message should not.
 _SHORT = reprlib.Repr()
@@ -61,6 +64,29 @@ def is_none_or_positive(value: int | float | None) -> bool:
 def is_local(path: Path | str | None) -> bool:
     """True if a path is on a local file system; False for a URL such as gs://bucket (a `Path` of it is gs:/bucket)."""
     return re.match(r"\w{2,}:/", str(path)) is None  # one letter is a Windows drive
+
+
+class FrozenMapping(Mapping[_Key, _Value]):
+    """An immutable, hashable mapping."""
+
+    def __init__(self, entries: Mapping[_Key, _Value]) -> None:
+        self._entries = dict(entries)
+        self._hash = hash(frozenset(self._entries.items()))
+
+    def __getitem__(self, key: _Key) -> _Value:
+        return self._entries[key]
+
+    def __iter__(self) -> Iterator[_Key]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"FrozenMapping({self._entries!r})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from poolformer_jax import PoolFormerImageProcessor
-from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.network.variants import SIZES
 from train.config import FreshNetwork, OptimizerConfig, PretrainedNetwork, TrainConfig
 from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 
@@ -24,10 +24,10 @@ class Recipe:
 
 def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
     """The authors' ImageNet-1k training of one size."""
-    (top_1, gmacs), crop_pct = RESULTS[variant], PoolFormerImageProcessor.for_variant(variant).crop_pct
+    published, crop_pct = SIZES[variant], PoolFormerImageProcessor.for_variant(variant).crop_pct
     # Forward and backward are three forward passes, of two operations a multiply-add: an estimate, not a measurement.
     images = 310 * 1_281_167
-    hours = images * gmacs * 1e9 * 6 / (0.25 * 16 * 275e12) / 3600
+    hours = images * published.macs_g * 1e9 * 6 / (0.25 * 16 * 275e12) / 3600
     return Recipe(
         summary=f"PoolFormer-{variant.upper()} on ImageNet-1k, as the authors train it",
         details=f"""
@@ -36,9 +36,9 @@ def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
 
         Command:  python -m train imagenet-{variant} --data.source tfds:imagenet2012
 
-        Expected: {top_1} % top-1 at 224 pixels, the authors' own result (README of sail-sg/poolformer); this program
-        has not been run to the end on ImageNet. About {hours:.1f} hours on a TPU v4-32 if its 16 chips reach a quarter
-        of their peak and the hosts keep up: an estimate from the number of operations, not a measurement.
+        Expected: {published.top_1} % top-1 at 224 pixels, the authors' result (README of sail-sg/poolformer); this
+        program has not been run to the end on ImageNet. About {hours:.1f} hours on a TPU v4-32 if its 16 chips reach a
+        quarter of their peak and the hosts keep up: an estimate from the number of operations, not a measurement.
         """,
         config=TrainConfig(
             run_dir=Path(f"runs/imagenet-{variant}"),

@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _config(network: str) -> "PoolFormerConfig":
-    from poolformer_jax.network.config import VARIANTS, PoolFormerConfig
+    from poolformer_jax.network.config import PoolFormerConfig
+    from poolformer_jax.network.variants import VARIANTS
     from poolformer_jax.weights.containers.files import is_index, open_weights
     from poolformer_jax.weights.source import find_model_files, is_timms, network_of, read_config
 

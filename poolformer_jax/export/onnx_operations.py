@@ -12,7 +12,7 @@ import numpy as np
 
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.model import check_pixel_values
+from poolformer_jax.network.inputs import check_pixel_values
 
 
 def network_graph(config: PoolFormerConfig, folded: Parameters, image_size: tuple[int, int]) -> "Graph":

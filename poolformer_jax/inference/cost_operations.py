@@ -18,7 +18,7 @@ from flax.traverse_util import unflatten_dict
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
 from poolformer_jax.inference.folding import fold_tree
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.model import check_pixel_values
+from poolformer_jax.network.inputs import check_pixel_values
 from poolformer_jax.network.parameters import parameters
 
 # What fvcore's norm_flop_counter estimates for a norm with gain and shift.

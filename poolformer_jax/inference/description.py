@@ -5,7 +5,7 @@ for every step. What a step does is up to the reader of this description: `jax_o
 `export.onnx_operations` writes ONNX nodes, `cost_operations` counts multiplications.
 
 A new token mixer is an entry in `TOKEN_MIXERS`, a new activation one in `ACTIVATIONS`; every reader then has it. The
-linen module that trains it is in `network`.
+function and the parameters that train it are in `network`.
 
 Sources: arXiv 2111.11418, Figure 2 and Section 3; `folding` has the algebra.
 """
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import EPSILON, POOLED_EPSILON
-from poolformer_jax.network.token_mixers import Attention
+from poolformer_jax.network.token_mixers import HEAD_DIM
 
 X = TypeVar("X")
 # Nested dictionaries of arrays, or of anything else that has a shape.
@@ -161,7 +161,7 @@ def _identity(ops: Operations[X], config: PoolFormerConfig, params: Parameters, 
 
 
 def _attention(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
-    return ops.dense(ops.attention(ops.dense(x, params["qkv"]), Attention.head_dim), params["proj"])
+    return ops.dense(ops.attention(ops.dense(x, params["qkv"]), HEAD_DIM), params["proj"])
 
 
 def _spatial_fc(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:

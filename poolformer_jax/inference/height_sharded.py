@@ -22,7 +22,8 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.model import ImageClassifierOutput, check_dtype, check_pixel_values
+from poolformer_jax.network.inputs import check_dtype, check_pixel_values
+from poolformer_jax.network.model import ImageClassifierOutput
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from poolformer_jax.network.functional import (
     widen,
 )
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
-from poolformer_jax.network.model import Pixels, check_pixel_values
+from poolformer_jax.network.inputs import Pixels, check_pixel_values
 
 
 def folded_apply(

@@ -1,16 +1,14 @@
-"""What a PoolFormer is: one frozen value, and the published networks by name.
+"""What a PoolFormer is: one frozen value.
 
 Field names are those of `transformers` where it has one, so that a `config.json` from the Hub is read as it is.
-Sources: arXiv 2111.11418, Table 1 (the five sizes) and Section 4.3 (the ablations); sail-sg/poolformer,
-models/poolformer.py and models/metaformer.py; transformers, configuration_poolformer.py.
+Sources: arXiv 2111.11418; sail-sg/poolformer, models/poolformer.py and models/metaformer.py; transformers,
+configuration_poolformer.py.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, no_type_check
-
-from flax.core import FrozenDict
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import (
@@ -19,16 +17,18 @@ from poolformer_jax.fields import (
     NUMBER,
     STRING,
     FieldType,
+    FrozenMapping,
     check_rules,
     convert_fields,
     optional,
     sequence_of,
     short_repr,
 )
+from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
+from poolformer_jax.network.variants import VARIANTS
 
-# Names alone: `functional`, `token_mixers` and `model` say what they stand for, and import the config.
+# The keys of `functional.ACTIVATIONS`, `functional.NORMS`, and the orders that `heads.classify` knows.
 HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
-TOKEN_MIXERS = ("pooling", "identity", "attention", "spatial_fc")
 NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
 
@@ -50,24 +50,23 @@ class PoolFormerConfig:
         padding: their explicit zero padding on every side. JAX's "SAME" is another function.
         drop_path_rate: probability of dropping a sample's residual branch in the LAST block; it grows linearly from 0
             over all blocks.
-        hidden_act: activation of the MLP, one of `HIDDEN_ACTS`; "gelu" is the exact erf form.
+        hidden_act: activation of the MLP, a key of `functional.ACTIVATIONS`; "gelu" is the exact erf form.
         use_layer_scale: whether every residual branch has a learnt scale per channel.
         layer_scale_init_value: its initial value.
         num_labels: classes of the head; 0 means no head, and the pooled features in the place of the logits.
         id2label: class names by index, for every index below `num_labels`; None if unknown.
         dropout_rate: dropout after both layers of the MLP.
-        token_mixers: one name per stage, of `TOKEN_MIXERS`.
+        token_mixers: one name per stage, of `parameter_table.MIXER_PARAMETERS`.
         norm: "group_norm" (one group over height, width and channels) or "layer_norm" (over channels at each position,
             as in the ablations with attention).
         head_order: "norm_pool" (sail and transformers: normalise the map, then average) or "pool_norm" (timm: average,
             then LayerNorm with epsilon 1e-6).
         position_embeddings: per stage, whether a learnt position embedding is added to the stage's input.
-        image_size: height and width in pixels that position embeddings and "spatial_fc" are made for; None where
-            nothing in the network fixes the input's size.
+        image_size: height and width in pixels that position embeddings and "spatial_fc" are made for; None if the
+            network accepts any size.
 
     Raises:
-        ValueError: naming every field that holds something else than it should, or is out of range, with the value
-            given and what was expected.
+        ValueError: naming every field of a wrong type or out of range, with the value given and what was expected.
     """
 
     num_channels: int = 3
@@ -107,7 +106,7 @@ class PoolFormerConfig:
 
     @property
     def smallest_side(self) -> int:
-        """The smallest input side accepted: the stride, or what leaves every feature map a pixel if that is more."""
+        """The smallest input side: the total stride, or more if a feature map would have no pixel otherwise."""
         side = 1
         for patch, stride, pad in zip(self.patch_sizes[::-1], self.strides[::-1], self.padding[::-1]):
             side = max(1, (side - 1) * stride + patch - 2 * pad)
@@ -125,7 +124,7 @@ class PoolFormerConfig:
         """The published network `name` ("s12", ..., or an ablation), with `changes` to its fields.
 
         Raises:
-            ValueError: if there is no such variant, or a change is no field.
+            ValueError: if there is no such variant, or a name in `changes` is not a field.
         """
         key = name.removeprefix("poolformer_")
         if key not in VARIANTS:
@@ -137,38 +136,37 @@ class PoolFormerConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> "PoolFormerConfig":
         """Reads what `to_dict` wrote, or the `config.json` of a PoolFormer from `transformers`.
 
-        Fields of `transformers` without a meaning here (its version, its data type, ...) are passed over where
-        `model_type` says that the file is of that kind. As there, the number of labels follows from `id2label` where
-        `num_labels` is missing.
+        If `model_type` is given, fields that only `transformers` has (its version, its data type, ...) are ignored. As
+        in `transformers`, the number of labels follows from `id2label` if `num_labels` is missing.
 
         Raises:
-            ValueError: if `data` describes another architecture or another problem than one label for each image, or a
-                field is out of range.
+            ValueError: if `data` describes another architecture, if the problem is not single-label classification, or
+                if a field is out of range.
         """
         _refuse_other_models(data)
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {name: value for name, value in data.items() if name in known}
         if isinstance(stages := data.get("num_encoder_blocks"), int):
-            # transformers keeps the four of its defaults beside a smaller number of stages.
+            # With fewer stages, transformers still writes its four default values.
             for name in ("patch_sizes", "strides", "padding"):
                 if isinstance(entries := fields.get(name, getattr(cls, name)), Sequence):
                     fields[name] = entries[:stages]
         if labels := fields.pop("id2label", None):
             fields["id2label"] = labels
-            if isinstance(labels, Mapping):  # JSON has texts for keys
+            if isinstance(labels, Mapping):  # JSON's keys are texts
                 fields["id2label"] = {_index(key): str(label) for key, label in labels.items()}
                 fields.setdefault("num_labels", len(labels))
         elif "transformers_version" in data:
-            # It writes neither number nor names of labels where they are its default, two.
+            # transformers leaves its default out: two labels.
             fields.setdefault("num_labels", 2)
-        # transformers knows nothing of these two; their default follows the number of stages.
+        # transformers does not have these two fields; their defaults follow the number of stages.
         depths = fields.get("depths", cls.depths)
         stages = len(depths) if isinstance(depths, Sequence) else len(cls.depths)
         fields = {"token_mixers": ("pooling",) * stages, "position_embeddings": (False,) * stages, **fields}
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values, under the names that `transformers` reads too."""
+        """All fields as values for JSON, with the entries that `transformers` needs to read them."""
         data: dict[str, Any] = {"model_type": "poolformer", "architectures": ["PoolFormerForImageClassification"]}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -182,7 +180,7 @@ class PoolFormerConfig:
         return data
 
 
-# A config checks its fields itself, outside the tests too, and says more than the annotations' checker would before it.
+# The config checks its fields itself, with better messages than the annotations' checker of the tests.
 no_type_check(PoolFormerConfig.__init__)
 
 
@@ -190,7 +188,7 @@ def _index(key: Any) -> Any:
     return int(key) if isinstance(key, str) and key.isdecimal() and len(key) < _LONGEST_INDEX else key
 
 
-_LONGEST_INDEX = 10  # characters; Python refuses to read numbers of thousands of digits
+_LONGEST_INDEX = 10  # characters; int() refuses numbers of thousands of digits
 
 
 _NAMES = FieldType(
@@ -198,7 +196,7 @@ _NAMES = FieldType(
     lambda value: (
         isinstance(value, Mapping) and all(map(INTEGER.accepts, value)) and all(map(STRING.accepts, value.values()))
     ),
-    lambda value: FrozenDict({int(index): name for index, name in value.items()}),
+    lambda value: FrozenMapping({int(index): name for index, name in value.items()}),
 )
 _PER_STAGE: Mapping[str, FieldType] = {
     **dict.fromkeys(
@@ -222,27 +220,27 @@ _KINDS: Mapping[str, FieldType] = {
 def _refuse_other_models(data: Mapping[str, Any]) -> None:
     if "architecture" in data:
         raise InputError(
-            f"This config.json is timm's, of {short_repr(data['architecture'])}: it leaves the layers to the weights. "
-            "Expected model_type 'poolformer'; load_pretrained reads timm's beside its weights."
+            f"This config.json is timm's, for {short_repr(data['architecture'])}, and does not describe the layers. "
+            "Expected model_type 'poolformer'; load_pretrained reads timm's config together with its weights."
         )
     if (model_type := data.get("model_type", "poolformer")) != "poolformer":
-        raise InputError(f"This config.json is of a {model_type!r} model. Expected model_type 'poolformer'.")
+        raise InputError(f"This config.json describes a {model_type!r} model. Expected model_type 'poolformer'.")
     if (problem := data.get("problem_type")) not in (None, "single_label_classification"):
         raise InputError(
-            f"This config.json says problem_type={problem!r}. Expected 'single_label_classification': loss and "
-            "probabilities are those of one label for each image here. Remove it there if the logits are all you want."
+            f"This config.json says problem_type={problem!r}. Expected 'single_label_classification', which the loss "
+            "and the probabilities are for. If you only need logits, remove the entry."
         )
     classes = data.get("architectures") or ()
     if not all(str(name).startswith("PoolFormer") for name in classes):
         raise InputError(
-            f"This config.json is of the architectures {short_repr(classes)}. Expected those of PoolFormer, such as "
+            f"This config.json has architectures={short_repr(classes)}. Expected those of PoolFormer, such as "
             "['PoolFormerForImageClassification']."
         )
-    if "model_type" not in data:  # nothing else says that names unknown here are transformers' own
+    if "model_type" not in data:  # then nothing shows that unknown names are fields of transformers
         _refuse_unknown_fields({name: data[name] for name in data.keys() - _DERIVED})
 
 
-_DERIVED = {"architectures", "label2id", "num_encoder_blocks"}  # of `to_dict`, beside the fields
+_DERIVED = {"architectures", "label2id", "num_encoder_blocks"}  # what `to_dict` writes besides the fields
 
 
 def _refuse_unknown_fields(changes: Mapping[str, Any]) -> None:
@@ -265,7 +263,7 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         (
             "mlp_ratio",
             config.mlp_ratio > 0 and all(1 <= c * config.mlp_ratio < math.inf for c in config.hidden_sizes if c >= 1),
-            "a positive number, for at least one hidden channel in every stage, and finitely many",
+            "a positive number that gives every stage at least one hidden channel, and finitely many",
         ),
         ("pool_size", config.pool_size >= 1 and config.pool_size % 2 == 1, "a positive odd number"),
         ("hidden_sizes", all(c >= 1 for c in config.hidden_sizes), "positive channel counts"),
@@ -275,14 +273,18 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         ("drop_path_rate", 0 <= config.drop_path_rate < 1, "a probability in [0, 1)"),
         ("dropout_rate", 0 <= config.dropout_rate < 1, "a probability in [0, 1)"),
         ("num_labels", config.num_labels >= 0, "0 (no head) or more"),
-        ("hidden_act", config.hidden_act in HIDDEN_ACTS, f"one of {', '.join(HIDDEN_ACTS)}"),
-        ("token_mixers", set(config.token_mixers) <= set(TOKEN_MIXERS), f"names among {', '.join(TOKEN_MIXERS)}"),
+        ("hidden_act", _is_activation(config.hidden_act), f"one of {', '.join(HIDDEN_ACTS)}"),
+        (
+            "token_mixers",
+            set(config.token_mixers) <= MIXER_PARAMETERS.keys(),
+            f"names among {', '.join(MIXER_PARAMETERS)}",
+        ),
         ("norm", config.norm in NORMS, f"one of {', '.join(NORMS)}"),
         ("head_order", config.head_order in HEAD_ORDERS, f"one of {', '.join(HEAD_ORDERS)}"),
         (
             "image_size",
             config.image_size is None or config.image_size >= config.smallest_side,
-            f"None, or at least {config.smallest_side} pixels, the smallest side that the network takes",
+            f"None, or at least {config.smallest_side} pixels, the smallest side that the network accepts",
         ),
         (
             "image_size",
@@ -293,7 +295,7 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         (
             "num_labels",
             named is None or sorted(named) == list(range(config.num_labels)),
-            f"id2label to have a name for every index from 0 to num_labels - 1, and it has {len(named or ())}. Give "
+            f"id2label to have a name for every index from 0 to num_labels - 1, but it has {len(named or ())}. Give "
             "both, or id2label=None",
         ),
         *(
@@ -304,40 +306,37 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
     ]
 
 
-_S12 = {"depths": (2, 2, 6, 2), "hidden_sizes": (64, 128, 320, 512), "layer_scale_init_value": 1e-5}
-_SMALL, _MEDIUM = (64, 128, 320, 512), (96, 192, 384, 768)
+def _is_activation(name: str) -> bool:
+    if name in HIDDEN_ACTS:
+        return True
+    # One that was added to the table. Imported here because this module needs no jax otherwise.
+    from poolformer_jax.network.functional import ACTIVATIONS
 
-# The five sizes are Table 1 of the paper. The authors start layer scale at 1e-6 from s36 on (models/poolformer.py).
-# The ablations are rows of Table 5 (models/metaformer.py): i = identity, p = pooling, a = attention, f = spatial fc.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "s12": _S12,
-    "s24": {"depths": (4, 4, 12, 4), "hidden_sizes": _SMALL, "layer_scale_init_value": 1e-5},
-    "s36": {"depths": (6, 6, 18, 6), "hidden_sizes": _SMALL, "layer_scale_init_value": 1e-6},
-    "m36": {"depths": (6, 6, 18, 6), "hidden_sizes": _MEDIUM, "layer_scale_init_value": 1e-6},
-    "m48": {"depths": (8, 8, 24, 8), "hidden_sizes": _MEDIUM, "layer_scale_init_value": 1e-6},
-    "metaformer_id_s12": {**_S12, "token_mixers": ("identity",) * 4},
-    "metaformer_pppa_s12_224": {
-        **_S12,
-        "token_mixers": ("pooling", "pooling", "pooling", "attention"),
-        "position_embeddings": (False, False, False, True),
-        "norm": "layer_norm",
-        "image_size": 224,
-    },
-    "metaformer_ppaa_s12_224": {
-        **_S12,
-        "token_mixers": ("pooling", "pooling", "attention", "attention"),
-        "position_embeddings": (False, False, True, False),
-        "norm": "layer_norm",
-        "image_size": 224,
-    },
-    "metaformer_pppf_s12_224": {
-        **_S12,
-        "token_mixers": ("pooling", "pooling", "pooling", "spatial_fc"),
-        "image_size": 224,
-    },
-    "metaformer_ppff_s12_224": {
-        **_S12,
-        "token_mixers": ("pooling", "pooling", "spatial_fc", "spatial_fc"),
-        "image_size": 224,
-    },
-}
+    return name in ACTIVATIONS
+
+
+# What makes a network the published one: all fields but the labels, the rates and the initial values, and what weights
+# in another layout may choose (`use_layer_scale`, `head_order`, `image_size`).
+_ARCHITECTURE = (
+    "depths",
+    "hidden_sizes",
+    "mlp_ratio",
+    "hidden_act",
+    "pool_size",
+    "token_mixers",
+    "position_embeddings",
+    "num_channels",
+    "patch_sizes",
+    "strides",
+    "padding",
+    "norm",
+)
+
+
+def published_variant(config: PoolFormerConfig) -> str | None:
+    """The name of the published network with this architecture, whatever its head; None if there is none."""
+    for name in VARIANTS:
+        published = PoolFormerConfig.from_variant(name)
+        if all(getattr(config, field) == getattr(published, field) for field in _ARCHITECTURE):
+            return name
+    return None

@@ -44,7 +44,7 @@ def gelu_fit(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*
 
 
 # The names that `transformers` gives to activations. Its "gelu" is the exact erf form, and Flax's default is not.
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
@@ -65,6 +65,10 @@ def layer_norm(
 ) -> Float[Array, "*b c"]:
     """Layer normalisation over the channels of each position."""
     return _affine(_standardize(x, (-1,), epsilon), scale, bias).astype(x.dtype)
+
+
+# The norms of a block and of the head.
+NORMS: Mapping[str, Callable[..., Array]] = {"group_norm": group_norm, "layer_norm": layer_norm}
 
 
 def standardize(x: Float[Array, "*s"], axes: tuple[int, ...], epsilon: float = EPSILON) -> Float[Array, "*s"]:
@@ -92,8 +96,16 @@ def _affine(x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Arra
 
 
 def over_channels(vector: Float[Array | np.ndarray, " c"], x: Float[Array, "*b #c"]) -> Float[Array, "*ones c"]:
-    """A vector over channels as `x` can be multiplied with it: in its type, and with as many axes."""
+    """`vector` cast to x.dtype and reshaped to broadcast over its channels."""
     return jnp.asarray(vector, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def dense(
+    x: Float[Array, "*b c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"] | None = None
+) -> Float[Array, "*b d"]:
+    """A dense layer over the channels, computed in the type of its input."""
+    y = x @ kernel.astype(x.dtype)
+    return y if bias is None else y + over_channels(bias, y)
 
 
 def widen(x: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -19,8 +19,10 @@ from jaxtyping import PRNGKeyArray
 from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.layers import KERNEL_INIT
+from poolformer_jax.network.layers import initial_value
 from poolformer_jax.network.model import PoolFormerForImageClassification
+from poolformer_jax.network.parameter_table import NETWORK
+from poolformer_jax.network.parameters import Parameter, subtree
 from poolformer_jax.weights import from_torch_state_dict
 from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.folder import write_model
@@ -111,13 +113,13 @@ def _with_new_head(
     """The network with a head as it starts; a norm, too, where there was none."""
     labels = config.num_labels if num_labels is None else num_labels
     config = dataclasses.replace(config, num_labels=labels, id2label=None)  # checks the number
-    width = config.hidden_sizes[-1]
-    fresh_norm = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
-    params = {"norm": fresh_norm, **{name: branch for name, branch in params.items() if name != "head"}}
-    if labels:
-        kernel = KERNEL_INIT(jax.random.key(0) if key is None else key, (width, labels), jnp.float32)
-        params["head"] = {"kernel": np.asarray(kernel), "bias": np.zeros(labels, np.float32)}
-    return config, params
+    key = jax.random.key(0) if key is None else key
+    fresh = jax.tree.map(
+        lambda parameter: np.asarray(initial_value(key, parameter)),
+        {name: branch for name, branch in subtree(config, NETWORK).items() if name in ("norm", "head")},
+        is_leaf=lambda branch: isinstance(branch, Parameter),
+    )
+    return config, {**fresh, **{name: branch for name, branch in params.items() if name != "head"}}
 
 
 def save_pretrained(

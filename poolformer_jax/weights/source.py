@@ -16,8 +16,8 @@ from typing import Any
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
 from poolformer_jax.images.processor_config import FILE as PREPROCESSOR
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.variants import RESULTS, published_variant
+from poolformer_jax.network.config import PoolFormerConfig, published_variant
+from poolformer_jax.network.variants import SIZES
 from poolformer_jax.weights.containers.files import WeightsFile, WeightsFileError, is_index, read_index
 from poolformer_jax.weights.names import LAYOUTS
 from poolformer_jax.weights.transfer import plan_import
@@ -221,7 +221,7 @@ def _refuse_other_functions(config: PoolFormerConfig, data: Mapping[str, Any], p
         if value is not None and value != here.get(name) and name not in _TIMM_TRAINING
     ]
     variant = published_variant(config)
-    known = [f"poolformer_{name}" for name in ([variant] if variant else RESULTS)]
+    known = [f"poolformer_{name}" for name in ([variant] if variant else SIZES)]
     if (architecture := str(data["architecture"]).split(".")[0]) not in known:
         wrong.append(f"architecture={architecture!r}: expected {' or '.join(known)}")
     if wrong:

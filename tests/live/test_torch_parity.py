@@ -12,7 +12,7 @@ from convert.verification import verify
 from golden.fixture_values import parameter
 from live import peers
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, from_torch_state_dict
-from poolformer_jax.network.config import VARIANTS
+from poolformer_jax.network.variants import VARIANTS
 from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.pretrained import load_pretrained, save_pretrained
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.network.config import VARIANTS
+from poolformer_jax.network.variants import VARIANTS
 
 # config.json of sail/poolformer_s12 on the Hub, shortened to three labels.
 HF_CONFIG = {
@@ -72,12 +72,12 @@ def test_transformers_leaves_its_default_of_two_labels_out():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"model_type": "vit"}, r"of a 'vit' model\. Expected model_type 'poolformer'"),
+        ({"model_type": "vit"}, r"describes a 'vit' model\. Expected model_type 'poolformer'"),
         (
             {"architectures": ["ResNetForImageClassification"]},
-            r"architectures \['ResNetForImageClassification'\]\. Expected",
+            r"architectures=\['ResNetForImageClassification'\]\. Expected",
         ),
-        ({"architecture": "poolformer_m48", "num_classes": 3}, r"timm's, of 'poolformer_m48'.*load_pretrained reads"),
+        ({"architecture": "poolformer_m48", "num_classes": 3}, r"timm's, for 'poolformer_m48'.*load_pretrained reads"),
         ({"depth": [2, 2, 2, 2]}, r"has no field depth\. Its fields: .*depths"),
     ],
 )
@@ -128,7 +128,7 @@ def test_all_problems_are_told_together():
     [
         ({"depths": ()}, "at least one stage"),
         ({"num_labels": -1}, "num_labels=-1: expected 0"),
-        ({"id2label": {0: "cat"}}, "num_labels=1000: expected id2label to have a name for every index .* and it has 1"),
+        ({"id2label": {0: "cat"}}, "num_labels=1000: expected id2label to have a name for every index .* but it has 1"),
         ({"token_mixers": ("spatial_fc",) * 4}, "image_size=None"),
         ({"image_size": 16}, "image_size=16: expected None, or at least 32 pixels"),
         ({"head_order": "pool"}, "norm_pool, pool_norm"),

@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.network import functional
-from poolformer_jax.network.config import VARIANTS
+from poolformer_jax.network.variants import VARIANTS
 
 
 def normal(*shape, seed=0):

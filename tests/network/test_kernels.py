@@ -17,10 +17,10 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, Part
 
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.network import functional
-from poolformer_jax.network.config import VARIANTS
 from poolformer_jax.network.fused import block
 from poolformer_jax.network.fused.kernels import choice, gpu_narrow, kernels_for, tpu_mlp, tpu_pooling
 from poolformer_jax.network.fused.statistics import Moments, moments_of
+from poolformer_jax.network.variants import VARIANTS
 from small_networks import TWO_STAGES, distance
 
 INTERPRETED = TpuKernels(interpret=True)

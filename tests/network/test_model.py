@@ -11,9 +11,9 @@ import pytest
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel, TpuKernels
 from poolformer_jax.network import config as named
 from poolformer_jax.network import functional, token_mixers
-from poolformer_jax.network import model as network
-from poolformer_jax.network.config import VARIANTS
 from poolformer_jax.network.functional import cross_entropy
+from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
+from poolformer_jax.network.variants import VARIANTS
 
 TINY = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(8, 16, 24, 32), num_labels=5)
 
@@ -272,8 +272,8 @@ def test_a_network_made_for_one_size_says_so():
 
 def test_the_parts_that_a_config_may_name_are_those_that_there_are():
     assert set(named.HIDDEN_ACTS) == set(functional.ACTIVATIONS)
-    assert set(named.TOKEN_MIXERS) == set(token_mixers.TOKEN_MIXERS)
-    assert set(named.NORMS) == set(network.NORMS)
+    assert set(MIXER_PARAMETERS) == set(token_mixers.TOKEN_MIXERS)
+    assert set(named.NORMS) == set(functional.NORMS)
 
 
 def test_attention_says_how_many_channels_it_needs():

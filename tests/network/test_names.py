@@ -8,7 +8,7 @@ import pytest
 
 from golden import published
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel
-from poolformer_jax.network.config import VARIANTS
+from poolformer_jax.network.variants import VARIANTS
 from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, leaves, network_places, parameter_rows
 
 TINY = {"depths": (1, 2), "hidden_sizes": (4, 6), "num_labels": 3}

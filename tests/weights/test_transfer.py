@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from golden import published
 from golden.fixture_values import parameter
 from poolformer_jax import PoolFormerConfig, from_torch_state_dict, to_torch_state_dict
-from poolformer_jax.network.config import VARIANTS
+from poolformer_jax.network.variants import VARIANTS
 from poolformer_jax.weights import WeightsMismatch
 from poolformer_jax.weights.names import leaves
 from poolformer_jax.weights.transfer import plan_import

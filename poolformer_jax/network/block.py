@@ -1,0 +1,94 @@
+"""The block that all MetaFormers share (arXiv 2111.11418, Figure 2 and Equations 2 and 3)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network.functional import ACTIVATIONS, NORMS, dense, over_channels, wide_type
+from poolformer_jax.network.fused.block import fold_mlp, mlp_residual, pooling_residual
+from poolformer_jax.network.fused.kernels import Kernels
+from poolformer_jax.network.fused.statistics import Moments
+from poolformer_jax.network.layers import DropPath, Params, declare
+from poolformer_jax.network.parameter_table import BLOCK
+from poolformer_jax.network.parameters import subtree
+from poolformer_jax.network.token_mixers import TOKEN_MIXERS
+
+_Map = Float[Array, "b h w c"]
+_DropPaths = tuple[Callable[[Array], Array], Callable[[Array], Array]]
+
+
+class MetaFormerBlock(nn.Module):
+    """Two residual branches: the token mixer communicates between positions, the MLP works on each of them.
+
+    A map that comes with its moments goes through the passes of `fused`, which compute the same function; others are
+    computed as the paper writes it. `can_fuse` says where that is possible.
+    """
+
+    config: PoolFormerConfig
+    stage: int
+    drop_path_rate: float = 0.0
+    kernels: Kernels | None = None
+
+    @nn.compact
+    def __call__(self, x: _Map, moments: Moments | None, train: bool) -> tuple[_Map, Moments | None]:
+        config = self.config
+        params = declare(self, subtree(config, BLOCK, self.stage))
+        drop_path_1, drop_path_2 = (
+            partial(DropPath(self.drop_path_rate, name=f"drop_path_{branch}"), train=train) for branch in (1, 2)
+        )
+        if moments is not None:
+            return _fused(config, self.kernels, params, x, moments, (drop_path_1, drop_path_2))
+        dropout = nn.Dropout(config.dropout_rate, deterministic=not train, name="dropout")
+        mixer = partial(TOKEN_MIXERS[config.token_mixers[self.stage]], config)
+        return _as_written(config, mixer, params, x, (drop_path_1, drop_path_2), dropout), None
+
+
+def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
+    """True if the blocks of a stage can be computed in the passes of `fused`."""
+    pools = config.token_mixers[stage] == "pooling" and config.norm == "group_norm"
+    return pools and not (train and config.dropout_rate)
+
+
+def _as_written(
+    config: PoolFormerConfig,
+    mixer: Callable[[Params, Array], Array],
+    params: Params,
+    x: _Map,
+    drop_paths: _DropPaths,
+    dropout: Callable[[Array], Array],
+) -> _Map:
+    norm = NORMS[config.norm]
+    mixed = mixer(params.get("token_mixer", {}), norm(x, **params["norm1"]))
+    x = x + drop_paths[0](_layer_scale(params, 1, mixed))
+    hidden = ACTIVATIONS[config.hidden_act](dense(norm(x, **params["norm2"]), **params["mlp"]["fc1"]))
+    out = dropout(dense(dropout(hidden), **params["mlp"]["fc2"]))
+    return x + drop_paths[1](_layer_scale(params, 2, out))
+
+
+def _layer_scale(params: Params, branch: int, x: _Map) -> _Map:
+    """A learnt factor for each channel of a residual branch (arXiv 2103.17239), where the network has it."""
+    name = f"layer_scale_{branch}"
+    return x * over_channels(params[name]["scale"], x) if name in params else x
+
+
+def _fused(
+    config: PoolFormerConfig, kernels: Kernels | None, params: Params, x: _Map, moments: Moments, drop_paths: _DropPaths
+) -> tuple[_Map, Moments]:
+    wide = wide_type(x.dtype)
+    ones = {"scale": jnp.ones(x.shape[-1])}
+    scale1, scale2 = (params.get(f"layer_scale_{branch}", ones)["scale"] for branch in (1, 2))
+    # Drop path's factor for each image is what it makes of 1.
+    keep1, keep2 = (drop_path(jnp.ones(len(x), wide)) for drop_path in drop_paths)
+
+    # norm1's bias is a constant over the image, and the mixer subtracts it again.
+    gain = params["norm1"]["scale"].astype(wide) * scale1.astype(wide)
+    x, moments = pooling_residual(config.pool_size, x, moments, gain, keep1, kernels)
+    norm, fc1, fc2 = params["norm2"], params["mlp"]["fc1"], params["mlp"]["fc2"]
+    weights = fold_mlp(
+        norm["scale"], norm["bias"], fc1["kernel"], fc1["bias"], fc2["kernel"], fc2["bias"], scale2, dtype=wide
+    )
+    return mlp_residual(ACTIVATIONS[config.hidden_act], x, moments, weights, keep2, kernels)

@@ -1,0 +1,49 @@
+"""Checks of what the network is given: pixels and the type to compute in."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jaxtyping import Array, Num
+
+from poolformer_jax.errors import InputError
+from poolformer_jax.network.config import PoolFormerConfig
+
+# As the public modules take them; `check_pixel_values` says more than an annotation can.
+Pixels = Num[Array | np.ndarray, "..."]
+
+
+def check_dtype(dtype: Dtype) -> None:
+    """Raises ValueError unless `dtype` is a floating-point type, which feature maps need."""
+    try:
+        fits = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)  # NumPy takes None for float64
+    except TypeError:
+        fits = False
+    if not fits:
+        raise InputError(f"dtype={dtype!r}: expected float32 or bfloat16.")
+
+
+def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # a symbolic batch is no int
+    """Raises ValueError, with a message that says how to fix it, if the network cannot take an input of this shape."""
+    channels, smallest = config.num_channels, config.smallest_side
+    wanted = f"Expected [batch, height, width, {channels}]"
+    if len(shape) != 4:
+        raise InputError(f"pixel_values has shape {shape}. {wanted}; add the batch axis with pixel_values[None].")
+    if shape[3] != channels:
+        if shape[1] == channels:
+            advice = "; this looks like PyTorch's NCHW: use pixel_values.transpose(0, 2, 3, 1)."
+        else:
+            advice = f", because config.num_channels={channels}."
+        raise InputError(f"pixel_values has shape {shape}. {wanted}{advice}")
+    if min(shape[1:3]) < smallest:
+        raise InputError(
+            f"pixel_values has shape {shape}, which is too small for this network. "
+            f"{wanted} with height and width of at least {smallest} pixels; resize the images."
+        )
+    if config.image_size is not None and shape[1:3] != (config.image_size, config.image_size):
+        raise InputError(
+            f"pixel_values has shape {shape}, and this network has parameters for every position of images of "
+            f"{config.image_size} by {config.image_size} pixels. Resize the images, or take a network without position "
+            "embeddings and spatial_fc."
+        )
