@@ -7,8 +7,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
+from train.data import choose_resizer
 from train.data.augment.crops import Box
-from train.data.augment.resizing import choose_resizer
 
 IMAGES = Path(__file__).parent / "images"
 KINDS = [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)]

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from train.data.config import DIGITS, DataConfig, HostAugmentation
-from train.data.pipeline import train_batches
+from train.data import DIGITS, DataConfig, HostAugmentation, train_batches
 
 SMALL = dataclasses.replace(DIGITS, batch_size=8, workers=0, image_size=16)
 

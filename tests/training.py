@@ -18,10 +18,7 @@ from train import setup
 from train.compute.sharding import to_devices
 from train.compute.state import TrainState
 from train.config import DistributedConfig, FreshNetwork, MeshConfig, OptimizerConfig, TrainConfig
-from train.data.config import DataConfig, DeviceAugmentation, HostAugmentation
-from train.data.pipeline import train_batches
-from train.data.sources.opening import open_source
-from train.data.sources.source import Source
+from train.data import DataConfig, DeviceAugmentation, HostAugmentation, Source, open_source, train_batches
 from train.setup import Assembly, assemble
 
 NETWORK = FreshNetwork(

@@ -211,7 +211,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     import tyro
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from train.data.prepare import PrepareConfig, prepare
+    from train.data import PrepareConfig, prepare_data
     from train.report import screen
 
     config = tyro.cli(
@@ -232,7 +232,7 @@ def _prepare(arguments: Sequence[str]) -> int:
             doing = "listing" if total is None else "packing"
             bar.update(task, completed=images, total=total, description=doing, refresh=True)
 
-        prepared = prepare(config, show)
+        prepared = prepare_data(config, show)
     for split, images in prepared.images.items():
         print(f"{split}: {images:,} images")
     for name in prepared.left_out:

@@ -14,7 +14,7 @@ import tyro
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
-from train.data.config import DataConfig
+from train.data import DataConfig
 from train.folders import expand_home
 
 ComputeType = Literal["float32", "bfloat16", "float64"]

@@ -20,8 +20,7 @@ from train.compute.sharding import process_part, to_devices
 from train.compute.state import TrainState
 from train.compute.step import Metrics
 from train.config import TrainConfig
-from train.data.pipeline import Batches, evaluation_batches, evaluation_steps, train_batches
-from train.data.sources.opening import open_source
+from train.data import Batches, evaluation_batches, evaluation_steps, open_source, train_batches
 from train.folders import lock_folder
 from train.report import results
 from train.report.journal import Journal

@@ -21,8 +21,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import share_of_edge, unit_mean_and_std
 from poolformer_jax.network.fused.kernels import Kernels
 from train.config import PretrainedNetwork, TrainConfig
-from train.data.config import DataConfig
-from train.data.labels import refuse_other_classes
+from train.data import DataConfig, check_same_classes
 from train.folders import refuse_run_folder
 
 _LOG = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def _load(
     if wanted.keep_head:
         loaded, variables = load_pretrained(wanted.source, use_ema=wanted.use_ema)
         remedy = "leave --model.keep-head away to start with a new head"
-        refuse_other_classes(wanted.source, loaded.config, "the data", class_names, remedy)
+        check_same_classes(wanted.source, loaded.config, "the data", class_names, remedy)
     else:
         loaded, variables = load_pretrained(
             wanted.source, num_labels=len(class_names), reset_head=True, key=key, use_ema=wanted.use_ema

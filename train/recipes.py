@@ -10,7 +10,7 @@ from pathlib import Path
 from poolformer_jax import PoolFormerImageProcessor
 from poolformer_jax.network.variants import SIZES
 from train.config import FreshNetwork, OptimizerConfig, PretrainedNetwork, TrainConfig
-from train.data.config import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
+from train.data import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from train.compute.sharding import BATCH_AXES, batch_sharding, check_batch, make
 from train.compute.state import TrainState, new_state
 from train.compute.step import make_train_step
 from train.config import TrainConfig
-from train.data.augment.device import augment_batch, normalize_batch
+from train.data import augment_batch, normalize_batch
 from train.network import Network, make_network
 
 

@@ -10,9 +10,7 @@ from importlib.metadata import distributions
 import tyro
 
 from train.commands.throughput import consume
-from train.data.config import DataConfig
-from train.data.pipeline import train_batches
-from train.data.sources.opening import open_source
+from train.data import DataConfig, open_source, train_batches
 
 PACKAGES = ("grain", "pillow", "cykooz-resizer", "nvidia-nvimgcodec-cu12")
 

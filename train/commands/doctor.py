@@ -26,12 +26,18 @@ from train.compute.distributed import initialize
 from train.compute.kernel_check import TOLERANCE, largest_difference, stages_lost
 from train.compute.sharding import batch_sharding
 from train.config import TrainConfig
-from train.data.augment.transforms import TrainingTransform
-from train.data.pipeline import batch_bytes, worker_count
-from train.data.sources.folders import FolderSource
-from train.data.sources.opening import open_source
-from train.data.sources.source import ArraySource, Source, image_of
-from train.data.workers.shared_memory import LESS_NEEDED, in_bytes, more_room, most_batches, room
+from train.data import (
+    SHARED_MEMORY_ADVICE,
+    ArraySource,
+    FolderSource,
+    Source,
+    TrainingTransform,
+    batch_bytes,
+    image_of,
+    max_shared_batches,
+    open_source,
+    worker_count,
+)
 from train.resume.checkpoints import CheckpointError, newest_run, saved_steps
 from train.resume.same_run import kept_network, refuse_another_run, told_of_lost_steps
 from train.setup import Assembly, assemble
@@ -129,11 +135,11 @@ def _look_at_split(config: TrainConfig, split: str, source: Source) -> Iterator[
 
 def _passed_over(source: Source) -> str:
     """What class folders hold besides images, the most frequent endings first."""
-    if not isinstance(source, FolderSource) or not source.passed_over:
+    if not isinstance(source, FolderSource) or not source.skipped:
         return ""
-    counts = sorted(source.passed_over.items(), key=lambda item: (-item[1], item[0]))
+    counts = sorted(source.skipped.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{count:,} {suffix or 'without an ending'}" for suffix, count in counts[:5])
-    return f"; {sum(source.passed_over.values()):,} other files are passed over: {listed}"
+    return f"; {sum(source.skipped.values()):,} other files are passed over: {listed}"
 
 
 def _look_at_images(config: TrainConfig, subject: str, examples: Sequence[Any]) -> Finding:
@@ -236,7 +242,7 @@ def _pool_of(config: TrainConfig, source: Source, batch_size: int, batches: int 
     return _Pool(
         workers,
         batch_bytes(data, batch_size) / jax.process_count(),
-        shared=most_batches(workers, data.worker_batches),
+        shared=max_shared_batches(workers, data.worker_batches),
         # A worker makes one and has one made; without workers a thread has some ready, makes one, and one is in use.
         private=2 * workers or data.worker_batches + 2,
         processes=workers * worker,
@@ -249,22 +255,30 @@ def _look_at_host_memory(pools: Sequence[_Pool]) -> Finding:
         who += f", and {pools[1].workers} more for evaluations,"
     needed = sum(pool.batch * (pool.shared + pool.private) + pool.processes for pool in pools)
     free = _available_memory()
-    found = f"{who} need about {in_bytes(needed)} of the {in_bytes(free)} available"
+    found = f"{who} need about {_format_bytes(needed)} of the {_format_bytes(free)} available"
     level: Level = "fine" if needed < 0.8 * free else "failure"
     return Finding(level, "host memory", found, "Choose fewer --data.workers or --data.worker-batches 1.")
 
 
 def _look_at_shared_memory(pools: Sequence[_Pool]) -> Iterator[Finding]:
-    there, batches = room(), sum(pool.shared for pool in pools)
-    if there is None or not batches:
+    free, batches = _free_shared_memory(), sum(pool.shared for pool in pools)
+    if free is None or not batches:
         return
     needed = sum(pool.batch * pool.shared for pool in pools)
     found = (
-        f"the workers keep up to {batches:,} batches in /dev/shm, {in_bytes(needed)} in all, and "
-        f"{in_bytes(there.free)} are free there"
+        f"the workers keep up to {batches:,} batches in /dev/shm, {_format_bytes(needed)} in all, and "
+        f"{_format_bytes(free)} are free there"
     )
-    remedy = f"{more_room(needed)} {LESS_NEEDED}"
-    yield Finding("fine" if needed < there.free else "failure", "shared memory", found, remedy)
+    yield Finding("fine" if needed < free else "failure", "shared memory", found, SHARED_MEMORY_ADVICE)
+
+
+def _free_shared_memory() -> int | None:
+    """Bytes that are free in /dev/shm; None on systems without it."""
+    return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None
+
+
+def _format_bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _available_memory() -> float:
@@ -306,7 +320,7 @@ def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.abstract_state))
     kept_for_good = config.total_steps(images) // config.keep_every if config.keep_every else 0
     states = kept_for_good + config.keep_checkpoints + 1
-    found = f"{states:,} states of {in_bytes(state)} in {config.checkpoints}"
+    found = f"{states:,} states of {_format_bytes(state)} in {config.checkpoints}"
     if not is_local(config.checkpoints):
         return Finding("fine", "disk", f"{found}, a bucket of unknown size")
     checkpoints = Path(config.checkpoints).absolute()
@@ -315,7 +329,7 @@ def _look_at_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     there = len(saved_steps(checkpoints))
     needed = state * max(1, states - there)  # a run that goes on has written some, and writes one before it drops one
     found += f", {there} of them there already" if there else ""
-    found += f", {in_bytes(free)} free"
+    found += f", {_format_bytes(free)} free"
     remedy = (
         "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints, --keep-every."
     )
@@ -365,7 +379,7 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
     stats = device.memory_stats() or {}
     # CPU devices share the host's memory.
     free = stats.get("bytes_limit") or _available_memory() / len(parts.mesh.local_devices)
-    found = f"the compiled step needs {in_bytes(needed)} of the {in_bytes(free)} of each device"
+    found = f"the compiled step needs {_format_bytes(needed)} of the {_format_bytes(free)} of each device"
     return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
 
 

@@ -29,13 +29,18 @@ from train.compute.distributed import from_process_0, initialize, refuse_unlike
 from train.compute.evaluation import Evaluation, evaluate, make_evaluation_step
 from train.compute.sharding import make_mesh, process_part, replicated
 from train.config import DistributedConfig, MeshConfig, as_json
-from train.data.augment.device import normalize_batch
-from train.data.config import DataConfig
-from train.data.labels import labels_of_some, refuse_other_classes
-from train.data.pipeline import evaluation_batches
-from train.data.sources.folders import WHOLE, describe_split, is_pool
-from train.data.sources.opening import open_source
-from train.data.sources.source import Source
+from train.data import (
+    ALL_IMAGES,
+    DataConfig,
+    Source,
+    check_same_classes,
+    describe_split,
+    evaluation_batches,
+    is_pool,
+    match_labels,
+    normalize_batch,
+    open_source,
+)
 from train.folders import expand_home, refuse_run_folder
 from train.report.reports import draw_confusion, evaluation_report
 from train.resume.same_run import FREE_TO_DIFFER, changes, with_network
@@ -97,10 +102,10 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     data = _data_config(config, processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
     _refuse_unlike_processes(config, data, source, model.config)
-    class_names, some = source.class_names, labels_of_some(model.config, source.class_names)
+    class_names, some = source.class_names, match_labels(model.config, source.class_names)
     if some is None:
         remedy = "fine-tune the model to these classes with python -m train finetune"
-        refuse_other_classes(config.source, model.config, config.data, class_names, remedy)
+        check_same_classes(config.source, model.config, config.data, class_names, remedy)
     else:
         class_names = tuple(name for _, name in sorted(names_of_classes(model.config).items()))
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
@@ -145,7 +150,7 @@ def _split(config: EvaluateConfig) -> str:
     kind, _, path = config.data.partition(":")
     if config.split is not None:
         return config.split
-    return WHOLE if kind == "folder" and config.held_out is None and is_pool(path) else "validation"
+    return ALL_IMAGES if kind == "folder" and config.held_out is None and is_pool(path) else "validation"
 
 
 def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, devices: int) -> DataConfig:

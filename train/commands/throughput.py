@@ -10,11 +10,7 @@ import time
 from collections.abc import Sequence
 
 from poolformer_jax.process import available_cores
-from train.data.augment.jpeg_region import decodes_regions
-from train.data.augment.resizing import choose_resizer
-from train.data.config import DataConfig
-from train.data.pipeline import Batches, train_batches, worker_count
-from train.data.sources.opening import open_source
+from train.data import Batches, DataConfig, choose_resizer, decodes_regions, open_source, train_batches, worker_count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What a run reads, and how it changes the images: typed, frozen, checked when it is made.
+"""The data set of a run and the changes to its images, as frozen dataclasses that are checked when created.
 
 Defaults are those of the paper's ImageNet training (arXiv 2111.11418, section 4.1; train.py and README of
-sail-sg/poolformer). `DIGITS` is the small data set that needs no download.
+sail-sg/poolformer). `DIGITS` is a small data set that needs no download.
 """
 
 import dataclasses
@@ -12,36 +12,35 @@ from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
 from poolformer_jax.images.processor import PoolFormerImageProcessor
 from train.data.augment.random_augment import RandAugment
 
-# What a path of data has to be.
-_MOUNTED = "a path of this machine; mount a bucket on every host, as with gcsfuse, and give its folder there"
-_OF_PIXELS = ", as of pixels in 0..1; divide those of 0..255 by 255"
+_LOCAL = "a local path; mount a bucket on every host (gcsfuse, for example) and give the folder where it is mounted"
+_UNIT_RANGE = ", for pixels in 0..1; divide statistics of pixels in 0..255 by 255"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class HostAugmentation:
-    """Random changes to single images, made by Pillow in the worker processes."""
+    """Random changes to single images, in the worker processes."""
 
     crop: Literal["random_resized", "evaluation"] = "random_resized"
-    """Cut out a random part and resize it, or resize and crop as evaluation does."""
+    """A random crop that is resized, or the resize and crop of evaluation."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random part, as a share of the image's."""
+    """Area of the random crop, as a share of the image's."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of the random part."""
+    """Width over height of the random crop."""
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    """Filter that resizes the random part; "random" chooses one of the two for every image."""
+    """Filter that resizes the crop; "random" chooses one of the two for every image."""
     resizer: Literal["auto", "pillow", "simd"] = "auto"
-    """Who resizes it: Pillow, or cykooz-resizer (simd; faster, rounds differently), which auto takes if installed."""
+    """Library that resizes it: Pillow or cykooz-resizer (simd: faster, rounds differently); auto: simd if installed."""
     scaled_decoding: bool = True
-    """Have JPEGs decoded at 1/4 or 1/8 where the crop shrinks at least so much: faster, pixels differ a little."""
+    """Decode JPEGs at 1/4 or 1/8 if the crop shrinks at least as much: faster, pixels differ a little."""
     horizontal_flip: float = 0.5
     """Probability of mirroring left and right."""
     randaugment: str = "rand-m9-mstd0.5-inc1"
     """RandAugment in timm's notation (m magnitude, mstd its noise, n operations, p probability, inc1), or "none"."""
     max_shift: float = 0.0
-    """Largest random shift along each axis, as a share of the image's edge; the gap is filled with black."""
+    """Largest random shift along each axis, as a share of the image's edge; the rest is black."""
     max_rotation: float = 0.0
-    """Largest random rotation in degrees, either way; the corners are filled with black."""
+    """Largest random rotation in degrees, either way; the corners are black."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -53,15 +52,15 @@ class HostAugmentation:
         ]
         check_rules(self, rules)
         if self.randaugment != "none":
-            RandAugment.from_notation(self.randaugment)  # raises if it has no meaning
+            RandAugment.from_notation(self.randaugment)  # raises if it is invalid
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceAugmentation:
-    """Random changes to whole batches, made on the device inside the training step."""
+    """Random changes to whole batches, on the device inside the training step."""
 
-    # Groups: each of the authors' 8 GPUs drew one mixing ratio for its 128 images. At any size every image has the same
-    # distribution.
+    # The authors drew one mixing ratio for the 128 images of each GPU. Every image has the same distribution for any
+    # group size.
 
     mixup: float = 0.8
     """Alpha of mixup's Beta(alpha, alpha); 0 switches mixup off."""
@@ -70,13 +69,13 @@ class DeviceAugmentation:
     mix_probability: float = 1.0
     """Probability that a group of images is mixed at all."""
     switch_to_cutmix: float = 0.5
-    """Probability of cutmix rather than mixup where both are on."""
+    """Probability of cutmix rather than mixup if both are on."""
     mix_group: int = 32
-    """Images in a row that share a mixing ratio; divides the batch size. 0: the whole batch."""
+    """Consecutive images that share a mixing ratio; divides the batch size. 0: the whole batch."""
     label_smoothing: float = 0.1
-    """Share of the target spread evenly over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     erase_probability: float = 0.25
-    """Probability of replacing a random rectangle of an image by noise."""
+    """Probability of replacing a random rectangle of an image with noise."""
     erase_area: tuple[float, float] = (0.02, 1 / 3)
     """Area of that rectangle, as a share of the image's."""
     erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
@@ -98,32 +97,32 @@ class DeviceAugmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether images are ever mixed."""
+        """True if images are ever mixed."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where images come from, how they are read, and how they are changed."""
+    """The data set, how it is read, and how its images are changed."""
 
     source: str = "digits"
     """digits, folder:PATH (a folder per class), tfds:NAME or tfds:PATH (see `python -m train prepare`), synthetic."""
     data_dir: Path | None = None
-    """Where TFDS keeps its data sets, for "tfds:NAME". Default: TFDS's own."""
+    """Folder of TFDS's data sets, for "tfds:NAME". Default: TFDS's."""
     train_split: str = "train"
-    """Split to train on. TFDS's slices work for tfds sources: "train[:90%]"."""
+    """Split to train on; slices such as "train[:90%]" work for tfds sources."""
     evaluation_split: str = "validation"
     """Split to evaluate on."""
     held_out: float = 0.1
-    """Share of every class kept for evaluation where a source has no split for it; chosen by the images' names."""
+    """Share of every class held out for evaluation if a source has no split for it; chosen by the images' names."""
     image_size: int = 224
     """Height and width of the network's input in pixels."""
     crop_pct: float | None = 0.9
     """Evaluation's crop as a share of the resized image's edge: 0.9 for s*, 0.95 for m*; None resizes directly."""
     evaluation_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    """Filter that evaluation resizes with; the model's folder keeps it."""
+    """Filter that resizes for evaluation; saved with the model."""
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Mean per channel of pixels in 0..1. One value makes greyscale images, three make RGB."""
+    """Mean per channel of pixels in 0..1: one value for greyscale images, three for RGB."""
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation per channel of pixels in 0..1."""
     batch_size: int = 1024
@@ -133,31 +132,31 @@ class DataConfig:
     seed: int = 42
     """Seed of the order of the images and of every random change made on the host."""
     workers: int | None = None
-    """Processes that decode images, for each of the run; 0: a thread of it. Default: one for every core but one."""
+    """Worker processes per process of the run; 0: a thread instead. Default: the number of cores minus one."""
     worker_batches: int = 2
-    """Batches that every worker keeps ready."""
+    """Batches that every worker prefetches."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """An unreadable image stops the run and is named, or is counted and replaced (in evaluation: left out)."""
+    """An unreadable image stops the run, or is reported and replaced (in evaluation: left out)."""
     synthetic_examples: int = 1024
     """Number of images in every split of the "synthetic" source."""
     augment: HostAugmentation = HostAugmentation()
-    """Random changes made to single images by the workers."""
+    """Random changes to single images, in the workers."""
     mix: DeviceAugmentation = DeviceAugmentation()
-    """Random changes made to batches on the device."""
+    """Random changes to batches, on the device."""
 
     def __post_init__(self) -> None:
         kind, _, argument = self.source.partition(":")
         known = (kind in ("folder", "tfds") and argument) or self.source in ("digits", "synthetic")
         rules = [
             ("source", known, "digits, synthetic, folder:PATH, tfds:NAME or tfds:PATH"),
-            ("source", is_local(argument), _MOUNTED),
-            ("data_dir", is_local(self.data_dir), _MOUNTED),
+            ("source", is_local(argument), _LOCAL),
+            ("data_dir", is_local(self.data_dir), _LOCAL),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             ("image_size", self.image_size > 0, "a positive number of pixels"),
             ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),
-            ("image_mean", all(0 <= mean <= 1 for mean in self.image_mean), f"values from 0 to 1{_OF_PIXELS}"),
-            ("image_std", len(self.image_std) == len(self.image_mean), "as many values as image_mean"),
-            ("image_std", all(0 < std <= 1 for std in self.image_std), f"values above 0 and up to 1{_OF_PIXELS}"),
+            ("image_mean", all(0 <= mean <= 1 for mean in self.image_mean), f"values from 0 to 1{_UNIT_RANGE}"),
+            ("image_std", len(self.image_std) == len(self.image_mean), "the same number of values as image_mean"),
+            ("image_std", all(0 < std <= 1 for std in self.image_std), f"values above 0 and up to 1{_UNIT_RANGE}"),
             ("batch_size", self.batch_size > 0, "a positive number of images"),
             ("evaluation_batch_size", is_none_or_positive(self.evaluation_batch_size), "a positive number, or None"),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
@@ -173,7 +172,7 @@ class DataConfig:
         return len(self.image_mean)
 
     def image_processor(self) -> PoolFormerImageProcessor:
-        """Evaluation's preprocessing, which the trained model's folder keeps."""
+        """The preprocessing for evaluation, saved with the trained model."""
         return PoolFormerImageProcessor(
             size={"shortest_edge": self.image_size},
             crop_pct=self.crop_pct,
@@ -197,4 +196,4 @@ DIGITS = DataConfig(
     ),
     mix=DeviceAugmentation(mixup=0.0, cutmix=0.0, label_smoothing=0.1, erase_probability=0.0),
 )
-"""8 x 8 scans enlarged to 32 x 32, shifted and turned a little, never mirrored."""
+"""8 x 8 scans resized to 32 x 32, shifted and rotated a little, never mirrored."""

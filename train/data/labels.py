@@ -1,4 +1,4 @@
-"""Whether the labels of a model mean the classes of a data set."""
+"""Compares the labels of a model with the classes of a data set."""
 
 import re
 from collections import Counter
@@ -12,23 +12,22 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images.imagenet_labels import imagenet_labels, imagenet_wordnet_ids
 from poolformer_jax.inference.classifier import class_names as names_of_classes
 
-# Classes that a message about differing ones lists.
-_MOST_LINES = 10
-# What `prepare` adds to the two classes of ImageNet that are both called crane.
+_MAX_LISTED = 10
+# `prepare` adds the id to the two classes of ImageNet that are both called crane.
 _WORDNET_ID = re.compile(r" \(n\d{8}\)$")
 
 
-def labels_of_some(config: PoolFormerConfig, class_names: Sequence[str]) -> Int[np.ndarray, " classes"] | None:
-    """The model's label of every class of the data; None unless the data has a part of the model's classes.
+def match_labels(config: PoolFormerConfig, class_names: Sequence[str]) -> Int[np.ndarray, " classes"] | None:
+    """The model's label for every class of the data; None unless the data has a subset of the model's classes.
 
-    Classes are found by the model's names for them, and ImageNet's by their WordNet ids too: folders of a part of it
-    (Imagenette, ImageNet-A, ImageNet-R) are called n01440764 and so on.
+    Matches the model's class names, and for ImageNet also WordNet ids, because the folders of its subsets (Imagenette,
+    ImageNet-A, ImageNet-R) are named n01440764 and so on.
     """
     if len(class_names) >= config.num_labels:
         return None
     names = names_of_classes(config)
-    named = Counter(names.values())
-    label_of = {name: label for label, name in names.items() if named[name] == 1}
+    counts = Counter(names.values())
+    label_of = {name: label for label, name in names.items() if counts[name] == 1}
     wordnet_ids = imagenet_wordnet_ids()
     for label, name in imagenet_labels().items():
         if names.get(label) == name:
@@ -38,41 +37,42 @@ def labels_of_some(config: PoolFormerConfig, class_names: Sequence[str]) -> Int[
     return np.array([label_of[name] for name in class_names], np.int32)
 
 
-def refuse_other_classes(
+def check_same_classes(
     source: str, config: PoolFormerConfig, data: str, class_names: Sequence[str], remedy: str
 ) -> None:
-    """Checks that a model's labels mean the data's classes, as far as their names can tell.
+    """Checks that a model's labels have the same names as the data's classes.
 
-    Lists without a name in common are two vocabularies: ImageNet's folders are called by WordNet ids and its labels by
-    words, and only the number of classes can be compared. With one in common they have to be equal.
+    If no name is in both lists, only the number of classes is compared: the folders of ImageNet have WordNet ids, its
+    labels have words.
 
     Args:
         source: the model, for messages.
-        config: of the model.
+        config: the model's config.
         data: the data, for messages.
-        class_names: the data's, in the order of its labels.
-        remedy: what else can be done than renaming.
+        class_names: the data's classes, in the order of its labels.
+        remedy: an alternative to renaming, for messages.
 
     Raises:
-        ValueError: with both numbers of classes, or naming the labels that differ.
+        ValueError: with both numbers of classes, or the labels that differ.
     """
     if config.num_labels != len(class_names):
         raise InputError(
-            f"{source} tells {config.num_labels} classes apart, and {data} has {len(class_names)}. Expected the same "
-            f"classes; {remedy}."
+            f"{source} has {config.num_labels} classes, and {data} has {len(class_names)}. Expected the same classes; "
+            f"{remedy}."
         )
     if config.id2label is None:
         return
     names = [config.id2label[label] for label in range(config.num_labels)]
-    plain, wanted = [[_WORDNET_ID.sub("", name) for name in one] for one in (names, class_names)]
-    if plain == wanted or not set(plain) & set(wanted):
+    model_names, data_names = [[_WORDNET_ID.sub("", name) for name in each] for each in (names, class_names)]
+    if model_names == data_names or not set(model_names) & set(data_names):
         return
-    what = "the same classes in another order" if sorted(plain) == sorted(wanted) else "some classes in common only"
-    different = [label for label, (one, other) in enumerate(zip(plain, wanted)) if one != other]
+    same = sorted(model_names) == sorted(data_names)
+    what = "the same classes in another order" if same else "only some classes in common"
+    different = [label for label, (one, other) in enumerate(zip(model_names, data_names)) if one != other]
     lines = [f"label {label}: {names[label]} in the model, {class_names[label]} in the data" for label in different]
-    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    more = [f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
     raise InputError(
-        f"{source} and {data} have {what}, so labels would not agree:\n  "
-        + "\n  ".join(lines[:_MOST_LINES] + more)
+        f"{source} and {data} have {what}, so that their labels differ:\n  "
+        + "\n  ".join(lines[:_MAX_LISTED] + more)
         + f"\nExpected the same classes in the same order (class folders: sorted by name). Rename them, or {remedy}."
     )

@@ -1,20 +1,16 @@
-"""The Grain chain: a source becomes batches that depend on (seed, step) and nothing else.
+"""The Grain pipeline: makes batches of a source that depend on (seed, step) alone.
 
-    record numbers -> shuffled anew every epoch, without end -> paired with their global position g
-    -> local batches, of which process p of P takes every P-th from p on -> read, decoded, transformed -> workers
+    example indices -> shuffled anew every epoch, without end -> paired with their global position g
+    -> local batches, of which process p of P takes every P-th, starting at p -> read, decoded, transformed by workers
 
-Everything before the reading is arithmetic on numbers, so starting at a late step costs nothing. A worker makes whole
-batches, and Grain hands them out in order whatever the number of workers.
+Everything before the reading is index arithmetic, so starting at a late step costs nothing. A worker makes whole
+batches, and Grain returns them in the same order for any number of workers.
 """
 
 import dataclasses
 import logging
-import os
-import signal
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from multiprocessing import parent_process
 from typing import Self
 
 import grain
@@ -28,56 +24,55 @@ from train.data.augment.resizing import choose_resizer
 from train.data.augment.transforms import TrainingTransform
 from train.data.config import DataConfig
 from train.data.sources.source import ArraySource, Example, Source, image_of
-from train.data.workers.shared_memory import most_batches, require_room
-from train.data.workers.worker_errors import loss_of_a_worker
-from train.data.workers.worker_process import name_as_main_of_workers
+from train.data.workers.failures import is_worker_failure, worker_error
+from train.data.workers.start import initialize_worker, start_workers_without_jax
 
 Batch = dict[str, np.ndarray]
 _LOG = logging.getLogger(__name__)
-_MOST_BAD_IN_A_ROW = 100
+_MAX_BAD_IN_A_ROW = 100
 
 
 class BadImageError(InputError):
-    """An image of the data set that cannot be read; names it and says how to go on."""
+    """An image of the data set that cannot be read; the message names it."""
 
 
 class LabelError(InputError):
-    """A label that is no class of the data set, as those of splits without labels are; names it."""
+    """A label that is not a class of the data set, such as the -1 of splits without labels."""
 
 
 class Batches:
-    """An iterator over batches that can be closed, and knows which images it could not read."""
+    """An iterator over batches, which must be closed; it also lists the images that it could not read."""
 
     def __init__(
         self, batches: grain.MapDataset[Batch], config: DataConfig, source: Source, repeat: bool = False
     ) -> None:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only absl's own programs parse
-        # Held in a list that the finalizer empties: an iterator of Grain that outlives the modules it was made of, at
-        # the end of a program that did not close it, complains.
-        self._running = [iter(_spread(batches, config, source, repeat))]
-        self._finalizer = weakref.finalize(self, _stop, self._running)
+            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only programs based on absl parse
+        self._workers = worker_count(config, source, len(batches))
+        # A list that the finalizer empties: Grain's iterators warn if they are still open when the interpreter exits.
+        self._iterator = [iter(_prefetch(batches, config, self._workers, repeat))]
+        self._finalizer = weakref.finalize(self, _close, self._iterator)
         self._config, self._source = config, source
         self.bad_images: dict[str, str] = {}
-        """Id and complaint of every image that was replaced or left out so far."""
+        """Reason for every image that was replaced or left out so far, by the image's id."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if not self._running:
-            raise InputError("These batches were closed. Make new ones from the step to go on with.")
+        if not self._iterator:
+            raise InputError("These batches are closed. Make new ones that start at the next step.")
         try:
-            batch = next(self._running[0])
+            batch = next(self._iterator[0])
         except (RuntimeError, OSError) as error:
-            if (told := loss_of_a_worker(error)) is None:
-                raise
-            raise told from error
+            if self._workers and is_worker_failure(error):
+                raise worker_error(error) from error
+            raise
         self._report(batch.pop("bad"))
         return batch
 
     def _report(self, bad: np.ndarray) -> None:
-        """Workers only say where they were; what is wrong there is found out here, once for every image."""
+        """Workers return the indices of bad images only. This finds the reasons, once for every image."""
         for index in bad[bad >= 0]:
             name = f"{index}"
             try:
@@ -86,14 +81,14 @@ class Batches:
                 if name in self.bad_images:
                     continue
                 self._config.image_processor().resize_and_crop(image_of(example))
-                reason = "it was unreadable in a worker, and is readable now"
+                reason = "a worker could not read it; it is readable now"
             except ImageError as error:
                 reason = str(error)
             self.bad_images[name] = reason
             _LOG.warning("Skipped a bad image, %d so far: %s: %s", len(self.bad_images), name, reason)
 
     def close(self) -> None:
-        """Stops the workers. Nothing more can be read."""
+        """Stops the workers. No more batches can be read."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -103,39 +98,37 @@ class Batches:
         self.close()
 
 
-def _stop(running: list[grain.DatasetIterator[Batch]]) -> None:
-    while running:
-        running.pop().close()
+def _close(iterator: list[grain.DatasetIterator[Batch]]) -> None:
+    while iterator:
+        iterator.pop().close()
 
 
 def train_batches(
     config: DataConfig, source: Source, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
 ) -> Batches:
-    """This process's part of the training batches from `start_step` on, without end.
+    """This process's part of the training batches, without end, starting at `start_step`.
 
-    Every batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int64 [b]}, b = batch_size /
-    process_count; index counts the source's examples. It is a pure function of (config.seed, step): see the package's
-    docstring.
+    Every batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int64 [b]} with b = batch_size /
+    process_count; index is the example's place in the source. A batch is a pure function of (config.seed, step), as the
+    package's docstring describes.
 
     Raises:
-        ValueError: if the batch size is not a multiple of process_count, the resizer is not installed, or shared
-            memory has no room for a batch of workers.
+        ValueError: if the batch size is not a multiple of process_count, or the resizer is not installed.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
-        LabelError: from next(), for a label that is no class.
-        WorkerError: from next(), if a worker process was ended from outside.
+        LabelError: from next(), for a label that is not a class.
+        WorkerError: from next(), if a worker process failed.
     """
     size = _local_size(config.batch_size, process_count)
-    choose_resizer(config.augment.resizer)  # so that what is missing is said here, not by a worker
-    numbers = (
+    choose_resizer(config.augment.resizer)  # raises here rather than in a worker if it is not installed
+    indices = (
         grain.MapDataset.range(len(source))
         .shuffle(seed=_shuffle_seed(config.seed))
         .repeat()
         .map_with_index(_Place)
         .batch(size, batch_fn=list)
     )
-    mine = numbers[start_step * process_count + process_index :: process_count]
-    _require_room(config, size, worker_count(config, source))
-    return Batches(mine.map(_MakeTrainingBatch(config, source)), config, source)
+    local = indices[start_step * process_count + process_index :: process_count]
+    return Batches(local.map(_MakeTrainingBatch(config, source)), config, source)
 
 
 def evaluation_batches(
@@ -143,49 +136,60 @@ def evaluation_batches(
 ) -> Batches:
     """This process's part of the batches that hold every example once, in order.
 
-    With `repeat` they begin again without end, every `evaluation_steps`: workers take a second to start, and wait
-    between two evaluations, with the first batches of the next one ready.
-
-    Batches are as in training, with "mask": bool [b]: False for what only fills the last batch up, and for images that
-    on_bad_image="skip" leaves out. Every process gets the same number of batches of the same size.
+    Batches are as in training, with "mask": bool [b], False for the rows that fill up the last batch and for images
+    that on_bad_image="skip" leaves out. Every process gets the same number of batches of the same size. With `repeat`
+    they start again every `evaluation_steps`, without end: workers, which take a second to start, then wait between two
+    evaluations with the next batches ready.
 
     Raises:
-        ValueError: if the batch size is not a multiple of process_count, or shared memory has no room for a batch of
-            workers.
+        ValueError: if the batch size is not a multiple of process_count.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
-        LabelError: from next(), for a label that is no class.
-        WorkerError: from next(), if a worker process was ended from outside.
+        LabelError: from next(), for a label that is not a class.
+        WorkerError: from next(), if a worker process failed.
     """
-    whole = config.evaluation_batch_size or config.batch_size
-    size = _local_size(whole, process_count)
-    numbers = grain.MapDataset.range(evaluation_steps(config, source) * whole).batch(size, batch_fn=list)
-    mine = numbers[process_index::process_count]
-    _require_room(config, size, worker_count(config, source, len(mine)))
-    return Batches(mine.map(_MakeEvaluationBatch(config, source)), config, source, repeat)
+    global_size = config.evaluation_batch_size or config.batch_size
+    size = _local_size(global_size, process_count)
+    indices = grain.MapDataset.range(evaluation_steps(config, source) * global_size).batch(size, batch_fn=list)
+    local = indices[process_index::process_count]
+    return Batches(local.map(_MakeEvaluationBatch(config, source)), config, source, repeat)
 
 
 def evaluation_steps(config: DataConfig, source: Source) -> int:
-    """How many batches of every process hold all examples of a source."""
+    """The number of batches in an evaluation, the same for every process."""
     return -(-len(source) // (config.evaluation_batch_size or config.batch_size))
 
 
 def worker_count(config: DataConfig, source: Source, batches: int | None = None) -> int:
-    """How many worker processes make so many batches of a source, or batches without end; 0: a thread makes them."""
+    """The number of worker processes; 0 if a thread of this process makes the batches.
+
+    Args:
+        config: its `workers` counts; by default one for every core but one, and none for data sets in memory.
+        source: the data set.
+        batches: how many there are. None: without end.
+    """
     workers = max(1, available_cores() - 1) if config.workers is None else config.workers
     if config.workers is None and isinstance(source, ArraySource):
-        workers = 0  # its transforms take less time than the way to another process
-    # An evaluation may have few batches, and a worker takes a second to start.
+        workers = 0  # sending a batch between processes takes longer than making it
     return workers if batches is None else min(workers, batches)
 
 
 def batch_bytes(config: DataConfig, size: int) -> int:
-    """Bytes of a batch of so many images; of its other arrays, which are small, none."""
+    """Bytes of the pixels of `size` images."""
     return size * config.image_size**2 * config.num_channels
+
+
+def max_shared_batches(workers: int, worker_batches: int) -> int:
+    """The most batches that are in shared memory at a time.
+
+    For every worker: `worker_batches` in its queue, as many that Grain has read ahead from it, and one that each side
+    waits to pass on. One more is in use.
+    """
+    return workers * 2 * (worker_batches + 1) + 1 if workers else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """One example of training: its global position, which keys its random numbers, and its number in the source."""
+    """One training example: its global position, which keys its random numbers, and its index in the source."""
 
     position: int
     index: int
@@ -193,7 +197,7 @@ class _Place:
 
 @dataclasses.dataclass(frozen=True)
 class _MakeTrainingBatch:
-    """From places to pixels. Runs in the workers."""
+    """Makes a batch from places. Runs in the workers."""
 
     config: DataConfig
     source: Source
@@ -205,18 +209,18 @@ class _MakeTrainingBatch:
         for row, (place, example) in enumerate(zip(places, examples)):
             index = place.index
             while True:
-                # Anew for a replacement, which then does not depend on how many numbers were drawn for the bad image.
+                # A new generator for a replacement too, whatever was drawn for the bad image.
                 rng = np.random.Generator(np.random.Philox(key=[self.config.seed, place.position]))
                 try:
                     batch["image"][row] = transform(image_of(example), rng)
                     break
                 except ImageError as error:
-                    _complain_or_go_on(self.config, example["id"], error)
+                    _raise_unless_skipped(self.config, example["id"], error)
                     batch["bad"][row] = place.index
-                    if index - place.index == min(_MOST_BAD_IN_A_ROW, len(self.source) - 1):
+                    if index - place.index == min(_MAX_BAD_IN_A_ROW, len(self.source) - 1):
                         raise BadImageError(
                             f"{index - place.index + 1} images in a row cannot be read, the last of them "
-                            f"{example['id']}: {error}\nIs the storage all right? python -m train doctor tells more."
+                            f"{example['id']}: {error}\nCheck the storage, or run python -m train doctor."
                         ) from error
                     index += 1
                     example = self.source[index % len(self.source)]
@@ -227,16 +231,16 @@ class _MakeTrainingBatch:
 
 @dataclasses.dataclass(frozen=True)
 class _MakeEvaluationBatch:
-    """From numbers to pixels; numbers beyond the end fill up. Runs in the workers."""
+    """Makes a batch from indices; those beyond the end of the source fill it up. Runs in the workers."""
 
     config: DataConfig
     source: Source
 
-    def __call__(self, numbers: Sequence[int]) -> Batch:
+    def __call__(self, indices: Sequence[int]) -> Batch:
         processor = self.config.image_processor()
-        real = [number for number in numbers if number < len(self.source)]
-        batch = _empty_batch(self.config, len(numbers))
-        batch["mask"] = np.zeros(len(numbers), bool)
+        real = [index for index in indices if index < len(self.source)]
+        batch = _empty_batch(self.config, len(indices))
+        batch["mask"] = np.zeros(len(indices), bool)
         for row, (index, example) in enumerate(zip(real, self.source.__getitems__(real))):
             batch["index"][row] = index
             batch["label"][row] = _label(example, self.source, self.config.evaluation_split)
@@ -244,7 +248,7 @@ class _MakeEvaluationBatch:
                 batch["image"][row] = processor.resize_and_crop(image_of(example))
                 batch["mask"][row] = True
             except ImageError as error:
-                _complain_or_go_on(self.config, example["id"], error)
+                _raise_unless_skipped(self.config, example["id"], error)
                 batch["bad"][row] = index
         return batch
 
@@ -261,75 +265,44 @@ def _empty_batch(config: DataConfig, size: int) -> Batch:
 def _label(example: Example, source: Source, split: str) -> int:
     label, classes = example["label"], len(source.class_names)
     if not 0 <= label < classes:
-        # An array on the device would take a negative one from its end.
+        # Indexing with a negative label would silently count from the end.
         raise LabelError(
             f"{example['id']} in the split {split!r} has the label {label}. Expected 0 to {classes - 1}, because "
-            f"the data set has {classes} classes. -1 marks splits whose labels are not published: choose another."
+            f"the data set has {classes} classes. -1 marks a split without published labels: choose another split."
         )
     return label
 
 
-def _complain_or_go_on(config: DataConfig, name: str, error: ImageError) -> None:
+def _raise_unless_skipped(config: DataConfig, name: str, error: ImageError) -> None:
     if config.on_bad_image == "error":
         raise BadImageError(
-            f"The image {name} cannot be read: {error}\nReplace it, or go on without such images: "
-            "--data.on-bad-image skip (in evaluate: --on-bad-image skip) counts and reports them."
+            f"The image {name} cannot be read: {error}\nReplace it, or skip and report such images with "
+            "--data.on-bad-image skip (in evaluate: --on-bad-image skip)."
         ) from error
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
     if batch_size % process_count:
         raise InputError(
-            f"A batch of {batch_size} images cannot be shared evenly by {process_count} processes. Expected a multiple "
-            f"of {process_count}."
+            f"A batch of {batch_size} images cannot be split evenly over {process_count} processes. Expected a "
+            f"multiple of {process_count}."
         )
     return batch_size // process_count
 
 
-def _require_room(config: DataConfig, size: int, workers: int) -> None:
-    """Raises ValueError where workers would be ended by their first batch."""
-    if workers:
-        require_room(batch_bytes(config, size), most_batches(workers, config.worker_batches))
-
-
 def _shuffle_seed(seed: int) -> int:
-    # Grain adds the epoch to its 32-bit seed; spread apart, the runs of two seeds do not share epochs.
+    # Grain adds the epoch to its 32-bit seed. Spread out, the runs of two seeds share no epochs.
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
-def _spread(
-    batches: grain.MapDataset[Batch], config: DataConfig, source: Source, repeat: bool
+def _prefetch(
+    batches: grain.MapDataset[Batch], config: DataConfig, workers: int, repeat: bool
 ) -> grain.IterDataset[Batch]:
-    """The batches made ahead of time: by workers, or by a thread of this process."""
-    workers = worker_count(config, source, len(batches))
+    """The batches made ahead of time, by workers or by a thread of this process."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else config.worker_batches)
     dataset = (batches.repeat() if repeat else batches).to_iter_dataset(options)
     if workers == 0:
         return dataset
-    name_as_main_of_workers()
+    start_workers_without_jax()
     multiprocessing = grain.MultiprocessingOptions(workers, per_worker_buffer_size=config.worker_batches)
-    return dataset.mp_prefetch(multiprocessing, worker_init_fn=_start_worker)
-
-
-def _start_worker(worker: int, workers: int) -> None:
-    """Leaves signals to the program, which stops its workers itself; and does not outlive it if it is killed."""
-    del worker, workers
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
-
-    def follow_parent() -> None:
-        if (parent := parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep the memory of one image for the next, rather than return it and ask for it again page by page.
-
-    It keeps twice as much as the largest block that was ever freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD); other
-    systems' allocators make nothing of it. The memory is never written to, so it costs nothing.
-    """
-    np.empty(31 * 2**20, np.uint8)
+    return dataset.mp_prefetch(multiprocessing, worker_init_fn=initialize_worker)

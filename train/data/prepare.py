@@ -1,16 +1,16 @@
-"""`python -m train prepare`: class folders or ImageNet's archives into TFDS's ArrayRecord shards.
+"""`python -m train prepare`: packs class folders or ImageNet's archives into TFDS's ArrayRecord shards.
 
-Why: a pod's storage reads a thousand large files well and a million small ones badly. Images keep their bytes. The
-result is an ordinary TFDS data set, which `tfds.builder_from_directory` reads, made by our own writer because TFDS's
-starts from nothing after an interruption:
+A pod's storage reads a thousand large files well and a million small ones badly. Images keep their bytes. The result is
+an ordinary TFDS data set, which `tfds.builder_from_directory` reads. TFDS's own writer would start again after an
+interruption; this one writes:
 
     OUTPUT/NAME/.lock                one run at a time
-    OUTPUT/NAME/1.0.0.incomplete/    while it runs: finished shards, each renamed when it is whole
-    OUTPUT/NAME/1.0.0/               the data set, renamed when all shards and the metadata are there
+    OUTPUT/NAME/1.0.0.incomplete/    while it runs: finished shards, each renamed when it is complete
+    OUTPUT/NAME/1.0.0/               the data set, renamed when all shards and the metadata are written
 
-Running the same command again goes on with the shards that are missing, and leaves a finished data set as it is. Which
-files and settings it was made of stays noted beside it (`origin`), so that others are never taken for them; so does
-what shards leave out because it is no image, in a folder left_out.
+The same command writes the missing shards after an interruption, and leaves a finished data set as it is. The files
+and settings that it was packed from are kept beside the shards (`fingerprint`), and so are the names of files that
+shards leave out because they are not images (left_out).
 Examples are shuffled once (with a fixed seed), so that a shard, and a slice of a split, is a fair sample.
 """
 
@@ -19,7 +19,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BytesIO
 from pathlib import Path
@@ -31,43 +31,49 @@ from PIL import Image, UnidentifiedImageError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import printable
+from train.data.fingerprint import (
+    check_fingerprint,
+    file_sizes,
+    fingerprint_of,
+    read_fingerprint,
+    write_fingerprint,
+)
 from train.data.sources.archives import open_imagenet
-from train.data.sources.folders import FolderSource, open_folder, read_class_folders
-from train.data.sources.origin import Origin, require_note
-from train.data.sources.source import Example, Source, SourceError, image_of, require_images
+from train.data.sources.folders import FolderSource, ListImages, open_folder, read_class_folders
+from train.data.sources.source import Example, Source, SourceError, check_not_empty, image_of
 from train.folders import lock_folder
 
 _VERSION = "1.0.0"
 _SHUFFLE_SEED = 0
 _LEFT_OUT = "left_out"
-# Every record by itself: random access reads nothing else. JPEG does not get smaller by compressing it again.
+# One record per group, so that random access reads nothing else; JPEGs do not compress further.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """What to pack, and where to."""
+    """What to pack, and where."""
 
     source: str
     """"folder:PATH" (class folders) or "imagenet:PATH" (a folder with the three archives of ILSVRC2012)."""
     output: Path
-    """Folder for data sets; NAME/1.0.0 is made in it."""
+    """Folder for data sets; the result is in NAME/1.0.0 below it."""
     name: str | None = None
     """Name of the data set. Default: the folder's, or ilsvrc2012."""
     held_out: float = 0.1
-    """Share of every class for validation, where class folders have no split of their own."""
+    """Share of every class for validation if class folders have no validation split."""
     images_per_shard: int = 1024
     """Images in a file. A thousand photographs of ImageNet make 120 MB."""
     threads: int = 8
     """Shards written at the same time."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """What to do about a file that is no image: name all of them and stop, or leave them out and list them."""
+    """For files that are not images: list them and stop, or leave them out and list them."""
 
     def __post_init__(self) -> None:
         kind, _, path = self.source.partition(":")
         rules = [
             ("source", kind in ("folder", "imagenet") and path, "folder:PATH or imagenet:PATH"),
-            ("output", is_local(self.output), "a folder of this machine, or of a bucket that is mounted"),
+            ("output", is_local(self.output), "a local folder, or one of a mounted bucket"),
             ("name", re.fullmatch(r"[a-z]\w*", self.dataset_name), "a lower-case letter, then letters, digits and _"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             ("images_per_shard", self.images_per_shard > 0, "a positive number of images"),
@@ -77,12 +83,12 @@ class PrepareConfig:
 
     @property
     def path(self) -> Path:
-        """What `source` points to."""
+        """The path in `source`."""
         return Path(self.source.partition(":")[2]).expanduser()
 
     @property
     def dataset_name(self) -> str:
-        """As TFDS knows it."""
+        """The name in TFDS."""
         if self.name is not None:
             return self.name
         if self.source.startswith("imagenet:"):
@@ -98,7 +104,7 @@ class PrepareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far it is, for whoever shows it."""
+    """Progress of listing or packing."""
 
     images: int
     """Found so far while the source is listed, packed so far afterwards."""
@@ -107,14 +113,14 @@ class Progress:
 
 
 class Prepared(NamedTuple):
-    """What became of it."""
+    """The finished data set."""
 
     folder: Path
-    """Holds the finished data set: read it as `tfds:FOLDER`."""
+    """Read it as `tfds:FOLDER`."""
     images: dict[str, int]
     """Images in every split."""
     left_out: list[str]
-    """Files that are no images, and why: what on_bad_image="skip" left out, also in runs before this one."""
+    """Files that on_bad_image="skip" left out, in this run or earlier ones, each with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,70 +134,60 @@ class _Shard:
         return folder / f"{name}-{self.split}.array_record-{self.number:05d}-of-{self.of:05d}"
 
     def note(self, folder: Path) -> Path:
-        """The file that names what the shard leaves out; it is there if there is anything, and before the shard."""
+        """The file that lists what the shard leaves out, if anything; written before the shard."""
         return folder / _LEFT_OUT / f"{self.split}-{self.number:05d}-of-{self.of:05d}.json"
 
 
-def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> Prepared:
-    """Packs the data set, or what an interrupted run left to do. One that is finished of these files stays as it is.
+def prepare_data(config: PrepareConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> Prepared:
+    """Packs a data set, or what an interrupted run left to do. A finished one of the same files stays as it is.
 
     Args:
-        config: what and where.
-        on_progress: called with every class listed and every shard written.
+        config: what to pack, and where.
+        on_progress: called after every class that is listed and every shard that is written.
 
     Raises:
-        SourceError: if there is nothing to pack, files are no images, or the folder holds another data set, or shards
-            that leave files out without being told to.
+        SourceError: if there is nothing to pack, files are not images, or the folder holds shards of other files, or
+            shards that leave out files although on_bad_image is "error".
         ValueError: if another run is packing the data set.
     """
-    if _is_finished(config):
-        require_note(config.folder)  # before a long listing
+    finished = (config.folder / "dataset_info.json").is_file()
+    found = read_fingerprint(config.folder)
+    if finished and found is None:  # checked before a long listing
+        raise SourceError(
+            f"{config.folder} holds a data set without a fingerprint of the files it was packed from: another program "
+            f"made it. Train on it as it is with --data.source tfds:{config.folder}; or remove the folder to pack "
+            "again, or choose another --output or --name."
+        )
     sources = _open_sources(config, on_progress)
-    origin = _origin(config, sources)
-    if _is_finished(config):
-        origin.compare(config.folder)
-        return _outcome(config, sources)
+    fingerprint = fingerprint_of(sources, config.images_per_shard)
+    if finished and found is not None:
+        check_fingerprint(config.folder, config.source, fingerprint | file_sizes(sources, config.threads), found)
+        return _result(config, sources)
     refusal = (
-        f"Another run is packing {config.folder}. Expected one at a time: they would write the same shards. Wait for "
-        "its end; if it is stopped, the same command goes on with what is left to do."
+        f"Another run is packing {config.folder}. Expected one at a time, because both would write the same shards. "
+        "Wait until it ends; if it was stopped, the same command writes what is missing."
     )
     with lock_folder(config.folder.parent, refusal):
-        _pack(config, sources, origin, on_progress)
-        return _outcome(config, sources)
+        work = config.folder.with_name(f"{_VERSION}.incomplete")
+        work.mkdir(parents=True, exist_ok=True)
+        if (found := read_fingerprint(work)) is None:
+            write_fingerprint(work, fingerprint)
+        else:
+            check_fingerprint(work, config.source, fingerprint, found)
+        shards = _shards(config, sources)
+        _check_left_out(config, _left_out(config, shards, work), work)
+        _write_missing(config, sources, shards, work, on_progress)
+        _write_metadata(config, sources, shards, work)
+        write_fingerprint(work, fingerprint | file_sizes(sources, config.threads))
+        work.rename(config.folder)
+        return _result(config, sources)
 
 
-def _is_finished(config: PrepareConfig) -> bool:
-    return (config.folder / "dataset_info.json").is_file()
-
-
-def _pack(
-    config: PrepareConfig,
-    sources: Mapping[str, Source],
-    origin: Origin,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Packs what is not packed yet and finishes the data set."""
-    work = config.folder.with_name(f"{_VERSION}.incomplete")
-    work.mkdir(parents=True, exist_ok=True)
-    origin.claim(work)
-    shards = _shards(config, sources)
-    _require_consent(config, _left_out(config, shards, work), work)
-    bad = _write_missing(config, sources, shards, work, on_progress)
-    if bad and config.on_bad_image == "error":
-        raise SourceError(
-            f"{len(bad)} files are no images:\n  " + "\n  ".join(bad) + "\nReplace or remove them and run the command "
-            "again (what is packed stays packed), or leave them out with --on-bad-image skip."
-        )
-    _write_metadata(config, sources, shards, work)
-    origin.note(work)
-    work.rename(config.folder)
-
-
-def _outcome(config: PrepareConfig, sources: Mapping[str, Source]) -> Prepared:
+def _result(config: PrepareConfig, sources: Mapping[str, Source]) -> Prepared:
     import tensorflow_datasets as tfds
 
     left_out = _left_out(config, _shards(config, sources), config.folder)
-    _require_consent(config, left_out, config.folder)
+    _check_left_out(config, left_out, config.folder)
     splits = tfds.builder_from_directory(config.folder).info.splits
     return Prepared(config.folder, {name: split.num_examples for name, split in splits.items()}, left_out)
 
@@ -200,67 +196,54 @@ def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]
     if config.source.startswith("imagenet:"):
         sources: Mapping[str, Source] = open_imagenet(config.path, lambda count: on_progress(Progress(count, None)))
     else:
-        listing = _Listing(on_progress)
+        list_images = _list_once(on_progress)
         splits = ("train", "validation")
-        sources = {split: open_folder(config.path, split, config.held_out, listing) for split in splits}
-    for split, source in sources.items():  # training takes no empty split either
-        require_images(source, config.source, split)
+        sources = {split: open_folder(config.path, split, config.held_out, list_images) for split in splits}
+    for split, source in sources.items():
+        check_not_empty(source, config.source, split)
     return sources
 
 
-class _Listing:
-    """Lists class folders and says how many images it has found; a folder that two splits share, only once."""
+def _list_once(on_progress: Callable[[Progress], None]) -> ListImages:
+    """Lists class folders and reports the images found so far; a folder that two splits share is listed once."""
+    listed = 0
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
-        self._on_progress, self._found = on_progress, 0
-        self._list = functools.cache(self._list_and_tell)
-
-    def __call__(self, root: Path, class_names: tuple[str, ...] | None) -> FolderSource:
-        return self._list(root, class_names)
-
-    def _list_and_tell(self, root: Path, class_names: tuple[str, ...] | None) -> FolderSource:
-        before = self._found
-        source = read_class_folders(root, class_names, lambda count: self._on_progress(Progress(before + count, None)))
-        self._found += len(source)
+    @functools.cache
+    def list_images(root: Path, class_names: tuple[str, ...] | None) -> FolderSource:
+        nonlocal listed
+        source = read_class_folders(root, class_names, lambda count: on_progress(Progress(listed + count, None)))
+        listed += len(source)
         return source
 
-
-def _origin(config: PrepareConfig, sources: Mapping[str, Source]) -> Origin:
-    return Origin(config.source, sources, {"images_per_shard": config.images_per_shard}, config.threads)
+    return list_images
 
 
 def _left_out(config: PrepareConfig, shards: list[_Shard], folder: Path) -> list[str]:
-    """The names of files that the finished shards in a folder leave out because they are no images, and why."""
-    names = []
-    for shard in shards:
-        if shard.path(folder, config.dataset_name).exists() and shard.note(folder).exists():
-            names += json.loads(shard.note(folder).read_text(encoding="utf-8"))
-    return sorted(names)
+    """Files that the finished shards in a folder leave out because they are not images, each with the reason."""
+    lists = [shard.note(folder) for shard in shards if shard.path(folder, config.dataset_name).exists()]
+    return sorted(name for path in lists if path.exists() for name in json.loads(path.read_text(encoding="utf-8")))
 
 
-def _require_consent(config: PrepareConfig, left_out: list[str], folder: Path) -> None:
-    """Refuses to go on with shards, or to take a data set for finished, that leave out what they should not.
-
-    Raises:
-        SourceError: with the names.
-    """
+def _check_left_out(config: PrepareConfig, left_out: list[str], folder: Path) -> None:
+    """Raises SourceError if shards in `folder` leave out files and on_bad_image is "error"."""
     if left_out and config.on_bad_image == "error":
         listed = "\n  ".join(left_out)
         raise SourceError(
-            f"{folder} was packed with --on-bad-image skip, and leaves out {len(left_out)} files that were no images:"
-            f"\n  {listed}\nExpected none to be left out, as --on-bad-image error wants it. Leave them out with "
-            "--on-bad-image skip; or replace them and remove that folder, to pack again."
+            f"{folder} was packed with --on-bad-image skip and leaves out {len(left_out)} files that were not images:"
+            f"\n  {listed}\nExpected no such files, because of --on-bad-image error. Accept it with --on-bad-image "
+            "skip; or replace them and remove that folder to pack again."
         )
 
 
 def _shards(config: PrepareConfig, sources: Mapping[str, Source]) -> list[_Shard]:
-    return [shard for split, source in sources.items() for shard in _plan(split, len(source), config)]
+    return [shard for split, source in sources.items() for shard in _split_shards(split, len(source), config)]
 
 
-def _plan(split: str, examples: int, config: PrepareConfig) -> list[_Shard]:
+def _split_shards(split: str, examples: int, config: PrepareConfig) -> Iterator[_Shard]:
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(examples)
     count = -(-examples // config.images_per_shard)
-    return [_Shard(split, number, count, rows) for number, rows in enumerate(np.array_split(order, count))]
+    for number, rows in enumerate(np.array_split(order, count)):
+        yield _Shard(split, number, count, rows)
 
 
 def _write_missing(
@@ -269,14 +252,18 @@ def _write_missing(
     shards: list[_Shard],
     work: Path,
     on_progress: Callable[[Progress], None],
-) -> list[str]:
-    """Writes the shards that are not there yet; returns the names of files that are no images."""
+) -> None:
+    """Writes the shards that are missing.
+
+    Raises:
+        SourceError: with all files that are not images, if on_bad_image is "error".
+    """
     total = sum(len(shard.rows) for shard in shards)
     missing = [shard for shard in shards if not shard.path(work, config.dataset_name).exists()]
     images = total - sum(len(shard.rows) for shard in missing)
     on_progress(Progress(images, total))
     bad: list[str] = []
-    # Made before there are threads: TFDS loads its parts when they are first used, which only one thread may do.
+    # Made before the threads start: TFDS imports its modules lazily, which is not safe in several threads.
     features = {split: _features(source) for split, source in sources.items()}
     with ThreadPoolExecutor(config.threads) as threads:
         try:
@@ -291,11 +278,15 @@ def _write_missing(
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    return sorted(bad)
+    if bad and config.on_bad_image == "error":
+        raise SourceError(
+            f"{len(bad)} files are not images:\n  " + "\n  ".join(sorted(bad)) + "\nReplace or remove them and run the "
+            "command again (finished shards stay), or leave them out with --on-bad-image skip."
+        )
 
 
 def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _Shard, work: Path) -> list[str]:
-    """One file, whole or not at all. Returns the names of files that are no images."""
+    """Writes one shard, complete or not at all. Returns the files that are not images, each with the reason."""
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     path = shard.path(work, config.dataset_name)
@@ -305,7 +296,7 @@ def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _S
     try:
         for row in shard.rows:
             example = source[int(row)]
-            if (reason := _why_no_image(example)) is not None:
+            if (reason := _why_not_an_image(example)) is not None:
                 bad.append(f"{example['id']}: {reason}")
                 continue
             name = printable(source.names[row].item()) if isinstance(source, FolderSource) else example["id"]
@@ -318,24 +309,26 @@ def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _S
         return bad
     if (written := ArrayRecordReader(str(temporary)).num_records()) != len(shard.rows) - len(bad):
         temporary.unlink()
-        raise OSError(f"{path} holds {written} of {len(shard.rows) - len(bad)} images. Is the disk full?")
+        raise OSError(
+            f"{path} holds {written} of {len(shard.rows) - len(bad)} images. Check that the disk is not full."
+        )
     if bad:
         write_json(shard.note(work), bad)
     else:
-        shard.note(work).unlink(missing_ok=True)  # of a run that was interrupted before it finished this shard
+        shard.note(work).unlink(missing_ok=True)  # left by an interrupted run
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.rename(path)
     return bad
 
 
-def _why_no_image(example: Example) -> str | None:
-    """Looks at the header only; what is damaged further on shows when it is decoded."""
+def _why_not_an_image(example: Example) -> str | None:
+    """The reason why an example is not an image, from its header alone; None if it is one."""
     try:
         with Image.open(BytesIO(image_of(example))) as image:
             return None if min(image.size) > 0 else "no pixels"
-    except UnidentifiedImageError:  # whose message shows an object's address
-        return "of no format that Pillow knows"
+    except UnidentifiedImageError:  # its message shows an object's address
+        return "not a format that Pillow reads"
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ... for foreign bytes
         return str(error) or type(error).__name__
 

@@ -18,7 +18,7 @@ from train.compute.evaluation import Evaluation
 from train.compute.sharding import to_host
 from train.compute.state import TrainState
 from train.config import TrainConfig
-from train.data.sources.source import Example, Source, image_of
+from train.data import Example, Source, image_of
 from train.report.reports import draw_confusion, evaluation_report
 from train.setup import Assembly
 

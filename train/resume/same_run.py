@@ -18,8 +18,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
 from train.compute.distributed import from_process_0, refuse_unlike
 from train.config import TrainConfig, as_json
-from train.data.augment.resizing import choose_resizer
-from train.data.sources.source import Source
+from train.data import Source, choose_resizer
 from train.report.reports import last_noted_step
 from train.resume.checkpoints import newest_run
 

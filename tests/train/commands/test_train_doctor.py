@@ -22,9 +22,8 @@ from train.commands.doctor import examine, report
 from train.compute.kernel_check import TOLERANCE, largest_difference
 from train.compute.sharding import BATCH_AXES, make_mesh
 from train.config import PretrainedNetwork, TrainConfig
+from train.data import open_source
 from train.data.sources import folders
-from train.data.sources.opening import open_source
-from train.data.workers.shared_memory import Room
 from train.resume.checkpoints import Checkpoints
 from train.resume.same_run import identify, with_network
 from training import first_state, open_and_assemble, sharded, tiny
@@ -120,7 +119,7 @@ def test_classes_are_named_and_splits_that_would_be_classes_are_told(folder, tmp
     assert not warnings(config, "classes")
     (folder / "train").rename(folder / "Train")
     (folder / "validation").rename(folder / "Val")
-    assert any("Train, Val would be taken for classes" in finding.found for finding in findings(config))
+    assert any("Train, Val look like splits" in finding.found for finding in findings(config))
 
 
 def test_a_class_of_which_nothing_is_held_out_is_told(folder, tmp_path):
@@ -299,16 +298,16 @@ def test_what_workers_keep_in_shared_memory_is_compared_with_its_room(folder, tm
     # Eight of each of training's two workers, and one in use; eight and one of evaluations' single worker.
     needed = 17 * 8 * 16 * 16 + 9 * 8008 * 16 * 16
     for free, level in ((needed + 1, "fine"), (needed, "failure")):
-        monkeypatch.setattr(doctor, "room", lambda free=free: Room(64_000_000, free))
+        monkeypatch.setattr(doctor, "_free_shared_memory", lambda free=free: free)
         (found,) = of_shared_memory(config)
         assert found.level == level
         assert (
             found.found == "the workers keep up to 26 batches in /dev/shm, 18.5 MB in all, and 18.5 MB are free there"
         )
-    for remedy in ("--shm-size 1g", "emptyDir with medium: Memory at /dev/shm", "--data.worker-batches 1"):
+    for remedy in ("--shm-size", "emptyDir with medium: Memory at /dev/shm", "--data.worker-batches 1"):
         assert remedy in found.remedy
     assert not of_shared_memory(dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0)))
-    monkeypatch.setattr(doctor, "room", lambda: None)
+    monkeypatch.setattr(doctor, "_free_shared_memory", lambda: None)
     assert not of_shared_memory(config)
 
 
@@ -326,7 +325,7 @@ def test_what_workers_hold_of_the_source_is_counted_twice(folder, tmp_path, monk
     counter = {f".{'x' * 1_000_000}{number}": 1 for number in range(10)}
     read = folders.read_class_folders
     monkeypatch.setattr(
-        folders, "read_class_folders", lambda *given: dataclasses.replace(read(*given), passed_over=counter)
+        folders, "read_class_folders", lambda *given: dataclasses.replace(read(*given), skipped=counter)
     )
     assert in_megabytes(with_workers(folder, tmp_path))[0] - needed == pytest.approx(4 * 2 * 10, abs=0.2)
 

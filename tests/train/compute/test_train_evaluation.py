@@ -13,9 +13,7 @@ from rich.console import Console
 from poolformer_jax.network.functional import cross_entropy
 from train import loop
 from train.compute.evaluation import evaluate
-from train.data.augment.device import normalize_batch
-from train.data.pipeline import evaluation_batches, evaluation_steps
-from train.data.sources.opening import open_source
+from train.data import evaluation_batches, evaluation_steps, normalize_batch, open_source
 from training import first_state, open_and_assemble, sharded, tiny
 
 

@@ -8,8 +8,7 @@ from PIL import Image
 
 from small_data import photographs, write_photographs
 from train.compute.evaluation import Evaluation
-from train.data.sources.opening import open_source
-from train.data.sources.source import ArraySource
+from train.data import ArraySource, open_source
 from train.report.reports import draw_confusion, draw_curves, evaluation_report
 from train.report.results import write_examples
 

@@ -9,8 +9,7 @@ import pytest
 
 import programs
 from train.command_line import main
-from train.data.config import HostAugmentation
-from train.data.sources.opening import open_source
+from train.data import HostAugmentation, open_source
 from train.resume import same_run
 from train.resume.checkpoints import Checkpoints
 from train.resume.same_run import identify, refuse_another_run

@@ -15,7 +15,7 @@ import pytest
 import programs
 from train import loop
 from train.command_line import main
-from train.data.sources.opening import open_source
+from train.data import open_source
 from training import disk, lines, saved, train_losses
 
 

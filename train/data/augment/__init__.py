@@ -1,1 +1,1 @@
-"""data/augment."""
+"""Random changes to training images: single images on the host (Pillow), whole batches on the device (jax)."""

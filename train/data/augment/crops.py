@@ -1,7 +1,7 @@
-"""Which part of an image to cut out, and moving an image a little: geometry chosen at random.
+"""Random crops, shifts and rotations.
 
-The random-resized crop is torchvision's and timm's (Inception's, arXiv 1409.4842): an area and an aspect ratio are
-drawn up to ten times until they fit, else the middle is taken. `resizing` brings the part to the network's size.
+The random-resized crop is that of torchvision and timm (from Inception, arXiv 1409.4842): an area and an aspect ratio
+are drawn up to ten times until they fit, else the crop is central. `resizing` resizes it to the network's input.
 """
 
 import math
@@ -14,7 +14,7 @@ _ATTEMPTS = 10
 
 
 class Box(NamedTuple):
-    """A part of an image in pixels, as Pillow counts them."""
+    """A part of an image, in pixels from its top left corner."""
 
     left: int
     top: int
@@ -35,14 +35,14 @@ class Box(NamedTuple):
 def random_resized_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """Which part of an image of `width` x `height` pixels to cut out.
+    """A random crop of an image of `width` x `height` pixels.
 
     Args:
         width: of the image, in pixels.
         height: of the image, in pixels.
         scale: smallest and largest area, as a share of the image's; drawn uniformly.
         ratio: smallest and largest width over height; drawn uniformly in the logarithm.
-        rng: where the numbers come from.
+        rng: random numbers.
     """
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(_ATTEMPTS):
@@ -58,7 +58,7 @@ def random_resized_box(
 
 
 def _largest_middle(width: int, height: int, ratio: tuple[float, float]) -> Box:
-    """The largest part in the middle whose aspect ratio is allowed."""
+    """The largest central crop with an allowed aspect ratio."""
     box_width = max(1, min(width, round(height * ratio[1])))
     box_height = max(1, min(height, round(width / ratio[0])))
     left, top = (width - box_width) // 2, (height - box_height) // 2
@@ -68,17 +68,17 @@ def _largest_middle(width: int, height: int, ratio: tuple[float, float]) -> Box:
 def shift_and_rotate(
     image: Image.Image, max_shift: float, max_rotation: float, rng: np.random.Generator
 ) -> Image.Image:
-    """The image moved and turned about its middle by random amounts; what comes in from outside is black.
+    """The image shifted, and rotated about its centre, by random amounts; pixels from outside are black.
 
     Args:
         image: any mode that Pillow can transform.
         max_shift: largest shift along each axis, as a share of that edge.
         max_rotation: largest angle in degrees, either way.
-        rng: where the numbers come from.
+        rng: random numbers.
     """
     if max_shift == 0 and max_rotation == 0:
         return image
     angle = float(rng.uniform(-max_rotation, max_rotation))
     shift = rng.uniform(-max_shift, max_shift, size=2) * image.size
-    translate = float(shift[0]), float(shift[1])  # Pillow moves by parts of a pixel too, whatever its annotation says
+    translate = float(shift[0]), float(shift[1])  # Pillow accepts fractions, although annotated as int
     return image.rotate(angle, resample=Image.Resampling.BILINEAR, translate=translate)  # type: ignore[arg-type]

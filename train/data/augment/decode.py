@@ -1,15 +1,13 @@
-"""From the bytes of an image file to the pixels of one part of it, at the network's size, as cheaply as possible.
+"""Decodes a crop of an image file and resizes it to the network's input.
 
-What a file may hold and how it becomes RGB or greyscale is the library's business (`poolformer_jax.images.reading`).
-This is the short cut for training's random parts of JPEG photographs that are upright and in the wanted colours:
+`poolformer_jax.images.reading` reads any file. This file adds a faster path for crops of JPEGs that need neither
+rotation nor colour conversion:
 
-- Only the header is read before the part is chosen.
-- Where nvImageCodec is installed, the part is decoded and little else (`jpeg_region`). The pixels are those of the long
-  way.
-- Scaled decoding, where it is allowed: a JPEG decoder can produce an image at 1/4 or 1/8 of its size for less than the
-  price of the part (it computes smaller inverse DCTs). It is used where the part is at least that many times larger
-  than the network's input, so detail is never made up: the filter then shrinks by what is left. The pixels differ a
-  little from those of a full decode. (At 1/2 it would save nothing.)
+- It chooses the crop after reading only the header.
+- If nvImageCodec is installed, it decodes little more than the crop (`jpeg_region`), with the same pixels.
+- Scaled decoding, if allowed: a JPEG decoder can produce an image at 1/4 or 1/8 of its size with smaller inverse DCTs,
+  which costs less than decoding the crop. It is used if the crop is at least that many times larger than the network's
+  input, and the filter then shrinks by the rest. Pixels differ a little from a full decode. (1/2 would save nothing.)
 """
 
 from collections.abc import Callable
@@ -25,10 +23,10 @@ from train.data.augment.jpeg_region import decode_region
 from train.data.augment.resizing import Resizer, resize, to_pixels
 
 _SCALES = (8, 4)
-_FILE = "its file"  # of the example that a message names
+_FILE = "its file"  # the message names the example
 
 
-def decode_part(
+def decode_crop(
     data: bytes,
     choose_box: Callable[[int, int], Box],
     size: int,
@@ -38,7 +36,7 @@ def decode_part(
     scaled_decoding: bool = False,
     resizer: Resizer = "pillow",
 ) -> UInt8[np.ndarray, "size size c"]:
-    """Decodes one part of an image, resized to `size` x `size` pixels.
+    """Decodes one crop of an image, resized to `size` x `size` pixels.
 
     Args:
         data: the bytes of an image file of any format that Pillow reads.
@@ -46,8 +44,8 @@ def decode_part(
         size: of the result, in pixels.
         resample: the filter.
         num_channels: 3 for RGB, 1 for greyscale.
-        scaled_decoding: whether a JPEG may be decoded at a fraction of its size, which Pillow then resizes.
-        resizer: who resizes otherwise. Nothing outside the part gets in at its edges.
+        scaled_decoding: allow decoding a JPEG at a fraction of its size, which Pillow then resizes.
+        resizer: the library that resizes otherwise. Pixels outside the crop have no effect.
 
     Raises:
         ImageError: if the image cannot be read.
@@ -55,24 +53,24 @@ def decode_part(
     pixels = None
     with reading(_FILE):
         image = _open(data)
-        takes_part = _is_upright_jpeg(image, num_channels)
-        if not takes_part:
+        is_fast = _is_upright_jpeg(image, num_channels)
+        if not is_fast:
             image = read_image(image, num_channels)
     box = choose_box(*image.size)
-    if takes_part:
+    if is_fast:
         if scaled_decoding and (scale := _scale(box, size)) > 1:
             return _decode_scaled(image, box, scale, size, resample)
         with reading(_FILE):
             pixels = decode_region(data, box, num_channels)
-            if pixels is None:  # about a damaged file Pillow has the last word
+            if pixels is None:  # Pillow decides whether the file is damaged
                 image.load()
     return resize(to_pixels(image.crop(box)) if pixels is None else pixels, size, resample, resizer)
 
 
 def _open(data: bytes) -> Image.Image:
-    """The file with its header read."""
+    """The image with only its header read."""
     image = Image.open(BytesIO(data))
-    limit = Image.MAX_IMAGE_PIXELS  # up to twice as many pixels Pillow only warns
+    limit = Image.MAX_IMAGE_PIXELS  # up to twice the limit, Pillow only warns
     if limit is not None and image.width * image.height > limit:
         size = f"{image.width} x {image.height} pixels"
         raise ImageError(f"{size} are more than PIL.Image.MAX_IMAGE_PIXELS, {limit}")
@@ -84,7 +82,7 @@ def _is_upright_jpeg(image: Image.Image, num_channels: int) -> bool:
 
 
 def _scale(box: Box, size: int) -> int:
-    """What the decoder may divide the image's size by."""
+    """The divisor of the image's size for scaled decoding; 1 for none."""
     excess = min(box.width, box.height) // size
     return next((scale for scale in _SCALES if excess >= scale), 1)
 
@@ -96,7 +94,7 @@ def _decode_scaled(
     with reading(_FILE):
         drafted = image.draft(None, (width // scale, height // scale))
         image.load()
-    # The decoder rounds its size up, so that what was at x is at x / scale whatever the size.
+    # The decoder rounds the size up, so that position x moves to x / scale for any size.
     divisor = 1 if drafted is None else width / drafted[1][2]
-    part = (box.left / divisor, box.top / divisor, box.right / divisor, box.bottom / divisor)
-    return to_pixels(image.resize((size, size), resample, part))
+    crop = (box.left / divisor, box.top / divisor, box.right / divisor, box.bottom / divisor)
+    return to_pixels(image.resize((size, size), resample, crop))

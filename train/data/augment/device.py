@@ -1,14 +1,14 @@
-"""Random changes made on the device inside the training step: mixup, cutmix, normalisation, random erasing.
+"""Random changes on the device, inside the training step: mixup, cutmix, normalisation, random erasing.
 
-So 8-bit pixels cross the bus, and the order is the authors' (timm's FastCollateMixup, then its loader): images are
-mixed as 8-bit values and rounded, then normalised, then erased with noise.
+Images are transferred with 8 bits per value. The order is the authors' (timm's FastCollateMixup, then its loader): mix
+8-bit values and round, normalise, erase with noise.
 
 Papers: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; Random Erasing, arXiv 1708.04896; label smoothing, arXiv
 1512.00567. Semantics: timm/data/mixup.py in mode "batch" and timm/data/random_erasing.py in mode "pixel".
 
-Everything is pure and made for `jax.jit`: shapes depend on the config alone. The result is the same on any number of
-devices, and while each holds an even number of images they send each other none: an image is mixed with its neighbour
-in the batch, whose order is random, where timm mixes the first image with the last.
+All functions are pure and work under `jax.jit`. The result is the same on any number of devices, and devices with an
+even number of images do not communicate: an image is mixed with its neighbour in the batch, whose order is random;
+timm mixes the first image with the last.
 """
 
 from typing import NamedTuple
@@ -42,15 +42,15 @@ def augment_batch(
         key: the step's random key.
         images: 8-bit pixels.
         labels: from 0 to num_classes - 1.
-        config: its `mix`, `image_mean` and `image_std` count.
+        config: uses `mix`, `image_mean` and `image_std`.
         num_classes: k.
-        dtype: of the pixels. All arithmetic before the last cast is float32.
+        dtype: of the returned pixels. The arithmetic is float32.
 
     Returns:
         Normalised pixels of `dtype`, and for every image a distribution over the classes, float32.
 
     Raises:
-        ValueError: while tracing, if the batch does not hold whole groups.
+        ValueError: when traced, if the batch size is not a multiple of the group size.
     """
     mix_key, erase_key = jax.random.split(key)
     targets = smooth_one_hot(labels, num_classes, config.mix.label_smoothing)
@@ -66,7 +66,7 @@ def augment_batch(
 def normalize_batch(
     images: UInt8[Array, "b h w c"], config: DataConfig, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "b h w c"]:
-    """The network's input for evaluation: what the image processor's `normalize` computes, to float32 rounding."""
+    """The network's input for evaluation: equals the image processor's `normalize` up to float32 rounding."""
     return _normalize(images.astype(jnp.float32), config).astype(dtype)
 
 
@@ -87,7 +87,7 @@ def mix_groups(
         key: random key.
         images: 8-bit pixels.
         targets: distributions over k classes.
-        augment: alphas, probabilities, and how many images in a row share what is drawn.
+        augment: alphas, probabilities and the group size.
 
     Returns:
         Mixed pixels, from 0 to 255 and rounded to whole numbers, and the targets mixed in the same proportion.
@@ -97,7 +97,7 @@ def mix_groups(
     mixing = _draw_mixing(key, batch // size, height, width, augment)
     share = jnp.repeat(mixing.share, size, axis=0)[..., None]
     ratio = jnp.repeat(mixing.ratio, size)[:, None]
-    # Swapped as bytes: by its own estimate, the TPU compiler makes a fifth of the cycles of it that float32 takes.
+    # Swapped before the cast: the TPU compiler estimates a fifth of the cycles for bytes.
     own, other = images.astype(jnp.float32), _swap_neighbours(images).astype(jnp.float32)
     mixed = jnp.round(own * share + other * (1 - share))
     return mixed, targets * ratio + _swap_neighbours(targets) * (1 - ratio)
@@ -109,37 +109,37 @@ def _swap_neighbours(rows: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
 
 
 def group_size(batch: int, augment: DeviceAugmentation) -> int:
-    """How many images of a batch share a mixing ratio.
+    """The number of images that share a mixing ratio.
 
     Raises:
-        ValueError: if the batch does not hold whole groups, or its only group has no pairs.
+        ValueError: if it is odd, or does not divide the batch size.
     """
     size = min(augment.mix_group or batch, batch)
     if batch % size or size % 2:
         raise InputError(
-            f"Mixup and cutmix need groups of an even number of images, and whole ones: a batch of {batch} is no "
-            f"multiple of groups of {size}. Choose another batch size, or an even divisor with --data.mix.mix-group."
+            f"Mixup and cutmix need groups with an even number of images that divides the batch size. Got groups of "
+            f"{size} in a batch of {batch}. Choose another batch size, or an even divisor with --data.mix.mix-group."
         )
     return size
 
 
 class _Mixing(NamedTuple):
     share: Float[Array, "g h w"]
-    """Of every pixel, how much of it stays."""
+    """How much of each pixel is kept."""
     ratio: Float[Array, " g"]
-    """How much of the image stays."""
+    """How much of the image is kept."""
 
 
 def _draw_mixing(key: Key[Array, ""], groups: int, height: int, width: int, augment: DeviceAugmentation) -> _Mixing:
     mix_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
     shape = (groups,)
-    # A group that is not mixed has the ratio 1, with which both methods change nothing.
+    # A group that is not mixed has ratio 1, which changes nothing in either method.
     mixes = jax.random.uniform(mix_key, shape) < augment.mix_probability
     uses_cutmix = _choose_cutmix(switch_key, shape, augment)
     mixup_ratio = _draw_ratio(mixup_key, shape, augment.mixup, mixes & ~uses_cutmix)
     cutmix_ratio = _draw_ratio(cutmix_key, shape, augment.cutmix, mixes & uses_cutmix)
     inside = _draw_box(box_key, cutmix_ratio, height, width)
-    # What the image's border cut off the box counts as not mixed.
+    # The part of the box outside the image does not count as mixed.
     outside_share = 1 - inside.mean((1, 2), dtype=jnp.float32)
     return _Mixing(
         share=jnp.where(uses_cutmix[:, None, None], ~inside, mixup_ratio[:, None, None]).astype(jnp.float32),
@@ -154,10 +154,10 @@ def _choose_cutmix(key: Key[Array, ""], shape: tuple[int], augment: DeviceAugmen
 
 
 def _draw_ratio(key: Key[Array, ""], shape: tuple[int], alpha: float, where: Bool[Array, " g"]) -> Float[Array, " g"]:
-    """From Beta(alpha, alpha) where it is wanted, else 1.
+    """From Beta(alpha, alpha) where `where`, else 1.
 
-    By the inverse of the distribution function, tabulated: `jax.random.beta` rejects and draws again in a loop, and a
-    loop over sharded values asks all devices in every round whether it is done.
+    Uses a table of the inverse distribution function. `jax.random.beta` draws in a loop with rejection, which over
+    sharded values communicates in every iteration.
     """
     if alpha == 0:
         return jnp.ones(shape)
@@ -168,7 +168,7 @@ def _draw_ratio(key: Key[Array, ""], shape: tuple[int], alpha: float, where: Boo
 
 
 def _draw_box(key: Key[Array, ""], ratio: Float[Array, " g"], height: int, width: int) -> Bool[Array, "g h w"]:
-    """Boxes of the images' shape and a share of 1 - ratio of their area, around any pixel, cut off at the border."""
+    """Boxes with the images' aspect ratio and 1 - ratio of their area, centred on any pixel, clipped to the image."""
     edge = jnp.sqrt(1 - ratio)
 
     def draw_span(key: Key[Array, ""], length: int) -> Bool[Array, "g n"]:
@@ -181,7 +181,7 @@ def _draw_box(key: Key[Array, ""], ratio: Float[Array, " g"], height: int, width
 
 
 def _span(start: Int[Array, " b"], count: Int[Array, " b"], length: int) -> Bool[Array, "b n"]:
-    """Which of the positions 0 to length - 1 lie in [start, start + count)."""
+    """True for positions in [start, start + count)."""
     position = jnp.arange(length)
     return (position >= start[:, None]) & (position < (start + count)[:, None])
 
@@ -189,11 +189,11 @@ def _span(start: Int[Array, " b"], count: Int[Array, " b"], length: int) -> Bool
 def erase_rectangles(
     key: Key[Array, ""], pixels: Float[Array, "b h w c"], augment: DeviceAugmentation
 ) -> Float[Array, "b h w c"]:
-    """Replaces a random rectangle of some images by normal noise, pixel for pixel.
+    """Replaces a random rectangle of some images with normal noise for every pixel.
 
     Args:
         key: random key.
-        pixels: normalised, so that the noise has their mean and variance.
+        pixels: normalised, with mean 0 and variance 1 like the noise.
         augment: probability, area and aspect ratio.
     """
     box_key, noise_key = jax.random.split(key)
@@ -206,7 +206,7 @@ def erase_rectangles(
 def _draw_rectangles(
     key: Key[Array, ""], batch: int, height: int, width: int, augment: DeviceAugmentation
 ) -> Bool[Array, "b h w"]:
-    """Of ten rectangles the first that is smaller than the image; nothing where none is, or nothing is to be erased."""
+    """The first of ten rectangles that is smaller than the image; empty if none is, or if the image is not erased."""
     happens_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
     shape = (batch, _ATTEMPTS)
     smallest, largest = augment.erase_area

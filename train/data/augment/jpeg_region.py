@@ -1,20 +1,21 @@
-"""Decoding one region of a JPEG and little else, by nvImageCodec where it is installed.
+"""Decodes a region of a JPEG and little else with nvImageCodec, if it is installed.
 
-The bits of a JPEG have to be read from the first to the last. What follows (inverse DCT, interpolation of colours,
-their conversion to RGB) only the wanted region needs, and libjpeg-turbo can leave the rest out. Pillow has no way to
-ask for that. nvImageCodec has: its decoder for CPUs is libjpeg-turbo, and needs no GPU, driver or CUDA. The pixels are
-those that Pillow decodes, bit for bit.
+The bits of a JPEG must be read from the start, but libjpeg-turbo can skip the inverse DCT, colour interpolation and
+colour conversion outside a region. Pillow cannot ask for that; nvImageCodec can: its CPU decoder is libjpeg-turbo and
+needs no GPU, driver or CUDA. The pixels are bit-equal to Pillow's.
+
+nvImageCodec always loads all plugins in one folder: those for GPUs complain on stderr about missing libraries, and
+one for other formats decodes damaged JPEGs without an error. No option of the decoder prevents that, so `_import_codec`
+gives it a folder that links to the plugin for libjpeg-turbo.
 """
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -26,54 +27,50 @@ from PIL import Image
 from train.data.augment.crops import Box
 
 _NAME = "nvidia.nvimgcodec"
-_NARROWEST = 16
-"""In pixels. At the left edge of the image libjpeg-turbo interpolates the colours of a single column otherwise."""
+_MIN_WIDTH = 16
+"""In pixels. libjpeg-turbo interpolates the colours of a single column at the image's left edge differently."""
 
-_IMPORTING = threading.Lock()  # a cached function alone lets two threads in at once
 _LOG = logging.getLogger(__name__)
 
 
 @functools.cache
 def decodes_regions() -> bool:
-    """Whether nvImageCodec is installed and works."""
+    """True if nvImageCodec is installed and works."""
     file = BytesIO()
     Image.new("RGB", (40, 40)).save(file, "JPEG")
     try:
         return _threads.decoder.decode(file.getvalue(), Box(1, 2, 30, 33), 3) is not None
     except ImportError:
         return False
-    except Exception as error:  # before its version 1 its interface may change
-        _LOG.warning("nvImageCodec is installed but does not work. Pillow decodes, which takes longer: %r", error)
+    except Exception as error:  # its interface may change before version 1
+        _LOG.warning("nvImageCodec is installed but does not work; decoding with Pillow, which is slower: %r", error)
         return False
 
 
 def decode_region(data: bytes, box: Box, num_channels: int) -> UInt8[np.ndarray, "h w c"] | None:
-    """The pixels inside the box. None where nvImageCodec is not installed, for files that it refuses, and narrow boxes.
+    """The pixels inside the box. None without nvImageCodec, for files that it cannot decode, and for narrow boxes.
 
     Args:
-        data: a JPEG whose colours are greyscale, YCbCr or RGB.
-        box: a part of the image as it is stored, whatever EXIF says of turning it.
+        data: a JPEG in greyscale, YCbCr or RGB.
+        box: a part of the stored image, whose EXIF orientation is ignored.
         num_channels: 3 for RGB, 1 for greyscale.
     """
-    if box.width < _NARROWEST or not decodes_regions():
+    if box.width < _MIN_WIDTH or not decodes_regions():
         return None
     return _threads.decoder.decode(data, box, num_channels)
 
 
 class _Decoder:
     def __init__(self) -> None:
-        with _IMPORTING:
-            codec = _import()
-        self._codec = codec
+        self._codec = codec = _import_codec()
         self._decoder = codec.Decoder(
             device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
             max_num_cpu_threads=1,
             backends=[codec.Backend(codec.BackendKind.CPU_ONLY)],
         )
-        colours = {1: codec.ColorSpec.GRAY, 3: codec.ColorSpec.SRGB}
         self._parameters = {
             channels: codec.DecodeParams(apply_exif_orientation=False, color_spec=colour)
-            for channels, colour in colours.items()
+            for channels, colour in ((1, codec.ColorSpec.GRAY), (3, codec.ColorSpec.SRGB))
         }
 
     def decode(self, data: bytes, box: Box, num_channels: int) -> UInt8[np.ndarray, "h w c"] | None:
@@ -84,7 +81,7 @@ class _Decoder:
 
 
 class _Threads(threading.local):
-    """A decoder for every thread: it lets go of the interpreter while it works."""
+    """A decoder for every thread, because it releases the GIL while it works."""
 
     @functools.cached_property
     def decoder(self) -> _Decoder:
@@ -95,36 +92,17 @@ _threads = _Threads()
 
 
 @functools.cache
-def _import() -> ModuleType:
-    """nvImageCodec with its plugin for libjpeg-turbo and no other.
-
-    It would load those for other formats and for GPUs as well, which complain on stderr of libraries that they do not
-    find, and one that decodes damaged JPEGs as far as it can and hides the damage.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
+def _import_codec() -> ModuleType:
+    """Imports nvImageCodec with its plugin for libjpeg-turbo alone. Raises ImportError if it is not installed."""
     package = importlib.util.find_spec(_NAME)
     if package is None or package.origin is None:
         raise ImportError(f"{_NAME} is not installed")
-    if _NAME in sys.modules:
-        raise RuntimeError(f"something else has imported {_NAME} before, with all of its plugins")
     with tempfile.TemporaryDirectory() as folder:
         for plugin in (Path(package.origin).parent / "extensions").glob("*jpeg_turbo*"):
             (Path(folder) / plugin.name).symlink_to(plugin)
-        with _environment(NVIMGCODEC_EXTENSIONS_PATH=folder, PYNVIMGCODEC_VERBOSITY="0"):
+        os.environ |= {"NVIMGCODEC_EXTENSIONS_PATH": folder, "PYNVIMGCODEC_VERBOSITY": "0"}
+        try:
             return importlib.import_module(_NAME)
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        finally:
+            for name in ("NVIMGCODEC_EXTENSIONS_PATH", "PYNVIMGCODEC_VERBOSITY"):
+                os.environ.pop(name, None)

@@ -1,8 +1,8 @@
 """RandAugment on Pillow images: two random operations, each applied with probability 1/2, at a noisy magnitude.
 
 Paper: "RandAugment: Practical automated data augmentation with a reduced search space", arXiv 1909.13719. Notation,
-magnitudes, operations and the way each calls Pillow are those of timm (timm/data/auto_augment.py), the program that
-the published PoolFormers were trained with: given the same operations and magnitudes the pixels are equal.
+magnitudes, operations and Pillow calls are those of timm (timm/data/auto_augment.py), which trained the published
+PoolFormers: for the same operations and magnitudes the pixels are equal.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ _NOTATION = re.compile(r"(?P<key>mstd|mmax|inc|m|n|p)(?P<value>\d+(\.\d*)?|inf)"
 
 
 class Operation(NamedTuple):
-    """One operation with everything random about it decided."""
+    """One operation with all of its random choices."""
 
     name: str
     magnitude: float
-    """0 to 10, or the largest magnitude where that was changed."""
+    """0 to 10, or to `magnitude_max`."""
     negative: bool
-    """Whether an operation with two directions goes the other way."""
+    """The direction of an operation that has two."""
     resample: int
     """Pillow's filter for the operations that move pixels."""
 
@@ -38,7 +38,7 @@ _Apply = Callable[[Image.Image, Operation, Fill], Image.Image]
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """A policy, which draws operations for an image and applies them."""
+    """A policy: draws operations for an image and applies them."""
 
     magnitude: float = 10.0
     magnitude_std: float = 0.0
@@ -47,25 +47,25 @@ class RandAugment:
     operations: int = 2
     probability: float = 0.5
     increasing: bool = False
-    """Use those operations that grow stronger with the magnitude."""
+    """Use the variants that grow stronger with the magnitude."""
     fill: Fill = (128, 128, 128)
-    """Colour of what comes in from outside the image; one value for greyscale images."""
+    """Colour of pixels from outside the image; one value for greyscale images."""
     resample: tuple[int, ...] = _FILTERS
-    """Filters among which every operation that moves pixels chooses."""
+    """Filters from which operations that move pixels choose."""
 
     @classmethod
     def from_notation(cls, text: str, **changes: Any) -> Self:
-        """Reads timm's notation, such as "rand-m9-mstd0.5-inc1".
+        """Parses timm's notation, such as "rand-m9-mstd0.5-inc1".
 
         Raises:
-            ValueError: if a part of it has no meaning here.
+            ValueError: if a part of it is unknown.
         """
         kind, *parts = text.split("-")
         matches = [_NOTATION.fullmatch(part) for part in parts]
         if kind != "rand" or not all(matches):
             wrong = [part for part, match in zip(parts, matches) if not match] or [kind]
             raise InputError(
-                f"RandAugment {text!r}: {', '.join(map(repr, wrong))} has no meaning. Expected rand followed by any of "
+                f"RandAugment {text!r}: {', '.join(map(repr, wrong))} is unknown. Expected rand followed by any of "
                 "-m9 -mstd0.5 -mmax10 -n2 -p0.5 -inc1, such as rand-m9-mstd0.5-inc1."
             )
         given = {match["key"]: float(match["value"]) for match in matches if match}
@@ -82,17 +82,17 @@ class RandAugment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The operations to choose from."""
+        """The names of the operations to choose from."""
         replaced = _INCREASING if self.increasing else {}
         return tuple(replaced.get(name, name) for name in _NAMES)
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
-        """What will happen to one image: with replacement, and each only with the policy's probability."""
+        """Operations for one image, drawn with replacement, each kept with the policy's probability."""
         drawn = [self._draw_one(rng) for _ in range(self.operations)]
         return [operation for operation in drawn if operation is not None]
 
     def _draw_one(self, rng: np.random.Generator) -> Operation | None:
-        # Every number is drawn, needed or not, so that what the next operation draws does not depend on this one.
+        # Draws all numbers, needed or not, so that the next operation's draws do not depend on this one.
         name = self.names[rng.integers(len(_NAMES))]
         happens = rng.random() < self.probability
         noise, uniform = rng.standard_normal(), rng.random()
@@ -118,7 +118,7 @@ def apply_operation(image: Image.Image, operation: Operation, fill: Fill) -> Ima
 
     Args:
         image: mode "RGB", or "L" with one value as `fill`.
-        operation: a name of `OPERATIONS` and its choices.
+        operation: one of `OPERATIONS` with its random choices.
         fill: colour of pixels from outside the image.
     """
     return OPERATIONS[operation.name](image, operation, fill)
@@ -165,8 +165,8 @@ def _posterize_increasing(image: Image.Image, operation: Operation, fill: Fill) 
 
 
 def _keep_bits(image: Image.Image, bits: int) -> Image.Image:
-    """The highest bits of every value. None are left at the largest magnitude: black, as it was with the Pillow that
-    the published models were trained with. Pillow 13 refuses 0 bits."""
+    """Keeps the highest bits of every value. 0 bits give black, as in the Pillow of the published models; Pillow 13
+    raises."""
     mask = 256 - 2 ** (8 - min(8, max(0, bits)))
     return image.point([value & mask for value in range(256)] * len(image.getbands()))
 
@@ -187,7 +187,7 @@ def _solarize_add(image: Image.Image, operation: Operation, fill: Fill) -> Image
 
 
 def _enhance(enhancer: Callable[[Image.Image], Any], *, increasing: bool) -> _Apply:
-    """Blends the image with a degraded version of itself; a factor of 1 changes nothing."""
+    """Blends the image with a degraded version; a factor of 1 changes nothing."""
 
     def factor_of(operation: Operation) -> float:
         if increasing:

@@ -1,10 +1,9 @@
-"""Pixels in memory, resized to the network's input: by Pillow, or by faster code for the same filters.
+"""Resizing of pixels to the network's input, by Pillow or by faster code with the same filters.
 
-Both compute Pillow's filters, which antialias: a smaller pixel is the weighted mean of all that it covers.
-cykooz-resizer does so with the processor's vector instructions, in a quarter of the time. It resizes the height before
-the width where Pillow does the reverse, and the 8 bits between the two steps make values differ: a fifth of them by one
-level, and very few by more, where bicubic overshoots at a hard edge. Neither is nearer to the exact filter than the
-other, and the pixels do not depend on the instructions that a processor has.
+Pillow's filters antialias: a pixel of the result is the weighted mean of all pixels that it covers. cykooz-resizer
+computes them with vector instructions, in a quarter of the time. It resizes height before width, Pillow width before
+height, and both round to 8 bits in between. A fifth of the values differ by one level; a few differ by more, at hard
+edges where bicubic overshoots. Neither is closer to the exact filter, and the pixels are the same on every processor.
 """
 
 import functools
@@ -18,12 +17,12 @@ from PIL import Image
 from poolformer_jax.errors import InputError
 
 Resizer = Literal["pillow", "simd"]
-"""Pillow itself, or cykooz-resizer."""
+"""Pillow, or cykooz-resizer (simd)."""
 
 
 @functools.cache
 def choose_resizer(wanted: Literal["auto", "pillow", "simd"]) -> Resizer:
-    """The resizer that is meant: "auto" is the fastest that is installed.
+    """The resizer to use: "auto" chooses the fastest that is installed.
 
     Raises:
         ValueError: if it is not installed.
@@ -32,7 +31,7 @@ def choose_resizer(wanted: Literal["auto", "pillow", "simd"]) -> Resizer:
     if wanted == "simd" and not installed:
         raise InputError(
             'resizer="simd" needs cykooz-resizer, which is not installed. Install it (pip install cykooz-resizer), or '
-            "let Pillow resize: --data.augment.resizer pillow."
+            "use Pillow: --data.augment.resizer pillow."
         )
     return "simd" if installed and wanted != "pillow" else "pillow"
 
@@ -49,7 +48,7 @@ def resize(
         pixels: an image of 1 or 3 channels.
         size: of the result, in pixels.
         resample: BILINEAR or BICUBIC.
-        resizer: who resizes.
+        resizer: the library that resizes.
     """
     if resizer == "pillow":
         return to_pixels(to_picture(pixels).resize((size, size), resample))
@@ -75,7 +74,7 @@ def to_picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
 
 @functools.cache
 def _resizer(resample: Image.Resampling) -> tuple[Any, Any]:
-    """A resizer, which keeps memory for what lies between its two steps, and how it is asked for a filter."""
+    """A resizer, which reuses its memory between calls, and the options for a filter."""
     from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 
     filters = {Image.Resampling.BILINEAR: FilterType.bilinear, Image.Resampling.BICUBIC: FilterType.catmull_rom}

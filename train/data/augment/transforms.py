@@ -1,4 +1,4 @@
-"""What happens to one example of training between its source and a batch. Evaluation has the image processor."""
+"""The transform of one training example. Evaluation uses the image processor."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from poolformer_jax.images.reading import read_image
 from train.data.augment.crops import Box, random_resized_box, shift_and_rotate
-from train.data.augment.decode import decode_part
+from train.data.augment.decode import decode_crop
 from train.data.augment.random_augment import RandAugment
 from train.data.augment.resizing import choose_resizer, resize, to_picture, to_pixels
 from train.data.config import DataConfig
@@ -21,7 +21,7 @@ _FILTERS = {
 
 
 class TrainingTransform:
-    """Crop, flip, RandAugment, shift and rotation; all numbers come from the generator given."""
+    """Random crop, flip, RandAugment, shift and rotation; all random numbers come from the given generator."""
 
     def __init__(self, config: DataConfig) -> None:
         augment = config.augment
@@ -41,14 +41,14 @@ class TrainingTransform:
             )
 
     def __call__(self, image: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
-        """Pixels for the bytes of an image file or an array of pixels.
+        """The pixels for an image file's bytes or an array of pixels.
 
         Raises:
             ImageError: if the image cannot be read.
         """
         pixels = self._crop(image, rng)
         if rng.random() < self._augment.horizontal_flip:
-            pixels = _mirrored(pixels)
+            pixels = _mirror(pixels)
         if self._policy is None and self._augment.max_shift == self._augment.max_rotation == 0:
             return pixels
         picture = to_picture(pixels)
@@ -65,7 +65,7 @@ class TrainingTransform:
             return random_resized_box(width, height, self._augment.crop_scale, self._augment.crop_ratio, rng)
 
         if isinstance(image, bytes):
-            return decode_part(
+            return decode_crop(
                 image,
                 choose_box,
                 self._size,
@@ -79,8 +79,8 @@ class TrainingTransform:
         return resize(to_pixels(part), self._size, resample, self._resizer)
 
 
-def _mirrored(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+def _mirror(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     result = np.empty_like(pixels)
-    for channel in range(pixels.shape[-1]):  # NumPy copies one at a time four times as fast as all together
+    for channel in range(pixels.shape[-1]):  # four times as fast as all channels at once
         result[..., channel] = pixels[:, ::-1, channel]
     return result

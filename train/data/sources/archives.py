@@ -1,10 +1,10 @@
-"""ImageNet as it is distributed: three archives, read where they lie without unpacking them.
+"""ImageNet as it is distributed: three archives, which are read without unpacking them.
 
     ILSVRC2012_img_train.tar        a tar of 1000 tars, n01440764.tar and so on, one per class
     ILSVRC2012_img_val.tar          50000 images; their classes are in the development kit
     ILSVRC2012_devkit_t12.tar.gz    data/meta.mat (classes), data/ILSVRC2012_validation_ground_truth.txt
 
-Labels are the places of the WordNet ids in sorted order, which is the order of every published model.
+A class's label is the place of its WordNet id in sorted order, as in every published model.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ TRAIN, VALIDATION, KIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "
 
 @dataclasses.dataclass(frozen=True)
 class ArchiveSource:
-    """Images inside a tar archive that is not compressed: where each begins and how long it is."""
+    """Images inside an uncompressed tar archive, found by their offsets and sizes."""
 
     archive: Path
     names: np.ndarray
@@ -40,7 +40,7 @@ class ArchiveSource:
 
     @property
     def digest(self) -> str:
-        """As `Source.digest`."""
+        """See `Source.digest`."""
         return digest_of(self.class_names, self.names, self.labels)
 
     def __len__(self) -> int:
@@ -53,17 +53,17 @@ class ArchiveSource:
         return {"image": data, "label": int(self.labels[index]), "id": os.fsdecode(bytes(self.names[index]))}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several at once."""
+        """Several examples."""
         return [self[index] for index in indices]
 
 
 class Classes(NamedTuple):
-    """What the development kit says."""
+    """The classes, from the development kit."""
 
     wordnet_ids: tuple[str, ...]
-    """Sorted; a label is a place in here."""
+    """Sorted; a label is an index into them."""
     names: tuple[str, ...]
-    """In the same order, for people."""
+    """The classes' names in the same order."""
     validation_labels: np.ndarray
     """int32, in the order of the validation images' names."""
 
@@ -84,12 +84,12 @@ def open_imagenet(folder: Path, on_count: Callable[[int], None] = lambda count: 
         on_count: called with the number of images found so far, after every class and at the end.
 
     Raises:
-        SourceError: naming every archive that is missing, or that does not hold what it should.
+        SourceError: with every archive that is missing, or that is damaged or incomplete.
     """
     if missing := [name for name in (TRAIN, VALIDATION, KIT) if not (folder / name).is_file()]:
         raise SourceError(
-            f"imagenet:{folder}: {', '.join(missing)} missing. Expected the three archives of ILSVRC2012 (task 1 and "
-            "2), from image-net.org/download-images. Images that are unpacked already are class folders: folder:PATH."
+            f"imagenet:{folder}: {', '.join(missing)} missing. Expected the three archives of ILSVRC2012 (tasks 1 and "
+            "2), from image-net.org/download-images. If the images are unpacked, use folder:PATH."
         )
     classes = read_classes(folder / KIT)
     train = _open_train(folder / TRAIN, classes, on_count)
@@ -99,17 +99,17 @@ def open_imagenet(folder: Path, on_count: Callable[[int], None] = lambda count: 
 
 
 def read_classes(kit: Path) -> Classes:
-    """The classes, and the validation images' labels, from the development kit."""
+    """The classes and the validation images' labels, from the development kit."""
     from scipy.io import loadmat  # a second to import; only needed here
 
     with tarfile.open(kit) as archive:
         members = {Path(member.name).name: member for member in archive.getmembers() if member.isfile()}
         wanted = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
         if missing := [name for name in wanted if name not in members]:
-            raise SourceError(f"{kit} does not hold {', '.join(missing)}. Expected the kit of tasks 1 and 2, t12.")
+            raise SourceError(f"{kit} does not hold {', '.join(missing)}. Expected the kit of tasks 1 and 2 (t12).")
         meta, truth = (_read_member(archive, members[name]) for name in wanted)
     synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
-    # Besides the classes the file lists what they have in common (animal, ...), under numbers above 1000.
+    # The file also lists groups of classes (animal, ...), with numbers above 1000.
     leaves = [row for row in synsets if int(row["num_children"]) == 0]
     by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
     words = {str(row["WNID"]): str(row["words"]) for row in leaves}
@@ -117,13 +117,13 @@ def read_classes(kit: Path) -> Classes:
     label_of = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
     numbers = [int(line) for line in truth.split()]
     if unknown := sorted({number for number in numbers if number not in by_number}):
-        raise SourceError(f"{kit}: the validation labels {unknown[:10]} are no classes of its meta.mat.")
+        raise SourceError(f"{kit}: the validation labels {unknown[:10]} are not in its meta.mat.")
     labels = np.array([label_of[by_number[number]] for number in numbers], np.int32)
     return Classes(ids, _distinct(ids, words), labels)
 
 
 def _distinct(ids: tuple[str, ...], words: dict[str, str]) -> tuple[str, ...]:
-    """Two classes are called "crane": where that happens the WordNet id is added."""
+    """Class names, with the WordNet id added to those of two classes, such as "crane"."""
     counts = Counter(words.values())
     return tuple(words[key] if counts[words[key]] == 1 else f"{words[key]} ({key})" for key in ids)
 
@@ -135,7 +135,7 @@ def _open_train(path: Path, classes: Classes, on_count: Callable[[int], None]) -
     for inner in list_members(path, 0):
         name = inner.name.removesuffix(".tar")
         if name not in label_of:
-            raise SourceError(f"{path} holds {inner.name}, which is no class of {KIT}. Expected one tar per class.")
+            raise SourceError(f"{path} holds {inner.name}, which is not a class of {KIT}. Expected one tar per class.")
         images = [
             _Member(f"{name}/{image.name}", image.offset, image.size) for image in list_members(path, inner.offset)
         ]
@@ -144,7 +144,7 @@ def _open_train(path: Path, classes: Classes, on_count: Callable[[int], None]) -
         on_count(len(members))
     if absent := sorted(set(range(len(label_of))) - set(labels)):
         names = ", ".join(classes.wordnet_ids[label] for label in absent[:10])
-        raise SourceError(f"{path}: no image of {len(absent)} classes, {names}. Is the download complete?")
+        raise SourceError(f"{path} has no image of {len(absent)} classes: {names}. Is the download complete?")
     return _source(path, members, labels, classes)
 
 
@@ -152,14 +152,14 @@ def _open_validation(path: Path, classes: Classes) -> ArchiveSource:
     members = sorted(list_members(path, 0), key=lambda member: member.name)
     if len(members) != len(classes.validation_labels):
         raise SourceError(
-            f"{path} holds {len(members)} images, and {KIT} labels for {len(classes.validation_labels)}. Is the "
+            f"{path} holds {len(members)} images, and {KIT} has labels for {len(classes.validation_labels)}. Is the "
             "download complete?"
         )
     return _source(path, members, classes.validation_labels.tolist(), classes)
 
 
 def list_members(path: Path, start: int) -> Iterator[_Member]:
-    """The files of the tar archive that begins `start` bytes into the file `path`; only headers are read.
+    """The files of the tar archive that starts at byte `start` of the file `path`; reads only the headers.
 
     Raises:
         SourceError: if the archive is damaged or cut off.
@@ -168,7 +168,7 @@ def list_members(path: Path, start: int) -> Iterator[_Member]:
         file.seek(start)
         end = path.stat().st_size
         try:
-            # Where a tar begins inside another, tarfile counts offsets from the outer file's beginning.
+            # For a tar inside another, tarfile counts offsets from the start of the outer file.
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     if member.offset_data + member.size > end:

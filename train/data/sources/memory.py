@@ -1,4 +1,4 @@
-"""Data sets that need no files: scikit-learn's handwritten digits, and synthetic images for tests and benchmarks."""
+"""Data sets without files: scikit-learn's handwritten digits, and synthetic images for tests and benchmarks."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from train.data.sources.source import ArraySource, SourceError, held_out
 
 
 def open_digits(split: str, share: float) -> ArraySource:
-    """Scikit-learn's handwritten digits: 1797 scans of 8 x 8 pixels in 17 levels of grey, here spread over 0 to 255."""
+    """Scikit-learn's handwritten digits: 1797 scans of 8 x 8 pixels in 17 levels of grey, scaled to 0..255."""
     from sklearn.datasets import load_digits
 
     _require_split("digits", split)
@@ -19,9 +19,9 @@ def open_digits(split: str, share: float) -> ArraySource:
 
 
 def open_synthetic(split: str, examples: int, image_size: int, num_channels: int) -> ArraySource:
-    """Images made up on the spot that a network can learn: ten directions of a grating, under noise.
+    """Generated images that a network can learn: gratings in ten directions, with noise.
 
-    The two splits share the classes and no image.
+    The two splits have the same classes and different images.
     """
     _require_split("synthetic", split)
     rng = np.random.default_rng([split == "validation", examples, image_size, num_channels])
@@ -29,7 +29,7 @@ def open_synthetic(split: str, examples: int, image_size: int, num_channels: int
     labels = np.arange(examples) % classes
     angle = labels * np.pi / classes + rng.normal(0, 0.03, examples)
     phase = rng.uniform(0, 2 * np.pi, examples)
-    waves = 4.0  # across the image, so that the direction survives any size
+    waves = 4.0  # across the image at any size
     position = np.linspace(-np.pi, np.pi, image_size, endpoint=False) * waves
     images = np.empty((examples, image_size, image_size, num_channels), np.uint8)
     for index in range(examples):

@@ -1,6 +1,6 @@
-"""What a data source is: examples by index, with random access, and the parts that every kind of source shares.
+"""The protocol of a data source, examples by index, and what the sources share.
 
-A source is sent to every worker process, so it pickles small and opens its files where it is used.
+Every worker process gets a pickled copy of the source, so a source is small and opens its files when they are read.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Example(TypedDict):
     """One image of a data set."""
 
     image: Any
-    """The bytes of an image file, an array uint8 [h, w] or [h, w, c], or the ImageError that says why it has none."""
+    """The bytes of an image file, an array uint8 [h, w] or [h, w, c], or the ImageError of an unreadable file."""
     label: int
     id: str
-    """A name by which a person finds the image again."""
+    """A name by which a user finds the image, such as its path."""
 
 
 class Source(Protocol):
@@ -36,18 +36,18 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """Tells these examples, in this order, from any others; the same wherever they lie."""
+        """A hash of the examples and their order, which does not depend on where they are stored."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several at once, which a source on slow storage reads at the same time."""
+        """Several examples, which a source may read concurrently."""
 
 
 def digest_of(description: Any, *columns: np.ndarray) -> str:
-    """SHA-256 of something JSON-ready and of arrays."""
+    """SHA-256 of a JSON-ready value and of arrays."""
     digest = hashlib.sha256(json.dumps(description).encode())
     for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())
@@ -58,7 +58,7 @@ def image_of(example: Example) -> Any:
     """The bytes of an example's image file, or its array.
 
     Raises:
-        ImageError: if the storage did not give the file.
+        ImageError: if the file could not be read.
     """
     if isinstance(example["image"], ImageError):
         raise example["image"]
@@ -66,28 +66,20 @@ def image_of(example: Example) -> Any:
 
 
 class SourceError(InputError):
-    """A data set that cannot be opened as it was asked for, with the way to mend it."""
+    """A data set that cannot be opened."""
 
 
-def require_images(source: Source, name: str, split: str, remedy: str = "Add images") -> None:
-    """Makes sure that a split holds something.
-
-    Args:
-        source: the split.
-        name: of the data set, as it was given.
-        split: its name.
-        remedy: what to do; the message goes on with why images may be missing.
-
-    Raises:
-        SourceError: if it is empty.
-    """
+def check_not_empty(source: Source, name: str, split: str, remedy: str = "Add images") -> None:
+    """Raises SourceError, with the names of the data set and the split, if a split has no examples."""
     if len(source) == 0:
-        raise SourceError(f"The split {split!r} of {name} is empty. {remedy}: of a class with one none is held out.")
+        raise SourceError(
+            f"The split {split!r} of {name} is empty. {remedy}: nothing is held out of a class with a single image."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """A split that is small enough to be held in memory."""
+    """A split in memory."""
 
     images: UInt8[np.ndarray, "n ..."]
     labels: Integer[np.ndarray, " n"]
@@ -96,7 +88,7 @@ class ArraySource:
 
     @property
     def digest(self) -> str:
-        """As `Source.digest`."""
+        """See `Source.digest`."""
         return digest_of([self.class_names, self.ids], self.labels)
 
     def __len__(self) -> int:
@@ -106,18 +98,18 @@ class ArraySource:
         return {"image": self.images[index], "label": int(self.labels[index]), "id": self.ids[index]}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several at once."""
+        """Several examples."""
         return [self[index] for index in indices]
 
 
 def held_out(ids: Sequence[str], labels: Sequence[int], share: float) -> np.ndarray:
-    """Which examples make the evaluation split of a data set that has none: boolean [n].
+    """True for the examples in the evaluation split of a data set that has none: bool [n].
 
-    Of every class the same share, at least one and never all: those whose names have the smallest SHA-256. So the
-    choice is the same on every machine, and has nothing to do with the order in which the images were taken.
+    Takes the same share of every class, at least one example and never all: those whose ids have the smallest SHA-256.
+    The choice is then the same on every machine and independent of the order in which the images were taken.
     """
     chosen = np.zeros(len(ids), bool)
-    # The bytes that the file system has for a name, whatever their encoding is.
+    # Hash the file system's bytes, so that the choice does not depend on an encoding.
     digests = np.array([hashlib.sha256(os.fsencode(name)).digest()[:8] for name in ids], dtype="S8").view(">u8")
     by_class = np.asarray(labels)
     for label in np.unique(by_class):

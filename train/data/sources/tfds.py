@@ -1,8 +1,7 @@
 """Data sets in TFDS's ArrayRecord layout, read without TensorFlow.
 
-The image's bytes are taken as they were stored; decoding is the transforms' business. `python -m train prepare` makes
-such data sets from class folders and from ImageNet's archives; TFDS's own download_and_prepare makes them with
-file_format="array_record".
+Images stay encoded; the transforms decode them. `python -m train prepare` makes such data sets from class folders and
+from ImageNet's archives, and so does TFDS's download_and_prepare with file_format="array_record".
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ _NAMES_OF_IDS = ("file_name", "filename", "image/filename", "id")
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """A split of a TFDS data set. The records pickle as a list of files, which every process opens for itself."""
+    """A split of a TFDS data set. The records pickle as a list of files, which every process opens."""
 
     records: Any
     class_names: tuple[str, ...]
@@ -34,7 +33,7 @@ class TfdsSource:
         return self._example(index, self.records[index])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several at once, read by ArrayRecord's threads."""
+        """Several examples, read by ArrayRecord's threads."""
         records = self.records.__getitems__([int(index) for index in indices])
         return [self._example(index, record) for index, record in zip(indices, records)]
 
@@ -47,16 +46,15 @@ class TfdsSource:
 
 
 def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
-    """The split named `split` of a prepared data set; TFDS's slices such as "train[:90%]" are understood.
+    """The split named `split` of a prepared data set.
 
     Args:
         name: of a data set that TFDS finds in `data_dir`, or the folder of a prepared one.
-        split: as TFDS writes it.
+        split: in TFDS's notation, which includes slices such as "train[:90%]".
         data_dir: where TFDS keeps data sets. Default: TFDS's own.
 
     Raises:
-        SourceError: if it is not prepared, is not in ArrayRecord, has no such split, or does not hold an image and a
-            label.
+        SourceError: if it is not prepared, is not in ArrayRecord, has no such split, or has no image or label.
     """
     import tensorflow_datasets as tfds
 
@@ -80,7 +78,7 @@ def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
 
 
 def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
-    # Folders come first: whatever lies there can be read, whether or not TFDS has code by that name.
+    # Folders come first, because reading one needs no code of TFDS for that name.
     for folder in [Path(name), *([data_dir / name] if data_dir else [])]:
         if (found := _prepared_version(folder.expanduser())) is not None:
             return tfds.builder_from_directory(found)
@@ -88,8 +86,8 @@ def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, ImportError) as error:
         raise SourceError(
-            f"tfds:{name}: no prepared data set is there, and TFDS knows none of that name. An interrupted `python -m "
-            "train prepare` leaves none until it has been run again to the end."
+            f"tfds:{name}: no prepared data set is there, and TFDS has none of that name. If `python -m train prepare` "
+            "was interrupted, run it again to the end."
         ) from error
     if not builder.info.splits:
         raise SourceError(
@@ -100,7 +98,7 @@ def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
 
 
 def _prepared_version(folder: Path) -> Path | None:
-    """`folder` itself if it holds a data set, else its newest version that does."""
+    """`folder` if it holds a data set, else its newest version that does."""
     if (folder / "dataset_info.json").is_file():
         return folder
     versions = [path.parent for path in folder.glob("*/dataset_info.json") if _VERSION.fullmatch(path.parent.name)]

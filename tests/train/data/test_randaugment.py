@@ -14,7 +14,7 @@ FILL = (124, 116, 104)
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_pixels_equal_timms_for_every_operation_magnitude_direction_and_filter(name):
     rows = np.flatnonzero(GOLDEN["names"] == name)
-    assert rows.size, "the golden file knows no such operation"
+    assert rows.size, "the golden file has no such operation"
     for row in rows:
         operation = Operation(
             name, float(GOLDEN["magnitudes"][row]), bool(GOLDEN["negatives"][row]), int(GOLDEN["resamples"][row])
@@ -24,8 +24,8 @@ def test_pixels_equal_timms_for_every_operation_magnitude_direction_and_filter(n
             np.testing.assert_array_equal(result, expected, err_msg=str(operation))
 
 
-def test_golden_operations_tell_directions_and_magnitudes_apart():
-    """Else the test above would pass for an operation that ignores its arguments."""
+def test_golden_operations_distinguish_directions_and_filters():
+    """Otherwise the test above would pass for an operation that ignores its arguments."""
     moving = np.array([str(name).startswith(("Rotate", "Shear", "Translate")) for name in GOLDEN["names"]])
     strong = moving & (GOLDEN["magnitudes"] == 9.0)
     for name in np.unique(GOLDEN["names"][strong]):
@@ -39,7 +39,7 @@ def test_operation_sets_are_timms():
 
 
 @pytest.mark.parametrize("name", ["PosterizeIncreasing", "Posterize"])
-def test_posterize_without_a_bit_left_is_black(name):
+def test_posterize_to_zero_bits_is_black(name):
     operation = Operation(name, 10.0 if name == "PosterizeIncreasing" else 0.0, False, 2)
     result = apply_operation(Image.fromarray(GOLDEN["images"][0]), operation, FILL)
     assert not np.asarray(result).any()
@@ -56,10 +56,10 @@ def test_notation_is_timms():
     assert not other.increasing
 
 
-def test_notation_without_meaning_is_refused():
-    with pytest.raises(ValueError, match=r"'rand-m9-x3': 'x3' has no meaning.*rand-m9-mstd0\.5-inc1"):
+def test_unknown_notation_is_refused():
+    with pytest.raises(ValueError, match=r"'rand-m9-x3': 'x3' is unknown.*rand-m9-mstd0\.5-inc1"):
         RandAugment.from_notation("rand-m9-x3")
-    with pytest.raises(ValueError, match="'augmix' has no meaning"):
+    with pytest.raises(ValueError, match="'augmix' is unknown"):
         RandAugment.from_notation("augmix-m3")
 
 

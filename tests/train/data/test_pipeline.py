@@ -1,4 +1,4 @@
-"""Batches are a pure function of (seed, step): at any number of processes, workers and restarts, whatever happens."""
+"""Batches are a pure function of (seed, step), for any number of processes, workers and restarts."""
 
 import dataclasses
 
@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from small_data import SMALL, assert_same, photographs, take, write_photographs
-from train.data.config import HostAugmentation
+from train.data import HostAugmentation, open_source
 from train.data.pipeline import LabelError, evaluation_batches, train_batches
-from train.data.sources.opening import open_source
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_an_example_is_changed_differently_every_time_and_every_seed_differs():
 
 
 def test_a_late_start_costs_nothing():
-    """A chain that replayed its way to step 10 ** 12 would not be here before the sun burns out."""
+    """Replaying all batches before step 10**12 would never end."""
     source = open_source(SMALL, "validation")
     (batch,) = take(SMALL, source, 1, start_step=10**12)
     assert (batch["index"] >= 0).all()
@@ -91,14 +90,14 @@ def test_labels_and_images_belong_to_the_index(folder):
             np.testing.assert_array_equal(image, processor.resize_and_crop(example["image"]))
 
 
-def test_a_batch_that_processes_cannot_share_is_refused():
+def test_a_batch_size_that_the_processes_do_not_divide_is_refused():
     source = open_source(SMALL, "validation")
-    with pytest.raises(ValueError, match=r"A batch of 8 images cannot be shared evenly by 3 processes"):
+    with pytest.raises(ValueError, match=r"A batch of 8 images cannot be split evenly over 3 processes"):
         train_batches(SMALL, source, process_count=3)
 
 
-@pytest.mark.parametrize("size", [1, 7, 8, 360, 1000])
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("size", [7, 8, 360])
+@pytest.mark.parametrize("processes", [1, 4])
 def test_evaluation_counts_every_example_exactly_once(size, processes):
     config = dataclasses.replace(SMALL, evaluation_batch_size=size * processes)
     source = open_source(config, "validation")
@@ -114,7 +113,7 @@ def test_evaluation_counts_every_example_exactly_once(size, processes):
     assert (filling == -1).all()
 
 
-def test_evaluation_sees_what_inference_sees(folder):
+def test_evaluation_has_the_pixels_of_inference(folder):
     config = photographs(folder)
     source = open_source(config, "validation")
     processor = config.image_processor()
@@ -131,7 +130,7 @@ def test_the_filter_of_training_is_not_that_of_evaluation():
     assert dataclasses.replace(SMALL, evaluation_interpolation="bilinear").image_processor().resample == 2
 
 
-def test_closed_batches_say_so():
+def test_closed_batches_raise_an_error():
     batches = train_batches(SMALL, open_source(SMALL, "validation"))
     next(batches)
     batches.close()
@@ -140,9 +139,8 @@ def test_closed_batches_say_so():
         next(batches)
 
 
-@pytest.mark.parametrize("label", [-1, 10])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_labels_that_are_no_class_are_refused_in_training_and_evaluation(label, workers):
+@pytest.mark.parametrize(("label", "workers"), [(-1, 0), (10, 0), (-1, 1)])
+def test_labels_that_are_not_classes_are_refused_in_training_and_evaluation(label, workers):
     """TFDS marks the images of splits whose labels are not published by -1."""
     config = dataclasses.replace(SMALL, workers=workers, evaluation_split="test")
     source = open_source(config, "validation")

@@ -1,4 +1,4 @@
-"""Decoding and cropping: the same pixels as Pillow's long way, from every kind of file; and where crops come from."""
+"""Decoding crops gives the pixels of decoding, cropping and resizing with Pillow, for every kind of file."""
 
 import io
 
@@ -11,7 +11,7 @@ from jpegs import IMAGES, RESIZERS, encoded, photograph
 from poolformer_jax.images.reading import ImageError
 from train.data.augment import decode
 from train.data.augment.crops import Box, random_resized_box, shift_and_rotate
-from train.data.augment.decode import decode_part
+from train.data.augment.decode import decode_crop
 from train.data.augment.resizing import to_pixels
 
 BOX = Box(31, 22, 267, 245)
@@ -19,7 +19,7 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 def decoded(data, box=BOX, size=224, **options):
-    return decode_part(data, lambda width, height: box, size, BICUBIC, **options)
+    return decode_crop(data, lambda width, height: box, size, BICUBIC, **options)
 
 
 @pytest.mark.parametrize("name", ["astronaut.jpg", "coffee.jpg", "camera_gray.png", "chelsea_rgba.png"])
@@ -52,7 +52,7 @@ def test_images_are_upright_whatever_their_exif_says(orientation):
         sizes.append((width, height))
         return BOX
 
-    result = decode_part(data, choose, 224, BICUBIC, scaled_decoding=True)
+    result = decode_crop(data, choose, 224, BICUBIC, scaled_decoding=True)
     assert sizes == [upright.size]
     np.testing.assert_array_equal(result, upright.crop(BOX).resize((224, 224), BICUBIC))
 
@@ -60,19 +60,19 @@ def test_images_are_upright_whatever_their_exif_says(orientation):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("resizer", RESIZERS)
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, BICUBIC])
-def test_parts_are_cut_out_before_they_are_resized(resample, resizer, kind):
-    """A white frame just outside the part leaves no trace in it."""
+def test_pixels_outside_the_crop_have_no_effect(resample, resizer, kind):
+    """A white frame just outside a black crop leaves it black."""
     image = Image.new("RGB", (96, 96), "white")
     image.paste("black", (16, 16, 80, 80))
     data = encoded(image, kind, subsampling=0, quality=100)
-    assert not decode_part(data, lambda width, height: Box(16, 16, 80, 80), 33, resample, resizer=resizer).any()
+    assert not decode_crop(data, lambda width, height: Box(16, 16, 80, 80), 33, resample, resizer=resizer).any()
 
 
 def large_photograph():
     return photograph(size=(1803, 1201))
 
 
-def test_scaled_decoding_is_used_only_where_the_part_is_at_least_four_times_too_large():
+def test_scaled_decoding_is_used_only_for_crops_at_least_four_times_too_large():
     data = encoded(large_photograph(), quality=95)
     for box, differs in ((Box(3, 5, 899, 901), True), (Box(3, 5, 898, 901), False), (Box(3, 5, 200, 190), False)):
         exact, fast = (decoded(data, box, scaled_decoding=scaled) for scaled in (False, True))
@@ -80,8 +80,8 @@ def test_scaled_decoding_is_used_only_where_the_part_is_at_least_four_times_too_
 
 
 @pytest.mark.parametrize(("size", "scale"), [(224, 4), (112, 8)])
-def test_scaled_decoding_shows_the_same_part(size, scale):
-    """Off by one pixel of the decoded image it would differ several times as much; so would another scale's part."""
+def test_scaled_decoding_shows_the_same_crop(size, scale):
+    """A shift by one decoded pixel would differ several times as much."""
     data = encoded(large_photograph(), quality=95)
     box = Box(301, 117, 301 + 896, 117 + 896)
     exact = np.asarray(decoded(data, box, size), np.float64)
@@ -107,22 +107,22 @@ def test_truncated_files_are_refused(cut):
     ],
 )
 def test_enormous_images_are_refused_before_they_are_decoded(monkeypatch, limit, expected):
-    """Of images between once and twice its limit Pillow itself only warns."""
+    """Pillow only warns up to twice its limit."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ImageError, match=expected):
         decoded((IMAGES / "coffee.jpg").read_bytes())
 
 
 @pytest.mark.parametrize("name", ["coffee.jpg", "chelsea_rgba.png"])
-def test_a_mistake_in_choosing_the_part_is_no_bad_image(name):
+def test_an_error_in_choosing_the_crop_is_not_a_bad_image(name):
     with pytest.raises(ZeroDivisionError):
-        decode_part((IMAGES / name).read_bytes(), lambda width, height: Box(0, 0, width // 0, height), 224, BICUBIC)
+        decode_crop((IMAGES / name).read_bytes(), lambda width, height: Box(0, 0, width // 0, height), 224, BICUBIC)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("where", ["open", "load"])
-def test_a_lack_of_memory_is_no_bad_image(monkeypatch, where, scaled):
-    """Else training that skips bad images would replace good ones, and say nothing of memory."""
+def test_a_lack_of_memory_is_not_a_bad_image(monkeypatch, where, scaled):
+    """Otherwise training with on_bad_image="skip" would silently replace good images."""
     monkeypatch.setattr(decode, "decode_region", lambda *_: None)
     monkeypatch.setattr(*{"open": (Image, "open"), "load": (JpegImageFile, "load")}[where], no_memory)
     with pytest.raises(MemoryError):
@@ -133,7 +133,7 @@ def no_memory(*_):
     raise MemoryError
 
 
-def test_random_boxes_have_the_areas_and_shapes_asked_for():
+def test_random_boxes_have_the_given_areas_and_aspect_ratios():
     rng = np.random.default_rng(0)
     boxes = [random_resized_box(500, 375, (0.08, 1.0), (3 / 4, 4 / 3), rng) for _ in range(3000)]
     for box in boxes:
@@ -151,7 +151,7 @@ def test_random_boxes_have_the_areas_and_shapes_asked_for():
 
 
 @pytest.mark.parametrize(("size", "expected"), [((900, 90), (120, 90)), ((90, 900), (90, 120)), ((1, 1), (1, 1))])
-def test_images_too_long_for_any_box_give_their_middle(size, expected):
+def test_images_too_long_for_any_box_give_a_central_crop(size, expected):
     box = random_resized_box(*size, (1.0, 1.0), (3 / 4, 4 / 3), np.random.default_rng(0))
     assert (box.width, box.height) == expected
     assert abs(box.left + box.right - size[0]) <= 1

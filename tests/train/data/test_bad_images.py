@@ -1,4 +1,4 @@
-"""An image that cannot be read stops a run and is named, or is skipped and counted."""
+"""An unreadable image stops a run and is named, or is skipped and reported."""
 
 import dataclasses
 import shutil
@@ -9,10 +9,8 @@ from PIL import Image
 
 from poolformer_jax.images.reading import ImageError
 from small_data import SMALL, assert_same, photographs, take, write_photographs
-from train.data.config import HostAugmentation
+from train.data import HostAugmentation, SourceError, open_source
 from train.data.pipeline import BadImageError, evaluation_batches, train_batches
-from train.data.sources.opening import open_source
-from train.data.sources.source import SourceError
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +82,11 @@ def dangling(damaged):
     return root, bad
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_the_storage_does_not_give_is_a_bad_image(dangling, workers):
+def test_a_file_that_cannot_be_opened_is_a_bad_image(dangling):
     root, bad = dangling
     with pytest.raises(BadImageError, match=rf"The image {bad} cannot be read: its file cannot be read: No such file"):
-        take(photographs(root, workers=workers), open_source(photographs(root), "train"), 5)
-    config = photographs(root, workers=workers, on_bad_image="skip", held_out=0.9)
+        take(photographs(root), open_source(photographs(root), "train"), 5)
+    config = photographs(root, on_bad_image="skip", held_out=0.9)
     for split, batches in (("train", train_batches), ("validation", evaluation_batches)):
         source = open_source(photographs(root, held_out=0.9 if split == "validation" else 0.2), split)
         with batches(config, source) as running:
@@ -99,7 +96,7 @@ def test_a_file_that_the_storage_does_not_give_is_a_bad_image(dangling, workers)
 
 
 @pytest.mark.parametrize("leave", ["nothing", "the folder"], ids=str)
-def test_a_data_folder_that_goes_away_is_no_bad_image(damaged, leave):
+def test_a_missing_data_folder_is_not_a_bad_image(damaged, leave):
     root, _ = damaged
     config = photographs(root, on_bad_image="skip")
     source = open_source(config, "validation")
@@ -107,13 +104,13 @@ def test_a_data_folder_that_goes_away_is_no_bad_image(damaged, leave):
     if leave == "the folder":
         root.mkdir()  # as where a file system was unmounted
     with (
-        pytest.raises(SourceError, match=f"The folder {root} is gone, or empty"),
+        pytest.raises(SourceError, match=f"The folder {root} no longer exists or is empty"),
         evaluation_batches(config, source) as batches,
     ):
         list(batches)
 
 
-def test_what_is_wrong_with_an_image_is_found_with_the_settings_of_the_run(damaged):
+def test_the_reason_for_a_bad_image_depends_on_the_settings_of_the_run(damaged):
     root, bad = damaged
     Image.new("RGB", (800, 1)).save(bad)  # whose edge of 1 would become 448 / 0.9 = 497: too many pixels, not for 224
     config = photographs(root, on_bad_image="skip", held_out=0.9, image_size=448)
@@ -123,7 +120,7 @@ def test_what_is_wrong_with_an_image_is_found_with_the_settings_of_the_run(damag
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_files_of_no_format_are_told_of_in_words(damaged, split):
+def test_files_in_no_known_format_are_described_in_words(damaged, split):
     root, bad = damaged
     bad.write_bytes(b"no image")
     config = photographs(root, held_out=0.9 if split == "validation" else 0.2)
@@ -151,15 +148,15 @@ class NothingReadable:
         return [self[index] for index in indices]
 
 
-def test_skipping_does_not_go_on_for_ever():
+def test_skipping_ends_if_no_image_can_be_read():
     config = dataclasses.replace(SMALL, on_bad_image="skip", crop_pct=None)
     with pytest.raises(BadImageError, match="3 images in a row cannot be read"):
         take(config, NothingReadable(), 1)
 
 
-def test_image_errors_are_what_transforms_raise(folder):
-    """Else a damaged image would end a run with a traceback from inside Pillow."""
-    from train.data.augment.transforms import TrainingTransform
+def test_transforms_raise_image_errors(folder):
+    """Otherwise a damaged image would end a run with a traceback from Pillow."""
+    from train.data import TrainingTransform
 
     for augment in (HostAugmentation(), HostAugmentation(crop="evaluation")):
         transform = TrainingTransform(photographs(folder, augment=augment))

@@ -1,0 +1,149 @@
+"""Worker processes never import jax, end with their program, and are reported with remedies when they fail."""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from programs import ROOT, alive, wait_for_the_end_of, workers_of
+from small_data import SMALL
+from train.data import WorkerError, evaluation_batches, max_shared_batches, open_source, train_batches
+from train.data.workers.failures import is_worker_failure
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads processes and shared memory from /proc and /dev")
+
+# Two workers, started as `python program.py` or `python -m package`, which Python prepares in different ways. It
+# imports jax before anything else, as a user's script may.
+PROGRAM = """
+    import jax
+    import sys
+    import numpy as np
+    from train.data import DIGITS, ArraySource, train_batches
+
+    class Spy(ArraySource):
+        def __getitem__(self, index):
+            imported = any(sys.modules.get(name) is not None for name in ("jax", "jaxlib", "flax", "tensorflow"))
+            return {**super().__getitem__(index), "label": int(imported)}
+
+    if __name__ == "__main__":
+        import dataclasses
+
+        source = Spy(np.zeros((64, 8, 8), np.uint8), np.zeros(64, int), ("id",) * 64, ("no", "yes"))
+        batches = train_batches(dataclasses.replace(DIGITS, batch_size=8, workers=2), source)
+        print([int(next(batches)["label"].sum()) for _ in range(4)], flush=True)
+        sys.stdin.readline()
+        print(next(batches)["image"].shape, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def program_with_workers(tmp_path, *start):
+    (tmp_path / "package").mkdir()
+    for path in (tmp_path / "program.py", tmp_path / "package" / "__main__.py"):
+        path.write_text(textwrap.dedent(PROGRAM))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, *(start or ("program.py",))]
+    with subprocess.Popen(command, text=True, cwd=tmp_path, env=environment, **pipes) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
+
+
+@pytest.mark.parametrize("start", [("program.py",), pytest.param(("-m", "package"), marks=pytest.mark.slow)])
+def test_workers_never_import_jax(tmp_path, start):
+    with program_with_workers(tmp_path, *start) as program:
+        assert program.stdout.readline() == "[0, 0, 0, 0]\n", program.stderr.read()
+        workers = workers_of(program.pid)
+        assert len(workers) == 2
+        assert "jaxlib" in Path(f"/proc/{program.pid}/maps").read_text()
+        for worker in workers:
+            assert "jaxlib" not in Path(f"/proc/{worker}/maps").read_text()
+        _, errors = program.communicate("\n", timeout=60)
+    assert errors == ""
+    assert program.returncode == 0
+    assert not any(alive(worker) for worker in workers)
+
+
+@pytest.mark.slow
+def test_workers_ignore_the_signals_that_ask_the_program_to_save_and_stop(tmp_path):
+    with program_with_workers(tmp_path) as program:
+        program.stdout.readline()
+        workers = workers_of(program.pid)
+        for worker in workers:
+            for name in (signal.SIGTERM, signal.SIGINT):  # a job scheduler sends them to every process
+                os.kill(worker, name)
+        time.sleep(0.5)
+        assert all(alive(worker) for worker in workers)
+        output, errors = program.communicate("\n", timeout=60)
+    assert (output, errors) == ("(8, 32, 32, 1)\n", "")
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_program_is_killed(tmp_path):
+    with program_with_workers(tmp_path) as program:
+        program.stdout.readline()
+        workers = workers_of(program.pid)
+        program.kill()
+        program.wait()
+    wait_for_the_end_of(workers)
+
+
+def test_no_more_workers_start_than_there_are_batches():
+    config = dataclasses.replace(SMALL, workers=5, batch_size=256)
+    with evaluation_batches(config, open_source(config, "validation")) as batches:
+        assert next(batches)["mask"].sum() == 256
+        assert len(workers_of(os.getpid())) <= 2
+        assert next(batches)["mask"].sum() == 359 - 256
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGBUS, marks=pytest.mark.slow), signal.SIGKILL])
+def test_a_killed_worker_is_reported_with_its_exit_code_and_the_remedies(number):
+    config = dataclasses.replace(SMALL, workers=1)
+    message = rf"(?s)exit code {-number}\..*SIGBUS.*--shm-size.*SIGKILL.*fewer workers.*doctor RECIPE.*same command"
+    with train_batches(config, open_source(config, "validation")) as batches:
+        next(batches)
+        for worker in workers_of(os.getpid()):
+            os.kill(worker, number)
+        with pytest.raises(WorkerError, match=message):
+            for _ in range(20):
+                next(batches)
+
+
+def test_only_lost_workers_and_full_shared_memory_are_worker_failures():
+    assert is_worker_failure(RuntimeError("Worker process was terminated"))
+    assert is_worker_failure(OSError(errno.ENOSPC, "No space left on device"))
+    assert not is_worker_failure(OSError(errno.EIO, "Input/output error"))
+
+
+@pytest.mark.slow
+def test_no_more_batches_are_in_shared_memory_than_doctor_counts():
+    config = dataclasses.replace(SMALL, workers=2, worker_batches=2, batch_size=7)
+    before = files_in_shared_memory(7 * 16 * 16)
+    limit = max_shared_batches(2, 2)
+    with train_batches(config, open_source(config, "validation")) as batches:
+        kept = next(batches)
+        deadline = time.monotonic() + 60
+        while len(files_in_shared_memory(7 * 16 * 16) - before) < limit and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        assert len(files_in_shared_memory(7 * 16 * 16) - before) == limit
+        assert kept["image"].shape == (7, 16, 16, 1)
+
+
+def files_in_shared_memory(size):
+    """The files of `size` bytes."""
+    found = set()
+    for path in Path("/dev/shm").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # other processes remove theirs
+            found |= {path} if path.stat().st_size == size else set()
+    return found

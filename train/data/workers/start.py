@@ -1,0 +1,53 @@
+"""How a data worker starts: without jax, and bound to the program that started it.
+
+Grain starts every worker as a fresh interpreter and imports jax there, for tree functions that the package `tree`
+provides as well. The import costs 2 seconds and 150 MB a worker, and a second process must not open a host's TPUs.
+Python has no public way to prevent it, but a fresh interpreter first runs the main module that its parent names.
+`start_workers_without_jax` makes that this file, which blocks the import. A worker then does not run the program's
+main module either, and needs nothing from it: Grain pickles the functions of a main module by value.
+"""
+
+import functools
+import logging
+import multiprocessing.spawn
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+_WORKER_NAME = "grain-process-prefetch"
+
+
+@functools.cache
+def start_workers_without_jax() -> None:
+    """Makes Grain's workers, and no other child process, run this file first."""
+    get_preparation_data = multiprocessing.spawn.get_preparation_data
+
+    def get_worker_preparation_data(name: str) -> dict[str, Any]:
+        data = get_preparation_data(name)
+        if name.startswith(_WORKER_NAME):
+            data.pop("init_main_from_path", None)
+            data["init_main_from_name"] = __name__
+        return data
+
+    multiprocessing.spawn.get_preparation_data = get_worker_preparation_data
+
+
+def initialize_worker(worker: int, workers: int) -> None:
+    """Ignores the signals that ask a program to stop, because the program stops its workers; exits if it is killed."""
+    del worker, workers
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+if __name__ == "__mp_main__":
+    sys.modules["jax"] = None  # type: ignore[assignment]
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Grain warns that jax's profiler is missing
