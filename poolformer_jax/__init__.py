@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from poolformer_jax.inference.grad_cam import GradCam
     from poolformer_jax.inference.height_sharded import HeightShardedModel
     from poolformer_jax.network.config import PoolFormerConfig
-    from poolformer_jax.network.fused.kernels import GpuKernels, TpuKernels
+    from poolformer_jax.network.fused import GpuKernels, TpuKernels
     from poolformer_jax.network.model import (
         ImageClassifierOutput,
         PoolFormerForImageClassification,
@@ -61,7 +61,7 @@ _HOME = {
     "InputError": "errors",
     "PoolFormerError": "errors",
     "ExportError": "export.verification",
-    "GpuKernels": "network.fused.kernels",
+    "GpuKernels": "network.fused",
     "GradCam": "inference.grad_cam",
     "HeightShardedModel": "inference.height_sharded",
     "ImageClassifier": "inference.classifier",
@@ -74,7 +74,7 @@ _HOME = {
     "PoolFormerModel": "network.model",
     "PoolFormerModelOutput": "network.model",
     "Prediction": "inference.classifier",
-    "TpuKernels": "network.fused.kernels",
+    "TpuKernels": "network.fused",
     "WeightsFileError": "weights.containers.files",
     "WeightsMismatch": "weights",
     "export_model": "export.model_file",

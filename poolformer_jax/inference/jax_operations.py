@@ -23,7 +23,7 @@ from poolformer_jax.network.functional import (
     standardize,
     widen,
 )
-from poolformer_jax.network.fused.cpu_batching import largest_divisor
+from poolformer_jax.network.fused import largest_divisor
 from poolformer_jax.network.inputs import Pixels, check_pixel_values
 
 

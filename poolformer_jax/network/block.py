@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import ACTIVATIONS, NORMS, dense, over_channels, wide_type
 from poolformer_jax.network.fused.block import fold_mlp, mlp_residual, pooling_residual
-from poolformer_jax.network.fused.kernels import Kernels
+from poolformer_jax.network.fused.kernels.base import Kernels
 from poolformer_jax.network.fused.statistics import Moments
 from poolformer_jax.network.layers import DropPath, Params, declare
 from poolformer_jax.network.parameter_table import BLOCK

@@ -1,11 +1,11 @@
-"""Feature maps of a batch, worked through in parts that stay in a processor's caches.
+"""A batch computed a few images at a time, whose feature maps stay in a CPU's caches.
 
-A CPU computes a block faster than its memory brings the feature maps. A few images at a time are in the caches from the
-first pass over them to the last, and every part uses the same few megabytes: memory that a program asks the system for
-in every step, as it does for the hidden layers of a whole batch, costs more than the arithmetic on it.
+A CPU computes a block faster than its memory brings the feature maps. A few images at a time stay in the caches from
+the first pass over them to the last. All microbatches use the same few megabytes: allocating the hidden layers of a
+whole batch in every step would cost more than the arithmetic on them.
 
-Several CPU devices that share a batch would fetch each other's images for this; training meshes of them are for tests,
-and inference keeps each to its own (`cpu_devices.data_parallel`).
+CPU devices that share a batch would fetch each other's images for this. Training on several CPU devices is for tests;
+inference computes each device's images separately (`cpu_devices.data_parallel`).
 """
 
 import math
@@ -19,64 +19,67 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float
 
-from poolformer_jax.network.fused.mesh_types import vary_alike
+from poolformer_jax.network.fused.sharding_types import match_varying_axes
 
-PART_BYTES = 2**20
-"""Of a feature map. Its hidden layer is four times as large, and long enough for matrix products at full speed."""
+MICROBATCH_BYTES = 2**20
+"""Of a feature map. Its hidden layer is four times as large, enough for matrix products at full speed."""
 
-KEPT_CHANNELS = 256
-"""From so many on, reading a hidden layer back takes less time than the matrix product that computes it again."""
+SAVE_HIDDEN_CHANNELS = 256
+"""From this width on, save the hidden layer for the backward pass instead of recomputing it."""
 
 _Results = TypeVar("_Results")
 _Sums = TypeVar("_Sums")
 
 
-def in_parts(function: Callable[[Any], tuple[_Results, _Sums]], images: Any) -> tuple[_Results, _Sums]:
+def microbatched(function: Callable[[Any], tuple[_Results, _Sums]], images: Any) -> tuple[_Results, _Sums]:
     """`function(images)`, computed for a few images at a time.
 
     Args:
-        function: from such a tree for some of the images to results by image, and sums over them.
+        function: takes such a tree for some of the images; returns results for each image, and sums over them.
         images: a tree of arrays whose first axis is the batch; the first of them is a feature map.
     """
     x = jax.tree.leaves(images)[0]
-    count = images_in_part(x)
+    count = microbatch_size(x)
     if count == x.shape[0]:
         return function(images)
-    parts = jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), images)
+    microbatches = jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), images)
 
-    def step(totals: Any, part: Any) -> tuple[Any, Any]:
-        results, sums = function(part)
+    def step(totals: Any, microbatch: Any) -> tuple[Any, Any]:
+        results, sums = function(microbatch)
         return jax.tree.map(jnp.add, totals, sums), results
 
-    _, sums = jax.eval_shape(function, jax.tree.map(lambda array: array[0], parts))
+    _, sums = jax.eval_shape(function, jax.tree.map(lambda array: array[0], microbatches))
     zeros = jax.tree.map(lambda total: jnp.zeros(total.shape, total.dtype), sums)
-    totals, results = lax.scan(step, *vary_alike((zeros, parts)))
+    totals, results = lax.scan(step, *match_varying_axes((zeros, microbatches)))
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results), totals
 
 
-def images_in_part(x: Float[Array, "b h w c"]) -> Any:
-    """The largest divisor of the batch whose maps fit into `PART_BYTES`, or 1; all of a batch of unknown size or 0."""
+def microbatch_size(x: Float[Array, "b h w c"]) -> Any:
+    """The largest divisor of the batch whose maps fit into `MICROBATCH_BYTES`, or 1.
+
+    The whole batch if its size is symbolic or 0.
+    """
     batch: Any = x.shape[0]
     if not isinstance(batch, int) or batch == 0:
         return batch
-    return largest_divisor(batch, PART_BYTES // (math.prod(x.shape[1:]) * x.dtype.itemsize))
+    return largest_divisor(batch, MICROBATCH_BYTES // (math.prod(x.shape[1:]) * x.dtype.itemsize))
 
 
-def keep_hidden(x: Float[Array, "b h w c"]) -> bool:
-    """Whether the backward pass of a branch should find the hidden layer of the forward pass."""
-    return bool(x.shape[-1] >= KEPT_CHANNELS)
+def saves_hidden_layer(x: Float[Array, "b h w c"]) -> bool:
+    """Whether the forward pass saves the MLP's hidden layer for the backward pass."""
+    return bool(x.shape[-1] >= SAVE_HIDDEN_CHANNELS)
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest number up to `limit` that divides `number`, and at least 1."""
+    """The largest divisor of `number` up to `limit`, and at least 1."""
     return next((count for count in range(min(limit, number), 0, -1) if number % count == 0), 1)
 
 
-def kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"], dtype: Dtype) -> Float[Array, "c d"]:
+def dense_kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"], dtype: Dtype) -> Float[Array, "c d"]:
     """`x.T @ dy` over all positions, summed in `dtype`, in the order that is fast on a CPU.
 
-    As matrices, because XLA would copy maps into another order before it contracts several axes; and with the narrower
-    one transposed, which is up to twice as fast as the wider one. Without the barrier XLA would turn that around again.
+    The product is one of matrices, because XLA would transpose maps before it contracts several axes. The narrower
+    matrix is the transposed one, which is up to twice as fast. The barrier keeps XLA from swapping them back.
     """
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     product = partial(lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), preferred_element_type=dtype)

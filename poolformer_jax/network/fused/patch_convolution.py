@@ -1,8 +1,8 @@
-"""The convolution at the start of a stage, with a gradient rule of its own.
+"""The convolution at the start of a stage, with a custom gradient rule.
 
-Its parameters are float32 and multiplied in the map's type. JAX's own rule rounds their gradients to that type before
-the devices of a mesh add theirs up. Here they are summed in float32 from the first pixel to the last device, and
-exchanged together with all other gradients.
+Its parameters are float32, and are multiplied in the map's type. JAX's default rule rounds their gradients to that type
+before the all-reduce over the devices of a mesh. This rule sums them in float32 over all pixels and devices, and XLA
+reduces them together with all other gradients.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.network.functional import over_channels
 from poolformer_jax.network.fused import tpu_layout
-from poolformer_jax.network.fused.mesh_types import on_any_mesh, spec_of
+from poolformer_jax.network.fused.sharding_types import partition_spec, with_auto_sharding
 
 _Map = Float[Array, "b h w c"]
 _Kernel = Float[Array, "kh kw c d"]
@@ -31,12 +31,12 @@ def convolve(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, pa
         stride: pixels from one window to the next.
         padding: zeros around the map, on every side.
     """
-    specs = PartitionSpec(*spec_of(x)[:3], spec_of(kernel)[3])
-    return on_any_mesh(partial(_convolve, stride, padding), x, kernel, bias, specs=specs)
+    specs = PartitionSpec(*partition_spec(x)[:3], partition_spec(kernel)[3])
+    return with_auto_sharding(partial(_convolve, stride, padding), x, kernel, bias, specs=specs)
 
 
 def convolve_plainly(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, padding: int) -> _Output:
-    """`convolve` with JAX's own derivatives."""
+    """`convolve` with JAX's default derivatives."""
     y = tpu_layout.convolve(x, kernel.astype(x.dtype), stride, padding)
     return y + over_channels(bias, y)
 

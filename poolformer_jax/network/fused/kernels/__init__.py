@@ -1,29 +1,56 @@
 """The passes of `fused` as Pallas kernels, where XLA cannot fuse them: all four on TPUs, the MLP's two on NVIDIA GPUs.
 
-On a TPU XLA fuses each branch's forward pass into one operation. Its backward passes it cannot: they return a map,
-gradients of matrices and sums over images at once, so it computes the hidden layer and the windows once for each of
-them, and writes the hidden layer's gradient in between. A kernel computes everything while a tile is in VMEM, reads
-the maps once, and writes one. Maps are held position by position, [h, w, batch, channels]: that is how XLA lays
-convolutions out on a TPU, so nothing is copied on the way in; numbers that belong to an image broadcast over positions;
-and a window slides over axes that no register spans. `lanes` fills the registers where there are 64 channels.
+XLA fuses each branch's forward pass into one operation on a TPU, but not its backward pass, which returns a map,
+gradients of matrices and sums over images at once. XLA computes the hidden layer and the pooling windows once for each
+of them, and writes the hidden layer's gradient in between. A kernel computes everything while a tile is in VMEM, reads
+the maps once, and writes one. Kernels hold maps position by position, [h, w, batch, channels], as XLA lays out
+convolutions on a TPU: nothing is copied on the way in, numbers of an image broadcast over positions, and a window
+slides over axes that no register spans. `tpu_layout` fills the registers where there are 64 channels. `gpu` describes
+the kernels for GPUs. The prefix of a file's name says which device it is for.
 
-Every file here but `devices` is for one of the two, and says so by its name. For a GPU see `gpu`.
+The kernels compute what `fused` computes, for the exact GELU and bfloat16 maps. On TPUs with 128 MiB of VMEM (v5e,
+v6e) they take a multiple of 16 images per device, windows of 3 x 3, and MLPs whose weights and gradients fit into VMEM;
+on GPUs (Ampere and newer) a multiple of 64 positions. XLA computes everything else. Kernels have gradients, but no
+gradients of gradients.
 
-The kernels compute what `fused` computes, for the exact GELU and bfloat16 maps: on TPUs with 128 MiB of VMEM (v5e, v6e)
-of a multiple of 16 images on each device, for windows of 3 x 3 and as far as VMEM holds an MLP's weights and their
-gradients; on GPUs (Ampere and newer) of a multiple of 64 positions. Everything else takes `fused`'s own way. They have
-gradients, and no gradients of gradients.
+`base` holds the interface and its constants, `choice` the two implementations and the devices that they are for,
+`verification` the comparison with XLA that decides whether a program uses them.
 """
 
-from poolformer_jax.network.fused.kernels.choice import (
-    GPU_ROWS,
-    POOL_SIZE,
-    TPU_IMAGES,
-    GpuKernels,
-    Kernels,
-    Pass,
-    TpuKernels,
-    kernels_for,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["GPU_ROWS", "POOL_SIZE", "TPU_IMAGES", "GpuKernels", "Kernels", "Pass", "TpuKernels", "kernels_for"]
+if TYPE_CHECKING:
+    from poolformer_jax.network.fused.kernels.base import Kernels
+    from poolformer_jax.network.fused.kernels.choice import GpuKernels, TpuKernels, kernels_for
+    from poolformer_jax.network.fused.kernels.verification import (
+        KernelMode,
+        StageShape,
+        Verification,
+        choose_kernels,
+        verify_kernels,
+    )
+
+__all__ = [
+    "GpuKernels",
+    "KernelMode",
+    "Kernels",
+    "StageShape",
+    "TpuKernels",
+    "Verification",
+    "choose_kernels",
+    "kernels_for",
+    "verify_kernels",
+]
+
+# The module that each name comes from.
+_HOME = {
+    "Kernels": "base",
+    **dict.fromkeys(("GpuKernels", "TpuKernels", "kernels_for"), "choice"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'verification')}"), name)

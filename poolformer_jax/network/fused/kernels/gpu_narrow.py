@@ -1,7 +1,7 @@
 """The MLP branch of narrow stages on NVIDIA GPUs: one kernel for the forward pass, two for the backward pass.
 
-A program holds some rows of the map [positions, channels], goes through the hidden layer a few channels at a time, and
-writes no part of it. Blocks have sides that are powers of two: 96 channels are three blocks of 32.
+A program holds some rows of the map [positions, channels], computes the hidden layer a few channels at a time, and
+writes no part of it. The sides of blocks are powers of two: 96 channels are three blocks of 32.
 """
 
 import functools
@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.network.functional import gelu_fit
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
-from poolformer_jax.network.fused.kernels.choice import GPU_ROWS, side_of_blocks
+from poolformer_jax.network.fused.kernels.base import GPU_ROWS, block_size
 
-_PROGRAMS = 512  # that share the weights' gradients: a few for each of a GPU's processors
+_PROGRAMS = 512  # that share the weights' gradients: a few for each of a GPU's multiprocessors
 
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
@@ -49,19 +49,24 @@ def forward(
         y_ref: Any, sum_ref: Any, square_ref: Any,
     ) -> None:  # fmt: skip
         rows = pl.ds(pl.program_id(0) * GPU_ROWS, GPU_ROWS)
-        mean, inverse_std, keep = blocks.of_rows(rows, mean_ref, inverse_std_ref, keep_ref)
+        mean, inverse_std, keep = blocks.gather(rows, mean_ref, inverse_std_ref, keep_ref)
         standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
 
         def add(index: Any, branch: list[Array]) -> list[Array]:
-            some = blocks.hidden(index)
-            hidden = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])[0].astype(x_ref.dtype)
-            return [total + _product(hidden, w2[some, where]) for total, where in zip(branch, blocks.channels)]
+            hidden_slice = blocks.hidden(index)
+            hidden = gelu_fit(blocks.product(standard, w1, hidden_slice) + b1[hidden_slice][None])[0].astype(
+                x_ref.dtype
+            )
+            return [
+                total + _product(hidden, w2[hidden_slice, channel_slice])
+                for total, channel_slice in zip(branch, blocks.channels)
+            ]
 
         branch = lax.fori_loop(0, blocks.parts, add, blocks.zeros())
         total = squares = jnp.zeros(GPU_ROWS, jnp.float32)
-        for where, x, block in zip(blocks.channels, blocks.read(x_ref, rows), branch):
-            y = (x + (block + b2[where][None]) * keep).astype(y_ref.dtype)
-            y_ref[rows, where] = y
+        for channel_slice, x, block in zip(blocks.channels, blocks.read(x_ref, rows), branch):
+            y = (x + (block + b2[channel_slice][None]) * keep).astype(y_ref.dtype)
+            y_ref[rows, channel_slice] = y
             distance = y.astype(jnp.float32) - mean
             total, squares = total + distance.sum(1), squares + (distance * distance).sum(1)
         sum_ref[rows], square_ref[rows] = total, squares
@@ -80,7 +85,7 @@ def forward(
 def backward(
     maps: tuple[_Map, _Map, _Map], vectors: tuple[_PerImage, ...], weights: _Weights, *, interpret: bool
 ) -> tuple[_Map, tuple[_PerImage, _PerImage], _Weights]:
-    """The gradient of `forward`, where that of `y` is `dy + slope * y + offset`.
+    """The gradient of `forward`, channel_slice that of `y` is `dy + slope * y + offset`.
 
     Args:
         maps: (x, y, dy).
@@ -94,7 +99,7 @@ def backward(
     """
     (x, _, _), (mean, inverse_std, *_), (kernel1, bias1, kernel2, _) = maps, vectors, weights
     blocks = _Blocks(x, kernel1)
-    # As Triton multiplies: what is summed over last on the left, first on the right.
+    # Triton contracts the last axis on the left with the first on the right.
     layer1, layer2 = (kernel1, bias1), kernel2.T
     dx, dbranch, total, products, dbias2 = _input_gradient(
         blocks, [*map(blocks.flat, maps), *vectors, *layer1, layer2, kernel1.T], interpret
@@ -104,7 +109,7 @@ def backward(
 
 
 def _input_gradient(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> Any:
-    """`dx`; the branch's gradient; sums of `dz` and `z * dz` over the channels of every row; of the second bias."""
+    """`dx`; the branch's gradient; sums of `dz` and `z * dz` over each row's channels; the second bias's gradient."""
 
     def kernel(
         x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, slope_ref: Any,
@@ -112,7 +117,7 @@ def _input_gradient(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> 
         dx_ref: Any, dbranch_ref: Any, sum_ref: Any, product_ref: Any, db2_ref: Any,
     ) -> None:  # fmt: skip
         rows = pl.ds(pl.program_id(0) * GPU_ROWS, GPU_ROWS)
-        mean, inverse_std, keep, slope, offset = blocks.of_rows(
+        mean, inverse_std, keep, slope, offset = blocks.gather(
             rows, mean_ref, inverse_std_ref, keep_ref, slope_ref, offset_ref
         )
 
@@ -121,20 +126,23 @@ def _input_gradient(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> 
 
         standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
         dbranch = [(dy * keep).astype(x_ref.dtype) for dy in whole_gradient()]
-        for where, block in zip(blocks.channels, dbranch):
-            dbranch_ref[rows, where] = block
-            db2_ref[pl.program_id(0), where] = block.astype(jnp.float32).sum(0)
+        for channel_slice, block in zip(blocks.channels, dbranch):
+            dbranch_ref[rows, channel_slice] = block
+            db2_ref[pl.program_id(0), channel_slice] = block.astype(jnp.float32).sum(0)
 
         def add(index: Any, dstandard: list[Array]) -> list[Array]:
-            some = blocks.hidden(index)
-            _, dgelu = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])
-            dinner = (blocks.product(dbranch, w2t, some) * dgelu).astype(x_ref.dtype)
-            return [total + _product(dinner, w1t[some, where]) for total, where in zip(dstandard, blocks.channels)]
+            hidden_slice = blocks.hidden(index)
+            _, dgelu = gelu_fit(blocks.product(standard, w1, hidden_slice) + b1[hidden_slice][None])
+            dinner = (blocks.product(dbranch, w2t, hidden_slice) * dgelu).astype(x_ref.dtype)
+            return [
+                total + _product(dinner, w1t[hidden_slice, channel_slice])
+                for total, channel_slice in zip(dstandard, blocks.channels)
+            ]
 
         dstandard = lax.fori_loop(0, blocks.parts, add, blocks.zeros())
         total = products = jnp.zeros(GPU_ROWS, jnp.float32)
-        for where, z, dz, dy in zip(blocks.channels, standard, dstandard, whole_gradient()):
-            dx_ref[rows, where] = (dy + dz * inverse_std).astype(dx_ref.dtype)
+        for channel_slice, z, dz, dy in zip(blocks.channels, standard, dstandard, whole_gradient()):
+            dx_ref[rows, channel_slice] = (dy + dz * inverse_std).astype(dx_ref.dtype)
             total, products = total + dz.sum(1), products + (dz * z.astype(jnp.float32)).sum(1)
         sum_ref[rows], product_ref[rows] = total, products
 
@@ -144,9 +152,9 @@ def _input_gradient(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> 
 
 
 def _weight_gradients(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> tuple[Array, Array, Array]:
-    """Of both matrices and the first bias.
+    """The gradients of both matrices and the first bias.
 
-    Every program sums over some of the rows, for some channels of the hidden layer; XLA adds these sums up.
+    Every program sums over some of the rows, for some channels of the hidden layer; XLA adds these sums.
     """
     parts = blocks.parts
     shares = largest_divisor(blocks.rows // GPU_ROWS, max(1, _PROGRAMS // parts))
@@ -156,18 +164,18 @@ def _weight_gradients(blocks: "_Blocks", arrays: list[Array], interpret: bool) -
         x_ref: Any, dbranch_ref: Any, mean_ref: Any, inverse_std_ref: Any, w1: Any, b1: Any, w2t: Any,
         dw1t_ref: Any, db1_ref: Any, dw2_ref: Any,
     ) -> None:  # fmt: skip
-        # Neighbours read the same rows at about the same time: all but one of them from the cache.
+        # Neighbouring programs read the same rows at about the same time, all but one of them from the cache.
         share, part = pl.program_id(0) // parts, pl.program_id(0) % parts
-        some = blocks.hidden(part)
+        hidden_slice = blocks.hidden(part)
 
         def add(step: Any, sums: Any) -> Any:
             dw1t, db1, dw2 = sums
             rows = pl.ds((share * steps + step) * GPU_ROWS, GPU_ROWS)
-            mean, inverse_std = blocks.of_rows(rows, mean_ref, inverse_std_ref)
+            mean, inverse_std = blocks.gather(rows, mean_ref, inverse_std_ref)
             standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
-            dbranch = [dbranch_ref[rows, where] for where in blocks.channels]
-            hidden, dgelu = gelu_fit(blocks.product(standard, w1, some) + b1[some][None])
-            dinner = blocks.product(dbranch, w2t, some) * dgelu
+            dbranch = [dbranch_ref[rows, channel_slice] for channel_slice in blocks.channels]
+            hidden, dgelu = gelu_fit(blocks.product(standard, w1, hidden_slice) + b1[hidden_slice][None])
+            dinner = blocks.product(dbranch, w2t, hidden_slice) * dgelu
             hidden, rounded = hidden.astype(x_ref.dtype), dinner.astype(x_ref.dtype)
             return (
                 [total + _product(rounded.T, z) for total, z in zip(dw1t, standard)],
@@ -178,10 +186,10 @@ def _weight_gradients(blocks: "_Blocks", arrays: list[Array], interpret: bool) -
         matrices = [jnp.zeros((blocks.hidden_side, blocks.side), jnp.float32)] * len(blocks.channels)
         sums = matrices, jnp.zeros(blocks.hidden_side, jnp.float32), matrices
         dw1t, db1, dw2 = lax.fori_loop(0, steps, add, sums)
-        db1_ref[share, some] = db1
-        for index, where in enumerate(blocks.channels):
-            dw1t_ref[share, some, where] = dw1t[index]
-            dw2_ref[share, some, where] = dw2[index]
+        db1_ref[share, hidden_slice] = db1
+        for index, channel_slice in enumerate(blocks.channels):
+            dw1t_ref[share, hidden_slice, channel_slice] = dw1t[index]
+            dw2_ref[share, hidden_slice, channel_slice] = dw2[index]
 
     hidden = parts * blocks.hidden_side
     matrix, vector = blocks.array(shares, hidden, blocks.width), blocks.array(shares, hidden)
@@ -191,12 +199,12 @@ def _weight_gradients(blocks: "_Blocks", arrays: list[Array], interpret: bool) -
 
 
 class _Blocks:
-    """A map as [rows, channels], a row for each position of each image, and how programs hold it and a hidden layer."""
+    """A map as [rows, channels], one row per position of an image, in blocks; and the blocks of a hidden layer."""
 
     def __init__(self, x: _Map, kernel1: Float[Array, "c hidden"]) -> None:
         self.images, self.width = x.shape[0], x.shape[3]
         self.rows, self.positions = math.prod(x.shape[:3]), x.shape[1] * x.shape[2]
-        self.side, self.hidden_side = (side_of_blocks(channels) for channels in kernel1.shape)
+        self.side, self.hidden_side = (block_size(channels) for channels in kernel1.shape)
         self.parts = kernel1.shape[1] // self.hidden_side
         self.channels = [pl.ds(start, self.side) for start in range(0, self.width, self.side)]
         self.map_like, self.vector = self.array(self.rows, self.width, dtype=x.dtype), self.array(self.rows)
@@ -208,7 +216,7 @@ class _Blocks:
         return sums.reshape(self.images, -1).sum(1)
 
     def hidden(self, part: Any) -> Any:
-        """Where a part of the hidden layer is."""
+        """The slice of a part of the hidden layer."""
         return pl.ds(part * self.hidden_side, self.hidden_side)
 
     def array(self, *shape: int, dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -217,18 +225,18 @@ class _Blocks:
     def zeros(self) -> list[Array]:
         return [jnp.zeros((GPU_ROWS, self.side), jnp.float32) for _ in self.channels]
 
-    def of_rows(self, rows: Any, *refs: Any) -> list[Float[Array, "rows 1"]]:
-        """The numbers of the images that some rows belong to."""
+    def gather(self, rows: Any, *refs: Any) -> list[Float[Array, "rows 1"]]:
+        """For each row, the numbers of its image."""
         image = (rows.start + jnp.arange(GPU_ROWS)) // self.positions
         return [ref[image][:, None] for ref in refs]
 
     def read(self, ref: Any, rows: Any) -> list[Array]:
-        """Some rows in float32."""
-        return [ref[rows, where].astype(jnp.float32) for where in self.channels]
+        """Some rows in float32, block by block."""
+        return [ref[rows, channel_slice].astype(jnp.float32) for channel_slice in self.channels]
 
     def product(self, left: list[Array], right: Any, columns: Any) -> Array:
         """`left @ right[:, columns]`, in float32."""
-        products = [_product(block, right[where, columns]) for block, where in zip(left, self.channels)]
+        products = [_product(block, right[channel_slice, columns]) for block, channel_slice in zip(left, self.channels)]
         return functools.reduce(operator.add, products)
 
     def call(
@@ -240,7 +248,7 @@ class _Blocks:
             grid=(programs,),
             out_shape=results,
             interpret=interpret,
-            # As many threads as hold the sums of 64 rows in their registers.
+            # Enough threads to hold the sums of 64 rows in their registers.
             compiler_params=triton.CompilerParams(num_warps=4 if self.width <= 64 else 8, num_stages=2),
         )(*arrays)
 

@@ -1,8 +1,8 @@
 """The MLP branch, forward and backward, as TPU kernels.
 
-A tile holds some positions of some images, at most as many as leave the hidden layer in VMEM. Backward, everything that
-depends on the hidden layer is computed from it on the spot: the input's gradient, both matrices', the biases', and the
-two sums over each image that norm2's gradient needs.
+A tile holds some positions of some images, so that their hidden layer fits into VMEM. The backward kernel computes
+everything that depends on the hidden layer while it is there: the gradients of the input, of both matrices and of the
+biases, and the two sums over each image that norm2's gradient needs.
 """
 
 import math
@@ -26,7 +26,7 @@ _PerImage = Float[Array, " b"]
 _PerImageAndChannel = Float[Array, "b c"]
 _Kernel1 = Float[Array, "c hidden"]
 _Weights = tuple[_Kernel1, Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]
-_OfOnePixel = tuple[
+_WeightGradients = tuple[
     Float[Array, "c1 hidden1"], Float[Array, " hidden1"], Float[Array, "hidden1 c1"], Float[Array, " c1"]
 ]
 
@@ -35,13 +35,13 @@ def fits(channels: int, hidden: int, pixels: int) -> bool:
     """Whether VMEM holds what `backward` needs: both matrices, their gradients and a tile.
 
     Args:
-        channels: of a position, `pixels` times those of the map.
-        hidden: the same of the hidden layer.
-        pixels: neighbours that share a position.
+        channels: of a group of pixels, `pixels` times the map's.
+        hidden: of the hidden layer of a group of pixels.
+        pixels: in a group.
     """
     matrices = channels * hidden * (2 * 2 + 2 * 4 // pixels**2)  # in bfloat16, and their blocks' gradients in float32
     rows = max(_rows_in_tile(hidden), _IMAGES)
-    # Bytes of a tile's row with everything that is computed from it: fitted to what the compiler for v5e says it takes.
+    # Bytes of a tile's row and of all that is computed from it, fitted to what the compiler for v5e reports.
     return matrices + rows * (8 * hidden + 44 * channels) <= tpu_tiles.VMEM_BYTES
 
 
@@ -69,7 +69,7 @@ def forward(
         x_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, w1: Any, b1: Any, w2: Any, b2: Any,
         y_ref: Any, sum_ref: Any, square_ref: Any,
     ) -> None:  # fmt: skip
-        tpu_tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
+        tpu_tiles.zero_if(pl.program_id(1) == 0, sum_ref, square_ref)
         x, mean = x_ref[...].astype(jnp.float32), mean_ref[...]
         standard = _rows(((x - mean) * inverse_std_ref[...]).astype(x_ref.dtype))
         hidden, _ = gelu_fit(_product(standard, w1[...]) + b1[...])
@@ -81,9 +81,9 @@ def forward(
         square_ref[...] += (distance * distance).sum(0)
 
     tile, rows = _Tile(x, kernel1), _by_position(x)
-    sums = tpu_tiles.result(x.shape[2:])
+    sums = tpu_tiles.output(x.shape[2:])
     matrices = kernel1, bias1[None], kernel2, bias2[None]
-    results = [tpu_tiles.result(rows.shape, x.dtype), sums, sums]
+    results = [tpu_tiles.output(rows.shape, x.dtype), sums, sums]
     hidden = math.prod(rows.shape[:2]) * kernel1.shape[1]
     y, total, squares = pl.pallas_call(
         kernel,
@@ -111,15 +111,15 @@ def backward(
     *,
     pixels: int,
     interpret: bool,
-) -> tuple[_Map, tuple[_PerImageAndChannel, _PerImageAndChannel], _OfOnePixel]:
+) -> tuple[_Map, tuple[_PerImageAndChannel, _PerImageAndChannel], _WeightGradients]:
     """The gradient of `forward`, where that of `y` is `dy + slope * y + offset`.
 
     Args:
         maps: (x, y, dy).
         vectors: (mean, inverse_std, keep, slope, offset).
         weights: as in `forward`.
-        pixels: neighbours that share a position; the matrices then have a block for each, and only their gradients'
-            blocks are computed, as one sum.
+        pixels: in a group; the matrices have a diagonal block for each, and only these blocks' gradients are computed,
+            as one sum.
         interpret: as in `forward`.
 
     Returns:
@@ -135,8 +135,8 @@ def backward(
         dx_ref: Any, sum_ref: Any, product_ref: Any, dw1_ref: Any, db1_ref: Any, dw2_ref: Any, db2_ref: Any,
     ) -> None:  # fmt: skip
         first_of_image = pl.program_id(1) == 0
-        tpu_tiles.zero(first_of_image, sum_ref, product_ref)
-        tpu_tiles.zero(first_of_image & (pl.program_id(0) == 0), dw1_ref, db1_ref, dw2_ref, db2_ref)
+        tpu_tiles.zero_if(first_of_image, sum_ref, product_ref)
+        tpu_tiles.zero_if(first_of_image & (pl.program_id(0) == 0), dw1_ref, db1_ref, dw2_ref, db2_ref)
         dtype, wide = x_ref.dtype, jnp.float32
         dy = dy_ref[...].astype(wide) + y_ref[...].astype(wide) * slope_ref[...] + offset_ref[...]
         standard_map = (x_ref[...].astype(wide) - mean_ref[...]) * inverse_std_ref[...]
@@ -156,14 +156,14 @@ def backward(
         db2_ref[...] += dbranch.astype(wide).reshape(-1, _SUBLANES, x_ref.shape[2]).sum(0)
 
     tile, rows, channels = _Tile(x, kernel1), [_by_position(z) for z in maps], x.shape[3]
-    sums, matrices = [tpu_tiles.result(x.shape[2:])] * 2, (kernel1, bias1[None], kernel2)
+    sums, matrices = [tpu_tiles.output(x.shape[2:])] * 2, (kernel1, bias1[None], kernel2)
     gradients = [
-        tpu_tiles.result((channels // pixels, hidden_size // pixels)),
-        tpu_tiles.result((_SUBLANES, hidden_size)),
-        tpu_tiles.result((hidden_size // pixels, channels // pixels)),
-        tpu_tiles.result((_SUBLANES, channels)),
+        tpu_tiles.output((channels // pixels, hidden_size // pixels)),
+        tpu_tiles.output((_SUBLANES, hidden_size)),
+        tpu_tiles.output((hidden_size // pixels, channels // pixels)),
+        tpu_tiles.output((_SUBLANES, channels)),
     ]
-    results = [tpu_tiles.result(rows[0].shape, x.dtype), *sums, *gradients]
+    results = [tpu_tiles.output(rows[0].shape, x.dtype), *sums, *gradients]
     hidden = math.prod(rows[0].shape[:2]) * hidden_size
     dx, total, products, dkernel1, dbias1, dkernel2, dbias2 = pl.pallas_call(
         kernel,
@@ -186,7 +186,7 @@ def backward(
 
 
 class _Tile:
-    """The grid over images, then positions, and what a tile of it reads and writes."""
+    """The grid over images, then positions, and the blocks that a tile reads and writes."""
 
     def __init__(self, x: _Map, kernel1: _Kernel1) -> None:
         height, width, batch, channels = x.shape
@@ -213,7 +213,7 @@ def _product(left: Array, right: Array, transpose_right: bool = False) -> Array:
 
 
 def _product_of_blocks(left: Float[Array, "rows c"], right: Float[Array, "rows d"], pixels: int) -> Array:
-    """`left.T @ right` for the channels of each pixel, added up."""
+    """The sum of `left.T @ right` over the pixels of a group."""
     products = (
         lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
         for a, b in zip(jnp.split(left, pixels, 1), jnp.split(right, pixels, 1))

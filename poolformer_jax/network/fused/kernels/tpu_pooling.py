@@ -1,8 +1,8 @@
 """The pooling branch, forward and backward, as TPU kernels.
 
-A tile holds a few rows of some images, and reads one row above and below. The kernel goes through it row by row, and
-through a row from left to right: every column of three is summed once, every window from three such sums, all of it in
-registers. Windows are 3 x 3 and count only the pixels inside the image.
+A tile holds a few rows of some images, and reads one row above and below. The kernel computes row by row, from left to
+right: it sums every column of three once, and every window from three such sums, all in registers. Windows are 3 x 3
+and count only the pixels inside the image.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ _NUMBERS_AT_ONCE = 2**13  # one position of a tile: eight registers in float32
 _Map = Float[Array, "h w b c"]
 _PerImage = Float[Array, " b"]
 _PerImageAndChannel = Float[Array, "b c"]
-# The number at a column of the row that is computed, and the sum over its column of three.
+# For a column's index: the value in the current row, and the sum over the column of three around it.
 _Column = Callable[[int], tuple[Array, Array]]
 
 
@@ -34,8 +34,8 @@ def forward(
 
     Args:
         maps: (x), bfloat16, [height, width / pixels, batch, pixels * channels].
-        vectors: (mean, scale): a value near the mean of each image of `y`, and what the branch is multiplied with.
-        pixels: neighbours of a row that share a position.
+        vectors: (mean, scale): a value near the mean of each image of `y`, and the branch's factor.
+        pixels: neighbours of a row in a group.
         interpret: compute on any platform.
 
     Returns:
@@ -45,11 +45,11 @@ def forward(
     height = x.shape[0]
 
     def kernel(x_ref: Any, mean_ref: Any, scale_ref: Any, y_ref: Any, sum_ref: Any, square_ref: Any) -> None:
-        tpu_tiles.zero(pl.program_id(1) == 0, sum_ref, square_ref)
+        tpu_tiles.zero_if(pl.program_id(1) == 0, sum_ref, square_ref)
         first, scale = pl.program_id(1) * y_ref.shape[0], scale_ref[...]
         pivot = jnp.broadcast_to(mean_ref[...], scale.shape)
 
-        def do_row(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        def compute_row(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             row = _Row.of(first, index, x_ref.shape[0], height)
 
             def column(j: int) -> tuple[Array, Array]:
@@ -58,7 +58,10 @@ def forward(
 
             total, squares = sums
             for j, own, window in _windows(column, y_ref.shape[1], pixels):
-                mixed = window * (row.share(0) * _column_share(j, y_ref.shape[1], pixels, scale.shape)) - own
+                mixed = (
+                    window * (row.inverse_count(0) * _inverse_column_count(j, y_ref.shape[1], pixels, scale.shape))
+                    - own
+                )
                 y = (own + mixed * scale).astype(y_ref.dtype)
                 y_ref[index, j] = y
                 distance = y.astype(jnp.float32) - pivot
@@ -66,13 +69,13 @@ def forward(
             return total, squares
 
         zeros = jnp.zeros_like(scale)
-        total, squares = lax.fori_loop(0, y_ref.shape[0], do_row, (zeros, zeros))
+        total, squares = lax.fori_loop(0, y_ref.shape[0], compute_row, (zeros, zeros))
         sum_ref[...] += total
         square_ref[...] += squares
 
     tile = _Tile(x)
-    sums = tpu_tiles.result(scale.shape)
-    results = [tpu_tiles.result(x.shape, x.dtype), sums, sums]
+    sums = tpu_tiles.output(scale.shape)
+    results = [tpu_tiles.output(x.shape, x.dtype), sums, sums]
     y, total, squares = pl.pallas_call(
         kernel,
         name="pooling_forward",
@@ -111,21 +114,25 @@ def backward(
     def kernel(
         x_ref: Any, y_ref: Any, dy_ref: Any, slope_ref: Any, offset_ref: Any, scale_ref: Any, dx_ref: Any, sum_ref: Any
     ) -> None:
-        tpu_tiles.zero(pl.program_id(1) == 0, sum_ref)
+        tpu_tiles.zero_if(pl.program_id(1) == 0, sum_ref)
         first, scale = pl.program_id(1) * dx_ref.shape[0], scale_ref[...]
         slope, offset = (jnp.broadcast_to(ref[...], scale.shape) for ref in (slope_ref, offset_ref))
 
-        def do_row(index: Array, total: Array) -> Array:
+        def compute_row(index: Array, total: Array) -> Array:
             row = _Row.of(first, index, y_ref.shape[0], height)
-            shares = row.share(0), row.share(-1) * row.has_above, row.share(1) * row.has_below
+            inverse_counts = (
+                row.inverse_count(0),
+                row.inverse_count(-1) * row.has_above,
+                row.inverse_count(1) * row.has_below,
+            )
 
             def column(j: int) -> tuple[Array, Array]:
                 own, above, below = (
                     dy_ref[k, j].astype(jnp.float32) + y_ref[k, j].astype(jnp.float32) * slope + offset
                     for k in (row.own, row.above, row.below)
                 )
-                in_column = own * shares[0] + above * shares[1] + below * shares[2]
-                return own, in_column * _column_share(j, dx_ref.shape[1], pixels, scale.shape)
+                in_column = own * inverse_counts[0] + above * inverse_counts[1] + below * inverse_counts[2]
+                return own, in_column * _inverse_column_count(j, dx_ref.shape[1], pixels, scale.shape)
 
             for j, own, window in _windows(column, dx_ref.shape[1], pixels):
                 mixed = window - own
@@ -133,10 +140,10 @@ def backward(
                 total = total + x_ref[index, j].astype(jnp.float32) * mixed
             return total
 
-        sum_ref[...] += lax.fori_loop(0, dx_ref.shape[0], do_row, jnp.zeros_like(scale))
+        sum_ref[...] += lax.fori_loop(0, dx_ref.shape[0], compute_row, jnp.zeros_like(scale))
 
     tile = _Tile(x)
-    results = [tpu_tiles.result(x.shape, x.dtype), tpu_tiles.result(scale.shape)]
+    results = [tpu_tiles.output(x.shape, x.dtype), tpu_tiles.output(scale.shape)]
     dx, total = pl.pallas_call(
         kernel,
         name="pooling_backward",
@@ -150,7 +157,7 @@ def backward(
 
 
 class _Tile:
-    """The grid over images, then rows, and what a tile of it reads and writes."""
+    """The grid over images, then rows, and the blocks that a tile reads and writes."""
 
     def __init__(self, x: _Map) -> None:
         height, width, batch, channels = x.shape
@@ -168,14 +175,14 @@ class _Tile:
         self.column = pl.BlockSpec((images, 1), lambda image, row: (image, 0))
 
     def options(self, flops: int, arrays: list[Any]) -> dict[str, Any]:
-        """For a kernel of `flops` operations for each number in a map."""
+        """`tpu_tiles.options` of a kernel with `flops` operations per number of a map."""
         return tpu_tiles.options(
             "parallel", "arbitrary", grid=self._grid, rounds=self._rows, flops=flops * self._size, arrays=arrays
         )
 
 
 class _Row(NamedTuple):
-    """A row of the image and its neighbours: where they are in a tile, and which of them exist."""
+    """A row of the image and its neighbours: their indices in a tile, and whether the neighbours exist."""
 
     number: Array
     height: int
@@ -187,7 +194,7 @@ class _Row(NamedTuple):
 
     @classmethod
     def of(cls, first: Array, index: Array, read: int, height: int) -> "_Row":
-        """Row `index` after the `first` one that a tile writes, which reads `read` rows of `height`."""
+        """Row `first + index` of a tile that writes rows from `first` on and reads `read` rows of `height`."""
         number = first + index
         own = number - _first_read(first, read, height)
         return cls(
@@ -200,25 +207,25 @@ class _Row(NamedTuple):
             jnp.where(number == height - 1, 0.0, 1.0),
         )
 
-    def share(self, distance: int) -> Array:
-        """1 / rows in the window around the row `distance` below."""
+    def inverse_count(self, distance: int) -> Array:
+        """1 / rows in the window around the row that is `distance` rows below."""
         number = self.number + distance
         at_border = (number == 0) | (number == self.height - 1)
         return jnp.where(at_border, 1 / min(2, self.height), 1 / 3)
 
 
 def _first_read(first: Array, read: int, height: int) -> Array:
-    """Where a tile starts that reads the rows from one above `first`, as far as there are any."""
+    """The first row that a tile reads: the one above `first`, or the image's first."""
     return jnp.clip(first - 1, 0, height - read)
 
 
-def _column_share(j: int, width: int, pixels: int, shape: tuple[int, ...]) -> float | Array:
+def _inverse_column_count(j: int, width: int, pixels: int, shape: tuple[int, ...]) -> float | Array:
     """1 / columns in the windows around column `j`."""
     if j not in (0, width - 1):
         return 1 / 3
     if pixels == 1:
         return 1 / 2
-    # One of the two pixels that share the position is the image's first or last.
+    # One of the group's two pixels is the image's first or last.
     at_border = _left_pixel(shape) if j == 0 else ~_left_pixel(shape)
     return jnp.where(at_border, 1 / 2, 1 / 3)
 
@@ -228,20 +235,20 @@ def _left_pixel(shape: tuple[int, ...]) -> Array:
 
 
 def _windows(column: _Column, width: int, pixels: int) -> Iterator[tuple[int, Array, Array]]:
-    """(j, number at j, sum over the window around j) for each position of a row."""
+    """(j, value at j, sum over the window around j) for each position of a row."""
     left, (own, here) = None, column(0)
     for j in range(width - 1):
         next_own, right = column(j + 1)
-        yield j, own, _across(left, here, right, pixels)
+        yield j, own, _sum_columns(left, here, right, pixels)
         left, here, own = here, right, next_own
-    yield width - 1, own, _across(left, here, None, pixels)
+    yield width - 1, own, _sum_columns(left, here, None, pixels)
 
 
-def _across(left: Array | None, here: Array, right: Array | None, pixels: int) -> Array:
-    """The sum of three columns: of neighbouring positions, or of pixels of which two share a position."""
+def _sum_columns(left: Array | None, here: Array, right: Array | None, pixels: int) -> Array:
+    """The sum of three neighbouring columns; if two pixels share a position, for each of them."""
     left, right = (jnp.zeros_like(here) if side is None else side for side in (left, right))
     if pixels == 1:
         return left + here + right
-    # A pixel's neighbours are the other one at its position, and one that has the other place in the next position.
+    # A pixel's neighbours are the other one of its group, and the nearer pixel of the next group.
     swapped_left, swapped_here, swapped_right = (pltpu.roll(z, z.shape[1] // 2, 1) for z in (left, here, right))
     return here + swapped_here + jnp.where(_left_pixel(here.shape), swapped_left, swapped_right)

@@ -1,4 +1,4 @@
-"""How maps are laid out and cut into tiles that fit into VMEM."""
+"""The layout of maps for the kernels, and tiles that fit into VMEM."""
 
 import math
 from typing import Any, Literal
@@ -12,40 +12,40 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.network.fused import tpu_layout
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
-from poolformer_jax.network.fused.kernels.choice import TPU_IMAGES
+from poolformer_jax.network.fused.kernels.base import TPU_IMAGES
 
 Axis = Literal["parallel", "arbitrary"]
 
-VMEM_BYTES = 100 * 2**20  # of 128, for all that a kernel holds at once
+VMEM_BYTES = 100 * 2**20  # of 128, for everything that a kernel holds at a time
 
 
 def positions_first(x: Float[Array, "b h w c"], pixels: int) -> Float[Array, "h w2 b c2"]:
-    """A map in the order that kernels take, groups of `pixels` in the lanes. XLA lays it out so anyway."""
-    return tpu_layout.group(x, pixels).transpose(1, 2, 0, 3)
+    """A map in the kernels' order, with groups of `pixels` in the lanes. XLA uses this layout anyway."""
+    return tpu_layout.group_pixels(x, pixels).transpose(1, 2, 0, 3)
 
 
-def images_first(x: Float[Array, "h w2 b c2"], pixels: int) -> Float[Array, "b h w c"]:
+def batch_first(x: Float[Array, "h w2 b c2"], pixels: int) -> Float[Array, "b h w c"]:
     """The inverse of `positions_first`."""
-    return tpu_layout.ungroup(x.transpose(2, 0, 1, 3), pixels)
+    return tpu_layout.ungroup_pixels(x.transpose(2, 0, 1, 3), pixels)
 
 
 def images_in_tile(batch: int, limit: int) -> int:
-    """How many images a tile holds: whole registers, up to `limit`."""
+    """The number of images in a tile: whole registers, up to `limit`."""
     return TPU_IMAGES * largest_divisor(batch // TPU_IMAGES, limit // TPU_IMAGES)
 
 
-def result(shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
+def output(shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.ShapeDtypeStruct:
     """An array that a kernel returns."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def whole(array: Any) -> pl.BlockSpec:
-    """All of an array for every tile: loaded once, or summed up over all tiles."""
+    """The whole array for every tile: loaded once, or summed over all tiles."""
     return pl.BlockSpec(array.shape, lambda *_: (0,) * len(array.shape))
 
 
-def zero(first: Array, *totals: Any) -> None:
-    """Clears outputs that tiles add to, for the `first` one; at a kernel's start, as a branch cuts its schedule."""
+def zero_if(first: Array, *totals: Any) -> None:
+    """Zeroes outputs that tiles add to, if `first`. Call it at a kernel's start: a branch splits the schedule."""
 
     @pl.when(first)
     def _() -> None:
@@ -56,21 +56,21 @@ def zero(first: Array, *totals: Any) -> None:
 def options(
     *axes: Axis, grid: tuple[int, ...], rounds: int = 1, flops: int, transcendentals: int = 0, arrays: Any
 ) -> dict[str, Any]:
-    """What every `pallas_call` here tells the compiler, besides what it computes.
+    """The arguments of every `pallas_call` here that do not depend on what it computes.
 
     Args:
-        axes: of the grid: "parallel", or "arbitrary" where one tile adds to what another has left.
+        axes: of the grid; "parallel", or "arbitrary" if tiles along it add to the same output.
         grid: number of tiles along each axis.
-        rounds: how often the loop in a tile runs.
+        rounds: iterations of the loop in a tile.
         flops: of the whole call.
         transcendentals: of the whole call.
-        arrays: everything it reads and writes, once each.
+        arrays: inputs and outputs, each read or written once.
     """
     sizes = (math.prod(array.shape) * jnp.dtype(array.dtype).itemsize for array in arrays)
     return {
         "grid": grid,
         "compiler_params": pltpu.CompilerParams(dimension_semantics=axes, vmem_limit_bytes=VMEM_BYTES),
         "cost_estimate": pl.CostEstimate(flops=flops, transcendentals=transcendentals, bytes_accessed=sum(sizes)),
-        # For whoever reads the compiled program: how often the kernel's loops run.
+        # benchmarks/kernel_schedules.py reads how often the kernel's loops run.
         "metadata": {"rounds": str(rounds), "tiles": str(math.prod(grid))},
     }

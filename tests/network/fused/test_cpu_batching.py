@@ -31,9 +31,9 @@ def branches(x, gain, weights):
 
 
 @pytest.fixture
-def in_parts(monkeypatch):
+def microbatched(monkeypatch):
     """Takes parts of two images."""
-    monkeypatch.setattr(cpu_batching, "PART_BYTES", 2 * X[0].nbytes)
+    monkeypatch.setattr(cpu_batching, "MICROBATCH_BYTES", 2 * X[0].nbytes)
 
 
 @pytest.fixture
@@ -45,21 +45,21 @@ def elsewhere(monkeypatch):
 
 @pytest.mark.parametrize(("limit", "count"), [(1, 1), (2, 2), (4, 3), (5, 3), (6, 6), (100, 6)])
 def test_parts_are_as_many_images_as_fit_and_divide_the_batch(monkeypatch, limit, count):
-    monkeypatch.setattr(cpu_batching, "PART_BYTES", limit * X[0].nbytes)
-    assert cpu_batching.images_in_part(X) == count
+    monkeypatch.setattr(cpu_batching, "MICROBATCH_BYTES", limit * X[0].nbytes)
+    assert cpu_batching.microbatch_size(X) == count
 
 
 @pytest.fixture(params=[CHANNELS, CHANNELS + 1], ids=["hidden layer kept", "hidden layer computed again"])
 def kept_channels(request, monkeypatch):
     """From how many channels on the hidden layer is kept."""
-    monkeypatch.setattr(cpu_batching, "KEPT_CHANNELS", request.param)
+    monkeypatch.setattr(cpu_batching, "SAVE_HIDDEN_CHANNELS", request.param)
 
 
 @pytest.mark.usefixtures("kept_channels")
 def test_a_block_in_parts_has_the_same_value_and_gradients(request):
     arguments = (X, random(CHANNELS), WEIGHTS)
     block = jax.value_and_grad(branches, argnums=(0, 1, 2))
-    request.getfixturevalue("in_parts")
+    request.getfixturevalue("microbatched")
     assert "scan" in str(jax.make_jaxpr(block)(*arguments))
     value, gradients = jax.jit(block)(*arguments)
     request.getfixturevalue("elsewhere")
@@ -76,7 +76,7 @@ def test_gradients_of_gradients_in_parts(request):
         return jnp.sum(jnp.square(jax.grad(branches)(x, gain, WEIGHTS)))
 
     arguments = X, random(CHANNELS)
-    request.getfixturevalue("in_parts")
+    request.getfixturevalue("microbatched")
     fast = jax.jit(jax.grad(norm))(*arguments)
     request.getfixturevalue("elsewhere")
     exact = jax.jit(jax.grad(norm))(*arguments)
@@ -87,4 +87,4 @@ def test_gradients_of_gradients_in_parts(request):
 def test_kernel_gradients_are_sums_over_all_positions(c, d):
     x, dy = random(2, 3, 4, c), random(2, 3, 4, d)
     exact = jnp.einsum("bhwc,bhwd->cd", x, dy)
-    np.testing.assert_allclose(cpu_batching.kernel_gradient(x, dy, jnp.float32), exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(cpu_batching.dense_kernel_gradient(x, dy, jnp.float32), exact, rtol=1e-5, atol=1e-5)

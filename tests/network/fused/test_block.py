@@ -49,7 +49,7 @@ def test_both_paths_have_the_same_parameters_and_initial_values():
         CONFIG,
         dataclasses.replace(TWO_STAGES, use_layer_scale=False, pool_size=5),
         dataclasses.replace(TWO_STAGES, hidden_act="silu"),
-        dataclasses.replace(CONFIG, hidden_sizes=(8, cpu_batching.KEPT_CHANNELS)),
+        dataclasses.replace(CONFIG, hidden_sizes=(8, cpu_batching.SAVE_HIDDEN_CHANNELS)),
     ],
     ids=["layer scale and drop path", "no layer scale, larger window", "another activation", "hidden layers kept"],
 )
@@ -88,7 +88,7 @@ def test_bfloat16_is_no_less_accurate_than_the_plain_blocks(variables, brightnes
     assert fast <= plain
 
 
-@pytest.mark.parametrize(("channels", "hidden_layers"), [(8, 0), (cpu_batching.KEPT_CHANNELS, 1)])
+@pytest.mark.parametrize(("channels", "hidden_layers"), [(8, 0), (cpu_batching.SAVE_HIDDEN_CHANNELS, 1)])
 def test_the_backward_pass_keeps_a_hidden_layer_only_where_it_has_many_channels(channels, hidden_layers):
     hidden = channels + 1
     x = jnp.ones((2, 6, 6, channels), jnp.bfloat16)

@@ -50,9 +50,9 @@ def test_only_narrow_16_bit_maps_whose_rows_divide_are_grouped():
 @pytest.mark.parametrize("name", ["pooling_mixer", "pooling_mixer_transpose"])
 def test_pooling_and_its_gradient_in_groups(name, pixels, pool_size):
     x = random(2, 7, 8, 3)
-    grouped = getattr(tpu_layout, name)(pixels, tpu_layout.group(x, pixels), pool_size)
+    grouped = getattr(tpu_layout, name)(pixels, tpu_layout.group_pixels(x, pixels), pool_size)
     exact = getattr(functional, name)(x, pool_size)
-    np.testing.assert_allclose(tpu_layout.ungroup(grouped, pixels), exact, atol=1e-5)
+    np.testing.assert_allclose(tpu_layout.ungroup_pixels(grouped, pixels), exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("pool_size", [3, 5])
@@ -126,5 +126,5 @@ def test_pooling_in_groups_rounds_bfloat16_no_more_than_the_plain_one():
     x = random(2, 8, 8, 16, dtype=jnp.bfloat16)
     exact = functional.pooling_mixer_transpose(x.astype(jnp.float32), 3)
     error = lambda y: float(jnp.linalg.norm(y.astype(jnp.float32) - exact))  # noqa: E731
-    grouped = tpu_layout.ungroup(tpu_layout.pooling_mixer_transpose(4, tpu_layout.group(x, 4), 3), 4)
+    grouped = tpu_layout.ungroup_pixels(tpu_layout.pooling_mixer_transpose(4, tpu_layout.group_pixels(x, 4), 3), 4)
     assert error(grouped) < error(functional.pooling_mixer_transpose(x, 3))

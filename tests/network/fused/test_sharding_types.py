@@ -16,7 +16,7 @@ from poolformer_jax.network.fused.kernels import GpuKernels, TpuKernels
 from small_networks import TWO_STAGES, distance, random_variables
 
 # The second stage keeps its hidden layer.
-WIDE = dataclasses.replace(TWO_STAGES, depths=(1, 1), hidden_sizes=(8, cpu_batching.KEPT_CHANNELS), drop_path_rate=0.4)
+WIDE = dataclasses.replace(TWO_STAGES, depths=(1, 1), hidden_sizes=(8, cpu_batching.SAVE_HIDDEN_CHANNELS), drop_path_rate=0.4)
 PIXELS = np.random.default_rng(0).normal(size=(8, 24, 32, 3)).astype(np.float32)
 LABELS = np.arange(len(PIXELS)) % WIDE.num_labels
 
@@ -34,7 +34,7 @@ def loss(variables, pixels, labels, config=WIDE, train=False, **options):
 def parts_of_a_batch():
     """Every device works through its images in parts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_batching, "PART_BYTES", 2**12)
+        patch.setattr(cpu_batching, "MICROBATCH_BYTES", 2**12)
         yield
 
 

@@ -1,0 +1,244 @@
+"""Kernels are used only where they compute what XLA computes on the same devices.
+
+Every pass is compiled and compared on random maps with the network's numbers of channels, before the first training
+step and when an `ImageClassifier` is made. Both results are in bfloat16 and differ by its rounding, a few percent at
+most. A wrong kernel, or a wrongly compiled one, is off by as much as its result.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from poolformer_jax.compilation import compiler_options
+from poolformer_jax.errors import InputError
+from poolformer_jax.network.functional import gelu
+from poolformer_jax.network.fused import block
+from poolformer_jax.network.fused.kernels.base import GPU_ROWS, POOL_SIZE, TPU_IMAGES, Kernels, Pass
+from poolformer_jax.network.fused.kernels.choice import kernels_for
+from poolformer_jax.network.fused.statistics import Moments, moments_of
+
+KernelMode = Literal["auto", "on", "off"]
+"""auto: use kernels that compute what XLA computes; on: use them unverified; off: leave all passes to XLA."""
+
+TOLERANCE = 0.1
+"""Of a result's distance to XLA's, relative to its norm."""
+
+_FORWARD: tuple[Pass, ...] = ("pooling_residual", "mlp_residual")
+_BACKWARD: tuple[Pass, ...] = ("pooling_gradient", "mlp_gradient")
+_LARGEST_SIDE = 56  # of a map: the first stage's at 224 pixels
+
+
+class StageShape(NamedTuple):
+    """The feature maps of a stage, and the hidden layer of its MLPs."""
+
+    height: int
+    width: int
+    channels: int
+    hidden_features: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """How kernels compare with XLA.
+
+    Attributes:
+        difference: the largest distance between their results, relative to the result; infinite if one is not finite.
+        where: the pass and stage of that difference.
+        problem: why the kernels should not be used: the pass, and the difference or the exception. None if they agree.
+    """
+
+    difference: float = 0.0
+    where: str = ""
+    problem: str | None = None
+
+
+def choose_kernels(
+    mode: KernelMode,
+    mesh: Mesh,
+    batch_axes: tuple[str, ...],
+    dtype: Dtype,
+    stages: Sequence[StageShape],
+    *,
+    gradients: bool,
+    agree: Callable[[Verification], Verification] = lambda verification: verification,
+) -> tuple[Kernels | None, Verification | None]:
+    """The kernels that a network should use on these devices, and how "auto" verified them.
+
+    Args:
+        mode: as `KernelMode` says.
+        mesh: the devices.
+        batch_axes: the axes of the mesh over which the batch is sharded.
+        dtype: type of the feature maps.
+        stages: the stages that kernels may compute.
+        gradients: whether the network is trained.
+        agree: turns this process's result into the result of all processes that share the mesh.
+
+    Returns:
+        The kernels, or None to leave all passes to XLA; and the verification, or None if there was none.
+
+    Raises:
+        ValueError: if the mode is "on" and there are no kernels for these devices and this type.
+    """
+    if mode == "off":
+        return None, None
+    kernels = kernels_for(mesh, batch_axes) if jnp.dtype(dtype) == jnp.bfloat16 else None
+    if mode == "on":
+        if kernels is None:
+            raise InputError(
+                f"kernels='on', but there are none for {jnp.dtype(dtype).name} on {mesh.devices.flat[0].device_kind}. "
+                "Expected bfloat16 on TPUs v5e or v6e or on NVIDIA GPUs from Ampere on; or kernels='auto'."
+            )
+        return kernels, None
+    if kernels is None or not stages:
+        return None, None
+    verification = agree(verify_kernels(kernels, stages, gradients=gradients))
+    return (None if verification.problem else kernels), verification
+
+
+def verify_kernels(kernels: Kernels, stages: Sequence[StageShape], *, gradients: bool) -> Verification:
+    """Compiles every pass with kernels and by XLA on this process's devices, and compares the results.
+
+    Passes that the kernels do not support are left out.
+
+    Args:
+        kernels: with the mesh that they are to be used on.
+        stages: the network's; maps larger than 56 x 56 are compared at about that size.
+        gradients: whether to compare the backward passes, too.
+    """
+    # Without the devices of other processes: none of them waits here for one whose compiler fails.
+    devices = kernels.mesh.local_devices if kernels.mesh is not None else jax.local_devices()[:1]
+    mesh = Mesh(np.asarray(devices), ("batch",))
+    kernels = dataclasses.replace(kernels, mesh=mesh, batch_axes=mesh.axis_names)
+    maps = [_small_map(stage) for stage in stages]
+    largest = Verification()
+    for name in (*_FORWARD, *(_BACKWARD if gradients else ())):
+        supported = [
+            index for index, stage in enumerate(maps) if _supports(kernels, name, stage, _images(stage) * mesh.size)
+        ]
+        try:
+            with jax.set_mesh(mesh):
+                inputs = [_random_inputs(maps[index], mesh) for index in supported]
+                differences = _compiled_differences(devices[0].platform)(name, kernels, inputs)
+        # No compiler, or one that refuses a kernel, or a device that fails: each library has errors of its own.
+        except Exception as error:
+            return Verification(math.inf, name, f"{name} cannot run: {type(error).__name__}: {error}")
+        for index, difference in zip(supported, np.nan_to_num(np.asarray(differences), nan=np.inf).tolist()):
+            current = Verification(difference, f"{name}, stage {index}")
+            if difference > TOLERANCE:
+                problem = f"the results of {name} in stage {index} differ from XLA's by {difference:.1%}"
+                return dataclasses.replace(current, problem=problem)
+            largest = max(largest, current, key=lambda verification: verification.difference)
+    return largest
+
+
+def stages_without_kernels(kernels: Kernels, stages: Sequence[StageShape], images: int) -> list[int]:
+    """The stages whose MLPs XLA computes because of the number of images; with another number kernels would.
+
+    Args:
+        kernels: with the mesh that shares the images.
+        stages: the network's.
+        images: on all devices at a time.
+    """
+    name: Pass = "mlp_gradient"  # the costliest pass, and both kinds of kernels have it
+    return [
+        index
+        for index, stage in enumerate(stages)
+        if _supports(kernels, name, stage, _images(stage) * kernels.shards)
+        and not _supports(kernels, name, stage, images)
+    ]
+
+
+class _Inputs(NamedTuple):
+    """What all passes of a stage take: feature maps and parameters, and for the gradients an output's cotangents."""
+
+    x: Array
+    y: Array
+    keep: Array
+    gain: Array
+    weights: block.MlpWeights
+    cotangents: tuple[Array, Moments]
+
+
+def _small_map(stage: StageShape) -> StageShape:
+    """The stage with at most about `_LARGEST_SIDE` positions per side; still even or odd, for `tpu_layout`."""
+    height, width = (min(side, _LARGEST_SIDE + side % 2) for side in stage[:2])
+    return stage._replace(height=height, width=width)
+
+
+def _images(stage: StageShape) -> int:
+    """The smallest number of images per device that every kernel supports, and that fills a GPU kernel's tiles."""
+    return math.lcm(TPU_IMAGES, 2 * GPU_ROWS // math.gcd(2 * GPU_ROWS, stage.height * stage.width))
+
+
+def _supports(kernels: Kernels, name: Pass, stage: StageShape, images: int) -> bool:
+    hidden_features = stage.hidden_features if name.startswith("mlp") else None
+    return kernels.supports(name, (images, *stage[:3]), jnp.bfloat16, hidden_features)
+
+
+def _random_inputs(stage: StageShape, mesh: Mesh) -> _Inputs:
+    """Inputs of ordinary size; every device gets the same images."""
+    height, width, channels, hidden = stage
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    def batch(array: np.ndarray) -> Array:
+        repeated = np.concatenate([array] * mesh.size)
+        sharded: Array = jax.device_put(repeated, NamedSharding(mesh, P(mesh.axis_names)))
+        return sharded
+
+    images = _images(stage)
+    x, y, dy = (batch(normal(images, height, width, channels).astype(jnp.bfloat16)) for _ in range(3))
+    keep = batch(rng.choice([0, 1.25], images).astype(np.float32))
+    dmoments = Moments(batch(normal(images)), batch(normal(images)))
+    weights = block.MlpWeights(
+        normal(channels, hidden) / channels**0.5,
+        normal(hidden),
+        normal(hidden, channels) / hidden**0.5,
+        normal(channels),
+    )
+    gain, weights = jax.device_put((normal(channels), weights), NamedSharding(mesh, P()))
+    return _Inputs(x, y, keep, gain, weights, (dy, dmoments))
+
+
+@functools.cache
+def _compiled_differences(platform: str) -> Callable[[Pass, Kernels, list[_Inputs]], Array]:
+    """`_differences`, compiled as networks are."""
+    compiled: Any = jax.jit(_differences, static_argnums=(0, 1), compiler_options=compiler_options(platform))
+    return compiled
+
+
+def _differences(name: Pass, kernels: Kernels, inputs: list[_Inputs]) -> Array:
+    """The largest relative distance between the results with kernels and by XLA, for each of `inputs`."""
+    pairs = [(_run_pass(name, kernels, one), _run_pass(name, None, one)) for one in inputs]
+    return jnp.asarray([jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(_distance, *pair)))) for pair in pairs])
+
+
+def _run_pass(name: Pass, kernels: Kernels | None, inputs: _Inputs) -> Any:
+    x, y, keep, gain, weights, cotangents = inputs
+    x_moments = moments_of(x)
+    if name == "pooling_residual":
+        return block.pooling_residual(POOL_SIZE, x, x_moments, gain, keep, kernels)
+    if name == "mlp_residual":
+        return block.mlp_residual(gelu, x, x_moments, weights, keep, kernels)
+    batch, outputs = (x, x_moments, keep), (y, moments_of(y))
+    if name == "pooling_gradient":
+        dx, dmoments, dgain, _ = block.pooling_gradient(POOL_SIZE, kernels, (batch, gain, outputs), cotangents)
+        return dx, dmoments.variance, dgain  # the gradient of the mean is zero
+    return block.mlp_gradient(gelu, kernels, (batch, weights, outputs, ()), cotangents)[:3]
+
+
+def _distance(found: Array, exact: Array) -> Array:
+    found, exact = (array.astype(jnp.float32).ravel() for array in (found, exact))
+    return jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
