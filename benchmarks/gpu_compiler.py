@@ -91,7 +91,8 @@ def _lower_inference(step: Step, target: jax.Device) -> jax.stages.Lowered:
 
     apply: Callable[[Any, jax.Array], jax.Array] = apply_plain
     if step.fused:
-        apply, zeros = fastest_network(config, zeros, mesh, jnp.bfloat16, step.kernels)
+        kernels = "on" if step.kernels else "off"
+        apply, zeros = fastest_network(config, zeros, mesh, jnp.bfloat16, (SIZE, SIZE), kernels)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), zeros)
     pixels = jax.ShapeDtypeStruct((step.images, SIZE, SIZE, 3), jnp.float32, sharding=sharding)
     return jax.jit(apply, compiler_options=compiler_options(target.platform)).lower(shapes, pixels)

@@ -186,8 +186,8 @@ class TrainConfig:
     """Type of the activations: bfloat16 is fast on TPUs and GPUs, float64 checks numerics with JAX_ENABLE_X64=1."""
     remat: bool = False
     """Keep only the stages' inputs and compute the rest again for the gradient: less memory, a third more time."""
-    kernels: bool = True
-    """On TPUs v5e and v6e and on NVIDIA GPUs in bfloat16: compute blocks with Pallas kernels, not all by XLA."""
+    kernels: Literal["auto", "on", "off"] = "auto"
+    """Pallas kernels for blocks in bfloat16 on TPUs v5e and v6e and NVIDIA GPUs; auto: if they agree with XLA there."""
     seed: int = 42
     """Seed of the first weights and of everything random on the device. The order of the images has data.seed."""
     log_every: int = 50

@@ -80,6 +80,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         wait_for_the_same_states(config.checkpoints, patience)
         refuse_another_run(config, source)  # before anything is made or cleared away
         parts = assemble(config, source.class_names, len(source), kept=kept_network(config))
+        _warn_of_unused_kernels(parts)
         stop.before_training()
         steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
         evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
@@ -146,6 +147,11 @@ def run(config: TrainConfig, console: Console) -> Outcome:
             finished = step == config.optimizer.total_epochs * steps_per_epoch  # and not at max_steps before
             results.write(config, parts, state, held_out, evaluations, finished)
     return Outcome(step, evaluations, None)
+
+
+def _warn_of_unused_kernels(parts: Assembly) -> None:
+    if parts.kernel_verification is not None and parts.kernel_verification.problem:
+        _LOG.warning("%s", parts.kernel_verification.warning)
 
 
 @contextlib.contextmanager

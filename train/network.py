@@ -19,7 +19,6 @@ from poolformer_jax import (
 )
 from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import share_of_edge, unit_mean_and_std
-from poolformer_jax.network.fused.kernels import Kernels
 from train.config import PretrainedNetwork, TrainConfig
 from train.data import DataConfig, check_same_classes
 from train.folders import refuse_run_folder
@@ -47,7 +46,6 @@ class Network:
 def make_network(
     config: TrainConfig,
     class_names: Sequence[str],
-    kernels: Kernels | None = None,
     fused: bool = True,
     kept: PoolFormerConfig | None = None,
 ) -> Network:
@@ -56,7 +54,6 @@ def make_network(
     Args:
         config: the run.
         class_names: the data's, in the order of its labels.
-        kernels: what computes the blocks, instead of what XLA compiles.
         fused: False for the blocks as the paper writes them.
         kept: what the state to go on from is of, so that no weights have to be read to know it.
 
@@ -87,9 +84,7 @@ def make_network(
         id2label=dict(enumerate(class_names)),
         num_channels=channels,
     )
-    model = PoolFormerForImageClassification(
-        architecture, dtype=dtype, remat=config.remat, fused=fused, kernels=kernels
-    )
+    model = PoolFormerForImageClassification(architecture, dtype=dtype, remat=config.remat, fused=fused)
 
     def make_params(argument: Any) -> Any:
         read = isinstance(argument, dict)

@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.network.fused.kernels import kernels_for
+from poolformer_jax.network.fused import Verification, choose_kernels
+from poolformer_jax.network.kernel_stages import kernel_stages
+from train.compute.distributed import processes_where
 from train.compute.evaluation import EvaluationStep, make_evaluation_step
 from train.compute.optimizer import make_optimizer, make_schedule
 from train.compute.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated, state_shardings
@@ -32,6 +34,7 @@ class Assembly:
     Attributes:
         mesh: all devices.
         network: the model, and where its first parameters come from.
+        kernel_verification: the comparison of the devices' kernels with XLA, the same on all processes; None without.
         abstract_state: shapes, types and shardings of the state; no memory.
         init: makes the state, in place, from `network.argument()`.
         step: the compiled training step, (state, `Batch`) to (state, `Metrics`); it consumes the state it is given.
@@ -40,6 +43,7 @@ class Assembly:
 
     mesh: Mesh
     network: Network
+    kernel_verification: Verification | None
     abstract_state: TrainState
     init: Callable[[Any], TrainState]
     step: jax.stages.Wrapped
@@ -66,8 +70,7 @@ def assemble(
     mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
     check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
-    kernels = kernels_for(mesh, BATCH_AXES) if config.kernels else None
-    network = make_network(config, class_names, kernels, fused, kept)
+    network, verification = _with_kernels(make_network(config, class_names, fused, kept), config, mesh)
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)
     keeps_ema = config.optimizer.ema_decay is not None
@@ -87,6 +90,7 @@ def assemble(
     return Assembly(
         mesh=mesh,
         network=network,
+        kernel_verification=verification,
         abstract_state=jax.tree.map(_place, shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(
@@ -98,6 +102,29 @@ def assemble(
         ),
         evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.params),
     )
+
+
+def _with_kernels(network: Network, config: TrainConfig, mesh: Mesh) -> tuple[Network, Verification | None]:
+    """The network with the kernels that `config.kernels` chooses."""
+    side = config.data.image_size
+    kernels, verification = choose_kernels(
+        config.kernels,
+        mesh,
+        BATCH_AXES,
+        jnp.dtype(config.dtype),
+        kernel_stages(network.model.config, (side, side), train=True),
+        gradients=True,
+        agree=_agree_on_verification,
+    )
+    return dataclasses.replace(network, model=network.model.clone(kernels=kernels)), verification
+
+
+def _agree_on_verification(verification: Verification) -> Verification:
+    """This process's verification, with a problem if any process has one: all of them run the same program."""
+    failed = processes_where(verification.problem is not None)
+    if not failed or verification.problem is not None:
+        return verification
+    return dataclasses.replace(verification, problem=f"see the logs of the processes {failed}")
 
 
 def _place(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

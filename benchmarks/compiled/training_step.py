@@ -66,7 +66,7 @@ def _recipe(step: Step, devices: int) -> TrainConfig:
     optimizer = dataclasses.replace(recipe.optimizer, learning_rate_batch=None)
     mesh = MeshConfig(fsdp=step.fsdp)
     return dataclasses.replace(
-        recipe, data=data, optimizer=optimizer, dtype="bfloat16", mesh=mesh, kernels=step.kernels
+        recipe, data=data, optimizer=optimizer, dtype="bfloat16", mesh=mesh, kernels="on" if step.kernels else "off"
     )
 
 

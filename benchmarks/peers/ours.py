@@ -16,7 +16,7 @@ from benchmarks.workload import Workload, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.inference.cpu_devices import data_parallel
 from poolformer_jax.inference.program import fastest_network
-from poolformer_jax.network.fused.kernels import kernels_for
+from poolformer_jax.network.fused import kernels_for
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights.pretrained import load_pretrained
 from train.compute.optimizer import make_optimizer
@@ -37,7 +37,7 @@ def inference(folder: str, dtype: str = "float32") -> Workload:
     platform = jax.default_backend()
     mesh = Mesh(np.asarray(jax.local_devices() if platform == "cpu" else jax.local_devices()[:1]), ("batch",))
     model, variables = load_pretrained(folder)
-    apply, params = fastest_network(model.config, variables, mesh, jnp.dtype(dtype))
+    apply, params = fastest_network(model.config, variables, mesh, jnp.dtype(dtype), pixels.shape[1:3])
     shardings = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     params, images = jax.device_put((params, jnp.asarray(pixels)), shardings)
     function = jax.jit(data_parallel(apply, mesh), compiler_options=compiler_options(platform))

@@ -29,6 +29,7 @@ from poolformer_jax.images.processor import PoolFormerImageProcessor, is_one_ima
 from poolformer_jax.images.reading import ImageError, ImageLike, read_image
 from poolformer_jax.inference.program import Probabilities
 from poolformer_jax.network.config import PoolFormerConfig, published_variant
+from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights.pretrained import load_pretrained
 
@@ -56,7 +57,10 @@ class ImageClassifier:
         batch_size: images per batch, rounded up to a multiple of the number of devices. Of several CPU devices the
             first also takes an image that comes alone, and with batch_size=1 every image.
         fold_parameters: whether to compute with the folded network (see `folding`), or, in bfloat16 on devices that
-            have them, with kernels (see `kernels`); it is the same function. False does without either.
+            have them, with kernels; it is the same function. False computes the network as it was trained.
+        kernels: whether to use Pallas kernels with `fold_parameters` in bfloat16, on TPUs v5e and v6e and NVIDIA GPUs
+            from Ampere on. "auto" compares them with XLA on the devices first, which takes seconds, and warns and
+            leaves all to XLA if they differ; "on" does not compare; "off" uses none.
         devices: what to compute on; by default all devices of this process.
         decode_threads: threads that decode and resize; by default one for each core that this process may use.
 
@@ -75,6 +79,7 @@ class ImageClassifier:
         dtype: Dtype = jnp.float32,
         batch_size: int = 32,
         fold_parameters: bool = True,
+        kernels: KernelMode = "auto",
         devices: Sequence[jax.Device] | None = None,
         decode_threads: int | None = None,
     ) -> None:
@@ -94,6 +99,7 @@ class ImageClassifier:
             dtype=dtype,
             batch_size=batch_size,
             fold_parameters=fold_parameters,
+            kernels=kernels,
             devices=devices,
         )
         self.batch_sizes = self._probabilities.batch_sizes

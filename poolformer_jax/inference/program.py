@@ -1,10 +1,11 @@
 """Eight-bit pixels in, probabilities out: the network compiled for a few batch sizes, on all of the devices.
 
 Pixels cross to the devices as they are and are normalised there. The network is the folded one (`folding`), or computed
-by kernels on devices that have them (`kernels`).
+by kernels on devices that have them (`network.fused`).
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_apply
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import over_channels
-from poolformer_jax.network.fused.kernels import Kernels, kernels_for
+from poolformer_jax.network.fused import KernelMode, Kernels, choose_kernels
+from poolformer_jax.network.kernel_stages import kernel_stages
 from poolformer_jax.network.model import PoolFormerForImageClassification
 from poolformer_jax.network.parameters import check_variables
 
@@ -50,11 +52,14 @@ class Probabilities:
         dtype: Dtype,
         batch_size: int,
         fold_parameters: bool,
+        kernels: KernelMode,
         devices: Sequence[jax.Device],
     ) -> None:
         mesh = Mesh(np.asarray(devices), (_AXIS,))
         if fold_parameters:
-            network, params = fastest_network(config, variables, mesh, dtype)
+            image_size = image_processor.output_size
+            assert image_size is not None, "ImageClassifier checks it"
+            network, params = fastest_network(config, variables, mesh, dtype, image_size, kernels)
         else:
             network, params = _network_as_trained(config, variables, dtype)
         apply = partial(_probabilities, image_processor, network)
@@ -77,7 +82,12 @@ class Probabilities:
 
 
 def fastest_network(
-    config: PoolFormerConfig, variables: Mapping[str, Any], mesh: Mesh, dtype: Dtype, use_kernels: bool = True
+    config: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    mesh: Mesh,
+    dtype: Dtype,
+    image_size: tuple[int, int],
+    kernels: KernelMode = "auto",
 ) -> tuple[_Apply, Any]:
     """`apply(params, pixels)` to logits as these devices compute it fastest, and the parameters that it takes.
 
@@ -86,16 +96,22 @@ def fastest_network(
         variables: `{"params": tree}`.
         mesh: the devices that share the batch, on one axis.
         dtype: type that feature maps are computed in.
-        use_kernels: whether to use kernels where there are some for these devices and this type.
+        image_size: height and width of the images in pixels.
+        kernels: whether to use kernels; "auto" warns if the devices have kernels that fail their verification.
 
     Raises:
+        ValueError: if kernels is "on" and there are none for these devices and this type.
         WeightsMismatch: if the parameters are not the architecture's.
     """
-    kernels = kernels_for(mesh, mesh.axis_names) if use_kernels and jnp.dtype(dtype) == jnp.bfloat16 else None
-    if kernels is None:
+    chosen, verification = choose_kernels(
+        kernels, mesh, mesh.axis_names, dtype, kernel_stages(config, image_size, train=False), gradients=False
+    )
+    if verification is not None and verification.problem:
+        warnings.warn(f"{verification.warning} (kernels='off' leaves out this check.)", stacklevel=4)
+    if chosen is None:
         apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_on_device(mesh))
         return apply, fold(config, variables)
-    return _network_as_trained(config, variables, dtype, kernels)
+    return _network_as_trained(config, variables, dtype, chosen)
 
 
 def _network_as_trained(

@@ -21,9 +21,9 @@ import numpy as np
 from poolformer_jax import process
 from poolformer_jax.fields import first_few, is_local
 from poolformer_jax.images.reading import ImageError, read_image
-from poolformer_jax.network.fused.kernels import GPU_ROWS, TPU_IMAGES, Kernels
+from poolformer_jax.network.fused import Kernels, StageShape, stages_without_kernels, verify_kernels
+from poolformer_jax.network.kernel_stages import kernel_stages
 from train.compute.distributed import initialize
-from train.compute.kernel_check import TOLERANCE, largest_difference, stages_lost
 from train.compute.sharding import batch_sharding
 from train.config import TrainConfig
 from train.data import (
@@ -98,12 +98,12 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
         return
     if unwritable is None:
         yield _look_at_disk(config, parts, len(train))
-    if (kernels := parts.network.model.kernels) is not None:
-        finding = _look_at_kernels(parts, kernels, config.data.image_size)
+    if (finding := _check_kernels(config, parts)) is not None:
         yield finding
-        if finding.level == "failure":  # a step with kernels that do not compile does not either
+        if finding.level == "failure":  # a step with kernels that do not compile does not compile either
             return
-        yield from _look_for_stages_without_kernels(config, parts, kernels)
+    if (kernels := parts.network.model.kernels) is not None:
+        yield from _check_batch_for_kernels(config, parts, kernels)
     yield _look_at_device_memory(config, parts)
 
 
@@ -383,28 +383,35 @@ def _look_at_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
     return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
 
 
-def _look_at_kernels(parts: Assembly, kernels: Kernels, image_size: int) -> Finding:
-    remedy = "Train with --no-kernels, and please report it with the device's name and the versions of jax and jaxlib."
-    try:
-        distance, name = largest_difference(parts.network.model.config, image_size, parts.mesh, kernels)
-    except (RuntimeError, ValueError) as error:  # of XLA, and of Pallas
-        return Finding("failure", "kernels", f"they do not run here: {error}", remedy)
-    found = f"what blocks compute with and without them differs by at most {distance:.1%} ({name})"
-    return Finding("fine" if distance < TOLERANCE else "failure", "kernels", found, remedy)
+def _check_kernels(config: TrainConfig, parts: Assembly) -> Finding | None:
+    kernels, verification = parts.network.model.kernels, parts.kernel_verification
+    if kernels is not None and verification is None:  # --kernels on
+        verification = verify_kernels(kernels, _kernel_stages(config, parts), gradients=True)
+    if verification is None:
+        return None
+    if verification.problem:
+        found = verification.problem + ("; so XLA computes all blocks, more slowly" if kernels is None else "")
+        remedy = "Train with --kernels off, and please report the device's name and the versions of jax and jaxlib."
+        return Finding("warning" if kernels is None else "failure", "kernels", found, remedy)
+    found = f"blocks with and without them differ by at most {verification.difference:.1%} ({verification.where})"
+    return Finding("fine", "kernels", found)
 
 
-def _look_for_stages_without_kernels(config: TrainConfig, parts: Assembly, kernels: Kernels) -> Iterator[Finding]:
+def _check_batch_for_kernels(config: TrainConfig, parts: Assembly, kernels: Kernels) -> Iterator[Finding]:
     at_once = config.data.batch_size // config.optimizer.accumulate
-    if lost := stages_lost(parts.network.model.config, config.data.image_size, at_once, parts.mesh, kernels):
-        multiple = TPU_IMAGES if kernels.platform == "tpu" else GPU_ROWS
+    if stages := stages_without_kernels(kernels, _kernel_stages(config, parts), at_once):
         yield Finding(
             "warning",
             "kernels",
-            f"every device gets {at_once // parts.mesh.devices.size} images at a time, of which they take none in "
-            f"stages {', '.join(map(str, lost))}: XLA computes these, more slowly",
-            f"Give every device a multiple of {multiple} images at a time: by another --data.batch-size, fewer "
-            "--optimizer.accumulate, or fewer devices.",
+            f"every device gets {at_once // parts.mesh.devices.size} images at a time, a number that kernels do not "
+            f"support in stages {', '.join(map(str, stages))}: XLA computes these, more slowly",
+            f"Give every device a multiple of {kernels.batch_multiple} images at a time: by another --data.batch-size, "
+            "fewer --optimizer.accumulate, or fewer devices.",
         )
+
+
+def _kernel_stages(config: TrainConfig, parts: Assembly) -> list[StageShape]:
+    return kernel_stages(parts.network.model.config, (config.data.image_size,) * 2, train=True)
 
 
 def report(findings: Iterator[Finding], show: Callable[[str, str], None], width: int) -> int:

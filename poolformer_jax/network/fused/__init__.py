@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Verification,
         choose_kernels,
         kernels_for,
+        stages_without_kernels,
         verify_kernels,
     )
     from poolformer_jax.network.fused.patch_convolution import convolve, convolve_plainly
@@ -42,6 +43,7 @@ __all__ = [
     "mlp_residual",
     "moments_of",
     "pooling_residual",
+    "stages_without_kernels",
     "verify_kernels",
 ]
 

@@ -16,7 +16,9 @@ from poolformer_jax.network.fused.kernels import GpuKernels, TpuKernels
 from small_networks import TWO_STAGES, distance, random_variables
 
 # The second stage keeps its hidden layer.
-WIDE = dataclasses.replace(TWO_STAGES, depths=(1, 1), hidden_sizes=(8, cpu_batching.SAVE_HIDDEN_CHANNELS), drop_path_rate=0.4)
+WIDE = dataclasses.replace(
+    TWO_STAGES, depths=(1, 1), hidden_sizes=(8, cpu_batching.SAVE_HIDDEN_CHANNELS), drop_path_rate=0.4
+)
 PIXELS = np.random.default_rng(0).normal(size=(8, 24, 32, 3)).astype(np.float32)
 LABELS = np.arange(len(PIXELS)) % WIDE.num_labels
 

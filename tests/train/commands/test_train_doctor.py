@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -15,12 +16,11 @@ from PIL import Image
 from rich.console import Console
 
 from poolformer_jax import GpuKernels, TpuKernels, process
-from poolformer_jax.network.fused.kernels import tpu_mlp
+from poolformer_jax.network.fused import Verification
+from poolformer_jax.network.fused.kernels import verification
 from train import loop, setup
 from train.commands import doctor
 from train.commands.doctor import examine, report
-from train.compute.kernel_check import TOLERANCE, largest_difference
-from train.compute.sharding import BATCH_AXES, make_mesh
 from train.config import PretrainedNetwork, TrainConfig
 from train.data import open_source
 from train.data.sources import folders
@@ -356,45 +356,6 @@ def test_the_report_fits_the_screen_and_gives_an_exit_code(folder, tmp_path):
     assert report(iter([]), lambda text, style: None, width=80) == 0
 
 
-def difference_of_kernels():
-    """As the doctor finds it on two devices, with kernels that stand in for those of a TPU."""
-    config = tiny(mesh=sharded(2, 1), model__hidden_sizes=(64, 96)).model
-    mesh = make_mesh(sharded(2, 1), jax.devices()[:2])
-    return largest_difference(config, 16, mesh, TpuKernels(mesh, BATCH_AXES, interpret=True))
-
-
-def test_kernels_that_compute_what_xla_computes_are_fine():
-    distance, name = difference_of_kernels()
-    assert 0 < distance < TOLERANCE / 2
-    assert re.fullmatch(r"stage [01]'s (map|moments|gradient of) ?.*", name)
-
-
-def test_the_kernels_of_every_stage_are_looked_at_on_a_gpu(monkeypatch):
-    """Also where it takes many images to fill a tile, as the last stage's 7 x 7 at 224 pixels."""
-    supported = {}
-
-    def look(kernels, name, x, hidden_features):
-        supported[x.shape[1], name] = supports(kernels, name, x, hidden_features)
-        return False
-
-    supports = GpuKernels.supports
-    monkeypatch.setattr(GpuKernels, "supports", look)
-    mesh = make_mesh(sharded(1, 1), jax.devices()[:1])
-    largest_difference(tiny(model__hidden_sizes=(64, 192)).model, 28, mesh, GpuKernels(mesh, BATCH_AXES))
-    mlp_passes = {key: value for key, value in supported.items() if key[1].startswith("mlp")}
-    assert mlp_passes == {(size, name): True for size in (7, 4) for name in ("mlp_residual", "mlp_gradient")}
-
-
-def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
-    def forward(maps, vectors, weights, **options):
-        mean, inverse_std, keep = vectors
-        return right(maps, (mean, inverse_std, 0.8 * keep), weights, **options)
-
-    right = tpu_mlp.forward
-    monkeypatch.setattr(tpu_mlp, "forward", forward)
-    assert difference_of_kernels()[0] > TOLERANCE
-
-
 @pytest.mark.parametrize(
     ("kernels", "batch_size", "accumulate", "stages", "multiple"),
     [
@@ -407,11 +368,11 @@ def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
         (GpuKernels, 512, 1, None, 64),
     ],
 )
-def test_a_batch_that_keeps_kernels_from_their_work_is_told(
+def test_a_batch_that_kernels_do_not_support_is_a_warning(
     folder, tmp_path, monkeypatch, kernels, batch_size, accumulate, stages, multiple
 ):
-    monkeypatch.setattr(setup, "kernels_for", kernels)
-    monkeypatch.setattr(doctor, "largest_difference", lambda *_: (0.01, "stage 0's map"))
+    monkeypatch.setattr(verification, "kernels_for", kernels)
+    monkeypatch.setattr(verification, "verify_kernels", lambda *_, **__: Verification(0.01, "mlp_gradient, stage 0"))
     config = tiny(
         tmp_path / "run",
         data__source=f"folder:{folder}",
@@ -422,21 +383,22 @@ def test_a_batch_that_keeps_kernels_from_their_work_is_told(
         mesh=sharded(8, 1),
         dtype="bfloat16",
     )
-    told = [finding for finding in findings(config) if finding.subject == "kernels" and finding.level == "warning"]
-    assert [re.search("none in stages (.*): XLA", finding.found)[1] for finding in told] == [stages] * bool(stages)
-    assert all(f"a multiple of {multiple} images at a time" in finding.remedy for finding in told)
+    fine, *warned = [finding for finding in findings(config) if finding.subject == "kernels"]
+    assert fine.found == "blocks with and without them differ by at most 1.0% (mlp_gradient, stage 0)"
+    assert [re.search("support in stages (.*): XLA", finding.found)[1] for finding in warned] == [stages] * bool(stages)
+    assert all(f"a multiple of {multiple} images at a time" in finding.remedy for finding in warned)
 
 
-def test_kernels_that_do_not_compile_are_told_with_the_remedy(folder, tmp_path, monkeypatch):
-    def call(_, name, pixels, batched, replicated):
-        """What can be traced, and no compiler takes."""
-        x, moments, *_ = batched
-        y = jax.ffi.ffi_call("no_such_kernel", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
-        return (y, moments), replicated if name == "mlp_gradient" else ()
+@pytest.mark.parametrize(("mode", "level"), [("auto", "warning"), ("on", "failure")])
+def test_kernels_that_fail_their_check_stop_a_run_only_if_they_are_forced(folder, tmp_path, monkeypatch, mode, level):
+    def verify(*_, **__):
+        return Verification(math.inf, "mlp_gradient", "mlp_gradient cannot run: no compiler")
 
-    monkeypatch.setattr(setup, "kernels_for", lambda mesh, axes: GpuKernels(mesh, axes, interpret=True))
-    monkeypatch.setattr(GpuKernels, "supports", lambda _, name, *shape: name.startswith("mlp"))
-    monkeypatch.setattr(GpuKernels, "call", call)
-    (found,) = failures(of_folder(folder, tmp_path))
-    assert re.search("they do not run here: .*no_such_kernel", found.found)
-    assert "--no-kernels" in found.remedy
+    monkeypatch.setattr(verification, "kernels_for", GpuKernels)
+    monkeypatch.setattr(verification, "verify_kernels", verify)
+    monkeypatch.setattr(doctor, "verify_kernels", verify)
+    config = dataclasses.replace(of_folder(folder, tmp_path), dtype="bfloat16", kernels=mode)
+    (found,) = [finding for finding in findings(config) if finding.subject == "kernels"]
+    assert found.level == level
+    assert "mlp_gradient cannot run: no compiler" in found.found
+    assert "--kernels off" in found.remedy

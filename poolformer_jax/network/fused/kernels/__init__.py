@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StageShape,
         Verification,
         choose_kernels,
+        stages_without_kernels,
         verify_kernels,
     )
 
@@ -40,6 +41,7 @@ __all__ = [
     "Verification",
     "choose_kernels",
     "kernels_for",
+    "stages_without_kernels",
     "verify_kernels",
 ]
 

@@ -34,6 +34,8 @@ class Kernels:
     """
 
     platform: ClassVar[str]
+    batch_multiple: ClassVar[int]
+    """Kernels support maps of any size for a multiple of this number of images per device."""
 
     mesh: Mesh | None = None
     batch_axes: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ class TpuKernels(Kernels):
     """
 
     platform: ClassVar[str] = "tpu"
+    batch_multiple: ClassVar[int] = TPU_IMAGES
 
     def supports(self, name: Pass, shape: tuple[int, ...], dtype: Dtype, hidden_features: int | None) -> bool:
         """As `Kernels.supports`."""
@@ -75,6 +76,7 @@ class GpuKernels(Kernels):
     """
 
     platform: ClassVar[str] = "cuda"
+    batch_multiple: ClassVar[int] = GPU_ROWS
 
     def supports(self, name: Pass, shape: tuple[int, ...], dtype: Dtype, hidden_features: int | None) -> bool:
         """As `Kernels.supports`."""

@@ -1,0 +1,97 @@
+"""An ImageClassifier uses kernels only if they agree with XLA on its devices; otherwise XLA, with one warning."""
+
+import dataclasses
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from poolformer_jax import GpuKernels, ImageClassifier, InputError, PoolFormerImageProcessor
+from poolformer_jax.network.fused.kernels import gpu_narrow, verification
+from small_networks import TWO_STAGES, random_variables
+
+CONFIG = dataclasses.replace(TWO_STAGES, depths=(1, 1), hidden_sizes=(16, 16))
+PROCESSOR = PoolFormerImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+PIXELS = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def devices_have_kernels(monkeypatch):
+    """Interpreted kernels stand in for those of a GPU."""
+    monkeypatch.setattr(verification, "kernels_for", lambda mesh, axes: GpuKernels(mesh, axes, interpret=True))
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def classifier(**options):
+    variables = random_variables(CONFIG)[1]
+    settings = {"dtype": "bfloat16", "batch_size": 1, "devices": jax.devices()[:1]} | options
+    return ImageClassifier(CONFIG, variables, PROCESSOR, **settings)
+
+
+def has_kernels(classifier):
+    """Whether the compiled program calls a kernel: folded parameters have no norms."""
+    return "norm1" in str(jax.tree.structure(classifier._probabilities._programs[1].params))
+
+
+def halve_branch(monkeypatch):
+    right = gpu_narrow.forward
+
+    def forward(maps, vectors, weights, **options):
+        mean, inverse_std, keep = vectors
+        return right(maps, (mean, inverse_std, 0.5 * keep), weights, **options)
+
+    monkeypatch.setattr(gpu_narrow, "forward", forward)
+
+
+def refuse(monkeypatch):
+    def call(*arguments):
+        raise NotImplementedError("this compiler knows no such instruction")
+
+    monkeypatch.setattr(GpuKernels, "call", call)
+
+
+def lose_compiler(monkeypatch):
+    def call(*arguments):
+        raise ImportError("cannot import name 'triton' from 'jax.experimental.pallas'")
+
+    monkeypatch.setattr(GpuKernels, "call", call)
+
+
+def test_kernels_that_agree_with_xla_are_used():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert has_kernels(classifier())
+
+
+@pytest.mark.parametrize(
+    ("fail", "problem"),
+    [
+        (halve_branch, "the results of mlp_residual in stage 0 differ from XLA's by"),
+        (refuse, "mlp_residual cannot run: NotImplementedError: this compiler knows no such instruction"),
+        (lose_compiler, "mlp_residual cannot run: ImportError"),
+    ],
+    ids=["differs", "raises", "no compiler"],
+)
+def test_xla_classifies_with_one_warning_if_a_kernel_fails_its_check(fail, problem, monkeypatch):
+    fail(monkeypatch)
+    with pytest.warns(UserWarning, match="XLA computes all blocks") as warned:
+        without = classifier()
+    assert [problem in str(warning.message) for warning in warned] == [True]
+    assert not has_kernels(without)
+    (prediction,) = without(PIXELS, top_k=1)
+    assert (prediction,) == tuple(classifier(kernels="off")(PIXELS, top_k=1))
+
+
+def test_on_uses_kernels_unchecked_and_off_uses_none(monkeypatch):
+    monkeypatch.setattr(verification, "verify_kernels", lambda *_, **__: pytest.fail("checked"))
+    assert has_kernels(classifier(kernels="on"))
+    assert not has_kernels(classifier(kernels="off"))
+    assert not has_kernels(classifier(dtype="float32"))
+
+
+def test_on_is_refused_in_float32():
+    with pytest.raises(InputError, match="kernels='on', but there are none for float32"):
+        classifier(kernels="on", dtype="float32")

@@ -1,0 +1,105 @@
+"""A run uses kernels only if they agree with XLA on its devices; otherwise it trains by XLA, with one warning."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+from rich.console import Console
+
+from poolformer_jax import InputError, TpuKernels
+from poolformer_jax.network.fused.kernels import tpu_mlp, verification
+from train import loop, setup
+from training import open_and_assemble, sharded, tiny
+
+CONFIG = tiny(dtype="bfloat16", mesh=sharded(2, 1))
+
+
+@pytest.fixture(autouse=True)
+def devices_have_kernels(monkeypatch):
+    """Interpreted kernels stand in for those of a TPU."""
+    monkeypatch.setattr(verification, "kernels_for", lambda mesh, axes: TpuKernels(mesh, axes, interpret=True))
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def assemble(**changes):
+    return open_and_assemble(dataclasses.replace(CONFIG, **changes), jax.devices()[:2])[1]
+
+
+def halve_branch(monkeypatch):
+    right = tpu_mlp.forward
+
+    def forward(maps, vectors, weights, **options):
+        mean, inverse_std, keep = vectors
+        return right(maps, (mean, inverse_std, 0.5 * keep), weights, **options)
+
+    monkeypatch.setattr(tpu_mlp, "forward", forward)
+
+
+def refuse(monkeypatch):
+    def call(*arguments):
+        raise NotImplementedError("this compiler knows no such instruction")
+
+    monkeypatch.setattr(TpuKernels, "call", call)
+
+
+def lose_compiler(monkeypatch):
+    def call(*arguments):
+        raise ImportError("cannot import name 'tpu' from 'jax.experimental.pallas'")
+
+    monkeypatch.setattr(TpuKernels, "call", call)
+
+
+FAILURES = pytest.mark.parametrize(
+    ("fail", "problem"),
+    [
+        (halve_branch, "the results of mlp_residual in stage 0 differ from XLA's by"),
+        (refuse, "pooling_residual cannot run: NotImplementedError: this compiler knows no such instruction"),
+        (lose_compiler, "pooling_residual cannot run: ImportError"),
+    ],
+    ids=["differs", "raises", "no compiler"],
+)
+
+
+def test_a_run_trains_with_kernels_that_agree_with_xla():
+    parts = assemble()
+    assert parts.network.model.kernels == TpuKernels(parts.mesh, ("data", "fsdp"), interpret=True)
+    assert parts.kernel_verification.problem is None
+
+
+@FAILURES
+def test_a_run_trains_by_xla_if_a_kernel_fails_its_check(fail, problem, monkeypatch):
+    fail(monkeypatch)
+    parts = assemble()
+    assert parts.network.model.kernels is None
+    assert problem in parts.kernel_verification.problem
+
+
+def test_all_processes_train_by_xla_if_the_check_fails_on_one(monkeypatch):
+    monkeypatch.setattr(setup, "processes_where", lambda here: [3])
+    parts = assemble()
+    assert parts.network.model.kernels is None
+    assert "[3]" in parts.kernel_verification.problem
+
+
+def test_on_trains_with_kernels_unchecked_and_off_by_xla(monkeypatch):
+    halve_branch(monkeypatch)
+    assert assemble(kernels="on").network.model.kernels is not None
+    assert assemble(kernels="off").network.model.kernels is None
+
+
+def test_on_is_refused_in_float32():
+    with pytest.raises(InputError, match="kernels='on', but there are none for float32"):
+        assemble(kernels="on", dtype="float32")
+
+
+@pytest.mark.slow  # compiles a training step
+def test_a_run_warns_once_of_kernels_that_it_does_not_use(tmp_path: Path, monkeypatch, caplog):
+    refuse(monkeypatch)
+    config = dataclasses.replace(tiny(tmp_path / "run", dtype="bfloat16", max_steps=1), example_images=0)
+    assert loop.run(config, Console(quiet=True)).step == 1
+    (warning,) = [record.getMessage() for record in caplog.records if "kernels" in record.getMessage()]
+    assert "XLA computes all blocks" in warning
+    assert "pooling_residual cannot run: NotImplementedError" in warning
