@@ -1,4 +1,4 @@
-"""Every command and every example of docs/conversion.md runs as it is written there."""
+"""The commands and examples of docs/conversion.md run."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ FIXTURES = TESTS / "fixtures"
 
 @pytest.fixture
 def named_files(tmp_path, monkeypatch):
-    """A folder with what the guide names. A folder comes before a name on the Hub, so that nobody is asked."""
+    """The files that the guide names. A local folder takes precedence over a name on the Hub."""
     for name in ("sail/poolformer_s12", "timm/poolformer_m48.sail_in1k", "runs/digits/model"):
         shutil.copytree(FIXTURES / "hf_sharded", tmp_path / name)
     for name in ("poolformer_s24.pth.tar", "poolformer_m48.pth.tar"):
@@ -34,7 +34,7 @@ def named_files(tmp_path, monkeypatch):
 
 
 def write_detector(path):
-    """A network and what is no part of it, by the names of the authors' detectors (models/poolformer.py, fork_feat)."""
+    """A backbone and other arrays, with the names of the authors' detectors (models/poolformer.py, fork_feat)."""
     state_dict = to_torch_state_dict(CONFIG, VARIABLES, "sail")
     network = [name for name in state_dict if not name.startswith(("norm.", "head."))]
     arrays = {f"backbone.{name}": state_dict[name] for name in network}
@@ -71,10 +71,10 @@ def test_the_python_examples_run():
 
 
 @pytest.mark.usefixtures("named_files")
-def test_what_a_detector_has_beside_the_network_is_refused_by_name():
+def test_other_arrays_of_a_detector_are_an_error_that_names_them():
     with pytest.raises(WeightsMismatch, match=r"(?s)unexpected: norm0\.weight.*neck\..*bbox_head\."):
         from_torch_state_dict(open_weights("retinanet_poolformer_s12.pth").tensors)
 
 
-def test_the_layouts_of_the_guide_are_those_there_are():
+def test_the_guide_lists_all_layouts():
     assert set(re.findall(r"^\| `(\w+)` \| `model", GUIDE, re.MULTILINE)) == set(LAYOUTS)

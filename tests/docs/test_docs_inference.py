@@ -1,4 +1,4 @@
-"""Every example of docs/inference.md does what it says."""
+"""The examples of docs/inference.md print what the guide shows."""
 
 import doctest
 import shutil
@@ -14,8 +14,8 @@ GUIDE = ROOT / "docs" / "inference.md"
 
 
 @pytest.fixture
-def somewhere_with_a_model(tmp_path, monkeypatch):
-    """A folder with what the examples name: photographs, and "model"."""
+def folder_with_a_model(tmp_path, monkeypatch):
+    """The files that the examples name: photographs and "model"."""
     config = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=4)
     save_pretrained(tmp_path / "model", *random_variables(config), image_processor=PROCESSOR)
     for name in ("chelsea.jpg", "coffee.jpg", "rocket.jpg"):
@@ -24,8 +24,8 @@ def somewhere_with_a_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.usefixtures("somewhere_with_a_model")
-def test_the_examples_of_the_inference_guide_are_true():
+@pytest.mark.usefixtures("folder_with_a_model")
+def test_the_examples_print_what_the_guide_shows():
     result = doctest.testfile(str(GUIDE), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 40
     assert result.failed == 0

@@ -1,4 +1,4 @@
-"""The README's example runs as it is written there."""
+"""The README's example runs."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def named_files(tmp_path, monkeypatch):
-    """A folder with what the example names. A folder comes before a name on the Hub, so that nobody is asked."""
+    """The files that the example names. A local folder takes precedence over a name on the Hub."""
     for name in ("sail/poolformer_s12", "timm/poolformer_m36.sail_in1k"):
         save_pretrained(tmp_path / name, MODEL, VARIABLES, image_processor=PROCESSOR)
     shutil.copy(IMAGES / "chelsea.jpg", tmp_path / "cat.jpg")

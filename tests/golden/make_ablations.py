@@ -1,9 +1,9 @@
-"""Makes the golden arrays of the authors' five ablation models, which the other files here do not cover.
+"""Makes the golden arrays of the authors' five ablation models.
 
     git clone https://github.com/sail-sg/poolformer
     python tests/golden/make_ablations.py poolformer
 
-Needs torch; timm, of which the models use four small helpers, is stood in for.
+Needs torch. timm, of which the models use four small helpers, is replaced by stubs.
 """
 
 import json
@@ -20,8 +20,8 @@ SIZE = "224x224"
 NAMES = ("id_s12", "pppa_s12_224", "ppaa_s12_224", "pppf_s12_224", "ppff_s12_224")
 
 
-def stand_in_for_timm() -> None:
-    """The models are run for inference with given weights: initial values and drop path play no part."""
+def stub_timm() -> None:
+    """Stubs suffice because inference with given weights uses neither initial values nor drop path."""
     modules = {
         "timm.data": {"IMAGENET_DEFAULT_MEAN": None, "IMAGENET_DEFAULT_STD": None},
         "timm.models.layers": {"DropPath": torch.nn.Identity, "trunc_normal_": lambda tensor, std: tensor},
@@ -34,7 +34,7 @@ def stand_in_for_timm() -> None:
 
 
 def sample(name: str, value: torch.Tensor) -> dict[str, np.ndarray]:
-    """256 values of a feature map, as the other golden files have them."""
+    """256 values of a feature map, in the form of the other golden files."""
     flat = value.numpy().ravel()
     index = np.sort(((uniform(f"index/{name}", (256,)) + 1) / 2 * flat.size).astype(np.int64))
     return {
@@ -64,7 +64,7 @@ def make(name: str, model: torch.nn.Module) -> None:
 
 
 def main() -> None:
-    stand_in_for_timm()
+    stub_timm()
     sys.path.insert(0, sys.argv[1])
     from models import metaformer  # the authors' file
 

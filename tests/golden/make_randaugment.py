@@ -1,8 +1,7 @@
-"""Makes randaugment.npz: what timm's augmentation operations do to two photographs, one operation at a time.
+"""Makes randaugment.npz: the results of timm's augmentation operations on two photographs, one operation at a time.
 
-Run once, where timm is installed (timm 1.0.31 and Pillow 13.0.0 made the file in the repository). timm's two random
-sources are replaced, so that every choice is written down: `random.random` decides the direction, `random.choice` the
-filter.
+Needs timm; timm 1.0.31 and Pillow 13.0.0 made the file in the repository. timm's two random sources are replaced to fix
+every choice: `random.random` decides the direction, `random.choice` the filter.
 
     python tests/golden/make_randaugment.py
 """
@@ -18,13 +17,13 @@ from PIL import Image
 
 IMAGES = Path(__file__).parent.parent / "images"
 MAGNITUDES = (0.0, 2.5, 5.0, 9.0, 9.37, 10.0)
-MOVING = ("Rotate", "Shear", "Translate")  # the operations that a filter makes a difference to
+MOVING = ("Rotate", "Shear", "Translate")  # the operations that use a filter
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 FILL = (124, 116, 104)  # ImageNet's mean
 
 
 def load_auto_augment() -> ModuleType:
-    """timm/data/auto_augment.py alone: it needs neither torch nor torchvision, which timm's own __init__ imports."""
+    """Loads timm/data/auto_augment.py alone, without timm's __init__, which imports torch and torchvision."""
     package = importlib.util.find_spec("timm")
     path = Path(package.origin).parent / "data" / "auto_augment.py"
     spec = importlib.util.spec_from_file_location("auto_augment", path)

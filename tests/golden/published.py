@@ -1,4 +1,4 @@
-"""What the published PyTorch models compute, for tests to compare with. README.md here says how it was made."""
+"""Reads the golden arrays: what the published PyTorch models compute. README.md describes them."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def shapes(layout: str, variant: str) -> dict[str, tuple[int, ...]]:
 
 
 def state_dict(layout: str, variant: str) -> dict[str, np.ndarray]:
-    """The weights that the golden arrays were computed with."""
+    """The weights with which the golden arrays were computed."""
     return {name: fixture_values.parameter(name, shape) for name, shape in shapes(layout, variant).items()}
 
 
