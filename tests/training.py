@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from train import setup
+from poolformer_jax import PoolFormerConfig
+from train import loop, setup
 from train.compute.sharding import to_devices
 from train.compute.state import TrainState
 from train.config import DistributedConfig, FreshNetwork, MeshConfig, OptimizerConfig, TrainConfig
@@ -72,6 +73,31 @@ def open_and_assemble(config: TrainConfig, devices: Sequence[jax.Device] | None 
     return source, assemble(config, source.class_names, len(source), devices)
 
 
+def share_programs(patch: pytest.MonkeyPatch) -> None:
+    """Lets runs in this process that train the same network share the compiled programs."""
+
+    def shared(
+        config: TrainConfig, class_names: Sequence[str], examples: int, kept: PoolFormerConfig | None = None
+    ) -> Assembly:
+        fresh = isinstance(config.model, FreshNetwork)
+        if not fresh or setup.make_train_step is not _make_train_step:
+            return assemble(config, class_names, examples, kept=kept)
+        usual = {field.name: field.default for field in dataclasses.fields(config) if field.name in _NOT_COMPILED}
+        alike = dataclasses.replace(config, **usual, run_dir=Path("unused"), distributed=ALONE)
+        return _assemble_once(alike, tuple(class_names), examples)
+
+    patch.setattr(loop, "assemble", shared)
+
+
+_assemble_once = functools.cache(assemble)
+_make_train_step = setup.make_train_step
+# Fields that the compiled programs do not depend on.
+_NOT_COMPILED = (
+    *("log_every", "evaluate_every", "save_every", "checkpoint_dir", "keep_checkpoints", "keep_every"),
+    *("max_skipped", "max_steps", "profile_steps", "example_images"),
+)
+
+
 @functools.cache
 def first_state(config: TrainConfig) -> TrainState:
     """The state before the first step, in NumPy: compiled once for all meshes, and safe from steps that consume it."""
@@ -93,7 +119,7 @@ def train(
     with train_batches(config.data, source) as batches:
         for _ in range(steps):
             batch = next(batches)
-            state, metrics = parts.step(state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")}))
+            state, metrics = parts.step(state, to_devices(parts.mesh, batch, ("image", "label")))
             rows.append(jax.device_get(metrics))
     return state, rows
 

@@ -1,6 +1,6 @@
 """The command line `python -m train`.
 
-Nothing here imports jax before a command runs: data-loading workers run this file again.
+Nothing here imports jax before a command runs, because data-loading workers import this file too.
 """
 
 import os
@@ -11,10 +11,10 @@ from typing import NoReturn
 from poolformer_jax.process import exit_on_interrupt, open_missing_streams
 
 
-def _end(code: int, alone: bool) -> NoReturn:
-    """Ends the program. Where it failed alone amid others, without jax's waiting for them: they wait for it."""
-    distributed = sys.modules.get("train.compute.distributed")  # not there if the program did not come so far
-    if alone and distributed is not None and distributed.others_depend_on_this():
+def _exit(code: int, failed_alone: bool) -> NoReturn:
+    """Exits. If only this process failed, skips jax's shutdown barrier, in which the others would hang."""
+    distributed = sys.modules.get("train.compute.distributed")  # missing if the error came before its import
+    if failed_alone and distributed is not None and distributed.has_other_processes():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -30,5 +30,5 @@ if __name__ == "__main__":
     except Exception:
         traceback.print_exc()
         code = 1
-    # To a divergence all processes come at one step, and all of them are to say so.
-    _end(code, alone=code not in (0, DIVERGED))
+    # A divergence ends all processes at the same step, each with its message.
+    _exit(code, failed_alone=code not in (0, DIVERGED))

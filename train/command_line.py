@@ -1,11 +1,10 @@
-"""What `python -m train` understands: a recipe with its flags, or one of the commands around it.
+"""The command line of `python -m train`: a recipe with its flags, or one of the other commands.
 
-Exit codes: 0 done (or stopped by SIGTERM with its state saved), 1 failed, 2 the command line is wrong, 3 the training
-diverged (the same command would do so again), 130 Ctrl-C.
+Exit codes: 0 done (or stopped by SIGTERM with the state saved), 1 failed, 2 the command line is wrong, 3 the training
+diverged (the same command would diverge again), 130 Ctrl-C.
 Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
-import dis
 import inspect
 import os
 import select
@@ -16,12 +15,13 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.process import exit_on_interrupt, interrupt_exit_code
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
-DIVERGED = 3  # as an exit code
+DIVERGED = 3  # the exit code
 _DEFAULT = "digits"
 
 
@@ -64,7 +64,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _has_no_reader() -> bool:
-    """Whether the reader of our output has seen enough, as in `... | head`; nothing more is written then."""
+    """True if the reader of our output has closed it, as `... | head` does; further output is then discarded."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in output.poll(0)):
@@ -73,87 +73,63 @@ def _has_no_reader() -> bool:
     return True
 
 
-def _message(error: BaseException) -> str | None:
-    """What a person can mend, in one message; None for what may be a mistake in a program, whose traceback tells."""
+def _message(error: Exception) -> str | None:
+    """The message to print instead of a traceback; None if this looks like a bug."""
+    if isinstance(error, PoolFormerError):
+        return str(error)
     if isinstance(error, ImportError):
-        return _missing(error)
+        return _missing_package(error)
+    if isinstance(error, MemoryError):
+        return f"This host has run out of memory. {error}".rstrip() + f"\n{_LESS_MEMORY}"
+    if isinstance(error, OSError):
+        return str(error) if error.filename is not None else None
     import jax
 
-    from train.loop import TrainingError
-    from train.resume.checkpoints import CheckpointError
-
-    told = str(error)
-    if isinstance(error, MemoryError):
-        return "\n".join([f"The memory of this host is used up. {told}".rstrip(), _LESS_MEMORY])
-    if isinstance(error, CheckpointError | TrainingError | ValueError | OSError) and _is_refusal(error):
-        return told
-    if isinstance(error, OSError):
-        return told if error.filename is not None else None
-    if isinstance(error, jax.errors.JaxRuntimeError) and ("RESOURCE_EXHAUSTED" in told or "Out of memory" in told):
-        return f"The memory of a device is used up. {told}\n{_LESS_MEMORY}"
-    return _loss_of_a_process(told)
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return None
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return f"A device has run out of memory. {error}\n{_LESS_MEMORY}"
+    return _lost_process(error)
 
 
 def _code(error: Exception) -> int:
-    loop = sys.modules.get("train.loop")  # not there if the program did not come so far
-    return DIVERGED if loop is not None and isinstance(error, loop.TrainingError) else 1
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether our own code raised it, to tell a person something."""
-    if _is_ours(type(error).__module__):  # also where a worker process did, whose frames are not here
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or not _is_ours(trace.tb_frame.f_globals["__name__"]):
-        return False
-    # By `raise`: what is written in C, as NumPy is, fails without a frame of its own, in the one that called it.
-    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] in ("train", "poolformer_jax")
+    loop = sys.modules.get("train.loop")  # missing if the error came before its import
+    return DIVERGED if loop is not None and isinstance(error, loop.DivergedError) else 1
 
 
 _LESS_MEMORY = (
-    "Expected less to be needed at a time. For devices: --optimizer.accumulate 2 (or more), --dtype bfloat16, --remat. "
-    "For hosts: fewer --data.workers, --data.worker-batches 1. For both a smaller --data.batch-size or "
-    "--data.image-size, which change what is learnt. `python -m train doctor RECIPE` says what is needed."
+    "Devices need less with --optimizer.accumulate 2 (or more), --dtype bfloat16 or --remat. Hosts need less with "
+    "fewer --data.workers or --data.worker-batches 1. Both need less with a smaller --data.batch-size or "
+    "--data.image-size, which change what is learnt. `python -m train doctor RECIPE` says how much a run needs."
 )
 
 
-# What jax says when another process is gone, by gloo, NCCL and the coordination service; in errors of several types.
-_SIGNS_OF_LOSS = ("Connection closed", "Connection reset", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Timed out")
+def _lost_process(error: Exception) -> str | None:
+    """With several processes, a failed computation most often means that another process has ended."""
+    from train.compute.distributed import has_other_processes
 
-
-def _loss_of_a_process(told: str) -> str | None:
-    from train.compute.distributed import others_depend_on_this
-
-    if others_depend_on_this() and any(sign in told for sign in _SIGNS_OF_LOSS):
-        return (
-            f"Another process of the run has ended, or cannot be reached: {told}\nIts own output says why. Once that "
-            "is mended, the same command on all hosts goes on from the newest checkpoint."
-        )
-    return None
-
-
-def _missing(error: ImportError) -> str | None:
-    if _is_ours(error.name or ""):
+    if not has_other_processes():
         return None
-    if "pip install" in str(error):  # where the library misses something, it says itself how to install it
-        return str(error)
-    needed, extra = ("buckets need", "gcs") if "gcsfs" in str(error) else ("training needs", "train")
-    return f"{error}\nInstall what {needed} with: pip install -e '.[{extra}]'"
+    return (
+        f"Another process of the run has ended, or cannot be reached: {error}\nIts output says why. Once that is "
+        "fixed, the same command on all hosts resumes from the newest checkpoint."
+    )
+
+
+def _missing_package(error: ImportError) -> str | None:
+    if (error.name or "").partition(".")[0] in ("train", "poolformer_jax"):
+        return None
+    return f"{error}\nInstall what training needs with: pip install -e '.[train]' (for gs:// buckets '.[train,gcs]')"
 
 
 def _train(name: str, arguments: Sequence[str]) -> int:
     config = _recipe(name, arguments, f"python -m train {name}")
     from train import loop
-    from train.report import results, screen
+    from train.report import results
+    from train.report.progress import create_console
 
-    outcome = loop.run(config, screen.console())
-    results.tell(config, outcome.step, outcome.evaluations)
+    outcome = loop.run(config, create_console())
+    results.print_summary(config, outcome.step, outcome.evaluations)
     return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
 
 
@@ -175,7 +151,7 @@ def _recipe(name: str, arguments: Sequence[str], program: str) -> "TrainConfig":
 
 
 def _fill(text: str) -> str:
-    """Paragraphs as wide as the screen; commands stay in one piece, to be copied."""
+    """Wraps paragraphs to the width of the screen; commands stay on one line, for copying."""
     width = shutil.get_terminal_size().columns
     # tyro joins a line that begins with a letter to the one before.
     wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
@@ -191,20 +167,20 @@ def _evaluate(arguments: Sequence[str]) -> int:
     import tyro
 
     from train.commands import evaluate
-    from train.report import screen
+    from train.report.progress import create_console
 
     description = _fill(_evaluate.__doc__ or "")
     config = tyro.cli(
         evaluate.EvaluateConfig, prog="python -m train evaluate", description=description, args=list(arguments)
     )
-    evaluate.run(config, screen.console())
+    evaluate.run(config, create_console())
     return 0
 
 
 def _prepare(arguments: Sequence[str]) -> int:
     """Pack class folders, or ImageNet's archives, into shards for fast random access.
 
-    An interrupted run goes on with the same command.
+    The same command resumes an interrupted run.
 
     Example:  python -m train prepare folder:/data/flowers /data/packed
     """
@@ -212,7 +188,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from train.data import PrepareConfig, prepare_data
-    from train.report import screen
+    from train.report.progress import create_console
 
     config = tyro.cli(
         PrepareConfig,
@@ -222,9 +198,8 @@ def _prepare(arguments: Sequence[str]) -> int:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # A thread of the bar's own would not survive TFDS's late imports, which put a function of theirs in the place of
-    # Python's `__import__`, for all threads.
-    with Progress(*columns, console=screen.console(), auto_refresh=False) as bar:
+    # Without the bar's thread: TFDS replaces `__import__` while it imports late, and the thread fails on that.
+    with Progress(*columns, console=create_console(), auto_refresh=False) as bar:
         task = bar.add_task("listing", total=None)
 
         def show(progress: object) -> None:
@@ -258,9 +233,9 @@ def _doctor(arguments: Sequence[str]) -> int:
         return 2
     config = _recipe(name, arguments[1:], f"python -m train doctor {name}")
     from train.commands import doctor
-    from train.report import screen
+    from train.report.progress import create_console
 
-    console = screen.console()
+    console = create_console()
 
     def show(text: str, style: str) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

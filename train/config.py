@@ -22,7 +22,7 @@ ComputeType = Literal["float32", "bfloat16", "float64"]
 
 @dataclasses.dataclass(frozen=True)
 class FreshNetwork(PoolFormerConfig):
-    """A network with new weights. What follows from the data is no flag: labels, their names, and channels."""
+    """A network with new weights. Labels, their names and channels follow from the data, so they are not flags."""
 
     num_channels: tyro.conf.Suppress[int] = 3
     num_labels: tyro.conf.Suppress[int] = 0
@@ -31,16 +31,16 @@ class FreshNetwork(PoolFormerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedNetwork:
-    """Weights to go on from, with a new head for the classes of the data."""
+    """Pretrained weights, with a new head for the classes of the data."""
 
     source: str = "sail/poolformer_s12"
-    """What load_pretrained opens: a model on the Hub (sail/poolformer_s12), a model folder, or a weights file."""
+    """A model on the Hub (sail/poolformer_s12), a model folder, or a weights file."""
     use_ema: bool = False
-    """Take the running mean of the weights, where the file has one."""
+    """Use the running mean of the weights, if the file has one."""
     keep_head: bool = False
-    """Go on with the head as well. Its classes must be those of the data, in their order."""
+    """Keep the head too. Its classes must be those of the data, in the same order."""
     drop_path_rate: float = 0.1
-    """Probability of dropping the last block's residual branches; it grows linearly from 0 over all blocks."""
+    """Drop-path probability of the last block; it grows linearly from 0 over all blocks."""
     dropout_rate: float = 0.0
     """Dropout after both layers of the MLP."""
 
@@ -55,40 +55,40 @@ class PretrainedNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning rate over the run."""
+    """AdamW and the schedule of its learning rate."""
 
     learning_rate: float = 1e-3
     """Learning rate after the warm-up, for a batch of learning_rate_batch images."""
     learning_rate_batch: int | None = 1024
-    """The learning rate grows in proportion to the batch, from this one. None: learning_rate holds for any batch."""
+    """The learning rate is scaled by batch_size / learning_rate_batch. None: it is not scaled."""
     epochs: int = 300
-    """Epochs from the start, warm-up included, until the learning rate is at its lowest."""
+    """Epochs until the learning rate is at its lowest, warm-up included."""
     warmup_epochs: int = 5
-    """Epochs in which the learning rate grows linearly from warmup_learning_rate."""
+    """Epochs in which the learning rate rises linearly from warmup_learning_rate."""
     cooldown_epochs: int = 10
-    """Further epochs, after those, at the lowest learning rate."""
+    """Epochs after those, at the lowest learning rate."""
     warmup_learning_rate: float = 1e-6
     """Learning rate of the first step."""
     final_learning_rate: float = 1e-5
-    """The lowest learning rate, which the cosine ends at."""
+    """The lowest learning rate, at the end of the cosine."""
     schedule_every: Literal["epoch", "step"] = "epoch"
-    """When the learning rate changes: between epochs, as the authors' does, or with every step."""
+    """Change the learning rate between epochs, as the authors do, or with every step."""
     weight_decay: float = 0.05
-    """Decoupled weight decay of parameters with two or more dimensions (kernels); none for biases, norms and scales."""
+    """Decoupled weight decay of parameters with two or more dimensions; none for biases, norms and scales."""
     beta1: float = 0.9
     """Decay of AdamW's running mean of the gradient."""
     beta2: float = 0.999
     """Decay of AdamW's running mean of the squared gradient."""
     epsilon: float = 1e-8
-    """Added to the root of that mean."""
+    """Added to the square root of that mean."""
     clip_norm: float | None = None
-    """Scale the gradient down to this global norm where it is larger. None: never."""
+    """Clip the gradient to this global norm. None: no clipping."""
     layer_decay: float | None = None
-    """Multiply the learning rate by this for every block further from the head, for fine-tuning. None: never."""
+    """Multiply the learning rate by this for every block further from the head, for fine-tuning. None: off."""
     accumulate: int = 1
-    """Parts that a batch is cut into, for less memory: the same gradient, for which drop path and dropout draw anew."""
+    """Compute the gradient in this many parts of the batch, for less memory; changes drop path's random numbers."""
     ema_decay: float | None = None
-    """Keep a running mean of the weights with this decay (0.9998 is timm's), and evaluate it too. None: none."""
+    """Keep a running mean of the weights with this decay (timm: 0.9998), and evaluate it too. None: off."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -112,20 +112,20 @@ class OptimizerConfig:
 
     @property
     def total_epochs(self) -> int:
-        """Length of the run: the cool-down comes after `epochs`, as timm counts (300 and 10 make 310)."""
+        """Length of the run: the cool-down follows `epochs`, as in timm (300 + 10 = 310)."""
         return self.epochs + self.cooldown_epochs
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How the devices of all processes are arranged."""
+    """The mesh of the devices of all processes."""
 
     data: int = -1
-    """Groups of devices that each hold a whole copy of the weights; -1: as many as there are devices for."""
+    """Groups of devices that each hold all weights; -1: the number of devices divided by fsdp."""
     fsdp: int = 1
-    """Devices that share one copy of weights and optimizer state. Raise it when these do not fit into one device."""
+    """Devices that share one copy of weights and optimizer state. Raise it if one device cannot hold them."""
     fsdp_min_size: int = 2**14
-    """Arrays with fewer elements than this are kept whole on every device."""
+    """Arrays with fewer elements are replicated on every device."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -141,15 +141,15 @@ class DistributedConfig:
     """How the processes of a run on several hosts find each other."""
 
     mode: Literal["auto", "off"] = "auto"
-    """auto: find the processes of a TPU pod, Slurm, GKE or Open MPI, and run alone elsewhere; off: run alone."""
+    """auto: join the processes of a TPU pod, Slurm, GKE or Open MPI, and run alone elsewhere; off: run alone."""
     coordinator_address: str | None = None
-    """host:port of process 0, where the environment does not tell."""
+    """host:port of process 0, if the environment does not name it."""
     num_processes: int | None = None
-    """Number of processes, one for every host; with coordinator_address."""
+    """Number of processes, one per host; with coordinator_address."""
     process_id: int | None = None
-    """Number of this process, from 0; with coordinator_address."""
+    """Index of this process, from 0; with coordinator_address."""
     timeout: int = 300
-    """Seconds to wait at the start for the other processes, and until all of them see the same checkpoints."""
+    """Seconds to wait for the other processes at the start, and until all see the same checkpoints."""
 
     def __post_init__(self) -> None:
         explicit = (self.coordinator_address, self.num_processes, self.process_id)
@@ -171,45 +171,45 @@ class TrainConfig:
     """Everything a run depends on."""
 
     run_dir: Path
-    """Folder of the run. If it holds an unfinished run of the same recipe, that run goes on."""
+    """Folder of the run. If it holds an unfinished run of the same recipe, that run is resumed."""
     model: FreshNetwork | PretrainedNetwork
-    """The network. Its labels and channels follow from the data."""
+    """The network; its labels and channels follow from the data."""
     data: DataConfig
-    """Images, and how they are changed."""
+    """The images, and their augmentation."""
     optimizer: OptimizerConfig
-    """How the weights move."""
+    """The optimizer."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    """How the devices share the work."""
+    """The mesh of devices."""
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
-    """How the processes of several hosts find each other."""
+    """How several hosts join one run."""
     dtype: ComputeType = "float32"
-    """Type of the activations: bfloat16 is fast on TPUs and GPUs, float64 checks numerics with JAX_ENABLE_X64=1."""
+    """Type of the activations: bfloat16 is fast on TPUs and GPUs; float64 (with JAX_ENABLE_X64=1) checks numerics."""
     remat: bool = False
-    """Keep only the stages' inputs and compute the rest again for the gradient: less memory, a third more time."""
+    """Recompute each stage in the backward pass: less memory, a third more time."""
     kernels: Literal["auto", "on", "off"] = "auto"
     """Pallas kernels for blocks in bfloat16 on TPUs v5e and v6e and NVIDIA GPUs; auto: if they agree with XLA there."""
     seed: int = 42
-    """Seed of the first weights and of everything random on the device. The order of the images has data.seed."""
+    """Seed of the initial weights and of all random numbers on the device; data.seed is that of the images' order."""
     log_every: int = 50
-    """Steps between two lines of metrics."""
+    """Steps per line of metrics."""
     evaluate_every: int = 1
-    """Epochs between two evaluations. The last step is evaluated in any case."""
+    """Epochs between evaluations. The last step is always evaluated."""
     save_every: int | None = None
-    """Steps between two checkpoints. One is written before each evaluation, too. Default: one epoch."""
+    """Steps between checkpoints. One is also written before each evaluation. Default: one epoch."""
     checkpoint_dir: str | None = None
-    """Folder of the checkpoints, which all hosts share, or a bucket's (gs://...). Default: checkpoints in run_dir."""
+    """Folder of the checkpoints, shared by all hosts, or a bucket (gs://...). Default: checkpoints in run_dir."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep."""
     keep_every: int | None = None
-    """Steps between two checkpoints that are kept for good, besides the newest ones. Default: none is."""
+    """Never delete checkpoints of multiples of this step. Default: only the newest are kept."""
     max_skipped: int = 20
-    """Stop after this many steps in a row without a finite gradient; each of them leaves the weights alone."""
+    """Stop after this many steps in a row without a finite gradient. Their updates are skipped."""
     max_steps: int | None = None
-    """End the run after this step, in the middle of its schedule. For trying out."""
+    """End the run after this step, in the middle of its schedule; for trials."""
     profile_steps: int = 0
-    """Steps to trace with jax.profiler, after ten that warm up, into the folder profile in run_dir."""
+    """Steps to trace with jax.profiler into run_dir/profile, after ten warm-up steps."""
     example_images: int = 5
-    """Images of the evaluation split to write into the run's folder, for trying the trained model."""
+    """Images of the evaluation split to write into run_dir/examples, for trying the model."""
 
     def __post_init__(self) -> None:
         expand_home(self, "run_dir", "checkpoint_dir")
@@ -218,7 +218,7 @@ class TrainConfig:
             (
                 "run_dir",
                 is_local(self.run_dir),
-                "a folder of this machine, or of a bucket that is mounted; states alone go into a bucket with "
+                "a folder of this machine, or of a bucket that is mounted; only checkpoints can go into a bucket, with "
                 "--checkpoint-dir gs://... beside a local --run-dir",
             ),
             (
@@ -241,7 +241,7 @@ class TrainConfig:
 
     @property
     def checkpoints(self) -> str:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         return self.checkpoint_dir or str(self.run_dir / "checkpoints")
 
     def steps_per_epoch(self, examples: int) -> int:
@@ -249,17 +249,17 @@ class TrainConfig:
         return max(examples // self.data.batch_size, 1)
 
     def total_steps(self, examples: int) -> int:
-        """The step after which the run is done."""
+        """The step after which the run ends."""
         steps = self.optimizer.total_epochs * self.steps_per_epoch(examples)
         return min(steps, self.max_steps or steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values, as the run's folder keeps it."""
+        """All values, JSON-ready; recipe.json holds them."""
         data = as_json(dataclasses.asdict(self))
         data["model"]["kind"] = type(self.model).__name__
         return data
 
 
 def as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The same values as JSON gives them back."""
+    """The values after a round trip through JSON."""
     return json.loads(json.dumps(values, default=lambda value: dict(value) if hasattr(value, "items") else str(value)))

@@ -1,48 +1,35 @@
 """The training loop, from a recipe to a trained model."""
 
-import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import signal
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
-import jax
 from rich.console import Console
 
 from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.files import write_json
-from train.compute.distributed import StopRequest, initialize
+from train.compute.distributed import initialize
 from train.compute.evaluation import Evaluation, evaluate
+from train.compute.preemption import StopRequest
 from train.compute.sharding import process_part, to_devices
 from train.compute.state import TrainState
-from train.compute.step import Metrics
 from train.config import TrainConfig
 from train.data import Batches, evaluation_batches, evaluation_steps, open_source, train_batches
-from train.folders import lock_folder
 from train.report import results
 from train.report.journal import Journal
-from train.report.progress import Meter, Record
-from train.resume.checkpoints import Checkpoints, wait_for_the_same_states
-from train.resume.same_run import (
-    identify,
-    kept_network,
-    refuse_another_run,
-    refuse_unlike_processes,
-    told_of_lost_steps,
-    with_network,
-)
+from train.report.profile import Profiler
+from train.report.progress import Record
+from train.resume.same_run import open_run
 from train.setup import Assembly, assemble
 
 _LOG = logging.getLogger(__name__)
-# Before a profile begins: compiling, filling the data pipeline, and what else happens once.
-_STEPS_TO_WARM_UP = 10
 
 
-class TrainingError(PoolFormerError):
-    """The run cannot go on; its last good checkpoint stands."""
+class DivergedError(PoolFormerError):
+    """The training diverged; the checkpoints before that stand."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,92 +47,86 @@ class Outcome:
     stopped_by: signal.Signals | None
 
 
+class Timetable:
+    """The steps at which a run on `images` training images evaluates, saves and ends."""
+
+    def __init__(self, config: TrainConfig, images: int) -> None:
+        self.steps_per_epoch = config.steps_per_epoch(images)
+        self.total = config.total_steps(images)
+        self.schedule_ends = self.total == config.optimizer.total_epochs * self.steps_per_epoch
+        self._evaluate_every = config.evaluate_every * self.steps_per_epoch
+        save_every = config.save_every or self.steps_per_epoch
+        self._save_every = (save_every, config.keep_every or save_every, self._evaluate_every)
+
+    def evaluates_at(self, step: int) -> bool:
+        """True if `step` steps are a multiple of --evaluate-every."""
+        return step > 0 and step % self._evaluate_every == 0
+
+    def saves_at(self, step: int) -> bool:
+        """True if the state after `step` steps is saved; it is before every evaluation, which may take long."""
+        return any(step % every == 0 for every in self._save_every)
+
+
 def run(config: TrainConfig, console: Console) -> Outcome:
-    """Trains as `config` says, on from the newest checkpoint in `config.run_dir` if there is one.
+    """Trains as `config` says, resuming from the newest checkpoint in `config.run_dir` if it has one.
 
     Raises:
-        ValueError: if the parts of the recipe, the data, the devices and the run's folder do not fit each other.
-        TrainingError: if the gradient stays without a finite value, or the held-out loss has none at the end.
-        CheckpointError: if states can be neither written nor read.
+        InputError: if the recipe, the data, the devices and the run's folder do not fit each other.
+        DivergedError: if the gradient stays without a finite value, or the held-out loss has none at the end.
+        CheckpointError: if states cannot be written or read.
     """
     with StopRequest() as stop:
         initialize(config.distributed)
-        patience = config.distributed.timeout
         stop.listen_for_sigterm()
+
         source = open_source(config.data, config.data.train_split)
-        stop.before_training()
         held_out = open_source(config.data, config.data.evaluation_split)
-        refuse_unlike_processes(config, source, held_out)
-        stop.before_training()
-        wait_for_the_same_states(config.checkpoints, patience)
-        refuse_another_run(config, source)  # before anything is made or cleared away
-        parts = assemble(config, source.class_names, len(source), kept=kept_network(config))
+        stop.check_interrupt()
+        found = open_run(config, source, held_out)
+        stop.check_interrupt()
+        parts = assemble(config, source.class_names, len(source), kept=found.network)
         _warn_of_unused_kernels(parts)
-        stop.before_training()
-        steps_per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
-        evaluate_every, save_every = config.evaluate_every * steps_per_epoch, config.save_every or steps_per_epoch
-        keep_every = config.keep_every or save_every
-        per_evaluation = evaluation_steps(config.data, held_out)
-        identity = with_network(identify(config, source), parts.network.model.config)
+        stop.check_interrupt()
 
-        with (
-            _alone_in_its_folders(config),
-            Checkpoints(
-                config.checkpoints, identity, config.keep_checkpoints, config.keep_every, patience
-            ) as checkpoints,
-        ):
-            if jax.process_index() == 0:
-                write_json(config.run_dir / "recipe.json", config.to_dict())
-            state = checkpoints.restore(parts.abstract_state)
-            if state is None:
-                _warn_of_lost_steps(config)
-                state = parts.init(parts.network.argument())
-            stop.before_training()
-            step = start = int(state.step)
-            _warn_of_a_short_profile(config, total - start)
-            meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
+        with found.open_checkpoints(parts.network.model.config) as checkpoints:
+            state = checkpoints.restore(parts.abstract_state) or parts.init(parts.network.argument())
+            stop.check_interrupt()
+            start, times = int(state.step), Timetable(config, len(source))
             with (
-                Journal(config, console, start, total, steps_per_epoch) as journal,
+                Journal(config, console, start, times.total, times.steps_per_epoch) as journal,
+                Profiler(config, times.total - start) as profiler,
                 train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
-                evaluation_batches(config.data, held_out, repeat=True, **process_part(parts.mesh)) as unseen,
-                contextlib.ExitStack() as profile,
+                evaluation_batches(config.data, held_out, repeat=True, **process_part(parts.mesh)) as split,
             ):
-
-                def note(records: list[Record]) -> None:
-                    journal.advance(meter.step)
-                    for record in records:
-                        journal.train(record)
-                        _refuse_to_go_on_blind(record, config)
-                    checkpoints.check()
-
-                while step < total and not stop.at(step):
-                    # Once the state is saved and no stop is asked for; a run that goes on from it makes up for this.
-                    if step and step % evaluate_every == 0 and journal.lacks_evaluation(step):
-                        with meter.paused():
-                            journal.evaluation(step, _evaluate(parts, state, unseen, per_evaluation))
-                    with meter.waiting():
+                evaluate_state = functools.partial(
+                    _evaluate, parts=parts, batches=split, steps=evaluation_steps(config.data, held_out)
+                )
+                for step in itertools.count(start):
+                    if step >= times.total or stop.at(step):
+                        break
+                    # Also if the run died in this evaluation, after it had saved the state.
+                    if times.evaluates_at(step) and not journal.has_evaluation(step):
+                        with journal.paused():
+                            journal.evaluation(step, evaluate_state(state))
+                    with journal.waiting_for_data():
                         batch = next(batches)
-                    state, metrics = parts.step(
-                        state, to_devices(parts.mesh, {k: batch[k] for k in ("image", "label")})
-                    )
-                    step += 1
-                    _profile(config, step - start, metrics, profile)
-                    # No signal is looked at during an evaluation, which may last longer than a preemption waits.
-                    saves = any(step % every == 0 for every in (save_every, keep_every, evaluate_every))
-                    # Before the state is saved, so that a run that goes on from it lacks no line.
-                    note(meter.add(metrics, wait=saves))
+                    state, metrics = parts.step(state, to_devices(parts.mesh, batch, ("image", "label")))
+                    profiler.step(metrics)
+                    saves = times.saves_at(step + 1)
+                    # The journal first, so that a run that resumes from the saved state lacks no line.
+                    _check_gradients(journal.step(metrics, wait=saves), config)
+                    checkpoints.check()
                     if saves:
-                        with meter.paused():
+                        with journal.paused():
                             checkpoints.save(state)
-                note(meter.rest())
+                _check_gradients(journal.flush(), config)
                 checkpoints.save(state, last=True)
-                if step < total:
+                if step < times.total:
                     return Outcome(step, {}, stop.signal)
-                evaluations = _evaluate(parts, state, unseen, per_evaluation)
+                evaluations = evaluate_state(state)
                 journal.evaluation(step, evaluations)
-                _refuse_a_broken_model(evaluations, config)
-            finished = step == config.optimizer.total_epochs * steps_per_epoch  # and not at max_steps before
-            results.write(config, parts, state, held_out, evaluations, finished)
+                _check_held_out_loss(evaluations["params"], config)
+            results.write(config, parts, state, held_out, evaluations, finished=times.schedule_ends)
     return Outcome(step, evaluations, None)
 
 
@@ -154,71 +135,29 @@ def _warn_of_unused_kernels(parts: Assembly) -> None:
         _LOG.warning("%s", parts.kernel_verification.warning)
 
 
-@contextlib.contextmanager
-def _alone_in_its_folders(config: TrainConfig) -> Iterator[None]:
-    """Process 0 holds the locks for all processes of the run."""
-    given = (str(config.run_dir), config.checkpoints) if jax.process_index() == 0 else ()
-    # By their real places: two locks on one folder would refuse each other. A bucket has none, and no lock either.
-    folders = {Path(folder).resolve(): folder for folder in given}
-    with contextlib.ExitStack() as locks:
-        for folder in folders.values():
-            refusal = (
-                f"A run is going on in {folder}. Expected no other: it would lose what it is saving. Stop that run, "
-                "wait for its end, or begin this one in another folder with --run-dir (and --checkpoint-dir, where it "
-                "is given)."
-            )
-            locks.enter_context(lock_folder(folder, refusal))
-        yield
-
-
-def _warn_of_lost_steps(config: TrainConfig) -> None:
-    if jax.process_index() == 0 and (told := told_of_lost_steps(config)):
-        _LOG.warning("%s", told)
-
-
-def _evaluate(parts: Assembly, state: TrainState, batches: Batches, steps: int) -> dict[str, Evaluation]:
-    """The weights over the whole evaluation split, and their running mean where there is one."""
+def _evaluate(state: TrainState, parts: Assembly, batches: Batches, steps: int) -> dict[str, Evaluation]:
+    """Evaluates the parameters, and their running mean if the run keeps one, on the whole split."""
     weights = {"params": state.params} if state.ema is None else {"params": state.params, "ema": state.ema}
     return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh)
 
 
-def _profile(config: TrainConfig, done: int, metrics: Metrics, profile: contextlib.ExitStack) -> None:
-    """Begins and ends the trace that `config` asks for, on process 0; `profile` ends it where the run ends before."""
-    if not config.profile_steps or jax.process_index() > 0:
-        return
-    if done == _STEPS_TO_WARM_UP:
-        profile.enter_context(jax.profiler.trace(config.run_dir / "profile"))
-    elif done == _STEPS_TO_WARM_UP + config.profile_steps:
-        jax.block_until_ready(metrics)
-        profile.close()
+def _check_gradients(records: Iterable[Record], config: TrainConfig) -> None:
+    """Raises DivergedError after --max-skipped steps in a row without a finite gradient."""
+    for record in records:
+        if record.skipped_in_a_row >= config.max_skipped:
+            raise DivergedError(
+                f"{record.skipped_in_a_row} steps in a row, up to step {record.step} or shortly before, had no finite "
+                f"gradient. Expected fewer than max_skipped={config.max_skipped}. Checkpoints from before them, if "
+                f"any, are in {config.checkpoints}. Try a lower --optimizer.learning-rate, --optimizer.clip-norm 1, or "
+                "--dtype float32."
+            )
 
 
-def _warn_of_a_short_profile(config: TrainConfig, left: int) -> None:
-    wanted = _STEPS_TO_WARM_UP + config.profile_steps
-    if config.profile_steps and left < wanted and jax.process_index() == 0:
-        _LOG.warning(
-            "profile_steps=%d: %d steps are left, of which the first %d are not profiled. Expected at least %d for the "
-            "whole profile: a larger --max-steps, or another --run-dir.",
-            *(config.profile_steps, left, _STEPS_TO_WARM_UP, wanted),
-        )
-
-
-def _refuse_to_go_on_blind(record: Record, config: TrainConfig) -> None:
-    """Raises TrainingError where nothing is learnt any more."""
-    if record.skipped_in_a_row >= config.max_skipped:
-        raise TrainingError(
-            f"{record.skipped_in_a_row} steps in a row, up to step {record.step} or shortly before, had no finite "
-            f"gradient. Expected fewer than max_skipped={config.max_skipped}. Checkpoints from before them, if any, "
-            f"stand in {config.checkpoints}. A lower --optimizer.learning-rate, --optimizer.clip-norm 1, or --dtype "
-            "float32 may help."
-        )
-
-
-def _refuse_a_broken_model(evaluations: dict[str, Evaluation], config: TrainConfig) -> None:
-    """Raises TrainingError where weights that are finite still have run away: nothing can be classified with them."""
-    if not math.isfinite(evaluations["params"].loss):
-        raise TrainingError(
-            "The loss on the held-out images is not finite: the weights have run away. Expected a lower "
-            f"--optimizer.learning-rate, or --optimizer.clip-norm 1, in another folder than {config.run_dir}, whose "
-            "states may be of such weights."
+def _check_held_out_loss(evaluation: Evaluation, config: TrainConfig) -> None:
+    """Raises DivergedError if the weights are finite but useless."""
+    if not math.isfinite(evaluation.loss):
+        raise DivergedError(
+            "The loss on the held-out images is not finite: the training diverged. Expected a lower "
+            f"--optimizer.learning-rate, or --optimizer.clip-norm 1, and another folder than {config.run_dir}, whose "
+            "checkpoints may hold the diverged weights."
         )

@@ -1,4 +1,4 @@
-"""The network that a run trains, and where its first parameters come from."""
+"""The network that a run trains, and its initial parameters: new ones, or pretrained weights."""
 
 import dataclasses
 import functools
@@ -28,14 +28,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network and where its first parameters come from.
+    """A network and the source of its initial parameters.
 
     Attributes:
         model: the network, in the run's compute type.
-        make_params: its parameters, from a key or from those that were read; traceable, so that they can be made where
-            they are to live.
-        argument: gives what a run that begins hands to `make_params`. It may read weights, without which a run goes on
-            from a state.
+        make_params: its parameters, from a key or from pretrained parameters; traceable, so that jit can place them.
+        argument: returns the argument of `make_params` for a new run. It may read pretrained weights, which a resumed
+            run does not need.
     """
 
     model: PoolFormerForImageClassification
@@ -49,16 +48,16 @@ def make_network(
     fused: bool = True,
     kept: PoolFormerConfig | None = None,
 ) -> Network:
-    """The network of a run on data with `class_names`; labels and channels follow the data.
+    """The network of a run; its labels and channels follow the data.
 
     Args:
         config: the run.
-        class_names: the data's, in the order of its labels.
+        class_names: of the data, in the order of its labels.
         fused: False for the blocks as the paper writes them.
-        kept: what the state to go on from is of, so that no weights have to be read to know it.
+        kept: the network of the checkpoint to resume from; pretrained weights are then not read.
 
     Raises:
-        ValueError: if there is nothing to tell apart, or the weights are of a network for other images or classes.
+        ValueError: if there are fewer than two classes, or the weights are of a network for other images or classes.
     """
     if len(class_names) < 2:
         raise InputError(
@@ -97,7 +96,7 @@ def make_network(
 def _load(
     wanted: PretrainedNetwork, class_names: Sequence[str], data: DataConfig, key: jax.Array
 ) -> tuple[PoolFormerConfig, Any]:
-    """The network that `wanted` names, with its rates, and its parameters."""
+    """The network that `wanted` names, with the drop rates of `wanted`, and its parameters."""
     refuse_run_folder(wanted.source)
     if wanted.keep_head:
         loaded, variables = load_pretrained(wanted.source, use_ema=wanted.use_ema)
@@ -115,30 +114,30 @@ def _load(
     if jax.process_index() == 0:
         _warn_of_other_preprocessing(wanted.source, data)
     config = dataclasses.replace(loaded.config, drop_path_rate=wanted.drop_path_rate, dropout_rate=wanted.dropout_rate)
-    # NumPy's, because a process's own device arrays cannot become arrays of all processes.
+    # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
     return config, jax.tree.map(np.asarray, variables["params"])
 
 
 def _warn_of_other_preprocessing(source: str, data: DataConfig) -> None:
-    """Says where weights bring a preprocessing that is not the run's: it would learn all the same, only worse."""
+    """Warns if the weights come with another preprocessing: the run would train, but less well."""
     try:
         theirs = PoolFormerImageProcessor.from_pretrained(source)
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:  # no reason to end the run: the weights are read, and it has its own
-        _LOG.warning("What preprocessing %s brings cannot be read, nor compared with this run's: %s", source, error)
+    except (OSError, ValueError) as error:  # the run has its own preprocessing, so it can go on
+        _LOG.warning("The preprocessing of %s cannot be read, nor compared with that of this run: %s", source, error)
         return
     if different := _flags_of_other_preprocessing(theirs, data):
         _LOG.warning(
-            "%s brings a preprocessing that is not this run's. As flags:\n  %s\nThe run goes on with its own, and its "
-            "model will keep that. Expected these flags, unless the difference is meant.",
+            "The preprocessing of %s differs from that of this run. As flags:\n  %s\nThe run uses its own, and saves "
+            "it with the model. Expected these flags, unless you want the difference.",
             source,
             "\n  ".join(different),
         )
 
 
 def _flags_of_other_preprocessing(theirs: PoolFormerImageProcessor, data: DataConfig) -> list[str]:
-    """What would have a run prepare images as `theirs` does, where it does not; their size is each run's own."""
+    """The flags with which a run would prepare images as `theirs` does, except for their size."""
     mean, std = unit_mean_and_std(theirs)
     flags = []
     for name, wanted, own in (("mean", mean, data.image_mean), ("std", std, data.image_std)):
@@ -154,9 +153,9 @@ def _flags_of_other_preprocessing(theirs: PoolFormerImageProcessor, data: DataCo
 
 
 def _other_crop(theirs: PoolFormerImageProcessor, data: DataConfig) -> float | None:
-    """The share of the resized edge that `theirs` keeps; None where the run keeps as much, or no share says it.
+    """The crop_pct of `theirs`; None if it crops the same pixels as the run, or has no crop_pct.
 
-    By the pixels that come of it: a preprocessing may name the resized edge, and no share.
+    Computed from pixels, because a preprocessing may give the resized edge instead.
     """
     side, edge = theirs.crop_size["height"], theirs.shorter_edge
     if not theirs.do_center_crop or edge is None or edge < side or int(side / (data.crop_pct or 1)) == edge:

@@ -15,7 +15,7 @@ from train.data import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A run that is known to work: what it is for, and its value."""
+    """A run that is known to work."""
 
     summary: str
     details: str
@@ -25,7 +25,7 @@ class Recipe:
 def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
     """The authors' ImageNet-1k training of one size."""
     published, crop_pct = SIZES[variant], PoolFormerImageProcessor.for_variant(variant).crop_pct
-    # Forward and backward are three forward passes, of two operations a multiply-add: an estimate, not a measurement.
+    # Forward and backward cost three forward passes of two operations per multiply-add. An estimate.
     images = 310 * 1_281_167
     hours = images * published.macs_g * 1e9 * 6 / (0.25 * 16 * 275e12) / 3600
     return Recipe(
@@ -43,10 +43,10 @@ def _imagenet(variant: str, drop_path_rate: float) -> Recipe:
         config=TrainConfig(
             run_dir=Path(f"runs/imagenet-{variant}"),
             model=FreshNetwork.from_variant(variant, drop_path_rate=drop_path_rate),
-            # One mixing ratio for the 128 images of each of the authors' 8 GPUs.
+            # Each of the authors' 8 GPUs drew one mixing ratio for its 128 images.
             data=DataConfig(source="tfds:imagenet2012", crop_pct=crop_pct, mix=DeviceAugmentation(mix_group=128)),
             optimizer=OptimizerConfig(),
-            # As near as TPUs come to the float16 that the authors mix in (--apex-amp), and in need of no loss scale.
+            # The authors use float16 (--apex-amp); bfloat16 needs no loss scaling.
             dtype="bfloat16",
         ),
     )
@@ -123,7 +123,7 @@ _FINETUNE = Recipe(
 )
 
 _SMOKE = Recipe(
-    summary="a few steps that show whether everything works on this machine",
+    summary="a few steps that test everything on this machine",
     details="""
     A few steps of a small network on made-up images, through everything that a long run needs: all devices and
     processes, augmentation, evaluation, checkpoints, the final folder. The result means nothing.

@@ -1,6 +1,6 @@
-"""A recipe turned into what runs: the mesh, the network, the state's shape and place, and the compiled functions.
+"""The parts of a run, made from its recipe: mesh, network, shardings of the state, and the compiled functions.
 
-The loop and the doctor build on this, so what the doctor measures is what the loop runs.
+The loop and the doctor share them, so the doctor measures what the loop runs.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ class Assembly:
 
     Attributes:
         mesh: all devices.
-        network: the model, and where its first parameters come from.
+        network: the model, and the source of its initial parameters.
         kernel_verification: the comparison of the devices' kernels with XLA, the same on all processes; None without.
-        abstract_state: shapes, types and shardings of the state; no memory.
-        init: makes the state, in place, from `network.argument()`.
-        step: the compiled training step, (state, `Batch`) to (state, `Metrics`); it consumes the state it is given.
-        evaluation_step: the compiled sums of an evaluation batch.
+        abstract_state: shapes, types and shardings of the state, without memory.
+        init: compiled; makes the state from `network.argument()`, sharded.
+        step: the compiled training step, (state, `Batch`) -> (state, `Metrics`); the state is donated.
+        evaluation_step: the compiled sums over an evaluation batch.
     """
 
     mesh: Mesh
@@ -58,10 +58,15 @@ def assemble(
     fused: bool = True,
     kept: PoolFormerConfig | None = None,
 ) -> Assembly:
-    """The parts of a run on `examples` images of classes `class_names`, on all devices or on those given.
+    """The parts of a run.
 
-    With `fused=False` its network computes the blocks as the paper writes them, for whoever wants to compare. With the
-    network that was `kept` with the state to go on from, no weights are read.
+    Args:
+        config: the run.
+        class_names: of the data.
+        examples: number of training images.
+        devices: all devices by default.
+        fused: False for blocks as the paper writes them, to compare.
+        kept: the network of the checkpoint to resume from; pretrained weights are then not read.
 
     Raises:
         ValueError: if devices, batch, data and network do not fit each other.
@@ -78,7 +83,7 @@ def assemble(
     def init(argument: Any) -> TrainState:
         return new_state(network.make_params(argument), optimizer, keeps_ema)
 
-    # Weights have the shapes of new parameters, which take longer to trace than weights that were read already.
+    # Pretrained weights have the shapes of new parameters. They trace faster, where they have been read already.
     shapes = jax.eval_shape(init, jax.random.key(config.seed) if kept else network.argument())
     shardings = state_shardings(mesh, shapes, config.mesh.fsdp_min_size)
     dtype = jnp.dtype(config.dtype)

@@ -11,12 +11,17 @@ from rich.console import Console
 
 from paths import TESTS
 from train import loop
-from train.compute.distributed import StopRequest
+from train.compute.preemption import StopRequest
 from train.config import PretrainedNetwork
 from train.report import results
-from train.report.reports import Reports
+from train.report.journal import MetricsFile
 from train.resume.checkpoints import newest_run
-from training import DATA, saved, sharded, tiny, train_losses, without_a_finite_gradient
+from training import DATA, saved, sharded, share_programs, tiny, train_losses, without_a_finite_gradient
+
+
+@pytest.fixture(autouse=True)
+def shared_programs(monkeypatch):
+    share_programs(monkeypatch)
 
 
 def run(config):
@@ -59,8 +64,8 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path
     noted = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in noted if line["kind"] == "evaluation"] == [3, 4]
     assert [line["step"] for line in noted if line["kind"] == "train"] == [2, 4]
-    with Reports(tmp_path, start_step=3) as reports:
-        assert not reports.lacks_evaluation(3)
+    with MetricsFile(tmp_path, start_step=3) as metrics:
+        assert metrics.has_evaluation(3)
 
 
 @pytest.fixture
@@ -81,19 +86,6 @@ def test_a_fine_tuning_run_goes_on_without_the_weights_it_began_from(tmp_path, w
         run(fine_tuning(tmp_path / "new", weights))
 
 
-def test_a_fine_tuning_run_whose_states_do_not_tell_its_network_goes_on_with_the_weights_at_hand(
-    tmp_path, weights, monkeypatch
-):
-    run_dir = tmp_path / "run"
-    with monkeypatch.context() as of_before:
-        of_before.setattr(loop, "with_network", lambda identity, network: identity)
-        run(fine_tuning(run_dir, weights, max_steps=2))
-    assert "network" not in newest_run(run_dir / "checkpoints")[1]
-    assert run(fine_tuning(run_dir, weights, max_steps=3)).step == 3
-    shutil.rmtree(weights)  # the states since then do
-    assert run(fine_tuning(run_dir, weights, max_steps=4)).step == 4
-
-
 def test_a_run_whose_states_are_gone_says_that_it_begins_again(tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "at", lambda stop, step: step == 4)
@@ -104,8 +96,8 @@ def test_a_run_whose_states_are_gone_says_that_it_begins_again(tmp_path, monkeyp
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     told = record.getMessage()
-    assert f"{tmp_path} has metrics of a run up to step 4, and {tmp_path / 'checkpoints'} has no state of it" in told
-    assert "It begins again from step 0, and its metrics as well." in told
+    assert f"{tmp_path} has metrics up to step 4, but {tmp_path / 'checkpoints'} has no checkpoint" in told
+    assert "It starts again from step 0, and so do its metrics." in told
     assert list(train_losses(tmp_path)) == [2]
     run(small(tmp_path, max_steps=4))
     assert len(caplog.records) == 1  # one that goes on has not either
@@ -153,7 +145,7 @@ def test_a_run_is_called_finished_at_the_end_of_its_schedule_once_all_else_is_wr
 @pytest.mark.parametrize("steps", [1, 1000])
 def test_a_profile_is_written_even_if_the_run_ends_amid_it(tmp_path, steps, caplog):
     run(small(tmp_path, max_steps=12, profile_steps=steps, save_every=1000, evaluate_every=1000))
-    assert ("12 steps are left, of which the first 10 are not profiled" in caplog.text) == (steps > 2)
+    assert ("12 steps are left, and the first 10 are not profiled" in caplog.text) == (steps > 2)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size
 
@@ -168,7 +160,7 @@ def test_a_last_step_without_a_finite_gradient_costs_nothing_but_itself(tmp_path
 def test_a_run_whose_last_steps_have_no_finite_gradient_because_of_its_weights_fails(tmp_path):
     # The second step's learning rate throws the weights out of float32's range; 20 in a row may be skipped.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3)
-    with pytest.raises(loop.TrainingError, match="The loss on the held-out images is not finite"):
+    with pytest.raises(loop.DivergedError, match="The loss on the held-out images is not finite"):
         run(config)
     assert not (tmp_path / "run" / "model").exists()
 
@@ -176,6 +168,6 @@ def test_a_run_whose_last_steps_have_no_finite_gradient_because_of_its_weights_f
 def test_a_run_whose_last_step_threw_the_weights_away_fails(tmp_path):
     # Step 4, the first after the warm-up, has a finite gradient still.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3, max_steps=4)
-    with pytest.raises(loop.TrainingError, match="The loss on the held-out images is not finite"):
+    with pytest.raises(loop.DivergedError, match="The loss on the held-out images is not finite"):
         run(config)
     assert not (tmp_path / "run" / "model").exists()

@@ -1,6 +1,6 @@
-"""`python -m train evaluate SOURCE --data ...`: how good any model is on a whole split.
+"""`python -m train evaluate SOURCE --data ...`: the accuracy of any model on a whole split.
 
-With ImageNet at hand, this is the one command that reproduces the paper's table from the published weights.
+On ImageNet this command reproduces the paper's table from the published weights.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import printable
 from poolformer_jax.inference.classifier import class_names as names_of_classes
 from poolformer_jax.inference.classifier import find_image_processor
-from train.compute.distributed import from_process_0, initialize, refuse_unlike
+from train.compute.distributed import from_process_0, initialize, refuse_different_processes
 from train.compute.evaluation import Evaluation, evaluate, make_evaluation_step
 from train.compute.sharding import make_mesh, process_part, replicated
 from train.config import DistributedConfig, MeshConfig, as_json
@@ -42,11 +42,12 @@ from train.data import (
     open_source,
 )
 from train.folders import expand_home, refuse_run_folder
-from train.report.reports import draw_confusion, evaluation_report
-from train.resume.same_run import FREE_TO_DIFFER, changes, with_network
+from train.report.pictures import draw_confusion
+from train.report.results import evaluation_report
+from train.resume.same_run import FREE_TO_DIFFER, describe_changes, network_to_dict
 
 _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
-# Classes in the table on the screen; the report has all.
+# Classes in the printed table; evaluation.json has all of them.
 _MOST_ROWS = 20
 
 
@@ -89,10 +90,10 @@ class EvaluateConfig:
 
 
 def run(config: EvaluateConfig, console: Console) -> Evaluation:
-    """Evaluates, prints the result, and writes it where asked to.
+    """Evaluates, prints the result, and writes it to `config.output` if given.
 
     Raises:
-        ValueError: if model and data do not fit each other, or those of several processes differ.
+        ValueError: if model and data do not fit each other, or the processes differ.
     """
     initialize(config.distributed)
     mesh = make_mesh(MeshConfig())
@@ -101,7 +102,7 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
     processor = find_image_processor(config.source, model.config)
     data = _data_config(config, processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
-    _refuse_unlike_processes(config, data, source, model.config)
+    _compare_processes(config, data, source, model.config)
     class_names, some = source.class_names, match_labels(model.config, source.class_names)
     if some is None:
         remedy = "fine-tune the model to these classes with python -m train finetune"
@@ -110,7 +111,7 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
         class_names = tuple(name for _, name in sorted(names_of_classes(model.config).items()))
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
-    # By way of NumPy, because a process's own device arrays cannot become arrays of all processes.
+    # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
     params = jax.device_put(jax.tree.map(np.asarray, variables["params"]), replicated(mesh))
     with evaluation_batches(data, source, **process_part(mesh)) as batches:
         count = -(-len(source) // data.batch_size)
@@ -118,35 +119,37 @@ def run(config: EvaluateConfig, console: Console) -> Evaluation:
         own = watched if some is None else ({**batch, "label": some[batch["label"]]} for batch in watched)
         evaluation = evaluate(step, {"params": params}, own, mesh)["params"]
     if jax.process_index() == 0:
-        # Of all processes together: `batches.bad_images` has this one's alone.
+        # Not from `batches.bad_images`, which has those of this process alone.
         _report(config, data, evaluation, class_names, left_out=len(source) - evaluation.examples)
     return evaluation
 
 
-def _refuse_unlike_processes(
-    config: EvaluateConfig, data: DataConfig, source: Source, network: PoolFormerConfig
-) -> None:
-    """As training does: hosts of other images or classes would count wrongly, or wait for each other for ever.
+def _compare_processes(config: EvaluateConfig, data: DataConfig, source: Source, network: PoolFormerConfig) -> None:
+    """Raises ValueError on every process if one has another command, model or data than process 0.
 
-    Raises:
-        ValueError: in every process, if one of them differs; with what differs where it does.
+    Otherwise they would count wrongly, or wait for each other forever.
     """
     if jax.process_count() == 1:
         return
     mine: dict[str, Any] = {
         "recipe": as_json(
-            with_network({"dtype": config.dtype, "use_ema": config.use_ema, "data": dataclasses.asdict(data)}, network)
+            {
+                "dtype": config.dtype,
+                "use_ema": config.use_ema,
+                "data": dataclasses.asdict(data),
+                "network": network_to_dict(network),
+            }
         ),
         "classes": list(source.class_names),
         "images": len(source),
         "examples": source.digest,
     }
-    changed = changes(from_process_0(mine), mine, FREE_TO_DIFFER, "images")
-    refuse_unlike(changed, "the same command, the same model and the same data")
+    changed = describe_changes(from_process_0(mine), mine, FREE_TO_DIFFER, "images")
+    refuse_different_processes(changed, "the same command, the same model and the same data")
 
 
 def _split(config: EvaluateConfig) -> str:
-    """Images that nobody has divided are all there to be scored; training alone keeps a part of them for itself."""
+    """The split to score: class folders without train/ and validation/ are scored whole."""
     kind, _, path = config.data.partition(":")
     if config.split is not None:
         return config.split
@@ -154,13 +157,13 @@ def _split(config: EvaluateConfig) -> str:
 
 
 def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, devices: int) -> DataConfig:
-    """The pipeline that does to images what the model's own preprocessing says."""
-    own_share = 0.2 if config.data == "digits" else 0.1
+    """A data config whose evaluation equals the model's preprocessing."""
+    default_share = 0.2 if config.data == "digits" else 0.1
     data = DataConfig(
         source=config.data,
         data_dir=config.data_dir,
         evaluation_split=_split(config),
-        held_out=own_share if config.held_out is None else config.held_out,
+        held_out=default_share if config.held_out is None else config.held_out,
         image_size=processor.crop_size["height"],
         crop_pct=processor.crop_pct,
         image_mean=tuple(processor.image_mean),
@@ -173,7 +176,7 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
     made, wanted = data.image_processor().to_dict(), processor.to_dict()
     if different := [name for name in wanted if made[name] != wanted[name]]:
         raise InputError(
-            f"The preprocessing of {config.source} cannot be evaluated with here: "
+            f"The preprocessing of {config.source} is not supported here: "
             + ", ".join(f"{name}={wanted[name]!r}" for name in different)
             + f". Expected {', '.join(f'{name}={made[name]!r}' for name in different)}."
         )
@@ -193,7 +196,7 @@ def _report(
     print(printable(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images"))
     print(f"top-1 {evaluation.top1:.2%}   top-5 {evaluation.top5:.2%}   loss {evaluation.loss:.4f}")
     if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
-        print(f"{there} of {len(class_names)} classes have images here; any other as the answer is wrong.")
+        print(f"{there} of {len(class_names)} classes have images here; an answer of another class counts as wrong.")
     if left_out:
         print(f"{left_out:,} images could not be read and are not in the score.")
     report = evaluation_report(evaluation, class_names)

@@ -1,4 +1,4 @@
-"""How good a network is on a whole split: sums over exactly its examples, at any batch size and number of processes."""
+"""Evaluation on a whole split: masked sums count every example once, at any batch size and number of processes."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,8 +16,8 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.network.functional import cross_entropy
 from train.compute.sharding import batch_sharding, replicated, to_devices
 
-# A confusion matrix is worth its memory, and its picture readable, up to here.
-MOST_CLASSES_OF_A_CONFUSION = 100
+# With more classes the confusion matrix takes much memory and its picture is unreadable.
+_MOST_CONFUSION_CLASSES = 100
 
 EvaluationStep = Callable[[Any, Mapping[str, Array]], dict[str, Array]]
 Normalize = Callable[[Array], Array]
@@ -28,13 +28,13 @@ class Evaluation:
     """Results over a split.
 
     Attributes:
-        examples: how many were counted.
+        examples: number of examples counted.
         loss: mean cross entropy in nats, without label smoothing.
-        top1: share whose most probable class is the right one.
-        top5: share whose right class is among the five most probable (all of them, where there are fewer).
+        top1: share whose most probable class is correct.
+        top5: share whose correct class is among the five most probable.
         class_examples: examples of each class, [classes].
-        class_correct: how many of them top1 counts, [classes].
-        confusion: [right class, most probable class] counts, or None with many classes.
+        class_correct: those of them that top1 counts, [classes].
+        confusion: [correct class, most probable class] counts, or None with many classes.
     """
 
     examples: int
@@ -46,7 +46,7 @@ class Evaluation:
     confusion: np.ndarray | None
 
     def summary(self) -> dict[str, float]:
-        """The numbers of a whole split."""
+        """The figures without those of single classes."""
         return {"examples": self.examples, "loss": self.loss, "top1": self.top1, "top5": self.top5}
 
 
@@ -63,14 +63,14 @@ def make_evaluation_step(
         best = lax.top_k(logits, min(5, classes))[1]
         hits = (best == labels[:, None]) & mask[:, None]
         totals = {
-            # The filler's loss may be anything, even infinite; zero times infinity would not be zero.
+            # `where`, because the loss of padding may be infinite, and zero times infinity is NaN.
             "loss": jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
             "top1": hits[:, 0].sum(),
             "top5": hits.sum(),
             "class_examples": jnp.zeros(classes, jnp.int32).at[labels].add(mask),
             "class_correct": jnp.zeros(classes, jnp.int32).at[labels].add(hits[:, 0]),
         }
-        if classes <= MOST_CLASSES_OF_A_CONFUSION:
+        if classes <= _MOST_CONFUSION_CLASSES:
             totals["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[labels, best[:, 0]].add(mask)
         return totals
 
@@ -80,26 +80,26 @@ def make_evaluation_step(
 def evaluate(
     step: EvaluationStep, weights: Mapping[str, Any], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
 ) -> dict[str, Evaluation]:
-    """Runs `step` over the split's `batches`, this process's parts of them, with every kind of weights at once.
+    """Runs `step` with every kind of weights on `batches`, this process's part of the split's.
 
     Raises:
         ValueError: if the split has no example.
     """
     sums: dict[str, list[dict[str, Array]]] = {kind: [] for kind in weights}
     for batch in batches:
-        shares = to_devices(mesh, {name: batch[name] for name in ("image", "label", "mask")})
+        shares = to_devices(mesh, batch, ("image", "label", "mask"))
         for kind, params in weights.items():
             sums[kind].append(step(params, shares))
-        # The host must not run ahead and fill the devices with waiting batches.
+        # So that the host does not fill the devices' memory with waiting batches.
         jax.block_until_ready([parts[-2:-1] for parts in sums.values()])
     return {kind: _evaluation(jax.device_get(parts)) for kind, parts in sums.items()}
 
 
 def _evaluation(parts: Sequence[Mapping[str, np.ndarray]]) -> Evaluation:
-    """What the sums over single batches come to."""
+    """The sums of single batches, added up."""
     if not parts:
         raise InputError("The evaluation split has no example. Expected at least one.")
-    # Counts are added as whole numbers and the loss in float64 on the host: exact for any split.
+    # Counts are added as int64 and the loss in float64 on the host: exact for any split.
     total = jax.tree.map(lambda *values: np.sum(np.stack(values), 0, dtype=_wide(values[0])), *parts)
     examples = int(total["class_examples"].sum())
     if examples == 0:

@@ -1,4 +1,4 @@
-"""How the weights move: AdamW, what decays, the learning rate of every step, and its decay over depth.
+"""AdamW, the parameters that decay, the learning rate of every step, and its decay over depth.
 
 Sources: sail-sg/poolformer, train.py (the authors' defaults, on timm's optimizer and scheduler);
 timm, scheduler/cosine_lr.py; AdamW: arXiv 1711.05101; layer-wise decay: arXiv 2106.08254, section 3.2.
@@ -27,15 +27,15 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
         W <= t < E:  final + (peak - final) * (1 + cos(pi * t / E)) / 2
         t >= E:      final
 
-    The cosine's clock starts with the warm-up, not after it, so the peak itself is never quite reached: that is
-    timm without `warmup_prefix`, and what the published weights were trained with.
+    The cosine starts at step 0, not after the warm-up, so the peak is never quite reached. That is timm without
+    `warmup_prefix`; the published weights were trained with it.
 
     Raises:
-        ValueError: if the peak of this batch size is below where the learning rate begins or ends.
+        ValueError: if the peak for this batch size is below the first or the last learning rate.
     """
     peak = config.learning_rate * batch_size / (config.learning_rate_batch or batch_size)
     start, final = config.warmup_learning_rate, config.final_learning_rate
-    # A cosine that rises to the end trains fastest where it should settle, and no loss would tell.
+    # Otherwise the cosine would rise to the end, which no loss curve would reveal.
     names = ["final_learning_rate"] + ["warmup_learning_rate"] * (config.warmup_epochs > 0)
     if above := [f"optimizer.{name}={getattr(config, name):.3g}" for name in names if getattr(config, name) > peak]:
         raise InputError(
@@ -56,9 +56,9 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW without its learning rate: the training step multiplies by that of its own number.
+    """AdamW without the learning rate, by which the training step multiplies its updates.
 
-    So a step that was skipped, because its gradient was not finite, does not shift the schedule of those after it.
+    So a step that is skipped, because its gradient is not finite, does not shift the schedule of later steps.
     """
     parts = [
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
@@ -73,15 +73,15 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for every parameter that decays: those with two or more dimensions."""
+    """True for every parameter with weight decay: those with two or more dimensions."""
     return jax.tree.map(lambda parameter: parameter.ndim >= 2, params)
 
 
 def layer_scales(params: Any, layer_decay: float) -> Any:
-    """What each parameter's learning rate is multiplied by: `layer_decay` to the power of its distance from the head.
+    """The factor of each parameter's learning rate: `layer_decay` to the power of its distance from the head.
 
-    The stem is layer 0. Every block is a layer; what precedes the first block of a stage belongs to that block's. The
-    final norm and the head are the last layer, whose factor is 1.
+    The stem is layer 0 and every block is a layer; a stage's downsampling and position embedding belong to its first
+    block. The final norm and the head are the last layer, with factor 1.
     """
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
     blocks = sorted({found for name in names if (found := _block(name)) is not None})
@@ -98,7 +98,7 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
 
 
 def _block(name: str) -> tuple[int, int] | None:
-    """(stage, block) of a parameter; what stands at the start of a stage counts with its first block."""
+    """(stage, block) of a parameter; None outside the stages."""
     if match := re.match(r"stages_(\d+)/(?:blocks_(\d+)/)?", name):
         return int(match[1]), int(match[2] or 0)
     return None

@@ -1,12 +1,12 @@
 """Where arrays live: a mesh of devices ("data", "fsdp"), and one rule from shapes to shardings.
 
-The batch is cut over both axes: every device has images of its own. Parameters, their running mean and the optimizer's
-state are cut over "fsdp" alone and repeated over "data"; XLA gathers a layer's weights where they are used.
+The batch is sharded over both axes: every device has different images. Parameters, their running mean and the
+optimizer's state are sharded over "fsdp" and replicated over "data"; XLA gathers a layer's weights where they are used.
 Sources: arXiv 2004.13336 and 1910.02054 (ZeRO), arXiv 2105.04663 (GSPMD).
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import jax
@@ -24,7 +24,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The devices, by default all of all processes, as a (data, fsdp) mesh.
 
     Raises:
-        ValueError: if the devices cannot be arranged so.
+        ValueError: if their number is not the product of the two axes.
     """
     devices = jax.devices() if devices is None else devices
     data = len(devices) // config.fsdp if config.data == -1 else config.data
@@ -36,7 +36,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     shape = (data, config.fsdp)
     arranged = mesh_utils.create_device_mesh(shape, devices=devices)
     if not _consecutive([device.process_index for device in arranged.flat]):
-        # A process feeds one consecutive part of the batch, so its devices have to stand side by side.
+        # A process feeds one consecutive part of the batch, so its devices must be neighbours.
         arranged = np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
     return Mesh(arranged, BATCH_AXES)
 
@@ -47,7 +47,7 @@ def _consecutive(owners: list[int]) -> bool:
 
 
 class ProcessPart(TypedDict):
-    """Part `process_index` of `process_count`, as `train.data.pipeline` takes it."""
+    """Part `process_index` of `process_count`: arguments of `train_batches` and `evaluation_batches`."""
 
     process_index: int
     process_count: int
@@ -60,7 +60,7 @@ def process_part(mesh: Mesh) -> ProcessPart:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis cut over all devices."""
+    """The first axis sharded over all devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -70,12 +70,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, state: Any, min_size: int) -> Any:
-    """The sharding of every array of a state, from its shape alone: the largest axis that "fsdp" divides is cut.
+    """The sharding of every array of a state, from its shape: the largest axis that "fsdp" divides is sharded.
 
     Args:
-        mesh: what `make_mesh` returned.
+        mesh: from `make_mesh`.
         state: any tree of arrays or `jax.ShapeDtypeStruct`s.
-        min_size: arrays with fewer elements stay whole, as do those without such an axis.
+        min_size: arrays with fewer elements are replicated, as are those without such an axis.
     """
     return jax.tree.map(lambda array: NamedSharding(mesh, _partition(array.shape, mesh.shape["fsdp"], min_size)), state)
 
@@ -89,11 +89,7 @@ def _partition(shape: tuple[int, ...], parts: int, min_size: int) -> PartitionSp
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "data.batch_size") -> None:
-    """Refuses a global batch that the devices cannot share evenly.
-
-    Raises:
-        ValueError: with the nearest sizes that work.
-    """
+    """Raises ValueError, with the nearest sizes that work, if the devices cannot share a global batch evenly."""
     unit = mesh.devices.size * accumulate
     if batch_size % unit:
         nearest = sorted({max(unit, batch_size // unit * unit), (batch_size // unit + 1) * unit})
@@ -104,12 +100,12 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "data.
         )
 
 
-def to_devices(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The global batch on all devices, of which `batch` is this process's part."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
+def to_devices(mesh: Mesh, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, jax.Array]:
+    """The named arrays of the global batch, sharded over all devices; `batch` is this process's part of it."""
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), {name: batch[name] for name in names})
 
 
 def to_host(mesh: Mesh, tree: Any) -> Any:
-    """The whole arrays as NumPy's, on every process: collective, all processes have to call it."""
+    """The whole arrays as NumPy arrays on every process. Collective: all processes must call it."""
     gather = jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
     return jax.tree.map(np.asarray, gather(tree))

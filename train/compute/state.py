@@ -1,4 +1,4 @@
-"""What a step changes: one value, and how it begins."""
+"""The training state, and its initial value."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from jaxtyping import Array, Int
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a run is after a step; donated to the next one, and kept by checkpoints.
+    """Everything that a step changes. It is donated to the next step, and checkpoints save it.
 
     Attributes:
-        step: number of steps done, skipped ones included. It is also the position in the data.
+        step: number of steps done, skipped ones included; also the position in the data.
         params: the network's parameters.
-        ema: their running mean, or None if the run keeps none.
-        optimizer: the optimizer's own state.
-        skipped: number of steps whose gradient was not finite and whose update was left out.
-        skipped_in_a_row: how many of them were the last ones.
+        ema: their running mean, or None.
+        optimizer: the optimizer's state.
+        skipped: number of steps that were skipped because their gradient was not finite.
+        skipped_in_a_row: length of the current series of skipped steps.
     """
 
     step: Int[Array, ""]
@@ -30,9 +30,9 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def new_state(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state before the first step."""
-    # A copy, because the step donates params and ema, and XLA cannot be given one buffer twice.
+    """The state before step 0."""
+    # A copy, because the step donates params and ema, and a buffer can be donated only once.
     running_mean = jax.tree.map(jnp.copy, params) if ema else None
-    # Three arrays for three zeros, for the same reason.
+    # Three arrays, for the same reason.
     zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
     return TrainState(zeros[0], params, running_mean, optimizer.init(params), zeros[1], zeros[2])

@@ -1,4 +1,4 @@
-"""One training step: a pure function from a state and a batch to the next state and what to tell about it."""
+"""One training step: a pure function from a state and a batch to the next state and its metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,20 +35,20 @@ def make_train_step(
     mesh: Mesh | None = None,
     shardings: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step function, not yet compiled.
+    """The step function, not compiled.
 
-    All randomness follows from (seed, state.step): nothing random has to be saved, and a resumed run repeats what an
-    uninterrupted one does. An update whose loss or gradient is not finite is left out, and counted.
+    All random numbers follow from (seed, state.step), so a resumed run repeats what an uninterrupted one does. A step
+    whose loss or gradient is not finite is skipped and counted.
 
     Args:
         model: the network.
-        optimizer: what `make_optimizer` returned.
-        schedule: the learning rate by step.
-        augment: random changes to a batch of images, and its targets.
+        optimizer: from `make_optimizer`.
+        schedule: from `make_schedule`.
+        augment: changes a batch of images at random, and returns its targets.
         config: for `accumulate` and `ema_decay`.
-        seed: of every random number drawn on the device.
-        mesh: devices that share the batch; needed with `accumulate`, to keep every part of it on all of them.
-        shardings: of the parameters, where devices share them: each then receives the gradient of its own share.
+        seed: of all random numbers on the device.
+        mesh: devices that share the batch; needed with `accumulate`, to spread every part over all of them.
+        shardings: of the parameters, for their gradients.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -70,7 +70,7 @@ def make_train_step(
             ema = _running_mean(state.ema, params, config.ema_decay)
             return state.replace(params=params, ema=ema, optimizer=moments)
 
-        # Where the gradient is not finite, every array of the state stays as it was.
+        # If the gradient is not finite, params, ema and optimizer stay as they were.
         state = _move_if(finite, move, state, gradient).replace(
             step=state.step + 1,
             skipped=state.skipped + ~finite,
@@ -92,10 +92,10 @@ def make_train_step(
 def _move_if(
     finite: Bool[Array, ""], move: Callable[[TrainState, Any], TrainState], state: TrainState, gradient: Any
 ) -> TrainState:
-    """`move(state, gradient)`, or the state as it is.
+    """`move(state, gradient)` if `finite`, else `state`.
 
-    On a TPU the choice costs nothing where the new arrays are written. On a CPU it would make XLA copy all of the old
-    ones first; a branch writes into them.
+    On TPUs and GPUs `select` is fused into writing the new arrays. On CPUs XLA would copy all old arrays for it; a
+    branch updates them in place.
     """
 
     def select(finite: Array, state: TrainState, gradient: Any) -> TrainState:
@@ -122,11 +122,11 @@ def _accumulated(
     parts: int,
     mesh: Mesh | None,
 ) -> tuple[tuple[Array, Array], Any]:
-    """((loss, accuracy), gradient) of the batch, computed in `parts` one after the other."""
+    """((loss, accuracy), gradient) of the batch, computed in `parts` sequential parts."""
 
     def loss_and_accuracy(params: Any, pixels: Array, targets: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         output: Any = model.apply({"params": params}, pixels, labels=targets, train=True, rngs={"dropout": key})
-        # Against the class with the largest share, where classes are mixed.
+        # Mixed images count as the class with the largest share.
         hits = jnp.argmax(output.logits, -1) == jnp.argmax(targets, -1)
         return output.loss, hits.mean(dtype=output.loss.dtype)
 
@@ -147,7 +147,7 @@ def _accumulated(
 
 
 def _interleaved(x: Float[Array, "b ..."], parts: int, mesh: Mesh | None) -> Float[Array, "parts b2 ..."]:
-    """Every `parts`-th row to the same part: each device cuts up its own rows, and no image moves between devices."""
+    """Splits the rows into parts, every `parts`-th row into the same one, so that no row moves between devices."""
     x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
     if mesh is None:
         return x

@@ -1,42 +1,58 @@
-"""Everything a run tells, in one place: to the screen, to metrics.jsonl, to TensorBoard and to curves.png."""
+"""The journal of a run: what happens goes to the screen, to metrics.jsonl, to TensorBoard and to curves.png."""
 
 import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
+from poolformer_jax.files import replace_atomically
 from train.compute.evaluation import Evaluation
 from train.config import TrainConfig
-from train.report.progress import Display, Record
-from train.report.reports import Reports
+from train.report.pictures import draw_curves
+from train.report.progress import Display, Meter, Record
 
 
 class Journal:
-    """The screen and the files of one run.
+    """The screen and the files of one run, and the clock of its steps.
 
     Args:
         config: the run.
-        console: where a person looks.
-        start: the step that the run begins or goes on from.
-        total: the step it ends with.
-        steps_per_epoch: for the time in epochs.
+        console: the screen.
+        start: the step that the run starts or resumes from.
+        total: the step that it ends with.
+        steps_per_epoch: to convert steps to epochs.
     """
 
     def __init__(self, config: TrainConfig, console: Console, start: int, total: int, steps_per_epoch: int) -> None:
         self._steps_per_epoch = steps_per_epoch
+        self._meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
+        self.waiting_for_data = self._meter.waiting
+        self.paused = self._meter.paused
         self._open = contextlib.ExitStack()
-        self._reports = self._open.enter_context(Reports(config.run_dir, start))
+        self._metrics = self._open.enter_context(MetricsFile(config.run_dir, start))
         self._display = self._open.enter_context(Display(console, start, total, config.optimizer.total_epochs))
         if start >= total:
-            end = "as far as --max-steps lets it go" if total == config.max_steps else "the end of its schedule"
+            end = "the end of --max-steps" if total == config.max_steps else "the end of its schedule"
             self._display.say(
-                f"The run in {config.run_dir} is at step {start}, {end}: nothing is left to train. A new one begins in "
-                "another folder, with --run-dir."
+                f"The run in {config.run_dir} is at step {start}, {end}: nothing is left to train. To start a new run, "
+                "choose another folder with --run-dir."
             )
         elif start:
-            self._display.say(f"Going on from step {start} in {config.run_dir}.")
+            self._display.say(f"Resuming from step {start} in {config.run_dir}.")
 
     def __enter__(self) -> "Journal":
         return self
@@ -44,35 +60,136 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What went wrong first is what a person has to know.
+        # The first error is the one to report.
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             try:
-                self._reports.curves()
+                self._metrics.draw_curves()
             finally:
                 self._open.close()
 
-    def advance(self, step: int) -> None:
-        """The devices are done with so many steps."""
-        self._display.advance(step)
+    def step(self, metrics: Mapping[str, jax.Array], wait: bool = False) -> list[Record]:
+        """Takes the metrics of a step that was dispatched; returns the intervals that are complete.
 
-    def train(self, record: Record) -> None:
-        """An interval of training is over."""
-        self._reports.train(record)
-        self._display.show(record)
+        Args:
+            metrics: of the step.
+            wait: wait until the devices have finished it, as `paused` needs.
+        """
+        return self._show(self._meter.add(metrics, wait))
 
-    def lacks_evaluation(self, step: int) -> bool:
-        """Whether none of `step` was noted before; the same on all processes, of which the first has the notes."""
-        return bool(multihost_utils.broadcast_one_to_all(np.asarray(self._reports.lacks_evaluation(step))))
+    def flush(self) -> list[Record]:
+        """Waits for the devices, and returns the last interval even if it is shorter."""
+        return self._show(self._meter.rest())
 
-    def evaluation(self, step: int, evaluations: dict[str, Evaluation]) -> None:
-        """The whole evaluation split was gone through, with each kind of weights."""
+    def has_evaluation(self, step: int) -> bool:
+        """True if metrics.jsonl has an evaluation at `step`; the same on all processes."""
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(self._metrics.has_evaluation(step))))
+
+    def evaluation(self, step: int, evaluations: Mapping[str, Evaluation]) -> None:
+        """Reports an evaluation of the whole split, by kind of weights."""
         epoch = step / self._steps_per_epoch
         for weights, evaluation in evaluations.items():
-            self._reports.evaluation(step, epoch, weights, evaluation)
+            self._metrics.evaluation(step, epoch, weights, evaluation)
         self._display.show_evaluation(_one_line(evaluations, epoch))
 
+    def _show(self, records: list[Record]) -> list[Record]:
+        self._display.advance(self._meter.step)
+        for record in records:
+            self._metrics.train(record)
+            self._display.show(record)
+        return records
 
-def _one_line(evaluations: dict[str, Evaluation], epoch: float) -> str:
+
+class MetricsFile:
+    """metrics.jsonl and TensorBoard's event file of a run; written by process 0 alone.
+
+    Lines of steps after `start_step` are dropped, because the run repeats these steps.
+
+    Args:
+        folder: the run's folder.
+        start_step: the step that the run starts or resumes from.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        self._folder = folder
+        self._path = folder / "metrics.jsonl"
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        kept = [line for line in _read_lines(self._path) if line["step"] <= start_step]
+        with replace_atomically(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._written = {(line["kind"], line["step"]) for line in kept}
+        self._file = self._path.open("a")
+        (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+        # Not tensorboardX's SummaryWriter: its thread complains at exit if the disk is full.
+        self._events = EventsWriter(str(folder / "tensorboard" / "events"), filename_suffix=f".{os.getpid()}")
+        if start_step:  # TensorBoard then drops what other files have for later steps
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=start))
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writes:
+            self._file.close()
+            self._events.close()
+
+    def train(self, record: Record) -> None:
+        """Writes an interval of training."""
+        self._write("train", dataclasses.asdict(record))
+
+    def has_evaluation(self, step: int) -> bool:
+        """True if an evaluation at `step` is written; only process 0 knows."""
+        return self._writes and ("evaluation", step) in self._written
+
+    def evaluation(self, step: int, epoch: float, weights: str, evaluation: Evaluation) -> None:
+        """Writes an evaluation of the parameters ("params") or their running mean ("ema")."""
+        kind = "evaluation" if weights == "params" else f"evaluation_{weights}"
+        self._write(kind, {"step": step, "epoch": epoch, **evaluation.summary()})
+
+    def draw_curves(self) -> None:
+        """Draws curves.png from everything written so far."""
+        if self._writes:
+            self._file.flush()
+            draw_curves(_read_lines(self._path), self._folder / "curves.png")
+
+    def _write(self, kind: str, values: dict[str, Any]) -> None:
+        if not self._writes or (kind, values["step"]) in self._written:  # a finished run was started again
+            return
+        figures = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "epoch")}
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in figures.items()])
+        try:
+            self._file.write(json.dumps({"kind": kind, **finite_or_null(values)}) + "\n")
+            self._file.flush()
+            self._events.write_event(Event(wall_time=time.time(), step=values["step"], summary=summary))
+            self._events.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+
+def last_logged_step(folder: Path) -> int | None:
+    """The last step in a run folder's metrics.jsonl; None if it has no lines."""
+    return max((line["step"] for line in _read_lines(folder / "metrics.jsonl")), default=None)
+
+
+def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with None for NaN and infinity, which JSON does not have."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without one that a killed process left incomplete."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def _one_line(evaluations: Mapping[str, Evaluation], epoch: float) -> str:
     params = evaluations["params"]
     line = f"held out after epoch {epoch:.1f}: top-1 {params.top1:.2%}  top-5 {params.top5:.2%}  loss {params.loss:.3f}"
     if "ema" in evaluations:

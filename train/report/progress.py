@@ -1,12 +1,13 @@
-"""What a person sees while a run goes on, and the numbers behind it.
+"""The progress of a run on the screen, and the numbers behind it.
 
-`Meter` turns the metrics of single steps into one record per interval, without making the devices wait for the host;
+`Meter` turns the metrics of single steps into one record per interval, without making the devices wait for the host.
 `Display` shows records: a bar with lines below it on a terminal, plain lines in a log file.
 """
 
 import collections
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -16,32 +17,33 @@ import jax
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-# Steps the host may be ahead of the devices. Each of them keeps a batch waiting in device memory.
+# Steps that the host may be ahead of the devices. Each of them holds a batch in device memory.
 _STEPS_AHEAD = 2
-# The time left, while no two steps are done.
+# Shown as the time left until two steps are done.
 _UNKNOWN = "-:--:--"
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Means over an interval of steps: over those with a finite gradient, unless there is none.
+    """Means over an interval of steps, without those whose gradient is not finite unless all are such.
 
     Attributes:
         step: the interval's last step.
-        epoch: the same in epochs.
-        loss: mean training loss in nats, of the augmented images and smoothed targets.
+        epoch: that step in epochs.
+        loss: mean training loss in nats, on augmented images and smoothed targets.
         accuracy: share of augmented images classified as their (largest) target.
         learning_rate: of the last step.
-        gradient_norm: mean of the global norm of the gradient.
-        images_per_second: over all processes, without evaluations and the wait for checkpoints. The first interval's
-            time includes that of compiling the step.
-        data_wait: share of the time spent waiting for batches that came when the devices had nothing left to do. The
-            devices waited at most so long: at the beginning of such a wait they may still have been busy.
-        skipped: steps without a finite gradient, since the start of the run.
-        skipped_in_a_row: the most of these without another step between them, of the series that the interval saw.
+        gradient_norm: mean global norm of the gradient.
+        images_per_second: over all processes, without evaluations and waits for checkpoints. The first interval
+            includes compiling the step.
+        data_wait: share of the time spent waiting for batches that arrived when the devices were idle: an upper bound
+            of the devices' idle time, because they may have been busy at the start of such a wait.
+        skipped: steps without a finite gradient since the start of the run.
+        skipped_in_a_row: length of the longest series of such steps that the interval saw.
     """
 
     step: int
@@ -57,65 +59,65 @@ class Record:
 
 
 class Meter:
-    """Collects the metrics of steps, and reports an interval once the devices are done with its last step.
+    """Collects the metrics of steps, and reports an interval once the devices have finished its last step.
 
-    The host gives the devices steps ahead of time. So a step counts when it is done and not when it is given: the clock
-    of an interval is then that of its steps, and fetching their numbers stops nothing.
+    The host dispatches steps ahead of the devices. A step counts when the devices finish it, not when it is dispatched,
+    so an interval's time is that of its steps, and fetching their metrics does not stall the devices.
     """
 
     def __init__(self, start_step: int, every: int, steps_per_epoch: int, batch_size: int) -> None:
         self._every, self._steps_per_epoch, self._batch_size = every, steps_per_epoch, batch_size
         self._step = start_step
-        self._given: collections.deque[Mapping[str, jax.Array]] = collections.deque()  # and not known to be done
-        self._done: list[Mapping[str, jax.Array]] = []  # of the interval that goes on
+        self._dispatched: collections.deque[Mapping[str, jax.Array]] = collections.deque()  # and perhaps unfinished
+        self._done: list[Mapping[str, jax.Array]] = []  # of the current interval
         self._records: list[Record] = []
         self._waited = 0.0
         self._since = time.perf_counter()
 
     @property
     def step(self) -> int:
-        """Steps that are known to be done."""
+        """Steps that the devices have finished."""
         return self._step
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for a batch; counts where the devices are done with all steps by the time it is there."""
+        """Wraps waiting for a batch. The wait counts if the devices have finished all steps when the batch arrives."""
         before = time.perf_counter()
         yield
-        if all(map(_is_done, self._given)):
+        if all(map(_is_done, self._dispatched)):
             self._waited += time.perf_counter() - before
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around anything else that is not training, once the steps before it were waited for."""
+        """Wraps anything that is not training and must not count; call `add` with wait=True before."""
         before = time.perf_counter()
         yield
         self._since += time.perf_counter() - before
 
     def add(self, metrics: Mapping[str, jax.Array], wait: bool = False) -> list[Record]:
-        """Takes the metrics of a step that was given to the devices; returns the records of intervals that are over.
+        """Takes the metrics of a step that was dispatched; returns the records of intervals that are complete.
 
         Args:
             metrics: of the step.
-            wait: until the devices are done with it, as is needed before the clock is paused.
+            wait: wait until the devices have finished it, as `paused` needs.
         """
         ahead = 0 if wait else _STEPS_AHEAD
-        self._given.append(metrics)
-        until = self._step + len(self._given) - ahead
+        self._dispatched.append(metrics)
+        until = self._step + len(self._dispatched) - ahead
         self._count(ahead)
         return self._take(until)
 
     def rest(self) -> list[Record]:
-        """What has not been reported yet, of however few steps; waits for the devices."""
+        """Waits for the devices, and returns the records not yet returned, even of an incomplete interval."""
         self._count(ahead=0)
         if self._done:
             self._end_interval()
         return self._take(self._step)
 
     def _count(self, ahead: int) -> None:
-        """Takes the steps that are done into the interval; waits for all but the newest `ahead`."""
-        while self._given and (len(self._given) > ahead or _is_done(self._given[0])):
-            self._done.append(jax.block_until_ready(self._given.popleft()))
+        """Moves finished steps into the interval; waits for all but the newest `ahead`."""
+        while self._dispatched and (len(self._dispatched) > ahead or _is_done(self._dispatched[0])):
+            self._done.append(jax.block_until_ready(self._dispatched.popleft()))
             self._step += 1
             if self._step % self._every == 0:
                 self._end_interval()
@@ -126,7 +128,7 @@ class Meter:
         self._done, self._waited, self._since = [], 0.0, now
 
     def _take(self, until: int) -> list[Record]:
-        """The records up to a step, which is the same for all processes: what follows from them has to be, too."""
+        """The records up to `until`, which all processes agree on: a divergence must end them at the same step."""
         taken = [record for record in self._records if record.step <= until]
         del self._records[: len(taken)]
         return taken
@@ -149,16 +151,24 @@ class Meter:
         )
 
 
-def _is_done(metrics: Mapping[str, Any]) -> bool:  # jax's own types do not tell of is_ready
+def _is_done(metrics: Mapping[str, Any]) -> bool:  # Any, because jax.Array's annotations lack is_ready
     return all(value.is_ready() for value in metrics.values())
 
 
+def create_console() -> Console:
+    """The screen, on stderr; warnings of the program are printed above a progress bar."""
+    console = Console(stderr=True)
+    handler = RichHandler(console=console, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    return console
+
+
 class Display:
-    """The run on the screen of process 0; nothing on the others."""
+    """The run on the screen of process 0; the other processes show nothing."""
 
     def __init__(self, console: Console, start_step: int, total_steps: int, epochs: int) -> None:
         self._console, self._epochs, self._start, self._total = console, epochs, start_step, total_steps
-        self._first: tuple[int, float] | None = None  # step that was done first, and when
+        self._first: tuple[int, float] | None = None  # the first finished step, and its time
         self._train = Text("compiling the training step ...", style="dim")
         self._evaluation = Text("")
         columns = (
@@ -191,7 +201,7 @@ class Display:
     def advance(self, step: int) -> None:
         """Moves the bar to `step` steps done."""
         if self._first is None and step > self._start:
-            self._first = step, time.perf_counter()  # compiling is over
+            self._first = step, time.perf_counter()  # compiling has ended
         if self._live is not None:
             self._bar.update(self._task, completed=step, left=self._time_left(step))
 
@@ -211,7 +221,7 @@ class Display:
             self.say(f"step {record.step}/{self._total}  epoch {record.epoch:.1f}  {learning}  {speed}  {left}")
 
     def _time_left(self, step: int) -> str:
-        """From everything since this process's first step, so that evaluations and checkpoints have their share."""
+        """An estimate from all the time since this process's first step, with evaluations and checkpoints."""
         first, since = self._first or (step, 0.0)
         if step <= first:
             return _UNKNOWN
@@ -226,6 +236,6 @@ class Display:
             self.say(line)
 
     def say(self, line: str) -> None:
-        """Prints one line that stays, on process 0."""
+        """Prints a permanent line, on process 0."""
         if jax.process_index() == 0:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)

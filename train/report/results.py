@@ -1,4 +1,4 @@
-"""What a finished run leaves: the model folder, the evaluation, pictures, and images to try the model on."""
+"""The results of a finished run: model folders, evaluation.json, confusion.png, and images to try the model on."""
 
 import shlex
 import shutil
@@ -19,12 +19,13 @@ from train.compute.sharding import to_host
 from train.compute.state import TrainState
 from train.config import TrainConfig
 from train.data import Example, Source, image_of
-from train.report.reports import draw_confusion, evaluation_report
+from train.report.journal import finite_or_null
+from train.report.pictures import draw_confusion
 from train.setup import Assembly
 
 _FOLDERS = {"params": "model", "ema": "model-ema"}
-# Bytes of a class's name in the name of a file, which may have 255 on most file systems and 143 on encrypted ones.
-_LONGEST_NAME = 120
+# File names may have 255 bytes on most file systems, and 143 on encrypted ones.
+_MOST_NAME_BYTES = 120
 
 
 def write(
@@ -35,15 +36,15 @@ def write(
     evaluations: dict[str, Evaluation],
     finished: bool,
 ) -> None:
-    """Writes everything into `config.run_dir`; all processes have to call it, and process 0 writes.
+    """Writes the results into `config.run_dir`; collective: all processes call it, and process 0 writes.
 
     Args:
         config: the run.
-        parts: what it is made of.
-        state: the last one.
+        parts: its mesh and network.
+        state: the last state.
         held_out: the evaluation split.
-        evaluations: of all of it, by kind of weights.
-        finished: whether the whole schedule is done. Then finished.json says so, which is written when all else is.
+        evaluations: of the whole split, by kind of weights.
+        finished: True if the whole schedule is done; finished.json is then written, last of all.
     """
     for weights, evaluation in evaluations.items():
         params = to_host(parts.mesh, getattr(state, weights))
@@ -66,10 +67,9 @@ def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any
 
 
 def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
-    """Writes `count` images from all over a split, or fewer, as PNGs named after their class.
+    """Writes up to `count` images, spread evenly over a split, as PNGs named after their class.
 
-    Images that cannot be read are passed over: whoever asked for that was told of them by the evaluation. Those of
-    before are replaced where they have the same name, and nothing else in the folder is touched: it may be somebody's.
+    Unreadable images are left out: the evaluation has reported them. Other files in the folder are left alone.
     """
     paths = []
     for index in _spread(source, count):
@@ -86,14 +86,14 @@ def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
 
 
 def _spread(source: Source, count: int) -> Sequence[int]:
-    """Places all over the split, evenly: it may be sorted by class."""
+    """Evenly spread positions, because a split may be sorted by class."""
     return [int(place) for place in np.linspace(0, len(source) - 1, min(count, len(source)))]
 
 
 def _file_name(class_name: str) -> str:
-    """Letters and digits of the name, as many as leave room for a number and a suffix: file systems count bytes."""
+    """The name's letters and digits, cut to leave room for a number and a suffix."""
     cleaned = "".join(c if c.isalnum() else "_" for c in class_name)
-    return cleaned.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    return cleaned.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
 
 
 def _picture(example: Example) -> Image.Image:
@@ -104,18 +104,27 @@ def _picture(example: Example) -> Image.Image:
     return read_image(pixels, 1 if pixels.ndim == 2 or pixels.shape[2] == 1 else 3, "channels_last")
 
 
-def tell(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> None:
-    """Prints, on process 0, how good the model is, where things are, and what to do next.
+def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
+    """The content of evaluation.json: an evaluation with every class's accuracy, JSON-ready."""
+    classes = [
+        {"class": name, "examples": int(count), "top1": int(right) / int(count) if count else None}
+        for name, count, right in zip(class_names, evaluation.class_examples, evaluation.class_correct)
+    ]
+    return {**finite_or_null(evaluation.summary()), "classes": classes}
+
+
+def print_summary(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> None:
+    """Prints, on process 0, the accuracy, where the files are, and a command that classifies an image.
 
     Args:
         config: the run.
-        step: the last one done.
+        step: the last step.
         evaluations: at the end, by kind of weights; empty if the run was stopped.
     """
     if jax.process_index() > 0:
         return
     if not evaluations:
-        print(f"\nStopped after step {step}; its state is saved. The same command goes on from there.")
+        print(f"\nStopped after step {step}; its state is saved. The same command resumes it.")
         return
     run_dir, result = config.run_dir, evaluations["params"]
     print(f"\nHeld-out accuracy {result.top1:.2%} ({result.examples:,} images), loss {result.loss:.3f}")
@@ -129,7 +138,7 @@ def tell(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> 
 
 
 def _python() -> str:
-    """What to type for this interpreter, which need not be on the path when it is of a virtual environment."""
+    """The command for this interpreter, which may be in a virtual environment that is not activated."""
     this = Path(sys.executable)
     if (found := shutil.which("python")) is not None and Path(found) == this:
         return "python"

@@ -1,19 +1,13 @@
-"""Keeping a run: states on disk through Orbax, and the newest sound one back, on any mesh.
+"""Checkpoints: states on disk through Orbax, and the newest undamaged one read back, on any mesh.
 
-Orbax writes a state under a temporary name and renames it when it is complete, or marks it in a bucket, so a process
-that dies at any moment leaves the states before it alone. What it does not notice is data that changed on the disk
-afterwards. Therefore every state is kept with a record: fingerprints of its arrays, computed on the devices, and
-compared when it is read; their shapes; and what run it is of, so that a state that does not fit is told from one that
-is damaged.
+Orbax writes a state under a temporary name and renames it when it is complete (in a bucket it adds a marker). So a
+process that dies at any moment leaves the states before it intact.
 """
 
 import contextlib
-import json
 import logging
-import re
 import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,26 +22,26 @@ from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.fields import is_local
 from train.compute.distributed import from_process_0, processes_where
 from train.compute.state import TrainState
-from train.resume.fingerprints import array_types, fingerprints
+from train.resume.record import COUNTERS, Record, changed_arrays, check_fingerprints, make_record, read_record
 
 _LOG = logging.getLogger(__name__)
-_Read = TypeVar("_Read")
-# The items of a checkpoint that are trees of arrays; the fourth item, "step", is JSON.
+_Result = TypeVar("_Result")
+# The items of a checkpoint that are trees of arrays; the fourth item, "step", is the record.
 _TREES = ("params", "ema", "optimizer")
-_COUNTERS = ("step", "skipped", "skipped_in_a_row")
-_SHOWN = 10
-_REMEDY = (
-    "Bring back a sound one from a copy, or start the run again in a new folder with --run-dir (and --checkpoint-dir, "
-    "where it is given)."
+_RESTORE_A_COPY = (
+    "Restore an undamaged one from a copy, or start the run again in a new folder with --run-dir (and "
+    "--checkpoint-dir, if you use it)."
 )
-# How a state was read on a process: whole, or not because of its contents, or not because of something else.
-_SOUND, _DAMAGED, _TROUBLE = range(3)
-# TensorStore's words for what is wrong with a file. Any other ("PERMISSION_DENIED", "UNAVAILABLE") is about storage.
-_CODES_OF_DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
+# How reading a state went on a process. The worst outcome of all processes counts.
+_OK, _DAMAGED, _FAILED = range(3)
 
 
 class CheckpointError(PoolFormerError):
-    """States could not be written, or none of those on the disk can be read."""
+    """A state could not be written, or none on the disk can be read."""
+
+
+class _DamagedError(Exception):
+    """The contents of a state are not as they were written, or some process cannot read them."""
 
 
 class Checkpoints:
@@ -55,10 +49,10 @@ class Checkpoints:
 
     Args:
         folder: where they are, on a file system that all processes share.
-        run: what the states are of, JSON-ready; written with each of them.
+        run: which run the states belong to, JSON-ready; saved with each of them.
         keep: number of states to keep; older ones are deleted once a newer one is complete.
         keep_every: states of multiples of this step are never deleted.
-        patience: seconds to wait until every process sees that a damaged state was moved.
+        timeout: seconds to wait until all processes see that a damaged state was moved.
     """
 
     def __init__(
@@ -67,16 +61,16 @@ class Checkpoints:
         run: Mapping[str, Any],
         keep: int = 3,
         keep_every: int | None = None,
-        patience: float = 300.0,
+        timeout: float = 300.0,
     ) -> None:
         self._folder = _absolute(folder)
         self._run = run
-        self._patience = patience
+        self._timeout = timeout
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every,
-            # In a bucket a folder is taken for half written until it holds a mark, and so is this one: Orbax would
-            # clear away the folder `damaged` as well, and whatever else lies here.
+            # In a bucket every folder without Orbax's marker counts as temporary. Orbax would delete the folder
+            # `damaged` there, and anything else beside the states.
             cleanup_tmp_directories=not ocp.path.step.is_path_temporary(self._folder),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -89,70 +83,58 @@ class Checkpoints:
     ) -> None:
         if error is None:
             self.wait()
-        # What went wrong first is what a person has to know.
-        with contextlib.suppress(Exception) if error is not None else contextlib.nullcontext():
+            self._manager.close()
+            return
+        with contextlib.suppress(Exception):  # the first error is the one to report
             self._manager.close()
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the states on the disk, oldest first; of complete ones only after `wait`."""
+        """Steps of the states on the disk, oldest first; after `wait` all of them are complete."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, last: bool = False) -> None:
-        """Begins to write `state`, and returns when it may be donated; the `last` of a run, when it is on the disk.
+        """Starts to write `state`, and returns when it may be donated; for the `last` state, when it is on the disk.
 
-        One that is there already, or is being written, is not written again. Nor is one amid steps without a finite
-        gradient: its weights are those of the last step that had one, and that step may be what threw them away. So
-        such a series does not take the place of the states from before it. The last state is written all the same:
-        without it the run would lose every step since the one before.
+        A state that exists is not written again. Nor is one within a series of steps without a finite gradient: the
+        step before the series may have ruined the weights, and such states would push out the good ones. The last
+        state is written in any case, or the run would lose the steps since the one before.
 
         Raises:
-            CheckpointError: if this or the write before it failed. The states written before are untouched.
+            CheckpointError: if this write or the one before failed. The states written before are intact.
         """
-        counters = {name: int(getattr(state, name)) for name in _COUNTERS}
-        wanted = last or not counters["skipped_in_a_row"]
-        if wanted and counters["step"] not in self._manager.all_steps():
-            self._begin_to_write(state, counters)
+        step, skipping = int(state.step), int(state.skipped_in_a_row) > 0
+        if (last or not skipping) and step not in self._manager.all_steps():
+            items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
+            record = ocp.args.JsonSave(make_record(state, self._run))
+            with self._reporting_errors():
+                self._manager.save(step, args=ocp.args.Composite(**items, step=record))
         if last:
             self.wait()
 
-    def _begin_to_write(self, state: TrainState, counters: Mapping[str, int]) -> None:
-        record: dict[str, Any] = {**counters, "run": self._run, "arrays": array_types(state)}
-        record["fingerprints"] = fingerprints(state)
-        record["checksum"] = _checksum(record)
-        trees = {name: ocp.args.StandardSave(tree) for name in _TREES if (tree := getattr(state, name)) is not None}
-        try:
-            self._manager.save(counters["step"], args=ocp.args.Composite(**trees, step=ocp.args.JsonSave(record)))
-        except Exception as error:
-            raise self._failed_to_write(error) from error
-
     def check(self) -> None:
         """Raises CheckpointError if a write in the background has failed."""
-        try:
+        with self._reporting_errors():
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed_to_write(error) from error
 
     def wait(self) -> None:
         """Returns when everything is on the disk, or raises CheckpointError."""
-        try:
+        with self._reporting_errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed_to_write(error) from error
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """The newest sound state, or None if there never was one.
+        """The newest undamaged state, or None if the folder never had one.
 
-        A damaged state is reported, and moved to the folder `damaged` once a sound one from before it is read. So
-        nothing moves while there is none, and the same command finds the same states again.
+        Once an older state is read, the damaged ones are reported and moved to the folder `damaged`. If all are
+        damaged nothing moves, so the same command finds the same states again.
 
         Args:
-            abstract: the state's shapes, data types and shardings; any mesh, not only the one it was saved from.
+            abstract: the state's shapes, data types and shardings; on any mesh, not only the one it was saved from.
 
         Raises:
-            CheckpointError: if there are states and none of them is sound, or the storage cannot be read.
-            ValueError: if the states are of another network or optimizer than `abstract`.
+            CheckpointError: if there are states and all are damaged, or the storage cannot be read.
+            InputError: if the states are of another network or optimizer than `abstract`.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
@@ -161,217 +143,174 @@ class Checkpoints:
             except _DamagedError as error:
                 damaged[step] = str(error)
                 continue
-            for number, why in damaged.items():
-                aside = self._folder / "damaged"
-                _LOG.warning("The checkpoint of step %d is damaged: %s. It is moved to %s.", number, why, aside)
-                self._set_aside(number)
+            for number, reason in damaged.items():
+                self._move_aside(number, reason)
             return state
-        self._refuse_to_begin_again(damaged)
-        return None
-
-    def _refuse_to_begin_again(self, damaged: Mapping[int, str]) -> None:
         if damaged:
-            raise _nothing_to_read(self._folder, damaged)
+            raise _nothing_readable(self._folder, damaged)
         aside = self._folder / "damaged"
         if steps := _steps(aside):
             raise CheckpointError(
-                f"{self._folder} holds no checkpoint but those that were moved to its folder 'damaged', of step "
-                f"{', '.join(map(str, steps))}. The run would begin again from step 0, and does not do so by itself. "
-                f"{_REMEDY}"
+                f"{self._folder} has no checkpoint but the damaged ones in {aside}, of step "
+                f"{', '.join(map(str, steps))}. The run would start again from step 0, and does not do so by itself. "
+                f"{_RESTORE_A_COPY}"
             )
+        return None
 
     def _read(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of `step`; in parts, each of which begins when all processes are through with the one before."""
-        record = self._on_all_processes(step, lambda: _read_record(self._folder, step))
-        self._refuse_other_arrays(step, record, abstract)  # the same on all processes, because the record is
+        """The state of `step`, read in parts. All processes finish a part before any starts the next one."""
+        record = self._on_all_processes(step, lambda: read_record(self._folder, step))
+        self._check_arrays(step, record, abstract)
         trees = self._on_all_processes(step, lambda: _read_trees(self._folder, step, abstract))
-        counters = {
-            name: jax.device_put(np.int32(record[name]), getattr(abstract, name).sharding) for name in _COUNTERS
-        }
+        counters = {name: jax.device_put(np.int32(record[name]), getattr(abstract, name).sharding) for name in COUNTERS}
         state = abstract.replace(**trees, **counters)
-        self._on_all_processes(step, lambda: _refuse_changed_arrays(record, state))
+        self._on_all_processes(step, lambda: check_fingerprints(record, state))
         return state
 
-    def _on_all_processes(self, step: int, read: Callable[[], _Read]) -> _Read:
-        """What `read` returns, if it does on every process; those that went on without the others would hang.
+    def _on_all_processes(self, step: int, read: Callable[[], _Result]) -> _Result:
+        """Calls `read`, and returns its result if it succeeds on every process; otherwise all processes raise.
 
-        Raises, on every process:
-            _DamagedError: if the contents of the state are the matter.
-            CheckpointError: if something else is.
+        A process that went on alone would hang in the next collective.
+
+        Raises:
+            _DamagedError: if the state's contents are the cause.
+            CheckpointError: if anything else is.
         """
         error: Exception | None = None
         try:
             result = read()
-        except Exception as reason:
-            error = reason
-        worst = _worst(_SOUND if error is None else _DAMAGED if _is_damage(error) else _TROUBLE)
-        if worst == _SOUND:
+        except Exception as raised:
+            error = raised
+        worst = _worst(_OK if error is None else _DAMAGED if _is_damage(error) else _FAILED)
+        if worst == _OK:
             return result
-        told = "another process could not read it" if error is None else _first_line(error)
+        reason = "another process could not read it" if error is None else _first_line(error)
         if worst == _DAMAGED:
-            raise _DamagedError(told) from error
+            raise _DamagedError(reason) from error
         if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
             raise error
         raise CheckpointError(
-            f"The checkpoint of step {step} in {self._folder} could not be read: {told}\n"
-            "That need not be damage, so nothing was moved. Mend the storage, then run the same command again."
+            f"The checkpoint of step {step} in {self._folder} could not be read: {reason}\n"
+            "It may be undamaged, so nothing was moved. Repair the storage, then run the same command again."
         ) from error
 
-    def _refuse_other_arrays(self, step: int, record: Mapping[str, Any], abstract: TrainState) -> None:
-        written, wanted = record["arrays"], array_types(abstract)
-        differing = [
-            f"{name}: {written.get(name, 'not there')} -> {wanted.get(name, 'not there')}"
-            for name in {**written, **wanted}
-            if written.get(name) != wanted.get(name)
-        ]
-        if differing:
-            rest = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
+    def _check_arrays(self, step: int, record: Record, abstract: TrainState) -> None:
+        if lines := changed_arrays(record, abstract):
             raise InputError(
                 f"The checkpoint of step {step} in {self._folder} is of another network or optimizer:\n  "
-                + "\n  ".join([*differing[:_SHOWN], *rest])
-                + "\nNothing was moved. Expected the network, the classes and the optimizer that it was written with, "
-                "or another folder with --run-dir (and --checkpoint-dir, where it is given)."
+                + "\n  ".join(lines)
+                + "\nNothing was moved. Expected the network, the classes and the optimizer that it was saved with, or "
+                "another folder with --run-dir (and --checkpoint-dir, if you use it)."
             )
 
-    def _set_aside(self, step: int) -> None:
+    def _move_aside(self, step: int, reason: str) -> None:
+        aside = self._folder / "damaged"
+        _LOG.warning("The checkpoint of step %d is damaged: %s. It is moved to %s.", step, reason, aside)
         if jax.process_index() == 0:
-            aside = self._folder / "damaged"
             aside.mkdir(parents=True, exist_ok=True)
             target = aside / str(step)
             if target.exists():
                 target.rmtree()
             (self._folder / str(step)).rename(target)
-        # A process that still saw it would not write it again when the run comes to this step, and the others would.
-        wait_for_the_same_states(self._folder, self._patience)
+        # A process that still saw it would not save this step again, and the others would wait for it.
+        wait_for_same_checkpoints(self._folder, self._timeout)
         self._manager.reload()
 
-    def _failed_to_write(self, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"A checkpoint could not be written to {self._folder}: {_first_line(error)}\n"
-            "The states written before it are complete. Free space or mend the file system, then run the same command "
-            "again: it goes on from the newest of them."
-        )
-
-
-class _DamagedError(Exception):
-    """A state whose contents are not as they were written, or cannot be read so by some process."""
+    @contextlib.contextmanager
+    def _reporting_errors(self) -> Iterator[None]:
+        """Raises a CheckpointError for any error of a write."""
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(
+                f"A checkpoint could not be written to {self._folder}: {_first_line(error)}\n"
+                "The checkpoints before it are complete. Free space or repair the file system, then run the same "
+                "command again: it resumes from the newest of them."
+            ) from error
 
 
 def saved_steps(folder: Path | str) -> list[int]:
-    """Steps of the states in `folder`, first to last; none where there is no such folder."""
+    """Steps of the complete states in `folder`, in ascending order; none if the folder does not exist."""
     return _steps(_absolute(folder))
 
 
-def wait_for_the_same_states(folder: Path | str, seconds: float) -> None:
-    """Returns when every process sees the states that process 0 does, each in its own path of the shared folder.
-
-    A network disk may show a host what another one wrote a minute later: NFS keeps what it knows of a folder for so
-    long. Processes that went on from different states would train different weights.
-
-    Raises:
-        CheckpointError: in every process, if that is not so within `seconds`.
-    """
-    if jax.process_count() == 1:
-        return
-    start, told = time.monotonic(), False
-    while True:
-        mine = saved_steps(folder)
-        first, late = from_process_0([mine, time.monotonic() - start > seconds])
-        unlike = processes_where(mine != first)
-        if not unlike:
-            return
-        if late:
-            break
-        if not told:
-            _LOG.warning("Waiting until every process sees the checkpoints that process 0 sees in %s.", folder)
-            told = True
-        time.sleep(1)
-    found = (
-        f"Process {jax.process_index()} sees checkpoints of other steps in {folder} than process 0: "
-        f"{_listed(mine)}, not {_listed(first)}."
-        if mine != first
-        else f"Other processes see checkpoints of other steps than process 0: {unlike}."
-    )
-    raise CheckpointError(
-        f"{found} That did not change for {seconds:g} s. Expected one folder that all hosts share, and see, "
-        "given with --checkpoint-dir or --run-dir."
-    )
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps)) or "none"
-
-
 def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
-    """The step of the newest state in `folder` that says what it is of, and what that is; None if there are none.
+    """The step of the newest state with a readable record, and the run it belongs to; None if there are no states.
 
     Reads only, and needs no device.
 
     Raises:
-        CheckpointError: if there are states and none of them says so.
+        CheckpointError: if there are states and no record is readable.
     """
     place = _absolute(folder)
     damaged: dict[int, str] = {}
     for step in reversed(_steps(place)):
         try:
-            return step, _read_record(place, step)["run"]
+            return step, read_record(place, step)["run"]
         except (ValueError, OSError) as error:
             damaged[step] = _first_line(error)
     if damaged:
-        raise _nothing_to_read(place, damaged)
+        raise _nothing_readable(place, damaged)
     return None
 
 
-def _nothing_to_read(folder: epath.Path, damaged: Mapping[int, str]) -> CheckpointError:
+def wait_for_same_checkpoints(folder: Path | str, seconds: float) -> None:
+    """Returns when every process sees the states that process 0 sees, each in its path of the shared folder.
+
+    A network disk may show a host what another one wrote only a minute later (NFS caches folders). Processes that
+    resumed from different states would train different weights.
+
+    Raises:
+        CheckpointError: on every process, if they still differ after `seconds`.
+    """
+    if jax.process_count() == 1:
+        return
+    start, warned = time.monotonic(), False
+    while True:
+        mine = saved_steps(folder)
+        first, timed_out = from_process_0([mine, time.monotonic() - start > seconds])
+        different = processes_where(mine != first)
+        if not different:
+            return
+        if timed_out:
+            break
+        if not warned:
+            _LOG.warning("Waiting until every process sees the checkpoints that process 0 sees in %s.", folder)
+            warned = True
+        time.sleep(1)
+    seen, expected = (", ".join(map(str, steps)) or "none" for steps in (mine, first))
+    raise CheckpointError(
+        f"Processes {different} see checkpoints of other steps than process 0. Process {jax.process_index()} sees in "
+        f"{folder}: {seen}; process 0 sees: {expected}. This did not change for {seconds:g} s. Expected one folder "
+        "that all hosts share, given with --checkpoint-dir or --run-dir."
+    )
+
+
+def _nothing_readable(folder: epath.Path, damaged: Mapping[int, str]) -> CheckpointError:
     reasons = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-    return CheckpointError(f"No checkpoint in {folder} can be read:\n  {reasons}\nNothing was moved. {_REMEDY}")
+    return CheckpointError(f"No checkpoint in {folder} can be read:\n  {reasons}\nNothing was moved. {_RESTORE_A_COPY}")
 
 
 def _absolute(folder: Path | str) -> epath.Path:
-    # The path of a bucket ("gs://...") is absolute, and `absolute` would take it for a local name.
+    # `absolute` would take the address of a bucket ("gs://...") for a local name.
     return epath.Path(folder).absolute() if is_local(folder) else epath.Path(folder)
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    """Steps of the complete states in a folder; in a bucket half-written ones have names like theirs."""
+    # By Orbax, because in a bucket half-written states have names like complete ones.
     return sorted(state.step for state in ocp.path.step.standard_name_format().find_all(folder))
 
 
-def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:
-    """The JSON beside the arrays of a state, of which not a bit has changed.
-
-    Raises:
-        ValueError: if one has, or it has no checksum that could tell.
-        OSError: if it cannot be read.
-    """
-    # Without the manager, whose reading waits for all processes.
-    record = ocp.JsonCheckpointHandler().restore(folder / str(step) / "step")
-    if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
-        raise InputError("its record is not as it was written")
-    if record["step"] != step:
-        raise InputError(f"it says that it is of step {record['step']}")
-    return record
+def _trees(state: TrainState) -> dict[str, Any]:
+    return {name: tree for name in _TREES if (tree := getattr(state, name)) is not None}
 
 
 def _read_trees(folder: epath.Path, step: int, abstract: TrainState) -> dict[str, Any]:
-    """The arrays of a state, without the manager for the same reason."""
+    """The arrays of a state, without Orbax's manager, whose reading waits for all processes."""
     return {
         name: ocp.StandardCheckpointHandler().restore(folder / str(step) / name, args=ocp.args.StandardRestore(tree))
-        for name in _TREES
-        if (tree := getattr(abstract, name)) is not None
+        for name, tree in _trees(abstract).items()
     }
-
-
-def _refuse_changed_arrays(record: Mapping[str, Any], state: TrainState) -> None:
-    written, read = record["fingerprints"], fingerprints(state)
-    if changed := [name for name in read if written.get(name) != read[name]]:
-        more = f" and {len(changed) - 1} more arrays" if len(changed) > 1 else ""
-        raise InputError(f"the contents of {changed[0]}{more} changed since it was written")
-
-
-def _checksum(record: Mapping[str, Any]) -> int:
-    rest = {name: value for name, value in record.items() if name != "checksum"}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def _worst(outcome: int) -> int:
@@ -382,20 +321,19 @@ def _worst(outcome: int) -> int:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether the contents of a state are the matter, and not the storage, the memory or a device."""
+    """True if the state's contents are the likely cause; False for errors of storage, memory and devices."""
+    cause = _root_cause(error)
+    return isinstance(cause, FileNotFoundError) or not isinstance(cause, OSError | MemoryError | RuntimeError)
+
+
+def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, FileNotFoundError):
-        return True
-    if isinstance(error, OSError | MemoryError | RuntimeError):
-        return False
-    code = re.match(r"([A-Z]+(?:_[A-Z]+)*): ", str(error))
-    return code is None or code[1] in _CODES_OF_DAMAGE
+    return error
 
 
 def _first_line(error: BaseException) -> str:
-    """The heart of an error that may carry a page of context: where it began, and what was the matter at last."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    """The first line of the root cause, shortened: TensorStore adds a page of context."""
+    cause = _root_cause(error)
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
     return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:100]} ... {lines[0][-100:]}"

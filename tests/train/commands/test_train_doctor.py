@@ -19,13 +19,14 @@ from poolformer_jax import GpuKernels, TpuKernels, process
 from poolformer_jax.network.fused import Verification
 from poolformer_jax.network.fused.kernels import verification
 from train import loop, setup
-from train.commands import doctor
+from train.commands import doctor, resource_checks
 from train.commands.doctor import examine, report
+from train.commands.finding import Finding
 from train.config import PretrainedNetwork, TrainConfig
 from train.data import open_source
 from train.data.sources import folders
 from train.resume.checkpoints import Checkpoints
-from train.resume.same_run import identify, with_network
+from train.resume.same_run import identify, network_to_dict
 from training import first_state, open_and_assemble, sharded, tiny
 
 
@@ -41,6 +42,17 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.fixture
+def compiled_step():
+    """For tests of the compiled training step."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled_for_other_tests(request, monkeypatch):
+    if "compiled_step" not in request.fixturenames:
+        monkeypatch.setattr(doctor, "check_device_memory", lambda *_: Finding("fine", "device memory", "not compiled"))
+
+
 def of_folder(folder, tmp_path, **changes):
     config = tiny(tmp_path / "run", data__source=f"folder:{folder}", data__batch_size=8, mesh=sharded(8, 1))
     return dataclasses.replace(config, **changes)
@@ -54,7 +66,7 @@ def failures(config):
     return [finding for finding in findings(config) if finding.level == "failure"]
 
 
-def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path):
+def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path, compiled_step):
     found = findings(of_folder(folder, tmp_path))
     assert {finding.level for finding in found} <= {"fine", "warning"}
     subjects = [finding.subject for finding in found]
@@ -75,7 +87,7 @@ def test_a_folder_that_cannot_be_made_is_told_and_nothing_is_written(folder, tmp
         ("link", {"run_dir": tmp_path / "link"}),
     ):
         (found,) = failures(of_folder(folder, tmp_path, **changes))
-        assert found.found == f"nothing can be written below {tmp_path / name}, which is no folder"
+        assert found.found == f"nothing can be written below {tmp_path / name}, which is not a folder"
         assert "--run-dir (and --checkpoint-dir" in found.remedy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file", "link"]
 
@@ -127,13 +139,13 @@ def test_a_class_of_which_nothing_is_held_out_is_told(folder, tmp_path):
         image.unlink()
     (folder / "validation" / "dog").rmdir()
     (found,) = warnings(of_folder(folder, tmp_path), "classes")
-    assert "1 of them have no image held out, and nothing will be known of them: dog" in found.found
+    assert "1 have no held-out image, so their accuracy stays unknown: dog" in found.found
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({}, "2 steps an epoch, 8 in all, 2 of them warm-up: few to learn anything in"),
+        ({}, "2 steps an epoch, 8 in all, 2 of them warm-up: too few to learn much"),
         ({"max_steps": 2}, "2 in all, 2 of them warm-up: the learning rate never reaches its peak"),
     ],
 )
@@ -161,14 +173,14 @@ def test_a_single_class_is_told(folder, tmp_path):
     config = of_folder(folder / "train", tmp_path)
     shutil.rmtree(folder / "train" / "dog")
     (found,) = failures(config)
-    assert (found.subject, found.found) == ("classes", "there is one only, cat, and every answer would be right")
+    assert (found.subject, found.found) == ("classes", "there is only one, cat, so every answer would be right")
 
 
 def test_files_that_are_passed_over_are_counted(folder, tmp_path):
     for name in ("a.heics", "b.HEICS", "notes"):
         (folder / "train" / "cat" / name).write_bytes(b"no image")
     found = [finding.found for finding in findings(of_folder(folder, tmp_path)) if finding.subject == "data, train"]
-    assert found[0] == "16 images of 2 classes (cat, dog); 3 other files are passed over: 2 .heics, 1 without an ending"
+    assert found[0] == "16 images of 2 classes (cat, dog); 3 other files are ignored: 2 .heics, 1 without a suffix"
 
 
 def test_a_missing_split_is_told(folder, tmp_path):
@@ -185,7 +197,7 @@ def test_a_batch_that_devices_cannot_share_is_told(folder, tmp_path):
 
 
 def save_a_state(config):
-    run = with_network(identify(config, open_source(config.data, "train")), tiny().model)
+    run = identify(config, open_source(config.data, "train")) | {"network": network_to_dict(tiny().model)}
     with Checkpoints(config.checkpoints, run) as checkpoints:
         checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
 
@@ -196,9 +208,9 @@ def test_metrics_without_a_state_are_told(folder, tmp_path):
     (config.run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 7}\n')
     (found,) = [finding for finding in findings(config) if finding.subject == "run folder"]
     assert found.level == "warning"
-    assert "metrics of a run up to step 7" in found.found
+    assert "metrics up to step 7" in found.found
     save_a_state(config)
-    assert all("has metrics of" not in finding.found for finding in findings(config))
+    assert all("has metrics up to" not in finding.found for finding in findings(config))
 
 
 def test_a_run_that_can_go_on_needs_no_weights(folder, tmp_path):
@@ -231,7 +243,7 @@ def test_a_run_of_another_version_goes_on_and_fields_that_are_gone_are_named(fol
         save_a_state(config)
         (tmp_path / "run" / "recipe.json").write_text(json.dumps(config.to_dict()))
     assert not failures(config)
-    assert "It goes on without: data.restart_markers: 4" in caplog.text
+    assert "They are ignored: data.restart_markers: 4" in caplog.text
     other = dataclasses.replace(config.data.augment, scaled_decoding=False)
     (found,) = failures(dataclasses.replace(config, data=dataclasses.replace(config.data, augment=other)))
     assert "data.augment.scaled_decoding: True -> False" in found.found
@@ -260,7 +272,7 @@ def test_a_damaged_recipe_is_named_by_the_doctor_and_by_the_run(folder, tmp_path
     path.write_text(content, encoding="latin-1")
     (found,) = failures(config)
     assert f"{path} is damaged" in found.found
-    with pytest.raises(ValueError, match=r"recipe\.json is damaged: .*Bring it back from a copy"):
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged: .*Restore it from a copy"):
         loop.run(config, Console(stderr=True))
     assert path.read_text(encoding="latin-1") == content
 
@@ -298,7 +310,7 @@ def test_what_workers_keep_in_shared_memory_is_compared_with_its_room(folder, tm
     # Eight of each of training's two workers, and one in use; eight and one of evaluations' single worker.
     needed = 17 * 8 * 16 * 16 + 9 * 8008 * 16 * 16
     for free, level in ((needed + 1, "fine"), (needed, "failure")):
-        monkeypatch.setattr(doctor, "_free_shared_memory", lambda free=free: free)
+        monkeypatch.setattr(resource_checks, "_free_shared_memory", lambda free=free: free)
         (found,) = of_shared_memory(config)
         assert found.level == level
         assert (
@@ -307,7 +319,7 @@ def test_what_workers_keep_in_shared_memory_is_compared_with_its_room(folder, tm
     for remedy in ("--shm-size", "emptyDir with medium: Memory at /dev/shm", "--data.worker-batches 1"):
         assert remedy in found.remedy
     assert not of_shared_memory(dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0)))
-    monkeypatch.setattr(doctor, "_free_shared_memory", lambda: None)
+    monkeypatch.setattr(resource_checks, "_free_shared_memory", lambda: None)
     assert not of_shared_memory(config)
 
 
@@ -330,7 +342,7 @@ def test_what_workers_hold_of_the_source_is_counted_twice(folder, tmp_path, monk
     assert in_megabytes(with_workers(folder, tmp_path))[0] - needed == pytest.approx(4 * 2 * 10, abs=0.2)
 
 
-def test_a_step_that_the_compiler_refuses_for_its_memory_is_told_with_remedies(folder, tmp_path, monkeypatch):
+def test_a_step_that_the_compiler_refuses_for_its_memory_is_reported(folder, tmp_path, monkeypatch, compiled_step):
     told = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.03G) ..."
 
     def refuse(*_):

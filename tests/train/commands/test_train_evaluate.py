@@ -180,6 +180,7 @@ def start_evaluations(model, *own):
     return programs.stopping(programs.start_together([[*common, *words] for words in own], len(own)))
 
 
+@pytest.mark.slow
 def test_what_several_processes_cannot_read_is_counted_together(model, tmp_path):
     pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"), images=4)
     for image in (pool / "cat").iterdir():  # one batch, of which every process has two
@@ -194,7 +195,8 @@ def test_what_several_processes_cannot_read_is_counted_together(model, tmp_path)
     assert (report["examples"], report["left_out"]) == (8, 4)
 
 
-def test_processes_of_other_data_than_process_0_end_all_at_once(model, tmp_path):
+@pytest.mark.slow
+def test_processes_with_other_data_than_process_0_all_end(model, tmp_path):
     pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"), images=4)
     other = write_classes(tmp_path / "other", ("ant", "bee", "zebra"), images=3)
     commands = ["--data", f"folder:{pool}"], ["--data", f"folder:{other}", "--batch-size", "8"]
@@ -206,9 +208,10 @@ def test_processes_of_other_data_than_process_0_end_all_at_once(model, tmp_path)
         assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
 
 
-def test_processes_of_as_many_other_images_end_all_at_once(model, tmp_path):
+@pytest.mark.slow
+def test_processes_with_the_same_number_of_other_images_all_end(model, tmp_path):
     pools = [write_classes(tmp_path / name, ("ant", "bee", "cat"), images=2) for name in ("pool", "other")]
     (pools[1] / "ant" / "0.png").rename(pools[1] / "ant" / "first.png")
     with start_evaluations(model, *(["--data", f"folder:{pool}"] for pool in pools)) as (first, unlike):
-        assert "images: as many, but others, or in another order" in programs.finish(unlike, code=1)
+        assert "images: the same number, but other images, or another order" in programs.finish(unlike, code=1)
         assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)

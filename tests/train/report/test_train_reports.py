@@ -9,8 +9,8 @@ from PIL import Image
 from small_data import photographs, write_photographs
 from train.compute.evaluation import Evaluation
 from train.data import ArraySource, open_source
-from train.report.reports import draw_confusion, draw_curves, evaluation_report
-from train.report.results import write_examples
+from train.report.pictures import draw_confusion, draw_curves
+from train.report.results import evaluation_report, write_examples
 
 EVALUATION = Evaluation(4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([[2, 0], [1, 1]]))
 
@@ -79,5 +79,5 @@ def test_a_picture_that_cannot_be_drawn_is_told_of_and_fails_nothing(tmp_path, c
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
     for message, name in zip(told, ("confusion.png", "curves.png")):
-        assert f"The picture {tmp_path / name} could not be drawn, and is left out" in message
+        assert f"The picture {tmp_path / name} could not be drawn and is left out" in message
     assert not list(tmp_path.iterdir())

@@ -215,7 +215,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_state_before(small_disk, parts, 
         checkpoints.save(states[0], last=True)
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
         (small_disk / "ballast").write_bytes(b"\0" * max(0, free - 16_384))
-        with pytest.raises(CheckpointError, match=r"(?s)No space left on device.*written before it are complete"):
+        with pytest.raises(CheckpointError, match=r"(?s)No space left on device.*checkpoints before it are complete"):
             checkpoints.save(states[1], last=True)
     # Orbax's other threads still write for some milliseconds. A program would end here, and wait for them.
     for thread in threading.enumerate():

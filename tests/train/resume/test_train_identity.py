@@ -12,14 +12,15 @@ from train.command_line import main
 from train.data import HostAugmentation, open_source
 from train.resume import same_run
 from train.resume.checkpoints import Checkpoints
-from train.resume.same_run import identify, refuse_another_run
-from training import class_folders, first_state, saved, sharded, steps_in, tiny, train_losses
+from train.resume.same_run import find_run, identify, network_to_dict
+from training import class_folders, first_state, saved, sharded, share_programs, steps_in, tiny, train_losses
 
 
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Runs a command line in this process, without the seconds in which another one begins; what it prints."""
     monkeypatch.setenv("COLUMNS", "120")
+    share_programs(monkeypatch)
 
     def run(arguments: Sequence[str], code: int = 0) -> str:
         assert main([*arguments, "--distributed.mode", "off"]) == code
@@ -55,7 +56,7 @@ def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_pa
     assert sorted(folder.rglob("*")) == before
     assert not (tmp_path / "b").exists()
     # Moved to another place it is still the same run.
-    told = "at step 20, as far as --max-steps lets it go: nothing is left to train"
+    told = "at step 20, the end of --max-steps: nothing is left to train"
     assert told in run([*arguments, "--max-steps", "20"])
 
 
@@ -81,7 +82,7 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path, run):
     assert "classes: new: dog" in output
     assert "training images: 21 -> 28" in output
     shutil.rmtree(pool / "dog")
-    assert "Going on from step 2" in run([*arguments, "--max-steps", "4"])
+    assert "Resuming from step 2" in run([*arguments, "--max-steps", "4"])
 
 
 def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_path, run):
@@ -90,9 +91,9 @@ def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_pa
     common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0", "--data.source"]
     run([*common, f"folder:{here}", "--max-steps", "2"])
     here.rename(there)
-    assert "Going on from step 2" in run([*common, f"folder:{there}", "--max-steps", "3"])
+    assert "Resuming from step 2" in run([*common, f"folder:{there}", "--max-steps", "3"])
     (there / "ant" / "1.png").rename(there / "ant" / "another.png")
-    assert "as many, but others" in run([*common, f"folder:{there}", "--max-steps", "4"], code=1)
+    assert "the same number, but other images" in run([*common, f"folder:{there}", "--max-steps", "4"], code=1)
 
 
 @pytest.mark.parametrize(("first", "then"), [("simd", "pillow"), ("pillow", "simd")])
@@ -107,22 +108,14 @@ def test_a_run_does_not_go_on_with_the_resizer_that_another_machine_has(tmp_path
 
     choose(first)
     source = open_source(named("auto").data, "train")
-    with Checkpoints(named("auto").checkpoints, identify(named("auto"), source)) as checkpoints:
+    run = identify(named("auto"), source) | {"network": network_to_dict(tiny().model)}
+    with Checkpoints(named("auto").checkpoints, run) as checkpoints:
         checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
-    refuse_another_run(named("auto"), source)
+    find_run(named("auto"), source)
     choose(then)
     with pytest.raises(ValueError, match=rf"What differs:\n  data\.augment\.resizer: '{first}' -> '{then}'\n"):
-        refuse_another_run(named("auto"), source)
-    refuse_another_run(named(first), source)
-
-
-def test_a_state_that_does_not_say_who_resized_goes_on(tmp_path):
-    config = tiny(tmp_path / "run")
-    source = open_source(config.data, "train")
-    kept = {name: value for name, value in identify(config, source).items() if name != "resizer"}
-    with Checkpoints(config.checkpoints, kept) as checkpoints:
-        checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
-    refuse_another_run(config, source)
+        find_run(named("auto"), source)
+    find_run(named(first), source)
 
 
 def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path, run):
@@ -134,7 +127,7 @@ def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_pat
     assert f"--checkpoint-dir {states}" in output.replace("\n", " ")
     assert (run_dir / "metrics.jsonl").read_text() == metrics
     assert not (run_dir / "checkpoints").exists()
-    assert "Going on from step 2" in run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])
+    assert "Resuming from step 2" in run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])
 
 
 def test_a_finished_run_without_its_states_is_not_replaced_by_another(tmp_path, uninterrupted, run):
@@ -143,7 +136,7 @@ def test_a_finished_run_without_its_states_is_not_replaced_by_another(tmp_path, 
     shutil.rmtree(run_dir / "checkpoints")
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     output = run([*programs.TINY, "--run-dir", str(run_dir), "--seed", "7", "--max-steps", "1"], code=1)
-    assert f"{run_dir} holds a finished run whose states are gone" in output
+    assert f"{run_dir} holds the model of a finished run" in output
     assert "another folder with --run-dir" in output
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
@@ -176,9 +169,9 @@ def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared, run):
     with programs.stopping([programs.start(arguments(1))]) as (first,):
         programs.wait_until(lambda: bool(steps_in(checkpoints)), first)
         output = run(arguments(2), code=1)
-        assert f"A run is going on in {tmp_path / 'shared'}." in output
+        assert f"Another run is using {tmp_path / 'shared'}." in output
         assert "Traceback" not in output
         first.send_signal(signal.SIGKILL)
         programs.finish(first, code=-signal.SIGKILL)
     # A killed run leaves no lock behind.
-    assert "as far as --max-steps lets it go" in run([*arguments(1), "--max-steps", "1"])
+    assert "the end of --max-steps" in run([*arguments(1), "--max-steps", "1"])

@@ -1,0 +1,94 @@
+"""The pictures of a run: curves.png and confusion.png."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poolformer_jax.files import replace_atomically
+from train.compute.evaluation import Evaluation
+
+_LOG = logging.getLogger(__name__)
+
+
+def _draw(path: Path, paint: Callable[[], Any]) -> None:
+    """Saves the figure that `paint` returns. An error is logged: it must not end a run."""
+    try:
+        figure = paint()
+        with replace_atomically(path) as temporary:
+            figure.savefig(temporary, dpi=120)
+    except Exception as error:  # Matplotlib raises errors of many types
+        _LOG.warning("The picture %s could not be drawn and is left out: %s: %s", path, type(error).__name__, error)
+
+
+def _figure(width: float, height: float) -> Any:
+    # Imported late, because it takes a second.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy and learning rate over the epochs, side by side, as a PNG."""
+    _draw(path, lambda: _paint_curves(lines))
+
+
+def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
+    train = [line for line in lines if line["kind"] == "train"]
+    figure = _figure(12, 3.6)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    _curve(loss, train, "loss", "training", "tab:blue")
+    _curve(accuracy, train, "accuracy", "training", "tab:blue")
+    for kind, name, color in (
+        ("evaluation", "held out", "tab:orange"),
+        ("evaluation_ema", "EMA, held out", "tab:green"),
+    ):
+        chosen = [line for line in lines if line["kind"] == kind]
+        _curve(loss, chosen, "loss", name, color, marker="o")
+        _curve(accuracy, chosen, "top1", name, color, marker="o")
+    _curve(rate, train, "learning_rate", None, "tab:gray")
+    for axes, title in ((loss, "Loss (nats)"), (accuracy, "Top-1 accuracy"), (rate, "Learning rate")):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    for axes in (loss, accuracy):
+        if axes.has_data():
+            axes.legend()
+    return figure
+
+
+def _curve(axes: Any, lines: Sequence[dict[str, Any]], name: str, label: str | None, color: str, **style: Any) -> None:
+    if lines:
+        values = [line[name] for line in lines]
+        axes.plot([line["epoch"] for line in lines], values, label=label, color=color, markersize=4, **style)
+
+
+def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:
+    """The confusion matrix as a PNG, colours by share of each row; no picture if there are too many classes."""
+    if (counts := evaluation.confusion) is not None:
+        _draw(path, lambda: _paint_confusion(counts, evaluation, class_names))
+
+
+def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Sequence[str]) -> Any:
+    # Bytes of a name that are not UTF-8 have no glyph. Without parse_math=False a dollar sign starts a formula.
+    names = [name.encode(errors="backslashreplace").decode() for name in class_names]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.5 + 0.38 * len(names)
+    figure = _figure(side + 1, side)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
+    axes.set_xlabel("most probable class")
+    axes.set_ylabel("right class")
+    axes.set_title(f"{evaluation.top1:.2%} of {evaluation.examples:,} images right")
+    if len(names) <= 20:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8, format=lambda value, _: f"{value:.0%}")
+    return figure
