@@ -1,4 +1,4 @@
-"""Builds files as `torch.save` does, byte by byte, so that a test can get any byte of them wrong."""
+"""Builds files in the format of `torch.save` byte by byte, so that a test can damage any byte."""
 
 import struct
 import zipfile
@@ -50,7 +50,7 @@ def program(body: bytes) -> bytes:
 
 
 def zip_archive(path, pickled: bytes, storages: Mapping[str, bytes], compression=zipfile.ZIP_STORED, order=b"little"):
-    """A zip archive with the records of `torch.save`; the path. Before PyTorch 2.1 there was no record of the order."""
+    """Writes a zip archive like `torch.save`; returns the path. Before PyTorch 2.1, `order` was not recorded."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
         if order is not None:
@@ -62,6 +62,6 @@ def zip_archive(path, pickled: bytes, storages: Mapping[str, bytes], compression
 
 
 def one_tensor(path, shape=(2, 3), strides=(3, 1), offset=0, count=6, stored=6):
-    """An archive with one float32 tensor "weight" of the given view of `count` numbers, `stored` of which are there."""
+    """An archive with a float32 tensor "weight", a view of `count` numbers of which only `stored` are in the file."""
     pickled = program(dict_of({"weight": tensor(storage("0", count), shape, strides, offset)}))
     return zip_archive(path, pickled, {"0": np.arange(stored, dtype=np.float32).tobytes()})

@@ -1,4 +1,4 @@
-"""Photographs as JPEG files, for the tests of decoding and resizing."""
+"""Photographs and JPEG files for the tests of decoding and resizing."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from train.data.augment.crops import Box
 
 IMAGES = Path(__file__).parent / "images"
 KINDS = [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)]
-"""Mode and Pillow's number of the subsampling: 4:4:4, 4:2:2, 4:2:0, grey."""
+"""Mode and Pillow's subsampling: 4:4:4, 4:2:2, 4:2:0, grey."""
 
 needs_simd = pytest.mark.skipif(choose_resizer("auto") != "simd", reason="cykooz-resizer is not installed")
 RESIZERS = ("pillow", pytest.param("simd", marks=needs_simd))

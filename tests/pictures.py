@@ -1,4 +1,4 @@
-"""What the tests of images share: photographs, encoded pictures, and pixels as they were read."""
+"""Shared by the tests of images: photographs, encoded images, and unprocessed pixels."""
 
 import io
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from poolformer_jax.images.processor import PoolFormerImageProcessor
 
 IMAGES = Path(__file__).parent / "images"
-# Pixels as they are, so that a test can say which colour it expects.
+# Changes no pixels, so that tests can compare colours.
 RAW = PoolFormerImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False)
 
 

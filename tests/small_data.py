@@ -1,4 +1,4 @@
-"""What the tests of the input pipeline share: a folder of photographs, small digits, and batches of them."""
+"""Shared by the tests of the input pipeline: a folder of photographs, small digits, and batches of them."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ SMALL = dataclasses.replace(DIGITS, batch_size=8, workers=0, image_size=16)
 
 
 def write_photographs(root):
-    """Forty JPEGs of two classes and several sizes, made of a photograph; the folder."""
+    """Writes forty JPEGs of two classes and several sizes, and returns the folder."""
     with Image.open(Path(__file__).parent / "images" / "coffee.jpg") as image:
         for number in range(40):
             part = image.crop((number, 2 * number, 300 + 5 * number, 350))

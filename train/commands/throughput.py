@@ -1,7 +1,7 @@
-"""How many images a second the input pipeline makes: `python -m train.commands.throughput --source folder:PATH`.
+"""Images per second of the input pipeline: `python -m train.commands.throughput --source folder:PATH`.
 
-Every field of DataConfig is a flag. Nothing but the pipeline runs: what it makes is thrown away. If this number is
-below what training consumes, the accelerator waits. Add workers, or pack the data set (`python -m train prepare`).
+Every field of DataConfig is a flag. Runs the pipeline alone and discards its batches. If training consumes more images
+per second, the accelerator waits: add workers, or pack the data set (`python -m train prepare`).
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from train.data import Batches, DataConfig, choose_resizer, decodes_regions, ope
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What to measure, and how often."""
+    """What to measure, and how long."""
 
     data: DataConfig
     """The pipeline."""
     rounds: int = 5
-    """How many times to measure."""
+    """Number of measurements."""
     batches: int = 8
-    """Batches in a round. As many as all workers keep ready are made before the first."""
+    """Batches per measurement. Before the first one, all prefetched batches are consumed."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def consume(batches: Batches, count: int) -> None:
-    """Throws batches away, once every pixel of them was read, as the way to a device does."""
+    """Reads `count` batches and copies their pixels, as a transfer to a device would."""
     for _ in range(count):
         next(batches)["image"].copy()
 

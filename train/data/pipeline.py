@@ -209,7 +209,7 @@ class _MakeTrainingBatch:
         for row, (place, example) in enumerate(zip(places, examples)):
             index = place.index
             while True:
-                # A new generator for a replacement too, whatever was drawn for the bad image.
+                # A new generator for a replacement too: it does not depend on the draws for the bad image.
                 rng = np.random.Generator(np.random.Philox(key=[self.config.seed, place.position]))
                 try:
                     batch["image"][row] = transform(image_of(example), rng)

@@ -92,7 +92,7 @@ class PrepareConfig:
         if self.name is not None:
             return self.name
         if self.source.startswith("imagenet:"):
-            return "ilsvrc2012"  # TFDS has an imagenet2012 of its own
+            return "ilsvrc2012"  # TFDS already has an imagenet2012
         cleaned = re.sub(r"\W+", "_", self.path.resolve().name.lower()).strip("_")
         return cleaned if cleaned[:1].isalpha() else f"images_{cleaned}"
 

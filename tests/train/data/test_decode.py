@@ -41,7 +41,7 @@ def test_jpegs_of_every_colour_become_rgb_or_grey(mode):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_upright_whatever_their_exif_says(orientation):
+def test_images_are_rotated_as_their_exif_says(orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     data = encoded(photograph(), exif=exif)

@@ -35,7 +35,7 @@ def decoded(data, box=BOX):
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_region_has_the_pixels_of_the_whole(options, mode, subsampling, data):
-    size = (203, 141)  # no multiple of any block's edge
+    size = (203, 141)  # not a multiple of any block size
     whole = encoded(photograph(mode, size), subsampling=subsampling, **options)
     box = data.draw(boxes(*size))
     pixels = decode_region(whole, box, len(mode))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc  # noqa: F401 - pytest may import it while TFDS replaces Python's import, which fails
 from pathlib import Path
 
 import numpy as np
@@ -102,14 +103,6 @@ def test_files_that_are_not_images_are_all_named_and_nothing_is_finished(tmp_pat
     for path in bad:
         path.write_bytes(jpeg(99))
     assert prepare_data(config).images == {"train": 54, "validation": 6}
-
-
-def test_files_that_are_not_images_can_be_left_out(tmp_path):
-    config = write_folder(tmp_path)
-    (tmp_path / "photos" / "class 1" / "3.jpg").write_bytes(b"no image")
-    prepared = prepare_data(PrepareConfig(config.source, config.output, images_per_shard=8, on_bad_image="skip"))
-    assert sum(prepared.images.values()) == 59
-    assert [name.split(": ")[0] for name in prepared.left_out] == [str(tmp_path / "photos" / "class 1" / "3.jpg")]
 
 
 def interrupt(config, shards, folder):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +129,6 @@ def test_names_that_are_not_utf8_are_read_and_printed_in_ascii(tmp_path):
     assert "".join(found).isascii()
     images = [source[index]["image"] for source in (train, validation) for index in range(len(source))]
     assert sorted(images) == sorted(path.read_bytes() for path in tmp_path.glob("*/*.jpg"))
-
-
-def test_sources_pickle_small(tmp_path):
-    for name in ("cat", "dog"):
-        write_images(tmp_path / name, 10)
-    source = open_source(DataConfig(source=f"folder:{tmp_path}"), "train")
-    again = pickle.loads(pickle.dumps(source))
-    assert ids(again) == ids(source)
 
 
 @pytest.mark.parametrize(

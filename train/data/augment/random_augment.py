@@ -129,39 +129,23 @@ def _signed(operation: Operation, full_strength: float) -> float:
     return -amount if operation.negative else amount
 
 
-def _affine(image: Image.Image, operation: Operation, fill: Fill, matrix: tuple[float, ...]) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling(operation.resample), fillcolor=fill
+def _whole(operation: Operation, full_strength: float) -> int:
+    return int(operation.magnitude / _LARGEST * full_strength)
+
+
+def _affine(matrix: Callable[[Image.Image, Operation], tuple[float, ...]]) -> _Apply:
+    return lambda image, operation, fill: image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        matrix(image, operation),
+        resample=Image.Resampling(operation.resample),
+        fillcolor=fill,
     )
-
-
-def _shear_x(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return _affine(image, operation, fill, (1, _signed(operation, 0.3), 0, 0, 1, 0))
-
-
-def _shear_y(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return _affine(image, operation, fill, (1, 0, 0, _signed(operation, 0.3), 1, 0))
-
-
-def _translate_x(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return _affine(image, operation, fill, (1, 0, _signed(operation, 0.45) * image.width, 0, 1, 0))
-
-
-def _translate_y(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return _affine(image, operation, fill, (1, 0, 0, 0, 1, _signed(operation, 0.45) * image.height))
 
 
 def _rotate(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
     resample = Image.Resampling(operation.resample)
     return image.rotate(_signed(operation, 30.0), resample=resample, fillcolor=fill)
-
-
-def _posterize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return _keep_bits(image, int(operation.magnitude / _LARGEST * 4))
-
-
-def _posterize_increasing(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return _keep_bits(image, 4 - int(operation.magnitude / _LARGEST * 4))
 
 
 def _keep_bits(image: Image.Image, bits: int) -> Image.Image:
@@ -171,17 +155,9 @@ def _keep_bits(image: Image.Image, bits: int) -> Image.Image:
     return image.point([value & mask for value in range(256)] * len(image.getbands()))
 
 
-def _solarize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return ImageOps.solarize(image, min(256, int(operation.magnitude / _LARGEST * 256)))
-
-
-def _solarize_increasing(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return ImageOps.solarize(image, 256 - min(256, int(operation.magnitude / _LARGEST * 256)))
-
-
-def _solarize_add(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+def _solarize_add(image: Image.Image, operation: Operation, _: Fill) -> Image.Image:
     """Brightens the darker half of the values."""
-    added = min(128, int(operation.magnitude / _LARGEST * 110))
+    added = min(128, _whole(operation, 110))
     table = [min(255, value + added) if value < 128 else value for value in range(256)]
     return image.point(table * len(image.getbands()))
 
@@ -202,10 +178,12 @@ OPERATIONS: dict[str, _Apply] = {
     "Equalize": lambda image, operation, fill: ImageOps.equalize(image),
     "Invert": lambda image, operation, fill: ImageOps.invert(image),
     "Rotate": _rotate,
-    "Posterize": _posterize,
-    "PosterizeIncreasing": _posterize_increasing,
-    "Solarize": _solarize,
-    "SolarizeIncreasing": _solarize_increasing,
+    "Posterize": lambda image, operation, fill: _keep_bits(image, _whole(operation, 4)),
+    "PosterizeIncreasing": lambda image, operation, fill: _keep_bits(image, 4 - _whole(operation, 4)),
+    "Solarize": lambda image, operation, fill: ImageOps.solarize(image, min(256, _whole(operation, 256))),
+    "SolarizeIncreasing": lambda image, operation, fill: ImageOps.solarize(
+        image, 256 - min(256, _whole(operation, 256))
+    ),
     "SolarizeAdd": _solarize_add,
     "Color": _enhance(ImageEnhance.Color, increasing=False),
     "ColorIncreasing": _enhance(ImageEnhance.Color, increasing=True),
@@ -215,10 +193,10 @@ OPERATIONS: dict[str, _Apply] = {
     "BrightnessIncreasing": _enhance(ImageEnhance.Brightness, increasing=True),
     "Sharpness": _enhance(ImageEnhance.Sharpness, increasing=False),
     "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness, increasing=True),
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateXRel": _translate_x,
-    "TranslateYRel": _translate_y,
+    "ShearX": _affine(lambda image, operation: (1, _signed(operation, 0.3), 0, 0, 1, 0)),
+    "ShearY": _affine(lambda image, operation: (1, 0, 0, _signed(operation, 0.3), 1, 0)),
+    "TranslateXRel": _affine(lambda image, operation: (1, 0, _signed(operation, 0.45) * image.width, 0, 1, 0)),
+    "TranslateYRel": _affine(lambda image, operation: (1, 0, 0, 0, 1, _signed(operation, 0.45) * image.height)),
 }
 _INCREASING = {name.removesuffix("Increasing"): name for name in OPERATIONS if name.endswith("Increasing")}
 _NAMES = tuple(name for name in OPERATIONS if not name.endswith("Increasing"))
