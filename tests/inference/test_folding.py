@@ -1,4 +1,4 @@
-"""The folded network is the same function: same logits and feature maps, for every architecture the config can say."""
+"""The folded network is the same function: same logits and feature maps, for every architecture."""
 
 import dataclasses
 from functools import partial
@@ -28,22 +28,22 @@ def assert_same_function(config, size, batch=2, tolerance=1e-5):
     logits, features = apply_folded(config, fold(config, variables), pixels)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=tolerance * float(jnp.abs(expected.logits).max()))
-    for ours, theirs in zip(features, expected.hidden_states, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * float(jnp.abs(theirs).max()))
+    for found, wanted in zip(features, expected.hidden_states, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * float(jnp.abs(wanted).max()))
 
 
-# s24 and s36 have the widths of s12, m48 has those of m36: they differ in the number of blocks, each folded by itself.
+# s24 and s36 have the widths of s12, m48 has those of m36; only the number of blocks differs.
 @pytest.mark.parametrize("name", ["s12", "m36"])
-def test_every_published_width_folds_exactly(name):
+def test_folding_keeps_logits_and_maps_of_every_published_width(name):
     assert_same_function(PoolFormerConfig.from_variant(name, depths=(1, 1, 2, 1), num_labels=50), 64)
 
 
-def test_the_whole_s12_folds_exactly():
+def test_folding_keeps_logits_and_maps_of_the_whole_s12():
     assert_same_function(PoolFormerConfig.from_variant("s12"), 96, batch=1)
 
 
 @pytest.mark.parametrize("norm", ["group_norm", "layer_norm"])
-def test_every_token_mixer_folds_exactly(norm):
+def test_folding_keeps_logits_and_maps_with_every_token_mixer(norm):
     positions = (False, False, True, False)
     config = PoolFormerConfig(**TINY, token_mixers=EVERY_MIXER, norm=norm, position_embeddings=positions, image_size=64)
     assert_same_function(config, 64)
@@ -59,13 +59,13 @@ def test_every_token_mixer_folds_exactly(norm):
     ],
     ids=str,
 )
-def test_every_setting_folds_exactly(changes):
+def test_folding_keeps_logits_and_maps_with_every_setting(changes):
     assert_same_function(PoolFormerConfig(**{**TINY, **changes}), 64)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (70, 50)])
-def test_an_image_alone_has_the_features_it_has_in_a_batch(size):
-    """Alone, its last feature maps have fewer positions than channels, and their convolutions become products."""
+def test_a_single_image_has_the_features_it_has_in_a_batch(size):
+    """Its last feature maps have fewer positions than channels, so that their convolutions become matrix products."""
     config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))
     folded = fold(config, random_variables(config)[1])
     pixels = jax.random.normal(jax.random.key(1), (200, *size, 3))
@@ -77,11 +77,11 @@ def test_an_image_alone_has_the_features_it_has_in_a_batch(size):
         np.testing.assert_allclose(one[0], many[0], rtol=0, atol=1e-5 * float(jnp.abs(many).max()))
 
 
-def test_a_non_square_input_folds_exactly():
+def test_folding_keeps_logits_and_maps_of_images_that_are_not_square():
     assert_same_function(PoolFormerConfig(**TINY), (65, 97))
 
 
-def test_folding_is_exact_and_not_merely_close():
+def test_folding_is_exact_in_float64():
     # In float64 only the rounding of the folded parameters to float32 is left.
     with jax.enable_x64(True):
         config = PoolFormerConfig(**TINY)
@@ -93,7 +93,7 @@ def test_folding_is_exact_and_not_merely_close():
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-7 * np.abs(expected).max())
 
 
-def test_bfloat16_stays_as_close_as_the_model_in_bfloat16():
+def test_folding_in_bfloat16_is_as_close_to_float32_as_the_model_in_bfloat16():
     config = PoolFormerConfig(**TINY)
     model, variables = random_variables(config)
     pixels = jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
@@ -106,7 +106,7 @@ def test_bfloat16_stays_as_close_as_the_model_in_bfloat16():
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (1, 16, 64, 3), (64, 64, 3)], ids=str)
-def test_what_the_model_refuses_the_folded_network_refuses(shape):
+def test_the_folded_network_refuses_pixels_with_the_models_message(shape):
     config = PoolFormerConfig(**TINY)
     model, variables = random_variables(config)
     messages = []
@@ -134,13 +134,13 @@ def test_the_folded_network_is_smaller():
     assert count(variables) - count(fold(config, variables)) == 5 * sum(blocks) + 2 * config.hidden_sizes[-1]
 
 
-def test_a_batch_worked_through_in_parts_has_the_same_logits():
+def test_logits_do_not_depend_on_the_number_of_images_at_once():
     config = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
     folded = fold(config, random_variables(config)[1])
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     apply = jax.jit(folded_apply, static_argnums=0, static_argnames="images_at_once")
     whole = apply(config, folded, pixels)
-    for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch: three at a time
+    for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch, so 3 are computed at a time
         parts = apply(config, folded, pixels, images_at_once=images_at_once)
         np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
 
@@ -156,12 +156,12 @@ PER_STAGE = [name for name, value in vars(CONFIG).items() if isinstance(value, t
         ({name: getattr(CONFIG, name)[:3] for name in PER_STAGE}, "unexpected: stages_3/"),
     ],
 )
-def test_weights_of_another_network_are_refused_before_they_are_folded(changes, message):
+def test_folding_refuses_weights_of_another_network(changes, message):
     config = dataclasses.replace(CONFIG, id2label=None, **changes)
     with pytest.raises(WeightsMismatch, match=message):
         fold(config, VARIABLES)
 
 
-def test_a_tree_without_its_collection_is_refused():
+def test_folding_refuses_a_tree_without_its_collection():
     with pytest.raises(ValueError, match=r"Expected {'params': tree}"):
         fold(CONFIG, VARIABLES["params"])

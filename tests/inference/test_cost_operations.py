@@ -1,4 +1,4 @@
-"""Costs are counted right: against the paper, and against the operations that jax would run."""
+"""Counts of parameters and MACs agree with the paper and with the operations that jax runs."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ def subjaxprs(equation):
 
 
 def multiplications(jaxpr):
-    """Of convolutions and matrix products, wherever they are nested."""
+    """The number of multiplications in all convolutions and matrix products, nested ones included."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
@@ -39,7 +39,7 @@ def multiplications(jaxpr):
 
 
 def norm_elements(config, size):
-    """What the norms of a "norm_pool" network read."""
+    """How many numbers the norms of a "norm_pool" network read."""
     sides = config.feature_sizes(size)
     maps = [side**2 * channels for side, channels in zip(sides, config.hidden_sizes)]
     return sum(2 * depth * elements for depth, elements in zip(config.depths, maps)) + maps[-1]
@@ -47,31 +47,30 @@ def norm_elements(config, size):
 
 # The paper's table, as fvcore counted it: README of sail-sg/poolformer, "PoolFormer Models".
 @pytest.mark.parametrize(("name", "billions"), [("s12", 1.8), ("s24", 3.4), ("s36", 5.0), ("m36", 8.8), ("m48", 11.6)])
-def test_macs_are_the_papers(name, billions):
+def test_macs_are_those_of_the_paper(name, billions):
     assert round(count_macs(PoolFormerConfig.from_variant(name)) / 1e9, 1) == billions
     assert SIZES[name].macs_g == billions
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_the_tables_parameters_are_the_networks(name):
-    # Every stage's blocks are equal, which the table relies on; 3 of each stand for up to 24.
+def test_parameters_of_the_layers_add_up_to_those_of_the_network(name):
     config = PoolFormerConfig.from_variant(name, depths=(3, 1, 2, 1))
     assert sum(row.parameters for row in layer_table(config)) == count_parameters(config)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith(("metaformer", "s12"))])
-def test_macs_are_the_multiplications_that_jax_runs_and_five_per_normed_element(name):
+def test_macs_are_the_multiplications_that_jax_runs_and_five_per_normalised_number(name):
     config = PoolFormerConfig.from_variant(name)
     params = parameter_shapes(config)
     pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    # Either norm has the same products; with layer norm no block is computed in another order (see `fused`).
+    # Both norms have the same products, and layer norm is never computed by the fused blocks.
     plain = PoolFormerForImageClassification(dataclasses.replace(config, norm="layer_norm"))
     jaxpr = jax.make_jaxpr(plain.apply)({"params": params}, pixels)
     expected = multiplications(jaxpr.jaxpr) + 5 * norm_elements(config, 224)
     assert count_macs(config) == expected
 
 
-def test_the_table_adds_up_and_shows_the_feature_maps():
+def test_the_layer_table_adds_up_and_shows_the_feature_maps():
     config = PoolFormerConfig.from_variant("s12")
     rows = layer_table(config, 256, 192)
     assert sum(row.parameters for row in rows) == count_parameters(config) == 11_915_176
@@ -87,19 +86,19 @@ def test_the_table_adds_up_and_shows_the_feature_maps():
     ("name", "size", "message"),
     [("s12", (16, 64), "at least 32 pixels"), ("metaformer_pppf_s12_224", (448, 448), "images of 224 by 224 pixels")],
 )
-def test_an_image_that_the_network_does_not_take_is_refused(name, size, message):
+def test_an_image_size_that_the_network_does_not_take_is_refused(name, size, message):
     with pytest.raises(ValueError, match=message):
         layer_table(PoolFormerConfig.from_variant(name), *size)
 
 
-def test_a_network_without_padding_has_a_table_too():
+def test_a_network_without_padding_has_a_layer_table():
     config = PoolFormerConfig.from_variant("s12", padding=(0, 0, 0, 0))
     assert layer_table(config, 64, 64)[-2].output_shape == (512,)
     with pytest.raises(ValueError, match="at least 63 pixels"):
         layer_table(config, 62, 64)
 
 
-def test_published_architectures_are_recognised_whatever_their_head():
+def test_published_architectures_are_recognised_with_any_head():
     assert published_variant(PoolFormerConfig.from_variant("m36", num_labels=3, head_order="pool_norm")) == "m36"
     for change in ({"depths": (1, 1, 1, 1)}, {"pool_size": 5}, {"hidden_act": "relu"}, {"padding": (3, 1, 1, 1)}):
         assert published_variant(PoolFormerConfig.from_variant("s12", **change)) is None

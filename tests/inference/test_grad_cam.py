@@ -1,4 +1,4 @@
-"""Grad-CAM shows where the evidence for a class is."""
+"""Grad-CAM maps show where in the image the evidence for a class is."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from small_networks import IMAGES, PROCESSOR, TINY, random_variables
 PHOTOGRAPH = IMAGES / "chelsea.jpg"
 
 
-def test_the_map_is_grad_cam_of_the_last_stage():
+def test_the_heatmap_is_grad_cam_of_the_last_stage():
     config = PoolFormerConfig(**TINY)
     model, variables = random_variables(config)
     explanation = GradCam(config, variables, PROCESSOR)(PHOTOGRAPH)
@@ -21,7 +21,7 @@ def test_the_map_is_grad_cam_of_the_last_stage():
     assert explanation.label == int(output.logits.argmax())
     assert explanation.probability == pytest.approx(float(jax.nn.softmax(output.logits).max()), abs=1e-5)
 
-    # Equations 1 and 2 of arXiv 1610.02391, on the network as it is (not folded).
+    # Equations 1 and 2 of arXiv 1610.02391, on the network that is not folded.
     def score(features):
         norm, head = variables["params"]["norm"], variables["params"]["head"]
         pooled = functional.group_norm(features, norm["scale"], norm["bias"]).mean((1, 2))
@@ -36,9 +36,9 @@ def test_the_map_is_grad_cam_of_the_last_stage():
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 2), (2, 1), (3, 3)])
-def test_the_map_is_hottest_where_the_evidence_is(row, column):
+def test_the_heatmap_has_its_maximum_where_the_evidence_is(row, column):
     # A network that measures brightness: its convolutions average, its blocks do nothing (layer scale 0), and its
-    # first label is for what is bright.
+    # first label stands for bright.
     config = PoolFormerConfig(
         depths=(1, 1), hidden_sizes=(2, 2), patch_sizes=(7, 3), strides=(4, 4), padding=(2, 1), num_labels=2,
         token_mixers=("pooling",) * 2, position_embeddings=(False,) * 2,
