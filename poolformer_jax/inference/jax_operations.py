@@ -16,8 +16,11 @@ from jaxtyping import Array, Float
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import (
+    attention,
+    dense,
     distance_and_inverse_std,
     gelu,
+    mix_positions,
     over_channels,
     pooling_mixer,
     standardize,
@@ -97,8 +100,7 @@ class JaxOperations(Operations[Array]):
         return y + over_channels(params["bias"], y)
 
     def dense(self, x: Float[Array, "*b c"], params: Parameters) -> Float[Array, "*b d"]:
-        y: Array = x @ params["kernel"].astype(x.dtype)
-        return y + over_channels(params["bias"], y) if "bias" in params else y
+        return dense(x, **params)
 
     def elementwise(self, x: Float[Array, "*b c"], function: str) -> Float[Array, "*b c"]:
         return _ELEMENTWISE[function](x)
@@ -140,17 +142,10 @@ class JaxOperations(Operations[Array]):
         return x + pooling_mixer(x, pool_size) * (inverse_std * scale).astype(x.dtype)
 
     def attention(self, qkv: Float[Array, "b h w c3"], head_dim: int) -> Float[Array, "b h w c"]:
-        batch, height, width, channels = qkv.shape
-        heads = qkv.reshape(batch, height * width, 3, channels // 3 // head_dim, head_dim)
-        query, key, value = jnp.moveaxis(heads, 2, 0)  # each [b, h * w, heads, head_dim]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query * head_dim**-0.5, key)
-        weights = jax.nn.softmax(widen(scores)).astype(qkv.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, height, width, channels // 3)
+        return attention(qkv, head_dim)
 
-    def mix_positions(self, x: Float[Array, "b h w c"], kernel: Float[Array, "hw hw2"]) -> Float[Array, "b h w c"]:
-        batch, height, width, channels = x.shape
-        tokens = x.reshape(batch, height * width, channels).swapaxes(1, 2)
-        return (tokens @ kernel.astype(x.dtype)).swapaxes(1, 2).reshape(x.shape)
+    def mix_positions(self, x: Float[Array, "b h w c"], kernel: Float[Array, "n n"]) -> Float[Array, "b h w c"]:
+        return mix_positions(x, kernel)
 
 
 def _convolve_patches(

@@ -175,6 +175,28 @@ def pooling_mixer_transpose(dy: Float[Array, "b h w c"], pool_size: int) -> Floa
     return _window_sum(dy / _window_counts(dy, pool_size), pool_size) - dy
 
 
+def attention(qkv: Float[Array, "b h w c3"], head_dim: int) -> Float[Array, "b h w c"]:
+    """Softmax attention over all positions.
+
+    Args:
+        qkv: queries, keys and values, each head by head along the channels.
+        head_dim: channels of a head.
+    """
+    batch, height, width, channels = qkv.shape
+    heads = qkv.reshape(batch, height * width, 3, channels // 3 // head_dim, head_dim)
+    query, key, value = jnp.moveaxis(heads, 2, 0)  # each [b, h * w, heads, head_dim]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * head_dim**-0.5, key)
+    weights = jax.nn.softmax(widen(scores)).astype(qkv.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, height, width, channels // 3)
+
+
+def mix_positions(x: Float[Array, "b h w c"], kernel: Float[Array, "n n"]) -> Float[Array, "b h w c"]:
+    """A matrix product over the positions, row by row: kernel [positions in, positions out]."""
+    batch, height, width, channels = x.shape
+    tokens = x.reshape(batch, height * width, channels).swapaxes(1, 2)
+    return dense(tokens, kernel).swapaxes(1, 2).reshape(x.shape)
+
+
 def drop_path(key: PRNGKeyArray, x: Float[Array, "b ..."], rate: float) -> Float[Array, "b ..."]:
     """Stochastic depth (arXiv 1603.09382): zeroes whole samples with probability `rate` and scales up the others.
 

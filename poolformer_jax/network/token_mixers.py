@@ -7,13 +7,12 @@ Source: arXiv 2111.11418, Section 4.3; sail-sg/poolformer, models/metaformer.py.
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from poolformer_jax.errors import InputError
+from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.functional import dense, pooling_mixer, widen
+from poolformer_jax.network.functional import dense, pooling_mixer
 from poolformer_jax.network.layers import Params
 
 HEAD_DIM = 32  # channels of a head of the attention mixer
@@ -33,27 +32,17 @@ def identity(_: PoolFormerConfig, __: Params, x: _Map) -> _Map:
 
 def attention(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
     """Multi-head self-attention over all positions; query, key and value have no bias."""
-    batch, height, width, channels = x.shape
-    if channels % HEAD_DIM:
+    if (channels := x.shape[-1]) % HEAD_DIM:
         raise InputError(
             f"Attention splits channels into heads of {HEAD_DIM}, and this stage has {channels} channels. "
             f"Expected a multiple of {HEAD_DIM} in hidden_sizes."
         )
-    # [b, h, w, 3 * c] -> three of [b, h * w, heads, head_dim]
-    qkv = dense(x, **params["qkv"]).reshape(batch, height * width, 3, channels // HEAD_DIM, HEAD_DIM)
-    query, key, value = jnp.moveaxis(qkv, 2, 0)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * HEAD_DIM**-0.5, key)
-    weights = jax.nn.softmax(widen(scores)).astype(x.dtype)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-    return dense(mixed, **params["proj"])
+    return dense(functional.attention(dense(x, **params["qkv"]), HEAD_DIM), **params["proj"])
 
 
 def spatial_fc(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
     """One dense layer over all positions, shared by the channels and without a bias; it fixes the input's size."""
-    batch, height, width, channels = x.shape
-    # [b, h, w, c] -> [b, c, h * w] and back
-    tokens = x.reshape(batch, height * width, channels).swapaxes(1, 2)
-    return dense(tokens, **params["fc"]).swapaxes(1, 2).reshape(x.shape)
+    return functional.mix_positions(x, params["fc"]["kernel"])
 
 
 TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
