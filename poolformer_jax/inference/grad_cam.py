@@ -1,9 +1,9 @@
-"""Grad-CAM: which part of a picture speaks for a class (arXiv 1610.02391).
+"""Grad-CAM: which part of an image is evidence for a class (arXiv 1610.02391).
 
-The layer and the colours are those of the authors' misc/cam_image.py: the last stage's output; each channel weighted by
-the mean gradient of the class's logit; negative evidence cut off; scaled to 0..1, enlarged bilinearly to the picture
-and laid over it half transparent. They squash the picture to 224 x 224; here it is preprocessed as for
-classification, so that the map explains the very prediction that `ImageClassifier` gives.
+Layer and colours are those of sail-sg/poolformer, misc/cam_image.py: the last stage's output; each channel weighted by
+the mean gradient of the class's logit; negative evidence set to 0; scaled to 0..1, enlarged bilinearly to the image and
+laid over it half transparent. The authors squash the image to 224 x 224. Here it is preprocessed as for classification,
+so that the map explains the prediction of `ImageClassifier`.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
 from poolformer_jax.network.config import PoolFormerConfig
 
-# Side in pixels that a picture of a small network is enlarged to for people, that of the published networks' input.
+# Shorter side, in pixels, that overlays of smaller images are enlarged to: the input of the published networks.
 VISIBLE_SIDE = 224
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Why one picture belongs to one class.
+    """The evidence for one class in one image.
 
     Attributes:
         label: index of the class.
-        probability: what the network gives it.
-        picture: the part of the picture that the network saw, uint8 [height, width, channels].
+        probability: its probability.
+        picture: the image as the network saw it, resized and cropped; uint8 [height, width, channels].
         heatmap: evidence for the class, float32 [height, width] from 0 to 1.
     """
 
@@ -44,11 +44,11 @@ class Explanation:
     heatmap: Float32[np.ndarray, "h w"]
 
     def overlay(self, shorter_side: int = 1) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """The picture with the heatmap over it: red speaks for the class, blue does not.
+        """The picture with the heatmap over it: red is evidence for the class, blue is none.
 
         Args:
-            shorter_side: a picture whose shorter side has fewer pixels is enlarged, by the largest whole factor that
-                keeps that side within this.
+            shorter_side: a picture whose shorter side has fewer pixels is enlarged by the largest whole factor that
+                keeps this side within `shorter_side` pixels.
         """
         mixed = jet(self.heatmap) + self.picture / 255
         factor = max(1, shorter_side // min(self.heatmap.shape))
@@ -57,7 +57,7 @@ class Explanation:
 
 
 class GradCam:
-    """Explains classifications; compiled once per picture size.
+    """Explains classifications; compiled once per image size.
 
     Args:
         config: the architecture, with a head.
@@ -79,12 +79,12 @@ class GradCam:
         """Explains one image.
 
         Args:
-            image: anything `PoolFormerImageProcessor.preprocess` takes as one picture.
+            image: anything that `PoolFormerImageProcessor.preprocess` takes as one image.
             label: index of the class to explain; by default the most probable one.
 
         Raises:
             ImageError: if the image cannot be read.
-            ValueError: if there is no such class.
+            ValueError: if `label` is not the index of a class.
         """
         if label is not None and not 0 <= label < self.config.num_labels:
             raise InputError(f"label={label}. Expected an index from 0 to {self.config.num_labels - 1}.")
@@ -104,13 +104,13 @@ def _explain(
     (gradient,) = gradient_of(jax.nn.one_hot(chosen, config.num_labels, dtype=logits.dtype)[None])
     weights = gradient.mean((1, 2))
     evidence = jax.nn.relu(jnp.einsum("bhwc,bc->hw", features, weights))
-    # Scaled before and after, because enlarging does not reach the extremes of every pixel.
+    # Scaled again after enlarging, which interpolates and so can miss the extremes.
     enlarged = jax.image.resize(_scale_to_one(evidence), pixel_values.shape[1:3], "bilinear")
     return _scale_to_one(enlarged), chosen, jax.nn.softmax(logits)[0, chosen]
 
 
 def _scale_to_one(values: Float[Array, "h w"]) -> Float[Array, "h w"]:
-    """From 0 to 1; a map that is the same everywhere becomes 0."""
+    """Scales to 0..1; a constant map becomes 0."""
     values = values - values.min()
     return values / (values.max() + 1e-7)
 

@@ -1,8 +1,8 @@
-"""Images too large for one device: each device holds a band of rows, of the pixels and of every feature map.
+"""Images too large for one device: each device holds a band of rows of the pixels and of every feature map.
 
-Only the input's sharding is said here. XLA's partitioner finds what has to cross between bands: the few rows that
-convolution and pooling windows share (a halo exchange), and the sums that norms take over the whole image. Parameters
-are on every device.
+Only the input's sharding is given. XLA's partitioner adds the communication between bands: the few rows that
+convolution and pooling windows share (a halo exchange), and the sums of the norms over the whole image. Parameters are
+replicated.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ from poolformer_jax.network.model import ImageClassifierOutput
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPerDevice:
-    """What one device needs to compute an image, in bytes.
+    """The memory that one device needs to compute an image, in bytes.
 
     Attributes:
         parameters_and_pixels: the arguments: all parameters, and the device's band of the image.
-        results: its bands of the feature maps, and the logits.
-        temporaries: the most that is held in between.
+        results: the device's bands of the feature maps, and the logits.
+        temporaries: the peak of everything in between.
     """
 
     parameters_and_pixels: int
@@ -51,16 +51,18 @@ class MemoryPerDevice:
 
 
 class HeightShardedModel:
-    """The network on images whose rows are spread over devices; the same function as on one device.
+    """The network on images whose rows are sharded over devices; the same function as on one device.
 
     Args:
         config: the architecture.
         variables: `{"params": tree}`.
-        devices: what to spread over; by default all devices of this process.
+        devices: the devices to shard over; by default all devices of this process.
         dtype: type that feature maps are computed in, float32 or bfloat16.
 
     Raises:
-        ValueError: for strides, kernels and padding whose maps have no equal bands, another dtype, or no devices.
+        ValueError: if the config's strides, kernels and padding give maps without equal bands, for another dtype, or
+            without devices.
+        WeightsMismatch: if the variables are not those of such a network.
     """
 
     def __init__(
@@ -74,16 +76,16 @@ class HeightShardedModel:
         check_dtype(dtype)
         devices = jax.local_devices() if devices is None else devices
         if not devices:
-            raise InputError("devices is empty. Expected at least one, or None for all of this process.")
+            raise InputError("devices is empty. Expected at least one, or None for all devices of this process.")
         mesh = Mesh(np.asarray(devices), ("height",))
         self.config, self._mesh = config, mesh
         self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())
         self._multiple = config.total_stride * mesh.size
-        if any(rows % mesh.size for rows in config.feature_sizes(self._multiple)):  # then no multiple will do
+        if any(rows % mesh.size for rows in config.feature_sizes(self._multiple)):  # and so at every multiple
             raise InputError(
                 f"The feature maps of {self._multiple} pixels are {config.feature_sizes(self._multiple)} pixels high, "
-                f"which {mesh.size} devices do not share equally. Expected padding of about half of patch_sizes, as "
-                "published, or one device."
+                f"which cannot be divided equally among {mesh.size} devices. Expected padding of about half of "
+                "patch_sizes, as in the published networks, or one device."
             )
         self._params = jax.device_put(fold(config, variables), replicated)
         self._apply = jax.jit(
@@ -93,22 +95,23 @@ class HeightShardedModel:
         )
 
     def __call__(self, pixel_values: Num[Array | np.ndarray, "b h w c"]) -> ImageClassifierOutput:
-        """Logits and feature maps; the maps stay spread over the devices by rows.
+        """Logits and feature maps; the maps stay sharded by rows.
 
         Args:
             pixel_values: [batch, height, width, num_channels], normalised. The height is a multiple of the network's
                 stride times the number of devices, so that every band of every map has the same number of rows.
 
         Raises:
-            ValueError: for another height, with the next larger one that would do, and for what no network takes.
+            ValueError: for another height, naming the next larger one that works, or pixels that the model does not
+                take.
         """
         self._check(pixel_values.shape)
-        with jax.set_mesh(self._mesh):  # whatever mesh the program around has set for itself
+        with jax.set_mesh(self._mesh):  # the caller may have set another mesh
             hidden_states, logits = self._apply(self._params, jax.device_put(pixel_values, self._rows))
         return ImageClassifierOutput(loss=None, logits=logits, hidden_states=hidden_states)
 
     def memory_per_device(self, height: int, width: int, batch: int = 1) -> MemoryPerDevice:
-        """What XLA plans for images of `height` x `width` pixels; compiles without computing."""
+        """XLA's memory plan for images of `height` x `width` pixels; compiles without computing."""
         shape = (batch, height, width, self.config.num_channels)
         self._check(shape)
         pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
