@@ -12,7 +12,7 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_apply, folded_features
 from poolformer_jax.weights import WeightsMismatch
-from small_networks import CONFIG, EVERY_MIXER, TINY, VARIABLES, random_variables
+from small_networks import CONFIG, EVERY_MIXER, TINY, TWO_STAGES, VARIABLES, random_variables
 
 
 @partial(jax.jit, static_argnums=(0, 3))
@@ -38,6 +38,7 @@ def test_folding_keeps_logits_and_maps_of_every_published_width(name):
     assert_same_function(PoolFormerConfig.from_variant(name, depths=(1, 1, 2, 1), num_labels=50), 64)
 
 
+@pytest.mark.slow
 def test_folding_keeps_logits_and_maps_of_the_whole_s12():
     assert_same_function(PoolFormerConfig.from_variant("s12"), 96, batch=1)
 
@@ -63,7 +64,7 @@ def test_folding_keeps_logits_and_maps_with_every_setting(changes):
     assert_same_function(PoolFormerConfig(**{**TINY, **changes}), 64)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 97), (70, 50)])
+@pytest.mark.parametrize("size", [(64, 64), (65, 97)])
 def test_a_single_image_has_the_features_it_has_in_a_batch(size):
     """Its last feature maps have fewer positions than channels, so that their convolutions become matrix products."""
     config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))
@@ -78,7 +79,7 @@ def test_a_single_image_has_the_features_it_has_in_a_batch(size):
 
 
 def test_folding_keeps_logits_and_maps_of_images_that_are_not_square():
-    assert_same_function(PoolFormerConfig(**TINY), (65, 97))
+    assert_same_function(TWO_STAGES, (65, 97))
 
 
 def test_folding_is_exact_in_float64():
@@ -121,7 +122,8 @@ def test_the_folded_network_refuses_pixels_with_the_models_message(shape):
 def test_an_empty_batch_has_no_logits(images_at_once):
     config = PoolFormerConfig(**TINY, token_mixers=EVERY_MIXER, image_size=64)
     folded = fold(config, random_variables(config)[1])
-    logits = folded_apply(config, folded, jnp.zeros((0, 64, 64, 3)), images_at_once=images_at_once)
+    apply = partial(folded_apply, config, images_at_once=images_at_once)
+    logits = jax.eval_shape(apply, folded, jnp.zeros((0, 64, 64, 3)))
     assert logits.shape == (0, config.num_labels)
 
 
@@ -135,13 +137,12 @@ def test_the_folded_network_is_smaller():
 
 
 def test_logits_do_not_depend_on_the_number_of_images_at_once():
-    config = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
-    folded = fold(config, random_variables(config)[1])
+    folded = fold(TWO_STAGES, random_variables(TWO_STAGES)[1])
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     apply = jax.jit(folded_apply, static_argnums=0, static_argnames="images_at_once")
-    whole = apply(config, folded, pixels)
-    for images_at_once in (1, 2, 4, 8):  # 4 does not divide the batch, so 3 are computed at a time
-        parts = apply(config, folded, pixels, images_at_once=images_at_once)
+    whole = apply(TWO_STAGES, folded, pixels)
+    for images_at_once in (1, 4, 8):  # 4 does not divide the batch, so 3 are computed at a time
+        parts = apply(TWO_STAGES, folded, pixels, images_at_once=images_at_once)
         np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
 
 

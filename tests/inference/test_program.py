@@ -1,4 +1,4 @@
-"""Several CPU devices compute what one does, each its own images of a batch."""
+"""How the compiled network shares a batch among devices."""
 
 import re
 from functools import partial
@@ -9,13 +9,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from poolformer_jax import PoolFormerConfig
 from poolformer_jax.inference.cpu_devices import data_parallel
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_apply
-from small_networks import TINY, random_variables
-
-SHALLOW = PoolFormerConfig(**{**TINY, "depths": (1, 1, 1, 1)})
+from small_networks import TWO_STAGES, random_variables
 
 
 def mesh(devices):
@@ -31,12 +28,12 @@ def exchanges(compiled):
     return set(re.findall(r"\b(all-gather|all-reduce|all-to-all|collective-\w+|reduce-scatter)\(", compiled.as_text()))
 
 
-def test_each_device_works_through_its_own_images_in_parts():
-    folded, pixels, devices = fold(SHALLOW, random_variables(SHALLOW)[1]), random_pixels(16, 32), mesh(4)
-    apply = data_parallel(partial(folded_apply, SHALLOW, images_at_once=2), devices)
+def test_each_cpu_device_computes_its_own_images_in_parts():
+    folded, pixels, devices = fold(TWO_STAGES, random_variables(TWO_STAGES)[1]), random_pixels(16, 32), mesh(4)
+    apply = data_parallel(partial(folded_apply, TWO_STAGES, images_at_once=2), devices)
     cut = jax.device_put(pixels, NamedSharding(devices, P("batch")))
     compiled = jax.jit(apply).lower(jax.device_put(folded, NamedSharding(devices, P())), cut).compile()
     assert "while" in compiled.as_text()
     assert not exchanges(compiled)
-    whole = folded_apply(SHALLOW, folded, pixels)
+    whole = folded_apply(TWO_STAGES, folded, pixels)
     np.testing.assert_allclose(jax.jit(apply)(folded, cut), whole, rtol=0, atol=1e-6 * np.abs(whole).max())
