@@ -32,6 +32,7 @@ from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import printable
 from train.data.fingerprint import (
+    Fingerprint,
     check_fingerprint,
     file_sizes,
     fingerprint_of,
@@ -168,19 +169,29 @@ def prepare_data(config: PrepareConfig, on_progress: Callable[[Progress], None] 
         "Wait until it ends; if it was stopped, the same command writes what is missing."
     )
     with lock_folder(config.folder.parent, refusal):
-        work = config.folder.with_name(f"{_VERSION}.incomplete")
-        work.mkdir(parents=True, exist_ok=True)
-        if (found := read_fingerprint(work)) is None:
-            write_fingerprint(work, fingerprint)
-        else:
-            check_fingerprint(work, config.source, fingerprint, found)
-        shards = _shards(config, sources)
-        _check_left_out(config, _left_out(config, shards, work), work)
-        _write_missing(config, sources, shards, work, on_progress)
-        _write_metadata(config, sources, shards, work)
-        write_fingerprint(work, fingerprint | file_sizes(sources, config.threads))
-        work.rename(config.folder)
+        _pack(config, sources, fingerprint, on_progress)
         return _result(config, sources)
+
+
+def _pack(
+    config: PrepareConfig,
+    sources: Mapping[str, Source],
+    fingerprint: Fingerprint,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Writes the missing shards and the metadata, and gives the folder its final name."""
+    work = config.folder.with_name(f"{_VERSION}.incomplete")
+    work.mkdir(parents=True, exist_ok=True)
+    if (found := read_fingerprint(work)) is None:
+        write_fingerprint(work, fingerprint)
+    else:
+        check_fingerprint(work, config.source, fingerprint, found)
+    shards = _shards(config, sources)
+    _check_left_out(config, _left_out(config, shards, work), work)
+    _write_missing(config, sources, shards, work, on_progress)
+    _write_metadata(config, sources, shards, work)
+    write_fingerprint(work, fingerprint | file_sizes(sources, config.threads))
+    work.rename(config.folder)
 
 
 def _result(config: PrepareConfig, sources: Mapping[str, Source]) -> Prepared:
