@@ -19,7 +19,7 @@ from poolformer_jax.inference.description import Operations, Parameters, classif
 from poolformer_jax.inference.folding import fold_tree
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.inputs import check_pixel_values
-from poolformer_jax.network.parameters import parameters
+from poolformer_jax.network.parameters import all_parameters
 
 # What fvcore's norm_flop_counter estimates for a norm with gain and shift.
 _NORM_MACS = 5
@@ -47,7 +47,7 @@ class LayerCost:
 
 def parameter_shapes(config: PoolFormerConfig) -> Mapping[str, Any]:
     """The parameter tree with shapes instead of arrays."""
-    shapes = {row.path: jax.ShapeDtypeStruct(row.shape, np.float32) for row in parameters(config)}
+    shapes = {row.path: jax.ShapeDtypeStruct(row.shape, np.float32) for row in all_parameters(config)}
     tree: Mapping[str, Any] = unflatten_dict(shapes, sep="/")
     return tree
 
@@ -70,7 +70,7 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     folded = jax.eval_shape(partial(fold_tree, shallow), parameter_shapes(shallow))
     ops = CostOperations()
     classify(ops, shallow, folded, feature_maps(ops, shallow, folded, pixels)[-1])
-    sizes = {row.path: math.prod(row.shape) for row in parameters(config)}
+    sizes = {row.path: math.prod(row.shape) for row in all_parameters(config)}
     return [_row(config, sizes, place, cost) for place, cost in ops.layers.items()]
 
 

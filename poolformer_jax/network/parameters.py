@@ -45,7 +45,7 @@ class Parameter(NamedTuple):
     initial: InitialValues
 
 
-def parameters(config: PoolFormerConfig, *, classifier: bool = True) -> tuple[Parameter, ...]:
+def all_parameters(config: PoolFormerConfig, *, classifier: bool = True) -> tuple[Parameter, ...]:
     """Every parameter of the network: the stem, stage by stage, then norm and head.
 
     Args:
@@ -78,7 +78,7 @@ def subtree(config: PoolFormerConfig, place: str, stage: int = 0, *, classifier:
         config: the network.
         place: `NETWORK` (stem, norm and head), `STAGE` (what a stage has outside its blocks) or `BLOCK`.
         stage: the index of the stage.
-        classifier: as in `parameters`.
+        classifier: as in `all_parameters`.
     """
     tree: dict[str, Any] = {}
     rows = [row for row in (*backbone_rows(), *head_rows()) if row.place == place]
@@ -95,7 +95,7 @@ def subtree(config: PoolFormerConfig, place: str, stage: int = 0, *, classifier:
 
 def count_parameters(config: PoolFormerConfig) -> int:
     """How many numbers the classifier has."""
-    return sum(math.prod(parameter.shape) for parameter in parameters(config))
+    return sum(math.prod(parameter.shape) for parameter in all_parameters(config))
 
 
 def is_present(config: PoolFormerConfig, row: Row, stage: int, *, classifier: bool = True) -> bool:
@@ -146,7 +146,7 @@ def leaves_by_path(
     check_names_and_shapes(
         "These variables are not those of the config given:",
         {path: np.shape(leaf) for path, leaf in leaves.items()},
-        {parameter.path: parameter.shape for parameter in parameters(config, classifier=classifier)},
+        {parameter.path: parameter.shape for parameter in all_parameters(config, classifier=classifier)},
     )
     return leaves
 
