@@ -27,7 +27,7 @@ from convert.conversion import convert, open_source
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.files import write_json
-from poolformer_jax.network.variants import SIZES
+from poolformer_jax.network import SIZES
 from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.names import LAYOUTS, leaves

@@ -25,7 +25,7 @@ from benchmarks.comparison import ROOT, Implementation, compare
 from benchmarks.inputs import write_inputs
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.files import write_json
-from poolformer_jax.network.variants import SIZES
+from poolformer_jax.network import SIZES
 
 # Float32 sums in another order. The largest differences seen are 2e-6 (s12) and 1e-5 (m36).
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from benchmarks.comparison import Implementation, compare
 from benchmarks.inputs import write_inputs
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.files import write_json
-from poolformer_jax.network.variants import SIZES
+from poolformer_jax.network import SIZES
 
 STEPS = 3
 """Steps whose losses are compared: the first checks the forward pass, the others the gradient and the update."""

@@ -42,7 +42,7 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.files import write_json
 from poolformer_jax.inference.program import fastest_network
-from poolformer_jax.network.variants import SIZES
+from poolformer_jax.network import SIZES
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -41,7 +41,7 @@ from benchmarks.compiled.training_step import SIZE, Step, lower_training, operat
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.errors import InputError, MissingDependencyError
 from poolformer_jax.files import write_json
-from poolformer_jax.network.variants import SIZES
+from poolformer_jax.network import SIZES
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from poolformer_jax import PoolFormerImageProcessor
-from poolformer_jax.network.variants import SIZES
+from poolformer_jax.network import SIZES
 from train.config import FreshNetwork, OptimizerConfig, PretrainedNetwork, TrainConfig
 from train.data import DIGITS, DataConfig, DeviceAugmentation, HostAugmentation
 

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.compilation import compiler_options
+from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import Verification, choose_kernels
-from poolformer_jax.network.kernel_stages import kernel_stages
 from train.compute.distributed import processes_where
 from train.compute.evaluation import EvaluationStep, make_evaluation_step
 from train.compute.optimizer import make_optimizer, make_schedule

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from poolformer_jax.cli.arguments import positive, starting_jax, waiting
 
 if TYPE_CHECKING:
-    from poolformer_jax.network.config import PoolFormerConfig
+    from poolformer_jax.network import PoolFormerConfig
 
 NAME = "summary"
 HELP = "Print a network's layers with their output shapes, parameters and MACs."
@@ -45,8 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _config(network: str) -> "PoolFormerConfig":
-    from poolformer_jax.network.config import PoolFormerConfig
-    from poolformer_jax.network.variants import VARIANTS
+    from poolformer_jax.network import VARIANTS, PoolFormerConfig
     from poolformer_jax.weights.containers.files import is_index, open_weights
     from poolformer_jax.weights.source import find_model_files, is_timms, network_of, read_config
 

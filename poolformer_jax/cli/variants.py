@@ -17,8 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a row per variant as it is counted; returns the exit code."""
     with starting_jax():
         from poolformer_jax.inference.cost_operations import layer_table
-        from poolformer_jax.network.config import PoolFormerConfig
-        from poolformer_jax.network.variants import SIZES, SOURCE, VARIANTS
+        from poolformer_jax.network import SIZES, SOURCE, VARIANTS, PoolFormerConfig
     print(f"{'variant':24} {'parameters':>11} {'MACs':>8} {'top-1':>7}  depths")
     for name in VARIANTS:
         with waiting(f"Counting {name}"):

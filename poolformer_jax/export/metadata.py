@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 
 from poolformer_jax.images.processor import PoolFormerImageProcessor
-from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.version import __version__
 
 

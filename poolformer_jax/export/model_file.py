@@ -32,8 +32,7 @@ from poolformer_jax.export.verification import TOLERANCES, difference_from_netwo
 from poolformer_jax.files import replace_atomically, write_json
 from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.inputs import check_dtype
+from poolformer_jax.network import PoolFormerConfig, check_dtype
 
 FORMATS = (".stablehlo", ".onnx")
 

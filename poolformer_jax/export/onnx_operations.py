@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.inputs import check_pixel_values
+from poolformer_jax.network import PoolFormerConfig, check_pixel_values
 
 
 def network_graph(config: PoolFormerConfig, folded: Parameters, image_size: tuple[int, int]) -> "Graph":

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 from poolformer_jax.inference.description import Parameters
 from poolformer_jax.inference.jax_operations import folded_apply
-from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -9,8 +9,7 @@ import numpy as np
 from flax.typing import Dtype
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.model import PoolFormerForImageClassification
+from poolformer_jax.network import PoolFormerConfig, PoolFormerForImageClassification
 
 # By type of the feature maps, relative to the largest logit. Rounding stays well below; a wrong operation does not.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}

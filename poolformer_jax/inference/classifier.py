@@ -28,7 +28,7 @@ from poolformer_jax.images.imagenet_labels import imagenet_labels
 from poolformer_jax.images.processor import PoolFormerImageProcessor, is_one_image
 from poolformer_jax.images.reading import ImageError, ImageLike, read_image
 from poolformer_jax.inference.program import Probabilities
-from poolformer_jax.network.config import PoolFormerConfig, published_variant
+from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights.pretrained import load_pretrained

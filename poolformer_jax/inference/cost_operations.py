@@ -17,9 +17,7 @@ from flax.traverse_util import unflatten_dict
 
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
 from poolformer_jax.inference.folding import fold_tree
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.inputs import check_pixel_values
-from poolformer_jax.network.parameters import all_parameters
+from poolformer_jax.network import PoolFormerConfig, all_parameters, check_pixel_values
 
 # What fvcore's norm_flop_counter estimates for a norm with gain and shift.
 _NORM_MACS = 5

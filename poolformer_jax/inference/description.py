@@ -14,9 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.functional import EPSILON, POOLED_EPSILON
-from poolformer_jax.network.token_mixers import HEAD_DIM
+from poolformer_jax.network import EPSILON, HEAD_DIM, POOLED_EPSILON, PoolFormerConfig
 
 X = TypeVar("X")
 # Nested dictionaries of arrays, or of anything else that has a shape.

@@ -28,8 +28,7 @@ import jax
 import numpy as np
 
 from poolformer_jax.inference.description import block_names
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.parameters import check_variables
+from poolformer_jax.network import PoolFormerConfig, check_variables
 
 # Nested dictionaries of float32 arrays; `fold_tree` lists them.
 FoldedParams: TypeAlias = dict[str, Any]

@@ -21,7 +21,7 @@ from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.images.reading import ImageLike
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
-from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig
 
 # Shorter side, in pixels, that overlays of smaller images are enlarged to: the input of the published networks.
 VISIBLE_SIDE = 224

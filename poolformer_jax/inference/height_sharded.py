@@ -21,9 +21,7 @@ from jaxtyping import Array, Float, Num
 from poolformer_jax.errors import InputError
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.inputs import check_dtype, check_pixel_values
-from poolformer_jax.network.model import ImageClassifierOutput
+from poolformer_jax.network import ImageClassifierOutput, PoolFormerConfig, check_dtype, check_pixel_values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
-from poolformer_jax.network.config import PoolFormerConfig
+from poolformer_jax.network import Pixels, PoolFormerConfig, check_pixel_values
 from poolformer_jax.network.functional import (
     attention,
     dense,
@@ -27,7 +27,6 @@ from poolformer_jax.network.functional import (
     widen,
 )
 from poolformer_jax.network.fused import largest_divisor
-from poolformer_jax.network.inputs import Pixels, check_pixel_values
 
 
 def folded_apply(

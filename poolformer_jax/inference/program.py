@@ -23,12 +23,14 @@ from poolformer_jax.images.processor import PoolFormerImageProcessor
 from poolformer_jax.inference.cpu_devices import data_parallel, images_on_device, is_cpu
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_apply
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.functional import over_channels
+from poolformer_jax.network import (
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    check_variables,
+    kernel_stages,
+    over_channels,
+)
 from poolformer_jax.network.fused import KernelMode, Kernels, choose_kernels
-from poolformer_jax.network.kernel_stages import kernel_stages
-from poolformer_jax.network.model import PoolFormerForImageClassification
-from poolformer_jax.network.parameters import check_variables
 
 _AXIS = "batch"
 _Apply = Callable[[Any, Array], Array]

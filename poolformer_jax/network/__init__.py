@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from poolformer_jax.network.config import NORMS as NORMS
+    from poolformer_jax.network.block import kernel_stages as kernel_stages
     from poolformer_jax.network.config import PoolFormerConfig as PoolFormerConfig
     from poolformer_jax.network.config import published_variant as published_variant
     from poolformer_jax.network.functional import ACTIVATIONS as ACTIVATIONS
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from poolformer_jax.network.model import PoolFormerModelOutput as PoolFormerModelOutput
     from poolformer_jax.network.parameter_table import MIXER_PARAMETERS as MIXER_PARAMETERS
     from poolformer_jax.network.parameter_table import NETWORK as NETWORK
-    from poolformer_jax.network.parameter_table import Row as Row
     from poolformer_jax.network.parameter_table import backbone_rows as backbone_rows
     from poolformer_jax.network.parameter_table import columns as columns
     from poolformer_jax.network.parameter_table import head_rows as head_rows
@@ -54,14 +53,15 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "config": "NORMS PoolFormerConfig published_variant",
+        "block": "kernel_stages",
+        "config": "PoolFormerConfig published_variant",
         "functional": "ACTIVATIONS EPSILON POOLED_EPSILON cross_entropy distance_and_inverse_std gelu over_channels "
         "pooling_mixer standardize widen",
         "inputs": "Pixels check_dtype check_pixel_values",
         "layers": "initial_value",
         "mismatch": "WeightsMismatch check_names_and_shapes",
         "model": "ImageClassifierOutput PoolFormerForImageClassification PoolFormerModel PoolFormerModelOutput",
-        "parameter_table": "MIXER_PARAMETERS NETWORK Row backbone_rows columns head_rows",
+        "parameter_table": "MIXER_PARAMETERS NETWORK backbone_rows columns head_rows",
         "parameters": "Parameter all_parameters check_variables count_parameters leaves_by_path parameters_of_rows "
         "subtree",
         "token_mixers": "HEAD_DIM TOKEN_MIXERS",

@@ -9,9 +9,7 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import ACTIVATIONS, NORMS, dense, over_channels, wide_type
-from poolformer_jax.network.fused.block import fold_mlp, mlp_residual, pooling_residual
-from poolformer_jax.network.fused.kernels.base import Kernels
-from poolformer_jax.network.fused.statistics import Moments
+from poolformer_jax.network.fused import Kernels, Moments, StageShape, fold_mlp, mlp_residual, pooling_residual
 from poolformer_jax.network.layers import DropPath, Params, declare
 from poolformer_jax.network.parameter_table import BLOCK
 from poolformer_jax.network.parameters import subtree
@@ -51,6 +49,19 @@ def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
     """True if the blocks of a stage can be computed in the passes of `fused`."""
     pools = config.token_mixers[stage] == "pooling" and config.norm == "group_norm"
     return pools and not (train and config.dropout_rate)
+
+
+def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, train: bool) -> list[StageShape]:
+    """The shapes of the stages whose blocks are fused.
+
+    Args:
+        config: the architecture.
+        image_size: height and width of the images in pixels.
+        train: whether the network is trained; with dropout its blocks are not fused.
+    """
+    heights, widths = map(config.feature_sizes, image_size)
+    shapes = map(StageShape, heights, widths, config.hidden_sizes, config.mlp_hidden_sizes)
+    return [shape for stage, shape in enumerate(shapes) if can_fuse(config, stage, train)]
 
 
 def _as_written(

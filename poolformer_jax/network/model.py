@@ -15,9 +15,7 @@ from jaxtyping import Array, Float
 from poolformer_jax.network.block import MetaFormerBlock, can_fuse
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import drop_path_rates
-from poolformer_jax.network.fused.kernels.base import Kernels
-from poolformer_jax.network.fused.patch_convolution import convolve, convolve_plainly
-from poolformer_jax.network.fused.statistics import moments_of
+from poolformer_jax.network.fused import Kernels, convolve, convolve_plainly, moments_of
 from poolformer_jax.network.heads import Labels, classify, mean_loss
 from poolformer_jax.network.inputs import Pixels, check_dtype, check_pixel_values
 from poolformer_jax.network.layers import Params, declare

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.network.config import PoolFormerConfig, published_variant
-from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
+from poolformer_jax.network import MIXER_PARAMETERS, PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.storage import plain
 from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, Row, parameter_rows
 

@@ -22,7 +22,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.files import naming_destination, write_json
 from poolformer_jax.images.processor import PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.images.processor_config import FILE as PREPROCESSOR
-from poolformer_jax.network.config import PoolFormerConfig, published_variant
+from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.names import LAYOUTS, leaves
 from poolformer_jax.weights.source import CARRIED_CONFIG, CONFIG, WEIGHTS

@@ -22,10 +22,15 @@ import numpy as np
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
-from poolformer_jax.network import parameter_table
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.parameter_table import backbone_rows, columns, head_rows
-from poolformer_jax.network.parameters import Parameter, parameters_of_rows
+from poolformer_jax.network import (
+    Parameter,
+    PoolFormerConfig,
+    backbone_rows,
+    columns,
+    head_rows,
+    parameter_table,
+    parameters_of_rows,
+)
 
 _SAIL = """
     stem/conv/kernel                                 patch_embed.proj.weight                   conv

@@ -18,11 +18,14 @@ from jaxtyping import PRNGKeyArray
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import PoolFormerImageProcessor
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.layers import initial_value
-from poolformer_jax.network.model import PoolFormerForImageClassification
-from poolformer_jax.network.parameter_table import NETWORK
-from poolformer_jax.network.parameters import Parameter, subtree
+from poolformer_jax.network import (
+    NETWORK,
+    Parameter,
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    initial_value,
+    subtree,
+)
 from poolformer_jax.weights import from_torch_state_dict
 from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.folder import write_model

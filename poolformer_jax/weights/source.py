@@ -16,8 +16,7 @@ from typing import Any
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
 from poolformer_jax.images.processor_config import FILE as PREPROCESSOR
-from poolformer_jax.network.config import PoolFormerConfig, published_variant
-from poolformer_jax.network.variants import SIZES
+from poolformer_jax.network import SIZES, PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.files import WeightsFile, WeightsFileError, is_index, read_index
 from poolformer_jax.weights.names import LAYOUTS
 from poolformer_jax.weights.transfer import plan_import

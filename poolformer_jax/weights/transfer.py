@@ -14,9 +14,7 @@ from numpy.typing import DTypeLike
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
-from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.mismatch import check_names_and_shapes
-from poolformer_jax.network.parameters import leaves_by_path
+from poolformer_jax.network import PoolFormerConfig, check_names_and_shapes, leaves_by_path
 from poolformer_jax.weights.containers.storage import plain
 from poolformer_jax.weights.detection import Detection, network_of_names, read_names
 from poolformer_jax.weights.names import TRANSFORMS, Leaf, leaves

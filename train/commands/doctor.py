@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 
 from poolformer_jax.fields import is_local
+from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import Kernels, StageShape, stages_without_kernels, verify_kernels
-from poolformer_jax.network.kernel_stages import kernel_stages
 from train.commands.data_checks import check_classes, check_split
 from train.commands.finding import Finding
 from train.commands.resource_checks import check_device_memory, check_disk, check_host_memory

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from poolformer_jax import PoolFormerForImageClassification
 from poolformer_jax.errors import InputError
-from poolformer_jax.network.functional import cross_entropy
+from poolformer_jax.network import cross_entropy
 from train.compute.sharding import batch_sharding, replicated, to_devices
 
 # With more classes the confusion matrix takes much memory and its picture is unreadable.
