@@ -14,8 +14,7 @@ import poolformer_jax
 from benchmarks.compiled import gpu_program
 from benchmarks.workload import Workload, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.inference.cpu_devices import data_parallel
-from poolformer_jax.inference.program import fastest_network
+from poolformer_jax.inference.program import fastest_network, shard_on_cpu
 from poolformer_jax.network.fused import kernels_for
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights.pretrained import load_pretrained
@@ -40,7 +39,7 @@ def inference(folder: str, dtype: str = "float32") -> Workload:
     apply, params = fastest_network(model.config, variables, mesh, jnp.dtype(dtype), pixels.shape[1:3])
     shardings = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     params, images = jax.device_put((params, jnp.asarray(pixels)), shardings)
-    function = jax.jit(data_parallel(apply, mesh), compiler_options=compiler_options(platform))
+    function = jax.jit(shard_on_cpu(apply, mesh), compiler_options=compiler_options(platform))
     compiled = function.lower(params, images).compile()
 
     def call() -> jax.Array:

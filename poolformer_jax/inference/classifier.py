@@ -27,7 +27,7 @@ from poolformer_jax.hub import NotInCache
 from poolformer_jax.images.imagenet_labels import imagenet_labels
 from poolformer_jax.images.processor import PoolFormerImageProcessor, is_one_image
 from poolformer_jax.images.reading import ImageError, ImageLike, read_image
-from poolformer_jax.inference.program import Probabilities
+from poolformer_jax.inference.program import CompiledClassifier
 from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
@@ -92,7 +92,7 @@ class ImageClassifier:
         self.image_processor = image_processor
         self.id2label = names
         self.decode_threads = threads
-        self._probabilities = Probabilities(
+        self._probabilities = CompiledClassifier(
             config,
             variables,
             image_processor,

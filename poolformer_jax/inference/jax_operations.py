@@ -45,7 +45,7 @@ def folded_apply(
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: the largest number of images to compute at a time, in equal parts of the batch; None computes
-            all at once. `cpu_devices.images_on_device(mesh)` is the fastest number.
+            all at once. `program.images_at_once(mesh)` is the fastest number.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         size = largest_divisor(len(pixel_values), images_at_once)

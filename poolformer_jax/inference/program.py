@@ -1,14 +1,18 @@
-"""Eight-bit pixels in, probabilities out: the network compiled for a few batch sizes, on all of the devices.
+"""8-bit pixels in, probabilities out: the network compiled for a few batch sizes, on all of the devices.
 
-Pixels cross to the devices as they are and are normalised there. The network is the folded one (`folding`), or computed
-by kernels on devices that have them (`network.fused`).
+Pixels are copied to the devices as they are and normalised there. The network is the folded one (`folding`), or runs on
+kernels where the devices have them (`network.fused`).
+
+Several CPU devices, usually one per core, each compute whole images. With a single CPU device the cores share every
+operation: in a batch of 16 they wait for each other some five hundred times, and then read what another core has
+written (docs/performance.md).
 """
 
 import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +24,6 @@ from jaxtyping import Array, Float, UInt8
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.images.processor import PoolFormerImageProcessor
-from poolformer_jax.inference.cpu_devices import data_parallel, images_on_device, is_cpu
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_apply
 from poolformer_jax.network import (
@@ -31,16 +34,21 @@ from poolformer_jax.network import (
     over_channels,
 )
 from poolformer_jax.network.fused import KernelMode, Kernels, choose_kernels
+from poolformer_jax.process import available_cores
 
 _AXIS = "batch"
-_Apply = Callable[[Any, Array], Array]
+# From parameters and images to one row per image.
+Apply: TypeAlias = Callable[[Any, Array], Array]
+
+# Enough to keep a core busy, and few enough for a part's hidden layers to stay in its caches (docs/performance.md).
+_IMAGES_PER_CORE = 2
 
 
-class Probabilities:
-    """The probability of every class, for batches of any size up to the largest of `batch_sizes`.
+class CompiledClassifier:
+    """Probabilities of all classes, for batches of any size up to the largest of `batch_sizes`.
 
-    Devices share every batch, for which each holds all of the parameters. Of several CPU devices the first computes an
-    image that comes alone, with all cores; then 1 is among the batch sizes.
+    Every batch is sharded over the devices, and parameters are replicated. With several CPU devices, a single image is
+    computed by the first one, with all cores; 1 is among the batch sizes then.
 
     The arguments are those of `ImageClassifier`.
     """
@@ -63,19 +71,23 @@ class Probabilities:
             assert image_size is not None, "ImageClassifier checks it"
             network, params = fastest_network(config, variables, mesh, dtype, image_size, kernels)
         else:
-            network, params = _network_as_trained(config, variables, dtype)
+            network, params = _trained_network(config, variables, dtype)
         apply = partial(_probabilities, image_processor, network)
-        alone = mesh.size > 1 and is_cpu(mesh)
-        self.batch_sizes = _bucket_sizes(batch_size, mesh.size, alone)
-        meshes = {size: Mesh(mesh.devices[:1], (_AXIS,)) if alone and size == 1 else mesh for size in self.batch_sizes}
+        single = mesh.size > 1 and _is_cpu(mesh)
+        self.batch_sizes = _batch_sizes(batch_size, mesh.size, single)
+        meshes = {size: Mesh(mesh.devices[:1], (_AXIS,)) if single and size == 1 else mesh for size in self.batch_sizes}
         programs = {mesh: _program(apply, params, mesh) for mesh in set(meshes.values())}
         self._programs = {size: programs[mesh] for size, mesh in meshes.items()}
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[Array, "n labels"]:
-        """Starts a batch without waiting for it; the first rows of the result are those of the images.
+        """Starts a batch and returns without waiting for it.
 
         Args:
-            images: at least one, at most `batch_sizes[-1]`, resized and cropped. They are padded to the next size.
+            images: at least one, at most `batch_sizes[-1]`, resized and cropped. They are padded to the next of
+                `batch_sizes`.
+
+        Returns:
+            A row per image, in order, and then rows of the padding.
         """
         size = next(size for size in self.batch_sizes if size >= len(images))
         padded = np.zeros((size, *images[0].shape), np.uint8)
@@ -90,8 +102,8 @@ def fastest_network(
     dtype: Dtype,
     image_size: tuple[int, int],
     kernels: KernelMode = "auto",
-) -> tuple[_Apply, Any]:
-    """`apply(params, pixels)` to logits as these devices compute it fastest, and the parameters that it takes.
+) -> tuple[Apply, Any]:
+    """`apply(params, pixels)`, which computes logits in the way that is fastest on these devices, and its parameters.
 
     Args:
         config: the architecture.
@@ -103,7 +115,7 @@ def fastest_network(
 
     Raises:
         ValueError: if kernels is "on" and there are none for these devices and this type.
-        WeightsMismatch: if the parameters are not the architecture's.
+        WeightsMismatch: if the variables are not those of such a network.
     """
     chosen, verification = choose_kernels(
         kernels, mesh, mesh.axis_names, dtype, kernel_stages(config, image_size, train=False), gradients=False
@@ -111,56 +123,83 @@ def fastest_network(
     if verification is not None and verification.problem:
         warnings.warn(f"{verification.warning} (kernels='off' leaves out this check.)", stacklevel=4)
     if chosen is None:
-        apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_on_device(mesh))
+        apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_at_once(mesh))
         return apply, fold(config, variables)
-    return _network_as_trained(config, variables, dtype, chosen)
+    return _trained_network(config, variables, dtype, chosen)
 
 
-def _network_as_trained(
+def images_at_once(mesh: Mesh) -> int | None:
+    """The number of images that each device of a mesh should compute at a time; None for all that it has.
+
+    CPU devices share the cores that this process may use.
+    """
+    if not _is_cpu(mesh):
+        return None
+    return _IMAGES_PER_CORE * max(1, available_cores() // mesh.size)
+
+
+def shard_on_cpu(apply: Apply, mesh: Mesh) -> Apply:
+    """`apply` with each of several CPU devices looping over the images that it holds.
+
+    If XLA partitioned the loop over parts of the batch, it would fetch every part from the other devices. On other
+    platforms and on one device this is `apply` itself.
+    """
+    if mesh.size == 1 or not _is_cpu(mesh):
+        return apply
+    replicated, batch = P(), P(mesh.axis_names)
+    return jax.shard_map(apply, mesh=mesh, in_specs=(replicated, batch), out_specs=batch)
+
+
+def _is_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")
+
+
+def _trained_network(
     config: PoolFormerConfig, variables: Mapping[str, Any], dtype: Dtype, kernels: Kernels | None = None
-) -> tuple[_Apply, Any]:
+) -> tuple[Apply, Any]:
+    """The model itself, without folding."""
     check_variables(config, variables)
     return partial(_logits, PoolFormerForImageClassification(config, dtype, kernels=kernels)), variables["params"]
 
 
 class _Program(NamedTuple):
-    """A function of parameters and pixels, the parameters on its devices, and these."""
+    """A compiled function of parameters and pixels, with the parameters on its devices."""
 
-    apply: _Apply
+    apply: Apply
     params: Any
     mesh: Mesh
 
     def __call__(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[Array, "b labels"]:
-        with jax.set_mesh(self.mesh):  # whatever mesh the program around has set for itself
+        with jax.set_mesh(self.mesh):  # the caller may have set another mesh
             return self.apply(self.params, jax.device_put(pixels, NamedSharding(self.mesh, P(_AXIS))))
 
 
-def _program(apply: _Apply, params: Any, mesh: Mesh) -> _Program:
-    """Every device computes its images of a batch."""
-    replicated, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
+def _program(apply: Apply, params: Any, mesh: Mesh) -> _Program:
+    """`apply` compiled for a batch that is sharded over the devices."""
+    replicated, sharded = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
     compiled = jax.jit(
-        data_parallel(apply, mesh),
-        in_shardings=(replicated, cut),
-        out_shardings=cut,
+        shard_on_cpu(apply, mesh),
+        in_shardings=(replicated, sharded),
+        out_shardings=sharded,
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
     return _Program(compiled, jax.device_put(params, replicated), mesh)
 
 
-def _bucket_sizes(batch_size: int, devices: int, alone: bool) -> tuple[int, ...]:
-    """Batch sizes to compile for: multiples of the number of devices, each four times the one before.
+def _batch_sizes(batch_size: int, devices: int, single: bool) -> tuple[int, ...]:
+    """The batch sizes to compile for: multiples of the number of devices, each four times the one before.
 
-    And 1 before them, where one device takes an image that comes alone.
+    `single` adds 1, for an image that one device computes.
     """
-    if alone and batch_size == 1:
+    if single and batch_size == 1:
         return (1,)
     largest = -(-batch_size // devices) * devices
     growing = itertools.takewhile(lambda size: size < largest, (devices * 4**power for power in itertools.count()))
-    return (*([1] if alone else []), *growing, largest)
+    return (*([1] if single else []), *growing, largest)
 
 
 def _probabilities(
-    image_processor: PoolFormerImageProcessor, network: _Apply, params: Any, pixels: UInt8[Array, "b h w c"]
+    image_processor: PoolFormerImageProcessor, network: Apply, params: Any, pixels: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b labels"]:
     pixels = pixels.astype(jnp.float32)
     scale, shift = (over_channels(vector, pixels) for vector in image_processor.scale_and_shift())

@@ -1,6 +1,5 @@
 """ImageClassifier: the labels of the network, in order, with few compilations and in spite of bad images."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -15,18 +14,16 @@ from PIL import Image
 
 from paths import TESTS
 from poolformer_jax import (
-    GpuKernels,
     PoolFormerConfig,
     PoolFormerForImageClassification,
     PoolFormerImageProcessor,
     PoolFormerModel,
-    TpuKernels,
 )
 from poolformer_jax.images.imagenet_labels import imagenet_labels, imagenet_wordnet_ids
 from poolformer_jax.images.reading import ImageError
 from poolformer_jax.inference.classifier import ImageClassifier, find_image_processor
 from poolformer_jax.inference.cost_operations import parameter_shapes
-from poolformer_jax.inference.program import Probabilities
+from poolformer_jax.inference.program import CompiledClassifier
 from poolformer_jax.weights import WeightsMismatch
 from poolformer_jax.weights.pretrained import save_pretrained
 from small_networks import CONFIG, LABELS, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
@@ -111,13 +108,14 @@ def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
 
 def test_every_device_computes_its_share_of_a_batch(classifier):
     assert jax.local_device_count() == 8
-    probabilities = Probabilities(
+    probabilities = CompiledClassifier(
         CONFIG,
         VARIABLES,
         PROCESSOR,
         dtype=jnp.float32,
         batch_size=16,
         fold_parameters=True,
+        kernels="auto",
         devices=jax.local_devices(),
     )([PROCESSOR.resize_and_crop(photograph) for photograph in PHOTOGRAPHS])
     assert len(PHOTOGRAPHS) < 8
@@ -130,13 +128,13 @@ def test_every_device_computes_its_share_of_a_batch(classifier):
 
 def test_of_several_cpu_devices_one_computes_an_image_that_comes_alone():
     first, *_ = devices = jax.local_devices()
-    options = {"dtype": jnp.float32, "fold_parameters": True, "devices": devices}
+    options = {"dtype": jnp.float32, "fold_parameters": True, "kernels": "auto", "devices": devices}
     image, found = PROCESSOR.resize_and_crop(PHOTOGRAPHS[0]), []
     for batch_size in (1, 16):
-        probabilities = Probabilities(CONFIG, VARIABLES, PROCESSOR, batch_size=batch_size, **options)([image])
+        probabilities = CompiledClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=batch_size, **options)([image])
         assert probabilities.sharding.device_set == {first}
         found.append(probabilities[0])
-    together = Probabilities(CONFIG, VARIABLES, PROCESSOR, batch_size=16, **options)([image] * 2)[0]
+    together = CompiledClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=16, **options)([image] * 2)[0]
     np.testing.assert_allclose(found, [together] * 2, rtol=1e-5)
 
 
@@ -214,30 +212,6 @@ def test_bfloat16_agrees_with_float32_to_its_precision(classifier):
     )
     assert not np.array_equal(exact, rounded)
     np.testing.assert_allclose(rounded, exact, rtol=5 * 2**-8)  # a few roundings of 8 bits
-
-
-@pytest.mark.parametrize("kind", [TpuKernels, GpuKernels])
-def test_in_bfloat16_devices_that_have_kernels_compute_with_them(kind, monkeypatch):
-    asked = []
-    config = dataclasses.replace(CONFIG, hidden_sizes=(16, 16, 16, 16))
-    _, variables = random_variables(config)
-
-    def kernels_for(mesh, axes):
-        asked.append(axes)
-        return kind(mesh, axes, interpret=True)
-
-    def probabilities(dtype):
-        classifier = ImageClassifier(
-            config, variables, PROCESSOR, dtype=dtype, batch_size=16, devices=jax.devices()[:1]
-        )
-        return np.array([[dict(row)[label] for label in LABELS.values()] for row in classifier(PHOTOGRAPHS * 2, 7)])
-
-    without = probabilities("bfloat16")
-    monkeypatch.setattr("poolformer_jax.inference.program.kernels_for", kernels_for)
-    exact, found = probabilities("float32"), probabilities("bfloat16")
-    assert asked == [("batch",)]
-    assert not np.array_equal(found, without)
-    np.testing.assert_allclose(found, exact, rtol=5 * 2**-8)
 
 
 def test_a_network_of_one_channel_classifies_colour_photographs():

@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from poolformer_jax.inference.cpu_devices import data_parallel
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_apply
+from poolformer_jax.inference.program import shard_on_cpu
 from small_networks import TWO_STAGES, random_variables
 
 
@@ -30,7 +30,7 @@ def exchanges(compiled):
 
 def test_each_cpu_device_computes_its_own_images_in_parts():
     folded, pixels, devices = fold(TWO_STAGES, random_variables(TWO_STAGES)[1]), random_pixels(16, 32), mesh(4)
-    apply = data_parallel(partial(folded_apply, TWO_STAGES, images_at_once=2), devices)
+    apply = shard_on_cpu(partial(folded_apply, TWO_STAGES, images_at_once=2), devices)
     cut = jax.device_put(pixels, NamedSharding(devices, P("batch")))
     compiled = jax.jit(apply).lower(jax.device_put(folded, NamedSharding(devices, P())), cut).compile()
     assert "while" in compiled.as_text()

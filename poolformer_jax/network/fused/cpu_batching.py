@@ -5,7 +5,7 @@ the first pass over them to the last. All microbatches use the same few megabyte
 whole batch in every step would cost more than the arithmetic on them.
 
 CPU devices that share a batch would fetch each other's images for this. Training on several CPU devices is for tests;
-inference computes each device's images separately (`cpu_devices.data_parallel`).
+inference computes each device's images separately (`inference.program.shard_on_cpu`).
 """
 
 import math
