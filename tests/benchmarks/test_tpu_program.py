@@ -40,7 +40,7 @@ model = dataclasses.replace(
 # The images of all four chips share one mixing ratio, like those of two chips in the recipe.
 data = dataclasses.replace(recipe.data, batch_size=128, image_size=32)
 mesh = MeshConfig(fsdp=int(sys.argv[1]))
-recipe = dataclasses.replace(recipe, model=model, data=data, dtype="bfloat16", mesh=mesh)
+recipe = dataclasses.replace(recipe, model=model, data=data, dtype="bfloat16", mesh=mesh, kernels="on")
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 parts = assemble(recipe, [str(n) for n in range(10)], 1024, devices)
 sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))

@@ -13,7 +13,7 @@ import poolformer_jax
 from paths import ROOT
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.inference.cost_operations import layer_table
-from poolformer_jax.network.variants import RESULTS
+from poolformer_jax.network import SIZES
 from poolformer_jax.weights.pretrained import save_pretrained
 from small_networks import IMAGES, MODEL, PROCESSOR, VARIABLES, random_variables
 
@@ -95,7 +95,7 @@ def test_the_tables_of_the_published_networks_are_right():
     for name in ("index.md", "zh/index.md"):
         text = (DOCS / name).read_text("utf-8")
         rows = re.findall(r"^\| ([sm]\d\d) \| (.+?) \| (.+?) \| (.+?) \| (.+?) G \| (.+?) %", text, re.MULTILINE)
-        assert [row[0] for row in rows] == list(RESULTS)
+        assert [row[0] for row in rows] == list(SIZES)
         for variant, depths, channels, parameters, macs, top_1 in rows:
             config = PoolFormerConfig.from_variant(variant)
             layers = layer_table(config)
@@ -103,7 +103,7 @@ def test_the_tables_of_the_published_networks_are_right():
             assert channels == ", ".join(map(str, config.hidden_sizes))
             assert parameters == f"{sum(layer.parameters for layer in layers):,}"
             assert macs == f"{sum(layer.macs for layer in layers) / 1e9:.2f}"
-            assert top_1 == f"{RESULTS[variant].top_1:.1f}"
+            assert top_1 == f"{SIZES[variant].top_1:.1f}"
 
 
 def test_notebooks_are_stored_without_results():
