@@ -106,7 +106,7 @@ _LESS_MEMORY = (
 
 def _lost_process(error: Exception) -> str | None:
     """With several processes, a failed computation most often means that another process has ended."""
-    from train.compute.distributed import has_other_processes
+    from train.compute import has_other_processes
 
     if not has_other_processes():
         return None
@@ -125,11 +125,10 @@ def _missing_package(error: ImportError) -> str | None:
 def _train(name: str, arguments: Sequence[str]) -> int:
     config = _recipe(name, arguments, f"python -m train {name}")
     from train import loop
-    from train.report import results
-    from train.report.progress import create_console
+    from train.report import create_console, print_summary
 
     outcome = loop.run(config, create_console())
-    results.print_summary(config, outcome.step, outcome.evaluations)
+    print_summary(config, outcome.step, outcome.evaluations)
     return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
 
 
@@ -166,14 +165,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
     """
     import tyro
 
-    from train.commands import evaluate
-    from train.report.progress import create_console
+    from train.commands import EvaluateConfig, run_evaluation
+    from train.report import create_console
 
     description = _fill(_evaluate.__doc__ or "")
-    config = tyro.cli(
-        evaluate.EvaluateConfig, prog="python -m train evaluate", description=description, args=list(arguments)
-    )
-    evaluate.run(config, create_console())
+    config = tyro.cli(EvaluateConfig, prog="python -m train evaluate", description=description, args=list(arguments))
+    run_evaluation(config, create_console())
     return 0
 
 
@@ -188,7 +185,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from train.data import PrepareConfig, prepare_data
-    from train.report.progress import create_console
+    from train.report import create_console
 
     config = tyro.cli(
         PrepareConfig,
@@ -232,15 +229,15 @@ def _doctor(arguments: Sequence[str]) -> int:
         print(f"doctor {name!r}: expected a recipe, one of: {', '.join(RECIPES)}.", file=sys.stderr)
         return 2
     config = _recipe(name, arguments[1:], f"python -m train doctor {name}")
-    from train.commands import doctor
-    from train.report.progress import create_console
+    from train.commands import examine, print_findings
+    from train.report import create_console
 
     console = create_console()
 
     def show(text: str, style: str) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    return doctor.report(doctor.examine(config), show, console.width)
+    return print_findings(examine(config), show, console.width)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {

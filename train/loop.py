@@ -11,18 +11,11 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from poolformer_jax.errors import PoolFormerError
-from train.compute.distributed import initialize
-from train.compute.evaluation import Evaluation, evaluate
-from train.compute.preemption import StopRequest
-from train.compute.sharding import process_part, to_devices
-from train.compute.state import TrainState
+from train.compute import Evaluation, StopRequest, TrainState, evaluate, initialize, process_part, to_devices
 from train.config import TrainConfig
 from train.data import Batches, evaluation_batches, evaluation_steps, open_source, train_batches
-from train.report import results
-from train.report.journal import Journal
-from train.report.profile import Profiler
-from train.report.progress import Record
-from train.resume.same_run import open_run
+from train.report import Journal, Profiler, Record, write_results
+from train.resume import open_run
 from train.setup import Assembly, assemble
 
 _LOG = logging.getLogger(__name__)
@@ -126,7 +119,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 evaluations = evaluate_state(state)
                 journal.evaluation(step, evaluations)
                 _check_held_out_loss(evaluations["params"], config)
-            results.write(config, parts, state, held_out, evaluations, finished=times.schedule_ends)
+            write_results(config, parts, state, held_out, evaluations, finished=times.schedule_ends)
     return Outcome(step, evaluations, None)
 
 

@@ -16,12 +16,22 @@ from poolformer_jax import PoolFormerConfig
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import Verification, choose_kernels
-from train.compute.distributed import processes_where
-from train.compute.evaluation import EvaluationStep, make_evaluation_step
-from train.compute.optimizer import make_optimizer, make_schedule
-from train.compute.sharding import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated, state_shardings
-from train.compute.state import TrainState, new_state
-from train.compute.step import make_train_step
+from train.compute import (
+    BATCH_AXES,
+    EvaluationStep,
+    TrainState,
+    batch_sharding,
+    check_batch,
+    make_evaluation_step,
+    make_mesh,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+    new_state,
+    processes_where,
+    replicated,
+    state_shardings,
+)
 from train.config import TrainConfig
 from train.data import augment_batch, normalize_batch
 from train.network import Network, make_network

@@ -9,7 +9,7 @@ from importlib.metadata import distributions
 
 import tyro
 
-from train.commands.throughput import consume
+from train.commands import consume
 from train.data import DataConfig, open_source, train_batches
 
 PACKAGES = ("grain", "pillow", "cykooz-resizer", "nvidia-nvimgcodec-cu12")

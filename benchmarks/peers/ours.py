@@ -18,9 +18,7 @@ from poolformer_jax.inference.program import fastest_network, shard_on_cpu
 from poolformer_jax.network.fused import kernels_for
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights.pretrained import load_pretrained
-from train.compute.optimizer import make_optimizer
-from train.compute.state import new_state
-from train.compute.step import make_train_step
+from train.compute import make_optimizer, make_train_step, new_state
 from train.config import OptimizerConfig
 
 VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__, "flax": flax.__version__}

@@ -15,9 +15,8 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import programs
-from train import loop
+from train import compute, loop
 from train.command_line import main
-from train.compute import distributed
 from train.config import OptimizerConfig, TrainConfig
 from train.recipes import RECIPES
 from train.report.journal import MetricsFile
@@ -245,7 +244,7 @@ def test_a_failed_computation_of_several_processes_is_reported_as_the_loss_of_on
         raise JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer")
 
     monkeypatch.setattr(loop, "initialize", fail)
-    monkeypatch.setattr(distributed, "has_other_processes", lambda: True)
+    monkeypatch.setattr(compute, "has_other_processes", lambda: True)
     assert main(["smoke", "--run-dir", str(tmp_path)]) == 1
     message = capsys.readouterr().err
     assert "Another process of the run has ended" in message

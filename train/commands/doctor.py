@@ -16,11 +16,10 @@ from poolformer_jax.network.fused import Kernels, StageShape, stages_without_ker
 from train.commands.data_checks import check_classes, check_split
 from train.commands.finding import Finding
 from train.commands.resource_checks import check_device_memory, check_disk, check_host_memory
-from train.compute.distributed import initialize
+from train.compute import initialize
 from train.config import TrainConfig
 from train.data import Source, open_source
-from train.resume.checkpoints import CheckpointError
-from train.resume.same_run import Run, find_run
+from train.resume import CheckpointError, Run, find_run
 from train.setup import Assembly, assemble
 
 _FEW_STEPS = 100
@@ -148,7 +147,7 @@ def _kernel_stages(config: TrainConfig, parts: Assembly) -> list[StageShape]:
     return kernel_stages(parts.network.model.config, (config.data.image_size,) * 2, train=True)
 
 
-def report(findings: Iterator[Finding], show: Callable[[str, str], None], width: int) -> int:
+def print_findings(findings: Iterator[Finding], show: Callable[[str, str], None], width: int) -> int:
     """Shows every finding when it is known, and returns the exit code: 1 if a run would fail.
 
     Args:

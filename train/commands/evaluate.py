@@ -25,9 +25,17 @@ from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import printable
 from poolformer_jax.inference.classifier import class_names as names_of_classes
 from poolformer_jax.inference.classifier import find_image_processor
-from train.compute.distributed import from_process_0, initialize, refuse_different_processes
-from train.compute.evaluation import Evaluation, evaluate, make_evaluation_step
-from train.compute.sharding import make_mesh, process_part, replicated
+from train.compute import (
+    Evaluation,
+    evaluate,
+    from_process_0,
+    initialize,
+    make_evaluation_step,
+    make_mesh,
+    process_part,
+    refuse_different_processes,
+    replicated,
+)
 from train.config import DistributedConfig, MeshConfig, as_json
 from train.data import (
     ALL_IMAGES,
@@ -42,9 +50,8 @@ from train.data import (
     open_source,
 )
 from train.folders import expand_home, refuse_run_folder
-from train.report.pictures import draw_confusion
-from train.report.results import evaluation_report
-from train.resume.same_run import FREE_TO_DIFFER, describe_changes, network_to_dict
+from train.report import draw_confusion, evaluation_report
+from train.resume import FREE_TO_DIFFER, describe_changes, network_to_dict
 
 _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 # Classes in the printed table; evaluation.json has all of them.
@@ -89,7 +96,7 @@ class EvaluateConfig:
         check_rules(self, rules)
 
 
-def run(config: EvaluateConfig, console: Console) -> Evaluation:
+def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     """Evaluates, prints the result, and writes it to `config.output` if given.
 
     Raises:

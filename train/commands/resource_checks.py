@@ -15,10 +15,10 @@ import numpy as np
 from poolformer_jax import process
 from poolformer_jax.fields import is_local
 from train.commands.finding import Finding
-from train.compute.sharding import batch_sharding
+from train.compute import batch_sharding
 from train.config import TrainConfig
 from train.data import SHARED_MEMORY_ADVICE, Source, batch_bytes, max_shared_batches, worker_count
-from train.resume.checkpoints import saved_steps
+from train.resume import saved_steps
 from train.setup import Assembly
 
 # A worker process without batches: Python, NumPy, Pillow and Grain, with a margin.

@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from poolformer_jax.files import replace_atomically
-from train.compute.evaluation import Evaluation
+from train.compute import Evaluation
 from train.config import TrainConfig
 from train.report.pictures import draw_curves
 from train.report.progress import Display, Meter, Record

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax.files import replace_atomically
-from train.compute.evaluation import Evaluation
+from train.compute import Evaluation
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,9 +14,7 @@ from PIL import Image
 from poolformer_jax import save_pretrained
 from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import ImageError, read_image
-from train.compute.evaluation import Evaluation
-from train.compute.sharding import to_host
-from train.compute.state import TrainState
+from train.compute import Evaluation, TrainState, to_host
 from train.config import TrainConfig
 from train.data import Example, Source, image_of
 from train.report.journal import finite_or_null
@@ -28,7 +26,7 @@ _FOLDERS = {"params": "model", "ema": "model-ema"}
 _MOST_NAME_BYTES = 120
 
 
-def write(
+def write_results(
     config: TrainConfig,
     parts: Assembly,
     state: TrainState,

@@ -20,8 +20,7 @@ from jax.experimental import multihost_utils
 
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.fields import is_local
-from train.compute.distributed import from_process_0, processes_where
-from train.compute.state import TrainState
+from train.compute import TrainState, from_process_0, processes_where
 from train.resume.record import COUNTERS, Record, changed_arrays, check_fingerprints, make_record, read_record
 
 _LOG = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, UInt32
 
 from poolformer_jax.errors import InputError
-from train.compute.state import TrainState
+from train.compute import TrainState
 
 Record = dict[str, Any]
 COUNTERS = ("step", "skipped", "skipped_in_a_row")

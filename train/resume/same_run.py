@@ -19,11 +19,11 @@ from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
 from poolformer_jax.files import write_json
-from train.compute.distributed import from_process_0, refuse_different_processes
+from train.compute import from_process_0, refuse_different_processes
 from train.config import TrainConfig, as_json
 from train.data import Source, choose_resizer
 from train.folders import lock_folder
-from train.report.journal import last_logged_step
+from train.report import last_logged_step
 from train.resume.checkpoints import Checkpoints, newest_run, wait_for_same_checkpoints
 
 Identity = dict[str, Any]

@@ -20,7 +20,7 @@ from poolformer_jax.network.fused import Verification
 from poolformer_jax.network.fused.kernels import verification
 from train import loop, setup
 from train.commands import doctor, resource_checks
-from train.commands.doctor import examine, report
+from train.commands.doctor import examine, print_findings
 from train.commands.finding import Finding
 from train.config import PretrainedNetwork, TrainConfig
 from train.data import open_source
@@ -360,12 +360,15 @@ def test_a_step_that_the_compiler_refuses_for_its_memory_is_reported(folder, tmp
 def test_the_report_fits_the_screen_and_gives_an_exit_code(folder, tmp_path):
     (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
     shown = []
-    assert report(iter(findings(of_folder(folder, tmp_path))), lambda text, style: shown.append(text), width=80) == 1
+    assert (
+        print_findings(iter(findings(of_folder(folder, tmp_path))), lambda text, style: shown.append(text), width=80)
+        == 1
+    )
     text = "\n".join(shown)
     assert "1 of these would stop the run" in text
     words = [word for word in text.split() if len(word) > 60]
     assert max(len(line) for line in text.splitlines() if not any(word in line for word in words)) <= 80
-    assert report(iter([]), lambda text, style: None, width=80) == 0
+    assert print_findings(iter([]), lambda text, style: None, width=80) == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import programs
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
 from poolformer_jax.images.imagenet_labels import imagenet_labels
 from poolformer_jax.inference import classifier
-from train.commands.evaluate import EvaluateConfig, run
+from train.commands.evaluate import EvaluateConfig, run_evaluation
 from train.config import PretrainedNetwork
 from train.network import make_network
 from training import ALONE, tiny
@@ -54,7 +54,7 @@ def model(tmp_path_factory):
 
 def evaluate(model, data, **options):
     config = EvaluateConfig(source=model, data=data, batch_size=16, workers=0, distributed=ALONE, **options)
-    return run(config, Console(quiet=True))
+    return run_evaluation(config, Console(quiet=True))
 
 
 @pytest.mark.parametrize(
