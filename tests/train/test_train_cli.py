@@ -104,7 +104,7 @@ def test_a_wrong_flag_or_value_is_a_usage_error(arguments, capsys):
         (["smoke", "--data.source", "folder:gs://bucket/data"], "mount a bucket on every host"),
         (["smoke", "--data.source", "tfds:flowers", "--data.data-dir", "gs://bucket"], "mount a bucket on every host"),
         (["evaluate", "model", "--data", "digits", "--output", "gs://bucket/result"], "a bucket that is mounted"),
-        (["prepare", "folder:flowers", "gs://bucket/packed"], "a bucket that is mounted"),
+        (["prepare", "folder:flowers", "gs://bucket/packed"], "one of a mounted bucket"),
     ],
 )
 def test_the_address_of_a_bucket_is_no_folder_of_this_machine(arguments, told, capsys, tmp_path, monkeypatch):
@@ -194,7 +194,8 @@ def test_a_worker_that_is_ended_from_outside_ends_the_run_with_one_message(tmp_p
     output = capsys.readouterr().err
     assert "Traceback" not in output
     assert output.count("error: ") == 1
-    assert re.search(r"\nerror: A data worker was ended by SIGBUS \(exit code -7\): .*/dev/shm.*--shm-size", output)
+    assert re.search(r"\nerror: A data worker failed: .* exit code -7", output)
+    assert "--shm-size" in output
 
 
 def _fails_in_another_package(*arguments):
