@@ -79,12 +79,13 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
     def shared(
         config: TrainConfig, class_names: Sequence[str], examples: int, kept: PoolFormerConfig | None = None
     ) -> Assembly:
-        fresh = isinstance(config.model, FreshNetwork)
-        if not fresh or setup.make_train_step is not _make_train_step:
+        if setup.make_train_step is not _make_train_step:
             return assemble(config, class_names, examples, kept=kept)
+        if isinstance(config.model, FreshNetwork):
+            kept = None  # the same network
         usual = {field.name: field.default for field in dataclasses.fields(config) if field.name in _NOT_COMPILED}
         alike = dataclasses.replace(config, **usual, run_dir=Path("unused"), distributed=ALONE)
-        return _assemble_once(alike, tuple(class_names), examples)
+        return _assemble_once(alike, tuple(class_names), examples, kept=kept)
 
     patch.setattr(loop, "assemble", shared)
 

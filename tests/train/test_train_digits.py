@@ -14,11 +14,9 @@ from poolformer_jax import load_pretrained
 from poolformer_jax.cli import main as classify
 from train.command_line import main
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, optimised) -> Path:
+def run_dir(tmp_path_factory) -> Path:
     """The folder of a short run: a sixth of the recipe's epochs."""
     run_dir = tmp_path_factory.mktemp("digits") / "run"
     short = ["--optimizer.epochs", "7", "--optimizer.warmup-epochs", "1", "--distributed.mode", "off"]
@@ -51,6 +49,7 @@ def test_evaluate_gives_the_figures_of_the_run(run_dir, tmp_path, capsys):
     assert (tmp_path / "confusion.png").exists()
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_fine_tuned_to_new_classes_at_a_higher_resolution(run_dir, tmp_path, capsys):
     arguments = [
         *("finetune", "--run-dir", str(tmp_path), "--model.source", str(run_dir / "model")),
@@ -65,7 +64,7 @@ def test_a_trained_model_is_fine_tuned_to_new_classes_at_a_higher_resolution(run
 
 
 @pytest.mark.slow
-def test_the_recipe_recognises_98_percent_and_the_command_it_prints_classifies_a_picture(tmp_path, capsys):
+def test_the_recipe_recognises_98_percent_and_the_command_it_prints_classifies_a_picture(tmp_path, capsys, optimised):
     output = programs.run(["--run-dir", str(tmp_path / "run")])
     report = json.loads((tmp_path / "run" / "model" / "evaluation.json").read_text())
     assert report["top1"] >= 0.98

@@ -20,6 +20,7 @@ def assert_close(found: dict[int, float], wanted: dict[int, float]) -> None:
     np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_other_processes_and_devices(tmp_path, uninterrupted):
     run_dir = tmp_path / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--mesh.fsdp-min-size", "0"]

@@ -118,6 +118,7 @@ def test_every_pass_of_repeated_batches_is_the_whole_split_bit_for_bit(split, wo
             jax.tree.map(np.testing.assert_array_equal, one, once)
 
 
+@pytest.mark.slow
 def test_the_evaluations_of_a_run_share_their_workers_which_end_with_it(tmp_path, monkeypatch):
     def watched(*arguments):
         result = evaluate(*arguments)

@@ -14,7 +14,6 @@ from train.compute.state import new_state
 from train.compute.step import make_train_step
 from train.config import OptimizerConfig
 
-pytestmark = pytest.mark.usefixtures("optimised")
 STEPS = 20
 # What the golden run's README says of it; its network is this.
 NETWORK = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(16, 32, 40, 64), num_labels=10)

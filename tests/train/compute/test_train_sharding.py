@@ -37,7 +37,8 @@ def test_any_mesh_gives_the_losses_of_one_device_in_float64(mesh, float64_losses
     np.testing.assert_allclose(found, float64_losses_of_one_device, rtol=1e-12)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(4, 2), (8, 1), (1, 8)])
 def test_any_mesh_gives_the_losses_of_one_device_in_float32(mesh, float32_losses_of_one_device):
     # Sums over eight devices round differently: about ten units in the last place of float32 after four steps.
     np.testing.assert_allclose(losses(tiny(mesh=sharded(*mesh))), float32_losses_of_one_device, rtol=2e-6)
@@ -46,9 +47,10 @@ def test_any_mesh_gives_the_losses_of_one_device_in_float32(mesh, float32_losses
 def test_a_batch_in_parts_gives_the_losses_of_the_whole():
     # Without drop path, whose coin tosses are drawn for each part anew.
     with jax.enable_x64(True):
-        plain = tiny(mesh=sharded(4, 2), dtype="float64", model__drop_path_rate=0.0)
-        in_parts = tiny(mesh=sharded(4, 2), dtype="float64", model__drop_path_rate=0.0, optimizer__accumulate=4)
-        np.testing.assert_allclose(losses(in_parts), losses(plain), rtol=1e-12)
+        plain = tiny(mesh=sharded(2, 1), dtype="float64", model__drop_path_rate=0.0)
+        in_parts = tiny(mesh=sharded(2, 1), dtype="float64", model__drop_path_rate=0.0, optimizer__accumulate=4)
+        two = jax.devices()[:2]
+        np.testing.assert_allclose(losses(in_parts, two), losses(plain, two), rtol=1e-12)
 
 
 def test_rematerialised_stages_give_the_same_losses(float64_losses_of_one_device):

@@ -74,11 +74,11 @@ def test_only_the_newest_are_kept(tmp_path, states):
         assert checkpoints.steps == [2, 3]
 
 
-def test_eight_devices_hand_over_to_one_two_and_four(tmp_path, states):
+def test_eight_devices_hand_over_to_one_and_four(tmp_path, states):
     _, eight = open_and_assemble(tiny(mesh=sharded(4, 2)))
     spread = jax.device_put(states[0], jax.tree.map(lambda leaf: leaf.sharding, eight.abstract_state))
     save(tmp_path, [spread])
-    for count, mesh in ((1, sharded(1, 1)), (2, sharded(1, 2)), (4, sharded(2, 2)), (8, sharded(8, 1))):
+    for count, mesh in ((1, sharded(1, 1)), (4, sharded(2, 2))):
         _, fewer = open_and_assemble(tiny(mesh=mesh), jax.devices()[:count])
         with open_in(tmp_path) as checkpoints:
             restored = checkpoints.restore(fewer.abstract_state)

@@ -158,7 +158,7 @@ def test_a_home_that_nobody_has_is_refused_when_the_config_is_made():
         tiny(Path("~nobody of this name/run"))
 
 
-@pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
+@pytest.mark.parametrize("shared", ["--run-dir", pytest.param("--checkpoint-dir", marks=pytest.mark.slow)])
 def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared, run):
     def arguments(number: int) -> list[str]:
         folders = {"--run-dir": f"run {number}", "--checkpoint-dir": "checkpoints", shared: "shared"}
