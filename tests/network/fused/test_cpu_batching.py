@@ -1,4 +1,4 @@
-"""Working through a batch in parts, as on a CPU, changes no result: neither maps nor what is summed over images."""
+"""Microbatches, as a CPU computes them, change no result: neither maps nor sums over images."""
 
 import jax
 import jax.numpy as jnp
@@ -32,31 +32,31 @@ def branches(x, gain, weights):
 
 @pytest.fixture
 def microbatched(monkeypatch):
-    """Takes parts of two images."""
+    """Computes two images at a time."""
     monkeypatch.setattr(cpu_batching, "MICROBATCH_BYTES", 2 * X[0].nbytes)
 
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """Computes what a platform without rules of its own would."""
-    jax.clear_caches()  # of what was traced for this platform
+    """Computes as a platform does that has no pass for itself."""
+    jax.clear_caches()  # of programs traced for this platform
     monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, default, **_: default(*arguments))
 
 
 @pytest.mark.parametrize(("limit", "count"), [(1, 1), (2, 2), (4, 3), (5, 3), (6, 6), (100, 6)])
-def test_parts_are_as_many_images_as_fit_and_divide_the_batch(monkeypatch, limit, count):
+def test_a_microbatch_is_the_largest_divisor_of_the_batch_that_fits(monkeypatch, limit, count):
     monkeypatch.setattr(cpu_batching, "MICROBATCH_BYTES", limit * X[0].nbytes)
     assert cpu_batching.microbatch_size(X) == count
 
 
-@pytest.fixture(params=[CHANNELS, CHANNELS + 1], ids=["hidden layer kept", "hidden layer computed again"])
-def kept_channels(request, monkeypatch):
-    """From how many channels on the hidden layer is kept."""
+@pytest.fixture(params=[CHANNELS, CHANNELS + 1], ids=["hidden layer saved", "hidden layer recomputed"])
+def save_hidden_channels(request, monkeypatch):
+    """The width from which on the hidden layer is saved."""
     monkeypatch.setattr(cpu_batching, "SAVE_HIDDEN_CHANNELS", request.param)
 
 
-@pytest.mark.usefixtures("kept_channels")
-def test_a_block_in_parts_has_the_same_value_and_gradients(request):
+@pytest.mark.usefixtures("save_hidden_channels")
+def test_a_block_in_microbatches_has_the_same_value_and_gradients(request):
     arguments = (X, random(CHANNELS), WEIGHTS)
     block = jax.value_and_grad(branches, argnums=(0, 1, 2))
     request.getfixturevalue("microbatched")
@@ -70,8 +70,9 @@ def test_a_block_in_parts_has_the_same_value_and_gradients(request):
         np.testing.assert_allclose(fast, exact, atol=1e-5 * np.abs(exact).max())
 
 
-@pytest.mark.usefixtures("kept_channels")
-def test_gradients_of_gradients_in_parts(request):
+@pytest.mark.slow  # compiles gradients of gradients
+@pytest.mark.usefixtures("save_hidden_channels")
+def test_gradients_of_gradients_in_microbatches(request):
     def norm(x, gain):
         return jnp.sum(jnp.square(jax.grad(branches)(x, gain, WEIGHTS)))
 

@@ -1,6 +1,6 @@
-"""Grouping pixels to fill a TPU's lanes changes where numbers are held, never which numbers they are.
+"""Grouping pixels to fill a TPU's lanes changes the layout of feature maps, not their numbers.
 
-The TPU's branch is plain XLA, so these tests call it here with a group size of their own.
+A TPU's passes are plain XLA, so these tests run them on this machine.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ def random(*shape, dtype=jnp.float32):
 
 @pytest.fixture
 def on_tpu(monkeypatch):
-    """Takes the TPU's branch on this machine, in groups of `PIXELS` also in float32."""
+    """Runs the passes for TPUs on this machine, with groups also in float32."""
     monkeypatch.setattr(tpu_layout, "group_size", lambda width, channels, dtype: tpu_layout.LANES // channels)
     monkeypatch.setattr(
         lax, "platform_dependent", lambda *arguments, tpu=None, default, **_: (tpu or default)(*arguments)
@@ -65,8 +65,8 @@ def test_the_transpose_is_the_gradient_of_pooling(pool_size):
 @pytest.mark.parametrize(
     ("width", "channels", "kernel", "stride", "padding"),
     [
-        (32, (3, 64), 7, 4, 2),  # the stem: groups leave
-        (16, (64, 128), 3, 2, 1),  # the downsampling: groups arrive
+        (32, (3, 64), 7, 4, 2),  # the stem: groups in its output
+        (16, (64, 128), 3, 2, 1),  # the downsampling: groups in its input
         (16, (32, 64), 3, 2, 1),  # both
         (16, (64, 64), 3, 1, 1),
         (16, (64, 128), 5, 2, 0),  # the last column of pixels reaches no window
@@ -78,7 +78,7 @@ def test_convolutions_in_groups(on_tpu, monkeypatch, width, channels, kernel, st
     arguments = {"window_strides": (stride,) * 2, "padding": [(padding, padding)] * 2}
     plain = partial(lax.conv_general_dilated, **arguments, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     grouped = partial(tpu_layout.convolve, stride=stride, padding=padding)
-    assert "reshape" in str(jax.make_jaxpr(grouped)(x, k))  # not the plain one by mistake
+    assert "reshape" in str(jax.make_jaxpr(grouped)(x, k))  # it is the grouped one
     np.testing.assert_allclose(grouped(x, k), plain(x, k), atol=1e-3)
     dy = random(*plain(x, k).shape)
     exact = jax.vjp(plain, x, k)[1](dy)
@@ -90,7 +90,7 @@ def test_convolutions_in_groups(on_tpu, monkeypatch, width, channels, kernel, st
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"), [(9, 7, 4, 2), (8, 3, 2, 1), (7, 3, 2, 0), (6, 4, 3, 2)]
 )
-def test_the_gradient_by_the_kernel_is_summed_in_float32(size, kernel, stride, padding):
+def test_a_convolution_kernels_gradient_is_summed_in_float32(size, kernel, stride, padding):
     x, k = random(2, size, size + 1, 3), random(kernel, kernel, 3, 5)
     y, vjp = jax.vjp(lambda k: tpu_layout.convolve(x, k, stride, padding), k)
     dy = random(*y.shape)
@@ -113,10 +113,14 @@ def test_a_block_in_groups_has_the_same_value_and_gradients(request):
     x = random(3, 5, 6, c)
     weights = block.MlpWeights(random(c, hidden) / 8, random(hidden), random(hidden, c) / 10, random(c))
     arguments = (x, random(c), weights)
-    branch = jax.value_and_grad(partial(branches, keep=jnp.array([1.0, 0.0, 2.0])), argnums=(0, 1, 2))
-    plain_value, plain = branch(*arguments)
+
+    def value_and_gradients():
+        keep = jnp.array([1.0, 0.0, 2.0])
+        return jax.jit(jax.value_and_grad(partial(branches, keep=keep), argnums=(0, 1, 2)))(*arguments)
+
+    plain_value, plain = value_and_gradients()
     request.getfixturevalue("on_tpu")
-    value, gradients = branch(*arguments)
+    value, gradients = value_and_gradients()
     np.testing.assert_allclose(value, plain_value, rtol=1e-4)
     for fast, exact in zip(jax.tree.leaves(gradients), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(fast, exact, atol=1e-4 * np.abs(exact).max())

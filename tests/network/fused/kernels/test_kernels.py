@@ -1,7 +1,7 @@
-"""The TPU's and the GPU's kernels compute what XLA's blocks compute, and no less precisely.
+"""The kernels for TPUs and GPUs compute what XLA computes for the blocks, and no less precisely.
 
-There is no such device here: Pallas interprets the kernels, and lowers them as it does for one. That the compilers take
-them is in test_tpu_program.py and test_gpu_compiler.py.
+Neither device is needed: Pallas interprets the kernels, and lowers them as for the device. test_tpu_program.py and
+test_gpu_compiler.py run the compilers.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ CONFIG = dataclasses.replace(
     drop_path_rate=0.4,
     layer_scale_init_value=0.5,
 )
+slow = partial(pytest.param, marks=pytest.mark.slow)
 RNG = np.random.default_rng(0)
 PIXELS = RNG.normal(size=(BATCH, 16, 16, 3)).astype(np.float32)
 LABELS = RNG.integers(5, size=BATCH)
@@ -51,7 +52,7 @@ def both_branches(x, gain, weights, keep, kernels):
 
 
 def block_and_gradients(shape, kernels, dtype, seed=1):
-    """A block on random maps, whose gradients come from the map and from both moments."""
+    """A block's results on random maps, and the gradients for cotangents of the map and of both moments."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     batch, channels, hidden = shape[0], shape[3], 2 * shape[3]
@@ -74,11 +75,11 @@ def block_and_gradients(shape, kernels, dtype, seed=1):
 @pytest.mark.parametrize(
     ("kernels", "shape"),
     [
-        *[(INTERPRETED, shape) for shape in [(16, 3, 6, 64), (32, 3, 2, 96), (16, 2, 4, 64), (32, 1, 6, 64)]],
-        *[
-            (ON_GPU, shape)
-            for shape in [(16, 4, 4, 64), (32, 2, 3, 96), (8, 4, 4, 128), (4, 4, 4, 192), (8, 4, 4, 160)]
-        ],
+        (INTERPRETED, (16, 3, 6, 64)),
+        (ON_GPU, (16, 4, 4, 64)),
+        (ON_GPU, (4, 4, 4, 192)),
+        *[slow(INTERPRETED, shape) for shape in [(32, 3, 2, 96), (16, 2, 4, 64), (32, 1, 6, 64)]],
+        *[slow(ON_GPU, shape) for shape in [(32, 2, 3, 96), (8, 4, 4, 128), (8, 4, 4, 160)]],
     ],
     ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else value.platform,
 )
@@ -91,7 +92,8 @@ def test_each_result_and_gradient_of_a_block_is_nearer_to_float32_than_without_k
         assert distance(f, e) < max(distance(p, e), 1e-3), jax.tree_util.keystr(path)
 
 
-def test_results_do_not_depend_on_how_maps_are_cut_into_tiles(monkeypatch):
+@pytest.mark.slow
+def test_results_do_not_depend_on_the_sizes_of_tiles(monkeypatch):
     shape = (32, 6, 4, 64)
     whole = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
     monkeypatch.setattr(tpu_pooling, "_ROW_BYTES", 2 * 2 * 16 * 128 * 2)  # two rows of 16 images
@@ -100,11 +102,12 @@ def test_results_do_not_depend_on_how_maps_are_cut_into_tiles(monkeypatch):
     monkeypatch.setattr(tpu_mlp, "_ROWS", 3 * 16)
     jax.clear_caches()
     cut = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
-    # Sums in another order change a rounding to bfloat16 here and there; a tile left out would be a tenth.
+    # Sums in another order change a few roundings to bfloat16; a missing tile would change a tenth.
     assert distance(cut, whole) < 1e-3
 
 
-def test_gradients_do_not_depend_on_how_many_programs_share_the_rows(monkeypatch):
+@pytest.mark.slow
+def test_gradients_do_not_depend_on_the_number_of_programs(monkeypatch):
     shape = (16, 4, 4, 64)
     several = block_and_gradients(shape, ON_GPU, jnp.bfloat16)
     monkeypatch.setattr(gpu_narrow, "_PROGRAMS", 1)
@@ -128,6 +131,7 @@ def gradient(variables, kernels, **options):
     return jax.jit(jax.value_and_grad(partial(loss, kernels=kernels, **options)))(variables)
 
 
+@pytest.mark.slow
 @both
 def test_loss_and_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks(variables, kernels):
     exact = gradient(variables, None, dtype=jnp.float32, fused=False)
@@ -137,6 +141,7 @@ def test_loss_and_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blo
     assert abs(found[0] - exact[0]) < 0.02 * abs(exact[0])
 
 
+@pytest.mark.slow
 @both
 def test_several_devices_compute_what_one_does(variables, kernels):
     mesh = Mesh(np.reshape(jax.devices()[:4], (2, 2)), ("data", "fsdp"))
@@ -166,7 +171,7 @@ def test_several_devices_compute_what_one_does(variables, kernels):
     ],
     ids=["float32", "three images", "another window and activation"],
 )
-def test_what_the_kernels_do_not_cover_is_left_to_xla(variables, kernels, change):
+def test_xla_computes_what_the_kernels_do_not_support(variables, kernels, change):
     program = jax.make_jaxpr(jax.grad(partial(loss, kernels=kernels)))
     assert "pallas_call" in str(program(variables))
     assert "pallas_call" not in str(jax.make_jaxpr(jax.grad(partial(loss, kernels=kernels, **change)))(variables))
@@ -183,34 +188,34 @@ def test_what_the_kernels_do_not_cover_is_left_to_xla(variables, kernels, change
     ],
     ids=["channels", "hidden layer", "positions", "too large", "too large a map"],
 )
-def test_a_gpu_leaves_sizes_that_its_programs_cannot_cut_to_xla(shape, hidden):
-    assert takes((16, 8, 8, 64), 256, ON_GPU)
-    assert not takes(shape, hidden, ON_GPU)
+def test_xla_computes_sizes_that_gpu_kernels_do_not_support(shape, hidden):
+    assert uses_kernel((16, 8, 8, 64), 256, ON_GPU)
+    assert not uses_kernel(shape, hidden, ON_GPU)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_tpu_has_memory_for_every_published_network(variant):
     config = PoolFormerConfig.from_variant(variant)
     for size, channels, hidden in zip(config.feature_sizes(224), config.hidden_sizes, config.mlp_hidden_sizes):
-        assert takes((64, size, size, channels), hidden, INTERPRETED)
+        assert uses_kernel((64, size, size, channels), hidden, INTERPRETED)
 
 
 @pytest.mark.parametrize(
     ("channels", "hidden"), [(1536, 6144), (1024, 8192), (2560, 2560)], ids=["wide", "wide hidden layer", "wide map"]
 )
-def test_a_tpu_leaves_weights_that_do_not_fit_into_its_memory_to_xla(channels, hidden):
-    """The compiler for v5e refused kernels of these sizes: 122, 103 and 140 MiB of the 100 that they may have."""
-    assert takes((16, 7, 7, 1280), 5120, INTERPRETED)
-    assert not takes((16, 7, 7, channels), hidden, INTERPRETED)
+def test_xla_computes_mlps_whose_weights_do_not_fit_into_a_tpus_memory(channels, hidden):
+    """The compiler for v5e refused kernels of these sizes, which need 122, 103 and 140 MiB; the limit is 100."""
+    assert uses_kernel((16, 7, 7, 1280), 5120, INTERPRETED)
+    assert not uses_kernel((16, 7, 7, channels), hidden, INTERPRETED)
 
 
-def takes(shape, hidden, kernels):
-    """Whether a program of `mlp_residual` on such a map holds a kernel."""
+def uses_kernel(shape, hidden, kernels):
+    """Whether a kernel computes `mlp_residual` of such a map."""
     return "pallas_call" in mlp_program(shape, hidden, kernels)
 
 
 def mlp_program(shape, hidden, kernels):
-    """`mlp_residual` on such a map."""
+    """The jaxpr of `mlp_residual` of such a map."""
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     vector = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     channels, per_image = shape[3], vector(shape[:1])
@@ -222,7 +227,7 @@ def mlp_program(shape, hidden, kernels):
 @pytest.mark.parametrize(
     ("channels", "name"), [(96, "mlp_forward"), (128, "mlp_forward"), (112, "mlp_hidden"), (192, "mlp_hidden")]
 )
-def test_a_gpu_writes_the_hidden_layer_of_many_channels_or_of_many_blocks(channels, name):
+def test_a_gpu_kernel_writes_the_hidden_layer_of_many_channels_or_of_many_blocks(channels, name):
     program = mlp_program((16, 8, 8, channels), 4 * channels, ON_GPU)
     assert re.findall(r"\bname=(mlp_forward|mlp_hidden)\b", program) == [name]
 
@@ -238,7 +243,6 @@ def test_other_platforms_compute_as_without_kernels(kernels):
 
 
 def test_every_block_becomes_four_kernels_on_a_tpu(variables):
-    """Pallas lowers them here as it does there; XLA's part of the program stays the same everywhere."""
     step = jax.jit(jax.value_and_grad(partial(loss, kernels=TpuKernels())))
     program = jax.export.export(step, platforms=["tpu"])(variables).mlir_module()
     assert program.count("tpu_custom_call") == 4 * sum(CONFIG.depths)
@@ -247,7 +251,7 @@ def test_every_block_becomes_four_kernels_on_a_tpu(variables):
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_every_mlp_becomes_three_kernels_on_a_gpu(variables):
     step = jax.jit(jax.value_and_grad(partial(loss, kernels=GpuKernels())))
-    gpu = AbstractDevice("NVIDIA H200", None, "gpu")  # from 0.11 on jax asks for one
+    gpu = AbstractDevice("NVIDIA H200", None, "gpu")  # needed from jax 0.11 on
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
         program = step.trace(variables).lower(lowering_platforms=("cuda",)).as_text()
     assert program.count("__gpu$xla.gpu.triton") == 3 * sum(CONFIG.depths)
@@ -271,12 +275,12 @@ def test_each_kind_of_device_gets_its_kernels(kind, capability, kernels):
 
 
 def mesh_of(kind, capability):
-    """A mesh of one device that says it is of such a kind."""
+    """A mesh of one device of that kind."""
     device = Mock(jax.devices()[0], id=0, device_kind=kind, compute_capability=capability)
     return Mesh(np.array([device]), ("data",))
 
 
-def test_a_mesh_that_cannot_be_used_is_refused():
+def test_batch_axes_that_the_mesh_lacks_are_refused():
     mesh = Mesh(jax.devices()[:1], ("data",))
     with pytest.raises(ValueError, match=r"batch_axes=\('batch',\) names batch, but the mesh has the axes \('data',\)"):
         TpuKernels(mesh, ("batch",))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from poolformer_jax import GpuKernels, InputError, TpuKernels
 from poolformer_jax.network.fused import StageShape, choose_kernels, kernels, verify_kernels
-from poolformer_jax.network.fused.kernels import gpu_narrow, tpu_mlp, tpu_pooling, verification
+from poolformer_jax.network.fused.kernels import gpu_narrow, tpu_mlp, verification
 from poolformer_jax.network.fused.kernels.verification import TOLERANCE
 
 MESH = Mesh(np.asarray(jax.devices()[:2]), ("data",))
@@ -29,8 +29,17 @@ CHOOSE = {"mesh": MESH, "batch_axes": ("data",), "dtype": jnp.bfloat16, "stages"
 @pytest.fixture(autouse=True)
 def devices_have_kernels(monkeypatch):
     monkeypatch.setattr(verification, "kernels_for", lambda mesh, batch_axes: ON_TPU)
-    jax.clear_caches()  # of programs with kernels that another test replaced
-    yield
+
+
+@pytest.fixture
+def replace(monkeypatch):
+    """`monkeypatch.setattr`, with no program in jax's caches that has the other kernel."""
+
+    def replace(*arguments):
+        monkeypatch.setattr(*arguments)
+        jax.clear_caches()
+
+    yield replace
     jax.clear_caches()
 
 
@@ -52,25 +61,24 @@ def test_kernels_that_agree_with_xla_are_verified(interpreted):
     [
         (tpu_mlp, "forward", "mlp_residual"),
         (tpu_mlp, "backward", "mlp_gradient"),
-        (tpu_pooling, "backward", "pooling_gradient"),
     ],
 )
-def test_a_kernel_that_differs_is_named_with_the_difference(module, function, name, monkeypatch):
-    monkeypatch.setattr(module, function, partial(wrong, getattr(module, function)))
+def test_a_kernel_that_differs_is_named_with_the_difference(module, function, name, replace):
+    replace(module, function, partial(wrong, getattr(module, function)))
     verified = verify_kernels(ON_TPU, STAGES, gradients=True)
     assert verified.difference > TOLERANCE
     expected = rf"the results of {name} in stage 0 differ from XLA's by \d+\.\d%"
     assert re.fullmatch(expected, verified.problem)
 
 
-def test_a_kernel_whose_results_are_not_finite_differs(monkeypatch):
+def test_a_kernel_whose_results_are_not_finite_differs(replace):
     right = gpu_narrow.forward
 
     def overflow(*arguments, **options):
         y, sums, rest = right(*arguments, **options)
         return y.at[0].set(jnp.nan), sums, rest
 
-    monkeypatch.setattr(gpu_narrow, "forward", overflow)
+    replace(gpu_narrow, "forward", overflow)
     assert "mlp_residual in stage 0 differ from XLA's by inf" in verify_kernels(ON_GPU, STAGES, gradients=False).problem
 
 
@@ -81,8 +89,8 @@ def call_unknown_function(_, name, pixels, batched, replicated):
     return (y, moments), ()
 
 
-def test_a_kernel_that_does_not_compile_is_named_with_the_error(monkeypatch):
-    monkeypatch.setattr(GpuKernels, "call", call_unknown_function)
+def test_a_kernel_that_does_not_compile_is_named_with_the_error(replace):
+    replace(GpuKernels, "call", call_unknown_function)
     problem = verify_kernels(ON_GPU, STAGES, gradients=False).problem
     assert re.match("mlp_residual cannot run: .*no_such_kernel", problem, re.DOTALL)
 
@@ -93,14 +101,14 @@ def test_a_jax_without_triton_is_named(monkeypatch):
         monkeypatch.delattr(kernels, name, raising=False)
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
     monkeypatch.delattr(pallas, "triton", raising=False)
+    jax.clear_caches()
     problem = verify_kernels(ON_GPU, STAGES, gradients=False).problem
     assert re.match("mlp_residual cannot run: ModuleNotFoundError: .*triton", problem)
 
 
-def test_auto_uses_kernels_only_if_they_agree(monkeypatch):
+def test_auto_uses_kernels_only_if_they_agree(replace):
     assert choose_kernels("auto", **CHOOSE, gradients=False)[0] is ON_TPU
-    monkeypatch.setattr(tpu_mlp, "forward", partial(wrong, tpu_mlp.forward))
-    jax.clear_caches()
+    replace(tpu_mlp, "forward", partial(wrong, tpu_mlp.forward))
     chosen, verified = choose_kernels("auto", **CHOOSE, gradients=False)
     assert chosen is None
     assert verified.problem in verified.warning
