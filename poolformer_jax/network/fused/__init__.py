@@ -4,8 +4,9 @@ The functions here compute what the linen layers of `network` compute. They take
 its config. What the rest of the library uses is imported when it is first asked for.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from poolformer_jax.network.fused.block import MlpWeights, fold_mlp, mlp_residual, pooling_residual
@@ -47,16 +48,14 @@ __all__ = [
     "verify_kernels",
 ]
 
-# The module that each name comes from.
-_HOME = {
-    **dict.fromkeys(("MlpWeights", "fold_mlp", "mlp_residual", "pooling_residual"), "block"),
-    **dict.fromkeys(("convolve", "convolve_plainly"), "patch_convolution"),
-    **dict.fromkeys(("Moments", "moments_of"), "statistics"),
-    "largest_divisor": "cpu_batching",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'kernels')}"), name)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "block": "MlpWeights fold_mlp mlp_residual pooling_residual",
+        "cpu_batching": "largest_divisor",
+        "kernels": "GpuKernels KernelMode Kernels StageShape TpuKernels Verification choose_kernels kernels_for "
+        "stages_without_kernels verify_kernels",
+        "patch_convolution": "convolve convolve_plainly",
+        "statistics": "Moments moments_of",
+    },
+)

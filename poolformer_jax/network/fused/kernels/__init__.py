@@ -17,8 +17,9 @@ gradients of gradients.
 `verification` the comparison with XLA that decides whether a program uses them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from poolformer_jax.network.fused.kernels.base import Kernels
@@ -45,14 +46,11 @@ __all__ = [
     "verify_kernels",
 ]
 
-# The module that each name comes from.
-_HOME = {
-    "Kernels": "base",
-    **dict.fromkeys(("GpuKernels", "TpuKernels", "kernels_for"), "choice"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'verification')}"), name)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "base": "Kernels",
+        "choice": "GpuKernels TpuKernels kernels_for",
+        "verification": "KernelMode StageShape Verification choose_kernels stages_without_kernels verify_kernels",
+    },
+)
