@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor
+from poolformer_jax.network import all_parameters
 
 IMAGES = Path(__file__).parent / "images"
 PHOTOGRAPHS = sorted(path for path in IMAGES.iterdir() if path.suffix in (".jpg", ".png"))
@@ -29,25 +30,25 @@ EVERY_MIXER = ("pooling", "identity", "attention", "spatial_fc")
 
 
 @lru_cache
-def random_variables(config, size=64, key=0):
+def random_variables(config, key=0):
     """A model, and parameters drawn so that no gain, shift or layer scale goes unnoticed.
 
     As initialised, gains are 1, shifts 0 and layer scales next to 0: much could be forgotten without a test noticing.
     What is returned is shared between tests, which leave it as it is.
     """
-    model = PoolFormerForImageClassification(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, config.num_channels)))
-    rng = np.random.default_rng(key)
-
-    def draw(path, leaf):
-        values = rng.standard_normal(leaf.shape)
-        if path[-1].key == "kernel":
-            values = values * np.prod(leaf.shape[:-1]) ** -0.5
+    rng, params = np.random.default_rng(key), {}
+    for parameter in sorted(all_parameters(config), key=lambda parameter: parameter.path.split("/")):
+        *parents, name = parameter.path.split("/")
+        values = rng.standard_normal(parameter.shape)
+        if name == "kernel":
+            values = values * np.prod(parameter.shape[:-1]) ** -0.5
         else:
-            values = 0.7 + 0.3 * values if path[-1].key == "scale" else 0.3 * values
-        return jnp.asarray(values, jnp.float32)
-
-    return model, jax.tree_util.tree_map_with_path(draw, shapes)
+            values = 0.7 + 0.3 * values if name == "scale" else 0.3 * values
+        branch = params
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[name] = jnp.asarray(values, jnp.float32)
+    return PoolFormerForImageClassification(config), {"params": params}
 
 
 def distance(found, exact):

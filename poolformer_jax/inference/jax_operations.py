@@ -14,9 +14,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
-from poolformer_jax.network import Pixels, PoolFormerConfig, check_pixel_values
-from poolformer_jax.network.functional import (
+from poolformer_jax.network import (
+    Pixels,
+    PoolFormerConfig,
     attention,
+    check_pixel_values,
     dense,
     distance_and_inverse_std,
     gelu,

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from poolformer_jax.network.functional import ACTIVATIONS as ACTIVATIONS
     from poolformer_jax.network.functional import EPSILON as EPSILON
     from poolformer_jax.network.functional import POOLED_EPSILON as POOLED_EPSILON
+    from poolformer_jax.network.functional import attention as attention
     from poolformer_jax.network.functional import cross_entropy as cross_entropy
+    from poolformer_jax.network.functional import dense as dense
     from poolformer_jax.network.functional import distance_and_inverse_std as distance_and_inverse_std
     from poolformer_jax.network.functional import gelu as gelu
+    from poolformer_jax.network.functional import mix_positions as mix_positions
     from poolformer_jax.network.functional import over_channels as over_channels
     from poolformer_jax.network.functional import pooling_mixer as pooling_mixer
     from poolformer_jax.network.functional import standardize as standardize
@@ -55,8 +58,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "block": "kernel_stages",
         "config": "PoolFormerConfig published_variant",
-        "functional": "ACTIVATIONS EPSILON POOLED_EPSILON cross_entropy distance_and_inverse_std gelu over_channels "
-        "pooling_mixer standardize widen",
+        "functional": "ACTIVATIONS EPSILON POOLED_EPSILON attention cross_entropy dense distance_and_inverse_std gelu "
+        "mix_positions over_channels pooling_mixer standardize widen",
         "inputs": "Pixels check_dtype check_pixel_values",
         "layers": "initial_value",
         "mismatch": "WeightsMismatch check_names_and_shapes",

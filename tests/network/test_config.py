@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from paths import ROOT
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.network.variants import VARIANTS
+from poolformer_jax.network import VARIANTS
 
 # config.json of sail/poolformer_s12 on the Hub, shortened to three labels.
 HF_CONFIG = {
@@ -42,27 +45,27 @@ def test_every_variant_survives_json(variant):
     assert PoolFormerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_equal_configs_are_equal_keys():
+def test_equal_configs_are_equal_dictionary_keys():
     first = PoolFormerConfig.from_variant("s12", num_labels=1, id2label={0: "cat"})
     second = PoolFormerConfig.from_dict(first.to_dict())
     assert {first: "compiled"}[second] == "compiled"
 
 
-def test_a_config_of_transformers_is_read_as_it_is():
+def test_a_config_from_transformers_is_read_unchanged():
     config = PoolFormerConfig.from_dict(HF_CONFIG)
     expected = PoolFormerConfig.from_variant("s12", num_labels=11)
     assert dataclasses.replace(config, id2label=None) == expected
     assert config.id2label[10] == "brambling"
 
 
-def test_other_problems_than_one_label_for_each_image_are_refused():
+def test_only_single_label_classification_is_accepted():
     assert PoolFormerConfig.from_dict({**HF_CONFIG, "problem_type": "single_label_classification"}).num_labels == 11
     for problem in ("multi_label_classification", "regression"):
         with pytest.raises(ValueError, match=f"problem_type='{problem}'. Expected 'single_label_classification'"):
             PoolFormerConfig.from_dict({**HF_CONFIG, "problem_type": problem})
 
 
-def test_transformers_leaves_its_default_of_two_labels_out():
+def test_a_config_from_transformers_without_labels_has_two():
     without_labels = {name: value for name, value in HF_CONFIG.items() if name != "id2label"}
     assert PoolFormerConfig.from_dict(without_labels).num_labels == 2
     ours = {name: value for name, value in without_labels.items() if name != "transformers_version"}
@@ -81,7 +84,7 @@ def test_transformers_leaves_its_default_of_two_labels_out():
         ({"depth": [2, 2, 2, 2]}, r"has no field depth\. Its fields: .*depths"),
     ],
 )
-def test_another_architecture_is_refused(data, message):
+def test_configs_of_other_architectures_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         PoolFormerConfig.from_dict(data)
 
@@ -94,7 +97,7 @@ def test_a_poolformer_may_have_another_number_of_stages():
     assert config.total_stride == 4
 
 
-def test_transformers_keeps_four_kernels_beside_a_smaller_number_of_stages():
+def test_a_config_from_transformers_may_list_more_kernels_than_stages():
     three = {"depths": [1, 2, 1], "hidden_sizes": [8, 12, 16], "num_encoder_blocks": 3}
     config = PoolFormerConfig.from_dict(HF_CONFIG | three)
     assert (config.patch_sizes, config.strides, config.padding) == ((7, 3, 3), (4, 2, 2), (2, 1, 1))
@@ -114,7 +117,7 @@ def test_the_smallest_side_leaves_a_pixel_at_every_stage(changes, side):
         dataclasses.replace(config, image_size=side - 1)
 
 
-def test_all_problems_are_told_together():
+def test_one_message_names_all_problems():
     with pytest.raises(ValueError) as error:
         PoolFormerConfig(pool_size=4, hidden_sizes=(8, 8), norm="batch_norm", drop_path_rate=1.0)
     for part in ("pool_size=4: expected a positive odd", "hidden_sizes=(8, 8): expected one entry for each of the 4"):
@@ -142,7 +145,7 @@ def test_all_problems_are_told_together():
         ({"depth": (1, 1, 1, 1)}, "has no field depth"),
     ],
 )
-def test_a_bad_field_is_named_with_what_was_expected(changes, message):
+def test_a_field_out_of_range_is_named_with_what_was_expected(changes, message):
     with pytest.raises(ValueError, match=message):
         PoolFormerConfig.from_variant("s12", **changes)
 
@@ -177,7 +180,7 @@ def test_a_bad_field_is_named_with_what_was_expected(changes, message):
 @pytest.mark.parametrize(
     "make", [PoolFormerConfig, lambda **changes: PoolFormerConfig.from_dict(changes)], ids=["made", "read"]
 )
-def test_a_field_that_holds_something_else_is_told(make, changes, message):
+def test_a_field_of_a_wrong_type_is_named_with_what_was_expected(make, changes, message):
     if make is not PoolFormerConfig and changes == {"id2label": {"0": "cat"}}:
         assert make(**changes).id2label == {0: "cat"}  # JSON has no other keys
         return
@@ -185,18 +188,29 @@ def test_a_field_that_holds_something_else_is_told(make, changes, message):
         make(**changes)
 
 
-def test_numbers_of_numpy_and_whole_ratios_become_pythons_own():
+def test_numpy_numbers_and_whole_ratios_become_python_numbers():
     given = PoolFormerConfig(depths=np.array([2, 2, 6, 2]), mlp_ratio=np.float32(4), pool_size=np.int64(3))
     assert given == PoolFormerConfig(mlp_ratio=4) == PoolFormerConfig()
     assert json.loads(json.dumps(given.to_dict())) == PoolFormerConfig().to_dict()
 
 
-def test_a_long_entry_of_a_file_is_cut_in_the_message():
+def test_the_message_shortens_a_long_value():
     with pytest.raises(ValueError, match=r"depths=\[1, 1, .*\.\.\.\]: expected") as error:
         PoolFormerConfig.from_dict({"depths": [1] * 10_000 + ["1"]})
     assert len(str(error.value)) < 300
 
 
-def test_an_unknown_variant_is_told_the_known_ones():
+def test_the_message_for_an_unknown_variant_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"no variant 's13'.*s12, s24"):
         PoolFormerConfig.from_variant("s13")
+
+
+def test_the_config_and_the_table_of_parameters_need_no_jax():
+    code = """
+import sys
+from poolformer_jax.network import PoolFormerConfig, count_parameters
+assert count_parameters(PoolFormerConfig.from_variant("s12", id2label=None)) == 11_915_176
+print("jax" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

@@ -1,6 +1,7 @@
 """The network and its classifier work in programs that have set jax to be strict, or to 64 bits."""
 
-from functools import partial
+import dataclasses
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,42 +18,44 @@ from poolformer_jax import (
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.grad_cam import GradCam
 from poolformer_jax.inference.jax_operations import folded_apply
-from small_networks import CONFIG, EVERY_MIXER, MODEL, PHOTOGRAPHS, PROCESSOR, TINY, VARIABLES
+from small_networks import CONFIG, EVERY_MIXER, MODEL, PHOTOGRAPHS, PROCESSOR, TINY, TWO_STAGES, VARIABLES
 
 PIXELS, LABELS = jnp.zeros((2, 64, 64, 3)), jnp.array([0, 1])
 MIXERS = PoolFormerConfig(
-    **TINY, token_mixers=EVERY_MIXER, position_embeddings=(False, True, False, False), image_size=64
+    **TINY | {"depths": (1, 1, 1, 1)},
+    token_mixers=EVERY_MIXER,
+    position_embeddings=(False, True, False, False),
+    image_size=64,
 )
-networks = pytest.mark.parametrize(
-    ("config", "options"),
-    [
-        (PoolFormerConfig(**TINY), {"dtype": jnp.bfloat16}),
-        (MIXERS, {"fused": False}),
-        (PoolFormerConfig(**TINY | {"num_labels": 0}, norm="layer_norm"), {"dtype": jnp.bfloat16}),
-    ],
-    ids=["fused", "every mixer", "without a head"],
-)
+SETTINGS = {
+    "types": partial(jax.numpy_dtype_promotion, "strict"),
+    "ranks": partial(jax.numpy_rank_promotion, "raise"),
+    "leaks": jax.checking_leaks,
+    "64 bits": partial(jax.enable_x64, True),
+}
+NETWORKS = {
+    "fused": (TWO_STAGES, {"dtype": jnp.bfloat16}),
+    "every mixer": (MIXERS, {"fused": False}),
+    "without a head": (dataclasses.replace(TWO_STAGES, num_labels=0, norm="layer_norm"), {"dtype": jnp.bfloat16}),
+}
 
 
-@networks
 @pytest.mark.parametrize(
-    "setting",
+    ("network", "setting"),
     [
-        partial(jax.numpy_dtype_promotion, "strict"),
-        partial(jax.numpy_rank_promotion, "raise"),
-        jax.checking_leaks,
-        partial(jax.enable_x64, True),
+        *((network, setting) for network in ("fused", "every mixer") for setting in SETTINGS),
+        ("without a head", "types"),
     ],
-    ids=["types", "ranks", "leaks", "64 bits"],
 )
-def test_the_network_and_its_gradients_compute(setting, config, options):
+def test_the_network_and_its_gradients_compute(network, setting):
+    config, options = NETWORKS[network]
     model = PoolFormerForImageClassification(config, **options)
 
     def mean(variables):
         output = model.apply(variables, PIXELS, LABELS if config.num_labels else None, train=True, rngs=rngs)
         return output.logits.mean() if output.loss is None else output.loss
 
-    with setting():
+    with SETTINGS[setting]():
         rngs = {"dropout": jax.random.key(1)}
         variables = jax.eval_shape(model.init, jax.random.key(0), PIXELS)
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
@@ -63,6 +66,13 @@ def test_the_network_and_its_gradients_compute(setting, config, options):
         )
         logits = jax.eval_shape(partial(folded_apply, config), folded, PIXELS)
     assert logits.dtype == jnp.float32
+
+
+@cache
+def inference():
+    return ImageClassifier(CONFIG, VARIABLES, PROCESSOR)(PHOTOGRAPHS), GradCam(CONFIG, VARIABLES, PROCESSOR)(
+        PHOTOGRAPHS[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,8 +86,7 @@ def test_the_network_and_its_gradients_compute(setting, config, options):
 )
 def test_inference_from_files_computes_the_same(setting, tmp_path):
     save_pretrained(tmp_path / "model", MODEL, VARIABLES, image_processor=PROCESSOR)
-    expected = ImageClassifier(CONFIG, VARIABLES, PROCESSOR)(PHOTOGRAPHS)
-    explained = GradCam(CONFIG, VARIABLES, PROCESSOR)(PHOTOGRAPHS[0])
+    expected, explained = inference()
     with setting():
         _, variables = load_pretrained(tmp_path / "model")
         found = ImageClassifier.from_pretrained(tmp_path / "model")(PHOTOGRAPHS)

@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel, TpuKernels
+from poolformer_jax.network import (
+    ACTIVATIONS,
+    MIXER_PARAMETERS,
+    TOKEN_MIXERS,
+    VARIANTS,
+    check_variables,
+    count_parameters,
+    cross_entropy,
+)
 from poolformer_jax.network import config as named
-from poolformer_jax.network import functional, token_mixers
-from poolformer_jax.network.functional import cross_entropy
-from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
-from poolformer_jax.network.variants import VARIANTS
+from poolformer_jax.network.functional import NORMS
+from poolformer_jax.network.heads import mean_loss
+from small_networks import EVERY_MIXER, TWO_STAGES, random_variables
 
 TINY = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(8, 16, 24, 32), num_labels=5)
 
@@ -37,18 +45,13 @@ def pixels(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def initialised(config, size=64, **options):
-    model = PoolFormerForImageClassification(config, **options)
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, config.num_channels)))
+apply_two_stages = jax.jit(PoolFormerForImageClassification(TWO_STAGES).apply)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_has_the_published_number_of_parameters(variant):
-    model = PoolFormerForImageClassification(PoolFormerConfig.from_variant(variant))
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[variant]
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    """Counted from the table; test_names compares the table with the model."""
+    assert count_parameters(PoolFormerConfig.from_variant(variant)) == PARAMETERS[variant]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), (225, 193)])
@@ -63,64 +66,76 @@ def test_any_size_from_the_stride_up_gives_maps_at_strides_4_to_32(size):
     assert output.last_hidden_state.shape == output.hidden_states[-1].shape
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"fused": False}, {"remat": True}, {"dtype": jnp.bfloat16, "kernels": TpuKernels(interpret=True)}],
-    ids=["fused", "as the paper writes it", "remat", "kernels"],
+# The last stage is one whose hidden layer the backward pass keeps.
+WIDE = dataclasses.replace(TWO_STAGES, depths=(1, 1), hidden_sizes=(8, 256))
+EVERY = dataclasses.replace(
+    TINY, depths=(1,) * 4, hidden_sizes=(8, 16, 32, 32), token_mixers=EVERY_MIXER, image_size=64
 )
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"token_mixers": ("pooling", "identity", "attention", "spatial_fc"), "image_size": 64}],
-    ids=["poolformer", "every mixer"],
+    ("config", "options"),
+    [
+        pytest.param(WIDE, {}, id="fused"),
+        pytest.param(EVERY, {"fused": False}, id="every mixer"),
+        pytest.param(WIDE, {"fused": False}, id="as the paper writes it", marks=pytest.mark.slow),
+        pytest.param(WIDE, {"remat": True}, id="remat", marks=pytest.mark.slow),
+        pytest.param(
+            WIDE,
+            {"dtype": jnp.bfloat16, "kernels": TpuKernels(interpret=True)},
+            id="kernels",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
-def test_an_empty_batch_has_empty_results_and_no_gradient(changes, options):
-    # The last stage is one whose hidden layer the backward pass keeps.
-    config = dataclasses.replace(TINY, depths=(1, 1, 1, 1), hidden_sizes=(8, 16, 32, 256), **changes)
-    model, variables = initialised(config, **options)
+def test_an_empty_batch_has_empty_results_and_no_gradient(config, options):
+    model, variables = PoolFormerForImageClassification(config, **options), random_variables(config)[1]
     none = jnp.zeros((0, 64, 64, 3), jnp.float32)
-    output = jax.jit(model.apply)(variables, none)
+
+    def summed(variables):
+        output = model.apply(variables, none, train=True)
+        return jnp.sum(output.logits), output
+
+    gradient, output = jax.jit(jax.grad(summed, has_aux=True))(variables)
     assert (output.logits.shape, output.logits.dtype) == ((0, 5), jnp.float32)
-    assert [state.shape[0] for state in output.hidden_states] == [0] * 4
-    summed = lambda variables: jnp.sum(model.apply(variables, none, train=True).logits)  # noqa: E731
-    gradient = jax.jit(jax.grad(summed))(variables)
+    assert {state.shape[0] for state in output.hidden_states} == {0}
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith("metaformer")])
-def test_the_ablations_run_forward_and_backward(variant):
-    config = PoolFormerConfig.from_variant(
-        variant, depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 32, 32), image_size=64, num_labels=3
-    )
-    model, variables = initialised(config)
+@pytest.mark.parametrize("norm", ["group_norm", pytest.param("layer_norm", marks=pytest.mark.slow)])
+def test_every_mixer_runs_forward_and_backward(norm):
+    config = dataclasses.replace(EVERY, norm=norm, position_embeddings=(False, False, True, True))
+    model, variables = random_variables(config)
     loss = lambda variables: model.apply(variables, pixels(2, 64, 64, 3), labels=jnp.array([0, 2])).loss  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_backbone_and_classifier_share_one_parameter_tree():
-    model, variables = initialised(TINY)
+    _, variables = random_variables(TWO_STAGES)
     backbone = {"params": {k: v for k, v in variables["params"].items() if k not in ("norm", "head")}}
     x = pixels(2, 64, 64, 3)
-    features = jax.jit(PoolFormerModel(TINY).apply)(backbone, x).hidden_states
-    for left, right in zip(features, jax.jit(model.apply)(variables, x).hidden_states, strict=True):
+    features = jax.jit(PoolFormerModel(TWO_STAGES).apply)(backbone, x).hidden_states
+    for left, right in zip(features, apply_two_stages(variables, x).hidden_states, strict=True):
         np.testing.assert_array_equal(left, right)
 
 
 def test_no_labels_means_no_head_and_pooled_features_for_logits():
-    model, variables = initialised(TINY)
-    headless, bare = initialised(dataclasses.replace(TINY, num_labels=0))
-    assert set(variables["params"]) - set(bare["params"]) == {"head"}
+    _, variables = random_variables(TWO_STAGES)
+    config = dataclasses.replace(TWO_STAGES, num_labels=0)
+    bare = {"params": {name: branch for name, branch in variables["params"].items() if name != "head"}}
+    check_variables(config, bare)
     x = pixels(2, 64, 64, 3)
-    features = jax.jit(headless.apply)(variables, x).logits
-    assert features.shape == (2, TINY.hidden_sizes[-1])
+    features = jax.jit(PoolFormerForImageClassification(config).apply)(bare, x).logits
+    assert features.shape == (2, config.hidden_sizes[-1])
     head = variables["params"]["head"]
     np.testing.assert_allclose(
-        features @ head["kernel"] + head["bias"], jax.jit(model.apply)(variables, x).logits, rtol=1e-5, atol=1e-6
+        features @ head["kernel"] + head["bias"], apply_two_stages(variables, x).logits, rtol=1e-5, atol=1e-6
     )
 
 
 @pytest.mark.parametrize("label", [-100, -1, 3])
-def test_the_loss_of_an_index_that_is_of_no_class_is_nan(label):
+def test_the_loss_of_an_index_outside_the_classes_is_nan(label):
     logits = jnp.zeros((1, 3))
     assert np.isnan(cross_entropy(logits, jnp.array([label]))).all()
     assert not np.isnan(cross_entropy(logits, jnp.array([2]))).any()
@@ -129,7 +144,7 @@ def test_the_loss_of_an_index_that_is_of_no_class_is_nan(label):
 @pytest.mark.parametrize(
     ("dtype", "label"), [("int8", -1), ("uint8", 255), ("uint32", 2**32 - 1), ("int64", 2**32 + 2), ("uint64", 2**63)]
 )
-def test_the_loss_is_nan_whatever_the_type_of_such_an_index(dtype, label):
+def test_the_loss_of_an_index_outside_the_classes_is_nan_for_every_integer_type(dtype, label):
     """200 does not fit into an int8, and the lower 32 bits of such an index of 64 may be those of a class."""
     with jax.enable_x64(True):
         losses = cross_entropy(jnp.zeros((2, 200)), jnp.array([label, 2], dtype))
@@ -137,37 +152,35 @@ def test_the_loss_is_nan_whatever_the_type_of_such_an_index(dtype, label):
 
 
 def test_loss_is_the_mean_cross_entropy_of_indices_and_of_probabilities():
-    model, variables = initialised(TINY)
-    apply = jax.jit(model.apply)
-    x, labels = pixels(3, 64, 64, 3), jnp.array([0, 4, 2])
-    output = apply(variables, x, labels=labels)
-    log_probabilities = jax.nn.log_softmax(output.logits)
-    np.testing.assert_allclose(
-        output.loss, -np.mean([row[label] for row, label in zip(log_probabilities, labels)]), rtol=1e-6
-    )
-    soft = apply(variables, x, labels=jax.nn.one_hot(labels, 5))
-    np.testing.assert_allclose(soft.loss, output.loss, rtol=1e-6)
-    assert apply(variables, x).loss is None
+    model, variables = random_variables(TWO_STAGES)
+    x, labels = pixels(2, 64, 64, 3), jnp.array([0, 4])
+    logits = apply_two_stages(variables, x).logits
+    expected = -np.mean([row[label] for row, label in zip(jax.nn.log_softmax(logits), labels)])
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, x, labels=labels).loss, expected, rtol=1e-5)
+    for given in (labels, jax.nn.one_hot(labels, 5)):
+        np.testing.assert_allclose(mean_loss(TWO_STAGES, logits, given), expected, rtol=1e-5)
+    assert apply_two_stages(variables, x).loss is None
 
 
-def test_drop_path_and_dropout_act_in_training_only_and_follow_their_key():
-    config = dataclasses.replace(TINY, drop_path_rate=0.5, dropout_rate=0.1, layer_scale_init_value=1.0)
-    model, variables = initialised(config)
+@pytest.mark.parametrize("fused", [True, False])
+def test_drop_path_and_dropout_act_in_training_only_and_follow_their_key(fused):
+    # Dropout is computed by the plain blocks only.
+    config = dataclasses.replace(TWO_STAGES, drop_path_rate=0.5, dropout_rate=0.0 if fused else 0.1)
+    model, variables = random_variables(config)
     x = pixels(4, 32, 32, 3)
 
-    @jax.jit
-    def train(seed):
-        return model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}).logits
+    @partial(jax.jit, static_argnums=1)
+    def logits(seed, train):
+        return model.apply(variables, x, train=train, rngs={"dropout": jax.random.key(seed)}).logits
 
-    np.testing.assert_array_equal(train(1), train(1))
-    assert np.abs(train(1) - train(2)).max() > 1e-3
-    apply = jax.jit(model.apply)
-    np.testing.assert_array_equal(apply(variables, x).logits, apply(variables, x).logits)
+    np.testing.assert_array_equal(logits(1, True), logits(1, True))
+    assert np.abs(logits(1, True) - logits(2, True)).max() > 1e-3
+    np.testing.assert_array_equal(logits(1, False), logits(2, False))
 
 
 def test_rematerialised_stages_compute_the_same_loss_and_gradient():
-    config = dataclasses.replace(TINY, drop_path_rate=0.3)
-    variables = initialised(config)[1]
+    config = dataclasses.replace(TWO_STAGES, drop_path_rate=0.3)
+    variables = random_variables(config)[1]
     x, labels = pixels(4, 32, 32, 3), jnp.array([0, 1, 2, 3])
 
     def loss_and_gradient(remat):
@@ -179,22 +192,22 @@ def test_rematerialised_stages_compute_the_same_loss_and_gradient():
         return jax.jit(jax.value_and_grad(loss))(variables)
 
     for left, right in zip(*map(jax.tree.leaves, (loss_and_gradient(False), loss_and_gradient(True))), strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_keeps_float32_parameters_and_logits():
-    model, variables = initialised(TINY, dtype=jnp.bfloat16)
-    output = jax.jit(model.apply)(variables, pixels(2, 64, 64, 3), labels=jnp.array([0, 1]))
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+def test_bfloat16_keeps_float32_logits_and_loss():
+    model, variables = PoolFormerForImageClassification(TWO_STAGES, dtype=jnp.bfloat16), random_variables(TWO_STAGES)[1]
+    output = jax.eval_shape(model.apply, variables, pixels(2, 64, 64, 3), labels=jnp.array([0, 1]))
     assert {state.dtype for state in output.hidden_states} == {jnp.dtype("bfloat16")}
     assert output.logits.dtype == output.loss.dtype == jnp.float32
 
 
 def test_initial_values_are_the_authors():
-    config = PoolFormerConfig.from_variant("s12", num_labels=200)
-    _, variables = initialised(config, size=32)
-    params = variables["params"]
-    block = params["stages_3"]["blocks_1"]
+    config = PoolFormerConfig.from_variant("s12", num_labels=200, depths=(1, 1, 1, 1))
+    model = PoolFormerForImageClassification(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    block = params["stages_3"]["blocks_0"]
     # PyTorch's default for a convolution: uniform within 1 / sqrt(fan_in), standard deviation 1 / sqrt(3 * fan_in).
     for conv, fan_in in ((params["stem"]["conv"], 7 * 7 * 3), (params["stages_1"]["downsample"]["conv"], 3 * 3 * 64)):
         for leaf in (conv["kernel"], conv["bias"]):
@@ -206,6 +219,7 @@ def test_initial_values_are_the_authors():
         assert 0.08 < np.abs(kernel).max() < 0.2
     assert not np.any(block["mlp"]["fc1"]["bias"]) and not np.any(params["head"]["bias"])
     np.testing.assert_array_equal(block["layer_scale_1"]["scale"], np.float32(1e-5))
+    np.testing.assert_array_equal(block["norm1"]["scale"], 1)
 
 
 @pytest.mark.parametrize(
@@ -218,20 +232,20 @@ def test_initial_values_are_the_authors():
     ],
 )
 @pytest.mark.parametrize("model", [PoolFormerModel(TINY), PoolFormerForImageClassification(TINY)])
-def test_pixels_of_another_layout_get_one_clear_message(model, shape, message):
+def test_pixels_of_a_wrong_shape_get_one_clear_message(model, shape, message):
     with pytest.raises(ValueError, match=message):
         model.init(jax.random.key(0), jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("dtype", ["junk", "int8", np.uint8, None])
 @pytest.mark.parametrize("model", [PoolFormerModel, PoolFormerForImageClassification])
-def test_a_type_that_holds_no_feature_maps_is_refused_at_once(model, dtype):
+def test_a_dtype_that_is_not_floating_point_is_refused(model, dtype):
     with pytest.raises(ValueError, match=r"dtype=.*: expected float32 or bfloat16"):
         model(TINY, dtype=dtype)
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_without_padding_an_image_that_a_stage_has_nothing_of_is_refused(fused):
+def test_an_image_too_small_for_a_network_without_padding_is_refused(fused):
     model = PoolFormerForImageClassification(dataclasses.replace(TINY, padding=(0, 0, 0, 0)), fused=fused)
     init = partial(jax.eval_shape, model.init, jax.random.key(0))
     with pytest.raises(ValueError, match="at least 63 pixels"):
@@ -251,7 +265,7 @@ def test_without_padding_an_image_that_a_stage_has_nothing_of_is_refused(fused):
     ],
     ids=lambda labels: f"{labels.shape} {labels.dtype}",
 )
-def test_labels_that_are_not_the_batchs_get_one_clear_message(labels):
+def test_labels_of_a_wrong_shape_get_one_clear_message(labels):
     model = PoolFormerForImageClassification(TINY)
     with pytest.raises(ValueError, match=r"labels has shape .* for a batch of 2 and 5 classes\. Expected whole num"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)), jnp.asarray(labels))
@@ -263,27 +277,28 @@ def test_a_network_without_head_takes_no_labels():
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)), jnp.zeros(2, jnp.int32))
 
 
-def test_a_network_made_for_one_size_says_so():
+def test_a_network_for_one_image_size_refuses_others():
     config = dataclasses.replace(TINY, token_mixers=("pooling",) * 3 + ("spatial_fc",), image_size=64)
-    model, variables = initialised(config)
+    model, variables = random_variables(config)
     with pytest.raises(ValueError, match=r"images of 64 by 64 pixels\. Resize the images"):
         model.apply(variables, pixels(1, 96, 96, 3))
 
 
-def test_the_parts_that_a_config_may_name_are_those_that_there_are():
-    assert set(named.HIDDEN_ACTS) == set(functional.ACTIVATIONS)
-    assert set(MIXER_PARAMETERS) == set(token_mixers.TOKEN_MIXERS)
-    assert set(named.NORMS) == set(functional.NORMS)
+def test_a_config_accepts_the_mixers_activations_and_norms_that_are_implemented():
+    assert set(named.HIDDEN_ACTS) == set(ACTIVATIONS)
+    assert set(MIXER_PARAMETERS) == set(TOKEN_MIXERS)
+    assert set(named.NORMS) == set(NORMS)
 
 
 def test_attention_says_how_many_channels_it_needs():
+    model = PoolFormerForImageClassification(dataclasses.replace(TINY, token_mixers=("attention",) * 4))
     with pytest.raises(ValueError, match="heads of 32, and this stage has 8 channels"):
-        initialised(dataclasses.replace(TINY, token_mixers=("attention",) * 4))
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
 
 
 def test_one_compilation_serves_every_call_of_a_shape():
-    model, variables = initialised(TINY)
-    apply = jax.jit(model.apply)
+    _, variables = random_variables(TWO_STAGES)
+    calls = jax.jit(PoolFormerForImageClassification(TWO_STAGES).apply)
     for seed in range(3):
-        apply(variables, pixels(2, 64, 64, 3, seed=seed))
-    assert apply._cache_size() == 1
+        calls(variables, pixels(2, 64, 64, 3, seed=seed))
+    assert calls._cache_size() == 1

@@ -3,7 +3,8 @@
 The golden arrays are PyTorch's, in float64; tests/golden/README.md says how they were made.
 """
 
-from functools import cache, lru_cache
+import dataclasses
+from functools import cache, lru_cache, partial
 
 import jax
 import numpy as np
@@ -16,10 +17,13 @@ from poolformer_jax import (
     from_torch_state_dict,
     to_torch_state_dict,
 )
+from poolformer_jax.network.heads import classify
 from reference_network import MISTAKES
 from reference_network import logits as reference_logits
 
-pytestmark = pytest.mark.usefixtures("optimised")  # the largest networks, in float64
+# One representative of each promise runs by default; the others are slow.
+pytestmark = pytest.mark.usefixtures("optimised")  # large networks, in float64
+slow = pytest.mark.slow
 # Of the largest logit, or of the largest value of a stage. float64 differs by the order of summation alone.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
@@ -29,40 +33,63 @@ def converted(layout, variant):
     return from_torch_state_dict(published.state_dict(layout, variant))
 
 
-@cache  # to trace the 36 blocks of m48 takes longer than to run them
+@cache
 def network(config, dtype):
     return jax.jit(PoolFormerForImageClassification(config, dtype=dtype).apply)
 
 
-def compare(config, variables, golden, size, dtype):
+@cache
+def head(config):
+    return jax.jit(partial(classify, config))
+
+
+def outputs(config, variables, size, dtype):
+    """Feature maps and logits. The homes differ only in the head, so that one compiled network serves all of them."""
     with jax.enable_x64(dtype == "float64"):
-        output = network(config, dtype)(variables, published.pixel_values(size))
-        assert output.hidden_states[0].dtype == dtype
-    for stage, feature_map in zip(published.stages(golden, size), output.hidden_states, strict=True):
+        shared = dataclasses.replace(config, head_order="norm_pool")
+        output = network(shared, dtype)(variables, published.pixel_values(size))
+        if config == shared:
+            return output.hidden_states, output.logits
+        return output.hidden_states, head(config)(variables["params"], output.hidden_states[-1])
+
+
+def compare(config, variables, golden, size, dtype):
+    hidden_states, logits = outputs(config, variables, size, dtype)
+    assert hidden_states[0].dtype == dtype
+    for stage, feature_map in zip(published.stages(golden, size), hidden_states, strict=True):
         nchw = np.asarray(feature_map, np.float64).transpose(0, 3, 1, 2)
         assert nchw.shape == stage.shape_nchw
         assert relative_error(nchw.ravel()[stage.index], stage.value) < TOLERANCE[dtype]
         assert relative_error([nchw.mean(), nchw.std()], stage.mean_std) < TOLERANCE[dtype]
-    assert relative_error(output.logits, golden[f"{size}/logits"]) < TOLERANCE[dtype]
+    assert relative_error(logits, golden[f"{size}/logits"]) < TOLERANCE[dtype]
 
 
 def relative_error(actual, expected):
     return np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
 
 
-SIZES = [(variant, size) for variant in published.VARIANTS for size in ("224x224", "160x224", "225x193")]
-SIZES = [(variant, size) for variant, size in SIZES if variant == "s12" or size == "224x224"]
+NETWORKS = [
+    pytest.param("s12", "225x193"),  # sides that are no multiples of the strides
+    *(pytest.param("s12", size, marks=slow) for size in ("224x224", "160x224")),
+    *(pytest.param(variant, "224x224", marks=slow) for variant in published.VARIANTS[1:]),
+]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("variant", "size"), SIZES)
+@pytest.mark.parametrize(("variant", "size"), NETWORKS)
 @pytest.mark.parametrize("layout", published.LAYOUTS)
 def test_logits_and_every_stage_are_those_of_pytorch(layout, variant, size, dtype):
     compare(*converted(layout, variant), published.arrays(layout, variant), size, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("variant", published.ABLATIONS)
+ABLATIONS = [
+    pytest.param(variant, dtype, marks=() if (variant, dtype) == ("metaformer_ppaa_s12_224", "float64") else slow)
+    for variant in published.ABLATIONS
+    for dtype in ("float32", "float64")
+]
+
+
+@pytest.mark.parametrize(("variant", "dtype"), ABLATIONS)
 def test_the_ablations_are_those_of_the_authors(variant, dtype):
     # Identity and pooling have no parameters and both norms have the same: the weights do not tell, so the config does.
     config, variables = from_torch_state_dict(
@@ -71,9 +98,16 @@ def test_the_ablations_are_those_of_the_authors(variant, dtype):
     compare(config, variables, published.arrays("sail", variant), "224x224", dtype)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
-@pytest.mark.parametrize("layout", ["hf", "sail"])
-def test_every_gradient_is_that_of_pytorch(layout, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        pytest.param(layout, dtype, marks=() if (layout, dtype) == ("sail", "float64") else slow)
+        for layout in ("hf", "sail")
+        for dtype in ("float32", "float64")
+    ],
+)
+def test_every_gradient_is_that_of_pytorch(layout, dtype):
+    tolerance = TOLERANCE[dtype]  # of the gradient's norm
     golden = published.arrays(layout, "s12")
     with jax.enable_x64(dtype == "float64"):
         config, variables = converted(layout, "s12")
@@ -96,10 +130,12 @@ def test_every_gradient_is_that_of_pytorch(layout, dtype, tolerance):
         assert np.abs(actual.ravel()[index.astype(int)] - expected).max() < tolerance * norm + rounding, name
 
 
-def test_a_mistake_free_network_of_forty_lines_agrees_too():
+@slow
+def test_an_independent_network_in_forty_lines_agrees_too():
     assert reference_error(None) < TOLERANCE["float64"]
 
 
+@slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_golden_arrays_would_catch(mistake):
     assert reference_error(mistake) > 10 * TOLERANCE["float64"]
