@@ -187,7 +187,7 @@ class TrainConfig:
     remat: bool = False
     """Recompute each stage in the backward pass: less memory, a third more time."""
     kernels: Literal["auto", "on", "off"] = "auto"
-    """Pallas kernels for blocks in bfloat16 on TPUs v5e and v6e and NVIDIA GPUs; auto: if they agree with XLA there."""
+    """Pallas kernels, in bfloat16 on TPUs v5e, v6e and NVIDIA GPUs. auto compares each with XLA first, on does not."""
     seed: int = 42
     """Seed of the initial weights and of all random numbers on the device; data.seed is that of the images' order."""
     log_every: int = 50

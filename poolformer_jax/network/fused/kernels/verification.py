@@ -31,7 +31,7 @@ KernelMode = Literal["auto", "on", "off"]
 """auto: use kernels that compute what XLA computes; on: use them unverified; off: leave all passes to XLA."""
 
 TOLERANCE = 0.1
-"""Of a result's distance to XLA's, relative to its norm."""
+"""The largest distance to XLA's result at which kernels are used, relative to the norm of that result."""
 
 _FORWARD: tuple[Pass, ...] = ("pooling_residual", "mlp_residual")
 _BACKWARD: tuple[Pass, ...] = ("pooling_gradient", "mlp_gradient")
@@ -52,7 +52,7 @@ class Verification:
     """How kernels compare with XLA.
 
     Attributes:
-        difference: the largest distance between their results, relative to the result; infinite if one is not finite.
+        difference: the largest distance between their results, relative to the result.
         where: the pass and stage of that difference.
         problem: why the kernels should not be used: the pass, and the difference or the exception. None if they agree.
     """
@@ -63,7 +63,7 @@ class Verification:
 
     @property
     def warning(self) -> str:
-        """The message to show where there is a problem."""
+        """The message to show if there is a problem."""
         return (
             f"XLA computes all blocks, more slowly, because the kernels for these devices fail their check: "
             f"{self.problem}. Please report this with the device's name and the versions of jax and jaxlib."
@@ -123,28 +123,30 @@ def verify_kernels(kernels: Kernels, stages: Sequence[StageShape], *, gradients:
         stages: the network's; maps larger than 56 x 56 are compared at about that size.
         gradients: whether to compare the backward passes, too.
     """
-    # Without the devices of other processes: none of them waits here for one whose compiler fails.
+    # Only this process's devices: with those of others, all processes would hang if the compiler of one fails.
     devices = kernels.mesh.local_devices if kernels.mesh is not None else jax.local_devices()[:1]
     mesh = Mesh(np.asarray(devices), ("batch",))
     kernels = dataclasses.replace(kernels, mesh=mesh, batch_axes=mesh.axis_names)
     maps = [_small_map(stage) for stage in stages]
+    random_inputs = functools.cache(lambda index: _random_inputs(maps[index], mesh))
+    compute = _compiled_differences(devices[0].platform)
     largest = Verification()
     for name in (*_FORWARD, *(_BACKWARD if gradients else ())):
-        supported = [
-            index for index, stage in enumerate(maps) if _supports(kernels, name, stage, _images(stage) * mesh.size)
-        ]
-        if not supported:
-            continue
         try:
+            supported = [
+                i for i, stage in enumerate(maps) if _supports(kernels, name, stage, _images(stage) * mesh.size)
+            ]
+            if not supported:
+                continue
             with jax.set_mesh(mesh):
-                inputs = [_random_inputs(maps[index], mesh) for index in supported]
-                differences = _compiled_differences(devices[0].platform)(name, kernels, inputs)
-        # No compiler, or one that refuses a kernel, or a device that fails: each library has errors of its own.
+                # Waits for the devices, whose errors count too.
+                differences = np.asarray(compute(name, kernels, [random_inputs(index) for index in supported]))
+        # Whatever it is: a missing compiler, one that refuses a kernel, a device that fails.
         except Exception as error:
             return Verification(math.inf, name, f"{name} cannot run: {type(error).__name__}: {error}")
-        for index, difference in zip(supported, np.nan_to_num(np.asarray(differences), nan=np.inf).tolist()):
+        for index, difference in zip(supported, differences.tolist()):
             current = Verification(difference, f"{name}, stage {index}")
-            if difference > TOLERANCE:
+            if not difference <= TOLERANCE:  # also for nan
                 problem = f"the results of {name} in stage {index} differ from XLA's by {difference:.1%}"
                 return dataclasses.replace(current, problem=problem)
             largest = max(largest, current, key=lambda verification: verification.difference)

@@ -79,7 +79,9 @@ def test_a_kernel_whose_results_are_not_finite_differs(replace):
         return y.at[0].set(jnp.nan), sums, rest
 
     replace(gpu_narrow, "forward", overflow)
-    assert "mlp_residual in stage 0 differ from XLA's by inf" in verify_kernels(ON_GPU, STAGES, gradients=False).problem
+    assert (
+        "mlp_residual in stage 0 differ from XLA's by nan%" in verify_kernels(ON_GPU, STAGES, gradients=False).problem
+    )
 
 
 def call_unknown_function(_, name, pixels, batched, replicated):
