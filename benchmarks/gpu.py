@@ -33,7 +33,7 @@ from benchmarks.inputs import write_inputs, write_timm_weights
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import write_json
-from poolformer_jax.inference.cost_operations import count_macs
+from poolformer_jax.inference import count_macs
 from poolformer_jax.network import SIZES
 
 # bfloat16 has 8 significant bits, and autocast rounds in other places than we do.

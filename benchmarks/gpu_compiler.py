@@ -41,7 +41,7 @@ from benchmarks.gpu import PEAKS, Peak
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.files import write_json
-from poolformer_jax.inference.program import fastest_network
+from poolformer_jax.inference import fastest_network
 from poolformer_jax.network import SIZES
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, save_pretrained
-from poolformer_jax.inference.cost_operations import parameter_shapes
+from poolformer_jax.inference import parameter_shapes
 
 IMAGE_SIZE = 224
 

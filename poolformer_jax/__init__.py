@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from poolformer_jax.errors import InputError, PoolFormerError
-    from poolformer_jax.export.model_file import export_model
-    from poolformer_jax.export.verification import ExportError
+    from poolformer_jax.export import ExportError, export_model
     from poolformer_jax.images.processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.images.reading import ImageError
-    from poolformer_jax.inference.classifier import ImageClassifier, Prediction
-    from poolformer_jax.inference.grad_cam import GradCam
-    from poolformer_jax.inference.height_sharded import HeightShardedModel
+    from poolformer_jax.inference import GradCam, HeightShardedModel, ImageClassifier, Prediction
     from poolformer_jax.network.config import PoolFormerConfig
     from poolformer_jax.network.fused import GpuKernels, TpuKernels
     from poolformer_jax.network.model import (
@@ -60,11 +57,11 @@ __all__ = [
 _HOME = {
     "InputError": "errors",
     "PoolFormerError": "errors",
-    "ExportError": "export.verification",
+    "ExportError": "export",
     "GpuKernels": "network.fused",
-    "GradCam": "inference.grad_cam",
-    "HeightShardedModel": "inference.height_sharded",
-    "ImageClassifier": "inference.classifier",
+    "GradCam": "inference",
+    "HeightShardedModel": "inference",
+    "ImageClassifier": "inference",
     "ImageClassifierOutput": "network.model",
     "ImageError": "images.reading",
     "PoolFormerConfig": "network.config",
@@ -73,11 +70,11 @@ _HOME = {
     "PoolFormerImageProcessor": "images.processor",
     "PoolFormerModel": "network.model",
     "PoolFormerModelOutput": "network.model",
-    "Prediction": "inference.classifier",
+    "Prediction": "inference",
     "TpuKernels": "network.fused",
     "WeightsFileError": "weights.containers.files",
     "WeightsMismatch": "weights",
-    "export_model": "export.model_file",
+    "export_model": "export",
     "from_torch_state_dict": "weights",
     "load_pretrained": "weights.pretrained",
     "save_pretrained": "weights.pretrained",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.inference.cost_operations import count_macs
+from poolformer_jax.inference import count_macs
 from train.config import MeshConfig, TrainConfig
 from train.recipes import RECIPES
 from train.setup import assemble

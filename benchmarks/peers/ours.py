@@ -14,7 +14,7 @@ import poolformer_jax
 from benchmarks.compiled import gpu_program
 from benchmarks.workload import Workload, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.inference.program import fastest_network, shard_on_cpu
+from poolformer_jax.inference import fastest_network, shard_on_cpu
 from poolformer_jax.network.fused import kernels_for
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights.pretrained import load_pretrained

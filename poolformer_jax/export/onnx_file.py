@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from poolformer_jax.export.onnx_operations import network_graph
-from poolformer_jax.inference.description import Parameters
+from poolformer_jax.inference import Parameters
 from poolformer_jax.network import PoolFormerConfig
 
 # Old enough for the runtimes of phones and browsers. The network needs no newer operator.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
+from poolformer_jax.inference import Operations, Parameters, classify, feature_maps
 from poolformer_jax.network import PoolFormerConfig, check_pixel_values
 
 

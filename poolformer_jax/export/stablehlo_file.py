@@ -9,8 +9,7 @@ import numpy as np
 from flax.typing import Dtype
 from jaxtyping import Float32
 
-from poolformer_jax.inference.description import Parameters
-from poolformer_jax.inference.jax_operations import folded_apply
+from poolformer_jax.inference import Parameters, folded_apply
 from poolformer_jax.network import PoolFormerConfig
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -12,7 +12,7 @@ import pytest
 import poolformer_jax
 from paths import ROOT
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.inference.cost_operations import layer_table
+from poolformer_jax.inference import layer_table
 from poolformer_jax.network import SIZES
 from poolformer_jax.weights.pretrained import save_pretrained
 from small_networks import IMAGES, MODEL, PROCESSOR, VARIABLES, random_variables
