@@ -29,8 +29,10 @@ BENCHMARKS = {
     "cpu-inference": Benchmark("cpu_inference", "inference on a CPU beside PyTorch, ONNX Runtime, OpenVINO"),
     "cpu-training": Benchmark("cpu_training", "training steps on a CPU beside PyTorch"),
     "gpu": Benchmark("gpu", "inference and training on a GPU beside PyTorch", "bench,cuda12"),
-    "gpu-compiler": Benchmark("gpu_compiler", "what the GPU compiler makes of the network; no GPU", "train,cuda12"),
-    "tpu": Benchmark("tpu", "what the TPU compiler makes of the network; no TPU", "train,tpu"),
+    "gpu-compiler": Benchmark(
+        "gpu_compiler", "kernels and bytes of the program for a GPU; needs no GPU", "train,cuda12"
+    ),
+    "tpu": Benchmark("tpu", "cycles and memory of the program for a TPU; needs no TPU", "train,tpu"),
     "convert": Benchmark("convert", "time and memory of converting weights", "convert"),
     "input-pipeline": Benchmark("input_pipeline", "images per core-second beside tf.data and PyTorch"),
 }
