@@ -17,9 +17,9 @@ from train.command_line import main
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
-    """The folder of a short run: a sixth of the recipe's epochs."""
+    """The folder of a short run: a tenth of the recipe's epochs."""
     run_dir = tmp_path_factory.mktemp("digits") / "run"
-    short = ["--optimizer.epochs", "7", "--optimizer.warmup-epochs", "1", "--distributed.mode", "off"]
+    short = ["--optimizer.epochs", "4", "--optimizer.warmup-epochs", "1", "--distributed.mode", "off"]
     assert main(["--run-dir", str(run_dir), *short]) == 0
     return run_dir
 
@@ -28,7 +28,7 @@ def test_a_short_run_recognises_most_held_out_digits(run_dir):
     report = json.loads((run_dir / "model" / "evaluation.json").read_text())
     # A fifth of 1,797 scans, rounded in every class.
     assert report["examples"] == 359
-    assert report["top1"] >= 0.8
+    assert report["top1"] >= 0.5  # of ten classes; the slow test below demands 0.98
 
 
 def test_the_model_folder_opens_with_its_class_names(run_dir):

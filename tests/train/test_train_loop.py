@@ -6,17 +6,19 @@ import io
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from paths import TESTS
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, save_pretrained
 from train import loop
 from train.compute.preemption import StopRequest
 from train.config import PretrainedNetwork
 from train.report import results
 from train.report.journal import MetricsFile
 from train.resume.checkpoints import newest_run
-from training import DATA, saved, sharded, share_programs, tiny, train_losses, without_a_finite_gradient
+from training import DATA, NETWORK, saved, sharded, share_programs, tiny, train_losses, without_a_finite_gradient
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +35,7 @@ def small(run_dir, **changes):
 
 
 def fine_tuning(run_dir, weights, **changes):
-    """From weights of a network with three channels and a stride of 32."""
-    data = dataclasses.replace(DATA, image_size=32, image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
+    data = dataclasses.replace(DATA, image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
     return small(run_dir, model=PretrainedNetwork(str(weights)), data=data, **changes)
 
 
@@ -70,7 +71,12 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path
 
 @pytest.fixture
 def weights(tmp_path):
-    return shutil.copytree(TESTS / "fixtures" / "hf_sharded", tmp_path / "weights")
+    """A model folder of three classes, with three channels and a stride of 8."""
+    fields = {field.name: getattr(NETWORK, field.name) for field in dataclasses.fields(PoolFormerConfig)}
+    model = PoolFormerForImageClassification(PoolFormerConfig(**fields | {"num_labels": 3}))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    save_pretrained(tmp_path / "weights", model, variables)
+    return tmp_path / "weights"
 
 
 def test_a_fine_tuning_run_goes_on_without_the_weights_it_began_from(tmp_path, weights):

@@ -63,12 +63,11 @@ def test_kernels_decay_and_nothing_else_does(params):
     assert {name for name, decays in named(decay_mask(params)).items() if decays} == decaying
 
 
-def test_decay_is_decoupled_from_the_gradient(params):
-    still = jax.tree.map(np.zeros_like, params)
-    updates, _ = first_update(OptimizerConfig(weight_decay=0.25), params, still)
-    for name, update in named(updates).items():
-        expected = 0.25 * named(params)[name] if named(decay_mask(params))[name] else jnp.zeros_like(update)
-        np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=name)
+def test_decay_is_decoupled_from_the_gradient():
+    params = {"kernel": np.full((2, 3), 4.0, np.float32), "bias": np.full(3, 4.0, np.float32)}
+    updates, _ = first_update(OptimizerConfig(weight_decay=0.25), params, jax.tree.map(np.zeros_like, params))
+    np.testing.assert_allclose(updates["kernel"], np.ones((2, 3)), rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0)
 
 
 def test_imagenet_recipes_follow_the_authors_schedule():
@@ -134,16 +133,16 @@ def test_layers_learn_slower_with_their_distance_from_the_head(params):
         "head/kernel": 1.0,
     }
     assert {name: scales[name] for name in expected} == expected
-    gradient = jax.tree.map(np.ones_like, params)
-    fast_updates, _ = first_update(OptimizerConfig(), params, gradient)
-    slow_updates, _ = first_update(OptimizerConfig(layer_decay=0.5), params, gradient)
-    for name, update in named(slow_updates).items():
-        np.testing.assert_allclose(update, named(fast_updates)[name] * scales[name], rtol=1e-6, err_msg=name)
+    few = {"stem": {"bias": np.ones(2)}, "stages_0": {"blocks_0": {"bias": np.ones(2)}}, "head": {"bias": np.ones(2)}}
+    fast_updates, _ = first_update(OptimizerConfig(), few, few)
+    slow_updates, _ = first_update(OptimizerConfig(layer_decay=0.5), few, few)
+    for name, scale in {"stem/bias": 1 / 4, "stages_0/blocks_0/bias": 1 / 2, "head/bias": 1.0}.items():
+        np.testing.assert_allclose(named(slow_updates)[name], named(fast_updates)[name] * scale, rtol=1e-6)
 
 
-def test_clipping_bounds_the_gradient_before_the_moments(params):
-    gradient = jax.tree.map(lambda leaf: np.full_like(leaf, 100.0), params)
-    _, state = first_update(OptimizerConfig(clip_norm=1.0, beta1=0.0), params, gradient)
+def test_clipping_bounds_the_gradient_before_the_moments():
+    gradient = {"kernel": np.full((2, 3), 100.0, np.float32), "bias": np.full(3, 100.0, np.float32)}
+    _, state = first_update(OptimizerConfig(clip_norm=1.0, beta1=0.0), gradient, gradient)
     assert float(optax.tree.norm(state[1].mu)) == pytest.approx(1.0, rel=1e-5)
 
 
