@@ -1,4 +1,4 @@
-"""Running `python -m train` as a person or a scheduler does: as processes of its own, with signals and deadlines."""
+"""Runs `python -m train` in processes, with signals and deadlines."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# A run of seconds: `smoke` with a network of one small block, and without what takes long to compile.
+# A run of seconds: `smoke` with a network of one small block, and without augmentation that compiles slowly.
 TINY = (
     *("smoke", "--model.depths", "1", "--model.hidden-sizes", "8", "--model.patch-sizes", "7", "--model.strides", "4"),
     *("--model.padding", "2", "--model.token-mixers", "pooling", "--model.position-embeddings", "False"),
@@ -20,12 +20,12 @@ TINY = (
     *("--data.mix.cutmix", "0", "--data.mix.erase-probability", "0", "--log-every", "1", "--save-every", "2"),
     *("--evaluate-every", "100", "--example-images", "1"),
 )
-DEADLINE = 180.0  # seconds; far above what anything here takes, so that a hang fails instead of lasting
+DEADLINE = 180.0  # seconds; only a hang takes so long
 
 
 def start(arguments: Sequence[str], devices: int = 1, **environment: str) -> subprocess.Popen[str]:
-    """Begins `python -m train ARGUMENTS` on so many CPU devices."""
-    # Many of these programs are alike, and half of what they compile takes less than the tests' threshold.
+    """Starts `python -m train ARGUMENTS` with `devices` CPU devices."""
+    # These programs compile the same functions, half of which compile faster than the threshold of conftest.py.
     usual = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "COLUMNS": "120"}
     return subprocess.Popen(
         [sys.executable, "-m", "train", *arguments],
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], code: int | None = 0, devices: int = 1, **envi
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
-    """Whether it came true before the process ended."""
+    """True if the condition held before the process ended."""
     deadline = time.monotonic() + DEADLINE
     while process.poll() is None and time.monotonic() < deadline:
         if condition():
@@ -75,14 +75,14 @@ def kill_when(condition: Callable[[], bool], arguments: Sequence[str], number: s
 
 
 def workers_of(pid: int) -> list[int]:
-    """The data workers of a process, by their ids; on Linux, which shows them in /proc."""
+    """The process ids of the data workers of a process; on Linux."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     children = {child for thread in threads for child in (thread / "children").read_text().split()}
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; on Linux."""
+    """True if a process runs; on Linux."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_for_the_end_of(workers: Sequence[int]) -> None:
-    """Workers whose program was killed notice it themselves, a moment later."""
+    """Waits for workers whose program was killed: they notice it a moment later."""
     deadline = time.monotonic() + 30
     while any(alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker is still there"
@@ -100,7 +100,7 @@ def wait_for_the_end_of(workers: Sequence[int]) -> None:
 def start_together(
     arguments: Sequence[str] | Sequence[Sequence[str]], processes: int, devices: int = 1
 ) -> list[subprocess.Popen[str]]:
-    """Begins one run in several processes that find each other by flags, with one command line or each its own."""
+    """Starts one run in several processes that join by flags, with one command line for all or one for each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -110,7 +110,7 @@ def start_together(
 
 
 def start_under_slurm(arguments: Sequence[str], processes: int) -> list[subprocess.Popen[str]]:
-    """Begins one run in several processes with nothing but what `srun` puts into their environment."""
+    """Starts one run in several processes with the environment variables of `srun`."""
     job = {
         "SLURM_JOB_ID": str(os.getpid()),  # from which jax chooses the port
         "SLURM_STEP_NODELIST": "127.0.0.1",
@@ -122,7 +122,7 @@ def start_under_slurm(arguments: Sequence[str], processes: int) -> list[subproce
 
 @contextlib.contextmanager
 def stopping(started: list[subprocess.Popen[str]]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Ends what is still running when a test fails."""
+    """Kills processes that still run when the block ends."""
     try:
         yield started
     finally:

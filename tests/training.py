@@ -1,4 +1,4 @@
-"""Tiny runs that the training tests share: a network of two blocks on made-up images of 16 pixels."""
+"""Tiny runs for the training tests: a network of two blocks on synthetic images of 16 pixels."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ DATA = DataConfig(
     augment=HostAugmentation(crop="evaluation", randaugment="none"),
     mix=DeviceAugmentation(mixup=0.0, cutmix=0.0, erase_probability=0.0),
 )
-# Other processes are looked for before jax is used, and tests have used it.
+# Joining other processes must precede any use of jax, which tests have used already.
 ALONE = DistributedConfig(mode="off")
 OPTIMIZER = OptimizerConfig(
     learning_rate=3e-3, learning_rate_batch=None, epochs=4, warmup_epochs=1, cooldown_epochs=0, ema_decay=0.5
@@ -53,7 +53,7 @@ OPTIMIZER = OptimizerConfig(
 
 
 def tiny(run_dir: Path = Path("unused"), **changes: Any) -> TrainConfig:
-    """A run of 12 steps; `changes` name fields, those inside of a part as `optimizer__epochs=2`."""
+    """A run of 12 steps; `changes` name fields, nested ones as `optimizer__epochs=2`."""
     config = TrainConfig(run_dir, NETWORK, DATA, OPTIMIZER, distributed=ALONE, log_every=1, save_every=2)
     for name, value in changes.items():
         part, _, field = name.partition("__")
@@ -64,7 +64,7 @@ def tiny(run_dir: Path = Path("unused"), **changes: Any) -> TrainConfig:
 
 
 def sharded(data: int, fsdp: int) -> MeshConfig:
-    """A mesh on which even the smallest arrays are cut up."""
+    """A mesh that shards even the smallest arrays."""
     return MeshConfig(data=data, fsdp=fsdp, fsdp_min_size=0)
 
 
@@ -101,7 +101,7 @@ _NOT_COMPILED = (
 
 @functools.cache
 def first_state(config: TrainConfig) -> TrainState:
-    """The state before the first step, in NumPy: compiled once for all meshes, and safe from steps that consume it."""
+    """The state before step 0 as NumPy arrays: compiled once for all meshes, and never donated."""
     alone = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=1))
     _, parts = open_and_assemble(alone, jax.devices()[:1])
     return jax.device_get(parts.init(parts.network.argument()))
@@ -126,7 +126,7 @@ def train(
 
 
 def without_a_finite_gradient(patch: pytest.MonkeyPatch, after: Sequence[int]) -> None:
-    """Has the steps that follow these ones meet pixels that are no numbers."""
+    """Makes the pixels NaN in the steps that follow these ones."""
 
     def make(model: Any, optimizer: Any, schedule: Any, augment: Any, *rest: Any) -> Any:
         def broken(key: Any, images: Any, labels: Any) -> Any:
@@ -152,23 +152,23 @@ def train_losses(run_dir: Path) -> dict[int, float]:
 
 
 def lines(run_dir: Path) -> int:
-    """How many lines its metrics.jsonl has by now."""
+    """The number of lines in its metrics.jsonl."""
     path = run_dir / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def saved(run_dir: Path) -> list[int]:
-    """Steps of the states that it has by now."""
+    """Steps of its checkpoints."""
     return steps_in(run_dir / "checkpoints")
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the states that are in such a folder by now."""
+    """Steps of the checkpoints in a folder."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def class_folders(folder: Path, images: int) -> None:
-    """Writes so many images of each of three classes, unlike in colour."""
+    """Writes `images` images of each of three classes, of different colours."""
     for number, name in enumerate(("ant", "bee", "cat")):
         (folder / name).mkdir(parents=True)
         for index in range(images):
@@ -177,7 +177,7 @@ def class_folders(folder: Path, images: int) -> None:
 
 @contextlib.contextmanager
 def disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A real file system of that size, while the block runs."""
+    """Mounts a file system of that size for the block."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True)

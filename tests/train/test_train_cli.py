@@ -1,4 +1,4 @@
-"""What a person types and reads: help, usage errors, exit codes, reports, and the commands around a run."""
+"""The command line: help, usage errors, error messages, exit codes, and the files of a run."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_the_text_of_a_recipe_is_as_wide_as_the_screen_but_for_its_command(name,
 
 
 @pytest.mark.parametrize("arguments", [pytest.param(["digits", "--help"], marks=pytest.mark.slow), ["--help"]])
-def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+def test_a_closed_output_is_not_an_error(arguments):
     reading, writing = os.pipe()
     os.close(reading)
     program = [sys.executable, "-m", "train", *arguments]
@@ -73,16 +73,16 @@ def test_a_reader_that_has_seen_enough_is_no_error(arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["bogus"], "There is no recipe or command 'bogus'. Expected one of: digits"),
         (["doctor"], "expected a recipe, one of: digits"),
         (["doctor", "bogus"], "expected a recipe, one of: digits"),
     ],
 )
-def test_an_unknown_name_is_a_usage_error_that_lists_the_known_ones(arguments, told, capsys):
+def test_an_unknown_name_is_a_usage_error_that_lists_the_known_ones(arguments, expected, capsys):
     assert main(arguments) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_wrong_flag_or_value_is_a_usage_error(arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["smoke", "--run-dir", "gs://bucket/run"], "--checkpoint-dir gs://... beside a local --run-dir"),
         (["smoke", "--checkpoint-dir", "gs:/bucket/run"], "or gs://... or s3://..."),
@@ -107,16 +107,16 @@ def test_a_wrong_flag_or_value_is_a_usage_error(arguments, capsys):
         (["prepare", "folder:flowers", "gs://bucket/packed"], "one of a mounted bucket"),
     ],
 )
-def test_the_address_of_a_bucket_is_no_folder_of_this_machine(arguments, told, capsys, tmp_path, monkeypatch):
+def test_a_bucket_is_refused_where_a_local_folder_is_needed(arguments, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
+    assert expected in " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
     assert not list(tmp_path.iterdir())
 
 
-def test_a_drive_of_windows_and_a_bucket_of_states_are_no_mistakes():
+def test_a_windows_drive_and_a_bucket_for_checkpoints_are_accepted():
     assert tiny(Path("C:/runs/flowers")).run_dir == Path("C:/runs/flowers")
     assert tiny(checkpoint_dir="gs://bucket/run").checkpoints == "gs://bucket/run"
 
@@ -129,7 +129,7 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "told"),
+    ("module", "arguments", "expected"),
     [
         ("sklearn.datasets", ["digits"], "pip install -e '.[train]'"),
         ("tensorflow_datasets", ["smoke", "--data.source", "tfds:flowers"], "pip install -e '.[train]'"),
@@ -138,7 +138,7 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path, capsys):
     ],
 )
 def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(
-    tmp_path, monkeypatch, capsys, module, arguments, told
+    tmp_path, monkeypatch, capsys, module, arguments, expected
 ):
     monkeypatch.setitem(sys.modules, module, None)
     usual = ["--run-dir", str(tmp_path), "--data.batch-size", "8", "--distributed.mode", "off"]
@@ -146,7 +146,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_way_to_install_it(
     message = capsys.readouterr().err
     assert "Traceback" not in message
     assert module.partition(".")[0] in message
-    assert told in message
+    assert expected in message
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_a_missing_package_that_every_run_needs_is_named():
         JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"),
     ],
 )
-def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, capsys, error):
+def test_out_of_memory_errors_say_what_needs_less(tmp_path, monkeypatch, capsys, error):
     def fail(*_, **__):
         raise error
 
@@ -179,7 +179,7 @@ def test_used_up_memory_is_told_with_what_needs_less(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds workers through /proc")
-def test_a_worker_that_is_ended_from_outside_ends_the_run_with_one_message(tmp_path, monkeypatch, capsys):
+def test_a_killed_data_worker_ends_the_run_with_one_message(tmp_path, monkeypatch, capsys):
     """As by a full /dev/shm, to which a worker writes."""
 
     def to_devices(*given):
@@ -205,13 +205,13 @@ def _fails_in_another_package(*arguments):
 @pytest.mark.parametrize(
     "fail", [_fails_in_another_package, [].remove], ids=["in another package", "in C that our code calls"]
 )
-def test_what_nobody_raised_to_tell_a_person_something_keeps_its_traceback(tmp_path, monkeypatch, fail):
+def test_errors_that_are_bugs_keep_their_traceback(tmp_path, monkeypatch, fail):
     monkeypatch.setattr(loop, "initialize", fail)
     with pytest.raises(ValueError, match=r"broadcast|not in list"):
         main(["smoke", "--run-dir", str(tmp_path)])
 
 
-def test_a_file_in_the_way_is_named_without_a_traceback(tmp_path, capsys):
+def test_a_file_in_place_of_a_folder_is_named_without_a_traceback(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([*programs.TINY, "--run-dir", str(tmp_path / "file" / "run"), "--distributed.mode", "off"]) == 1
     assert f"Not a directory: '{tmp_path / 'file' / 'run'}" in capsys.readouterr().err
@@ -222,7 +222,7 @@ def test_a_file_in_the_way_is_named_without_a_traceback(tmp_path, capsys):
     [([0, 1, 134, 0], True), ([1, 2], False), ([0, 3], False)],  # 0 first: SIGTERM
     ids=["to the end", "to a wrong command line", "to a divergence"],
 )
-def test_the_guides_script_starts_a_run_again_to_its_end_or_to_what_would_fail_again(tmp_path, codes, finishes):
+def test_the_script_of_the_guide_restarts_a_run_unless_it_would_fail_again(tmp_path, codes, finishes):
     guide = (programs.ROOT / "docs" / "tpu-pod.md").read_text()
     (script,) = re.findall(r"^export JAX_COMPILATION_CACHE_DIR.*?^done$", guide, re.MULTILINE | re.DOTALL)
     (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
@@ -279,7 +279,7 @@ def test_a_recipe_says_what_to_expect():
             assert re.search(r"\d+ hours on a TPU v4-32", recipe.details)
 
 
-def test_recipes_that_continue_each_other_differ_in_what_changes_no_step():
+def test_fields_that_change_no_step_may_differ():
     before = tiny(Path("a")).to_dict()
     free = tiny(Path("b"), mesh__fsdp=2, save_every=7, data__workers=3, max_steps=5)
     assert changed_fields(before, free.to_dict()) == []
@@ -306,7 +306,7 @@ def test_a_field_is_free_to_change_by_its_whole_name_only():
     assert changed_fields(before, now) == ["remat_policy: 'all' -> 'some'", "mesh_kind: 'flat' -> 'cube'"]
 
 
-def test_a_field_that_was_not_noted_has_its_default_and_one_that_is_gone_is_named():
+def test_a_missing_field_has_its_default_and_an_unknown_one_is_named():
     noted = tiny(data__seed=7).to_dict()
     later = _later(tiny(data__seed=7), mesh_kind="cube")
     values, unknown = current_fields(noted, later)
@@ -361,12 +361,12 @@ def test_evaluate_refuses_classes_in_another_order(uninterrupted, tmp_path, caps
             Image.new("RGB", (16, 16)).save(folder / "image.png")
     model, data = str(uninterrupted / "model"), f"folder:{tmp_path}"
     assert main(["evaluate", model, "--data", data, "--distributed.mode", "off"]) == 1
-    told = capsys.readouterr().err
-    assert "in another order" in told
-    assert "label 1: 18 degrees in the model, 108 degrees in the data" in told
+    expected = capsys.readouterr().err
+    assert "in another order" in expected
+    assert "label 1: 18 degrees in the model, 108 degrees in the data" in expected
 
 
-def test_lines_of_later_steps_are_dropped_when_a_run_goes_back(tmp_path):
+def test_lines_of_later_steps_are_dropped_when_a_run_resumes(tmp_path):
     lines = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"kind": "tra')

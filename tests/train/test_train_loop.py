@@ -1,4 +1,4 @@
-"""How a run ends, and what it then leaves: a tiny one, in this process."""
+"""How a run starts, resumes and ends, and which files it leaves: tiny runs in this process."""
 
 import dataclasses
 import errno
@@ -43,7 +43,7 @@ def full_disk(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_finished_run_that_is_repeated_notes_nothing_twice(tmp_path):
+def test_a_finished_run_that_is_started_again_writes_no_line_twice(tmp_path):
     config = small(tmp_path, max_steps=2)
     run(config)
     noted = (tmp_path / "metrics.jsonl").read_text()
@@ -52,7 +52,7 @@ def test_a_finished_run_that_is_repeated_notes_nothing_twice(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == noted
 
 
-def test_a_run_that_dies_in_an_evaluation_has_saved_and_makes_up_for_it(tmp_path, monkeypatch):
+def test_a_run_that_dies_in_an_evaluation_has_saved_and_evaluates_when_resumed(tmp_path, monkeypatch):
     def die(*arguments):
         raise MemoryError
 
@@ -79,7 +79,7 @@ def weights(tmp_path):
     return tmp_path / "weights"
 
 
-def test_a_fine_tuning_run_goes_on_without_the_weights_it_began_from(tmp_path, weights):
+def test_a_fine_tuning_run_resumes_without_its_pretrained_weights(tmp_path, weights):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     run(fine_tuning(whole, weights, max_steps=4))
     run(fine_tuning(parted, weights, max_steps=2))
@@ -92,21 +92,21 @@ def test_a_fine_tuning_run_goes_on_without_the_weights_it_began_from(tmp_path, w
         run(fine_tuning(tmp_path / "new", weights, seed=7))  # not one of the programs above
 
 
-def test_a_run_whose_states_are_gone_says_that_it_begins_again(tmp_path, monkeypatch, caplog):
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "at", lambda stop, step: step == 4)
         run(small(tmp_path))
-    assert not caplog.records  # a new run has nothing to tell
+    assert not caplog.records  # a new run logs none
     shutil.rmtree(tmp_path / "checkpoints")
     run(small(tmp_path, max_steps=2))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    told = record.getMessage()
-    assert f"{tmp_path} has metrics up to step 4, but {tmp_path / 'checkpoints'} has no checkpoint" in told
-    assert "It starts again from step 0, and so do its metrics." in told
+    expected = record.getMessage()
+    assert f"{tmp_path} has metrics up to step 4, but {tmp_path / 'checkpoints'} has no checkpoint" in expected
+    assert "It starts again from step 0, and so do its metrics." in expected
     assert list(train_losses(tmp_path)) == [2]
     run(small(tmp_path, max_steps=4))
-    assert len(caplog.records) == 1  # one that goes on has not either
+    assert len(caplog.records) == 1  # a run that resumes logs none
 
 
 def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
@@ -118,25 +118,25 @@ def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
     assert (run_dir / "model" / "config.json").exists()
 
 
-def test_checkpoints_that_are_kept_for_good_are_saved_and_outlive_newer_ones(tmp_path):
+def test_keep_every_saves_checkpoints_that_are_never_deleted(tmp_path):
     run(small(tmp_path, max_steps=6, save_every=1000, keep_checkpoints=1, keep_every=2))
     assert saved(tmp_path) == [2, 4, 6]
     run(small(tmp_path, max_steps=9, save_every=1, keep_checkpoints=1, keep_every=4))
     assert saved(tmp_path) == [4, 8, 9]
 
 
-def test_a_state_that_is_saved_amid_an_interval_does_not_cut_it(tmp_path):
+def test_saving_within_an_interval_does_not_split_it(tmp_path):
     run(small(tmp_path, max_steps=8, save_every=3))  # two steps are an interval
     assert list(train_losses(tmp_path)) == [2, 4, 6, 8]
 
 
-def test_a_run_that_is_stopped_notes_its_last_steps(tmp_path, monkeypatch):
+def test_a_stopped_run_reports_its_last_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(StopRequest, "at", lambda stop, step: step == 5)
     run(small(tmp_path, save_every=1000, evaluate_every=1000))
     assert (list(train_losses(tmp_path)), saved(tmp_path)) == ([2, 4, 5], [5])
 
 
-def test_a_run_is_called_finished_at_the_end_of_its_schedule_once_all_else_is_written(tmp_path, monkeypatch):
+def test_finished_json_is_written_last_at_the_end_of_the_schedule(tmp_path, monkeypatch):
     finished = tmp_path / "finished.json"
     run(small(tmp_path, max_steps=2))
     assert not finished.exists()
@@ -149,21 +149,21 @@ def test_a_run_is_called_finished_at_the_end_of_its_schedule_once_all_else_is_wr
 
 
 @pytest.mark.parametrize("steps", [1, 1000])
-def test_a_profile_is_written_even_if_the_run_ends_amid_it(tmp_path, steps, caplog):
+def test_a_profile_is_written_even_if_the_run_ends_during_it(tmp_path, steps, caplog):
     run(small(tmp_path, max_steps=12, profile_steps=steps, save_every=1000, evaluate_every=1000))
     assert ("12 steps are left, and the first 10 are not profiled" in caplog.text) == (steps > 2)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size
 
 
-def test_a_last_step_without_a_finite_gradient_costs_nothing_but_itself(tmp_path, monkeypatch):
+def test_a_skipped_last_step_does_not_fail_the_run(tmp_path, monkeypatch):
     without_a_finite_gradient(monkeypatch, after=[1])
     run(small(tmp_path, max_steps=2))
     assert (tmp_path / "model" / "evaluation.json").exists()
     assert saved(tmp_path) == [2]
 
 
-def test_a_run_whose_last_steps_have_no_finite_gradient_because_of_its_weights_fails(tmp_path):
+def test_a_run_whose_weights_diverged_before_its_last_steps_fails(tmp_path):
     # The second step's learning rate throws the weights out of float32's range; 20 in a row may be skipped.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3)
     with pytest.raises(loop.DivergedError, match="The loss on the held-out images is not finite"):
@@ -171,7 +171,7 @@ def test_a_run_whose_last_steps_have_no_finite_gradient_because_of_its_weights_f
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_run_whose_last_step_threw_the_weights_away_fails(tmp_path):
+def test_a_run_whose_last_step_diverged_fails(tmp_path):
     # Step 4, the first after the warm-up, has a finite gradient still.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3, max_steps=4)
     with pytest.raises(loop.DivergedError, match="The loss on the held-out images is not finite"):

@@ -1,4 +1,4 @@
-"""The network that a run starts from: fresh, or with weights that were there already."""
+"""The initial network of a run: new, or with pretrained weights."""
 
 import dataclasses
 import re
@@ -81,7 +81,7 @@ def bringing(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         (
             {"image_mean": (0.5,) * 3, "image_std": (0.25,) * 3},
@@ -101,25 +101,25 @@ def bringing(tmp_path_factory):
         ({"resample": 1}, ["--data.evaluation-interpolation lanczos (this run: bicubic, and no flag has theirs)"]),
     ],
 )
-def test_a_run_tells_what_preprocessing_of_its_weights_it_does_not_have(bringing, caplog, changes, told):
+def test_a_run_names_the_flags_for_the_preprocessing_of_its_weights(bringing, caplog, changes, expected):
     wanted = bringing(**changes)
     network_for(("daisy", "tulip"), wanted)
     (message,) = caplog.messages
     assert wanted.source in message
     lines = [line.strip() for line in message.splitlines()[1:-1]]
-    assert len(lines) == len(told)
-    assert all(line.startswith(flag) for line, flag in zip(lines, told))
+    assert len(lines) == len(expected)
+    assert all(line.startswith(flag) for line, flag in zip(lines, expected))
 
 
 @pytest.mark.parametrize("changes", [{}, {"size": {"shortest_edge": 248}, "crop_pct": None}, {"do_resize": False}])
-def test_a_run_that_prepares_images_as_its_weights_do_tells_nothing(bringing, caplog, changes):
+def test_a_run_with_the_preprocessing_of_its_weights_logs_nothing(bringing, caplog, changes):
     network_for(("daisy", "tulip"), bringing(**changes))
     network_for(("daisy", "tulip"))  # of a folder without a preprocessing
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("edge", [225, 245, 257])
-def test_a_run_that_takes_the_named_flag_is_told_nothing_more(bringing, caplog, edge):
+def test_a_run_with_the_named_flag_logs_nothing_more(bringing, caplog, edge):
     wanted = bringing(crop_pct=None, size={"shortest_edge": edge})
     network_for(("daisy", "tulip"), wanted)
     (message,) = caplog.messages

@@ -72,13 +72,13 @@ def make_record_unreadable(state: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "code", "told"),
+    ("fault", "code", "expected"),
     [
         (lose_arrays, 0, "The checkpoint of step 20 is damaged: another process could not read it."),
         (make_record_unreadable, 1, "could not be read: another process could not read it It may be undamaged"),
     ],
 )
-def test_a_state_that_one_of_two_processes_cannot_read_is_read_by_neither(tmp_path, uninterrupted, fault, code, told):
+def test_a_state_that_one_process_cannot_read_is_read_by_none(tmp_path, uninterrupted, fault, code, expected):
     states = [tmp_path / f"states {process}" for process in (0, 1)]
     for folder in states:
         shutil.copytree(uninterrupted / "checkpoints", folder)
@@ -88,7 +88,7 @@ def test_a_state_that_one_of_two_processes_cannot_read_is_read_by_neither(tmp_pa
         if code == 0 and programs.wait_until((states[0] / "damaged" / "20").exists, started[0]):
             shutil.rmtree(states[1] / "20")  # as a network disk shows it to a host, later than to the one that did it
         outputs = [" ".join(programs.finish(process, code).split()) for process in started]
-    assert told in outputs[0]
+    assert expected in outputs[0]
     assert ("is at step 18, the end of --max-steps" in outputs[0]) == (code == 0)
     assert (states[0] / "damaged").exists() == (code == 0)
 
@@ -148,7 +148,7 @@ def test_a_divergence_ends_both_processes_with_its_own_code(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("of_process_1", "told"),
+    ("of_process_1", "expected"),
     [
         (
             # A process that looks at its metrics at other steps would notice a divergence at another one.
@@ -163,7 +163,7 @@ def test_a_divergence_ends_both_processes_with_its_own_code(tmp_path):
     ],
     ids=["another recipe", "fewer images", "other images", "another resizer"],
 )
-def test_processes_that_differ_from_process_0_all_end_before_the_first_step(tmp_path, of_process_1, told):
+def test_processes_that_differ_from_process_0_all_end_before_the_first_step(tmp_path, of_process_1, expected):
     for name, images in (("pool", 8), ("fewer", 7), ("others", 8)):
         class_folders(tmp_path / name, images)
     (tmp_path / "others" / "ant" / "0.png").rename(tmp_path / "others" / "ant" / "first.png")
@@ -172,7 +172,7 @@ def test_processes_that_differ_from_process_0_all_end_before_the_first_step(tmp_
     own = [word.replace("folder:", f"folder:{tmp_path}/") for word in of_process_1]
     with programs.stopping(programs.start_together([common, [*common, *own]], 2)) as (first, unlike):
         output = programs.finish(unlike, code=1)
-        assert all(difference in output for difference in told)
+        assert all(difference in output for difference in expected)
         assert "Traceback" not in output
         assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
 

@@ -1,4 +1,4 @@
-"""The doctor finds before a long run what would stop it, and says how to mend it."""
+"""The doctor finds what would stop a long run, and says how to fix it."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path, compile
     assert not (tmp_path / "run").exists(), "the doctor writes nothing"
 
 
-def test_a_folder_that_cannot_be_made_is_told_and_nothing_is_written(folder, tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_failure_and_nothing_is_written(folder, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "not mounted")
     for name, changes in (
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_made_is_told_and_nothing_is_written(folder, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file", "link"]
 
 
-def test_a_folder_that_nobody_may_write_to_is_told(folder, tmp_path, monkeypatch):
+def test_a_folder_without_write_permission_is_a_failure(folder, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: asked.append((path, mode)))
     (found,) = failures(of_folder(folder, tmp_path))
@@ -101,14 +101,14 @@ def test_a_folder_that_nobody_may_write_to_is_told(folder, tmp_path, monkeypatch
     assert asked == [(tmp_path, os.W_OK | os.X_OK)] * 2  # the run's folder and its checkpoints: neither is there yet
 
 
-def test_states_that_are_kept_for_good_need_space_too(folder, tmp_path):
+def test_checkpoints_that_are_never_deleted_need_space_too(folder, tmp_path):
     config = of_folder(folder, tmp_path, max_steps=4, keep_every=2, keep_checkpoints=3)
     found = next(finding.found for finding in examine(config) if finding.subject == "disk")
     # Of steps 2 and 4, the newest three, and one that is being written.
     assert found.startswith("6 states of ")
 
 
-def test_states_that_are_there_already_need_no_more_space(folder, tmp_path, monkeypatch):
+def test_existing_checkpoints_need_no_more_space(folder, tmp_path, monkeypatch):
     config = of_folder(folder, tmp_path, keep_checkpoints=4)
     leaves = jax.tree.leaves(open_and_assemble(config)[1].abstract_state)
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
@@ -124,7 +124,7 @@ def warnings(config, subject):
     return [finding for finding in findings(config) if (finding.level, finding.subject) == ("warning", subject)]
 
 
-def test_classes_are_named_and_splits_that_would_be_classes_are_told(folder, tmp_path):
+def test_classes_are_named_and_splits_taken_for_classes_are_a_warning(folder, tmp_path):
     config = of_folder(folder, tmp_path)
     named = [finding for finding in findings(config) if finding.subject == "data, train"]
     assert named[0].found == "16 images of 2 classes (cat, dog)"
@@ -134,7 +134,7 @@ def test_classes_are_named_and_splits_that_would_be_classes_are_told(folder, tmp
     assert any("Train, Val look like splits" in finding.found for finding in findings(config))
 
 
-def test_a_class_of_which_nothing_is_held_out_is_told(folder, tmp_path):
+def test_a_class_without_held_out_images_is_a_warning(folder, tmp_path):
     for image in (folder / "validation" / "dog").iterdir():
         image.unlink()
     (folder / "validation" / "dog").rmdir()
@@ -143,15 +143,15 @@ def test_a_class_of_which_nothing_is_held_out_is_told(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({}, "2 steps an epoch, 8 in all, 2 of them warm-up: too few to learn much"),
         ({"max_steps": 2}, "2 in all, 2 of them warm-up: the learning rate never reaches its peak"),
     ],
 )
-def test_a_run_of_few_steps_is_told(folder, tmp_path, changes, told):
+def test_a_run_of_few_steps_is_a_warning(folder, tmp_path, changes, expected):
     (found,) = warnings(of_folder(folder, tmp_path, **changes), "steps")
-    assert told in found.found
+    assert expected in found.found
 
 
 def test_an_unreadable_image_is_named(folder, tmp_path):
@@ -161,7 +161,7 @@ def test_an_unreadable_image_is_named(folder, tmp_path):
     assert "--data.on-bad-image skip" in found.remedy
 
 
-def test_a_file_that_the_storage_does_not_give_is_named(folder, tmp_path):
+def test_an_unreadable_file_is_named(folder, tmp_path):
     (folder / "train" / "cat" / "3.png").unlink()
     (folder / "train" / "cat" / "3.png").symlink_to(tmp_path / "nowhere")
     (found,) = failures(of_folder(folder, tmp_path))
@@ -169,27 +169,27 @@ def test_a_file_that_the_storage_does_not_give_is_named(folder, tmp_path):
     assert "cat/3.png: its file cannot be read: No such file" in found.found
 
 
-def test_a_single_class_is_told(folder, tmp_path):
+def test_a_single_class_is_a_failure(folder, tmp_path):
     config = of_folder(folder / "train", tmp_path)
     shutil.rmtree(folder / "train" / "dog")
     (found,) = failures(config)
     assert (found.subject, found.found) == ("classes", "there is only one, cat, so every answer would be right")
 
 
-def test_files_that_are_passed_over_are_counted(folder, tmp_path):
+def test_files_that_are_not_images_are_counted(folder, tmp_path):
     for name in ("a.heics", "b.HEICS", "notes"):
         (folder / "train" / "cat" / name).write_bytes(b"no image")
     found = [finding.found for finding in findings(of_folder(folder, tmp_path)) if finding.subject == "data, train"]
     assert found[0] == "16 images of 2 classes (cat, dog); 3 other files are ignored: 2 .heics, 1 without a suffix"
 
 
-def test_a_missing_split_is_told(folder, tmp_path):
+def test_a_missing_split_is_a_failure(folder, tmp_path):
     config = of_folder(folder, tmp_path)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation_split="test"))
     assert [finding.subject for finding in failures(config)] == ["data, test"]
 
 
-def test_a_batch_that_devices_cannot_share_is_told(folder, tmp_path):
+def test_a_batch_that_devices_cannot_share_is_a_failure(folder, tmp_path):
     config = of_folder(folder, tmp_path)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=12))
     (found,) = failures(config)
@@ -202,7 +202,7 @@ def save_a_state(config):
         checkpoints.save(first_state(tiny(mesh=sharded(1, 1))))
 
 
-def test_metrics_without_a_state_are_told(folder, tmp_path):
+def test_metrics_without_a_checkpoint_are_a_warning(folder, tmp_path):
     config = of_folder(folder, tmp_path)
     config.run_dir.mkdir()
     (config.run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 7}\n')
@@ -213,7 +213,7 @@ def test_metrics_without_a_state_are_told(folder, tmp_path):
     assert all("has metrics up to" not in finding.found for finding in findings(config))
 
 
-def test_a_run_that_can_go_on_needs_no_weights(folder, tmp_path):
+def test_a_run_that_can_resume_needs_no_pretrained_weights(folder, tmp_path):
     config = of_folder(folder, tmp_path, model=PretrainedNetwork(str(tmp_path / "moved away")))
     with pytest.raises(FileNotFoundError):
         findings(config)
@@ -221,7 +221,7 @@ def test_a_run_that_can_go_on_needs_no_weights(folder, tmp_path):
     assert not failures(config)
 
 
-def test_a_folder_with_another_run_is_told(folder, tmp_path):
+def test_a_folder_with_another_run_is_a_failure(folder, tmp_path):
     config = of_folder(folder, tmp_path)
     save_a_state(dataclasses.replace(config, seed=1))
     (found,) = failures(config)
@@ -229,7 +229,7 @@ def test_a_folder_with_another_run_is_told(folder, tmp_path):
     assert "--run-dir" in found.remedy
 
 
-def test_a_run_of_another_version_goes_on_and_fields_that_are_gone_are_named(folder, tmp_path, monkeypatch, caplog):
+def test_a_run_of_another_version_resumes_and_unknown_fields_are_named(folder, tmp_path, monkeypatch, caplog):
     """With a field less in its notes, whose value is the default, and one more, in states and recipe.json."""
 
     def of_before(config):
@@ -249,7 +249,7 @@ def test_a_run_of_another_version_goes_on_and_fields_that_are_gone_are_named(fol
     assert "data.augment.scaled_decoding: True -> False" in found.found
 
 
-def test_a_folder_with_the_recipe_of_another_run_is_told(folder, tmp_path):
+def test_a_folder_with_the_recipe_of_another_run_is_a_failure(folder, tmp_path):
     config = of_folder(folder, tmp_path)
     save_a_state(config)
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(dataclasses.replace(config, seed=1).to_dict()))
@@ -257,7 +257,7 @@ def test_a_folder_with_the_recipe_of_another_run_is_told(folder, tmp_path):
     assert "seed: 1 -> 42" in found.found
 
 
-def test_a_folder_of_states_that_do_not_say_what_they_are_of_is_told(folder, tmp_path):
+def test_a_folder_of_unreadable_checkpoints_is_a_failure(folder, tmp_path):
     (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
     (found,) = failures(of_folder(folder, tmp_path))
     assert "No checkpoint in" in found.found
@@ -305,7 +305,7 @@ def of_shared_memory(config):
     return [finding for finding in findings(config) if finding.subject == "shared memory"]
 
 
-def test_what_workers_keep_in_shared_memory_is_compared_with_its_room(folder, tmp_path, monkeypatch):
+def test_the_workers_batches_are_compared_with_free_shared_memory(folder, tmp_path, monkeypatch):
     config = with_workers(folder, tmp_path, worker_batches=3, evaluation_batch_size=8008)
     # Eight of each of training's two workers, and one in use; eight and one of evaluations' single worker.
     needed = 17 * 8 * 16 * 16 + 9 * 8008 * 16 * 16
@@ -331,7 +331,7 @@ def test_the_memory_of_a_container_is_less_than_the_hosts(folder, tmp_path, monk
     assert found.level == "failure"
 
 
-def test_what_workers_hold_of_the_source_is_counted_twice(folder, tmp_path, monkeypatch):
+def test_the_source_counts_twice_for_each_worker(folder, tmp_path, monkeypatch):
     """Two workers keep 10 MB of names as they were sent and as they were unpacked; so do evaluation's."""
     needed, _ = in_megabytes(with_workers(folder, tmp_path))
     counter = {f".{'x' * 1_000_000}{number}": 1 for number in range(10)}
@@ -343,17 +343,19 @@ def test_what_workers_hold_of_the_source_is_counted_twice(folder, tmp_path, monk
 
 
 def test_a_step_that_the_compiler_refuses_for_its_memory_is_reported(folder, tmp_path, monkeypatch, compiled_step):
-    told = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.03G) ..."
+    expected = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.03G) ..."
+    )
 
     def refuse(*_):
-        raise JaxRuntimeError(f"{told}\nand many lines about single arrays")
+        raise JaxRuntimeError(f"{expected}\nand many lines about single arrays")
 
     def assemble(*given, **named):
         return dataclasses.replace(setup.assemble(*given, **named), step=SimpleNamespace(lower=refuse))
 
     monkeypatch.setattr(doctor, "assemble", assemble)
     (found,) = failures(of_folder(folder, tmp_path))
-    assert (found.subject, found.found) == ("device memory", f"the step does not fit: {told}")
+    assert (found.subject, found.found) == ("device memory", f"the step does not fit: {expected}")
     assert "--mesh.fsdp" in found.remedy
 
 

@@ -27,7 +27,7 @@ PROCESSOR = PoolFormerImageProcessor(
 
 
 def write_model(folder, labels):
-    """A model of these classes, or of so many without names, that has learned nothing; its path."""
+    """Writes an untrained model with these classes (or this number of them) to `folder`; returns its path."""
     id2label = None if isinstance(labels, int) else dict(enumerate(labels))
     config = PoolFormerConfig(
         depths=(1,) * 4, hidden_sizes=(2, 4, 6, 8), num_labels=len(id2label or range(labels)), id2label=id2label
@@ -139,7 +139,7 @@ def test_folders_of_a_part_of_imagenet_are_scored_by_their_wordnet_ids(tmp_path,
         evaluate(given, f"folder:{pool}")
 
 
-def test_a_name_that_two_classes_have_stands_in_no_other_classs_way(tmp_path):
+def test_a_name_of_two_classes_does_not_affect_other_classes(tmp_path):
     given = write_model(tmp_path / "model", ("crane", "tench", "crane"))
     assert evaluate(given, f"folder:{write_classes(tmp_path / 'sound', ('tench',), images=2)}").examples == 2
     with pytest.raises(ValueError, match=r"has 3 classes, and .* has 1"):
@@ -163,14 +163,14 @@ def test_the_two_cranes_of_imagenet_are_those_of_a_model_whatever_prepare_adds_t
         evaluate(write_model(tmp_path / "other", names), f"folder:{pool}")
 
 
-@pytest.mark.parametrize(("finished", "told"), [(True, "/model."), (False, "/model, which is there once")])
-def test_the_folder_of_a_run_is_told_from_that_of_its_model(tmp_path, finished, told):
+@pytest.mark.parametrize(("finished", "expected"), [(True, "/model."), (False, "/model, which is there once")])
+def test_the_folder_of_a_run_is_refused_as_a_model(tmp_path, finished, expected):
     (tmp_path / "recipe.json").touch()
     if finished:
         (tmp_path / "model").mkdir()
-    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
+    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{expected}"):
         evaluate(str(tmp_path), "synthetic")
-    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{told}"):
+    with pytest.raises(ValueError, match=f"is the folder of a run. Expected .*{expected}"):
         make_network(tiny(model=PretrainedNetwork(str(tmp_path))), ("ant", "bee"))
 
 
@@ -181,7 +181,7 @@ def start_evaluations(model, *own):
 
 
 @pytest.mark.slow
-def test_what_several_processes_cannot_read_is_counted_together(model, tmp_path):
+def test_unreadable_images_of_all_processes_are_counted(model, tmp_path):
     pool = write_classes(tmp_path / "pool", ("ant", "bee", "cat"), images=4)
     for image in (pool / "cat").iterdir():  # one batch, of which every process has two
         image.write_bytes(b"not an image")
@@ -201,10 +201,10 @@ def test_processes_with_other_data_than_process_0_all_end(model, tmp_path):
     other = write_classes(tmp_path / "other", ("ant", "bee", "zebra"), images=3)
     commands = ["--data", f"folder:{pool}"], ["--data", f"folder:{other}", "--batch-size", "8"]
     with start_evaluations(model, *commands) as (first, unlike):
-        told = programs.finish(unlike, code=1)
+        expected = programs.finish(unlike, code=1)
         for difference in ("classes: gone: cat; new: zebra", "images: 12 -> 9", "data.batch_size: 4 -> 8"):
-            assert difference in told
-        assert "Traceback" not in told
+            assert difference in expected
+        assert "Traceback" not in expected
         assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
 
 

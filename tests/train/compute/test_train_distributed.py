@@ -1,4 +1,4 @@
-"""How a process of several finds its place: what environments tell of them."""
+"""The GPUs of a process under Slurm and Open MPI."""
 
 import json
 import os
@@ -53,7 +53,7 @@ print(json.dumps(seen))
 """
 
 
-def test_a_process_that_is_alone_on_its_host_has_all_gpus_of_it():
+def test_the_only_process_on_a_host_uses_all_its_gpus():
     command = [sys.executable, "-c", PROGRAM, json.dumps(CASES)]
     ended = subprocess.run(command, cwd=programs.ROOT, capture_output=True, text=True, timeout=programs.DEADLINE)
     assert ended.returncode == 0, ended.stderr

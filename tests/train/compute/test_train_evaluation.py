@@ -1,4 +1,4 @@
-"""An evaluation counts exactly the split's examples, whatever the batch, the filler and the devices."""
+"""An evaluation counts every example of the split once, for any batch size, padding and devices."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""What decays, how fast each weight learns at which step, and what happens to a gradient that is not a number."""
+"""Weight decay, learning rates by step and by depth, clipping, and steps without a finite gradient."""
 
 import dataclasses
 import math
@@ -105,15 +105,15 @@ def test_the_learning_rate_grows_with_the_batch():
 
 
 @pytest.mark.parametrize(
-    ("changes", "batch_size", "told"),
+    ("changes", "batch_size", "expected"),
     [
         ({"learning_rate": 5e-6}, 1024, "optimizer.final_learning_rate=1e-05: above"),
         ({"learning_rate": 5e-4}, 2, "9.77e-07 for batches of 2 (optimizer.learning_rate=0.0005 for 1024 images)"),
         ({"learning_rate": 5e-6, "final_learning_rate": 0.0, "warmup_learning_rate": 6e-6}, 1024, "warmup_learning"),
     ],
 )
-def test_a_learning_rate_that_would_rise_to_the_end_is_refused(changes, batch_size, told):
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_a_learning_rate_that_would_rise_to_the_end_is_refused(changes, batch_size, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
         make_schedule(OptimizerConfig(**changes), 10, batch_size)
     from_zero_to_zero = {"final_learning_rate": 0.0, "warmup_learning_rate": 0.0}
     make_schedule(OptimizerConfig(**changes | from_zero_to_zero), 10, batch_size)

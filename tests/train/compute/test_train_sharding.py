@@ -1,4 +1,4 @@
-"""One run gives the same numbers however devices share it."""
+"""A run computes the same on any mesh of devices."""
 
 import jax
 import numpy as np

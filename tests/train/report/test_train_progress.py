@@ -1,4 +1,4 @@
-"""The numbers of an interval of steps: what they are means of, and what their clock counts."""
+"""The numbers of an interval of steps: means, speed, waits, and the time left."""
 
 import dataclasses
 import io
@@ -27,7 +27,7 @@ def metrics(loss=1.0, skipped=0, in_a_row=0):
     return {name: OnDevice(value) for name, value in values.items()}
 
 
-def test_a_step_that_was_skipped_is_counted_and_not_averaged():
+def test_a_skipped_step_is_counted_and_not_averaged():
     meter = Meter(0, every=3, steps_per_epoch=3, batch_size=8)
     rows = [metrics(1.0), metrics(math.nan, 1, 1), metrics(3.0, 1), *[metrics(math.inf, 2, 1)] * 3]
     some, none = [record for row in rows for record in meter.add(row)] + meter.rest()
@@ -42,8 +42,8 @@ def test_a_series_of_skipped_steps_is_seen_wherever_it_ends():
     assert [record.skipped_in_a_row for record in records] == [2, 2, 3]
 
 
-def test_the_time_left_is_from_all_steps_of_this_process_with_what_else_they_took(monkeypatch):
-    """A run that goes on from step 100 of 1000: 60 s of compiling, steps of 1 s, and 40 s for an evaluation."""
+def test_the_time_left_includes_evaluations(monkeypatch):
+    """A run that resumes from step 100 of 1000: 60 s of compiling, steps of 1 s, and 40 s for an evaluation."""
     now, file = [0.0], io.StringIO()
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     record = Record(
@@ -93,7 +93,7 @@ class Devices:
 
 
 @pytest.mark.parametrize("every", [1, 4, 5])
-def test_the_speed_of_every_interval_is_that_of_the_devices_wherever_the_clock_is_paused(monkeypatch, every):
+def test_the_speed_of_an_interval_excludes_pauses(monkeypatch, every):
     """An evaluation of 100 s is behind every fourth step of 22."""
     devices, records = Devices(monkeypatch), []
     meter = Meter(0, every, steps_per_epoch=4, batch_size=8)
@@ -109,17 +109,17 @@ def test_the_speed_of_every_interval_is_that_of_the_devices_wherever_the_clock_i
     assert [record.images_per_second for record in records] == pytest.approx([8] * len(records), rel=0.01)
 
 
-def test_an_interval_is_reported_once_it_is_done_however_soon_the_devices_are_seen_to_be(monkeypatch):
+def test_all_processes_report_an_interval_at_the_same_step(monkeypatch):
     # What follows from a record has to follow at the same step on all processes.
     for ready in (False, True):
         monkeypatch.setattr(OnDevice, "ready", ready)
         meter = Meter(3, every=2, steps_per_epoch=4, batch_size=8)
-        told = [[record.step for record in meter.add(metrics(), wait=step == 8)] for step in range(4, 10)]
-        assert told == [[], [], [4], [], [6, 8], []]
+        expected = [[record.step for record in meter.add(metrics(), wait=step == 8)] for step in range(4, 10)]
+        assert expected == [[], [], [4], [], [6, 8], []]
         assert [record.step for record in meter.rest()] == [9]
 
 
-def test_a_wait_for_images_counts_only_where_the_devices_have_nothing_left_to_do(monkeypatch):
+def test_a_wait_for_images_counts_only_if_the_devices_are_idle(monkeypatch):
     """Steps of 1 s with a wait of 0.25 s each. Before the first there is no work; before the third it has run out."""
     now = [0.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))

@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights; nothing in it can fail a run that is done."""
+"""Pictures, examples and reports of a run; an error in them does not end a run."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def test_examples_pass_over_images_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_examples_leave_alone_what_somebody_has_in_a_folder_of_that_name(tmp_path, count):
+def test_examples_leave_other_files_in_their_folder_alone(tmp_path, count):
     (tmp_path / "mine").mkdir()
     for path in (tmp_path / "mine.png", tmp_path / "mine" / "text"):
         path.write_text("dear to me")
@@ -72,12 +72,12 @@ def test_a_class_may_have_any_name_in_the_confusion(tmp_path, name, caplog):
     assert not caplog.records
 
 
-def test_a_picture_that_cannot_be_drawn_is_told_of_and_fails_nothing(tmp_path, caplog):
+def test_a_picture_that_cannot_be_drawn_is_logged_and_ends_nothing(tmp_path, caplog):
     """Here for want of what to draw; in a run it may be a font, the layout, or the disk."""
     draw_confusion(EVALUATION, (), tmp_path / "confusion.png")
     draw_curves([{"kind": "train"}], tmp_path / "curves.png")
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    for message, name in zip(told, ("confusion.png", "curves.png")):
+    expected = [record.getMessage() for record in caplog.records]
+    assert len(expected) == 2
+    for message, name in zip(expected, ("confusion.png", "curves.png")):
         assert f"The picture {tmp_path / name} could not be drawn and is left out" in message
     assert not list(tmp_path.iterdir())

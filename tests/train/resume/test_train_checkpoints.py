@@ -1,4 +1,4 @@
-"""A state on the disk comes back bit for bit, on any devices, or says that it cannot."""
+"""A saved state is restored bit for bit, on any devices, or reported as damaged."""
 
 import json
 import logging
@@ -68,7 +68,7 @@ def test_an_empty_folder_has_no_state(tmp_path, parts):
         assert checkpoints.restore(parts.abstract_state) is None
 
 
-def test_only_the_newest_are_kept(tmp_path, states):
+def test_only_the_newest_states_are_kept(tmp_path, states):
     save(tmp_path, states, keep=2)
     with open_in(tmp_path) as checkpoints:
         assert checkpoints.steps == [2, 3]
@@ -107,7 +107,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_pat
         assert_equal(checkpoints.restore(parts.abstract_state), states[0])
         assert "The checkpoint of step 2 is damaged" in caplog.text
         assert (tmp_path / "damaged" / "2").is_dir()
-        # The run goes on from step 1 and comes past step 2 again.
+        # The run resumes from step 1 and saves step 2 again.
         checkpoints.save(states[1], last=True)
         assert checkpoints.steps == [1, 2]
 
@@ -131,7 +131,7 @@ def test_with_no_sound_state_the_error_names_every_one(tmp_path, parts, states):
             checkpoints.restore(parts.abstract_state)
 
 
-def test_with_nothing_but_states_set_aside_it_does_not_begin_again(tmp_path, parts, states):
+def test_with_only_damaged_states_set_aside_a_run_does_not_start_again(tmp_path, parts, states):
     save(tmp_path, states[:2])
     (tmp_path / "damaged").mkdir()
     for step in ("1", "2"):
@@ -140,7 +140,7 @@ def test_with_nothing_but_states_set_aside_it_does_not_begin_again(tmp_path, par
         checkpoints.restore(parts.abstract_state)
 
 
-def test_a_state_of_other_shapes_is_told_array_by_array_and_not_damaged(tmp_path, parts, states):
+def test_a_state_of_other_shapes_is_an_error_that_lists_arrays_and_not_damage(tmp_path, parts, states):
     save(tmp_path, states[:2])
     _, wider = open_and_assemble(tiny(mesh=sharded(1, 1), model__hidden_sizes=(8, 24)), jax.devices()[:1])
     with open_in(tmp_path) as checkpoints:
@@ -150,14 +150,14 @@ def test_a_state_of_other_shapes_is_told_array_by_array_and_not_damaged(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (OSError(5, "Input/output error"), CheckpointError),
         (ValueError("UNAVAILABLE: the bucket does not answer"), CheckpointError),
         (MemoryError(), MemoryError),
     ],
 )
-def test_trouble_with_storage_or_memory_is_no_damage(tmp_path, parts, states, monkeypatch, error, told):
+def test_errors_of_storage_or_memory_are_not_damage(tmp_path, parts, states, monkeypatch, error, expected):
     def fail(*arguments, **options):
         raise error
 
@@ -165,12 +165,12 @@ def test_trouble_with_storage_or_memory_is_no_damage(tmp_path, parts, states, mo
     with open_in(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
             patch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
-            with pytest.raises(told):
+            with pytest.raises(expected):
                 checkpoints.restore(parts.abstract_state)
         assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 
 
-def test_a_state_says_what_run_it_is_of(tmp_path, states):
+def test_a_state_records_its_run(tmp_path, states):
     assert newest_run(tmp_path / "new") is None
     with open_in(tmp_path) as checkpoints:
         checkpoints.save(states[0])
@@ -183,7 +183,7 @@ def test_a_state_says_what_run_it_is_of(tmp_path, states):
         newest_run(tmp_path)
 
 
-def test_a_record_that_cannot_be_checked_counts_as_damaged(tmp_path, parts, states, caplog):
+def test_a_record_without_checksum_counts_as_damaged(tmp_path, parts, states, caplog):
     save(tmp_path, states[:2])
     path = tmp_path / "2" / "step" / "metadata"
     record = json.loads(path.read_text())
@@ -194,13 +194,13 @@ def test_a_record_that_cannot_be_checked_counts_as_damaged(tmp_path, parts, stat
     assert "The checkpoint of step 2 is damaged: its record is not as it was written" in caplog.text
 
 
-def test_a_state_amid_steps_without_a_finite_gradient_is_not_written_unless_it_is_the_last(tmp_path, parts, states):
-    amid = states[1].replace(skipped_in_a_row=jnp.int32(3))
-    save(tmp_path, [states[0], amid])
+def test_a_state_among_skipped_steps_is_written_only_as_the_last(tmp_path, parts, states):
+    skipping = states[1].replace(skipped_in_a_row=jnp.int32(3))
+    save(tmp_path, [states[0], skipping])
     with open_in(tmp_path) as checkpoints:
         assert checkpoints.steps == [1]
-        checkpoints.save(amid, last=True)
-        assert_equal(checkpoints.restore(parts.abstract_state), amid)
+        checkpoints.save(skipping, last=True)
+        assert_equal(checkpoints.restore(parts.abstract_state), skipping)
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_state_before(small_disk, parts, 
         assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 
 
-def test_half_written_states_are_cleared_away(tmp_path, parts, states):
+def test_half_written_states_are_deleted(tmp_path, parts, states):
     save(tmp_path, states[:1])
     (tmp_path / "1").rename(tmp_path / "2.orbax-checkpoint-tmp")
     save(tmp_path, states[:1])
@@ -246,7 +246,7 @@ def as_in_a_bucket(monkeypatch):
         )
 
 
-def test_a_half_written_state_in_a_bucket_is_none(tmp_path, parts, states, as_in_a_bucket):
+def test_a_half_written_state_in_a_bucket_does_not_count(tmp_path, parts, states, as_in_a_bucket):
     (tmp_path / "1" / "params").mkdir(parents=True)
     assert newest_run(tmp_path) is None
     with open_in(tmp_path) as checkpoints:
@@ -259,7 +259,7 @@ def test_a_half_written_state_in_a_bucket_is_none(tmp_path, parts, states, as_in
         assert_equal(checkpoints.restore(parts.abstract_state), states[0])
 
 
-def test_only_states_are_cleared_away_from_a_bucket(tmp_path, states, as_in_a_bucket):
+def test_only_states_are_deleted_from_a_bucket(tmp_path, states, as_in_a_bucket):
     for name in ("damaged/1", "of somebody else"):
         (tmp_path / name).mkdir(parents=True)
     save(tmp_path, states, keep=1)
@@ -272,7 +272,7 @@ def test_the_record_says_which_step_it_is(tmp_path, states):
     assert (record["step"], record["skipped"], record["skipped_in_a_row"]) == (1, 1, 0)
 
 
-def test_waiting_is_for_a_state_that_is_being_written_as_well(tmp_path, states):
+def test_saving_the_last_state_waits_until_it_is_complete(tmp_path, states):
     with open_in(tmp_path) as checkpoints:
         checkpoints.save(states[0])
         checkpoints.save(states[0], last=True)

@@ -1,4 +1,4 @@
-"""A folder's run goes on as itself or not at all: not with another recipe, other classes or images, nor twice."""
+"""A run folder is resumed only by its run: not with another recipe, classes or images, nor twice at a time."""
 
 import shutil
 import signal
@@ -37,7 +37,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted, run):
     assert train_losses(run_dir) == before
 
 
-def test_another_recipe_does_not_go_on_with_a_run(tmp_path, uninterrupted, run):
+def test_another_recipe_does_not_resume_a_run(tmp_path, uninterrupted, run):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.learning-rate", "0.5"]
@@ -46,7 +46,7 @@ def test_another_recipe_does_not_go_on_with_a_run(tmp_path, uninterrupted, run):
     assert "--run-dir" in output
 
 
-def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_path, uninterrupted, run):
+def test_a_run_does_not_resume_from_another_runs_checkpoints(tmp_path, uninterrupted, run):
     folder = tmp_path / "checkpoints"
     shutil.copytree(uninterrupted / "checkpoints", folder)
     arguments = [*programs.TINY, "--run-dir", str(tmp_path / "b"), "--checkpoint-dir", str(folder)]
@@ -56,11 +56,11 @@ def test_a_run_does_not_go_on_with_the_checkpoints_of_another_folders_run(tmp_pa
     assert sorted(folder.rglob("*")) == before
     assert not (tmp_path / "b").exists()
     # Moved to another place it is still the same run.
-    told = "at step 20, the end of --max-steps: nothing is left to train"
-    assert told in run([*arguments, "--max-steps", "20"])
+    expected = "at step 20, the end of --max-steps: nothing is left to train"
+    assert expected in run([*arguments, "--max-steps", "20"])
 
 
-def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path, run):
+def test_a_run_does_not_resume_with_other_classes_or_images(tmp_path, run):
     pool, run_dir = tmp_path / "pool", tmp_path / "run"
     class_folders(pool, 8)
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--data.source", f"folder:{pool}", "--data.workers", "0"]
@@ -85,7 +85,7 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(tmp_path, run):
     assert "Resuming from step 2" in run([*arguments, "--max-steps", "4"])
 
 
-def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_path, run):
+def test_a_run_resumes_if_its_data_moved_but_not_with_other_images(tmp_path, run):
     here, there = tmp_path / "here", tmp_path / "there"
     class_folders(here, 8)
     common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0", "--data.source"]
@@ -97,7 +97,7 @@ def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_images(tmp_pa
 
 
 @pytest.mark.parametrize(("first", "then"), [("simd", "pillow"), ("pillow", "simd")])
-def test_a_run_does_not_go_on_with_the_resizer_that_another_machine_has(tmp_path, monkeypatch, first, then):
+def test_a_run_does_not_resume_with_another_resizer(tmp_path, monkeypatch, first, then):
     """Where the recipe leaves the choice to what is installed; naming the same one changes nothing."""
 
     def choose(installed):
@@ -118,7 +118,7 @@ def test_a_run_does_not_go_on_with_the_resizer_that_another_machine_has(tmp_path
     find_run(named(first), source)
 
 
-def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_path, run):
+def test_a_run_does_not_start_again_if_its_checkpoint_dir_is_forgotten(tmp_path, run):
     run_dir, states = tmp_path / "run", tmp_path / "states"
     arguments = [*programs.TINY, "--run-dir", str(run_dir)]
     run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "2"])
@@ -130,7 +130,7 @@ def test_a_run_does_not_begin_again_when_its_checkpoint_dir_is_forgotten(tmp_pat
     assert "Resuming from step 2" in run([*arguments, "--checkpoint-dir", str(states), "--max-steps", "4"])
 
 
-def test_a_finished_run_without_its_states_is_not_replaced_by_another(tmp_path, uninterrupted, run):
+def test_the_model_of_a_finished_run_is_not_replaced(tmp_path, uninterrupted, run):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
     shutil.rmtree(run_dir / "checkpoints")
@@ -141,7 +141,7 @@ def test_a_finished_run_without_its_states_is_not_replaced_by_another(tmp_path, 
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_below_a_home_is_all_in_one_place(tmp_path, monkeypatch, run):
+def test_a_tilde_in_run_dir_and_checkpoint_dir_is_the_home(tmp_path, monkeypatch, run):
     """Shells leave the "~" of --run-dir=~/run as it is."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -153,13 +153,13 @@ def test_a_run_below_a_home_is_all_in_one_place(tmp_path, monkeypatch, run):
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
-def test_a_home_that_nobody_has_is_refused_when_the_config_is_made():
+def test_an_unknown_home_is_refused_when_the_config_is_made():
     with pytest.raises(ValueError, match="run_dir='~nobody of this name/run': this machine has no such home"):
         tiny(Path("~nobody of this name/run"))
 
 
 @pytest.mark.parametrize("shared", ["--run-dir", pytest.param("--checkpoint-dir", marks=pytest.mark.slow)])
-def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path, shared, run):
+def test_two_runs_cannot_use_a_folder_at_the_same_time(tmp_path, shared, run):
     def arguments(number: int) -> list[str]:
         folders = {"--run-dir": f"run {number}", "--checkpoint-dir": "checkpoints", shared: "shared"}
         flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]

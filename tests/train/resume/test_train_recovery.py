@@ -57,7 +57,7 @@ def kill_at_random_moments(run_dir: Path, kills: int, seed: int, program: Sequen
     programs.run(arguments)
 
 
-def test_killed_while_a_state_is_written_the_one_before_stands(tmp_path, uninterrupted):
+def test_killed_while_a_state_is_written_it_resumes_from_the_one_before(tmp_path, uninterrupted):
     run_dir = tmp_path / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir)]
 
@@ -130,7 +130,7 @@ def test_a_run_stopped_among_skipped_steps_saves_and_resumes_their_count(tmp_pat
 @pytest.mark.parametrize("seconds", [0.4, 2.5, 4.0])
 def test_ctrl_c_before_the_first_step_ends_with_130_and_no_traceback(tmp_path, seconds):
     process = programs.start([*programs.TINY, "--run-dir", str(tmp_path / "run"), "--optimizer.epochs", "9000"])
-    time.sleep(seconds)  # amid imports, or the parts of the set-up; on a fast machine, the first steps
+    time.sleep(seconds)  # during imports or the set-up; on a fast machine, the first steps
     process.send_signal(signal.SIGINT)
     output = programs.finish(process, code=128 + signal.SIGINT)
     assert "stopped" in output.lower()
