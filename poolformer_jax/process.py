@@ -52,12 +52,7 @@ def exit_on_interrupt(last_words: str = "") -> Iterator[None]:
 
 
 def interrupt_exit_code() -> int:
-    """130, the exit code of a program that has caught a KeyboardInterrupt and ends for it.
-
-    CPython remembers a KeyboardInterrupt that left the `exec` of a string, as dataclasses are made of, also where it
-    was caught afterwards, and ends the process by the signal itself. The next `exec` makes it forget.
-    """
-    exec("")
+    """130, the exit code of a program that caught a KeyboardInterrupt and ends."""
     return 128 + signal.SIGINT
 
 
