@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # printing a help text must not claim a TPU
 
-_WIDTH = "88"  # columns of the help texts
+_WIDTH = "80"  # columns of the help texts
 _LISTED_RECIPES = ("imagenet-s12", "finetune")  # the two kinds of flags: of a new network, and of a pretrained one
 _REFERENCE_RECIPE = _LISTED_RECIPES[0]
 
