@@ -334,7 +334,7 @@ _ARCHITECTURE = (
 
 
 def published_variant(config: PoolFormerConfig) -> str | None:
-    """The name of the published network with this architecture, whatever its head; None if there is none."""
+    """The name of the published network with this architecture, whatever its head; None if it is not published."""
     for name in VARIANTS:
         published = PoolFormerConfig.from_variant(name)
         if all(getattr(config, field) == getattr(published, field) for field in _ARCHITECTURE):

@@ -1,4 +1,4 @@
-"""The arithmetic of PoolFormer as pure functions of NHWC arrays; `layers` gives them parameters.
+"""The arithmetic of PoolFormer as pure functions of NHWC arrays.
 
 Everything here is checked against PyTorch's float64 results, because each of these operations has a plausible
 neighbour that computes something else. Sources: arXiv 2111.11418, Section 3; sail-sg/poolformer, models/poolformer.py.
@@ -15,18 +15,18 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-# Of every norm but one; Flax's default is another.
+# Epsilon of every norm except the one below. Flax's default is 1e-6.
 EPSILON = 1e-5
-# Of the norm after pooling, head_order="pool_norm": timm's LayerNorm2d.
+# Epsilon of the norm after the mean, head_order="pool_norm": timm's LayerNorm2d.
 POOLED_EPSILON = 1e-6
 
 
 def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """The exact GELU, `x * Φ(x)` with the normal distribution's Φ, up to the rounding of the input's type.
 
-    From float32 on as PyTorch computes it, `x / 2 * (1 + erf(x / √2))`. `jax.nn.gelu` writes it with erfc, which keeps
+    In float32 and float64 it is PyTorch's formula, `x / 2 * (1 + erf(x / √2))`. `jax.nn.gelu` uses erfc, which keeps
     more digits of the negligible negative tail and costs several times as much. In 16-bit types Φ is a tanh of an odd
-    polynomial, fitted to within 5e-5, a fortieth of bfloat16's rounding there; the usual "tanh GELU" misses by 5e-4.
+    polynomial, fitted to within 5e-5, a fortieth of bfloat16's rounding; the usual "tanh GELU" differs by 5e-4.
     """
     if x.dtype.itemsize >= 4:
         return x * (0.5 + 0.5 * lax.erf(x * math.sqrt(0.5)))
@@ -43,7 +43,7 @@ def gelu_fit(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*
     return x * phi, phi + x * density
 
 
-# The names that `transformers` gives to activations. Its "gelu" is the exact erf form, and Flax's default is not.
+# By their names in `transformers`. Its "gelu" is the exact erf form; Flax's default is the tanh approximation.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -109,12 +109,12 @@ def dense(
 
 
 def widen(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The same in at least float32, for sums and what must not be rounded twice."""
+    """`x` in at least float32, for sums and for intermediate results that must not be rounded."""
     return x.astype(wide_type(x.dtype))
 
 
 def wide_type(dtype: Dtype) -> Dtype:
-    """At least float32."""
+    """`dtype` if it is float32 or float64, else float32."""
     # Not promote_types, which refuses to mix types where jax_numpy_dtype_promotion is "strict".
     wide = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 4
     return dtype if wide else jnp.float32
@@ -226,11 +226,12 @@ def cross_entropy(
         labels: class indices, or one probability per class (mixup, label smoothing).
 
     Returns:
-        The losses; NaN where an index is of no class.
+        The losses; NaN where an index is not that of a class.
     """
     log_probabilities = jax.nn.log_softmax(widen(logits))
     if labels.ndim == 1:
-        # The number of classes may not fit into 8 bits. An index is cut to 32, and a negative one counts from the end.
+        # The number of classes may not fit into 8 bits. take_along_axis cuts an index to 32 bits, and counts a negative
+        # one from the end.
         classes, labels = logits.shape[-1], labels.astype(int)
         known = jnp.where((labels >= 0) & (labels < classes), labels, classes)
         return -jnp.take_along_axis(log_probabilities, known[:, None], axis=-1, mode="fill")[:, 0]

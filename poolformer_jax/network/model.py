@@ -93,9 +93,9 @@ class PoolFormerModel(nn.Module):
     Args:
         config: the architecture.
         dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
-        remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
-        fused: whether blocks that can be are computed in the passes of `fused`; False computes all of them as the
-            paper writes them, which also has a forward-mode derivative.
+        remat: keeps only the stages' inputs for the gradient, and computes the rest again.
+        fused: computes blocks with pooling and group norm in the passes of `fused`; False computes every block as the
+            paper writes it, which also has a forward-mode derivative.
         kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
 
@@ -115,10 +115,10 @@ class PoolFormerModel(nn.Module):
 
         Args:
             pixel_values: [batch, height, width, num_channels], normalised; any size from `config.smallest_side`.
-            train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
+            train: applies dropout and drop path, which draw from `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: for another layout than NHWC, another number of channels, or too small an image.
+            ValueError: if the pixels are not NHWC, have another number of channels, or are too small an image.
         """
         params = declare(self, subtree(self.config, NETWORK, classifier=False))
         hidden_states = _hidden_states(self, params, pixel_values, train)
@@ -131,9 +131,9 @@ class PoolFormerForImageClassification(nn.Module):
     Args:
         config: the architecture.
         dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
-        remat: whether training keeps only the stages' inputs and computes the rest again for the gradient.
-        fused: whether blocks that can be are computed in the passes of `fused`; False computes all of them as the
-            paper writes them, which also has a forward-mode derivative.
+        remat: keeps only the stages' inputs for the gradient, and computes the rest again.
+        fused: computes blocks with pooling and group norm in the passes of `fused`; False computes every block as the
+            paper writes it, which also has a forward-mode derivative.
         kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
 
@@ -159,11 +159,11 @@ class PoolFormerForImageClassification(nn.Module):
         Args:
             pixel_values: [batch, height, width, num_channels], normalised; any size from `config.smallest_side`.
             labels: class indices [batch], or a probability for each class [batch, num_labels].
-            train: switches dropout and drop path on; they draw from `rngs={"dropout": key}`.
+            train: applies dropout and drop path, which draw from `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: for another layout than NHWC, another number of channels, too small an image, or labels that do
-                not fit the batch and the head.
+            ValueError: if the pixels are not NHWC, have another number of channels or are too small an image, or if the
+                labels do not fit the batch and the head.
         """
         params = declare(self, subtree(self.config, NETWORK))
         hidden_states = _hidden_states(self, params, pixel_values, train)
@@ -175,7 +175,7 @@ class PoolFormerForImageClassification(nn.Module):
 def _hidden_states(
     network: PoolFormerModel | PoolFormerForImageClassification, params: Params, pixel_values: Pixels, train: bool
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    """Stem and stages, as submodules of the network that calls this: backbone and classifier share one tree."""
+    """The feature map of every stage. The stages are submodules of `network`, so both networks have the same tree."""
     config = network.config
     check_pixel_values(config, pixel_values.shape)
     # `train` is a Python bool, so a rematerialised stage must not trace it.

@@ -1,7 +1,7 @@
 """The parameter tree of every network as one table: path, shape, when it is present, initial values.
 
 The linen modules, the tables of PyTorch names, the check of a tree, counts and new heads all follow from it;
-`parameters` applies it to a config. This module is only data, so that `config` can check names of token mixers with it.
+`parameters` applies it to a config. This module holds data only: `config` imports it to check the names of mixers.
 
 A line is one parameter:
 
@@ -32,7 +32,7 @@ _BACKBONE = """
     stages_{s}/blocks_{b}/norm1/scale      c        always                 ones
     stages_{s}/blocks_{b}/norm1/bias       c        always                 zeros
 """
-# Here: what `MIXER_PARAMETERS` has for the stage's token mixer.
+# Between the two: the entry of `MIXER_PARAMETERS` for the stage's token mixer.
 _AFTER_MIXER = """
     stages_{s}/blocks_{b}/layer_scale_1/scale  c    layer scale            layer scale
     stages_{s}/blocks_{b}/norm2/scale      c        always                 ones
