@@ -100,7 +100,7 @@ def test_onnx_has_every_activation(activation, tmp_path):
     assert 0 < export_model(tmp_path / "n.onnx", config, random_variables(config)[1], PROCESSOR, LABELS) < 1e-5
 
 
-# In a process of its own: importing OpenVINO forks.
+# In a separate process, because importing OpenVINO forks.
 OPENVINO = """
 import sys
 import numpy, openvino
@@ -141,7 +141,7 @@ def test_onnx_pools_at_edges_and_corners_as_the_network_does(tmp_path):
 
 
 def check_logits_in(folder, expected):
-    """Of what a process of its own has written."""
+    """Checks the logits that a separate process has written."""
     for batch in (1, 3):
         logits = np.load(folder / f"logits_{batch}.npy")
         np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
