@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.process import interrupt_exit_code
+from poolformer_jax.process import INTERRUPTED
 
 DONE, FAILED = 0, 1
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name].module}")
         code: int = module.main(rest)
     except KeyboardInterrupt:
-        return interrupt_exit_code()
+        return INTERRUPTED
     except (PoolFormerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

@@ -23,14 +23,13 @@ from rich.console import Console
 
 import poolformer_jax
 from benchmarks import command_line, report
-from convert.conversion import convert, open_source
+from convert.conversion import convert
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.network import SIZES
-from poolformer_jax.weights.containers.files import open_weights
+from poolformer_jax.weights import LAYOUTS, leaves, open_model, open_weights
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
-from poolformer_jax.weights.names import LAYOUTS, leaves
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,8 @@ def round_trip(folder: Path, variant: str, layout: str) -> bool:
     path = make_file(folder, variant, layout)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        convert(open_source(str(path)), folder / "ours", "jax", lambda _: None)
-        source = open_source(str(folder / "ours"))
-        convert(source, folder / "back", layout, lambda _: None)
+        convert(open_model(path), folder / "ours", "jax", lambda _: None)
+        convert(open_model(folder / "ours"), folder / "back", layout, lambda _: None)
     before = open_weights(path).tensors
     after = open_weights(next(file for file in (folder / "back").iterdir() if file.name.startswith("model."))).tensors
     return before.keys() == after.keys() and all(

@@ -1,1 +1,1 @@
-"""`python -m convert`: weights of PoolFormer from any home to any other, and an account of what was done."""
+"""`python -m convert`: converts PoolFormer weights between the layouts of JAX and PyTorch, with a report."""

@@ -1,29 +1,35 @@
 """The command line: `python -m convert SOURCE DESTINATION`, and `python -m convert inspect SOURCE`.
 
-Exit status: 0 done, 1 failed (one message on stderr says why), 2 wrong usage, 130 interrupted.
+Exit status: 0 done, 1 failed (with a message on stderr), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
 import dataclasses
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from convert import display, report
-from convert.conversion import Mapped, Source, convert, open_source
+from convert.conversion import ArrayMapping, convert, identify_source
 from poolformer_jax.cli.arguments import HelpFormatter
-from poolformer_jax.errors import InputError
+from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
-from poolformer_jax.process import exit_on_interrupt, interrupt_exit_code
-from poolformer_jax.weights import WeightsMismatch
-from poolformer_jax.weights.containers.files import open_weights
-from poolformer_jax.weights.names import LAYOUTS
-from poolformer_jax.weights.source import find_model_files
+from poolformer_jax.network import WeightsMismatch
+from poolformer_jax.process import INTERRUPTED, exit_on_interrupt
+from poolformer_jax.weights import (
+    LAYOUTS,
+    ModelFiles,
+    OpenedModel,
+    WeightsFile,
+    find_model_files,
+    open_weights,
+)
 
 if TYPE_CHECKING:
     from convert.verification import Verification
@@ -52,93 +58,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(given[1:] if inspecting else given)
         if not inspecting and options.source == "inspect":
             parser.error("inspect comes before every option: python -m convert inspect SOURCE ...")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_: errors.print(f"note: {message}", markup=False)
-            return (_inspect if inspecting else _convert)(options, console)
+            try:
+                return (_inspect if inspecting else _convert)(options, console)
+            finally:
+                for note in notes:
+                    errors.print(f"note: {note.message}", markup=False)
     except KeyboardInterrupt:
-        return interrupt_exit_code()
-    except (ValueError, OSError, ImportError) as error:  # what the library raises for bad input; the rest is a bug
+        return INTERRUPTED
+    except (PoolFormerError, OSError) as error:  # anything else is a bug, and keeps its traceback
         errors.print(f"error: {error}", markup=False)
         return FAILED
 
 
 def _convert(options: argparse.Namespace, console: Console) -> int:
-    destination = Path(options.destination)
-    hub = _hub_options(options)
+    destination, files, weights = Path(options.destination), *_open(options)
     if options.report:
-        report.check(Path(options.report), destination)
-        files = find_model_files(options.source, **hub)
-        report.check_spares(Path(options.report), files, open_weights(files.weights, use_ema=options.ema))
+        report.check_path(Path(options.report), destination, files, weights)
     try:
-        source = open_source(options.source, use_ema=options.ema, variant=options.variant, **hub)
+        source = identify_source(files, weights, options.variant)
     except WeightsMismatch as error:
         if options.report:
-            write_json(Path(options.report), {"source": {"given": options.source}, **report.left_over(error)})
+            write_json(Path(options.report), {"source": {"given": options.source}, **report.mismatches(error)})
         raise
     display.show_source(console, report.describe_source(source))
-    # The hash needs the processor, and the conversion mostly the disk.
+    # Hashing needs the processor, and the conversion mostly the disk.
     with ThreadPoolExecutor(1) as pool, display.progress(console) as bar:
-        hashed = pool.submit(report.describe_files, source.weights)
-        task = bar.add_task("converting", total=source.weights.nbytes)
-        mapped = convert(source, destination, options.to, lambda size: bar.advance(task, size))
-        account = report.describe_conversion(source, hashed.result(), destination, options.to, mapped)
-    display.show_mapping(console, mapped)
-    result = _verify(source, destination, mapped, console) if options.verify else None
-    account["verification"] = dataclasses.asdict(result) | {"passed": result.passed} if result else None
+        hashed = pool.submit(report.describe_files, weights)
+        task = bar.add_task("converting", total=weights.nbytes)
+        mappings = convert(source, destination, options.to, lambda size: bar.advance(task, size))
+        content = report.describe_conversion(source, hashed.result(), destination, options.to, mappings)
+    display.show_mappings(console, mappings)
+    result = _verify(source, destination, mappings, console) if options.verify else None
+    content["verification"] = dataclasses.asdict(result) | {"passed": result.passed} if result else None
     path = Path(options.report or destination / report.FILE)
-    write_json(path, account)
+    write_json(path, content)
     if result and not result.passed:
         raise InputError(f"{destination} does not compute what {options.source} computes; {path} has the differences.")
     console.print(f"\nModel    {destination}\nReport   {path}", soft_wrap=True)
     return DONE
 
 
-def _verify(source: Source, destination: Path, mapped: list[Mapped], console: Console) -> "Verification":
+def _open(options: argparse.Namespace) -> tuple[ModelFiles, WeightsFile]:
+    hub = {name: getattr(options, name) for name in ("revision", "cache_dir", "local_files_only")}
+    files = find_model_files(options.source, **hub)
+    return files, open_weights(files.weights, use_ema=options.ema)
+
+
+def _verify(source: OpenedModel, destination: Path, mappings: list[ArrayMapping], console: Console) -> "Verification":
     with exit_on_interrupt():
-        from convert.verification import verify  # the network, which a conversion does not need
+        from convert.verification import verify  # imports jax, which a conversion does not need
 
     with console.status("verifying"):
-        result = verify(source, destination, mapped)
+        result = verify(source, destination, mappings)
     display.show_verification(console, result)
     return result
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
-    files = find_model_files(options.source, **_hub_options(options))
-    weights = open_weights(files.weights, use_ema=options.ema)
+    files, weights = _open(options)
     console.print(str(files.weights), soft_wrap=True)
     try:
-        source = open_source(options.source, use_ema=options.ema, **_hub_options(options))
-    except (ValueError, FileNotFoundError):
+        description = report.describe_source(identify_source(files, weights))
+    except PoolFormerError:
         display.show_source(console, report.describe_file(weights))
         raise
-    display.show_source(console, report.describe_source(source))
+    display.show_source(console, description)
     return DONE
 
 
 def _convert_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "python -m convert",
-        "Converts PoolFormer weights from any home to any other, without PyTorch, and says what it did. "
-        "`python -m convert inspect SOURCE` says what a file is without converting it.",
+        "Converts PoolFormer weights between the layouts of JAX and PyTorch, without PyTorch, and writes a report. "
+        "`python -m convert inspect SOURCE` describes a file without converting it.",
         _CONVERT_EXAMPLES,
     )
-    parser.add_argument(
-        "destination", metavar="DESTINATION", type=_name, help="the folder to write; report.json goes there too"
-    )
-    parser.add_argument("--to", choices=[*LAYOUTS], default="jax", help="whose names the folder has (default: jax)")
+    parser.add_argument("destination", metavar="DESTINATION", type=_name, help="the folder to write, with report.json")
+    parser.add_argument("--to", choices=[*LAYOUTS], default="jax", help="layout of the folder (default: jax)")
     parser.add_argument(
         "--variant",
-        help="the published network, where arrays do not tell it: metaformer_id_s12 looks like s12",
+        help="the published network, if the arrays do not determine it: metaformer_id_s12 looks like s12",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read the folder again and compare every bit, and every stage's output with PyTorch if it is installed",
+        help="read the folder again and compare every bit, and every stage's output with PyTorch's if installed",
     )
     parser.add_argument(
-        "--report", metavar="FILE", type=_name, help="where the report goes instead, also when names are left over"
+        "--report", metavar="FILE", type=_name, help="write the report there, also if names do not match"
     )
     return parser
 
@@ -146,7 +155,7 @@ def _convert_parser() -> argparse.ArgumentParser:
 def _inspect_parser() -> argparse.ArgumentParser:
     return _parser(
         "python -m convert inspect",
-        "Says what a weights file, a folder or a model on the Hub is: container, layout, variant, classes. "
+        "Describes a weights file, a folder or a model on the Hub: container, layout, variant, classes. "
         "The exit status is 0 if it is a complete PoolFormer.",
         _INSPECT_EXAMPLES,
     )
@@ -165,24 +174,12 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
     parser.add_argument("--ema", action="store_true", help="take the moving average of a training checkpoint's weights")
     hub = parser.add_argument_group("the Hugging Face Hub")
     hub.add_argument("--revision", help="branch, tag or commit")
-    hub.add_argument("--cache-dir", metavar="FOLDER", help="its cache (default: where huggingface_hub keeps it)")
-    hub.add_argument("--local-files-only", action="store_true", help="take what the cache has and ask nobody")
+    hub.add_argument("--cache-dir", metavar="FOLDER", help="the cache (default: huggingface_hub's)")
+    hub.add_argument("--local-files-only", action="store_true", help="use the cache without asking the Hub")
     return parser
 
 
 def _name(text: str) -> str:
-    if not text:  # as of a shell's variable that is not set; for Path it is the current folder
+    if not text:  # such as an unset shell variable; Path("") is the current folder
         raise argparse.ArgumentTypeError("is empty, expected a name")
-    if not text.startswith("~"):
-        return text
-    try:
-        # Once and here: a shell does so only for what begins a word without quotes, and all that follows takes paths.
-        return str(Path(text).expanduser())
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: there is no such home on this machine, expected another or the whole path"
-        ) from error
-
-
-def _hub_options(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("revision", "cache_dir", "local_files_only")}
+    return os.path.expanduser(text)  # noqa: PTH111 - a name on the Hub is not a path

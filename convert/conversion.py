@@ -1,54 +1,35 @@
-"""One model from its source to a folder, array by array: the memory of one array, whatever the model's size."""
+"""Converts one model from its source to a folder, array by array, in the memory of one array."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
-from poolformer_jax.hub import NotInCache
-from poolformer_jax.weights.containers.files import WeightsFile, open_weights
-from poolformer_jax.weights.folder import write_model
-from poolformer_jax.weights.names import TRANSFORMS, Leaf, leaves
-from poolformer_jax.weights.source import ModelFiles, find_model_files, network_of
-from poolformer_jax.weights.transfer import ImportPlan, plan_import
+from poolformer_jax.images import PoolFormerImageProcessor
+from poolformer_jax.weights import (
+    TRANSFORMS,
+    Leaf,
+    ModelFiles,
+    OpenedModel,
+    WeightsFile,
+    identify_model,
+    leaves,
+    write_model,
+)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model that was opened, and matched with the network it is of; none of its numbers was read.
+class ArrayMapping:
+    """One array of the source and what it becomes.
 
     Args:
-        given: what the caller named: a folder, a file, or a name on the Hub.
-        files: where its files are.
-        weights: names, types and shapes of its arrays.
-        plan: which of them is which parameter.
-        processor: its preprocessing; None if it has none written down.
+        given_name: its name in the source's file.
+        source: its parameter in the source's layout.
+        target: its parameter in the destination's layout.
+        dtype: its type in the source's file.
     """
-
-    given: str
-    files: ModelFiles
-    weights: WeightsFile
-    plan: ImportPlan
-    processor: PoolFormerImageProcessor | None
-
-    @property
-    def config(self) -> PoolFormerConfig:
-        """The network."""
-        return self.plan.detection.config
-
-    @property
-    def layout(self) -> str:
-        """Whose names the arrays have."""
-        return self.plan.detection.layout
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """One array's way: its leaf in the source's layout and in the destination's."""
 
     given_name: str
     source: Leaf
@@ -57,91 +38,78 @@ class Mapped:
 
     @property
     def transform(self) -> str:
-        """How its dimensions are laid out on either side, "OIHW -> HWIO"; "as it is" if alike."""
+        """How its dimensions are rearranged, such as "OIHW -> HWIO", or "as it is"."""
         kinds = {self.source.transform, self.target.transform}
         if len(kinds) == 1:
             return "as it is"
-        (kind,) = kinds - {"same"}  # one side is ours
-        there, here = TRANSFORMS[kind].description.split(" <-> ")
-        return f"{there} -> {here}" if self.source.transform == kind else f"{here} -> {there}"
+        (kind,) = kinds - {"same"}  # one of the two layouts is ours
+        pytorch, jax = TRANSFORMS[kind].description.split(" <-> ")
+        return f"{pytorch} -> {jax}" if self.source.transform == kind else f"{jax} -> {pytorch}"
 
 
-def open_source(given: str, *, use_ema: bool = False, variant: str | None = None, **hub: Any) -> Source:
-    """Finds a model and matches it with its network.
+def identify_source(files: ModelFiles, weights: WeightsFile, variant: str | None = None) -> OpenedModel:
+    """Matches opened weights with their network, which must be a classifier.
 
     Args:
-        given: a folder, a weights file, or a name on the Hub.
-        use_ema: whether to take the moving average of the weights.
-        variant: the published network, where the arrays do not tell it (metaformer_id_s12).
-        hub: revision, cache_dir, local_files_only and token, as in `load_pretrained`.
+        files: the model's files.
+        weights: its opened weights.
+        variant: name of the published network, for arrays that do not determine it (metaformer_id_s12).
 
     Raises:
-        ValueError, FileNotFoundError: as `load_pretrained`.
+        WeightsMismatch, InputError: as `open_model`, and for a backbone.
     """
-    files = find_model_files(given, **hub)
-    weights = open_weights(files.weights, use_ema=use_ema)
-    config = network_of(files, weights)
-    if variant is not None:
-        kept = {"num_labels": config.num_labels, "id2label": config.id2label, "head_order": config.head_order}
-        config = PoolFormerConfig.from_variant(variant, **kept)
-    plan = plan_import(weights.tensors, config)
-    if not plan.detection.classifier:
+    source = identify_model(files, weights, variant)
+    if not source.plan.has_classifier:
         raise InputError(
-            f"{files.weights} holds a backbone without final norm and head, and a model folder holds a classifier. "
-            "Give it a head first: load_pretrained(..., num_labels=N, reset_head=True), then save_pretrained."
+            f"{files.weights} is a backbone without final norm and head. Expected a classifier; give it a head first: "
+            "load_pretrained(..., num_labels=N, reset_head=True), then save_pretrained."
         )
-    # Our preprocessing makes one channel or three, and of what feeds other networks nothing can be carried over.
-    processor = _processor(files, given, hub) if config.num_channels in (1, 3) else None
-    return Source(given, files, weights, plan, processor)
+    return source
 
 
-def _processor(files: ModelFiles, given: str, hub: dict[str, Any]) -> PoolFormerImageProcessor | None:
-    try:
-        return PoolFormerImageProcessor.from_pretrained(given if not Path(given).exists() else files.weights, **hub)
-    except NotInCache:
-        raise
-    except FileNotFoundError:
-        return None
+def saved_image_processor(source: OpenedModel) -> PoolFormerImageProcessor | None:
+    """The preprocessing to convert; None if there is none, or for channels that `PoolFormerImageProcessor` lacks."""
+    return source.saved_image_processor if source.config.num_channels in (1, 3) else None
 
 
-def convert(source: Source, destination: Path, layout: str, advance: Callable[[int], None]) -> list[Mapped]:
+def convert(
+    source: OpenedModel, destination: Path, layout: str, on_progress: Callable[[int], None]
+) -> list[ArrayMapping]:
     """Writes the model of `source` into the folder `destination`, whole or not at all.
 
     Args:
         source: the model.
         destination: the folder.
-        layout: a key of `names.LAYOUTS`.
-        advance: called with the bytes of every array that has been read.
+        layout: a key of `LAYOUTS`.
+        on_progress: called with the number of bytes of every array after it has been read.
 
     Returns:
-        The way of every array, in the order of the destination.
+        The mapping of every array, in the order of the destination.
 
     Raises:
-        ValueError: if the layout's model cannot compute this network, or the folder is the source's own.
+        InputError: if the layout's model cannot compute this network, or the folder is the source's.
     """
     if destination.resolve() in {path.parent.resolve() for path in source.weights.files}:
-        raise InputError(
-            f"{destination} is the folder of the source itself. Expected another one, to leave it as it is."
-        )
-    mapped = pair(source, layout)
+        raise InputError(f"{destination} is the source's own folder. Expected another one; the source is not changed.")
+    mappings = map_arrays(source, layout)
 
     def arrays() -> Iterator[np.ndarray]:
-        for one in mapped:
-            tensor = source.weights.tensors[one.given_name]
-            here = TRANSFORMS[one.source.transform].here(np.asarray(tensor).astype(np.float32, copy=False))
-            yield TRANSFORMS[one.target.transform].there(here)
-            advance(tensor.nbytes)
+        for mapping in mappings:
+            tensor = source.weights.tensors[mapping.given_name]
+            ours = TRANSFORMS[mapping.source.transform].here(np.asarray(tensor).astype(np.float32, copy=False))
+            yield TRANSFORMS[mapping.target.transform].there(ours)
+            on_progress(tensor.nbytes)
 
-    write_model(destination, source.config, layout, arrays(), source.processor)
-    return mapped
+    write_model(destination, source.config, layout, arrays(), saved_image_processor(source))
+    return mappings
 
 
-def pair(source: Source, layout: str) -> list[Mapped]:
-    """Source and destination of every array."""
+def map_arrays(source: OpenedModel, layout: str) -> list[ArrayMapping]:
+    """Pairs every array of the source with its place in a layout."""
     by_path = {leaf.path: leaf for leaf in source.plan.leaves}
-    pairs = []
+    mappings = []
     for target in leaves(source.config, layout):
         leaf = by_path[target.path]
         name = source.plan.given_name(leaf)
-        pairs.append(Mapped(name, leaf, target, source.weights.tensors[name].dtype.name))
-    return pairs
+        mappings.append(ArrayMapping(name, leaf, target, source.weights.tensors[name].dtype.name))
+    return mappings

@@ -1,6 +1,7 @@
-"""What a person sees of a conversion, in 80 columns and without a colour that a log could not show."""
+"""Output on the terminal, in 80 columns; nothing depends on colours, which logs do not show."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,25 +10,25 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from convert.conversion import Mapped
+from convert.conversion import ArrayMapping
 
 if TYPE_CHECKING:
     from convert.verification import Verification
 
 
 def progress(console: Console) -> Progress:
-    """A bar in bytes of the source; nothing where the output is no terminal."""
+    """A progress bar in bytes of the source; nothing if the output is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def show_source(console: Console, source: Mapping[str, Any]) -> None:
-    """What the source is."""
+    """Prints what the source is."""
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in source["dtypes"].items())
     lines = {
         "container": source["container"] + (f", under the key {source['wrapping']!r}" if source["wrapping"] else ""),
         "arrays": f"{dtypes}, {_bytes(source['bytes'])}",
-        "also there": ", ".join(source["beside_the_weights"]),
+        "also contains": ", ".join(source["beside_the_weights"]),
         "moving average": "yes, with --ema" if source["has_ema"] else "",
     }
     if "layout" in source:
@@ -56,35 +57,32 @@ def _preprocessing(source: Mapping[str, Any]) -> str:
     processor, channels = source["preprocessing"], source["config"]["num_channels"]
     if processor is None:
         if channels != 3:
-            return f"not written down; for {channels} channels none can be taken"
-        return f"not written down; {'that of the published variant is' if source['variant'] else 'none is'} taken"
+            return f"not saved; there is no default for {channels} channels"
+        return "not saved; " + ("default of the published variant" if source["variant"] else "there is no default")
     side = next(iter(processor["size"].values()))
     return f"{side} pixels, crop_pct {processor['crop_pct']}"
 
 
-def show_mapping(console: Console, mapped: list[Mapped]) -> None:
-    """What became what, the same row of stages and blocks told once."""
-    groups: dict[tuple[str, str, str], list[Mapped]] = {}
-    for one in mapped:
-        key = (_pattern(one.given_name), _pattern(one.target.name), one.transform)
-        groups.setdefault(key, []).append(one)
+def show_mappings(console: Console, mappings: list[ArrayMapping]) -> None:
+    """Prints what each array became, with one row for the same parameter of all stages and blocks."""
+    groups = Counter((_pattern(one.given_name), _pattern(one.target.name), one.transform) for one in mappings)
     # The longest name of transformers, indented, fits 80 columns beside the other two.
     table = Table("Source, and what it became", "Layout", "Arrays", box=None, header_style="bold", pad_edge=False)
     table.columns[0].overflow = "fold"
     table.columns[2].justify = "right"
-    for (given, target, transform), ones in groups.items():
+    for (given, target, transform), count in groups.items():
         names = Text(given) if given == target else Text(f"{given}\n  {target}")
-        table.add_row(names, transform, f"{len(ones)}")
+        table.add_row(names, transform, f"{count}")
     console.print(table)
 
 
 def _pattern(name: str) -> str:
-    """A name with its stage and block numbers taken out, so that names of one row are alike."""
+    """A name with "*" for its stage and block numbers."""
     return re.sub(r"(?<=stages_|blocks_)\d+|(?<=\.)\d+(?=\.)", "*", name)
 
 
 def show_verification(console: Console, result: "Verification") -> None:
-    """What was compared with what, and how far apart it is."""
+    """Prints what was compared, and the differences."""
     same = result.arrays - len(result.different)
     console.print(f"Read back: {same} of {result.arrays} arrays are the source's, bit for bit.")
     for name in result.different[:20]:
@@ -98,7 +96,7 @@ def show_verification(console: Console, result: "Verification") -> None:
         table.add_row(name, f"{difference:.1e} of the largest value", verdict)
     console.print(table)
     if result.first_difference:
-        console.print(f"The first that differs is {result.first_difference}.")
+        console.print(f"The first difference is in {result.first_difference}.")
 
 
 def _bytes(count: int) -> str:

@@ -1,29 +1,29 @@
-"""The same network in PyTorch, by `transformers`: what a conversion is compared with where both are installed."""
+"""The same network in PyTorch, by `transformers`, to compare a conversion with."""
 
 import importlib.util
 from typing import Any
 
 import numpy as np
 
-from convert.conversion import Source, pair
-from poolformer_jax.weights.names import TRANSFORMS
+from convert.conversion import map_arrays
+from poolformer_jax.weights import TRANSFORMS, OpenedModel
 
 
-def why_not(source: Source) -> str | None:
+def reason_not_to_compare(source: OpenedModel) -> str | None:
     """Why a network cannot be compared with PyTorch's; None if it can."""
-    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if absent:
-        return f"{' and '.join(absent)} not installed"
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
     config = source.config
     if set(config.token_mixers) != {"pooling"} or config.norm != "group_norm" or any(config.position_embeddings):
         return "transformers has no model with these token mixers"
     return None
 
 
-def outputs(source: Source, pixel_values: np.ndarray, head_order: str) -> dict[str, np.ndarray]:
-    """Every stage's feature map [b, h, w, c] and the logits, computed by PyTorch from the source's own arrays.
+def outputs(source: OpenedModel, pixel_values: np.ndarray, head_order: str) -> dict[str, np.ndarray]:
+    """Every stage's feature map [b, h, w, c] and the logits, computed by PyTorch from the source's arrays.
 
-    The arrays are renamed and nothing else, so that a mistake in a transform shows as a difference.
+    The arrays are only renamed, so that an error in a transform shows as a difference.
     """
     import torch
 
@@ -39,13 +39,13 @@ def outputs(source: Source, pixel_values: np.ndarray, head_order: str) -> dict[s
 def _pooled(norm: Any, features: Any, head_order: str) -> Any:
     if head_order == "norm_pool":
         return norm(features).mean((-2, -1))
-    # timm's head: average first, then LayerNorm with its own epsilon.
+    # timm's head: average, then LayerNorm with epsilon 1e-6.
     from torch.nn.functional import layer_norm
 
     return layer_norm(features.mean((-2, -1)), norm.weight.shape, norm.weight, norm.bias, 1e-6)
 
 
-def _model(source: Source) -> Any:
+def _model(source: OpenedModel) -> Any:
     import torch
     import transformers
 
@@ -57,9 +57,9 @@ def _model(source: Source) -> Any:
     config = transformers.PoolFormerConfig(**{name: data[name] for name in fields.split()})
     model = transformers.PoolFormerForImageClassification(config).eval()
     state_dict = {}
-    for one in pair(source, "hf"):
+    for one in map_arrays(source, "hf"):
         array = np.asarray(source.weights.tensors[one.given_name]).astype(np.float32)
-        if source.layout == "jax":  # our own file has to be laid out for PyTorch
+        if source.plan.layout == "jax":  # only our arrays have another layout than PyTorch's
             array = TRANSFORMS[one.target.transform].there(array)
         state_dict[one.target.name] = torch.from_numpy(np.ascontiguousarray(array))
     model.load_state_dict(state_dict, strict=True)

@@ -1,4 +1,4 @@
-"""What a conversion did, as a value that goes into report.json: complete, so that nobody has to ask again."""
+"""The content of report.json: everything about a conversion and its source."""
 
 import hashlib
 import math
@@ -8,36 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import poolformer_jax
-from convert.conversion import Mapped, Source
+from convert.conversion import ArrayMapping, saved_image_processor
 from poolformer_jax.errors import InputError
-from poolformer_jax.images import processor_config
-from poolformer_jax.weights import WeightsMismatch
-from poolformer_jax.weights.containers.files import WeightsFile
-from poolformer_jax.weights.names import LAYOUTS
-from poolformer_jax.weights.source import CONFIG, WEIGHTS, ModelFiles
+from poolformer_jax.images import PREPROCESSOR_CONFIG
+from poolformer_jax.network import WeightsMismatch
+from poolformer_jax.weights import CONFIG, LAYOUTS, WEIGHTS, ModelFiles, OpenedModel, WeightsFile
 
 FILE = "report.json"
 
 
-def describe_source(source: Source) -> dict[str, Any]:
-    """What a model's files are and which network they are of."""
-    config = source.config
+def describe_source(source: OpenedModel) -> dict[str, Any]:
+    """Describes a model's files and its network."""
+    config, processor = source.config, saved_image_processor(source)
     return {
         **describe_file(source.weights),
-        "layout": source.layout,
-        "variant": source.plan.detection.variant,
+        "layout": source.plan.layout,
+        "variant": source.plan.variant,
         "head_order": config.head_order,
         "num_labels": config.num_labels,
         "labels_named": config.id2label is not None,
         "parameters": sum(math.prod(leaf.shape) for leaf in source.plan.leaves),
         "config": config.to_dict(),
         "config_file": str(source.files.config) if source.files.config else None,
-        "preprocessing": source.processor.to_dict() if source.processor else None,
+        "preprocessing": processor.to_dict() if processor else None,
     }
 
 
 def describe_file(weights: WeightsFile) -> dict[str, Any]:
-    """What a weights file is, whatever it is of."""
+    """Describes a weights file, of any network."""
     return {
         "container": weights.container,
         "wrapping": weights.wrapping,
@@ -51,7 +49,7 @@ def describe_file(weights: WeightsFile) -> dict[str, Any]:
 
 
 def describe_files(weights: WeightsFile) -> list[dict[str, Any]]:
-    """Every file that was read, with its hash."""
+    """Size and hash of every file that was read."""
     return [{"path": str(path), "bytes": path.stat().st_size, "sha256": _sha256(path)} for path in weights.files]
 
 
@@ -61,12 +59,12 @@ def _sha256(path: Path) -> str:
 
 
 def describe_conversion(
-    source: Source, files: list[dict[str, Any]], destination: Path, layout: str, mapped: list[Mapped]
+    source: OpenedModel, files: list[dict[str, Any]], destination: Path, layout: str, mappings: list[ArrayMapping]
 ) -> dict[str, Any]:
-    """The whole account of a conversion in which everything fitted."""
+    """The report of a successful conversion."""
     return {
         "program": f"poolformer-jax {poolformer_jax.__version__}",
-        "source": {"given": source.given, "files": files, **describe_source(source)},
+        "source": {"given": source.files.source, "files": files, **describe_source(source)},
         "destination": {
             "folder": str(destination),
             "layout": layout,
@@ -84,14 +82,14 @@ def describe_conversion(
                 "dtype": one.dtype,
                 "rounded": one.dtype == "float64",
             }
-            for one in mapped
+            for one in mappings
         ],
-        **left_over(None),
+        **mismatches(None),
     }
 
 
-def left_over(error: WeightsMismatch | None) -> dict[str, Any]:
-    """The names that did not fit; empty lists if all did."""
+def mismatches(error: WeightsMismatch | None) -> dict[str, Any]:
+    """The names that did not match; empty lists without an error."""
     missing: Mapping[str, Any] = error.missing if error else {}
     unexpected: Mapping[str, Any] = error.unexpected if error else {}
     misshaped: Mapping[str, Any] = error.misshaped if error else {}
@@ -105,27 +103,11 @@ def left_over(error: WeightsMismatch | None) -> dict[str, Any]:
     }
 
 
-def check(path: Path, destination: Path) -> None:
-    """Refuses a report's name under which no file can be, before anything is converted.
-
-    Raises:
-        ValueError: if it is that of a folder, below a file, or that of a file of the model in `destination`.
-    """
-    if path.is_dir():
-        raise InputError(f"--report {path} is a folder. Expected the name of a file, such as {path / FILE}.")
-    if files := [parent for parent in path.parents if parent.exists() and not parent.is_dir()]:
-        raise InputError(f"--report {path} cannot be a file, because {files[0]} is one. Expected a name in a folder.")
-    held = (CONFIG, processor_config.FILE, *WEIGHTS)
-    if path.resolve() in (destination.resolve(), *((destination / name).resolve() for name in held)):
-        raise InputError(f"--report {path} would take the place of the model. Expected another name, such as {FILE}.")
-
-
-def check_spares(path: Path, files: ModelFiles, weights: WeightsFile) -> None:
-    """Refuses a report's name that is of a file of the source.
-
-    Raises:
-        ValueError: if it is.
-    """
-    beside = (files.weights.with_name(name) for name in (CONFIG, processor_config.FILE))
+def check_path(path: Path, destination: Path, files: ModelFiles, weights: WeightsFile) -> None:
+    """Raises InputError if the report would overwrite a file of the model in `destination`, or of the source."""
+    names = (CONFIG, PREPROCESSOR_CONFIG, *WEIGHTS)
+    if path.resolve() in {destination.resolve(), *((destination / name).resolve() for name in names)}:
+        raise InputError(f"--report {path} would overwrite the model. Expected another name, such as {FILE}.")
+    beside = (files.weights.with_name(name) for name in (CONFIG, PREPROCESSOR_CONFIG))
     if path.resolve() in {file.resolve() for file in (*weights.files, *beside)}:
-        raise InputError(f"--report {path} is a file of the source. Expected another name, to leave it as it is.")
+        raise InputError(f"--report {path} is a file of the source. Expected another name; the source is not changed.")

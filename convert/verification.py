@@ -1,4 +1,4 @@
-"""Whether a converted folder holds what its source holds: every bit, and with PyTorch every stage's output."""
+"""Compares a converted folder with its source: every bit, and every stage's output with PyTorch's."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,26 +7,23 @@ import jax
 import numpy as np
 
 from convert import pytorch
-from convert.conversion import Mapped, Source
-from poolformer_jax.weights.containers.files import open_weights
-from poolformer_jax.weights.names import TRANSFORMS
-from poolformer_jax.weights.pretrained import load_pretrained
-from poolformer_jax.weights.source import find_model_files
+from convert.conversion import ArrayMapping
+from poolformer_jax.weights import TRANSFORMS, OpenedModel, build_model, open_model
 
-# Of the largest value of a stage: float32 sums in another order. A wrong transform or name is off by its whole size.
+# Relative to the largest value of a stage, for float32 sums in another order. Wrong transforms or names differ by 1.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and what came of it.
+    """The result of a comparison.
 
     Args:
-        arrays: how many arrays were read back and led back to the source's layout.
-        different: names of those that are not the source's, bit for bit.
-        differences: largest difference from PyTorch by stage and for the logits, as a share of the largest value.
-        not_compared: why PyTorch was not asked; None if it was.
-        tolerance: the difference up to which outputs count as the same.
+        arrays: number of arrays that were read back and transformed to the source's layout.
+        different: names of the arrays that differ in some bit.
+        differences: largest difference from PyTorch for each stage and the logits, relative to the largest value.
+        not_compared: why the outputs were not compared with PyTorch's; None if they were.
+        tolerance: the largest difference of equal outputs.
     """
 
     arrays: int
@@ -37,8 +34,8 @@ class Verification:
 
     @property
     def first_difference(self) -> str | None:
-        """The first stage whose output differs from PyTorch's; None if none does."""
-        # A comparison that is false also for NaN.
+        """The first stage whose output differs from PyTorch's; None if all are equal."""
+        # `not <=` is also true for NaN.
         return next((name for name, value in self.differences.items() if not value <= self.tolerance), None)
 
     @property
@@ -46,28 +43,28 @@ class Verification:
         return not self.different and self.first_difference is None
 
 
-def verify(source: Source, destination: Path, mapped: list[Mapped]) -> Verification:
+def verify(source: OpenedModel, destination: Path, mappings: list[ArrayMapping]) -> Verification:
     """Reads the folder `destination` again and compares it with `source`."""
-    different = _different(source, destination, mapped)
-    reason = pytorch.why_not(source)
-    return Verification(len(mapped), different, {} if reason else _differences(source, destination), reason)
+    written = open_model(destination)
+    different = _different_arrays(source, written, mappings)
+    reason = pytorch.reason_not_to_compare(source)
+    return Verification(len(mappings), different, {} if reason else _differences(source, written), reason)
 
 
-def _different(source: Source, destination: Path, mapped: list[Mapped]) -> tuple[str, ...]:
-    written = open_weights(find_model_files(destination).weights).tensors
+def _different_arrays(source: OpenedModel, written: OpenedModel, mappings: list[ArrayMapping]) -> tuple[str, ...]:
     different = []
-    for one in mapped:
-        here = TRANSFORMS[one.target.transform].here(np.asarray(written[one.target.name]))
+    for one in mappings:
+        here = TRANSFORMS[one.target.transform].here(np.asarray(written.weights.tensors[one.target.name]))
         back = np.ascontiguousarray(TRANSFORMS[one.source.transform].there(here))
         original = np.ascontiguousarray(np.asarray(source.weights.tensors[one.given_name]).astype(np.float32))
-        # Bits, not values: NaN equals itself, and -0.0 is not 0.0.
+        # Bits instead of values: NaN equals itself, and -0.0 differs from 0.0.
         if back.shape != original.shape or not np.array_equal(back.view(np.uint32), original.view(np.uint32)):
             different.append(one.given_name)
     return tuple(different)
 
 
-def _differences(source: Source, destination: Path) -> dict[str, float]:
-    model, variables = load_pretrained(destination)
+def _differences(source: OpenedModel, written: OpenedModel) -> dict[str, float]:
+    model, variables = build_model(written)
     side = source.config.image_size or max(64, 2 * source.config.smallest_side)
     shape = (2, side, side, source.config.num_channels)
     pixel_values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -78,8 +75,8 @@ def _differences(source: Source, destination: Path) -> dict[str, float]:
 
 
 def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest distance, as a share of the largest value of `theirs`."""
+    """The largest difference, relative to the largest value of `theirs`."""
     if ours.shape != theirs.shape:
         return float("inf")
     largest = np.abs(ours - theirs).max()
-    return float(largest / np.abs(theirs).max()) if largest else 0.0  # a head of zeros has no largest value
+    return float(largest / np.abs(theirs).max()) if largest else 0.0  # both may be all zeros

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poolformer_jax.errors import InputError, PoolFormerError
     from poolformer_jax.export import ExportError, export_model
-    from poolformer_jax.images.processor import PoolFormerFeatureExtractor, PoolFormerImageProcessor
-    from poolformer_jax.images.reading import ImageError
+    from poolformer_jax.images import ImageError, PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.inference import GradCam, HeightShardedModel, ImageClassifier, Prediction
+    from poolformer_jax.network import WeightsMismatch
     from poolformer_jax.network.config import PoolFormerConfig
     from poolformer_jax.network.fused import GpuKernels, TpuKernels
     from poolformer_jax.network.model import (
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
         PoolFormerModel,
         PoolFormerModelOutput,
     )
-    from poolformer_jax.weights import WeightsMismatch, from_torch_state_dict, to_torch_state_dict
-    from poolformer_jax.weights.containers.files import WeightsFileError
-    from poolformer_jax.weights.pretrained import load_pretrained, save_pretrained
+    from poolformer_jax.weights import (
+        WeightsFileError,
+        from_torch_state_dict,
+        load_pretrained,
+        save_pretrained,
+        to_torch_state_dict,
+    )
 
 from poolformer_jax.version import __version__ as __version__
 
@@ -63,21 +67,21 @@ _HOME = {
     "HeightShardedModel": "inference",
     "ImageClassifier": "inference",
     "ImageClassifierOutput": "network.model",
-    "ImageError": "images.reading",
+    "ImageError": "images",
     "PoolFormerConfig": "network.config",
-    "PoolFormerFeatureExtractor": "images.processor",
+    "PoolFormerFeatureExtractor": "images",
     "PoolFormerForImageClassification": "network.model",
-    "PoolFormerImageProcessor": "images.processor",
+    "PoolFormerImageProcessor": "images",
     "PoolFormerModel": "network.model",
     "PoolFormerModelOutput": "network.model",
     "Prediction": "inference",
     "TpuKernels": "network.fused",
-    "WeightsFileError": "weights.containers.files",
-    "WeightsMismatch": "weights",
+    "WeightsFileError": "weights",
+    "WeightsMismatch": "network",
     "export_model": "export",
     "from_torch_state_dict": "weights",
-    "load_pretrained": "weights.pretrained",
-    "save_pretrained": "weights.pretrained",
+    "load_pretrained": "weights",
+    "save_pretrained": "weights",
     "to_torch_state_dict": "weights",
 }
 

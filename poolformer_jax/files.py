@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what a person is told when one cannot be written."""
+"""Writing files whole or not at all, with the destination in the message of every failure."""
 
 import json
 import os
@@ -11,28 +11,27 @@ from typing import Any
 
 @contextmanager
 def naming_destination(destination: str | os.PathLike[str]) -> Iterator[None]:
-    """Raises an OSError of the block again, with the name that the caller gave in the place of a temporary one.
+    """Re-raises an OSError of the block with the destination instead of the name of a temporary file.
 
-    Blocks may be nested: the name of the outermost is told.
+    In nested blocks the outermost destination is the one in the message.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        told = OSError(f"Cannot write {os.fspath(destination)}: {reason}. Expected a place to write to, with room.")
-        told.strerror = reason
-        raise told from error
+        named = OSError(f"Cannot write {os.fspath(destination)}: {reason}. Expected a writable place with free space.")
+        named.strerror = reason  # for an outer block
+        raise named from error
 
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, with its ending, for the block to write; it becomes `path` when the block ends.
+    """Yields a temporary name beside `path`, with the same ending. When the block ends, the file replaces `path`.
 
-    The folder is made if need be. Whatever happens, nothing stays by the temporary name, and a file that was there
-    before stays until it is replaced.
+    The folder is created if needed. If the block fails, the temporary file is removed and `path` stays as it was.
 
     Raises:
-        OSError: as `writing` tells it.
+        OSError: naming `path`, if it cannot be written.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     with naming_destination(path):
@@ -46,10 +45,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people to read, whole or not at all.
+    """Writes indented JSON, whole or not at all.
 
     Raises:
-        OSError: as `writing` tells it.
+        OSError: naming `path`, if it cannot be written.
     """
     with replace_atomically(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Files of a repository on the Hugging Face Hub, through its cache. Nothing else here asks the Hub."""
+"""Files of a repository on the Hugging Face Hub, through its cache. No other module of this package uses the Hub."""
 
 import os
 import re
@@ -8,13 +8,13 @@ from typing import Any
 
 from poolformer_jax.errors import MissingDependencyError, MissingFileError
 
-# As huggingface_hub checks it, with an owner; it need not be installed to tell a path from a name.
+# huggingface_hub's rule for names, with an owner. A missing path is recognised without huggingface_hub.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
 WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
 
 
 class NotInCache(MissingFileError):
-    """A file that the cache does not hold, when the Hub could not be asked whether the repository has it."""
+    """A file that is not in the cache and may be on the Hub, which was not asked or cannot be reached."""
 
 
 class Repository:
@@ -22,15 +22,15 @@ class Repository:
 
     Args:
         name: such as "sail/poolformer_s12".
-        files: what may be asked for.
+        files: the names that `find` may be called with.
         revision: branch, tag or commit.
-        cache_dir: the Hub's cache; by default where huggingface_hub keeps it (HF_HOME).
-        local_files_only: whether to take what the cache has and ask nobody. HF_HUB_OFFLINE=1 does so too.
-        token: for private models; by default the one that `hf auth login` stored.
+        cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
+        local_files_only: use the cache without asking the Hub, as with HF_HUB_OFFLINE=1.
+        token: for private models; by default the one stored by `hf auth login`.
 
     Raises:
-        FileNotFoundError: if this is no name of a repository.
-        ModuleNotFoundError: if huggingface_hub is not installed.
+        MissingFileError: if this is not the name of a repository.
+        MissingDependencyError: if huggingface_hub is not installed.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Repository:
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> None:
-        # Whoever writes such an ending means a file that is not there, and no repository.
+        # A name with such an ending is meant as a file, which does not exist.
         if not _ID.fullmatch(name) or name.endswith((*WEIGHTS_ENDINGS, ".json")):
             raise MissingFileError(
                 f"There is no model at {name}. Expected a model folder, a file in it, or a name on the Hugging Face "
@@ -53,22 +53,22 @@ class Repository:
             import huggingface_hub  # noqa: F401
         except ImportError:
             raise MissingDependencyError(
-                f"{name!r} is no file or folder here, and to look for it on the Hugging Face Hub needs "
-                "huggingface_hub. Install it with: pip install 'poolformer-jax[hub]'"
+                f"{name!r} is not a file or folder here, and the Hugging Face Hub needs huggingface_hub. Install it "
+                "with: pip install 'poolformer-jax[hub]'"
             ) from None
         self.name, self.files = name, files
-        self._of_cache: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
-        self._options: dict[str, Any] = {**self._of_cache, "local_files_only": local_files_only, "token": token}
+        self._cache: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+        self._options: dict[str, Any] = {**self._cache, "local_files_only": local_files_only, "token": token}
 
     def find(self, *files: str) -> Path | None:
-        """Where the first of these files is in the cache, downloaded if need be; offline, the first that is there.
+        """Downloads the first of these files that the repository has; offline, finds the first one in the cache.
 
         Returns:
-            None if the repository is known to have none of them.
+            Its path in the cache; None if the repository is known to have none of them.
 
         Raises:
-            FileNotFoundError: if there is no such repository or revision.
-            NotInCache: if the cache has none of them, and nobody can tell what the repository has.
+            MissingFileError: if there is no such repository or revision.
+            NotInCache: if the cache has none of them and the Hub cannot be asked.
         """
         from huggingface_hub import errors, hf_hub_download
 
@@ -77,11 +77,11 @@ class Repository:
             try:
                 return Path(str(hf_hub_download(self.name, file, **self._options)))
             except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-                named = isinstance(error, errors.RevisionNotFoundError)
-                what = f"revision {self._options['revision']!r} of {self.name}" if named else self.name
+                wrong_revision = isinstance(error, errors.RevisionNotFoundError)
+                missing = f"revision {self._options['revision']!r} of {self.name}" if wrong_revision else self.name
                 raise MissingFileError(
-                    f"There is no {what} on the Hugging Face Hub, nor a file or folder of that name here. Expected a "
-                    "name such as 'sail/poolformer_s12'; a private model needs token=..."
+                    f"There is no {missing} on the Hugging Face Hub, and no file or folder of that name here. Expected "
+                    "a name such as 'sail/poolformer_s12'; a private model needs token=..."
                 ) from error
             except errors.LocalEntryNotFoundError as error:
                 if self._cached(file) is None:
@@ -90,16 +90,17 @@ class Repository:
                 pass
         if unknown is None:
             return None
-        partly = any(isinstance(self._cached(file), str) for file in self.files)
-        lack = f"The Hub's cache of {self.name} has no {' or '.join(files)}"
-        nothing = f"{self.name!r} is no file or folder here and not in the Hub's cache"
+        if any(isinstance(self._cached(file), str) for file in self.files):
+            problem = f"The Hub's cache of {self.name} has no {' or '.join(files)}"
+        else:
+            problem = f"{self.name!r} is not a file or folder here, and not in the Hub's cache"
         raise NotInCache(
-            f"{lack if partly else nothing}, and the Hub was not asked or cannot be reached. Connect and leave out "
-            "local_files_only and HF_HUB_OFFLINE, or give cache_dir=... that holds it."
+            f"{problem}. The Hub was not asked or cannot be reached. Connect, without local_files_only and "
+            "HF_HUB_OFFLINE, or pass the cache_dir=... that has it."
         ) from unknown
 
     def _cached(self, file: str) -> Any:
-        """A path, or None for a file that was never asked for; for one that the repository lacks, a mark of that."""
+        """The path in the cache; None if never requested; another object if the repository is known to lack it."""
         from huggingface_hub import try_to_load_from_cache
 
-        return try_to_load_from_cache(self.name, file, **self._of_cache)
+        return try_to_load_from_cache(self.name, file, **self._cache)

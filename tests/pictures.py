@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from poolformer_jax.images.processor import PoolFormerImageProcessor
+from poolformer_jax.images import PoolFormerImageProcessor
 
 IMAGES = Path(__file__).parent / "images"
 # Changes no pixels, so that tests can compare colours.

@@ -1,4 +1,4 @@
-"""Reading a file that may be hostile, and failing if it runs anything or takes memory it does not justify."""
+"""Reads hostile files, and fails if anything runs or takes more memory than the file justifies."""
 
 import sys
 import tracemalloc
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from poolformer_jax.weights.containers.files import WeightsFileError, open_weights
+from poolformer_jax.weights import WeightsFileError, open_weights
 
-# What a file may cost beyond its own size: the reader's own bookkeeping, and one piece of structure.
+# Memory that reading may take beyond the size of the file: bookkeeping, and one pickle or header.
 OVERHEAD = 8 << 20
 
 
@@ -28,7 +28,7 @@ def at_most(size):
         tracemalloc.stop()
 
 
-# Looking a name up for a pickle, starting a program, opening a connection: none of it belongs to reading weights.
+# Audit events that reading weights must not cause: importing for a pickle, starting programs, opening connections.
 _FORBIDDEN = ("pickle.", "os.", "subprocess.", "shutil.", "socket.", "ctypes.")
 _HARMLESS = ("os.scandir", "os.listdir")
 _watching: list[list[str]] = []
@@ -44,7 +44,7 @@ sys.addaudithook(_watch)
 
 @contextmanager
 def nothing_runs():
-    """Fails if the block does anything of `_FORBIDDEN`, by Python's own audit events."""
+    """Fails if the block causes an audit event of Python in `_FORBIDDEN`."""
     _watching.append([])
     try:
         yield

@@ -1,12 +1,11 @@
-"""What the tests of loading and saving share: a small network, its arrays, and the folder it is saved in."""
+"""A small network, its arrays, and a saved folder for the tests of loading and saving."""
 
 import jax
 import numpy as np
 
 from golden.fixture_values import parameter
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor
-from poolformer_jax.weights.names import leaves
-from poolformer_jax.weights.pretrained import save_pretrained
+from poolformer_jax.weights import leaves, save_pretrained
 
 LABELS = {0: "cat", 1: "dog", 2: "axolotl"}
 CONFIG = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(2, 4, 6, 8), num_labels=3, id2label=LABELS)

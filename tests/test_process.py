@@ -1,4 +1,4 @@
-"""What may be used is what the machine has, less what control groups of either version allow."""
+"""Available cores and memory respect the limits of control groups of both versions."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from poolformer_jax.process import available_cores
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """Writes a made-up /sys/fs/cgroup, and the groups that /proc/self/cgroup says the process is in."""
+    """Writes a fake /sys/fs/cgroup and /proc/self/cgroup."""
 
     def write(own, files):
         (tmp_path / "own").write_text("".join(f"{line}\n" for line in own))
@@ -20,8 +20,8 @@ def groups(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{content}\n")
 
-    monkeypatch.setattr(process, "_OWN", tmp_path / "own")
-    monkeypatch.setattr(process, "_MOUNTED", tmp_path / "mounted")
+    monkeypatch.setattr(process, "_PROCESS_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(process, "_CGROUP_ROOT", tmp_path / "mounted")
     return write
 
 
@@ -36,16 +36,16 @@ V1 = ["5:cpu,cpuacct:/a/b", "4:memory:/a/b", "0::/"]
         (V2, {"a/b/cpu.max": "max 100000"}, math.inf),
         (V2, {"a/b/cpu.max": "250000 100000"}, 2.5),
         (V2, {"a/b/cpu.max": "400000 100000", "a/cpu.max": "150000 50000", "cpu.max": "max 100000"}, 3),
-        (["0::/"], {"cpu.max": "50000 100000"}, 0.5),  # as inside of a container
+        (["0::/"], {"cpu.max": "50000 100000"}, 0.5),  # as in a container
         (["0::/../c"], {"cpu.max": "200000 100000", "../c/cpu.max": "100000 100000"}, 2),
         (V1, {"cpu/a/b/cpu.cfs_quota_us": "-1", "cpu/a/b/cpu.cfs_period_us": "100000"}, math.inf),
         (V1, {"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "100000"}, 2),
-        # A container's own group is what it sees as the outermost.
+        # A container sees its group as the outermost one.
         (V1, {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1.5),
         ([], {"cpu.max": "50000 100000"}, math.inf),
     ],
 )
-def test_the_narrowest_limit_of_the_groups_around_a_process_holds(groups, own, files, cores):
+def test_the_lowest_limit_of_all_enclosing_groups_applies(groups, own, files, cores):
     groups(own, files)
     assert process.core_limit() == cores
 
@@ -54,7 +54,7 @@ def test_the_narrowest_limit_of_the_groups_around_a_process_holds(groups, own, f
     ("affinity", "quota", "cores"),
     [(8, "250000 100000", 3), (2, "250000 100000", 2), (8, "10000 100000", 1), (8, "max 100000", 8)],
 )
-def test_cores_are_those_of_the_cpu_set_or_of_the_quota_rounded_up(groups, monkeypatch, affinity, quota, cores):
+def test_cores_are_limited_by_the_cpu_set_and_the_quota(groups, monkeypatch, affinity, quota, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
     groups(V2, {"a/b/cpu.max": quota})
     assert available_cores() == cores
@@ -73,7 +73,7 @@ def test_cores_are_those_of_the_cpu_set_or_of_the_quota_rounded_up(groups, monke
                 "a/b/memory.current": "70",
                 "a/b/memory.stat": "anon 30\nfile 40\ninactive_file 20\nactive_file 5",
             },
-            55,  # cached files are given back, but for those of shared memory
+            55,  # cached files count as free, except those of shared memory
         ),
         (
             V1,
@@ -86,11 +86,11 @@ def test_cores_are_those_of_the_cpu_set_or_of_the_quota_rounded_up(groups, monke
         ),
     ],
 )
-def test_memory_is_what_groups_leave_and_cached_files_count_as_free(groups, own, files, left):
+def test_free_memory_is_limited_by_groups_and_includes_cached_files(groups, own, files, left):
     groups(own, files)
     assert process.available_memory() == left
 
 
 def test_without_groups_there_is_no_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "_OWN", tmp_path / "none")
+    monkeypatch.setattr(process, "_PROCESS_CGROUPS", tmp_path / "none")
     assert (process.core_limit(), process.available_memory()) == (math.inf, math.inf)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.process import exit_on_interrupt, interrupt_exit_code
+from poolformer_jax.process import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-        return interrupt_exit_code()
+        return INTERRUPTED
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
             return 0

@@ -15,10 +15,10 @@ from poolformer_jax import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
     PoolFormerImageProcessor,
-    load_pretrained,
 )
 from poolformer_jax.errors import InputError
 from poolformer_jax.images.processor import share_of_edge, unit_mean_and_std
+from poolformer_jax.weights import OpenedModel, build_model, open_model
 from train.config import PretrainedNetwork, TrainConfig
 from train.data import DataConfig, check_same_classes
 from train.folders import refuse_run_folder
@@ -98,36 +98,36 @@ def _load(
 ) -> tuple[PoolFormerConfig, Any]:
     """The network that `wanted` names, with the drop rates of `wanted`, and its parameters."""
     refuse_run_folder(wanted.source)
+    opened = open_model(wanted.source, use_ema=wanted.use_ema)
     if wanted.keep_head:
-        loaded, variables = load_pretrained(wanted.source, use_ema=wanted.use_ema)
+        loaded, variables = build_model(opened)
         remedy = "leave --model.keep-head away to start with a new head"
         check_same_classes(wanted.source, loaded.config, "the data", class_names, remedy)
     else:
-        loaded, variables = load_pretrained(
-            wanted.source, num_labels=len(class_names), reset_head=True, key=key, use_ema=wanted.use_ema
-        )
+        loaded, variables = build_model(opened, num_labels=len(class_names), reset_head=True, key=key)
     if loaded.config.num_channels != data.num_channels:
         raise InputError(
             f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
             f"{data.num_channels} values. Expected as many."
         )
     if jax.process_index() == 0:
-        _warn_of_other_preprocessing(wanted.source, data)
+        _warn_of_other_preprocessing(opened, data)
     config = dataclasses.replace(loaded.config, drop_path_rate=wanted.drop_path_rate, dropout_rate=wanted.dropout_rate)
     # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
     return config, jax.tree.map(np.asarray, variables["params"])
 
 
-def _warn_of_other_preprocessing(source: str, data: DataConfig) -> None:
+def _warn_of_other_preprocessing(opened: OpenedModel, data: DataConfig) -> None:
     """Warns if the weights come with another preprocessing: the run would train, but less well."""
+    source = opened.files.source
     try:
-        theirs = PoolFormerImageProcessor.from_pretrained(source)
+        theirs = opened.saved_image_processor
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:  # the run has its own preprocessing, so it can go on
         _LOG.warning("The preprocessing of %s cannot be read, nor compared with that of this run: %s", source, error)
         return
-    if different := _flags_of_other_preprocessing(theirs, data):
+    if theirs is not None and (different := _flags_of_other_preprocessing(theirs, data)):
         _LOG.warning(
             "The preprocessing of %s differs from that of this run. As flags:\n  %s\nThe run uses its own, and saves "
             "it with the model. Expected these flags, unless you want the difference.",

@@ -1,7 +1,7 @@
-"""The commands of `python -m poolformer_jax`: thin fronts of the library, one module each.
+"""The commands of `python -m poolformer_jax`, one module each.
 
-A command module has NAME, HELP, EXAMPLE, `add_arguments(parser)` and `run(arguments) -> exit code`. It imports what is
-slow to import, or belongs to an extra, only when it runs.
+A command module has NAME, HELP, EXAMPLE, `add_arguments(parser)` and `run(arguments) -> exit code`. Slow imports and
+those of optional packages are in `run`.
 """
 
 import argparse
@@ -11,26 +11,27 @@ from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, export, predict, summary, variants
 from poolformer_jax.cli.arguments import HelpFormatter
-from poolformer_jax.process import interrupt_exit_code
+from poolformer_jax.errors import PoolFormerError
+from poolformer_jax.process import INTERRUPTED
 
 COMMANDS = (predict, variants, summary, cam, export, demo)
 
-# Exit codes: argparse itself ends with 2 on wrong usage.
+# Exit codes. argparse exits with 2 on wrong usage.
 DONE, FAILED = 0, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
+    """Runs one command and returns its exit code: 0 done, 1 failed (with a message on stderr), 2 wrong usage."""
     try:
         parsed = _parser().parse_args(arguments)
         code: int = parsed.run(parsed)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has seen enough, as in `... | head`
+    except BrokenPipeError:  # the reader of the output has closed it, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
-        return interrupt_exit_code()
-    except (ValueError, OSError, ImportError) as error:  # what the library raises for bad input; the rest is a bug
+        return INTERRUPTED
+    except (PoolFormerError, OSError) as error:  # anything else is a bug, and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     return code
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m poolformer_jax",
-        description="PoolFormer in JAX: classify images with it, look inside it, export it.",
-        epilog="Every command explains itself: python -m poolformer_jax predict --help",
+        description="PoolFormer in JAX: classify images, inspect a network, export it.",
+        epilog="Help for one command: python -m poolformer_jax predict --help",
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -5,7 +5,7 @@ import argparse
 from poolformer_jax.cli.arguments import add_weights, port, starting_jax, waiting
 
 NAME = "demo"
-HELP = "Serve a web page that shows the labels of a picture and what speaks for them."
+HELP = "Serve a web page that shows the labels of a picture, with Grad-CAM."
 EXAMPLE = """  python -m poolformer_jax demo --weights runs/digits/model
 
 Needs: pip install 'poolformer-jax[demo]'. Ctrl-C ends it."""
@@ -22,13 +22,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C; returns the exit code."""
     with starting_jax():
         from poolformer_jax.cli.demo_page import build_page, serve
-        from poolformer_jax.inference.classifier import ImageClassifier, find_image_processor
+        from poolformer_jax.inference.classifier import ImageClassifier
         from poolformer_jax.inference.grad_cam import GradCam
-        from poolformer_jax.weights.pretrained import load_pretrained
+        from poolformer_jax.weights import build_model, open_model
     with waiting(f"Loading {arguments.weights}"):
-        model, variables = load_pretrained(arguments.weights)
-        processor = find_image_processor(arguments.weights, model.config)
-        classifier = ImageClassifier(model.config, variables, processor, batch_size=1)
-        page = build_page(classifier, GradCam(model.config, variables, processor), f"PoolFormer: {arguments.weights}")
+        opened = open_model(arguments.weights)
+        model, variables = build_model(opened)
+        classifier = ImageClassifier(model.config, variables, opened.image_processor, batch_size=1)
+        cam = GradCam(model.config, variables, opened.image_processor)
+        page = build_page(classifier, cam, f"PoolFormer: {arguments.weights}")
     serve(page, arguments.host, arguments.port)
     return 0

@@ -1,6 +1,6 @@
-"""A web page to try a network on: drop a picture, see its labels and what speaks for them.
+"""A web page that shows the labels of a picture and the Grad-CAM overlay of the first label.
 
-Needs the extra `demo` (gradio). The page is served by this machine and loads nothing from elsewhere.
+Needs the extra `demo` (gradio). The page loads nothing from other machines.
 """
 
 from typing import Any
@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from poolformer_jax.errors import MissingDependencyError
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax.images import ImageError
 from poolformer_jax.inference.classifier import ImageClassifier
 from poolformer_jax.inference.grad_cam import VISIBLE_SIDE, GradCam
 
-# A gradio.Blocks; the core is typed without gradio.
+# A gradio.Blocks; gradio is not needed for type checking.
 Page = Any
 
 
@@ -22,7 +22,7 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
 
     Args:
         classifier: gives the labels.
-        cam: gives the map, for the most probable label.
+        cam: gives the overlay, for the most probable label.
         title: the page's heading.
         top_k: how many labels to show.
 
@@ -43,7 +43,7 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
             predictions = classifier(path, top_k)
         except ImageError as error:
             raise gradio.Error(str(error)) from error
-        # Two classes of ImageNet share a name; the more probable one comes first and stays.
+        # Two classes of ImageNet have the same name; the first one is the more probable.
         probabilities: dict[str, float] = {}
         for label, probability in predictions:
             probabilities.setdefault(label, probability)
@@ -68,6 +68,6 @@ def serve(page: Page, host: str, port: int | None = None) -> None:
     """Prints the page's address and serves it until Ctrl-C."""
     import gradio
 
-    # The machine's own fonts: gradio's themes fetch theirs from the network.
+    # Fonts of this machine; gradio's themes download theirs.
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page.launch(server_name=host, server_port=port, share=False, footer_links=[], theme=theme)

@@ -26,30 +26,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=positive,
         metavar="PIXELS",
-        help="side of the input (default: what the network was made for)",
+        help="side of the input (default: the preprocessing's)",
     )
     add_dtype(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes the file and says how exact it is; returns the exit code."""
+    """Writes the file and prints its difference from the network; returns the exit code."""
     with starting_jax():
         from poolformer_jax.export.model_file import FORMATS, export_model
-        from poolformer_jax.inference.classifier import class_names, find_image_processor
-        from poolformer_jax.weights.pretrained import load_pretrained
+        from poolformer_jax.weights import build_model, open_model
     if Path(arguments.file).suffix.lower() not in FORMATS:
         raise InputError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
     with waiting(f"Loading {arguments.source}"):
-        model, variables = load_pretrained(arguments.source)
-        processor = find_image_processor(arguments.source, model.config)
-    side = arguments.image_size
-    size = (side, side) if side else None
-    what = (arguments.file, model.config, variables, processor, class_names(model.config))
+        opened = open_model(arguments.source)
+        model, variables = build_model(opened)
+    size = (arguments.image_size,) * 2 if arguments.image_size else None
     with waiting("Converting, and comparing with the network"):
-        difference = export_model(*what, image_size=size, dtype=arguments.dtype)
+        difference = export_model(
+            arguments.file,
+            model.config,
+            variables,
+            opened.image_processor,
+            opened.labels,
+            image_size=size,
+            dtype=arguments.dtype,
+        )
     megabytes = Path(arguments.file).expanduser().stat().st_size / 1e6
     if difference is None:
-        exactness = "not compared with the network: install onnxruntime for that"
+        exactness = "not compared with the network, which needs onnxruntime"
     else:
         exactness = f"logits within {difference:.1e} of the network's, relative to the largest"
     print(f"{arguments.file}: {megabytes:.1f} MB, {exactness}")

@@ -14,8 +14,8 @@ HELP = "Print the most probable labels of images."
 EXAMPLE = """  python -m poolformer_jax predict cat.jpg dog.png --weights runs/digits/model
   python -m poolformer_jax predict photographs/ --json > labels.jsonl
 
-Exit code 0 if every image was classified, 1 if one could not be; the others
-are printed all the same."""
+Exit code 0 if every image was classified, 1 if one could not be read; the
+others are printed anyway."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_dtype(parser)
     parser.add_argument(
-        "--compilation-cache", metavar="FOLDER", help="keep compiled programs there, to start faster the next time"
+        "--compilation-cache", metavar="FOLDER", help="keep compiled programs there, for a faster next start"
     )
 
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints predictions as they are ready; returns the exit code."""
     paths = list(_files(arguments.images))
     with starting_jax():
-        from poolformer_jax.images.reading import ImageError, printable
+        from poolformer_jax.images import ImageError, printable
         from poolformer_jax.inference.classifier import ImageClassifier
     with waiting(f"Loading {arguments.weights}"):
         classifier = ImageClassifier.from_pretrained(
@@ -68,13 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _files(names: list[str]) -> Iterator[Path]:
-    """Files as they are given, and the image files directly in a folder in the order of their names."""
+    """The given files, and for a folder the image files in it, sorted by name (no subfolders)."""
     for name in names:
         path = Path(name)
         if not path.is_dir():
             yield path
             continue
-        from poolformer_jax.images.reading import image_suffixes
+        from poolformer_jax.images import image_suffixes
 
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in image_suffixes() and file.is_file())
         if not inside:

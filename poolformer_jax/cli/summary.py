@@ -46,17 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _config(network: str) -> "PoolFormerConfig":
     from poolformer_jax.network import VARIANTS, PoolFormerConfig
-    from poolformer_jax.weights.containers.files import is_index, open_weights
-    from poolformer_jax.weights.source import find_model_files, is_timms, network_of, read_config
+    from poolformer_jax.weights import is_index, open_model, read_config
 
     path = Path(network).expanduser()
     if network.removeprefix("poolformer_") in VARIANTS or not (path.exists() or "/" in network):
         return PoolFormerConfig.from_variant(network)
-    source = network  # as it was written: a name on the Hub is no path
-    if path.suffix == ".json" and not is_index(path):
-        written = read_config(path)
-        if not is_timms(written):
-            return PoolFormerConfig.from_dict(written)
-        source = str(path.parent)  # timm's says nothing of the layers: the weights beside it do
-    files = find_model_files(source)
-    return network_of(files, open_weights(files.weights))
+    if path.suffix != ".json" or is_index(path):
+        return open_model(network).config
+    return read_config(path) or open_model(path.parent).config

@@ -1,4 +1,4 @@
-"""`list`: the networks there are."""
+"""`list`: the published networks."""
 
 import argparse
 
@@ -10,11 +10,11 @@ EXAMPLE = "  python -m poolformer_jax list"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """This command has none."""
+    """Declares the command's arguments: none."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a row per variant as it is counted; returns the exit code."""
+    """Prints a row per variant; returns the exit code."""
     with starting_jax():
         from poolformer_jax.inference.cost_operations import layer_table
         from poolformer_jax.network import SIZES, SOURCE, VARIANTS, PoolFormerConfig

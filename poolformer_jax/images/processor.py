@@ -1,8 +1,8 @@
-"""From pictures to the network's input: the one evaluation preprocessing, which training's evaluation uses too.
+"""The evaluation preprocessing, from pictures to the network's input; training evaluates with it too.
 
-It computes what `PoolFormerImageProcessor` of `transformers` computes with its Pillow backend, to the last bit:
-resize so that the shorter edge is `int(224 / crop_pct)`, cut out the middle, rescale to 0..1, normalise. How a file
-becomes a picture is in `image_reading`. Nothing here imports jax, so that data-loading processes may use it.
+Results are equal to the bit to those of `PoolFormerImageProcessor` in `transformers`, Pillow backend: resize so that
+the shorter edge is `int(224 / crop_pct)`, crop the middle, rescale to 0..1, normalise. `reading` turns files into
+pictures. Data-loading processes use this module without jax.
 
 Source: transformers, models/poolformer/image_processing_pil_poolformer.py and image_transforms.py.
 """
@@ -33,30 +33,30 @@ from poolformer_jax.files import write_json
 from poolformer_jax.images import processor_config
 from poolformer_jax.images.reading import ImageError, ImageLike, read_image
 
-# The published networks evaluated at crop_pct 0.95 (default_cfg in the authors' poolformer.py and metaformer.py).
+# Published networks with crop_pct 0.95 (default_cfg in the authors' poolformer.py and metaformer.py).
 _LARGE_CROP = ("m36", "m48", "metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224")
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolFormerImageProcessor:
-    """Turns pictures into `pixel_values`; the field names are those of `transformers`.
+    """Turns pictures into `pixel_values`. The field names are those of `transformers`.
 
     Args:
-        do_resize: whether to resize.
+        do_resize: resize.
         size: `{"shortest_edge": pixels}`, or `{"height": pixels, "width": pixels}`.
-        crop_pct: the share of the resized picture's edge that the crop keeps: the edge becomes int(size / crop_pct).
-            0.9 for s12, s24, s36 and 0.95 for m36, m48. None resizes to `size` itself.
+        crop_pct: the part of the resized edge that the crop keeps: the edge is resized to int(size / crop_pct). 0.9
+            for s12, s24, s36 and 0.95 for m36, m48. None resizes to `size`.
         resample: Pillow's number of the filter; 3 is bicubic.
-        do_center_crop: whether to cut out the middle. A smaller picture gets a black margin.
+        do_center_crop: crop the middle. A smaller picture gets a black margin.
         crop_size: `{"height": pixels, "width": pixels}`.
-        do_rescale: whether to multiply by `rescale_factor`.
-        rescale_factor: 1/255 turns 8-bit samples into 0..1.
-        do_normalize: whether to subtract `image_mean` and divide by `image_std`.
-        image_mean: per channel; three of them make an RGB input, one a greyscale input.
+        do_rescale: multiply by `rescale_factor`.
+        rescale_factor: 1/255 maps 8-bit samples to 0..1.
+        do_normalize: subtract `image_mean` and divide by `image_std`.
+        image_mean: per channel; three values for an RGB input, one for a greyscale input.
         image_std: per channel.
 
     Raises:
-        ValueError: naming every field that holds something else than it should, or is out of range.
+        ValueError: naming every field of a wrong type or out of range.
     """
 
     do_resize: bool = True
@@ -83,7 +83,7 @@ class PoolFormerImageProcessor:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels of every result; None where they depend on the picture."""
+        """Height and width of every result in pixels; None if they depend on the picture."""
         if self.do_center_crop:
             return self.crop_size["height"], self.crop_size["width"]
         if self.do_resize and self.crop_pct is None and "height" in self.size:
@@ -92,7 +92,7 @@ class PoolFormerImageProcessor:
 
     @property
     def shorter_edge(self) -> int | None:
-        """Pixels of every resized picture's shorter edge; None where resizing does not keep a picture's shape."""
+        """The shorter edge of every resized picture in pixels; None if resizing does not keep the aspect ratio."""
         edge, *other = self.size.values()
         # One edge keeps the aspect ratio, and so does a square with a crop_pct.
         if other and (self.crop_pct is None or other != [edge]):
@@ -106,8 +106,8 @@ class PoolFormerImageProcessor:
 
         Args:
             images: a path, bytes, a Pillow image, an array [h, w], [h, w, c] or [c, h, w]; an iterable of these; or
-                an array of four axes, the first of which counts pictures. `image_reading` has the rules.
-            input_data_format: "channels_last" or "channels_first" for arrays, None to tell by their shape.
+                an array of four axes, the first of which is the batch. `reading` has the rules.
+            input_data_format: "channels_last" or "channels_first" for arrays; None infers it from the shape.
 
         Returns:
             {"pixel_values": float32 [batch, height, width, channels]}.
@@ -129,18 +129,18 @@ class PoolFormerImageProcessor:
             raise ImageError("No image was given. Expected at least one.")
         if len(shapes := sorted({result.shape for result in results})) > 1:
             raise ImageError(
-                f"The images come out in different sizes, {', '.join(map(str, shapes))}, and make no batch. "
-                "Preprocess them one by one, or set do_center_crop=True."
+                f"The images have different sizes after preprocessing, {', '.join(map(str, shapes))}. Expected one "
+                "size for a batch: preprocess them one by one, or set do_center_crop=True."
             )
         return {"pixel_values": self.normalize(np.stack(results))}
 
     __call__ = preprocess
 
     def resize_and_crop(self, image: ImageLike, *, input_data_format: str | None = None) -> UInt8[np.ndarray, "h w c"]:
-        """One picture resized and cropped, still in 8 bits: what crosses to a device that normalises by itself.
+        """One picture resized and cropped, still in 8 bits, for a device that normalises it.
 
         Raises:
-            ImageError: if the picture cannot be read or would be resized to an enormous one.
+            ImageError: if the picture cannot be read, or is too long and thin to be resized.
         """
         picture = read_image(image, self.num_channels, input_data_format)
         if self.do_resize:
@@ -152,7 +152,7 @@ class PoolFormerImageProcessor:
         return pixels
 
     def normalize(self, pixels: UInt8[np.ndarray, "*b h w c"]) -> Float32[np.ndarray, "*b h w c"]:
-        """The network's input for 8-bit pixels, by a table of the 256 possible values of each channel."""
+        """The network's input for 8-bit pixels, by a table of 256 values per channel."""
         table = self._table()
         return np.stack([table[channel][pixels[..., channel]] for channel in range(self.num_channels)], axis=-1)
 
@@ -165,7 +165,7 @@ class PoolFormerImageProcessor:
         return scale.astype(np.float32), shift.astype(np.float32)
 
     def _table(self) -> Float32[np.ndarray, "c 256"]:
-        # Rounded to float32 after each step, as transformers does: this is what makes the results equal to the bit.
+        # Rounded to float32 after each step, as in transformers, for results that are equal to the bit.
         values = np.arange(256) * (self.rescale_factor if self.do_rescale else 1.0)
         table = np.tile(values.astype(np.float32), (self.num_channels, 1))
         if self.do_normalize:
@@ -179,12 +179,12 @@ class PoolFormerImageProcessor:
         if min(height, width) < 1 or (limit is not None and height * width > limit):
             raise ImageError(
                 f"An image of {picture.width} x {picture.height} pixels would be resized to {width} x {height}: "
-                "it is too long and thin. Crop it first."
+                "it is too long and thin. Expected an image of ordinary proportions; crop it first."
             )
         return picture.resize((width, height), Image.Resampling(self.resample))
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Every division is rounded towards zero, as in transformers."""
+        """Height and width after resizing. Every division is rounded down, as in transformers."""
         if (short := self.shorter_edge) is None:
             percentage = self.crop_pct or 1.0
             return int(self.size["height"] / percentage), int(self.size["width"] / percentage)
@@ -193,55 +193,56 @@ class PoolFormerImageProcessor:
 
     @classmethod
     def for_variant(cls, name: str, **changes: Any) -> "PoolFormerImageProcessor":
-        """The preprocessing that the published variant `name` ("s12", ...) was evaluated with."""
+        """The preprocessing of the published variant `name` ("s12", ...)."""
         return cls(**{"crop_pct": 0.95 if name.removeprefix("poolformer_") in _LARGE_CROP else 0.9, **changes})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PoolFormerImageProcessor":
-        """Reads a preprocessor_config.json of `transformers` of any age, or the `pretrained_cfg` of `timm`.
+        """Reads the entries of a preprocessor_config.json of any version of `transformers`, or timm's `pretrained_cfg`.
 
         Raises:
-            ValueError: for entries that would change the pixels in a way that is not implemented here, all at once.
+            ValueError: naming every entry that would change the pixels in a way that is not implemented here.
         """
         return cls(**processor_config.fields_from(data, {field.name for field in dataclasses.fields(cls)}))
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **hub_options: Any) -> "PoolFormerImageProcessor":
-        """The preprocessing of the model at `source`: a folder, a file in it, or the name of a repository on the Hub.
+        """The preprocessing saved with a model.
 
         Args:
-            source: its preprocessor_config.json is read, or else timm's `pretrained_cfg` in its config.json.
+            source: a folder, a file in it, or the name of a repository on the Hub. Its preprocessor_config.json is
+                read, or else timm's `pretrained_cfg` in its config.json.
             hub_options: revision, cache_dir, local_files_only, token, as in `load_pretrained`.
 
         Raises:
-            FileNotFoundError: if `source` has neither, or is nowhere.
-            ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
+            FileNotFoundError: if there is no such model, or it has neither file.
+            ModuleNotFoundError: if the model is on the Hub and huggingface_hub is not installed.
         """
         return cls.from_dict(processor_config.read(source, **hub_options))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values that `transformers` reads too."""
+        """The entries of preprocessor_config.json, which `transformers` reads too."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         return {"image_processor_type": "PoolFormerImageProcessor", **data}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, whole or not at all."""
-        write_json(Path(folder).expanduser() / processor_config.FILE, self.to_dict())
+        write_json(Path(folder).expanduser() / processor_config.PREPROCESSOR_CONFIG, self.to_dict())
 
 
 def is_one_image(images: ImageLike) -> bool:
-    """Whether `images` is one picture, rather than an iterable of pictures or an array of them."""
+    """True for one picture, False for an iterable of pictures or an array of them."""
     if isinstance(images, Image.Image | str | bytes | bytearray | memoryview | os.PathLike):
         return True
     if hasattr(images, "__array__"):
         return len(getattr(images, "shape", ())) != 4
-    # An open file is an iterable too, of lines, and a mapping one of its keys: one thing, which `read_image` refuses.
+    # Open files and mappings are iterable too, but not iterables of pictures. `read_image` refuses them.
     return not isinstance(images, Iterable) or isinstance(images, Mapping) or hasattr(images, "read")
 
 
 def _center_crop(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """The middle [height, width]; what reaches outside the picture is black (0 before normalisation)."""
+    """The middle [height, width]. Outside of the picture it is black (0 before normalisation)."""
     original_height, original_width, channels = pixels.shape
     result = np.zeros((height, width, channels), np.uint8)
     source_rows, target_rows = _middle(original_height, height)
@@ -251,11 +252,11 @@ def _center_crop(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) ->
 
 
 def _middle(length: int, wanted: int) -> tuple[slice, slice]:
-    """Which part of a row of `length` pixels goes where in a row of `wanted` pixels."""
+    """The slice of `length` pixels to copy, and the slice of `wanted` pixels to copy it to."""
     if length >= wanted:
         start = (length - wanted) // 2
         return slice(start, start + wanted), slice(0, wanted)
-    # transformers pads by the larger half in front, and then takes its crop from the padded picture.
+    # transformers puts the larger half of the padding first, and then crops the padded picture.
     start = math.ceil((wanted - length) / 2)
     return slice(0, length), slice(start, start + length)
 
@@ -275,12 +276,12 @@ _KINDS: Mapping[str, FieldType] = {
     "resample": INTEGER,
     "rescale_factor": NUMBER,
 }
-# The fields check themselves, outside the tests too, and say more than the annotations' checker would before.
+# `__post_init__` reports wrong types better than the type checker of the tests, which would run before it.
 no_type_check(PoolFormerImageProcessor.__init__)
 
 
 def _rules(processor: PoolFormerImageProcessor) -> list[tuple[str, bool, str]]:
-    """(field, whether it is in range, what is expected)."""
+    """(field, True if it is in range, what is expected)."""
 
     def sides(mapping: Mapping[str, int], *allowed: set[str]) -> bool:
         return set(mapping) in allowed and all(side > 0 for side in mapping.values())
@@ -299,19 +300,19 @@ def _rules(processor: PoolFormerImageProcessor) -> list[tuple[str, bool, str]]:
     ]
 
 
-# Its name before transformers renamed feature extractors.
+# The name that older versions of transformers use.
 PoolFormerFeatureExtractor = PoolFormerImageProcessor
 
 
 def share_of_edge(processor: PoolFormerImageProcessor, side: int, edge: int) -> float:
-    """The crop_pct that makes `edge` of a crop of `side` pixels: the processor's own where it does."""
-    # The edge that comes of a quotient may be one less.
+    """The crop_pct for which a crop of `side` pixels is resized to `edge`; the processor's, if it fits."""
+    # int(side / (side / edge)) may be edge - 1.
     shares = (processor.crop_pct or 1.0, side / edge, math.nextafter(side / edge, 0))
     return next(share for share in shares if int(side / share) == edge)
 
 
 def unit_mean_and_std(processor: PoolFormerImageProcessor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by channel that are subtracted from, and divide, pixels of 0..1."""
+    """Mean and standard deviation per channel of the normalisation of pixels in 0..1."""
     unit = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     unchanged = (0.0,) * processor.num_channels, (1.0,) * processor.num_channels
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else unchanged

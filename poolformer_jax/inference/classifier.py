@@ -1,6 +1,6 @@
-"""Images in, labels out: an image classifier that is compiled once per batch size and keeps every device busy.
+"""`ImageClassifier`: images in, labels out, compiled once per batch size.
 
-While the devices compute one batch (`probabilities`), threads decode the next.
+While the devices compute one batch (`program`), threads decode the next.
 """
 
 import collections
@@ -23,50 +23,47 @@ from PIL import Image
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import INTEGER
-from poolformer_jax.hub import NotInCache
-from poolformer_jax.images.imagenet_labels import imagenet_labels
-from poolformer_jax.images.processor import PoolFormerImageProcessor, is_one_image
-from poolformer_jax.images.reading import ImageError, ImageLike, read_image
+from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image, read_image
 from poolformer_jax.inference.program import CompiledClassifier
-from poolformer_jax.network import PoolFormerConfig, published_variant
+from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
-from poolformer_jax.weights.pretrained import load_pretrained
+from poolformer_jax.weights import build_model, class_names, open_model
 
 
 class Prediction(NamedTuple):
-    """A class and how probable the network finds it."""
+    """A class and its probability."""
 
     label: str
     probability: float
 
 
 class ImageClassifier:
-    """Classifies images with the most probable labels.
+    """Gives the most probable labels of images.
 
     Every batch is padded to one of `batch_sizes`, so that a stream of any length compiles at most
-    `len(classifier.batch_sizes)` programs. Batches are sharded over the devices, parameters are on each of them.
+    `len(classifier.batch_sizes)` programs. Batches are sharded over the devices, parameters are replicated.
 
     Args:
         config: the architecture.
         variables: `{"params": tree}`.
-        image_processor: the preprocessing; its results must have one size.
+        image_processor: the preprocessing; its results must all have the same size.
         id2label: class names by index; by default the config's, or ImageNet's for a published architecture with 1000
             classes, or "class 0", "class 1", ...
         dtype: type that feature maps are computed in, float32 or bfloat16.
-        batch_size: images per batch, rounded up to a multiple of the number of devices. Of several CPU devices the
-            first also takes an image that comes alone, and with batch_size=1 every image.
-        fold_parameters: whether to compute with the folded network (see `folding`), or, in bfloat16 on devices that
-            have them, with kernels; it is the same function. False computes the network as it was trained.
+        batch_size: images per batch, rounded up to a multiple of the number of devices. With several CPU devices a
+            single image is computed by the first one, with all cores; with batch_size=1 that is every image.
+        fold_parameters: compute with the folded network (`folding`), or with kernels in bfloat16 on devices that have
+            them; the function is the same. False computes the network as it was trained.
         kernels: whether to use Pallas kernels with `fold_parameters` in bfloat16, on TPUs v5e and v6e and NVIDIA GPUs
-            from Ampere on. "auto" compares them with XLA on the devices first, which takes seconds, and warns and
-            leaves all to XLA if they differ; "on" does not compare; "off" uses none.
-        devices: what to compute on; by default all devices of this process.
-        decode_threads: threads that decode and resize; by default one for each core that this process may use.
+            from Ampere on. "auto" first compares them with XLA on the devices, which takes seconds, and uses XLA with
+            a warning if they differ; "on" does not compare; "off" uses none.
+        devices: the devices to compute on; by default all devices of this process.
+        decode_threads: threads that decode and resize; by default one per core that this process may use.
 
     Raises:
-        ValueError: for a network without a head or of a single label, or preprocessing that does not fit it.
-        WeightsMismatch: if the variables are not those of such a network.
+        ValueError: if the network has fewer than two labels, or the preprocessing does not fit it.
+        WeightsMismatch: if the variables do not match the config.
     """
 
     def __init__(
@@ -113,28 +110,25 @@ class ImageClassifier:
         compilation_cache_dir: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> "ImageClassifier":
-        """The classifier of published or trained weights.
+        """The classifier with published or trained weights.
 
         Args:
             source: a name on the Hub ("sail/poolformer_s12"), a model folder, or a weights file.
-            image_processor: the preprocessing; by default what `source` has written down, or else what the published
-                variant of this architecture was evaluated with.
-            compilation_cache_dir: a folder that keeps compiled programs for the next process. This sets jax's cache,
-                for the whole process.
+            image_processor: the preprocessing; by default the one saved with the weights, or else that of the
+                published variant of this architecture.
+            compilation_cache_dir: folder in which compiled programs are kept for the next process. It becomes jax's
+                compilation cache for the whole process.
             options: the constructor's (dtype, batch_size, ...), and revision, cache_dir, local_files_only, token and
                 use_ema as in `load_pretrained`.
 
         Raises:
-            ValueError: if no preprocessing is known for the weights.
+            ValueError: if the preprocessing is unknown.
         """
         if compilation_cache_dir is not None:
             keep_compiled_programs(compilation_cache_dir)
-        load_options = {name: options.pop(name) for name in (*_HUB_OPTIONS, "use_ema") if name in options}
-        model, variables = load_pretrained(source, **load_options)
-        if image_processor is None:
-            hub_options = {name: value for name, value in load_options.items() if name in _HUB_OPTIONS}
-            image_processor = find_image_processor(source, model.config, **hub_options)
-        return cls(model.config, variables, image_processor, **options)
+        opened = open_model(source, **{name: options.pop(name) for name in _OPEN_OPTIONS if name in options})
+        model, variables = build_model(opened)
+        return cls(model.config, variables, image_processor or opened.image_processor, **options)
 
     @overload
     def __call__(self, images: str | bytes | os.PathLike[str] | Image.Image, top_k: int = 5) -> list[Prediction]: ...
@@ -151,15 +145,15 @@ class ImageClassifier:
         """The most probable labels of one image or of several.
 
         Args:
-            images: anything `PoolFormerImageProcessor.preprocess` takes.
-            top_k: how many labels, at most the number of classes.
+            images: anything that `PoolFormerImageProcessor.preprocess` takes.
+            top_k: number of labels, at most the number of classes.
 
         Returns:
-            For one image, its predictions with the most probable first. For several, a list of these in the order
-            given, with an ImageError in the place of an image that cannot be read.
+            For one image, its predictions, most probable first. For several images, a list of these in the same order;
+            an image that cannot be read has an ImageError instead.
 
         Raises:
-            ImageError: if the one image given cannot be read.
+            ImageError: if a single image cannot be read.
         """
         if not is_one_image(images):
             return list(self.stream(images, top_k))
@@ -168,11 +162,11 @@ class ImageClassifier:
         return self._most_probable(probabilities, top_k)
 
     def stream(self, images: Iterable[ImageLike], top_k: int = 5) -> Iterator[list[Prediction] | ImageError]:
-        """As `__call__`, one result at a time for images of any number, in the order given.
+        """As `__call__`, for any number of images, one result at a time in the order given.
 
-        At most four batches are held at a time: one being decoded, one assembled, two on the devices; so the first
-        result comes after up to three of them are read. What `images` itself raises is raised here, after the results
-        of the images that came before. Once `images` has gone on, an array or a Pillow image that it gave may change.
+        At most four batches are in memory: one being decoded, one complete, two on the devices. The first result comes
+        after up to three batches have been read. An exception of `images` is raised here, after the results of the
+        images before it. `images` may reuse an array or a Pillow image for the next one.
 
         Raises:
             ValueError: for one image instead of an iterable of them.
@@ -188,11 +182,11 @@ class ImageClassifier:
     def _stream(self, images: Iterable[ImageLike], top_k: int) -> Iterator[list[Prediction] | ImageError]:
         running: collections.deque[tuple[list[ImageError | None], Array | None]] = collections.deque()
         failures: list[Exception] = []
-        # Closed at once, not when it is collected: the threads end with the stream.
+        # The threads end with the stream, not when it is garbage-collected.
         with closing(self._decode(_until_failure(images, failures))) as decoded:
             for batch in _batches(decoded, self.batch_sizes[-1]):
                 running.append(self._start(batch))
-                if len(running) > 1:  # the devices work on the batch just started while the one before is reported
+                if len(running) > 1:  # the devices compute this batch while the one before is returned
                     yield from self._finish(*running.popleft(), top_k)
         while running:
             yield from self._finish(*running.popleft(), top_k)
@@ -200,47 +194,39 @@ class ImageClassifier:
             raise failures[0]
 
     def _decode(self, images: Iterable[ImageLike]) -> Generator[UInt8[np.ndarray, "h w c"] | ImageError]:
-        """Every image read, resized and cropped by threads that keep one batch ahead; in order."""
+        """Every image read, resized and cropped, in order, by threads that are one batch ahead."""
         ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
         pool = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
-        # Kept here: when the interpreter ends, modules lose their names, and threads are gone.
-        ending = sys.is_finalizing
+        # A local name, because at exit the interpreter clears module globals before unfinished generators.
+        is_finalizing = sys.is_finalizing
         try:
             for image in images:
-                ahead.append(self._submit(pool, image))
+                ahead.append(pool.submit(self._read, self._copy(image)))
                 if len(ahead) > self.batch_sizes[-1]:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         finally:
-            if not ending():
+            if not is_finalizing():
                 pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, image: ImageLike) -> Future[UInt8[np.ndarray, "h w c"] | ImageError]:
-        """Has an image read by the threads, as it is now."""
-        try:
-            image = self._fixed(image)
-            return pool.submit(self._read, image)
-        except ImageError as error:
-            outcome: UInt8[np.ndarray, "h w c"] | ImageError = error
-        except RuntimeError:  # threads cannot be started once the main one has ended, and others may go on
-            outcome = self._read(image)
-        done: Future[UInt8[np.ndarray, "h w c"] | ImageError] = Future()
-        done.set_result(outcome)
-        return done
+    def _copy(self, image: ImageLike) -> ImageLike | ImageError:
+        """The image in a form that the caller cannot change by reusing a buffer, seeking to a frame or closing a file.
 
-    def _fixed(self, image: ImageLike) -> ImageLike:
-        """The image as nobody can change it: whoever gave it may go on to another frame, or close the file.
-
-        A Pillow image that is not loaded yet must not be read by two threads either.
+        Also, two threads must not load the same Pillow image.
         """
         if isinstance(image, str | os.PathLike | bytes):
             return image
         if isinstance(image, bytearray | memoryview):
             return bytes(image)
-        return read_image(image, self.image_processor.num_channels)
+        try:
+            return read_image(image, self.image_processor.num_channels)
+        except ImageError as error:
+            return error
 
-    def _read(self, image: ImageLike) -> UInt8[np.ndarray, "h w c"] | ImageError:
+    def _read(self, image: ImageLike | ImageError) -> UInt8[np.ndarray, "h w c"] | ImageError:
+        if isinstance(image, ImageError):
+            return image
         try:
             return self.image_processor.resize_and_crop(image)
         except ImageError as error:
@@ -249,7 +235,7 @@ class ImageClassifier:
     def _start(
         self, batch: list[UInt8[np.ndarray, "h w c"] | ImageError]
     ) -> tuple[list[ImageError | None], Array | None]:
-        """Hands a batch to the devices without waiting for them: the errors by position, and the probabilities."""
+        """Starts a batch on the devices without waiting: the error of every position, and the probabilities."""
         errors = [item if isinstance(item, ImageError) else None for item in batch]
         pixels = [item for item in batch if not isinstance(item, ImageError)]
         if not pixels:
@@ -269,7 +255,7 @@ class ImageClassifier:
 
 
 def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
-    """Sets jax's persistent compilation cache to `folder`, for programs of any size and compile time."""
+    """Makes `folder` jax's persistent compilation cache, for programs of any size and compile time."""
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -279,36 +265,10 @@ def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
     }
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # or jax stays with the folder of the first program
+    compilation_cache.reset_cache()  # jax would keep using the folder of the first program
 
 
-def find_image_processor(
-    source: str | os.PathLike[str], config: PoolFormerConfig, **hub_options: Any
-) -> PoolFormerImageProcessor:
-    """The preprocessing written down at `source`, or else that of the published variant of this architecture.
-
-    Raises:
-        ValueError: if there is neither, or the Hub's cache lacks it and the Hub cannot be asked.
-    """
-    try:
-        return PoolFormerImageProcessor.from_pretrained(source, **hub_options)
-    except FileNotFoundError as error:
-        variant = None if isinstance(error, NotInCache) else published_variant(config)
-        if variant is None:
-            raise InputError(f"{error} Or pass image_processor=PoolFormerImageProcessor(...).") from error
-    return PoolFormerImageProcessor.for_variant(variant)
-
-
-_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
-
-
-def class_names(config: PoolFormerConfig) -> dict[int, str]:
-    """The config's names, or ImageNet's for a published architecture with 1000 classes, or numbers."""
-    if config.id2label is not None:
-        return dict(config.id2label)
-    if config.num_labels == 1000 and published_variant(config) is not None:
-        return imagenet_labels()
-    return {index: f"class {index}" for index in range(config.num_labels)}
+_OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema")
 
 
 def _check(
@@ -318,11 +278,11 @@ def _check(
     if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
         problems.append(f"dtype={dtype!r}: expected float32 or bfloat16.")
     if config.num_labels == 0:
-        problems.append("The network has no head (num_labels=0): expected at least one label. Call the model instead.")
+        problems.append("The network has no head (num_labels=0): expected at least two labels. Call the model instead.")
     if config.num_labels == 1:
         problems.append(
-            "The network has a single label (num_labels=1), which would have a probability of 1 in every image: "
-            "expected at least two. Call the model for its logits."
+            "The network has a single label (num_labels=1), whose probability would always be 1: expected at least two "
+            "labels. Call the model for its logits."
         )
     if image_processor.num_channels != config.num_channels:
         problems.append(
@@ -330,7 +290,9 @@ def _check(
             f"{config.num_channels}: expected image_mean and image_std to have one value per channel."
         )
     if (size := image_processor.output_size) is None:
-        problems.append("The preprocessing makes images of many sizes: expected one. Set do_center_crop=True.")
+        problems.append(
+            "The preprocessing makes images of different sizes: expected one size. Set do_center_crop=True."
+        )
     elif min(size) < config.smallest_side or (config.image_size is not None and size != (config.image_size,) * 2):
         wanted = config.image_size or f"at least {config.smallest_side}"
         problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
@@ -346,7 +308,7 @@ def _check_at_least_one(**counts: int) -> None:
 
 
 def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:
-    """The images up to an exception of theirs, which is put into `failures`."""
+    """The images before an exception of the iterable, which is put into `failures`."""
     try:
         yield from images
     except Exception as error:

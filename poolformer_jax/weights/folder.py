@@ -1,7 +1,8 @@
-"""What a model folder for each home of PoolFormer holds, and how it comes to be there whole or not at all.
+"""Writes model folders for each layout, whole or not at all.
 
-A new folder appears by one rename. In one that is there files can be replaced only one by one: its weights go first and
-come last, so that whatever ends a program in between leaves a folder without weights, and none of parts of two models.
+A new folder appears by one rename. In an existing folder, files are replaced one by one: the old weights are removed
+first and the new ones moved in last. A program that is killed in between leaves a folder without weights, never one
+with parts of two models.
 """
 
 import dataclasses
@@ -20,18 +21,19 @@ from PIL import Image
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import naming_destination, write_json
-from poolformer_jax.images.processor import PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
-from poolformer_jax.images.processor_config import FILE as PREPROCESSOR
+from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.names import LAYOUTS, leaves
-from poolformer_jax.weights.source import CARRIED_CONFIG, CONFIG, WEIGHTS
+from poolformer_jax.weights.published import default_image_processor
+from poolformer_jax.weights.source import CONFIG, CONFIG_METADATA, WEIGHTS
 
-# transformers.PoolFormerConfig knows these; what else our config says has one value there (`_refuse_inexpressible`).
+# The fields of transformers.PoolFormerConfig. `_check_supported` makes sure that our other fields have the values that
+# are built into transformers' model.
 _HF_FIELDS = (
     "model_type architectures num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding "
     "drop_path_rate hidden_act use_layer_scale layer_scale_init_value num_labels id2label label2id num_encoder_blocks "
-    "dropout_rate"  # which transformers has no use for, and keeps
+    "dropout_rate"  # transformers ignores it, and keeps it
 )
 
 
@@ -42,18 +44,18 @@ def write_model(
     arrays: Iterable[np.ndarray],
     image_processor: PoolFormerImageProcessor | None = None,
 ) -> None:
-    """As `save_pretrained`, of arrays that are asked for one by one, in the order of `names.leaves(config, layout)`."""
+    """As `save_pretrained`, with arrays that are read one by one, in the order of `names.leaves(config, layout)`."""
     names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]  # also refuses an unknown layout
-    _refuse_inexpressible(config, layout)
+    _check_supported(config, layout)
     _warn_of_head_order(config, layout)
-    processor = image_processor or _default_processor(config)
+    processor = image_processor or default_image_processor(config)
     if processor is not None and processor.num_channels != config.num_channels:
         raise InputError(
             f"The preprocessing makes {processor.num_channels} channels, and this network takes {config.num_channels}. "
             "Expected a mean and a standard deviation for each channel, or no preprocessing."
         )
-    there = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
-    config_json = _config_json(there, layout, processor)
+    saved = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
+    config_json = _config_json(saved, layout, processor)
     file = "model.pth.tar" if layout == "sail" else "model.safetensors"
     with _staged(Path(folder).expanduser(), file) as stage:
         if processor is not None:
@@ -62,13 +64,13 @@ def write_model(
         if layout == "sail":
             write_torch(stage / file, names, arrays)
         else:
-            ours = {"format": "flax", CARRIED_CONFIG: json.dumps(there.to_dict())}
-            # transformers asks for the entry that says "pt".
+            ours = {"format": "flax", CONFIG_METADATA: json.dumps(saved.to_dict())}
+            # transformers requires "format": "pt".
             write_safetensors(stage / file, names, arrays, ours if layout == "jax" else {"format": "pt"})
 
 
-def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
-    """The names may fit a model that computes something else; better no folder than that one."""
+def _check_supported(config: PoolFormerConfig, layout: str) -> None:
+    """Raises if the layout's model would compute something else with these parameters."""
     stages = len(config.depths)
     wanted: dict[str, Any] = {}
     if layout in ("hf", "timm"):
@@ -80,7 +82,7 @@ def _refuse_inexpressible(config: PoolFormerConfig, layout: str) -> None:
     ]:
         raise InputError(
             f"The model of {layout} cannot compute a network with {', '.join(wrong)}. Expected "
-            f"{', '.join(f'{name}={value!r}' for name, value in wanted.items())}; 'jax' holds every network."
+            f"{', '.join(f'{name}={value!r}' for name, value in wanted.items())}; 'jax' takes every network."
         )
     if layout == "timm" and _timm_variant(config) is None:
         raise InputError(
@@ -93,21 +95,14 @@ def _warn_of_head_order(config: PoolFormerConfig, layout: str) -> None:
     there = LAYOUTS[layout].head_order
     if there is not None and there != config.head_order:
         warnings.warn(
-            f"This network has head_order={config.head_order!r}, and the model of {layout} computes {there!r}: the "
-            "weights are the same, its logits will differ a little.",
+            f"This network has head_order={config.head_order!r}, and the model of {layout} computes {there!r}: its "
+            "logits will differ a little, with the same weights.",
             stacklevel=4,
         )
 
 
-def _default_processor(config: PoolFormerConfig) -> PoolFormerImageProcessor | None:
-    variant = published_variant(config)
-    if variant is None or config.num_channels != 3:
-        return None  # whoever fed it knows how; to write down something else would be to invent it
-    return PoolFormerImageProcessor.for_variant(variant)
-
-
 def _timm_variant(config: PoolFormerConfig) -> str | None:
-    # Other channels than three are an argument of timm's models, `in_chans`.
+    # timm's models have an argument for other numbers of channels, `in_chans`.
     return published_variant(dataclasses.replace(config, num_channels=3))
 
 
@@ -136,7 +131,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
     }
     if config.num_channels == 3:
         data["pretrained_cfg"]["first_conv"] = "stem.conv"
-    else:  # timm takes a convolution that is named there for one of three channels, and makes a new one of it
+    else:  # timm assumes three channels for `first_conv`, and would change the convolution
         data["model_args"] = {"in_chans": config.num_channels}
     if config.id2label is not None:
         data["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
@@ -144,10 +139,10 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
 
 
 def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
-    """timm makes the shorter edge floor(side / crop_pct), cuts out the middle, and divides by 255 before it normalises.
+    """timm resizes the shorter edge to floor(side / crop_pct), crops the middle, divides by 255, and normalises.
 
     Raises:
-        ValueError: if that makes no such pixels.
+        InputError: if that would make other pixels than `processor`.
     """
     side, edge = processor.crop_size["height"], processor.shorter_edge
     cuts = processor.do_resize and processor.do_center_crop and processor.crop_size["width"] == side
@@ -155,8 +150,8 @@ def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
         names = ("do_resize", "size", "crop_pct", "do_center_crop", "crop_size")
         raise InputError(
             f"timm cannot preprocess with {', '.join(f'{name}={getattr(processor, name)!r}' for name in names)}. "
-            "Expected a picture resized in its own shape, and a square cut out that fits into it; save this one as "
-            "'hf', 'sail' or 'jax'."
+            "Expected resizing that keeps the aspect ratio, and a square crop inside of the resized picture; save this "
+            "one as 'hf', 'sail' or 'jax'."
         )
     mean, std = unit_mean_and_std(processor)
     return {
@@ -170,20 +165,15 @@ def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
 
 @contextmanager
 def _staged(target: Path, weights: str) -> Iterator[Path]:
-    """A folder that becomes `target`, or gives it its files, when all is written; it vanishes when something fails."""
-    with naming_destination(target):  # it may be that nobody lets us look
-        if target.exists() and not target.is_dir():
-            raise InputError(f"{target} is a file. Expected the name of a folder to write a model into.")
+    """A temporary folder. When the block ends it becomes `target`, or its files replace those in `target`."""
+    with naming_destination(target):
         if others := [name for name in WEIGHTS if name != weights and (target / name).exists()]:
             raise InputError(
-                f"{target} holds other weights already ({', '.join(others)}), and a reader could take them for these. "
-                "Expected a new folder, or one that holds a model of the same layout."
+                f"{target} already has other weights ({', '.join(others)}), which could be loaded instead of these. "
+                "Expected a new folder, or one with a model of the same layout."
             )
-        if files := [parent for parent in target.parents if parent.exists() and not parent.is_dir()]:
-            raise InputError(f"{target} cannot be a folder, because {files[0]} is a file. Expected a name in a folder.")
-    with naming_destination(target):
         place = target.resolve()
-        # Where a rename cannot leave the file system, nor ask more of it than the right to write there.
+        # In the target or beside it: on its file system, where files can be renamed into place.
         where = place if place.exists() else place.parent
         where.mkdir(parents=True, exist_ok=True)
         stage = where / f".{place.name}.{uuid.uuid4().hex}"
@@ -192,7 +182,7 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
             yield stage
             if where == place:
                 if (place / weights).exists():
-                    for name in (weights, PREPROCESSOR):
+                    for name in (weights, PREPROCESSOR_CONFIG):
                         (place / name).unlink(missing_ok=True)
                 for file in sorted(stage.iterdir(), key=lambda file: file.name == weights):
                     file.replace(place / file.name)

@@ -1,25 +1,27 @@
-"""Where a model's files are, and which network they are of: on the Hugging Face Hub, in a folder, or one file.
+"""Finds a model's files, on the Hugging Face Hub or on disk, and identifies its network.
 
-Weights are looked for under the names that transformers and timm give them, safetensors first. A config.json is read in
-three dialects: transformers', timm's, and this package's, which is transformers' with more fields.
+Weights are looked for under the names that transformers and timm give them, safetensors first. config.json has three
+dialects: transformers', timm's, and this package's, which is transformers' with more fields.
 """
 
 import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
-from poolformer_jax.images.processor_config import FILE as PREPROCESSOR
+from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor
 from poolformer_jax.network import SIZES, PoolFormerConfig, published_variant
-from poolformer_jax.weights.containers.files import WeightsFile, WeightsFileError, is_index, read_index
+from poolformer_jax.weights.containers.files import WeightsFile, is_index, open_weights, read_index
+from poolformer_jax.weights.detection import MatchedNames, infer_config
 from poolformer_jax.weights.names import LAYOUTS
-from poolformer_jax.weights.transfer import plan_import
+from poolformer_jax.weights.published import class_names, default_image_processor
+from poolformer_jax.weights.transfer import ImportPlan, match_state_dict, plan_import
 
 CONFIG = "config.json"
 # In the order of preference. An index names shards that lie beside it.
@@ -32,8 +34,8 @@ WEIGHTS = (
     "model.pth.tar",
     "model.pth",
 )
-# A lone safetensors file of ours carries its config under this entry of its metadata, and needs no config.json.
-CARRIED_CONFIG = "poolformer_jax.network.config"
+# Our safetensors files carry their config under this key of their metadata, and need no config.json.
+CONFIG_METADATA = "poolformer_jax.config"
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,98 @@ class ModelFiles:
     """The files of one model.
 
     Args:
+        source: what the caller gave: a folder, a file, or a name on the Hub.
         weights: the weights, or the index of their shards.
         config: config.json; None if there is none.
+        not_in_cache: set if the Hub may have a preprocessor_config.json, but could not be asked.
     """
 
+    source: str
     weights: Path
     config: Path | None
+    not_in_cache: NotInCache | None = None
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model whose files were found and whose weights match its network. No array has been read yet.
+
+    Args:
+        files: where its files are.
+        weights: names, types and shapes of its arrays.
+        plan: the parameter that each array becomes.
+    """
+
+    files: ModelFiles
+    weights: WeightsFile
+    plan: ImportPlan
+
+    @property
+    def config(self) -> PoolFormerConfig:
+        """The network."""
+        return self.plan.config
+
+    @cached_property
+    def labels(self) -> dict[int, str]:
+        """A name for every class: the model's, ImageNet's for published networks, or "class 0", ..."""
+        return class_names(self.config)
+
+    @cached_property
+    def saved_image_processor(self) -> PoolFormerImageProcessor | None:
+        """The preprocessing saved with the weights; None if there is none.
+
+        Raises:
+            InputError: if it cannot be read.
+            NotInCache: if the Hub may have one and could not be asked.
+        """
+        try:
+            return PoolFormerImageProcessor.from_pretrained(self.files.weights)
+        except MissingFileError:
+            if self.files.not_in_cache is not None:
+                raise self.files.not_in_cache from None
+            return None
+
+    @cached_property
+    def image_processor(self) -> PoolFormerImageProcessor:
+        """The preprocessing saved with the weights, or else that of the published variant of this architecture.
+
+        Raises:
+            InputError: if there is neither, or it cannot be read.
+        """
+        remedy = "Or pass image_processor=PoolFormerImageProcessor(...)."
+        try:
+            processor = self.saved_image_processor or default_image_processor(self.config)
+        except NotInCache as error:
+            raise InputError(f"{error} {remedy}") from error
+        if processor is None:
+            raise InputError(
+                f"{self.files.source} has no {PREPROCESSOR_CONFIG} and is not a published network, whose preprocessing "
+                f"is known. Write one beside the weights: PoolFormerImageProcessor(...).save_pretrained(folder). "
+                f"{remedy}"
+            )
+        return processor
+
+    def read_variables(self) -> dict[str, Any]:
+        """Reads the arrays: `{"params": tree}` of NumPy's float32 arrays."""
+        return self.plan.read(self.weights.tensors)
+
+
+def open_model(source: str | os.PathLike[str], *, use_ema: bool = False, **hub_options: Any) -> OpenedModel:
+    """Finds a model's files and checks that its weights match its network, without reading the arrays.
+
+    Args:
+        source: a name on the Hub ("sail/poolformer_s12"), a folder, or a weights file.
+        use_ema: take the moving average of the weights from a training checkpoint.
+        hub_options: revision, cache_dir, local_files_only, token, as in `hub.Repository`.
+
+    Raises:
+        MissingFileError: if there is no such model.
+        WeightsFileError: if the weights file is damaged or hostile.
+        WeightsMismatch: if the weights are not those of the network.
+        InputError: if the network cannot be determined, or config.json contradicts the weights.
+    """
+    files = find_model_files(source, **hub_options)
+    return identify_model(files, open_weights(files.weights, use_ema=use_ema))
 
 
 def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> ModelFiles:
@@ -57,79 +145,135 @@ def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> Mode
         hub_options: revision, cache_dir, local_files_only, token, as in `hub.Repository`.
 
     Raises:
-        FileNotFoundError: if there is no such model, or it has no weights.
-        ValueError: if a folder has several weights files and none of a usual name.
-        ModuleNotFoundError: if the Hub is asked for and huggingface_hub is not installed.
+        MissingFileError: if there is no such model, or it has no weights.
+        InputError: if a folder has several weights files, none with a standard name.
+        MissingDependencyError: if the model is on the Hub and huggingface_hub is not installed.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _in_folder(path)
-    if path.is_file():
-        config = path.with_name(CONFIG)
-        return ModelFiles(path, config if config.is_file() else None)
-    return _on_hub(Repository(str(source), (CONFIG, *WEIGHTS), **hub_options))
+        path = _weights_in(path)
+    elif not path.is_file():
+        return _download(Repository(str(source), (CONFIG, *WEIGHTS), **hub_options))
+    config = path.with_name(CONFIG)
+    return ModelFiles(str(source), path, config if config.is_file() else None)
 
 
-def _in_folder(folder: Path) -> ModelFiles:
-    config = folder / CONFIG
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+def _weights_in(folder: Path) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = [path for path in files if is_index(path)]
+    found = found or [path for path in files if path.name.endswith(WEIGHTS_ENDINGS)]
     if not found:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        found = [path for path in files if is_index(path)]
-        found = found or [path for path in files if path.name.endswith(WEIGHTS_ENDINGS)]
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise InputError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")
-    if not found:
-        raise MissingFileError(f"The folder {folder} holds no weights. Expected {WEIGHTS[0]}, or another weights file.")
-    return ModelFiles(found[0], config if config.is_file() else None)
+        raise MissingFileError(f"The folder {folder} has no weights. Expected {WEIGHTS[0]}, or another weights file.")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")
+    return found[0]
 
 
-def _on_hub(repository: Repository) -> ModelFiles:
+def _download(repository: Repository) -> ModelFiles:
     config = repository.find(CONFIG)
     weights = repository.find(*WEIGHTS)
     if weights is None:
         raise MissingFileError(
-            f"{repository.name} on the Hugging Face Hub holds no weights. Expected one of {', '.join(WEIGHTS)}."
+            f"{repository.name} on the Hugging Face Hub has no weights. Expected one of {', '.join(WEIGHTS)}."
         )
-    if weights.name.endswith(".index.json"):
-        try:
-            shards = read_index(weights)
-        except WeightsFileError as error:
-            raise WeightsFileError(f"Cannot read the weights in {weights}: {error}.") from error
-        for shard in sorted(shards):
+    if is_index(weights):
+        for shard in sorted(read_index(weights)):
             repository.find(shard)
-    with suppress(NotInCache):  # small, and a cache that holds it serves a classifier offline
-        repository.find(PREPROCESSOR)
-    return ModelFiles(weights, config)
+    not_in_cache = None
+    try:
+        repository.find(PREPROCESSOR_CONFIG)  # small, and offline the cache then has what a classifier needs
+    except NotInCache as error:
+        not_in_cache = error
+    return ModelFiles(repository.name, weights, config, not_in_cache)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The entries of a config.json that is of a model.
+def identify_model(files: ModelFiles, weights: WeightsFile, variant: str | None = None) -> OpenedModel:
+    """Determines the network of opened weights and matches their names and shapes with it.
+
+    Args:
+        files: where they come from.
+        weights: the opened weights.
+        variant: name of a published network; None to take it from config.json, or to infer it from the weights.
 
     Raises:
-        ValueError: if it is no JSON object, or of another kind of model.
+        WeightsMismatch, InputError: as `open_model`.
     """
-    return _written(path.read_bytes(), path)
+    matched = match_state_dict(weights.tensors)
+    config, config_source = _config_of(files, weights, matched)
+    if variant is not None:
+        kept = {name: getattr(config, name) for name in ("num_labels", "id2label", "head_order")}
+        config, config_source = PoolFormerConfig.from_variant(variant, **kept), f"the variant {variant!r}"
+    return OpenedModel(files, weights, plan_import(matched, config, config_source))
 
 
-def is_timms(config: Mapping[str, Any]) -> bool:
-    """Whether these are the entries of timm's config.json, rather than of transformers' or this package's."""
-    return "architecture" in config
+def _config_of(files: ModelFiles, weights: WeightsFile, matched: MatchedNames) -> tuple[PoolFormerConfig, str]:
+    """The network according to config.json, completed from names and shapes; and where it comes from, for messages."""
+    data, path = _saved_config(files, weights)
+    if data is not None and not _is_timms(data):
+        if "num_labels" not in data and not data.get("id2label"):
+            data = {**data, "num_labels": infer_config(matched).num_labels}
+        return _config_from_dict(data, path), f"the config in {path}"
+    config = infer_config(matched)
+    if files.weights.name.startswith("metaformer_id_"):
+        # The authors' weights of this ablation differ from PoolFormer's in nothing but the file's name.
+        config = dataclasses.replace(config, token_mixers=("identity",) * len(config.depths))
+    if data is not None:
+        config = _with_timms_config(config, data, path)
+    return config, "their names and shapes"
 
 
-def _written(text: str | bytes, path: Path) -> dict[str, Any]:
+def _saved_config(files: ModelFiles, weights: WeightsFile) -> tuple[dict[str, Any] | None, Path]:
+    """The entries of config.json, or of the config in the weights' metadata; None if there is neither."""
+    known = {"architecture", "architectures", "model_type", *(f.name for f in dataclasses.fields(PoolFormerConfig))}
+    if files.config is not None:
+        data = _parse_config(files.config.read_bytes(), files.config)
+        if not known.isdisjoint(data):  # other programs write a config.json too, such as a trainer's settings
+            return _check_model_type(data, files.config), files.config
+    if text := weights.metadata.get(CONFIG_METADATA):
+        return _check_model_type(_parse_config(text, weights.path), weights.path), weights.path
+    return None, weights.path
+
+
+def read_config(path: Path) -> PoolFormerConfig | None:
+    """The network in a config.json; None for timm's, which does not describe the layers.
+
+    Raises:
+        InputError: if it is not a JSON object, or not a PoolFormer's.
+    """
+    data = _check_model_type(_parse_config(path.read_bytes(), path), path)
+    return None if _is_timms(data) else _config_from_dict(data, path)
+
+
+def _is_timms(data: Mapping[str, Any]) -> bool:
+    """True for the entries of timm's config.json, False for those of transformers' or this package's."""
+    return "architecture" in data
+
+
+def _config_from_dict(data: Mapping[str, Any], path: Path) -> PoolFormerConfig:
+    try:
+        return PoolFormerConfig.from_dict(data)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise InputError(f"The config in {path} is malformed: {error}") from error
+
+
+def _parse_config(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"The config in {path} is no JSON ({error}). Expected the config.json of a PoolFormer."
-        ) from error
+        raise InputError(f"The config in {path} is not JSON ({error}). Expected a PoolFormer's config.json.") from error
     if not isinstance(data, dict):
         raise InputError(
-            f"The config in {path} holds a {type(data).__name__}. Expected an object, the config.json of a PoolFormer."
+            f"The config in {path} is a {type(data).__name__}. Expected an object, a PoolFormer's config.json."
         )
-    if not is_timms(data) and data.get("model_type") != "poolformer":
+    return data
+
+
+def _check_model_type(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    if not _is_timms(data) and data.get("model_type") != "poolformer":
         raise InputError(
             f"The config in {path} is of a {data.get('model_type')!r} model. Expected model_type 'poolformer', or "
             "timm's config.json."
@@ -137,43 +281,22 @@ def _written(text: str | bytes, path: Path) -> dict[str, Any]:
     return data
 
 
-def network_of(files: ModelFiles, weights: WeightsFile) -> PoolFormerConfig:
-    """The network that a model's files tell of: config.json where it speaks, names and shapes for the rest.
-
-    Raises:
-        ValueError: if they contradict each other, or are of no PoolFormer.
-    """
-    written = read_config(files.config) if files.config and _is_of_a_model(files.config) else _carried_config(weights)
+def _with_timms_config(config: PoolFormerConfig, data: Mapping[str, Any], path: Path) -> PoolFormerConfig:
+    """The network, with the head order and the class names of timm's config.json."""
     try:
-        return _network(files, weights, written)
-    except (TypeError, KeyError, AttributeError, OverflowError) as error:
-        where = files.config or files.weights
-        raise InputError(f"The config in {where} is malformed ({error}). Expected that of a PoolFormer.") from error
-
-
-def _network(files: ModelFiles, weights: WeightsFile, written: Mapping[str, Any] | None) -> PoolFormerConfig:
-    if written is not None and not is_timms(written):
-        if "num_labels" not in written and not written.get("id2label"):
-            written = {**written, "num_labels": plan_import(weights.tensors).detection.config.num_labels}
-        try:
-            return PoolFormerConfig.from_dict(written)
-        except ValueError as error:
-            raise InputError(f"The config in {files.config or files.weights} is malformed. {error}") from error
-    config = plan_import(weights.tensors).detection.config
-    if files.weights.name.startswith("metaformer_id_"):
-        # The authors' release of this ablation is told from a PoolFormer by nothing but its name.
-        config = dataclasses.replace(config, token_mixers=("identity",) * len(config.depths))
-    if written is None:
-        return config
-    _refuse_other_functions(config, written, files.config)
-    labels = _timms_labels(written)
+        labels = _timms_labels(data)
+        given = {name: data[name] for name in ("num_classes", "global_pool") if name in data}
+        given |= data.get("model_args") or {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"timm's config in {path} is malformed: {error}") from error
+    _check_timms_architecture(config, str(data["architecture"]), given, path)
     id2label = labels if labels and len(labels) == config.num_labels else None
-    # timm's model pools first, whatever names its weights have: it reads the authors' names too.
+    # timm's model pools first, also with weights that have the authors' names.
     return dataclasses.replace(config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label)
 
 
 def _timms_labels(data: Mapping[str, Any]) -> dict[int, str] | None:
-    """Class names by index; None if timm's config.json names none."""
+    """Class names by index; None if timm's config.json has none."""
     cfg = data.get("pretrained_cfg") or data
     names = data.get("label_names") or cfg.get("label_names") or data.get("labels")
     texts = data.get("label_descriptions") or cfg.get("label_descriptions") or {}
@@ -183,53 +306,32 @@ def _timms_labels(data: Mapping[str, Any]) -> dict[int, str] | None:
     return {int(index): str(texts.get(label, label)) for index, label in by_index}
 
 
-def _is_of_a_model(path: Path) -> bool:
-    """False for the config.json of something else: an object without any entry that a PoolFormer's could have."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return True  # which `read_config` tells
-    names = {
-        "architecture",
-        "architectures",
-        "model_type",
-        *(field.name for field in dataclasses.fields(PoolFormerConfig)),
-    }
-    return not isinstance(data, dict) or not names.isdisjoint(data)
-
-
-# Entries of timm's that change nothing at inference.
+# Entries of timm's config.json that have no effect at inference.
 _TIMM_TRAINING = ("drop_rate", "drop_path_rate", "proj_drop_rate", "layer_scale_init_values")
 
 
-def _refuse_other_functions(config: PoolFormerConfig, data: Mapping[str, Any], path: Path | None) -> None:
-    """Raises where timm's config.json speaks of a model that computes something else than these arrays do here."""
-    here = {
+def _check_timms_architecture(
+    config: PoolFormerConfig, architecture: str, given: Mapping[str, Any], path: Path
+) -> None:
+    """Raises if timm's model, with the arguments `given`, computes something else with these weights."""
+    expected = {
         "num_classes": config.num_labels,
         "global_pool": "avg",
         "in_chans": config.num_channels,
         "depths": list(config.depths),
         "dims": list(config.hidden_sizes),
     }
-    said = {name: data[name] for name in ("num_classes", "global_pool") if name in data} | (
-        data.get("model_args") or {}
-    )
     wrong = [
-        f"{name}={value!r}: expected {repr(here[name]) if name in here else 'no such entry'}"
-        for name, value in said.items()
-        if value is not None and value != here.get(name) and name not in _TIMM_TRAINING
+        f"{name}={value!r}: expected {repr(expected[name]) if name in expected else 'no such entry'}"
+        for name, value in given.items()
+        if value is not None and value != expected.get(name) and name not in _TIMM_TRAINING
     ]
     variant = published_variant(config)
     known = [f"poolformer_{name}" for name in ([variant] if variant else SIZES)]
-    if (architecture := str(data["architecture"]).split(".")[0]) not in known:
+    if (architecture := architecture.split(".")[0]) not in known:
         wrong.append(f"architecture={architecture!r}: expected {' or '.join(known)}")
     if wrong:
         raise InputError(
-            f"timm's config in {path} is not of these weights, or of a network that is not here:\n  "
-            + "\n  ".join(wrong)
+            f"timm's config in {path} does not match these weights, or needs a network that is not implemented here:"
+            "\n  " + "\n  ".join(wrong)
         )
-
-
-def _carried_config(weights: WeightsFile) -> dict[str, Any] | None:
-    carried = weights.metadata.get(CARRIED_CONFIG)
-    return _written(carried, weights.path) if carried else None

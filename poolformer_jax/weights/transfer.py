@@ -1,7 +1,6 @@
-"""Applies a table of `names.py` in either direction, every leaf exactly once.
+"""Turns a state dict into a parameter tree and back, by the tables of `names.py`; every array is used exactly once.
 
-Arrays only: files are read in `files.py`, and nothing here knows the model. What does not fit is collected and told
-at once, with the nearest name that is there.
+All names and shapes that do not fit are reported in one error, with the nearest name that exists.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,22 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from numpy.typing import DTypeLike
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import first_few
-from poolformer_jax.network import PoolFormerConfig, check_names_and_shapes, leaves_by_path
-from poolformer_jax.weights.containers.storage import plain
-from poolformer_jax.weights.detection import Detection, network_of_names, read_names
+from poolformer_jax.fields import first_few, printable
+from poolformer_jax.network import PoolFormerConfig, check_names_and_shapes, leaves_by_path, published_variant
+from poolformer_jax.weights.detection import MatchedNames, infer_config, match_names
 from poolformer_jax.weights.names import TRANSFORMS, Leaf, leaves
 
 
 @runtime_checkable
 class ArrayLike(Protocol):
-    """An array, or anything that knows its shape and type and becomes one with `numpy.asarray`.
+    """An array, or anything with a shape and a type that `numpy.asarray` turns into one.
 
-    A tensor that is still in its file is one too (`files.StoredTensor`): it is read when its turn comes.
+    A tensor that is still in its file (`containers.StoredTensor`) is one: it is read when `numpy.asarray` is called.
     """
 
     @property
@@ -36,66 +33,100 @@ class ArrayLike(Protocol):
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """Which array of a state dict becomes which leaf of the parameter tree.
+    """Which array of a state dict becomes which leaf of the parameter tree. Names and shapes have been checked.
 
     Args:
-        detection: layout and network.
+        layout: a key of `names.LAYOUTS`.
+        config: the network.
         leaves: every parameter of the network, in the order of the layout.
+        names: the state dict's own name for each name of the layout; they differ by a prefix at most.
+        has_classifier: False if the weights are a backbone, without final norm and head.
     """
 
-    detection: Detection
+    layout: str
+    config: PoolFormerConfig
     leaves: tuple[Leaf, ...]
+    names: Mapping[str, str]
+    has_classifier: bool
+
+    @property
+    def variant(self) -> str | None:
+        """The published name of the network, or None."""
+        return published_variant(self.config)
 
     def given_name(self, leaf: Leaf) -> str:
-        """The state dict's own name for `leaf`, with the prefix it has there."""
-        return self.detection.names[leaf.name]
+        """The state dict's own name for `leaf`, with its prefix."""
+        return self.names[leaf.name]
+
+    def read(self, state_dict: Mapping[str, ArrayLike], param_dtype: DTypeLike | None = np.float32) -> dict[str, Any]:
+        """`{"params": tree}` of NumPy arrays: contiguous copies, in the layout of the parameter tree.
+
+        Args:
+            state_dict: the arrays that were planned.
+            param_dtype: type of the parameters; None keeps the type of every array.
+        """
+        tree: dict[str, Any] = {}
+        for leaf in self.leaves:
+            *parents, name = leaf.path.split("/")
+            branch = tree
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[name] = _read_leaf(leaf, state_dict[self.given_name(leaf)], param_dtype)
+        return {"params": tree}
 
 
-def plan_import(state_dict: Mapping[str, ArrayLike], config: PoolFormerConfig | None = None) -> ImportPlan:
-    """Matches the names and shapes of `state_dict` with a network, and reads none of its values.
+def match_state_dict(state_dict: Mapping[str, ArrayLike]) -> MatchedNames:
+    """Finds the layout of a state dict, without reading its values.
+
+    Raises:
+        InputError: if the names are of no known layout, or the arrays are not floating-point numbers.
+    """
+    matched = match_names({name: tuple(array.shape) for name, array in state_dict.items()})
+    # Integers are the weights of a quantized network. Only known names: others are reported as unexpected.
+    # "float32" is NumPy's name of the type, and "torch.float32" PyTorch's.
+    types = {
+        match.given: str(getattr(dtype := state_dict[match.given].dtype, "name", dtype)).removeprefix("torch.")
+        for match in matched.matches
+    }
+    if wrong := [f"{printable(name)} ({dtype})" for name, dtype in types.items() if "float" not in dtype]:
+        raise InputError(
+            f"These weights are not floating-point numbers: {first_few(wrong, 3)}. Expected float16, bfloat16, float32 "
+            "or float64."
+        )
+    return matched
+
+
+def plan_import(
+    matched: MatchedNames, config: PoolFormerConfig | None = None, config_source: str = "the config given"
+) -> ImportPlan:
+    """Matches names and shapes with those of a network.
 
     Args:
-        state_dict: arrays by PyTorch name (or this package's), in any order.
-        config: the network; None to work it out.
+        matched: the names of the state dict.
+        config: the network; None to infer it from names and shapes.
+        config_source: where `config` comes from, for messages.
 
     Raises:
         WeightsMismatch: if a name is missing or left over, or a shape differs.
-        ValueError: if the names are of no known layout.
+        InputError: if the network cannot be inferred.
     """
-    shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
-    read = read_names(shapes)
-    # Of what is no parameter of a PoolFormer, such as a count of batches, more is told below than its type.
-    _refuse_quantized({name: state_dict[name] for name in read.explained})
-    detection = network_of_names(read, config)
-    if (blocks := sum(detection.config.depths)) > len(shapes):
-        # Told before a list is made of every parameter of a config that may come from a file too.
+    if config is None:
+        config, config_source = infer_config(matched), "their names and shapes"
+    if (blocks := sum(config.depths)) > len(matched.shapes):
+        # A config may come from a hostile file: checked before its parameters are listed.
         raise InputError(
-            f"The config given has depths {str(detection.config.depths)[:80]}, {str(blocks)[:40]} blocks in all, and "
-            f"these weights are {len(shapes)} arrays. Expected the config of these weights."
+            f"These weights have {len(matched.shapes)} arrays, and depths={str(config.depths)[:80]} in {config_source} "
+            f"makes {str(blocks)[:40]} blocks. Expected the config of these weights."
         )
-    expected = leaves(detection.config, detection.layout, classifier=detection.classifier)
-    given = {name: shapes[original] for name, original in detection.names.items()}
-    network = detection.variant or "non-standard PoolFormer"
-    source = "the config given" if config else "its names and shapes"
+    expected = leaves(config, matched.layout, classifier=matched.has_classifier)
+    plan = ImportPlan(matched.layout, config, expected, matched.names, matched.has_classifier)
     check_names_and_shapes(
-        f"These weights are not those of the {network} in the layout of {detection.layout} that {source} tell of:",
-        given,
+        f"These weights do not match {plan.variant or 'a PoolFormer of no published size'} in the layout "
+        f"{plan.layout!r}, the network according to {config_source}:",
+        {name: matched.shapes[given] for name, given in matched.names.items()},
         {leaf.name: leaf.stored_shape for leaf in expected},
     )
-    return ImportPlan(detection, expected)
-
-
-def _refuse_quantized(state_dict: Mapping[str, ArrayLike]) -> None:
-    """Whole numbers are weights of another meaning: a quantized network's, which a scale belongs to."""
-    # "float32" is np.float32's name, and "torch.float32" how PyTorch writes its own.
-    types = {
-        name: str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
-        for name, array in state_dict.items()
-    }
-    if wrong := [f"{plain(name)} ({kind})" for name, kind in types.items() if "float" not in kind]:
-        raise InputError(
-            f"These weights are no floating-point numbers: {first_few(wrong, 3)}. Expected float16, bfloat16, 32 or 64."
-        )
+    return plan
 
 
 def from_torch_state_dict(
@@ -106,20 +137,21 @@ def from_torch_state_dict(
 ) -> tuple[PoolFormerConfig, dict[str, Any]]:
     """Turns a PyTorch state dict into a config and variables for `PoolFormerForImageClassification`.
 
-    Layout (sail, transformers, timm), variant, classes and order of the head are worked out from names and shapes;
-    their order does not matter. Prefixes of wrappers (`module.`) are passed over.
+    Layout (sail, transformers, timm), variant, number of classes and order of the head are inferred from names and
+    shapes; the order of the names does not matter. A prefix of a wrapper (`module.`) is ignored.
 
-    Some things show in no array, and are read as the published networks have them: pass `config=` for others. Pooling
-    and identity mixers look alike and are read as pooling, so that `PoolFormerConfig.from_variant("metaformer_id_s12")`
-    is such a config; so are other windows of the pooling, activations, strides and padding. Networks with attention
-    are read as normalising over channels.
+    Some properties show in no array. They are assumed to be as published; pass `config` for a network that differs:
+    identity mixers (assumed to be pooling; `PoolFormerConfig.from_variant("metaformer_id_s12")` is such a config), the
+    window of the pooling, activation, strides and padding. Networks with attention are assumed to normalise over
+    channels.
 
     Args:
-        state_dict: arrays by name. Tensors of PyTorch do that NumPy takes: `tensor.detach().cpu().float()` the others
-            (with a gradient, as `named_parameters()` gives them; elsewhere than on the CPU; of bfloat16).
-        config: the network, where the arrays do not tell it.
-        param_dtype: type of the parameters. float16 and bfloat16 become float32 without a change of value, float64 is
-            rounded; None keeps every array's own type.
+        state_dict: arrays by name, or tensors of PyTorch that NumPy can convert. Call
+            `tensor.detach().cpu().float()` on those with a gradient (as `named_parameters()` gives them), on another
+            device, or of bfloat16.
+        config: the network; None to infer it.
+        param_dtype: type of the parameters. float16 and bfloat16 become float32 exactly, float64 is rounded; None
+            keeps the type of every array.
 
     Returns:
         The config, and `{"params": tree}` of NumPy arrays. A state dict of the backbone alone (transformers'
@@ -127,21 +159,19 @@ def from_torch_state_dict(
 
     Raises:
         WeightsMismatch: naming everything that is missing, unexpected or misshaped.
-        ValueError: if the names are of no known layout, or a tensor becomes no array.
+        ValueError: if the names are of no known layout, or a tensor cannot be converted.
     """
-    plan = plan_import(state_dict, config)
-    params = {leaf.path: read_leaf(leaf, state_dict[plan.given_name(leaf)], param_dtype) for leaf in plan.leaves}
-    return plan.detection.config, {"params": unflatten_dict(params, sep="/")}
+    plan = plan_import(match_state_dict(state_dict), config)
+    return plan.config, plan.read(state_dict, param_dtype)
 
 
-def read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None = np.float32) -> np.ndarray:
-    """One array as the parameter tree holds it: laid out for it, contiguous, and the caller's own."""
+def _read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None) -> np.ndarray:
     try:
         given = np.asarray(stored)
-    except (TypeError, RuntimeError) as error:  # of PyTorch: NumPy has no such type, or a gradient would be lost
+    except (TypeError, RuntimeError) as error:  # PyTorch's, for a type that NumPy lacks and for tensors with gradients
         raise InputError(
-            f"What is given for {leaf.name} becomes no array ({plain(str(error))}). Expected arrays, or tensors on the "
-            "CPU without gradient, of a type that NumPy has: tensor.detach().cpu().float()."
+            f"{leaf.name} cannot be converted to a NumPy array ({printable(str(error))}). Expected arrays, or "
+            "tensors on the CPU without gradient, of a type that NumPy has: tensor.detach().cpu().float()."
         ) from error
     array = TRANSFORMS[leaf.transform].here(given)
     return np.array(array, dtype=param_dtype or array.dtype, order="C")
@@ -153,15 +183,15 @@ def to_torch_state_dict(config: PoolFormerConfig, variables: Mapping[str, Any], 
     Args:
         config: the network.
         variables: `{"params": tree}`, of the classifier or of the backbone alone.
-        layout: "sail", "hf" or "timm" ("jax" gives the tree's own '/'-joined names). timm's model pools before it
-            normalises, so that the same weights compute other logits there than in sail's and transformers'.
+        layout: "sail", "hf" or "timm"; "jax" gives the '/'-joined paths of the tree. timm's model pools before it
+            normalises, so its logits differ from those of sail's and transformers' models with the same weights.
 
     Returns:
-        Contiguous arrays by name, the caller's own, in the order of that home's state dict.
+        Contiguous copies by name, in the order of that library's state dict.
 
     Raises:
         WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
-        ValueError: if the layout has no name for a part of the network.
+        ValueError: if the layout has no names for a part of the network.
     """
     return {name: np.array(array, order="C") for name, array in stored_views(config, variables, layout)}
 
@@ -169,9 +199,9 @@ def to_torch_state_dict(config: PoolFormerConfig, variables: Mapping[str, Any], 
 def stored_views(
     config: PoolFormerConfig, variables: Mapping[str, Any], layout: str, *, classifier: bool | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """As `to_torch_state_dict`, one array at a time, and each a view of the tree's own memory.
+    """As `to_torch_state_dict`, one array at a time, and each a view of the tree's memory.
 
-    The backbone's tree has no final norm, and that is how the two are told apart where `classifier` is None.
+    `classifier=None` infers it from the tree: a backbone has no final norm.
     """
     tree = leaves_by_path(config, variables, classifier=classifier)
     expected = leaves(config, layout, classifier="norm/scale" in tree)

@@ -1,4 +1,4 @@
-"""The demo page works in a browser: a picture goes in, labels and the Grad-CAM overlay come out."""
+"""The demo page shows the labels and the Grad-CAM overlay of a picture, in a browser."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from paths import ROOT
 from poolformer_jax.cli.demo_page import build_page
 from poolformer_jax.inference.classifier import ImageClassifier
 from poolformer_jax.inference.grad_cam import GradCam
-from poolformer_jax.weights.pretrained import save_pretrained
+from poolformer_jax.weights import save_pretrained
 from small_networks import CONFIG, IMAGES, MODEL, PROCESSOR, VARIABLES
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -26,7 +26,7 @@ def classifier():
 
 @pytest.fixture
 def address(tmp_path):
-    """Where `python -m poolformer_jax demo` serves the page; ended as a person would, with Ctrl-C."""
+    """The address at which `python -m poolformer_jax demo` serves the page, until Ctrl-C."""
     pytest.importorskip("gradio")
     save_pretrained(tmp_path / "model", MODEL, VARIABLES, image_processor=PROCESSOR)
     with socket.socket() as free:
@@ -65,7 +65,7 @@ def browser(tmp_path):
     driver.quit()
 
 
-def test_a_picture_dropped_on_the_page_shows_its_labels_and_what_speaks_for_them(browser, address, classifier):
+def test_a_dropped_picture_shows_its_labels_and_overlay(browser, address, classifier):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -85,7 +85,7 @@ def test_a_picture_dropped_on_the_page_shows_its_labels_and_what_speaks_for_them
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
 
-def test_a_missing_gradio_is_named_with_its_extra(classifier, monkeypatch):
+def test_missing_gradio_is_reported_with_its_extra(classifier, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'poolformer-jax\[demo\]'"):
         build_page(classifier, GradCam(CONFIG, VARIABLES, PROCESSOR), "title")

@@ -12,9 +12,8 @@ import pytest
 from convert.command_line import main
 from paths import ROOT, TESTS
 from poolformer_jax import WeightsMismatch, from_torch_state_dict, to_torch_state_dict
-from poolformer_jax.weights.containers.files import open_weights
+from poolformer_jax.weights import LAYOUTS, open_weights
 from poolformer_jax.weights.containers.writers import write_torch
-from poolformer_jax.weights.names import LAYOUTS
 from small_networks import CONFIG, MODEL, VARIABLES
 
 GUIDE = (ROOT / "docs" / "conversion.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 
 from paths import ROOT
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.weights.pretrained import save_pretrained
+from poolformer_jax.weights import save_pretrained
 from small_networks import IMAGES, PROCESSOR, random_variables
 
 GUIDE = ROOT / "docs" / "inference.md"

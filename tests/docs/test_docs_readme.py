@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from paths import ROOT
-from poolformer_jax.weights.pretrained import save_pretrained
+from poolformer_jax.weights import save_pretrained
 from small_networks import CONFIG, IMAGES, LABELS, MODEL, PROCESSOR, VARIABLES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Preprocessing: equal to `transformers` on photographs, and of the right size for thin and tiny ones."""
+"""The preprocessing equals that of `transformers` on photographs, and handles thin and tiny pictures."""
 
 import dataclasses
 
@@ -9,8 +9,7 @@ from PIL import Image
 
 from paths import TESTS
 from pictures import IMAGES, RAW
-from poolformer_jax.images.processor import PoolFormerImageProcessor
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax.images import ImageError, PoolFormerImageProcessor
 
 HERE = TESTS
 GOLDEN = np.load(HERE / "golden" / "image_processor.npz")

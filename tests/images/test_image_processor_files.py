@@ -1,4 +1,4 @@
-"""Settings of the preprocessing: saved, read from every home's files, and refused all at once where they are wrong."""
+"""Settings of the preprocessing are saved, read from the files of other libraries, and checked."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from poolformer_jax.images.processor import PoolFormerImageProcessor
+from poolformer_jax.images import PoolFormerImageProcessor
 
 
 def test_a_saved_processor_reads_back_equal(tmp_path):
@@ -20,8 +20,8 @@ def test_a_saved_processor_reads_back_equal(tmp_path):
     assert {processor: "hashable"}[dataclasses.replace(processor)] == "hashable"
 
 
-def test_the_published_file_of_2022_is_understood():
-    # What sail/poolformer_m36 has on the Hub: integers, and one flag for resize and crop.
+def test_the_published_file_of_2022_is_read():
+    # The file of sail/poolformer_m36 on the Hub: a size in pixels, and one flag for resize and crop.
     published = {
         "crop_pct": 0.95,
         "do_normalize": True,
@@ -39,14 +39,14 @@ def test_the_published_file_of_2022_is_understood():
 
 @pytest.mark.parametrize("entry", ["image_processor_type", "feature_extractor_type"])
 def test_another_models_preprocessing_is_refused(entry):
-    # A ViT squashes the picture, and its file has no entry for that.
+    # ViT's preprocessing does not keep the aspect ratio, and its file has no entry for that.
     with pytest.raises(ValueError, match=rf"another model's preprocessing, {entry}='ViT.*Expected one of PoolFormerIm"):
         PoolFormerImageProcessor.from_dict({entry: "ViTImageProcessor", "size": {"shortest_edge": 224}})
     for name in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor"):
         assert PoolFormerImageProcessor.from_dict({entry: f"PoolFormer{name}"}) == PoolFormerImageProcessor()
 
 
-def test_timms_config_is_understood(tmp_path):
+def test_timms_config_is_read(tmp_path):
     pretrained = {
         "input_size": [3, 224, 224],
         "interpolation": "bicubic",
@@ -59,7 +59,7 @@ def test_timms_config_is_understood(tmp_path):
     assert PoolFormerImageProcessor.from_pretrained(tmp_path) == PoolFormerImageProcessor()
     with pytest.raises(ValueError, match="squash"):
         PoolFormerImageProcessor.from_dict({**pretrained, "crop_mode": "squash"})
-    # What timm takes for null.
+    # timm's defaults for null.
     of_none = PoolFormerImageProcessor.from_dict({**pretrained, "crop_mode": None, "crop_pct": None})
     assert of_none == PoolFormerImageProcessor(crop_pct=0.875)
     for size in ([3, 224, 192], [224, 224], []):
@@ -67,12 +67,12 @@ def test_timms_config_is_understood(tmp_path):
             PoolFormerImageProcessor.from_dict({**pretrained, "input_size": size})
 
 
-def test_a_source_without_preprocessing_says_what_was_missing(tmp_path):
+def test_a_missing_preprocessing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
         PoolFormerImageProcessor.from_pretrained(tmp_path)
 
 
-def test_the_hubs_cache_is_read_without_asking_the_hub(tmp_path):
+def test_the_hubs_cache_is_read_offline(tmp_path):
     pytest.importorskip("huggingface_hub")
     repository = tmp_path / "models--sail--poolformer_m36"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -83,7 +83,7 @@ def test_the_hubs_cache_is_read_without_asking_the_hub(tmp_path):
     processor = PoolFormerImageProcessor.from_pretrained("sail/poolformer_m36", **offline)
     assert processor == PoolFormerImageProcessor.for_variant("m36")
     with pytest.raises(
-        FileNotFoundError, match=r"'sail/poolformer_s99' is no file or folder here and not in the Hub's"
+        FileNotFoundError, match=r"'sail/poolformer_s99' is not a file or folder here, and not in the Hub's"
     ):
         PoolFormerImageProcessor.from_pretrained("sail/poolformer_s99", **offline)
     (snapshot / "preprocessor_config.json").rename(snapshot / "config.json")
@@ -94,12 +94,12 @@ def test_the_hubs_cache_is_read_without_asking_the_hub(tmp_path):
 @pytest.mark.parametrize(
     "nowhere", ["runs/none/model", "runs/none--model", "./model", "model/preprocessor_config.json"]
 )
-def test_what_is_no_name_on_the_hub_is_not_looked_for_there(nowhere):
+def test_invalid_repository_names_are_not_requested_from_the_hub(nowhere):
     with pytest.raises(FileNotFoundError, match=rf"There is no model at {nowhere}\. .* Hub such as"):
         PoolFormerImageProcessor.from_pretrained(nowhere)
 
 
-def test_bad_settings_are_listed_together():
+def test_all_invalid_settings_are_listed():
     with pytest.raises(ValueError, match=r"(?s)size=\{'longest': 3\}.*crop_pct=1.5.*resample=9.*image_std=\(1.0,\)"):
         PoolFormerImageProcessor(size={"longest": 3}, crop_pct=1.5, resample=9, image_std=(1.0,))
     with pytest.raises(ValueError, match=r"(?s)size=224: expected pixels.*crop_pct='0\.9': expected None, or a f"):
@@ -111,13 +111,13 @@ def test_bad_settings_are_listed_together():
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("{broken", r"preprocessor_config\.json is no JSON .*save_pretrained\(folder\) writes it"),
-        ("[224]", r"preprocessor_config\.json holds a list"),
+        ("{broken", r"preprocessor_config\.json is not JSON .*save_pretrained\(folder\) writes it"),
+        ("[224]", r"preprocessor_config\.json is a list"),
         ('{"size": "224", "image_mean": 0.5, "crop_pct": "0.9"}', "(?s)size='224'.*image_mean=0.5.*crop_pct='0.9'"),
-        ('{"interpolation": "bicubic", "mean": [0.5]}', "no list input_size, std"),
+        ('{"interpolation": "bicubic", "mean": [0.5]}', "lacks input_size, std"),
     ],
 )
-def test_a_malformed_file_is_named_or_its_entries_are_listed(written, message, tmp_path):
+def test_a_malformed_file_or_its_entries_are_named(written, message, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(written)
     with pytest.raises(ValueError, match=message):
         PoolFormerImageProcessor.from_pretrained(tmp_path)

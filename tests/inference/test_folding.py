@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, WeightsMismatch
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_apply, folded_features
-from poolformer_jax.weights import WeightsMismatch
 from small_networks import CONFIG, EVERY_MIXER, TINY, TWO_STAGES, VARIABLES, random_variables
 
 

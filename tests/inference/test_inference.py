@@ -18,14 +18,14 @@ from poolformer_jax import (
     PoolFormerForImageClassification,
     PoolFormerImageProcessor,
     PoolFormerModel,
+    WeightsMismatch,
 )
-from poolformer_jax.images.imagenet_labels import imagenet_labels, imagenet_wordnet_ids
+from poolformer_jax.images import imagenet_labels, imagenet_wordnet_ids
 from poolformer_jax.images.reading import ImageError
-from poolformer_jax.inference.classifier import ImageClassifier, find_image_processor
+from poolformer_jax.inference.classifier import ImageClassifier
 from poolformer_jax.inference.cost_operations import parameter_shapes
 from poolformer_jax.inference.program import CompiledClassifier
-from poolformer_jax.weights import WeightsMismatch
-from poolformer_jax.weights.pretrained import save_pretrained
+from poolformer_jax.weights import default_image_processor, save_pretrained
 from small_networks import CONFIG, LABELS, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
 
 
@@ -239,7 +239,7 @@ def test_bare_weights_get_the_preprocessing_of_their_published_variant_or_an_err
     with pytest.raises(ValueError, match=r"no preprocessor_config\.json.*pass image_processor="):
         ImageClassifier.from_pretrained(small)
     assert ImageClassifier.from_pretrained(small, image_processor=PROCESSOR).image_processor == PROCESSOR
-    assert find_image_processor(tmp_path, PoolFormerConfig.from_variant("m36")).crop_pct == 0.95
+    assert default_image_processor(PoolFormerConfig.from_variant("m36")).crop_pct == 0.95
 
 
 def test_imagenets_names_come_with_published_architectures():
@@ -265,7 +265,7 @@ def test_imagenets_names_come_with_published_architectures():
         ({"num_labels": 0, "id2label": None}, {}, "no head"),
         ({"num_labels": 1, "id2label": None}, {}, "a single label"),
         ({"num_channels": 1}, {}, "3 channels and the network takes 1"),
-        ({}, {"image_processor": PoolFormerImageProcessor(do_center_crop=False)}, "images of many sizes"),
+        ({}, {"image_processor": PoolFormerImageProcessor(do_center_crop=False)}, "images of different sizes"),
         (
             {},
             {"image_processor": PoolFormerImageProcessor(crop_size={"height": 64, "width": 16})},

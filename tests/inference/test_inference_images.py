@@ -1,4 +1,4 @@
-"""What whoever gives images to ImageClassifier may do to them, and from which threads."""
+"""Images may be reused, closed or changed by the caller once they have been given to ImageClassifier."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from paths import TESTS
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax import ImageError
 from poolformer_jax.inference.classifier import ImageClassifier
 from small_networks import CONFIG, PHOTOGRAPHS, PROCESSOR, VARIABLES
 
@@ -25,14 +25,14 @@ def classifier():
 
 
 def run(program):
-    """What a program of its own prints and complains about."""
+    """Runs a program in a new process."""
     command = [sys.executable, "-c", CLASSIFIER + program]
     here = TESTS
     return subprocess.run(command, env=ENVIRONMENT, cwd=here, text=True, capture_output=True, check=True)
 
 
-def test_one_lazily_opened_image_may_be_given_many_times(classifier, tmp_path):
-    large = Image.open(PHOTOGRAPHS[0]).resize((2000, 1600))  # so that reading it takes a while
+def test_a_lazily_opened_image_may_be_given_many_times(classifier, tmp_path):
+    large = Image.open(PHOTOGRAPHS[0]).resize((2000, 1600))  # takes a while to read
     large.save(tmp_path / "large.jpg")
     with Image.open(tmp_path / "large.jpg") as image:
         assert classifier([image] * 8) == classifier([tmp_path / "large.jpg"] * 8)
@@ -68,7 +68,7 @@ def test_a_generator_may_use_one_buffer_for_all_frames(classifier, kind):
     assert list(classifier.stream(given())) == classifier(wanted)
 
 
-def test_the_frames_of_an_animation_are_images_of_their_own(classifier, tmp_path):
+def test_frames_of_an_animation_are_separate_images(classifier, tmp_path):
     colours = ["red", "green", "blue", "white", "black", "yellow"]
     frames = [Image.new("RGB", (64, 64), colour) for colour in colours]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -77,25 +77,14 @@ def test_the_frames_of_an_animation_are_images_of_their_own(classifier, tmp_path
     assert results == classifier(frames)
 
 
-def test_an_image_that_cannot_be_read_stays_in_its_place(classifier):
+def test_an_image_that_cannot_be_read_is_an_error_in_its_place(classifier):
     bad, good = object(), PHOTOGRAPHS[0]
     results = classifier([good, bad, good])
     assert isinstance(results[1], ImageError)
     assert results[::2] == classifier([good, good])
 
 
-def test_threads_go_on_classifying_when_the_main_one_has_ended():
-    program = """
-import threading
-def serve():
-    threading.main_thread().join()
-    print(len(classifier(PHOTOGRAPHS[0], 3)), len(classifier(PHOTOGRAPHS, 1)) == len(PHOTOGRAPHS))
-threading.Thread(target=serve).start()
-"""
-    assert run(program).stdout == "3 True\n"
-
-
-def test_a_stream_that_is_left_unfinished_ends_silently_with_the_program():
+def test_an_unfinished_stream_ends_silently_with_the_program():
     assert run("stream = classifier.stream(PHOTOGRAPHS[0] for _ in range(999)); next(stream)").stderr == ""
 
 
@@ -113,11 +102,11 @@ for folder in {[str(folder) for folder in folders]}:
     assert all(any(folder.iterdir()) for folder in folders)
 
 
-def test_a_mapping_is_refused_as_one_thing(classifier):
+def test_a_mapping_is_refused(classifier):
     with pytest.raises(ImageError, match="of type dict cannot be read"):
         classifier(PROCESSOR.preprocess(PHOTOGRAPHS))
 
 
-def test_an_open_file_is_refused_with_the_way_to_give_it(classifier):
-    with Path(PHOTOGRAPHS[0]).open("rb") as file, pytest.raises(ImageError, match=r"what its \.read\(\) returns"):
+def test_an_open_file_is_refused_with_advice(classifier):
+    with Path(PHOTOGRAPHS[0]).open("rb") as file, pytest.raises(ImageError, match=r"the result of its \.read\(\)"):
         classifier(file)

@@ -7,14 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from convert.conversion import convert, open_source
+from convert.conversion import convert
 from convert.verification import verify
 from golden.fixture_values import parameter
 from live import peers
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, from_torch_state_dict
 from poolformer_jax.network.variants import VARIANTS
-from poolformer_jax.weights.containers.files import open_weights
-from poolformer_jax.weights.pretrained import load_pretrained, save_pretrained
+from poolformer_jax.weights import load_pretrained, open_model, open_weights, save_pretrained
 
 # The peers' own warnings are not ours to mend.
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("optimised")]
@@ -203,7 +202,7 @@ def test_what_this_version_of_pytorch_saves_is_read_bit_for_bit(tmp_path, torch,
 
 
 def test_verification_by_pytorch_names_the_first_stage_that_differs(tmp_path, torch, transformers):
-    source = open_source(str(FIXTURES / "hf.bin"))
+    source = open_model(FIXTURES / "hf.bin")
     mapped = convert(source, tmp_path / "model", "jax", lambda size: None)
     result = verify(source, tmp_path / "model", mapped)
     assert result.passed and list(result.differences) == ["stage 0", "stage 1", "stage 2", "stage 3", "logits"]

@@ -140,4 +140,4 @@ def test_a_preprocessing_that_cannot_be_read_stops_no_run(bringing, caplog):
     (Path(wanted.source) / "preprocessor_config.json").write_text("{")
     network_for(("daisy", "tulip"), wanted)
     (message,) = caplog.messages
-    assert "preprocessor_config.json is no JSON" in message
+    assert "preprocessor_config.json is not JSON" in message

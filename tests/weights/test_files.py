@@ -1,4 +1,4 @@
-"""Weights files that PyTorch really wrote read as what PyTorch wrote; the files in fixtures/ say how they were made."""
+"""Weights files written by PyTorch are read exactly; fixtures/make_torch_files.py wrote them."""
 
 import json
 import shutil
@@ -12,10 +12,8 @@ import safetensors.numpy
 import archives
 from golden.fixture_values import parameter
 from paths import TESTS
-from poolformer_jax.weights import from_torch_state_dict
+from poolformer_jax.weights import WeightsFileError, find_model_files, from_torch_state_dict, open_weights
 from poolformer_jax.weights.containers import torch_files
-from poolformer_jax.weights.containers.files import WeightsFileError, open_weights
-from poolformer_jax.weights.source import find_model_files
 
 FIXTURES = TESTS / "fixtures"
 
@@ -24,7 +22,7 @@ def read(path, **options):
     return {name: np.asarray(tensor) for name, tensor in open_weights(path, **options).tensors.items()}
 
 
-def assert_holds_the_values_of_its_names(tensors, prefix="", name_of=lambda name: name):
+def assert_values_follow_from_names(tensors, prefix="", name_of=lambda name: name):
     assert len(tensors) > 50
     for name, array in tensors.items():
         expected = parameter(prefix + name_of(name), array.shape).astype(array.dtype)
@@ -51,7 +49,7 @@ def test_every_container_and_type_reads_as_pytorch_wrote_it(file, container):
     assert (opened.container, opened.wrapping, opened.has_ema) == (container, None, False)
     types = {tensor.dtype.name for tensor in opened.tensors.values()}
     assert types == {next((name for name in ("bfloat16", "float16", "float64") if f"_{name}" in file), "float32")}
-    assert_holds_the_values_of_its_names(read(FIXTURES / file))
+    assert_values_follow_from_names(read(FIXTURES / file))
 
 
 @pytest.mark.parametrize("file", ["views.pth", "views_legacy.pth"])
@@ -75,12 +73,12 @@ def test_views_of_a_storage_keep_their_values(file):
 
 
 @pytest.mark.parametrize("file", ["timm_checkpoint.pth.tar", "sail_checkpoint_legacy.pth.tar"])
-def test_a_training_checkpoint_gives_its_weights_or_on_request_their_average(file):
+def test_a_training_checkpoint_gives_its_weights_or_their_moving_average(file):
     opened = open_weights(FIXTURES / file)
     assert (opened.wrapping, opened.has_ema) == ("state_dict", True)
     assert set(opened.others) == {"epoch", "arch", "optimizer", "version", "args", "state_dict_ema", "metric"}
-    assert_holds_the_values_of_its_names(read(FIXTURES / file))
-    assert_holds_the_values_of_its_names(read(FIXTURES / file, use_ema=True), prefix="ema.")
+    assert_values_follow_from_names(read(FIXTURES / file))
+    assert_values_follow_from_names(read(FIXTURES / file, use_ema=True), prefix="ema.")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_a_training_checkpoint_gives_its_weights_or_on_request_their_average(fil
         ("sail_checkpoint_legacy.pth.tar", "network.4.1.mlp.fc1.weight"),
     ],
 )
-def test_a_file_becomes_a_network_without_a_word_about_it(file, layout_name):
+def test_the_network_of_a_file_is_inferred(file, layout_name):
     config, variables = from_torch_state_dict(open_weights(FIXTURES / file).tensors)
     assert (config.depths, config.hidden_sizes, config.num_labels) == ((1, 1, 2, 1), (2, 4, 6, 8), 3)
     kernel = variables["params"]["stages_2"]["blocks_1"]["mlp"]["fc1"]["kernel"]
@@ -124,7 +122,7 @@ def test_a_safetensors_file_reads_in_every_type(tmp_path):
 
 
 @pytest.mark.parametrize(("order", "dtype"), [(None, "<f4"), (b"little", "<f4"), (b"big", ">f4")])
-def test_files_of_machines_of_either_byte_order_read_the_same(tmp_path, order, dtype):
+def test_both_byte_orders_are_read(tmp_path, order, dtype):
     values = np.array([1.5, -2.0, 3.25], np.float32)
     pickled = archives.program(archives.dict_of({"w": archives.tensor(archives.storage("0", 3), (3,), (1,))}))
     stored = {"0": values.astype(dtype).tobytes()}
@@ -150,7 +148,7 @@ def test_sharded_torch_files_are_read_through_their_index(tmp_path):
     assert opened.tensors.keys() == names.keys()
 
 
-def test_a_sharded_variant_of_transformers_is_read_through_its_index(tmp_path):
+def test_a_sharded_fp16_variant_of_transformers_is_read(tmp_path):
     index = json.loads((FIXTURES / "hf_sharded" / "model.safetensors.index.json").read_text())
     renamed = {shard: shard.replace("model-", "model.fp16-") for shard in index["weight_map"].values()}
     for shard, name in renamed.items():
@@ -163,7 +161,7 @@ def test_a_sharded_variant_of_transformers_is_read_through_its_index(tmp_path):
 
 
 @pytest.mark.parametrize("beside", [archives.dict_of({"decay": archives.integer(1)}), b"}"])
-def test_only_arrays_are_a_moving_average(tmp_path, beside):
+def test_a_moving_average_consists_of_arrays(tmp_path, beside):
     weights = archives.dict_of({"weight": archives.tensor(archives.storage("0", 2), (2,), (1,))})
     body = archives.program(archives.dict_of({"model": weights, "ema": beside}))
     path = archives.zip_archive(tmp_path / "last.pth", body, {"0": bytes(8)})
@@ -182,14 +180,14 @@ def test_only_arrays_are_a_moving_average(tmp_path, beside):
         b"}(" + archives.tuple_of(archives.integer(1)) + b"N" + archives.name_of("torch", "int8") + b"Nu",
     ],
 )
-def test_what_stands_beside_the_weights_is_passed_over(tmp_path, beside):
+def test_other_contents_of_a_checkpoint_are_ignored(tmp_path, beside):
     weights = archives.dict_of({"weight": archives.tensor(archives.storage("0", 2), (2,), (1,))})
     body = archives.program(archives.dict_of({"state_dict": weights, "more": beside}))
     path = archives.zip_archive(tmp_path / "last.pth", body, {"0": bytes(8)})
     assert (list(open_weights(path).tensors), open_weights(path).others) == (["weight"], ("more",))
 
 
-def test_a_legacy_stream_of_a_later_protocol_is_told_from_its_number(tmp_path):
+def test_a_legacy_file_of_pickle_protocol_4_is_recognised(tmp_path):
     content = (FIXTURES / "timm_float16_legacy.pth").read_bytes()
     number = torch_files.LEGACY_MAGIC
     begin = b"\x80\x02" + number
@@ -204,11 +202,11 @@ def test_a_legacy_stream_of_a_later_protocol_is_told_from_its_number(tmp_path):
     [
         ("hf.bin", {"use_ema": True}, "no moving average of the weights"),
         ("torchscript.pt", {}, "TorchScript program. Save the state dict"),
-        ("whole_model.bin", {}, r"asks for torch\.nn\.modules\.linear\.Linear, .* save model\.state_dict\(\) alone"),
+        ("whole_model.bin", {}, r"needs torch\.nn\.modules\.linear\.Linear, .* save model\.state_dict\(\) alone"),
         ("hf_sharded/config.json", {}, "begins with .* expected a safetensors file or one that torch.save wrote"),
     ],
 )
-def test_a_file_that_holds_something_else_says_what_and_how_to_mend_it(file, options, message):
+def test_files_without_a_state_dict_are_refused_with_advice(file, options, message):
     with pytest.raises(WeightsFileError, match=message) as raised:
         open_weights(FIXTURES / file, **options)
     assert str(FIXTURES / file) in str(raised.value)
@@ -222,12 +220,12 @@ def test_a_file_that_holds_something_else_says_what_and_how_to_mend_it(file, opt
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "it is a web page"),
     ],
 )
-def test_what_often_lies_in_the_place_of_weights_is_named(tmp_path, content, message):
+def test_failed_downloads_are_recognised(tmp_path, content, message):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsFileError, match=message):
         open_weights(tmp_path / "model.safetensors")
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*nothing\.pth"):
         open_weights(tmp_path / "nothing.pth")

@@ -1,4 +1,4 @@
-"""Models by name, through the real huggingface_hub, from a Hub that this test serves on the local machine."""
+"""Models by name, through the real huggingface_hub, from a Hub that this test serves locally."""
 
 import hashlib
 import http.server
@@ -31,7 +31,7 @@ for name, options in json.loads(sys.argv[1]):
 
 
 class Hub:
-    """Serves repositories, {name: {file name: path}}, as the Hub does, and notes what was asked for."""
+    """Serves repositories, {name: {file name: path}}, as the Hub does, and records the requests."""
 
     def __init__(self, repositories):
         self.repositories, self.asked = repositories, []
@@ -102,7 +102,7 @@ def hub(tmp_path_factory):
 
 @pytest.fixture
 def load(hub, tmp_path):
-    """Loads in a process of its own: huggingface_hub reads its environment when it is imported."""
+    """Loads in a new process: huggingface_hub reads its environment when it is imported."""
 
     def run(*requests, **environment):
         hub.asked.clear()
@@ -131,21 +131,21 @@ def test_an_old_repository_of_pickles_and_a_revision_are_found(hub, load, tmp_pa
     assert len(loaded["bias"]) == 3
     assert again == loaded
     assert {revision for revision, _ in hub.asked} <= {"v1", COMMIT}
-    # Its preprocessing came along, for a classifier that may not ask.
+    # Its preprocessing is in the cache too, for a classifier offline.
     offline = cache | {"local_files_only": True}
     assert PoolFormerImageProcessor.from_pretrained("someone/old", **offline).image_mean == (0.5, 0.5, 0.5)
     assert (tmp_path / "cache" / "models--someone--old" / "refs" / "v1").is_file()
 
 
-def test_what_the_hub_does_not_have_is_told(load):
+def test_missing_repositories_revisions_and_weights_are_reported(load):
     requests = (("someone/nothing", {}), ("someone/old", {"revision": "v9"}), ("someone/empty", {}))
     messages = [answer["error"] for answer in load(*requests)]
-    assert messages[0].startswith("There is no someone/nothing on the Hugging Face Hub, nor a file or folder")
+    assert messages[0].startswith("There is no someone/nothing on the Hugging Face Hub, and no file or folder")
     assert messages[1].startswith("There is no revision 'v9' of someone/old")
-    assert messages[2].startswith("someone/empty on the Hugging Face Hub holds no weights. Expected one of model.sa")
+    assert messages[2].startswith("someone/empty on the Hugging Face Hub has no weights. Expected one of model.sa")
 
 
-def test_an_index_on_the_hub_reaches_no_other_file(hub, load):
+def test_a_hostile_index_on_the_hub_is_refused(hub, load):
     (answer,) = load(("someone/hostile", {}))
     assert answer["error"].startswith("Cannot read the weights in ")
     assert "expected the name of a file beside it" in answer["error"]
@@ -153,6 +153,6 @@ def test_an_index_on_the_hub_reaches_no_other_file(hub, load):
 
 
 @pytest.mark.slow  # huggingface_hub tries again for half a minute
-def test_a_hub_that_does_not_answer_is_told(load):
+def test_an_unreachable_hub_is_reported(load):
     (answer,) = load(("someone/old", {}), HF_ENDPOINT="http://127.0.0.1:9")
-    assert "not in the Hub's cache, and the Hub was not asked or cannot be reached" in answer["error"]
+    assert "not in the Hub's cache. The Hub was not asked or cannot be reached" in answer["error"]

@@ -1,4 +1,4 @@
-"""Models come from a folder or a file of any home, with what lies beside the weights."""
+"""Models are loaded from folders and files of every layout, with the config beside the weights."""
 
 import dataclasses
 import json
@@ -11,9 +11,7 @@ import pytest
 
 from golden.fixture_values import parameter
 from paths import TESTS
-from poolformer_jax import PoolFormerConfig
-from poolformer_jax.weights.containers.files import WeightsFileError
-from poolformer_jax.weights.pretrained import load_pretrained
+from poolformer_jax import PoolFormerConfig, WeightsFileError, load_pretrained
 from saved_models import CONFIG, LABELS, save
 
 FIXTURES = TESTS / "fixtures"
@@ -29,7 +27,7 @@ def test_the_loaded_model_computes(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["hf.bin", "hf_sharded", "timm_checkpoint.pth.tar", "sail_checkpoint_legacy.pth.tar"])
-def test_every_kind_of_source_is_loaded(file):
+def test_files_and_folders_are_loaded(file):
     model, variables = load_pretrained(FIXTURES / file)
     assert (model.config.depths, model.config.num_labels) == ((1, 1, 2, 1), 3)
     assert model.config.head_order == ("pool_norm" if "timm" in file else "norm_pool")
@@ -42,7 +40,7 @@ def test_the_moving_average_is_loaded_on_request():
     np.testing.assert_array_equal(variables["params"]["head"]["bias"], parameter("ema.head.fc.bias", (3,)))
 
 
-def test_a_lone_file_of_ours_carries_its_config(tmp_path):
+def test_our_safetensors_file_contains_its_config(tmp_path):
     config = dataclasses.replace(CONFIG, token_mixers=("identity",) * 4, norm="layer_norm", head_order="pool_norm")
     save(tmp_path / "model", config=config)
     shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "alone.safetensors")
@@ -50,7 +48,7 @@ def test_a_lone_file_of_ours_carries_its_config(tmp_path):
     assert model.config == config
 
 
-def test_the_authors_identity_ablation_is_told_by_its_file_name(tmp_path):
+def test_the_authors_identity_ablation_is_recognised_by_its_file_name(tmp_path):
     save(tmp_path / "model", "sail", dataclasses.replace(CONFIG, token_mixers=("identity",) * 4))
     shutil.copy(tmp_path / "model" / "model.pth.tar", tmp_path / "metaformer_id_s12.pth.tar")
     model, _ = load_pretrained(tmp_path / "metaformer_id_s12.pth.tar")
@@ -75,7 +73,7 @@ TIMM_CONFIG = {
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("file", ["timm_checkpoint.pth.tar", "sail_checkpoint_legacy.pth.tar"])
-def test_timms_config_gives_labels_and_the_order_of_its_head_whatever_the_names(tmp_path, file, entries, labels):
+def test_timms_config_gives_labels_and_head_order_for_any_layout(tmp_path, file, entries, labels):
     shutil.copy(FIXTURES / file, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | entries))
     model, _ = load_pretrained(tmp_path)
@@ -93,7 +91,7 @@ def test_timms_config_gives_labels_and_the_order_of_its_head_whatever_the_names(
         ({"model_args": {"depths": [1, 1, 1, 1]}}, r"depths=\[1, 1, 1, 1\]: expected \[1, 1, 2, 1\]"),
     ],
 )
-def test_timms_config_of_a_model_that_computes_something_else_is_refused(tmp_path, entries, message):
+def test_timms_config_of_another_model_is_refused(tmp_path, entries, message):
     shutil.copy(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "pytorch_model.bin")
     right = {"in_chans": 3, "depths": [1, 1, 2, 1], "dims": [2, 4, 6, 8], "drop_path_rate": 0.1}
     (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | {"global_pool": "avg", "model_args": right}))
@@ -113,7 +111,7 @@ def test_timms_config_of_another_size_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{}", '{"lr": 0.1, "optimizer": {"name": "adamw"}}'])
-def test_the_config_of_something_else_beside_the_weights_is_passed_over(tmp_path, text):
+def test_a_config_json_of_another_program_is_ignored(tmp_path, text):
     shutil.copy(FIXTURES / "hf.bin", tmp_path / "best.pth")
     (tmp_path / "config.json").write_text(text)
     assert load_pretrained(tmp_path / "best.pth")[0].config == load_pretrained(FIXTURES / "hf.bin")[0].config
@@ -131,7 +129,7 @@ def test_a_config_without_labels_takes_their_number_from_the_weights(tmp_path):
     assert (model.config.num_labels, model.config.id2label) == (3, None)
 
 
-def test_safetensors_are_preferred_and_an_ambiguous_folder_is_told(tmp_path):
+def test_safetensors_are_preferred_and_an_ambiguous_folder_is_refused(tmp_path):
     save(tmp_path / "model")
     shutil.copy(FIXTURES / "whole_model.bin", tmp_path / "model" / "pytorch_model.bin")
     load_pretrained(tmp_path / "model")
@@ -144,7 +142,7 @@ def test_safetensors_are_preferred_and_an_ambiguous_folder_is_told(tmp_path):
         load_pretrained(folder)
 
 
-def test_a_config_is_utf_8_with_or_without_a_mark_and_nothing_else(tmp_path):
+def test_a_config_is_utf_8_with_or_without_a_byte_order_mark(tmp_path):
     shutil.copytree(FIXTURES / "hf_sharded", tmp_path / "model")
     config = tmp_path / "model" / "config.json"
     entries = {**json.loads(config.read_text()), "id2label": {"0": "café", "1": "b", "2": "c"}}
@@ -153,19 +151,19 @@ def test_a_config_is_utf_8_with_or_without_a_mark_and_nothing_else(tmp_path):
         config.write_text(text, encoding)
         assert load_pretrained(tmp_path / "model")[0].config.id2label[0] == "café"
     config.write_text(text, "latin-1")
-    with pytest.raises(ValueError, match=r"is no JSON.*decode"):
+    with pytest.raises(ValueError, match=r"is not JSON.*decode"):
         load_pretrained(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON"),
-        ("[]", "holds a list. Expected an object"),
+        ("{", "is not JSON"),
+        ("[]", "is a list. Expected an object"),
         ('{"model_type": "vit"}', "is of a 'vit' model"),
         ('{"model_type": "poolformer", "depths": 3}', "malformed"),
         ('{"model_type": "poolformer", "id2label": ["cat"]}', "malformed"),
-        ('{"model_type": "poolformer", "depths": [1000000000, 1, 1, 1], "num_labels": 3}', "1000000003 blocks in all"),
+        ('{"model_type": "poolformer", "depths": [1000000000, 1, 1, 1], "num_labels": 3}', "makes 1000000003 blocks"),
         ('{"architecture": "poolformer_s12", "pretrained_cfg": 7}', "malformed"),
         (
             '{"model_type": "poolformer", "depths": [1, 1, 3, 1], "hidden_sizes": [2, 4, 6, 8], "num_labels": 3}',
@@ -173,14 +171,14 @@ def test_a_config_is_utf_8_with_or_without_a_mark_and_nothing_else(tmp_path):
         ),
     ],
 )
-def test_a_wrong_config_is_told(tmp_path, text, message):
+def test_a_wrong_config_is_refused(tmp_path, text, message):
     shutil.copytree(FIXTURES / "hf_sharded", tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_pretrained(tmp_path / "model")
 
 
-def test_a_damaged_file_is_told_with_its_path(tmp_path):
+def test_a_damaged_file_is_named(tmp_path):
     save(tmp_path / "model")
     content = (tmp_path / "model" / "model.safetensors").read_bytes()
     (tmp_path / "model" / "model.safetensors").write_bytes(content[:-7])

@@ -1,4 +1,4 @@
-"""Models go into folders that are whole or not there, and that their homes read."""
+"""Model folders are written whole or not at all, and the libraries of each layout can read them."""
 
 import dataclasses
 import json
@@ -11,17 +11,13 @@ import pytest
 from safetensors import safe_open
 
 from golden.fixture_values import parameter
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor
-from poolformer_jax.weights import WeightsMismatch
-from poolformer_jax.weights.containers.files import open_weights
-from poolformer_jax.weights.folder import write_model
-from poolformer_jax.weights.names import leaves
-from poolformer_jax.weights.pretrained import load_pretrained, save_pretrained
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, WeightsMismatch
+from poolformer_jax.weights import leaves, load_pretrained, open_weights, save_pretrained, write_model
 from saved_models import CONFIG, PROCESSOR, make_variables, same, save
 
 
 @pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
-def test_what_is_saved_is_loaded_bit_for_bit_with_labels_and_preprocessing(tmp_path, layout):
+def test_a_saved_model_is_loaded_bit_for_bit_with_labels_and_preprocessing(tmp_path, layout):
     saved = save(tmp_path / "model", layout, image_processor=PROCESSOR)
     model, variables = load_pretrained(tmp_path / "model")
     assert model.config == CONFIG
@@ -57,7 +53,7 @@ def write_zeros_for_timm(folder, changes):
     return processor
 
 
-def test_a_folder_for_timm_tells_timm_what_the_preprocessing_does(tmp_path):
+def test_a_folder_for_timm_has_the_preprocessing_in_timms_terms(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
     for changes, crop_pct in [
         ({"crop_pct": 0.7}, 0.7),
@@ -88,7 +84,7 @@ def test_a_folder_for_timm_tells_timm_what_the_preprocessing_does(tmp_path):
     ],
     ids=str,
 )
-def test_preprocessing_that_timm_has_no_words_for_is_not_saved_for_it(tmp_path, changes):
+def test_preprocessing_that_timm_cannot_express_is_not_saved_for_it(tmp_path, changes):
     ((name, value),) = list(changes.items())[-1:]
     with pytest.raises(ValueError, match=f"timm cannot preprocess with .*{name}={re.escape(str(value))}.*'hf', 'sail'"):
         write_zeros_for_timm(tmp_path / "model", changes)
@@ -96,7 +92,7 @@ def test_preprocessing_that_timm_has_no_words_for_is_not_saved_for_it(tmp_path, 
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_save_that_fails_leaves_what_was_there(tmp_path, exists):
+def test_a_failed_save_changes_nothing(tmp_path, exists):
     folder = tmp_path / "model"
     if exists:
         save(folder)
@@ -112,8 +108,8 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, exists):
     assert before == ({path.name: path.read_bytes() for path in folder.iterdir()} if exists else None)
 
 
-def test_a_folder_that_is_there_is_written_from_within(tmp_path):
-    # Beside it may be another file system, as where it is a link or a mount point, or no right to write.
+def test_an_existing_folder_gets_no_temporary_files_beside_it(tmp_path):
+    # The parent of a link or a mount point may be another file system, or not writable.
     (tmp_path / "disk" / "model").mkdir(parents=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "link").symlink_to(tmp_path / "disk" / "model")
@@ -130,27 +126,27 @@ def test_a_folder_that_is_there_is_written_from_within(tmp_path):
     assert (tmp_path / "home" / "link").is_symlink()
 
 
-def test_a_folder_is_overwritten_by_its_own_layout_and_by_no_other(tmp_path):
+def test_a_folder_is_overwritten_only_by_the_same_layout(tmp_path):
     save(tmp_path / "model")
     changed = make_variables(CONFIG)
     changed["params"]["head"]["bias"] += 1
     save_pretrained(tmp_path / "model", PoolFormerForImageClassification(CONFIG), changed)
     assert same(load_pretrained(tmp_path / "model")[1], changed)
-    with pytest.raises(ValueError, match=r"holds other weights already \(model.safetensors\)"):
+    with pytest.raises(ValueError, match=r"already has other weights \(model.safetensors\)"):
         save(tmp_path / "model", "sail")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"is a file. Expected the name of a folder"):
+    with pytest.raises(OSError, match=r"Cannot write .*file: File exists"):
         save(tmp_path / "file")
 
 
-def test_a_model_takes_the_place_of_another_whole_with_its_preprocessing(tmp_path):
+def test_a_model_replaces_another_one_together_with_its_preprocessing(tmp_path):
     save(tmp_path / "model")
     (tmp_path / "model" / "README.md").touch()
     grey = dataclasses.replace(CONFIG, num_channels=1)
     save(tmp_path / "model", config=grey)
     assert load_pretrained(tmp_path / "model")[0].config == grey
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
-    # Preprocessing that lies there alone is no other model's.
+    # A folder without weights keeps its preprocessing.
     processor = dataclasses.replace(PROCESSOR, image_mean=(0.5,), image_std=(0.5,))
     processor.save_pretrained(tmp_path / "new")
     save(tmp_path / "new", config=grey)
@@ -174,7 +170,7 @@ def test_a_folder_never_holds_parts_of_two_models(tmp_path, monkeypatch, moves):
     renamed = dataclasses.replace(CONFIG, id2label=dict(enumerate("abc")))
     with pytest.raises(KeyboardInterrupt) if moves < 3 else nullcontext():
         save(folder, config=renamed, image_processor=PROCESSOR)
-    with pytest.raises(FileNotFoundError, match="holds no weights") if moves < 3 else nullcontext():
+    with pytest.raises(FileNotFoundError, match="has no weights") if moves < 3 else nullcontext():
         assert load_pretrained(folder)[0].config == renamed
         assert PoolFormerImageProcessor.from_pretrained(folder) == PROCESSOR
 
@@ -185,14 +181,14 @@ def test_a_folder_never_holds_parts_of_two_models(tmp_path, monkeypatch, moves):
         (
             "hf",
             {"token_mixers": ("identity",) * 4},
-            r"hf cannot compute a network with token_mixers=.*'jax' holds",
+            r"hf cannot compute a network with token_mixers=.*'jax' takes",
         ),
         ("hf", {"norm": "layer_norm"}, "cannot compute a network with norm='layer_norm'"),
         ("timm", {}, r"timm\.create_model has no network of depths"),
         ("keras", {}, "There is no layout 'keras'"),
     ],
 )
-def test_what_a_home_cannot_compute_is_not_saved_for_it(tmp_path, layout, changes, message):
+def test_a_network_is_not_saved_for_a_library_that_cannot_compute_it(tmp_path, layout, changes, message):
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "model", layout, dataclasses.replace(CONFIG, **changes))
     assert not list(tmp_path.iterdir())
@@ -218,14 +214,14 @@ def test_variables_of_another_network_are_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_another_order_of_the_head_is_warned_of_and_written_as_the_home_computes_it(tmp_path):
+def test_another_head_order_is_a_warning_and_saved_as_the_library_computes_it(tmp_path):
     config = dataclasses.replace(CONFIG, head_order="pool_norm")
     with pytest.warns(UserWarning, match="head_order='pool_norm', and the model of hf computes 'norm_pool'"):
         save(tmp_path / "model", "hf", config)
     assert load_pretrained(tmp_path / "model")[0].config.head_order == "norm_pool"
 
 
-def test_the_files_are_those_their_own_libraries_read(tmp_path):
+def test_saved_files_have_the_format_that_other_libraries_expect(tmp_path):
     saved = save(tmp_path / "hf", "hf")
     with safe_open(tmp_path / "hf" / "model.safetensors", framework="numpy") as opened:
         assert opened.metadata() == {"format": "pt"}
@@ -238,7 +234,7 @@ def test_the_files_are_those_their_own_libraries_read(tmp_path):
 
 
 @pytest.mark.parametrize(("channels", "means"), [(1, 3), (4, 3), (3, 1)])
-def test_preprocessing_of_other_channels_than_the_networks_is_not_saved(tmp_path, channels, means):
+def test_preprocessing_with_another_number_of_channels_is_not_saved(tmp_path, channels, means):
     processor = PoolFormerImageProcessor(image_mean=(0.5,) * means, image_std=(0.5,) * means)
     with pytest.raises(ValueError, match=f"makes {means} channels, and this network takes {channels}. Expected"):
         save(tmp_path / "model", config=dataclasses.replace(CONFIG, num_channels=channels), image_processor=processor)
@@ -247,7 +243,7 @@ def test_preprocessing_of_other_channels_than_the_networks_is_not_saved(tmp_path
 
 @pytest.mark.parametrize("layout", ["jax", "hf", "sail", "timm"])
 @pytest.mark.parametrize("channels", [1, 4])
-def test_a_network_of_other_channels_is_saved_without_preprocessing(tmp_path, layout, channels):
+def test_a_network_with_other_channels_is_saved_without_preprocessing(tmp_path, layout, channels):
     order = "pool_norm" if layout == "timm" else "norm_pool"
     config = PoolFormerConfig.from_variant("s12", num_labels=3, num_channels=channels, head_order=order)
     save(tmp_path / "model", layout, config)
@@ -256,14 +252,14 @@ def test_a_network_of_other_channels_is_saved_without_preprocessing(tmp_path, la
         PoolFormerImageProcessor.from_pretrained(tmp_path / "model")
 
 
-def test_no_preprocessing_is_invented_for_a_network_that_was_not_published(tmp_path):
+def test_an_unpublished_network_has_no_default_preprocessing(tmp_path):
     save(tmp_path / "model")
     with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
         PoolFormerImageProcessor.from_pretrained(tmp_path / "model")
 
 
 @pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
-def test_rates_of_training_are_kept(tmp_path, layout):
+def test_training_rates_are_saved(tmp_path, layout):
     config = dataclasses.replace(CONFIG, dropout_rate=0.1, drop_path_rate=0.2)
     save(tmp_path / "model", layout, config)
     assert load_pretrained(tmp_path / "model")[0].config == config

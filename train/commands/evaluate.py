@@ -18,13 +18,12 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained
+from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
 from poolformer_jax.images.reading import printable
-from poolformer_jax.inference.classifier import class_names as names_of_classes
-from poolformer_jax.inference.classifier import find_image_processor
+from poolformer_jax.weights import build_model, open_model
 from train.compute import (
     Evaluation,
     evaluate,
@@ -105,9 +104,9 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     initialize(config.distributed)
     mesh = make_mesh(MeshConfig())
     refuse_run_folder(config.source)
-    model, variables = load_pretrained(config.source, dtype=jnp.dtype(config.dtype), use_ema=config.use_ema)
-    processor = find_image_processor(config.source, model.config)
-    data = _data_config(config, processor, mesh.devices.size)
+    opened = open_model(config.source, use_ema=config.use_ema)
+    model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
+    data = _data_config(config, opened.image_processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
     _compare_processes(config, data, source, model.config)
     class_names, some = source.class_names, match_labels(model.config, source.class_names)
@@ -115,7 +114,7 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
         remedy = "fine-tune the model to these classes with python -m train finetune"
         check_same_classes(config.source, model.config, config.data, class_names, remedy)
     else:
-        class_names = tuple(name for _, name in sorted(names_of_classes(model.config).items()))
+        class_names = tuple(name for _, name in sorted(opened.labels.items()))
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
     # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.

@@ -9,8 +9,8 @@ from jaxtyping import Int
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
-from poolformer_jax.images.imagenet_labels import imagenet_labels, imagenet_wordnet_ids
-from poolformer_jax.inference.classifier import class_names as names_of_classes
+from poolformer_jax.images import imagenet_labels, imagenet_wordnet_ids
+from poolformer_jax.weights import class_names as names_of_classes
 
 _MAX_LISTED = 10
 # `prepare` adds the id to the two classes of ImageNet that are both called crane.

@@ -1,12 +1,13 @@
-"""Weights files of any container, read without PyTorch: what is in them, and nothing of it run.
+"""Opens weights files of any container without PyTorch, and without running anything that they contain.
 
 safetensors (one file, or shards with an index) through the `safetensors` library; `torch.save` files through
-`torch_files.py`. The container is told from the first bytes, never from the name. Every tensor stays in its file until
-it is asked for, and nothing is allocated because a file claims a size: claims are compared with the file's own size.
+`torch_files.py`. The first bytes decide the container, not the file's name. Tensors stay in the file until they are
+read, and every size that a file claims is compared with the file's real size before memory is allocated.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from poolformer_jax.errors import MissingFileError
-from poolformer_jax.fields import first_few
+from poolformer_jax.fields import first_few, printable
 from poolformer_jax.weights.containers import torch_files
 from poolformer_jax.weights.containers.storage import (
     DTYPES,
@@ -23,7 +24,6 @@ from poolformer_jax.weights.containers.storage import (
     StoredTensor,
     WeightsFileError,
     contiguous_strides,
-    plain,
 )
 
 __all__ = ["StoredTensor", "WeightsFile", "WeightsFileError", "is_index", "open_weights", "read_index"]
@@ -37,16 +37,16 @@ _SAFETENSORS_DTYPES = {name: dtype for _, name, dtype in DTYPES}
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file that was opened: every tensor's name, type and shape, with the numbers still in the file.
+    """An opened weights file: name, type and shape of every tensor. The numbers are still in the file.
 
     Args:
         path: the file, or the index of a sharded one.
         container: "safetensors", "sharded safetensors", "torch zip", "torch legacy", or "sharded torch".
         tensors: the state dict.
-        wrapping: the key of the checkpoint that held it; None if the file is the state dict itself.
-        has_ema: whether the checkpoint also holds an exponential moving average of the weights.
-        others: what else the checkpoint holds (epoch, optimizer, ...), by key.
-        metadata: the text that a safetensors file carries beside its tensors.
+        wrapping: the checkpoint's key for the state dict; None if the file is the state dict itself.
+        has_ema: True if the checkpoint also has an exponential moving average of the weights.
+        others: the checkpoint's other keys (epoch, optimizer, ...).
+        metadata: the metadata of a safetensors file.
         files: every file that was read.
     """
 
@@ -66,25 +66,32 @@ class WeightsFile:
 
 
 def open_weights(path: str | Path, *, use_ema: bool = False) -> WeightsFile:
-    """Opens a weights file, without reading the numbers in it.
+    """Opens a weights file without reading its numbers.
 
     Args:
         path: a `.safetensors`, `.bin`, `.pth` or `.pth.tar` file, or the `.index.json` of a sharded one.
-        use_ema: whether to take the moving average of the weights, where a checkpoint holds one.
+        use_ema: take the moving average of the weights from a training checkpoint.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsFileError: if it is damaged, asks for more than data, or is no weights file.
+        MissingFileError: if there is no such file.
+        WeightsFileError: if it is damaged, its pickle needs more than data, or it is not a weights file.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}. Expected a weights file, or the index of a sharded one.")
-    try:
+    with _naming_file(path):
         opened = _open_index(path, use_ema) if is_index(path) else _open_one(path, use_ema)
-        _refuse_amplification(opened)
+        _check_total_size(opened)
+    return opened
+
+
+@contextmanager
+def _naming_file(path: Path) -> Iterator[None]:
+    """Puts the path before the message of a WeightsFileError; inside, messages begin with "it"."""
+    try:
+        yield
     except WeightsFileError as error:
         raise WeightsFileError(f"Cannot read the weights in {path}: {error}.") from error
-    return opened
 
 
 def _open_one(path: Path, use_ema: bool) -> WeightsFile:
@@ -92,24 +99,24 @@ def _open_one(path: Path, use_ema: bool) -> WeightsFile:
     with path.open("rb") as file:
         start = file.read(32)
         file.seek(0)
-        _refuse_stand_ins(start)
+        _check_not_a_placeholder(start)
         if start.startswith(torch_files.ZIP_MAGIC):
             return _checkpoint(path, "torch zip", torch_files.read_zip(path, file, size), use_ema)
         if start.startswith(b"\x80") and torch_files.LEGACY_MAGIC in start:
             return _checkpoint(path, "torch legacy", torch_files.read_legacy(path, file, size), use_ema)
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         if use_ema:
-            raise WeightsFileError("it is a safetensors file, which holds one set of weights. Leave out use_ema")
+            raise WeightsFileError("it is a safetensors file, which has no second set of weights. Leave out use_ema")
         return _open_safetensors(path)
     raise WeightsFileError(f"it begins with {start[:8]!r}, expected a safetensors file or one that torch.save wrote")
 
 
-def _refuse_stand_ins(start: bytes) -> None:
-    """What often lies where a weights file should: nothing, a reference to it, or the page that links to it."""
+def _check_not_a_placeholder(start: bytes) -> None:
+    """Names what failed downloads leave behind: an empty file, a Git LFS pointer, a web page."""
     if not start:
         raise WeightsFileError("it is empty")
     if start.startswith(b"version https:"):
-        raise WeightsFileError("it is Git LFS's note about the file and not the file. Run: git lfs pull")
+        raise WeightsFileError("it is a Git LFS pointer, not the file. Run: git lfs pull")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise WeightsFileError("it is a web page. Download the file that the page links to")
 
@@ -118,13 +125,13 @@ def _open_safetensors(path: Path) -> WeightsFile:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_STRUCTURE:
-        raise WeightsFileError(f"it claims a header of {length} bytes, more than {MAX_STRUCTURE}")
-    # The library checks the header: that it fits the file, that every tensor's bytes are there, and that none overlap.
+        raise WeightsFileError(f"its header claims {length} bytes, more than {MAX_STRUCTURE}")
+    # The library checks that the header fits the file, and that tensors lie inside the file and do not overlap.
     try:
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise WeightsFileError(f"the safetensors library refuses it ({error}); it is truncated or damaged") from error
+        raise WeightsFileError(f"the safetensors library rejects it ({error}); it is truncated or damaged") from error
     with path.open("rb") as file:
         file.seek(8)
         header = json.loads(file.read(length))
@@ -132,7 +139,7 @@ def _open_safetensors(path: Path) -> WeightsFile:
     tensors = {}
     for name, entry in header.items():
         if (dtype := _SAFETENSORS_DTYPES.get(entry["dtype"])) is None:
-            raise WeightsFileError(f"its tensor {name[:80]!r} is of type {entry['dtype']}, which no PoolFormer has")
+            raise WeightsFileError(f"its tensor {name[:80]!r} is of type {entry['dtype']}, which is not supported")
         shape = tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         storage = Storage(path, dtype.newbyteorder("<"), (end - begin) // dtype.itemsize, 8 + length + begin)
@@ -141,19 +148,24 @@ def _open_safetensors(path: Path) -> WeightsFile:
 
 
 def is_index(path: Path) -> bool:
-    """Whether a name is that of an index; transformers' variants have theirs in it (`model...index.fp16.json`)."""
+    """True for the name of an index. transformers puts a variant into it: `model.safetensors.index.fp16.json`."""
     return ".index." in path.name and path.suffix == ".json"
 
 
 def read_index(path: Path) -> dict[str, set[str]]:
-    """The shards that an index names, and the tensors that it places in each.
+    """The tensor names of every shard of an index, by the shard's file name.
 
     Raises:
-        WeightsFileError: if it is no index, or names a file that does not lie beside it.
+        WeightsFileError: if it is not an index, or names a file outside its folder.
     """
+    with _naming_file(path):
+        return _read_index(path)
+
+
+def _read_index(path: Path) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
     for name, shard in _weight_map(path).items():
-        # A shard lies beside its index. Anything else would let a file name what else it wants to read.
+        # Shards lie beside their index. A hostile index could name any file of this machine.
         if Path(shard).name != shard or "\\" in shard or shard in ("", ".", ".."):
             raise WeightsFileError(f"it places {name[:80]!r} in {shard[:80]!r}, expected the name of a file beside it")
         shards.setdefault(shard, set()).add(name)
@@ -161,14 +173,14 @@ def read_index(path: Path) -> dict[str, set[str]]:
 
 
 def _open_index(path: Path, use_ema: bool) -> WeightsFile:
-    """A sharded file: the index says which shard holds which name, and both must agree."""
+    """Opens all shards, and checks that each has exactly the names that the index places there."""
     tensors: dict[str, StoredTensor] = {}
-    opened = [(_open_shard(path, shard, use_ema), names) for shard, names in sorted(read_index(path).items())]
+    opened = [(_open_shard(path, shard, use_ema), names) for shard, names in sorted(_read_index(path).items())]
     for one, names in opened:
         if lost := names - one.tensors.keys():
-            raise WeightsFileError(f"it places {_some(lost)} in {one.path.name}, which does not hold that")
+            raise WeightsFileError(f"it places {_some(lost)} in {one.path.name}, which does not have it")
         if extra := one.tensors.keys() - names:
-            raise WeightsFileError(f"{one.path.name} holds {_some(extra)}, which the index does not place there")
+            raise WeightsFileError(f"{one.path.name} has {_some(extra)}, which the index does not place there")
         tensors |= one.tensors
     kinds = {one.container for one, _ in opened}
     container = "sharded safetensors" if kinds == {"safetensors"} else "sharded torch"
@@ -177,14 +189,14 @@ def _open_index(path: Path, use_ema: bool) -> WeightsFile:
 
 def _weight_map(path: Path) -> dict[str, str]:
     if path.stat().st_size > MAX_STRUCTURE:
-        raise WeightsFileError(f"it has more than {MAX_STRUCTURE} bytes, no index of a PoolFormer needs that many")
+        raise WeightsFileError(f"it has more than {MAX_STRUCTURE} bytes, too many for an index")
     try:
         index = json.loads(path.read_bytes())
         weight_map = index["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsFileError("it is no index of a sharded file: expected JSON with a 'weight_map'") from error
+        raise WeightsFileError("it is not an index of a sharded file: expected JSON with a 'weight_map'") from error
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise WeightsFileError("its 'weight_map' is no mapping from tensor names to file names")
+        raise WeightsFileError("its 'weight_map' is not a mapping from tensor names to file names")
     return weight_map
 
 
@@ -196,16 +208,16 @@ def _open_shard(index: Path, shard: str, use_ema: bool) -> WeightsFile:
 
 
 def _checkpoint(path: Path, container: str, loaded: Any, use_ema: bool) -> WeightsFile:
-    """Finds the state dict in what a `torch.save` file holds."""
+    """Finds the state dict in the object of a `torch.save` file."""
     if not isinstance(loaded, dict):
-        raise WeightsFileError(f"it holds {_kind(loaded)}, expected a state dict or a checkpoint with one")
+        raise WeightsFileError(f"it contains {_kind(loaded)}, expected a state dict or a checkpoint with one")
     ema = [key for key in _EMA_KEYS if _holds_tensors(loaded.get(key))]
     wrapped = ema if use_ema else [key for key in _WEIGHTS_KEYS if isinstance(loaded.get(key), dict)]
-    others = tuple(plain(str(key)) for key in loaded if key not in wrapped[:1])
+    others = tuple(printable(str(key)) for key in loaded if key not in wrapped[:1])
     if use_ema and not ema:
-        raise WeightsFileError(f"it holds no moving average of the weights, only {_some(others)}. Leave out use_ema")
+        raise WeightsFileError(f"it has no moving average of the weights, only {_some(others)}. Leave out use_ema")
     if not wrapped and ema and not _holds_tensors(loaded):
-        raise WeightsFileError(f"it holds nothing but a moving average of the weights ({ema[0]}). Ask for it: use_ema")
+        raise WeightsFileError(f"it has only a moving average of the weights ({ema[0]}). Pass use_ema=True (--ema)")
     if wrapped:
         tensors = _state_dict(loaded[wrapped[0]])
         return WeightsFile(path, container, tensors, wrapped[0], bool(ema), others, files=(path,))
@@ -220,19 +232,19 @@ def _state_dict(loaded: Mapping[Any, Any]) -> dict[str, StoredTensor]:
     if wrong := [
         key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, StoredTensor))
     ]:
-        shown = _some(f"{plain(str(key))} ({_kind(loaded[key])})" for key in wrong)
-        raise WeightsFileError(f"its state dict holds something else than tensors by name: {shown}")
+        shown = _some(f"{printable(str(key))} ({_kind(loaded[key])})" for key in wrong)
+        raise WeightsFileError(f"its state dict has entries that are not tensors by name: {shown}")
     if not loaded:
         raise WeightsFileError("its state dict is empty")
     return dict(loaded)
 
 
-def _refuse_amplification(opened: WeightsFile) -> None:
-    """A thousand names for one storage would become a thousand arrays."""
+def _check_total_size(opened: WeightsFile) -> None:
+    """Refuses a thousand names of one storage, which would become a thousand arrays."""
     stored = sum(path.stat().st_size for path in opened.files)
     if opened.nbytes > stored:
         raise WeightsFileError(
-            f"its tensors have {opened.nbytes} bytes together and the file has {stored}: many of them share one storage"
+            f"its tensors have {opened.nbytes} bytes in all and the file has {stored}: many of them share one storage"
         )
 
 
@@ -241,4 +253,4 @@ def _kind(value: Any) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    return first_few([plain(name) for name in sorted(names)], 3) or "nothing"
+    return first_few([printable(name) for name in sorted(names)], 3) or "nothing"

@@ -1,7 +1,7 @@
-"""What the names in a PyTorch pickle stand for: tensors, containers, and what holds no weights.
+"""What each name in a PyTorch pickle is replaced with.
 
-Nothing is looked up in Python and nothing is called but the constructors of `_CONSTRUCTORS`, which are functions of
-this file. Everything else is refused by name.
+No name is looked up in Python. Only the constructors in `_CONSTRUCTORS`, functions of this file, are called; any other
+name is an error.
 """
 
 import re
@@ -11,25 +11,25 @@ from typing import Any
 
 import numpy as np
 
+from poolformer_jax.fields import printable
 from poolformer_jax.weights.containers.storage import (
     DTYPES,
     MAX_DIMENSIONS,
     Storage,
     StoredTensor,
     WeightsFileError,
-    plain,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class StorageType:
-    """A class such as `torch.FloatStorage`, and the type of the numbers in it."""
+    """A class such as `torch.FloatStorage`, with the type of its numbers."""
 
     dtype: np.dtype[Any]
 
 
 class Inert:
-    """Stands for a harmless object that holds no weights (training arguments, a scalar of NumPy). It keeps nothing."""
+    """Replaces a harmless object without weights (training arguments, a NumPy scalar). It keeps nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -40,13 +40,13 @@ class Inert:
 
 @dataclass(frozen=True, eq=False)
 class Global:
-    """A name that a pickle asked for, with what this machine does in its place."""
+    """A name in a pickle, and the constructor that is called instead."""
 
     name: str
     construct: Callable[..., Any]
 
 
-# Constructors copy nothing of a length that the file chooses: a pickle can call one a million times with one argument.
+# Constructors copy nothing whose length the file chooses: a pickle can call one a million times with one argument.
 def _ordered_dict() -> dict[Any, Any]:
     return {}
 
@@ -60,26 +60,26 @@ def _tensor(
     hooks: Any = None,
     metadata: Any = None,
 ) -> StoredTensor:
-    # Of what follows the strides only the metadata can say anything about the values.
+    # Of the arguments after the strides only the metadata can change the values.
     if isinstance(metadata, dict) and (views := [name for name in ("neg", "conj") if metadata.get(name)]):
         raise WeightsFileError(
-            f"it holds a tensor as a view that PyTorch computes when it is used ({views[0]}), and not its values. Save "
-            "tensor.resolve_neg().resolve_conj() of every one"
+            f"it has a tensor that is a lazy view ({views[0]}), without its values. Save "
+            "tensor.resolve_neg().resolve_conj() of every tensor"
         )
     if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
-        raise WeightsFileError("it builds a tensor of something else than a storage and its sizes")
+        raise WeightsFileError("it builds a tensor from something other than a storage and sizes")
     return StoredTensor(storage, size, stride, offset)
 
 
 def _parameter(data: Any, *_: Any) -> StoredTensor:
     if not isinstance(data, StoredTensor):
-        raise WeightsFileError("it builds a parameter of something else than a tensor")
+        raise WeightsFileError("it builds a parameter from something other than a tensor")
     return data
 
 
 def _size(sizes: Any) -> tuple[Any, ...]:
     if not isinstance(sizes, list | tuple) or len(sizes) > MAX_DIMENSIONS:
-        raise WeightsFileError("it builds a size of something else than a few numbers")
+        raise WeightsFileError("it builds a size from something other than a few numbers")
     return tuple(sizes)
 
 
@@ -93,7 +93,7 @@ _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.Size": _size,
     "collections.OrderedDict": _ordered_dict,
-    # What checkpoints of timm and sail's training hold beside the weights: arguments, metrics, paths, optimizer state.
+    # Other contents of timm's and sail's training checkpoints: arguments, metrics, paths, optimizer state.
     "argparse.Namespace": Inert,
     "types.SimpleNamespace": Inert,
     "collections.defaultdict": Inert,
@@ -119,7 +119,7 @@ _STORAGE_TYPES = {f"torch.{name}": StorageType(dtype) for name, _, dtype in DTYP
 
 
 def look_up(name: str) -> Global | StorageType:
-    """What a name that a pickle asks for stands for.
+    """The replacement of a name in a pickle.
 
     Raises:
         WeightsFileError: if it is neither a tensor nor a container.
@@ -130,7 +130,7 @@ def look_up(name: str) -> Global | StorageType:
         return Global(name, Inert)
     if name not in _CONSTRUCTORS:
         raise WeightsFileError(
-            f"its pickle asks for {plain(name)}, which is neither a tensor nor a container. Nothing was run. If you "
+            f"its pickle needs {printable(name)}, which is neither a tensor nor a container. Nothing was run. If you "
             "trust the file, load it with PyTorch and save model.state_dict() alone"
         )
     return Global(name, _CONSTRUCTORS[name])

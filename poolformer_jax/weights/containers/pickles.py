@@ -1,8 +1,9 @@
-"""The part of a PyTorch file that is a pickle, read by a machine that knows data and nothing else.
+"""An unpickler for PyTorch files that builds data and runs no code from the file.
 
-Python's own unpickler imports and calls whatever a file names. This one is a small interpreter of the opcodes that
-`torch.save` writes: it looks nothing up and calls nothing but what `pickle_names` has for a name. The opcodes'
-arguments are decoded by the standard library's `pickletools`, whose documentation describes the language.
+Python's own unpickler imports and calls whatever a file names. This one interprets the opcodes that `torch.save`
+writes, and calls only the constructors in `pickle_names`. Memory is bounded: sizes that a file claims are checked
+before they are read. The opcodes' arguments are decoded by the standard library's `pickletools`, whose documentation
+describes the language.
 """
 
 import pickletools
@@ -32,22 +33,22 @@ _STRINGS = ("BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINU
 _BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
 _ARGUMENTS = frozenset(_NUMBERS + _STRINGS + _BYTES)
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_PASSED_OVER = frozenset({"PROTO", "FRAME"})
+_IGNORED = frozenset({"PROTO", "FRAME"})
 _DAMAGE = (IndexError, KeyError, TypeError, ValueError, OverflowError, AttributeError, EOFError)
 
 
 def load(stream: BoundedReader, storage: Callable[[tuple[Any, ...]], Storage]) -> Any:
-    """Reads one pickle from `stream`, which is then at the byte after it.
+    """Reads one pickle from `stream`, up to the byte after it.
 
     Args:
         stream: the file, at the pickle's first byte.
-        storage: called with every persistent id (how PyTorch refers to numbers outside the pickle).
+        storage: called with every persistent id, PyTorch's reference to numbers outside the pickle.
 
     Returns:
         Dicts, lists, tuples, strings and numbers; tensors as `StoredTensor`; everything else as `Inert`.
 
     Raises:
-        WeightsFileError: if the pickle is damaged, or asks for anything that is not data.
+        WeightsFileError: if the pickle is damaged, or needs anything that is not data.
     """
     machine = _Machine(storage)
     try:
@@ -60,7 +61,7 @@ def load(stream: BoundedReader, storage: Callable[[tuple[Any, ...]], Storage]) -
         raise
     except _DAMAGE as error:
         raise WeightsFileError(f"its pickle is damaged ({error})") from error
-    raise WeightsFileError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions, no state dict needs that many")
+    raise WeightsFileError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions, too many for a state dict")
 
 
 def _next_opcode(stream: BoundedReader) -> tuple[str, Any]:
@@ -70,8 +71,8 @@ def _next_opcode(stream: BoundedReader) -> tuple[str, Any]:
     opcode = _OPCODES.get(code)
     if opcode is None or opcode.name not in _HANDLED:
         name = opcode.name if opcode else f"{code[0]:#04x}"
-        raise WeightsFileError(f"its pickle uses the instruction {name}, which no file of torch.save needs")
-    if opcode.name == "GLOBAL":  # pickletools would undo escapes in a name, which the unpickler does not
+        raise WeightsFileError(f"its pickle uses the instruction {name}, which torch.save does not write")
+    if opcode.name == "GLOBAL":  # pickletools would undo escapes in a name; the unpickler does not
         return "GLOBAL", f"{_line(stream)}.{_line(stream)}"
     return opcode.name, opcode.arg.reader(stream) if opcode.arg else None  # type: ignore[arg-type]
 
@@ -84,7 +85,7 @@ def _line(stream: BoundedReader) -> str:
 
 
 class _Machine:
-    """The stack, the marks in it, and the memo; one method per family of instructions."""
+    """The stack, its marks and the memo; one method per family of instructions."""
 
     def __init__(self, storage: Callable[[tuple[Any, ...]], Storage]) -> None:
         self._storage = storage
@@ -93,7 +94,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Carries out one instruction."""
+        """Executes one instruction."""
         if opcode in _ARGUMENTS:
             self._stack.append(argument)
         elif opcode in _CONSTANTS:
@@ -102,11 +103,11 @@ class _Machine:
             self._stack.append(_EMPTY[opcode]())
         elif opcode in _TUPLES:
             self._stack.append(tuple(self._take(_TUPLES[opcode])))
-        elif opcode not in _PASSED_OVER:
+        elif opcode not in _IGNORED:
             _STEPS[opcode](self, argument)
 
     def pop(self) -> Any:
-        """The value on top. Nothing is taken from below a mark."""
+        """Removes and returns the top value; values below a mark cannot be removed."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             raise IndexError("nothing on the stack")
         return self._stack.pop()
@@ -197,7 +198,7 @@ class _Machine:
         self._stack.append(function.construct(*arguments))
 
     def _build(self, _: Any) -> None:
-        # Attributes of an object: a state dict's `_metadata`, a namespace's fields. None of them is a weight.
+        # Sets attributes of an object (a state dict's `_metadata`, a namespace's fields), none of which is a weight.
         self.pop()
         if not isinstance(self._stack[-1], dict | Inert | StoredTensor):
             raise TypeError(f"sets attributes of a {type(self._stack[-1]).__name__}")
@@ -205,7 +206,7 @@ class _Machine:
     def _persistent(self, _: Any) -> None:
         reference = self.pop()
         if not isinstance(reference, tuple):
-            raise TypeError("refers to a storage by something else than a tuple")
+            raise TypeError("a storage reference is not a tuple")
         self._stack.append(self._storage(reference))
 
 
@@ -238,11 +239,11 @@ _STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "BINPERSID": _Machine._persistent,
 }
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-_HANDLED = _ARGUMENTS | _CONSTANTS.keys() | _EMPTY.keys() | _TUPLES.keys() | _PASSED_OVER | _STEPS.keys() | {"STOP"}
+_HANDLED = _ARGUMENTS | _CONSTANTS.keys() | _EMPTY.keys() | _TUPLES.keys() | _IGNORED | _STEPS.keys() | {"STOP"}
 
 
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    # Hashing a nested tuple recurses as deep as the file likes; names and numbers are all that weights are keyed by.
+    # Hashing a nested tuple recurses as deep as the file chooses. Keys of weights are names and numbers.
     if not isinstance(key, str | int | float | bytes | None) or (isinstance(key, int) and abs(key) > _LARGEST_KEY):
         key = Inert()
     target[key] = value

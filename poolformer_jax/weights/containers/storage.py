@@ -1,4 +1,4 @@
-"""Tensors that are still in their file: where they lie, and how to read one without the others."""
+"""Tensors that are still in their file: where they are, and how to read one without the others."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import printable
 
-# PyTorch's name of a type, safetensors' name of it, and ours.
+# PyTorch's name of a type, safetensors' name, and NumPy's type.
 DTYPES: tuple[tuple[str, str, np.dtype[Any]], ...] = (
     ("FloatStorage", "F32", np.dtype(np.float32)),
     ("HalfStorage", "F16", np.dtype(np.float16)),
@@ -29,19 +29,19 @@ DTYPES: tuple[tuple[str, str, np.dtype[Any]], ...] = (
     ("BoolStorage", "BOOL", np.dtype(np.bool_)),
 )
 MAX_DIMENSIONS = 32  # no parameter has more than four
-# Bytes of names and structure in one piece (a pickle, an archive's directory, a JSON header), which become some twenty
-# times as much in memory. m48 with its optimizer's state and a moving average has under 1 MiB.
+# Most bytes of a pickle, an archive's directory or a JSON header, which take about twenty times as much in memory. m48
+# with optimizer state and moving average has under 1 MiB.
 MAX_STRUCTURE = 1 << 24
 
 
 class WeightsFileError(InputError):
-    """A weights file that is damaged, hostile, or of no known kind. Nothing in it was run."""
+    """A weights file that is damaged, hostile, or of an unknown kind. Nothing in it was run."""
 
 
 class BoundedReader:
-    """A binary file that refuses to read more in one piece than names and structure can need.
+    """A binary file that never reads more than MAX_STRUCTURE bytes at once.
 
-    `zipfile` and `pickletools` ask for whatever length a file claims, and a buffered file allocates it before it reads.
+    `zipfile` and `pickletools` read the length that a file claims, and a buffered file allocates it first.
     """
 
     def __init__(self, file: io.BufferedIOBase) -> None:
@@ -54,7 +54,7 @@ class BoundedReader:
         left = max(self._end - self._file.tell(), 0)
         wanted = left if size < 0 else size
         if wanted > MAX_STRUCTURE:
-            raise WeightsFileError(f"it claims {wanted} bytes in one piece of its structure, more than {MAX_STRUCTURE}")
+            raise WeightsFileError(f"part of its structure claims {wanted} bytes, more than {MAX_STRUCTURE}")
         return self._file.read(min(wanted, left))
 
     def readline(self) -> bytes:
@@ -72,14 +72,14 @@ class BoundedReader:
 
 @dataclass(eq=False)
 class Storage:
-    """A flat run of numbers in a file.
+    """A contiguous block of numbers in a file.
 
     Args:
         path: the file.
         dtype: type of the numbers, with their byte order.
-        count: how many there are.
-        position: byte of the file at which they begin; -1 until it is known (the legacy format tells it last).
-        checksum: their CRC-32, or None if the file has none.
+        count: number of elements.
+        position: byte of the file at which they begin; -1 until it is known (the legacy format stores it last).
+        checksum: their CRC-32; None if the file has none.
     """
 
     path: Path
@@ -95,16 +95,16 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor in a file; `numpy.asarray` reads it, and only it.
+    """A tensor in a file. `numpy.asarray` reads it, without the rest of the file.
 
     Args:
-        storage: the numbers it is a view of.
+        storage: the numbers that it is a view of.
         shape: its sizes.
         strides: distance of neighbours along each dimension, in elements.
-        offset: place of its first element in the storage.
+        offset: index of its first element in the storage.
 
     Raises:
-        WeightsFileError: if it reaches outside the storage, or meets the same number twice.
+        WeightsFileError: if it extends outside the storage, or uses the same number twice.
     """
 
     storage: Storage
@@ -116,20 +116,20 @@ class StoredTensor:
         given = f"a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset}"
         numbers = (*self.shape, *self.strides, self.offset)
         if len(self.shape) != len(self.strides) or len(self.shape) > MAX_DIMENSIONS:
-            raise WeightsFileError(f"it holds {plain(given, 200)}, which is no shape of a tensor")
+            raise WeightsFileError(f"it has {printable(given, 200)}, which is not a tensor's shape")
         if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
-            raise WeightsFileError(f"it holds {plain(given, 200)}: expected integers of 0 or more")
+            raise WeightsFileError(f"it has {printable(given, 200)}: expected integers of 0 or more")
         if self.span and self.offset + self.span > self.storage.count:
-            raise WeightsFileError(f"it holds {given}, which reaches outside its {self.storage.count} stored numbers")
-        reach = 0  # elements between the first and the last one met along the dimensions seen so far
+            raise WeightsFileError(f"it has {given}, outside its {self.storage.count} stored numbers")
+        reach = 0  # distance from the first to the last element along the dimensions visited so far
         for stride, size in sorted((stride, size) for size, stride in zip(self.shape, self.strides) if size > 1):
             if self.span and stride <= reach:
-                raise WeightsFileError(f"it holds {given}, whose strides overlap: it would be larger than its storage")
+                raise WeightsFileError(f"it has {given}, whose strides overlap: it would be larger than its storage")
             reach += stride * (size - 1)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type it is stored in."""
+        """The type in the file."""
         return self.storage.dtype
 
     @property
@@ -139,7 +139,7 @@ class StoredTensor:
 
     @property
     def span(self) -> int:
-        """Elements of the storage from its first to its last one, both counted; 0 if it has none."""
+        """Number of elements of the storage from its first to its last element, inclusive; 0 if it is empty."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
@@ -157,15 +157,17 @@ class StoredTensor:
             data = np.fromfile(storage.path, np.uint8, self.span * itemsize, offset=start)
         except OSError as error:
             raise WeightsFileError(
-                f"{storage.path} cannot be read any more: {error.strerror or error}. Expected it to stay where it was."
+                f"{storage.path} can no longer be read: {error.strerror or error}. Expected the file to stay in place."
             ) from error
         if data.size != self.span * itemsize:
-            raise WeightsFileError(f"{storage.path} became shorter while it was read. Expected it to stay as it was.")
+            raise WeightsFileError(
+                f"{storage.path} became shorter while it was read. Expected the file to stay unchanged."
+            )
         whole = self.span == storage.count
         if whole and storage.checksum is not None and zlib.crc32(data.data) != storage.checksum:
             raise WeightsFileError(
-                f"{storage.path} is damaged: the checksum of the {storage.nbytes} bytes from byte {storage.position} "
-                "is not the one that was saved with them. Copy or download it again."
+                f"{storage.path} is damaged: the {storage.nbytes} bytes from byte {storage.position} do not match "
+                "their checksum. Copy or download the file again."
             )
         flat = data.view(self.dtype)
         if self.strides == contiguous_strides(self.shape):
@@ -177,11 +179,8 @@ class StoredTensor:
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides, in elements, of an array whose last dimension lies next to each other."""
+    """Strides, in elements, of a C-contiguous array."""
     strides = [1]
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * size)
     return tuple(reversed(strides[: len(shape)]))
-
-
-plain = printable

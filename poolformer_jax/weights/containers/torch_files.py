@@ -1,7 +1,7 @@
 """The two containers of `torch.save`: the zip archive (PyTorch 1.6 and later) and the legacy stream before it.
 
-Both hold one pickle of structure and flat storages of numbers. Only the structure is read here; the numbers stay in
-the file until someone asks for them. Sources: torch/serialization.py (`_legacy_save`, `_save`, `_legacy_load`) and
+Both contain a pickle with the structure, and storages with the numbers. Only the structure is read here; the numbers
+stay in the file until a tensor is read. Sources: torch/serialization.py (`_legacy_save`, `_save`, `_legacy_load`) and
 caffe2/serialize/inline_container.cc (the zip archive's records).
 """
 
@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from poolformer_jax.fields import printable
 from poolformer_jax.weights.containers import pickles
 from poolformer_jax.weights.containers.pickle_names import StorageType
-from poolformer_jax.weights.containers.storage import BoundedReader, Storage, WeightsFileError, plain
+from poolformer_jax.weights.containers.storage import BoundedReader, Storage, WeightsFileError
 
 ZIP_MAGIC = b"PK\x03\x04"
-# A pickle of one long integer, torch.serialization.MAGIC_NUMBER; its protocol, and from 4 on a frame, stand before it.
+# The pickle of torch.serialization.MAGIC_NUMBER, without the protocol (and, from protocol 4, the frame) before it.
 LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 _ByteOrder = Literal["<", ">"]
@@ -27,15 +28,15 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name,
 
 
 def read_zip(path: Path, file: io.BufferedIOBase, size: int) -> Any:
-    """The object in a zip archive of `torch.save`, its tensors still in the file.
+    """Reads the object in a zip archive of `torch.save`; its tensors stay in the file.
 
     Raises:
-        WeightsFileError: if the archive is damaged, compressed, or no `torch.save` wrote it.
+        WeightsFileError: if the archive is damaged, compressed, or not written by `torch.save`.
     """
     records = _records(file)
     pickled = [name for name in records if name.endswith("/data.pkl")]
     if len(pickled) != 1:
-        raise WeightsFileError("it is a zip archive without one data.pkl in it, so no file of torch.save")
+        raise WeightsFileError("it is a zip archive without a data.pkl; torch.save writes exactly one")
     root = pickled[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in records:
         raise WeightsFileError("it is a TorchScript program. Save the state dict of the model it was made from")
@@ -46,13 +47,13 @@ def read_zip(path: Path, file: io.BufferedIOBase, size: int) -> Any:
         key, declared = _reference(path, reference, order)
         record = records.get(f"{root}data/{key}")
         if record is None:
-            raise WeightsFileError(f"its pickle refers to the storage {key[:80]!r}, which the archive does not hold")
+            raise WeightsFileError(f"its pickle refers to the storage {key[:80]!r}, which the archive does not have")
         declared.position = _position(file, record, size)
         declared.checksum = _checksum(record)
         if record.file_size != declared.nbytes:
             raise WeightsFileError(
-                f"its storage {key!r} has {record.file_size} bytes, and the pickle speaks of {declared.count} numbers "
-                f"of type {declared.dtype.name}, which are {declared.nbytes}"
+                f"its storage {key!r} has {record.file_size} bytes, and its pickle declares {declared.count} numbers "
+                f"of type {declared.dtype.name}, {declared.nbytes} bytes"
             )
         return _same(storages, key, declared)
 
@@ -61,7 +62,7 @@ def read_zip(path: Path, file: io.BufferedIOBase, size: int) -> Any:
 
 
 def read_legacy(path: Path, file: io.BufferedIOBase, size: int) -> Any:
-    """The object in a legacy stream of `torch.save`, its tensors still in the file.
+    """Reads the object in a legacy stream of `torch.save`; its tensors stay in the file.
 
     Raises:
         WeightsFileError: if the stream is damaged.
@@ -70,22 +71,24 @@ def read_legacy(path: Path, file: io.BufferedIOBase, size: int) -> Any:
     storages: dict[str, Storage] = {}
 
     def storage(reference: tuple[Any, ...]) -> Storage:
-        key, declared = _reference(path, reference, "<")  # its numbers are little-endian on every machine
+        key, declared = _reference(path, reference, "<")  # legacy files are always little-endian
         if len(reference) > 5 and reference[5] is not None:
-            raise WeightsFileError("it has views of storages, as before PyTorch 0.4. Load and save it with a later one")
+            raise WeightsFileError(
+                "it has views of storages, a format from before PyTorch 0.4. Save it again with a later version"
+            )
         return _same(storages, key, declared)
 
     def no_storage(reference: tuple[Any, ...]) -> Storage:
-        raise WeightsFileError("it refers to a storage in its preamble")
+        raise WeightsFileError("it refers to a storage before its state dict")
 
-    pickles.load(stream, no_storage)  # the magic number, which the caller has seen
+    pickles.load(stream, no_storage)  # the magic number, which the caller has checked
     if (version := pickles.load(stream, no_storage)) != 1001:
-        raise WeightsFileError(f"it is of version {str(version)[:20]} of the legacy format, expected 1001")
-    pickles.load(stream, no_storage)  # byte order and type sizes of the machine, which change nothing in the file
+        raise WeightsFileError(f"its legacy format has version {str(version)[:20]}, expected 1001")
+    pickles.load(stream, no_storage)  # byte order and type sizes of the machine, without effect on the file
     result = pickles.load(stream, storage)
     keys = pickles.load(stream, no_storage)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
-        raise WeightsFileError("the storages after its pickle are not those that the pickle refers to")
+        raise WeightsFileError("the storages after its pickle are not the ones that the pickle refers to")
     for key in keys:
         _locate(file, storages[key], size)
     return result
@@ -95,12 +98,12 @@ def _byte_order(file: io.BufferedIOBase, record: zipfile.ZipInfo | None, size: i
     if record is None:
         return "<"
     if (order := _BYTE_ORDERS.get(_read_record(file, record, size))) is None:
-        raise WeightsFileError("its record 'byteorder' says neither 'little' nor 'big'")
+        raise WeightsFileError("its record 'byteorder' is neither 'little' nor 'big'")
     return order
 
 
 def _records(file: io.BufferedIOBase) -> dict[str, zipfile.ZipInfo]:
-    """The archive's directory. `zipfile` reads it in one piece, of a length the archive claims."""
+    """The archive's directory. BoundedReader limits it, because `zipfile` reads the length that the archive claims."""
     try:
         with zipfile.ZipFile(BoundedReader(file)) as archive:
             found = archive.infolist()
@@ -110,20 +113,20 @@ def _records(file: io.BufferedIOBase) -> dict[str, zipfile.ZipInfo]:
         raise WeightsFileError(f"its zip archive is damaged ({error}): the file is truncated or was altered") from error
     records = {record.filename: record for record in found}
     if len(records) != len(found):
-        raise WeightsFileError("its zip archive holds two records of one name")
+        raise WeightsFileError("its zip archive has two records of the same name")
     return records
 
 
 def _position(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int) -> int:
-    """The byte at which a record's content begins, after making sure that all of it is there as it is."""
-    name = plain(record.filename)
+    """The byte at which a record's content begins. Raises unless the content is uncompressed and complete."""
+    name = printable(record.filename)
     if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 or record.compress_size != record.file_size:
         raise WeightsFileError(f"its record {name!r} is compressed or encrypted, and torch.save does neither")
-    # Of an archive that lost bytes in the middle, zipfile may count the offset from before the file.
+    # zipfile computes a negative offset for an archive that lost bytes in the middle.
     file.seek(max(record.header_offset, 0))
     header = file.read(_LOCAL_HEADER.size)
     if record.header_offset < 0 or len(header) < _LOCAL_HEADER.size or not header.startswith(ZIP_MAGIC):
-        raise WeightsFileError(f"its record {name!r} is not where the archive's directory says")
+        raise WeightsFileError(f"its record {name!r} is not where the archive's directory places it")
     _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     position: int = record.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if position + record.file_size > size:
@@ -132,7 +135,7 @@ def _position(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int) -> in
 
 
 def _checksum(record: zipfile.ZipInfo) -> int | None:
-    # torch.serialization.set_crc32_options(False) leaves zero.
+    # torch.serialization.set_crc32_options(False) writes zero.
     return record.CRC or None
 
 
@@ -141,14 +144,14 @@ def _read_record(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int) ->
     file.seek(position)
     content = BoundedReader(file).read(record.file_size)
     if (checksum := _checksum(record)) is not None and zlib.crc32(content) != checksum:
-        raise WeightsFileError(f"its record {plain(record.filename)!r} is damaged: the checksum differs")
+        raise WeightsFileError(f"its record {printable(record.filename)!r} is damaged: the checksum differs")
     return content
 
 
 def _reference(path: Path, reference: tuple[Any, ...], order: _ByteOrder) -> tuple[str, Storage]:
     """The storage that a persistent id describes: ("storage", type, key, location, number of elements, ...)."""
     if len(reference) < 5 or reference[0] != "storage":
-        raise WeightsFileError("its pickle refers to something outside of it that is no storage")
+        raise WeightsFileError("its pickle refers to something outside of it that is not a storage")
     _, kind, key, _, count = reference[:5]
     if not (isinstance(kind, StorageType) and isinstance(key, str) and type(count) is int):
         raise WeightsFileError("its pickle refers to a storage without a type, a name and a length")
@@ -158,20 +161,20 @@ def _reference(path: Path, reference: tuple[Any, ...], order: _ByteOrder) -> tup
 
 
 def _same(storages: dict[str, Storage], key: str, declared: Storage) -> Storage:
-    """The storage known as `key`; tensors that share one speak of it in the same way."""
+    """The storage with the key `key`. Tensors that share one must declare it alike."""
     known = storages.setdefault(key, declared)
     if (known.dtype, known.count) != (declared.dtype, declared.count):
-        raise WeightsFileError(f"its pickle speaks of the storage {key[:80]!r} in two ways")
+        raise WeightsFileError(f"its pickle declares the storage {key[:80]!r} in two ways")
     return known
 
 
 def _locate(file: io.BufferedIOBase, storage: Storage, size: int) -> None:
-    """Notes where a legacy storage lies: the number of its elements in eight bytes, then the elements."""
+    """Sets the position of a legacy storage: eight bytes with the number of its elements, then the elements."""
     prefix = file.read(8)
     count = int.from_bytes(prefix, "little")
     storage.position = file.tell()
     if len(prefix) < 8 or storage.position + storage.nbytes > size:
-        raise WeightsFileError("it ends before the numbers of its tensors do: the file is truncated")
+        raise WeightsFileError("it ends before the numbers of its tensors: the file is truncated")
     if count != storage.count:
-        raise WeightsFileError(f"a storage in it has {count} numbers where its pickle speaks of {storage.count}")
+        raise WeightsFileError(f"a storage in it has {count} numbers where its pickle declares {storage.count}")
     file.seek(storage.position + storage.nbytes)

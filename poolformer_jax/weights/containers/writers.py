@@ -1,8 +1,8 @@
 """Writes weights files one array at a time: safetensors, and the zip archive of `torch.save`, without PyTorch.
 
-The `safetensors` library writes a file from arrays that are all in memory at once. Here an array is asked for when its
-turn has come and is let go when it is written, so that a conversion needs the memory of one array. Sources: the format
-section of the safetensors README; torch/serialization.py, `_save`.
+The `safetensors` library needs all arrays in memory at once. Here each array is requested when it is written and then
+released, so that a conversion needs the memory of one array. Sources: the format section of the safetensors README;
+torch/serialization.py, `_save`.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 from poolformer_jax.errors import InputError
 from poolformer_jax.weights.containers.storage import contiguous_strides
 
-# What is written is float32, whatever was read: it is the type of the parameter tree.
+# Files are written in the type of the parameter tree.
 _DTYPE = np.dtype("<f4")
 Names = Sequence[tuple[str, tuple[int, ...]]]
 
@@ -31,7 +31,7 @@ def write_safetensors(
         path: the file.
         names: name and shape of every array.
         arrays: the arrays, in the same order.
-        metadata: text to carry beside them.
+        metadata: text to save with them.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
@@ -48,7 +48,7 @@ def write_safetensors(
 
 
 def write_torch(path: Path, names: Names, arrays: Iterable[np.ndarray]) -> None:
-    """Writes a state dict as `torch.save` does; `torch.load` reads it, also with weights_only.
+    """Writes a state dict as `torch.save` does; `torch.load` reads it, with weights_only too.
 
     Args:
         path: the file.
@@ -65,23 +65,22 @@ def write_torch(path: Path, names: Names, arrays: Iterable[np.ndarray]) -> None:
 
 
 def _checked(names: Names, arrays: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
-    """Each array as it lies in a file; ValueError if there is one too few, too many, or of another shape."""
+    """The bytes of each array; ValueError if there are too few or too many, InputError for a wrong shape."""
     for (name, shape), array in zip(names, arrays, strict=True):
         if array.shape != shape:
-            raise InputError(f"{name} has shape {array.shape}, and {shape} was announced for it.")
-        # Empty arrays have no memory to point at; flattening gives the others a plain run of bytes.
+            raise InputError(f"{name} has shape {array.shape}. Expected {shape}, as in the header.")
         yield np.ascontiguousarray(array, _DTYPE).reshape(-1).view(np.uint8)
 
 
 def _state_dict_pickle(names: Names) -> bytes:
-    """The pickle (protocol 2) of an OrderedDict from names to tensors, each with a storage of its own."""
+    """The pickle (protocol 2) of an OrderedDict from names to tensors, each with a separate storage."""
     rebuild, ordered = _global("torch._utils", "_rebuild_tensor_v2"), _global("collections", "OrderedDict") + b")R"
     items = []
     for key, (name, shape) in enumerate(names):
         parts = [_text("storage"), _global("torch", "FloatStorage"), _text(str(key)), _text("cpu")]
         storage = _tuple(*parts, _integer(math.prod(shape))) + b"Q"
         sizes = _tuple(*map(_integer, shape)) + _tuple(*map(_integer, contiguous_strides(shape)))
-        # offset 0, sizes, strides, no gradient wanted, no hooks
+        # offset 0, sizes, strides, requires_grad=False, no hooks
         items.append(_text(name) + rebuild + b"(" + storage + _integer(0) + sizes + b"\x89" + ordered + b"tR")
     return b"\x80\x02" + ordered + b"(" + b"".join(items) + b"u."
 

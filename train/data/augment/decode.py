@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from poolformer_jax.images.reading import ImageError, is_upright, read_image, reading
+from poolformer_jax.images import ImageError, is_upright, raising_image_errors, read_image
 from train.data.augment.crops import Box
 from train.data.augment.jpeg_region import decode_region
 from train.data.augment.resizing import Resizer, resize, to_pixels
@@ -51,7 +51,7 @@ def decode_crop(
         ImageError: if the image cannot be read.
     """
     pixels = None
-    with reading(_FILE):
+    with raising_image_errors(_FILE):
         image = _open(data)
         is_fast = _is_upright_jpeg(image, num_channels)
         if not is_fast:
@@ -60,7 +60,7 @@ def decode_crop(
     if is_fast:
         if scaled_decoding and (scale := _scale(box, size)) > 1:
             return _decode_scaled(image, box, scale, size, resample)
-        with reading(_FILE):
+        with raising_image_errors(_FILE):
             pixels = decode_region(data, box, num_channels)
             if pixels is None:  # Pillow decides whether the file is damaged
                 image.load()
@@ -91,7 +91,7 @@ def _decode_scaled(
     image: Image.Image, box: Box, scale: int, size: int, resample: Image.Resampling
 ) -> UInt8[np.ndarray, "size size c"]:
     width, height = image.size
-    with reading(_FILE):
+    with raising_image_errors(_FILE):
         drafted = image.draft(None, (width // scale, height // scale))
         image.load()
     # The decoder rounds the size up, so that position x moves to x / scale for any size.

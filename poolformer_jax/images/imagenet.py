@@ -1,10 +1,9 @@
-"""The classes of ImageNet-1k, for published weights that come without their names.
+"""Names of the ImageNet-1k classes, for published weights that do not contain them.
 
-`imagenet_labels.txt` has one class per line in the order of the published heads, ImageNet's synsets sorted by number:
-the synset's WordNet id, which ImageNet calls its folders by, and the lemmas that WordNet 3.0 has for it, separated by
-commas. The lemmas are the strings that the `id2label` of models on the Hub has too. Taken from `timm` 1.0.31,
-data/_info/imagenet_synsets.txt and imagenet_synset_to_lemma.txt. One name, "crane", belongs to two classes: the bird
-(134) and the machine (517).
+`imagenet_labels.txt` has one class per line, in the order of the published heads (synsets sorted by id): the WordNet
+id, which is also the name of ImageNet's folder, and the synset's lemmas in WordNet 3.0, separated by commas. The lemmas
+equal the `id2label` of models on the Hub. Source: `timm` 1.0.31, data/_info/imagenet_synsets.txt and
+imagenet_synset_to_lemma.txt. Two classes are called "crane": the bird (134) and the machine (517).
 """
 
 from importlib import resources
