@@ -1,8 +1,9 @@
-"""Files of a repository on the Hugging Face Hub, through its cache. No other module of this package uses the Hub."""
+"""Downloads from the Hugging Face Hub through its cache, and uploads. No other module of this package uses the Hub."""
 
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,61 @@ class Repository:
         from huggingface_hub import try_to_load_from_cache
 
         return try_to_load_from_cache(self.name, file, **self._cache)
+
+
+def push_to_hub(
+    repo_id: str,
+    save: Callable[[Path], object],
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Uploads the files that `save` writes, in one commit. The repository is created if it does not exist.
+
+    A README.md that the repository already has is kept.
+
+    Args:
+        repo_id: "owner/name"; a name without an owner belongs to the token's user.
+        save: writes the files into the folder that it is called with.
+        commit_message: by default "Upload with poolformer_jax".
+        commit_description: further lines of the commit.
+        private: whether a new repository is private; by default what its owner has set on the Hub.
+        token: by default the one stored by `hf auth login`.
+        revision: the branch, created if it does not exist; by default the main one.
+        create_pr: whether to open a pull request instead of committing to the main branch.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        MissingDependencyError: if huggingface_hub is not installed.
+        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, for example because the token is wrong.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise MissingDependencyError(
+            "Uploading to the Hugging Face Hub needs huggingface_hub. Install it with: "
+            "pip install 'poolformer-jax[hub]'"
+        ) from None
+    hub = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        repository = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr/"):
+            hub.create_branch(repository, branch=revision, exist_ok=True)
+        keep_readme = hub.file_exists(repository, "README.md", revision=revision)
+        commit = hub.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=commit_message or "Upload with poolformer_jax",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=["README.md"] if keep_readme else None,
+        )
+    return str(commit.pr_url or commit.commit_url)
