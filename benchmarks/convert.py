@@ -28,8 +28,7 @@ from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.network import SIZES
-from poolformer_jax.weights import LAYOUTS, leaves, open_model, open_weights
-from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
+from poolformer_jax.weights import LAYOUTS, leaves, open_model, open_weights, write_safetensors, write_torch
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from convert import display, report
 from convert.conversion import ArrayMapping, convert, identify_source
-from poolformer_jax.cli.arguments import HelpFormatter
+from poolformer_jax.cli import HelpFormatter
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.network import WeightsMismatch

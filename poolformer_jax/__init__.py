@@ -1,25 +1,24 @@
 """PoolFormer in JAX / Flax: the public names, and nothing else.
 
-A name is imported when it is first asked for: data-loading processes use the image processor and must not import jax.
+Each is imported when it is first used, so that data-loading processes can use the image processor without jax.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from poolformer_jax.errors import InputError, PoolFormerError
     from poolformer_jax.export import ExportError, export_model
     from poolformer_jax.images import ImageError, PoolFormerFeatureExtractor, PoolFormerImageProcessor
     from poolformer_jax.inference import GradCam, HeightShardedModel, ImageClassifier, Prediction
-    from poolformer_jax.network import WeightsMismatch
-    from poolformer_jax.network.config import PoolFormerConfig
-    from poolformer_jax.network.fused import GpuKernels, TpuKernels
-    from poolformer_jax.network.model import (
+    from poolformer_jax.network import (
         ImageClassifierOutput,
+        PoolFormerConfig,
         PoolFormerForImageClassification,
         PoolFormerModel,
         PoolFormerModelOutput,
+        WeightsMismatch,
     )
+    from poolformer_jax.network.fused import GpuKernels, TpuKernels
     from poolformer_jax.weights import (
         WeightsFileError,
         from_torch_state_dict,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
         to_torch_state_dict,
     )
 
+from poolformer_jax.lazy import lazy_names
 from poolformer_jax.version import __version__ as __version__
 
 __all__ = [
@@ -57,42 +57,16 @@ __all__ = [
     "to_torch_state_dict",
 ]
 
-# The module that each public name comes from.
-_HOME = {
-    "InputError": "errors",
-    "PoolFormerError": "errors",
-    "ExportError": "export",
-    "GpuKernels": "network.fused",
-    "GradCam": "inference",
-    "HeightShardedModel": "inference",
-    "ImageClassifier": "inference",
-    "ImageClassifierOutput": "network.model",
-    "ImageError": "images",
-    "PoolFormerConfig": "network.config",
-    "PoolFormerFeatureExtractor": "images",
-    "PoolFormerForImageClassification": "network.model",
-    "PoolFormerImageProcessor": "images",
-    "PoolFormerModel": "network.model",
-    "PoolFormerModelOutput": "network.model",
-    "Prediction": "inference",
-    "TpuKernels": "network.fused",
-    "WeightsFileError": "weights",
-    "WeightsMismatch": "network",
-    "export_model": "export",
-    "from_torch_state_dict": "weights",
-    "load_pretrained": "weights",
-    "save_pretrained": "weights",
-    "to_torch_state_dict": "weights",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "errors": "InputError PoolFormerError",
+        "network": "ImageClassifierOutput PoolFormerConfig PoolFormerForImageClassification PoolFormerModel "
+        "PoolFormerModelOutput WeightsMismatch",
+        "network.fused": "GpuKernels TpuKernels",
+        "images": "ImageError PoolFormerFeatureExtractor PoolFormerImageProcessor",
+        "weights": "WeightsFileError from_torch_state_dict load_pretrained save_pretrained to_torch_state_dict",
+        "inference": "GradCam HeightShardedModel ImageClassifier Prediction",
+        "export": "ExportError export_model",
+    },
+)

@@ -1,4 +1,4 @@
-"""The house rules: which way imports run, what the core may need, and that the wheel is the library alone."""
+"""The floors of the house: which room may import which, what needs jax, and what the wheel holds."""
 
 import ast
 import builtins
@@ -10,6 +10,8 @@ import sys
 import tomllib
 import venv
 import zipfile
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,31 +19,134 @@ import pytest
 import poolformer_jax
 from paths import ROOT
 
-PROGRAMS = ("train", "convert", "benchmarks")
+# The rooms of the library, bottom floor first. A room imports rooms of lower floors, and no room of its own floor.
+FLOORS = [
+    {"errors", "fields", "files", "process", "hub", "compilation", "lazy", "version"},
+    {"network", "images"},
+    {"weights"},
+    {"inference"},
+    {"export"},
+    {"cli"},
+]
+# Rooms inside a room that others may enter.
+INNER_ROOMS = {"poolformer_jax.network.fused"}
+GROUND = FLOORS[0]  # single files, which may import each other
+# A program imports the library, and the programs named here.
+PROGRAMS = {"train": (), "convert": (), "benchmarks": ("train", "convert")}
+# Inside a room: a folder or file, and the files of its room that it does not import.
+INSIDE = {
+    "poolformer_jax/network/fused": ("poolformer_jax.network.config", "poolformer_jax.network.model"),
+}
+# Importing these does not import jax: data workers and tools for files start fast and stay small.
+WITHOUT_JAX = (
+    *(f"poolformer_jax.{name}" for name in sorted(GROUND - {"compilation"})),
+    "poolformer_jax.images",
+    "poolformer_jax.images.processor",
+    "poolformer_jax.images.reading",
+    "poolformer_jax.network.config",
+    "poolformer_jax.network.parameters",
+    "poolformer_jax.network.variants",
+    "train.data",
+    "train.data.prepare",
+)
 DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-# What `pip install poolformer-jax` brings, as import names. Flax's own needs come with Flax.
+# The import names of what `pip install poolformer-jax` installs. Flax brings its own dependencies.
 CORE = {"poolformer_jax", "PIL", *(line.split(">=")[0] for line in DEPENDENCIES)} - {"pillow"}
 
 
 def sources(package):
-    files = sorted((ROOT / package).rglob("*.py"))
+    files = sorted((ROOT / package).rglob("*.py")) if (ROOT / package).is_dir() else [ROOT / package]
     assert files, f"{package} has no source"
     return files
 
 
-def imports(file, *, at_module_level=False):
-    """The modules that a file imports; at_module_level leaves out what functions import when they are called."""
-    nodes = [ast.parse(file.read_text())]
+@cache
+def imports(file, at_module_level=False):
+    """The absolute names of the modules that a file imports; optionally without those that functions import."""
+    found, nodes = set(), [ast.parse(file.read_text())]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: house style is absolute imports"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found.add(submodule if is_module(submodule) else node.module)
         elif not (at_module_level and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             nodes.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def is_module(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def name_of(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module):
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("floor", range(len(FLOORS)), ids=lambda floor: "+".join(sorted(FLOORS[floor])))
+def test_arrows_go_down(floor):
+    allowed = set().union(*FLOORS[:floor]) | (GROUND if floor == 0 else set())
+    for room in FLOORS[floor]:
+        place = f"poolformer_jax/{room}" if room not in GROUND else f"poolformer_jax/{room}.py"
+        for file in sources(place):
+            for module in imports(file):
+                if module.startswith("poolformer_jax"):
+                    assert module != "poolformer_jax", f"{file} imports the package itself"
+                    assert room_of(module) in allowed | {room}, f"{file} imports {module}"
+
+
+def test_every_file_of_the_library_is_in_a_room():
+    rooms = {path.stem for path in (ROOT / "poolformer_jax").iterdir() if not path.name.startswith("__")}
+    assert rooms - {"py"} == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("package", ["poolformer_jax", *PROGRAMS])
+def test_other_rooms_are_entered_by_the_door(package):
+    """Code imports a room, whose `__init__` names what others may use, and no file inside it."""
+    for file in sources(package):
+        for module in imports(file):
+            if module.startswith("poolformer_jax.") and not same_room(file, module):
+                assert module.count(".") == 1 or module in INNER_ROOMS, f"{file} imports {module}, not its room"
+
+
+def same_room(file, module):
+    own = name_of(file).split(".")
+    return own[0] == "poolformer_jax" and (len(own) == 1 or own[1] == room_of(module))
+
+
+@pytest.mark.parametrize("package", ["poolformer_jax", *PROGRAMS])
+def test_there_are_no_circles(package):
+    graph = {name_of(file): imports(file) & names_in(package) for file in sources(package)}
+    # The doors import lazily; the lines that name their rooms' files for type checkers are no arrows.
+    graph = {name: modules for name, modules in graph.items() if not is_door(name)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle of imports: {' -> '.join(error.args[1])}")
+
+
+def names_in(package):
+    return {name_of(file) for file in sources(package)}
+
+
+def is_door(name):
+    return ROOT.joinpath(*name.split("."), "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_import_the_library_and_not_each_other(program):
+    others = set(PROGRAMS) - {program, *PROGRAMS[program]}
+    for file in sources(program):
+        assert not {name.split(".")[0] for name in imports(file)} & others, file
 
 
 def test_the_library_imports_no_program():
@@ -49,11 +154,16 @@ def test_the_library_imports_no_program():
         assert not {name.split(".")[0] for name in imports(file)} & set(PROGRAMS), file
 
 
-@pytest.mark.parametrize("program", ["train", "convert"])
-def test_programs_do_not_import_each_other(program):
-    # `benchmarks` is the exception: it measures the others, and would otherwise measure a copy.
-    for file in sources(program):
-        assert not {name.split(".")[0] for name in imports(file)} & (set(PROGRAMS) - {program}), file
+@pytest.mark.parametrize("place", INSIDE)
+def test_lower_parts_of_a_room_do_not_import_upper_ones(place):
+    for file in sources(place):
+        assert not imports(file) & set(INSIDE[place]), file
+
+
+@pytest.mark.parametrize("room", ["network", "images", "inference", "export"])
+def test_only_the_weights_room_knows_pytorch(room):
+    for file in sources(f"poolformer_jax/{room}"):
+        assert "torch" not in {name.split(".")[0] for name in imports(file)}, file
 
 
 def test_the_core_needs_its_dependencies_and_nothing_else():
@@ -94,8 +204,10 @@ def test_what_the_inference_guide_teaches_is_public():
     assert {"GradCam", "HeightShardedModel", "export_model"} <= set(poolformer_jax.__all__)
 
 
-def test_the_image_processor_comes_without_jax():
-    code = "import sys; from poolformer_jax import PoolFormerImageProcessor; print('jax' in sys.modules)"
+def test_what_needs_no_jax_does_not_import_it():
+    code = (
+        f"import importlib, sys\nfor name in {WITHOUT_JAX}: importlib.import_module(name)\nprint('jax' in sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

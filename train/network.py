@@ -17,7 +17,7 @@ from poolformer_jax import (
     PoolFormerImageProcessor,
 )
 from poolformer_jax.errors import InputError
-from poolformer_jax.images.processor import share_of_edge, unit_mean_and_std
+from poolformer_jax.images import share_of_edge, unit_mean_and_std
 from poolformer_jax.weights import OpenedModel, build_model, open_model
 from train.config import PretrainedNetwork, TrainConfig
 from train.data import DataConfig, check_same_classes

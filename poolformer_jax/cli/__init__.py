@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, export, predict, summary, variants
-from poolformer_jax.cli.arguments import HelpFormatter
+from poolformer_jax.cli.arguments import HelpFormatter as HelpFormatter
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.process import INTERRUPTED
 

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     with starting_jax():
         from PIL import Image
 
-        from poolformer_jax.inference.grad_cam import VISIBLE_SIDE, GradCam
+        from poolformer_jax.inference import VISIBLE_SIDE, GradCam
         from poolformer_jax.weights import build_model, open_model
     with waiting(f"Loading {arguments.weights}"):
         opened = open_model(arguments.weights)

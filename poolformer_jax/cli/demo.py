@@ -22,8 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C; returns the exit code."""
     with starting_jax():
         from poolformer_jax.cli.demo_page import build_page, serve
-        from poolformer_jax.inference.classifier import ImageClassifier
-        from poolformer_jax.inference.grad_cam import GradCam
+        from poolformer_jax.inference import GradCam, ImageClassifier
         from poolformer_jax.weights import build_model, open_model
     with waiting(f"Loading {arguments.weights}"):
         opened = open_model(arguments.weights)

@@ -10,8 +10,7 @@ from jaxtyping import UInt8
 
 from poolformer_jax.errors import MissingDependencyError
 from poolformer_jax.images import ImageError
-from poolformer_jax.inference.classifier import ImageClassifier
-from poolformer_jax.inference.grad_cam import VISIBLE_SIDE, GradCam
+from poolformer_jax.inference import VISIBLE_SIDE, GradCam, ImageClassifier
 
 # A gradio.Blocks; gradio is not needed for type checking.
 Page = Any

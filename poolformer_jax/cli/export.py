@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file and prints its difference from the network; returns the exit code."""
     with starting_jax():
-        from poolformer_jax.export.model_file import FORMATS, export_model
+        from poolformer_jax.export import FORMATS, export_model
         from poolformer_jax.weights import build_model, open_model
     if Path(arguments.file).suffix.lower() not in FORMATS:
         raise InputError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")

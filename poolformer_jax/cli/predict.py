@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths = list(_files(arguments.images))
     with starting_jax():
         from poolformer_jax.images import ImageError, printable
-        from poolformer_jax.inference.classifier import ImageClassifier
+        from poolformer_jax.inference import ImageClassifier
     with waiting(f"Loading {arguments.weights}"):
         classifier = ImageClassifier.from_pretrained(
             arguments.weights,

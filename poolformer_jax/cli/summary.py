@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table; returns the exit code."""
     with starting_jax():
-        from poolformer_jax.inference.cost_operations import layer_table
+        from poolformer_jax.inference import layer_table
     with waiting(f"Reading {arguments.network}"):
         config = _config(arguments.network)
     side = arguments.image_size or config.image_size or 224

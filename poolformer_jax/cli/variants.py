@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints a row per variant; returns the exit code."""
     with starting_jax():
-        from poolformer_jax.inference.cost_operations import layer_table
+        from poolformer_jax.inference import layer_table
         from poolformer_jax.network import SIZES, SOURCE, VARIANTS, PoolFormerConfig
     print(f"{'variant':24} {'parameters':>11} {'MACs':>8} {'top-1':>7}  depths")
     for name in VARIANTS:

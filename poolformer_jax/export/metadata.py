@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from poolformer_jax.images.processor import PoolFormerImageProcessor
+from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.version import __version__
 

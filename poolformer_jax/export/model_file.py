@@ -30,7 +30,7 @@ from poolformer_jax.export.onnx_file import run_onnx, to_onnx
 from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
 from poolformer_jax.export.verification import TOLERANCES, difference_from_network
 from poolformer_jax.files import replace_atomically, write_json
-from poolformer_jax.images.processor import PoolFormerImageProcessor
+from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference import fold
 from poolformer_jax.network import PoolFormerConfig, check_dtype
 

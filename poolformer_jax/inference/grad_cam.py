@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.images.processor import PoolFormerImageProcessor
-from poolformer_jax.images.reading import ImageLike
+from poolformer_jax.images import ImageLike, PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
 from poolformer_jax.network import PoolFormerConfig

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.images.processor import PoolFormerImageProcessor
+from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_apply
 from poolformer_jax.network import (

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from poolformer_jax.network.model import PoolFormerModelOutput as PoolFormerModelOutput
     from poolformer_jax.network.parameter_table import MIXER_PARAMETERS as MIXER_PARAMETERS
     from poolformer_jax.network.parameter_table import NETWORK as NETWORK
+    from poolformer_jax.network.parameter_table import ParameterRow as ParameterRow
     from poolformer_jax.network.parameter_table import backbone_rows as backbone_rows
     from poolformer_jax.network.parameter_table import columns as columns
     from poolformer_jax.network.parameter_table import head_rows as head_rows
@@ -64,7 +65,7 @@ __getattr__, __dir__ = lazy_names(
         "layers": "initial_value",
         "mismatch": "WeightsMismatch check_names_and_shapes",
         "model": "ImageClassifierOutput PoolFormerForImageClassification PoolFormerModel PoolFormerModelOutput",
-        "parameter_table": "MIXER_PARAMETERS NETWORK backbone_rows columns head_rows",
+        "parameter_table": "MIXER_PARAMETERS NETWORK ParameterRow backbone_rows columns head_rows",
         "parameters": "Parameter all_parameters check_variables count_parameters leaves_by_path parameters_of_rows "
         "subtree",
         "token_mixers": "HEAD_DIM TOKEN_MIXERS",

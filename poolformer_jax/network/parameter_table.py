@@ -66,7 +66,7 @@ MIXER_PARAMETERS: dict[str, str] = {
 }
 
 
-class Row(NamedTuple):
+class ParameterRow(NamedTuple):
     """One line of the table.
 
     Attributes:
@@ -97,29 +97,29 @@ def columns(table: str) -> tuple[tuple[list[str], ...], ...]:
     )
 
 
-def backbone_rows() -> tuple[Row, ...]:
+def backbone_rows() -> tuple[ParameterRow, ...]:
     """The rows of the stem and the stages, with those of every token mixer."""
     mixers = tuple(row for name, table in MIXER_PARAMETERS.items() for row in _mixer_rows(name, table))
     return (*_rows(_BACKBONE), *mixers, *_rows(_AFTER_MIXER))
 
 
-def head_rows() -> tuple[Row, ...]:
+def head_rows() -> tuple[ParameterRow, ...]:
     """The rows of the final norm and the head."""
     return _rows(_HEAD)
 
 
 @cache
-def _rows(table: str) -> tuple[Row, ...]:
+def _rows(table: str) -> tuple[ParameterRow, ...]:
     return tuple(_row(path, shape, when, initial) for group in columns(table) for path, shape, when, initial in group)
 
 
 @cache
-def _mixer_rows(mixer: str, table: str) -> tuple[Row, ...]:
+def _mixer_rows(mixer: str, table: str) -> tuple[ParameterRow, ...]:
     return tuple(
         _row(BLOCK + _MIXER + name, shape, mixer, initial) for group in columns(table) for name, shape, initial in group
     )
 
 
-def _row(path: str, shape: str, when: str, initial: str) -> Row:
+def _row(path: str, shape: str, when: str, initial: str) -> ParameterRow:
     place = next(place for place in (BLOCK, STAGE, NETWORK) if path.startswith(place))
-    return Row(place, path.removeprefix(place), tuple(shape.split()), when, initial)
+    return ParameterRow(place, path.removeprefix(place), tuple(shape.split()), when, initial)

@@ -10,7 +10,7 @@ import numpy as np
 from poolformer_jax.errors import InputError
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.mismatch import check_names_and_shapes
-from poolformer_jax.network.parameter_table import BLOCK, NETWORK, STAGE, Row, backbone_rows, head_rows
+from poolformer_jax.network.parameter_table import BLOCK, NETWORK, STAGE, ParameterRow, backbone_rows, head_rows
 
 
 class InitialValues(NamedTuple):
@@ -37,7 +37,7 @@ class Parameter(NamedTuple):
         initial: how it starts.
     """
 
-    row: Row
+    row: ParameterRow
     path: str
     stage: int
     block: int
@@ -57,7 +57,7 @@ def all_parameters(config: PoolFormerConfig, *, classifier: bool = True) -> tupl
 
 
 def parameters_of_rows(
-    config: PoolFormerConfig, rows: Iterable[Row], *, classifier: bool = True
+    config: PoolFormerConfig, rows: Iterable[ParameterRow], *, classifier: bool = True
 ) -> Iterator[Parameter]:
     """The parameters that some rows stand for: those outside the stages, then stage by stage and block by block."""
     rows = tuple(rows)
@@ -98,7 +98,7 @@ def count_parameters(config: PoolFormerConfig) -> int:
     return sum(math.prod(parameter.shape) for parameter in all_parameters(config))
 
 
-def is_present(config: PoolFormerConfig, row: Row, stage: int, *, classifier: bool = True) -> bool:
+def is_present(config: PoolFormerConfig, row: ParameterRow, stage: int, *, classifier: bool = True) -> bool:
     """True if the network has the parameters of a row in this stage."""
     conditions = {
         "always": True,
@@ -159,14 +159,14 @@ def _flatten(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
             yield f"{above}{name}", branch
 
 
-def _stage_of(config: PoolFormerConfig, row: Row, stage: int) -> int:
+def _stage_of(config: PoolFormerConfig, row: ParameterRow, stage: int) -> int:
     """The stage that the sizes come from: `stage`, but outside the stages the first one (stem) or the last one."""
     if row.place != NETWORK:
         return stage
     return 0 if row.name.startswith("stem/") else len(config.depths) - 1
 
 
-def _parameter(config: PoolFormerConfig, row: Row, stage: int, block: int) -> Parameter:
+def _parameter(config: PoolFormerConfig, row: ParameterRow, stage: int, block: int) -> Parameter:
     sizes = _sizes(config, stage)
     shape = tuple(_size(symbol, sizes) for symbol in row.shape)
     initial = _initial_values(config, row.initial, sizes)

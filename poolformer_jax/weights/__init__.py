@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from poolformer_jax.weights.containers.files import WeightsFileError as WeightsFileError
     from poolformer_jax.weights.containers.files import is_index as is_index
     from poolformer_jax.weights.containers.files import open_weights as open_weights
+    from poolformer_jax.weights.containers.writers import write_safetensors as write_safetensors
+    from poolformer_jax.weights.containers.writers import write_torch as write_torch
     from poolformer_jax.weights.folder import write_model as write_model
     from poolformer_jax.weights.names import LAYOUTS as LAYOUTS
     from poolformer_jax.weights.names import TRANSFORMS as TRANSFORMS
@@ -35,6 +37,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "containers.files": "WeightsFile WeightsFileError is_index open_weights",
+        "containers.writers": "write_safetensors write_torch",
         "folder": "write_model",
         "names": "LAYOUTS TRANSFORMS Leaf leaves",
         "pretrained": "build_model load_pretrained save_pretrained",

@@ -24,11 +24,11 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few
 from poolformer_jax.network import (
     Parameter,
+    ParameterRow,
     PoolFormerConfig,
     backbone_rows,
     columns,
     head_rows,
-    parameter_table,
     parameters_of_rows,
 )
 
@@ -181,7 +181,7 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-def parameter_rows() -> dict[str, parameter_table.Row]:
+def parameter_rows() -> dict[str, ParameterRow]:
     """The rows of the network's own table by path."""
     return {row.path: row for row in (*backbone_rows(), *head_rows())}
 

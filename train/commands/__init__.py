@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poolformer_jax.lazy_names import lazy_names
+from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from train.commands.doctor import examine as examine
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from train.commands.evaluate import run_evaluation as run_evaluation
     from train.commands.throughput import consume as consume
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "doctor": ["examine", "print_findings"],
-        "evaluate": ["EvaluateConfig", "run_evaluation"],
-        "throughput": ["consume"],
+        "doctor": "examine print_findings",
+        "evaluate": "EvaluateConfig run_evaluation",
+        "throughput": "consume",
     },
 )

@@ -22,7 +22,7 @@ from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
-from poolformer_jax.images.reading import printable
+from poolformer_jax.images import printable
 from poolformer_jax.weights import build_model, open_model
 from train.compute import (
     Evaluation,

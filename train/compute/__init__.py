@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poolformer_jax.lazy_names import lazy_names
+from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from train.compute.distributed import from_process_0 as from_process_0
@@ -30,31 +30,16 @@ if TYPE_CHECKING:
     from train.compute.state import new_state as new_state
     from train.compute.step import make_train_step as make_train_step
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "distributed": [
-            "from_process_0",
-            "has_other_processes",
-            "initialize",
-            "processes_where",
-            "refuse_different_processes",
-        ],
-        "evaluation": ["Evaluation", "EvaluationStep", "evaluate", "make_evaluation_step"],
-        "optimizer": ["make_optimizer", "make_schedule"],
-        "preemption": ["StopRequest"],
-        "sharding": [
-            "BATCH_AXES",
-            "batch_sharding",
-            "check_batch",
-            "make_mesh",
-            "process_part",
-            "replicated",
-            "state_shardings",
-            "to_devices",
-            "to_host",
-        ],
-        "state": ["TrainState", "new_state"],
-        "step": ["make_train_step"],
+        "distributed": "from_process_0 has_other_processes initialize processes_where refuse_different_processes",
+        "evaluation": "Evaluation EvaluationStep evaluate make_evaluation_step",
+        "optimizer": "make_optimizer make_schedule",
+        "preemption": "StopRequest",
+        "sharding": "BATCH_AXES batch_sharding check_batch make_mesh process_part replicated "
+        "state_shardings to_devices to_host",
+        "state": "TrainState new_state",
+        "step": "make_train_step",
     },
 )

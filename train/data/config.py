@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
-from poolformer_jax.images.processor import PoolFormerImageProcessor
+from poolformer_jax.images import PoolFormerImageProcessor
 from train.data.augment.random_augment import RandAugment
 
 _LOCAL = "a local path; mount a bucket on every host (gcsfuse, for example) and give the folder where it is mounted"

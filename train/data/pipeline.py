@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax.images import ImageError
 from poolformer_jax.process import available_cores
 from train.data.augment.resizing import choose_resizer
 from train.data.augment.transforms import TrainingTransform

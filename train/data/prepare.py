@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
-from poolformer_jax.images.reading import printable
+from poolformer_jax.images import printable
 from train.data.fingerprint import (
     Fingerprint,
     check_fingerprint,

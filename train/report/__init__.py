@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poolformer_jax.lazy_names import lazy_names
+from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from train.report.journal import Journal as Journal
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from train.report.results import print_summary as print_summary
     from train.report.results import write_results as write_results
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "journal": ["Journal", "last_logged_step"],
-        "pictures": ["draw_confusion"],
-        "profile": ["Profiler"],
-        "progress": ["Record", "create_console"],
-        "results": ["evaluation_report", "print_summary", "write_results"],
+        "journal": "Journal last_logged_step",
+        "pictures": "draw_confusion",
+        "profile": "Profiler",
+        "progress": "Record create_console",
+        "results": "evaluation_report print_summary write_results",
     },
 )

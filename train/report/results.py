@@ -13,7 +13,7 @@ from PIL import Image
 
 from poolformer_jax import save_pretrained
 from poolformer_jax.files import write_json
-from poolformer_jax.images.reading import ImageError, read_image
+from poolformer_jax.images import ImageError, read_image
 from train.compute import Evaluation, TrainState, to_host
 from train.config import TrainConfig
 from train.data import Example, Source, image_of

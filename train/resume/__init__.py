@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poolformer_jax.lazy_names import lazy_names
+from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from train.resume.checkpoints import CheckpointError as CheckpointError
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from train.resume.same_run import network_to_dict as network_to_dict
     from train.resume.same_run import open_run as open_run
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "checkpoints": ["CheckpointError", "saved_steps"],
-        "same_run": ["FREE_TO_DIFFER", "Run", "describe_changes", "find_run", "network_to_dict", "open_run"],
+        "checkpoints": "CheckpointError saved_steps",
+        "same_run": "FREE_TO_DIFFER Run describe_changes find_run network_to_dict open_run",
     },
 )

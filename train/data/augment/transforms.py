@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from poolformer_jax.images.reading import read_image
+from poolformer_jax.images import read_image
 from train.data.augment.crops import Box, random_resized_box, shift_and_rotate
 from train.data.augment.decode import decode_crop
 from train.data.augment.random_augment import RandAugment

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from poolformer_jax.fields import first_few
-from poolformer_jax.images.reading import ImageError, image_suffixes, printable
+from poolformer_jax.images import ImageError, image_suffixes, printable
 from train.data.sources.source import Example, SourceError, digest_of, held_out
 
 ALL_IMAGES = "train+validation"

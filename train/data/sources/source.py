@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax.images import ImageError
 
 
 class Example(TypedDict):
