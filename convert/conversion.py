@@ -96,8 +96,8 @@ def convert(
     def arrays() -> Iterator[np.ndarray]:
         for mapping in mappings:
             tensor = source.weights.tensors[mapping.given_name]
-            ours = TRANSFORMS[mapping.source.transform].here(np.asarray(tensor).astype(np.float32, copy=False))
-            yield TRANSFORMS[mapping.target.transform].there(ours)
+            ours = TRANSFORMS[mapping.source.transform].to_tree(np.asarray(tensor).astype(np.float32, copy=False))
+            yield TRANSFORMS[mapping.target.transform].to_layout(ours)
             on_progress(tensor.nbytes)
 
     write_model(destination, source.config, layout, arrays(), saved_image_processor(source))

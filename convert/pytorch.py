@@ -60,7 +60,7 @@ def _model(source: OpenedModel) -> Any:
     for one in map_arrays(source, "hf"):
         array = np.asarray(source.weights.tensors[one.given_name]).astype(np.float32)
         if source.plan.layout == "jax":  # only our arrays have another layout than PyTorch's
-            array = TRANSFORMS[one.target.transform].there(array)
+            array = TRANSFORMS[one.target.transform].to_layout(array)
         state_dict[one.target.name] = torch.from_numpy(np.ascontiguousarray(array))
     model.load_state_dict(state_dict, strict=True)
     return model

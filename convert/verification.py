@@ -54,8 +54,8 @@ def verify(source: OpenedModel, destination: Path, mappings: list[ArrayMapping])
 def _different_arrays(source: OpenedModel, written: OpenedModel, mappings: list[ArrayMapping]) -> tuple[str, ...]:
     different = []
     for one in mappings:
-        here = TRANSFORMS[one.target.transform].here(np.asarray(written.weights.tensors[one.target.name]))
-        back = np.ascontiguousarray(TRANSFORMS[one.source.transform].there(here))
+        here = TRANSFORMS[one.target.transform].to_tree(np.asarray(written.weights.tensors[one.target.name]))
+        back = np.ascontiguousarray(TRANSFORMS[one.source.transform].to_layout(here))
         original = np.ascontiguousarray(np.asarray(source.weights.tensors[one.given_name]).astype(np.float32))
         # Bits instead of values: NaN equals itself, and -0.0 differs from 0.0.
         if back.shape != original.shape or not np.array_equal(back.view(np.uint32), original.view(np.uint32)):

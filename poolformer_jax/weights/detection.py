@@ -178,9 +178,9 @@ def _stages(matches: Sequence[_Match]) -> list[tuple[int | None, _Match]]:
 def _dimensions(match: _Match, symbols: tuple[str, ...]) -> list[tuple[str, int]]:
     """Symbol and size of each dimension of the array; empty if the number of dimensions is wrong."""
     placeholder = np.broadcast_to(np.int8(0), (1,) * len(symbols))
-    if len(match.shape) != TRANSFORMS[match.row.transform].there(placeholder).ndim or 0 in match.shape:
+    if len(match.shape) != TRANSFORMS[match.row.transform].to_layout(placeholder).ndim or 0 in match.shape:
         return []
-    shape = TRANSFORMS[match.row.transform].here(np.broadcast_to(np.int8(0), match.shape)).shape
+    shape = TRANSFORMS[match.row.transform].to_tree(np.broadcast_to(np.int8(0), match.shape)).shape
     return list(zip(symbols, shape))
 
 

@@ -1,17 +1,17 @@
-"""The names of every parameter in the three PyTorch homes of PoolFormer. The only place that lists them.
+"""The names of every parameter in the PyTorch implementations of PoolFormer. No other module lists them.
 
-Each layout pairs a path of the parameter tree (`network.parameter_table`) with a PyTorch name and says how the array is
-laid out there; the rows follow the order in which PyTorch registers the parameters, so each table can be read beside
-its source:
+Each layout is a table with a row for every path of the parameter tree (`network.parameter_table`): its PyTorch name,
+and the transform between the two arrays. Rows have the order in which PyTorch registers the parameters, so that a table
+can be read beside its source:
 
   sail  sail-sg/poolformer, models/poolformer.py (`PoolFormer`, `PoolFormerBlock`) and, for position embeddings,
         attention and spatial fc, models/metaformer.py (`MetaFormer`, `AddPositionEmb`, `Attention`, `SpatialFc`)
   hf    transformers, models/poolformer/modeling_poolformer.py
   timm  pytorch-image-models, timm/models/metaformer.py (`MetaFormer` with the arguments of `poolformer_s12`)
-  jax   this package's own files: a path is its own name
+  jax   this package: the name is the path
 
-A row is used for every stage `{s}` and block `{b}`. sail numbers the entries of one list, `network`, that holds
-downsampling, position embedding and blocks of all stages in order: `{down}`, `{pos}` and `{at}` are their places in it.
+A row stands for every stage `{s}` and block `{b}`. sail has one list, `network`, with the downsampling, position
+embedding and blocks of all stages: `{down}`, `{pos}` and `{at}` are their indices in it.
 """
 
 from collections.abc import Callable, Mapping
@@ -110,11 +110,11 @@ _TIMM = """
 
 @dataclass(frozen=True)
 class Transform:
-    """How one kind of array is laid out there and here. Both ways are views: they move no value and change no bit."""
+    """Converts one kind of array between a layout and the parameter tree. Results are views of the same values."""
 
     description: str
-    here: Callable[[np.ndarray], np.ndarray]
-    there: Callable[[np.ndarray], np.ndarray]
+    to_tree: Callable[[np.ndarray], np.ndarray]
+    to_layout: Callable[[np.ndarray], np.ndarray]
 
 
 TRANSFORMS: Mapping[str, Transform] = {
@@ -127,7 +127,7 @@ TRANSFORMS: Mapping[str, Transform] = {
 
 
 class Row(NamedTuple):
-    """One row of a layout: a path here, a name there, and the transform between them."""
+    """One row of a layout: a path of the tree, its name in the layout, and the key of the transform."""
 
     path: str
     name: str
@@ -135,7 +135,7 @@ class Row(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """One parameter of one network: a row with every index filled in, and its shape here and there."""
+    """One parameter of one network: a row with its indices filled in, and its shapes in the tree and in the layout."""
 
     path: str
     name: str
@@ -146,12 +146,12 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """One home's names.
+    """The names in one library.
 
     Args:
         name: "sail", "hf", "timm" or "jax".
-        table: its text; None for this package's own paths.
-        head_order: how that home's model pools and normalises; None where a file of it says so itself.
+        table: its rows as text; None for the paths of the tree.
+        head_order: the order in which the library's model pools and normalises; None if its config says so.
     """
 
     name: str
@@ -160,7 +160,7 @@ class Layout:
 
     @property
     def groups(self) -> tuple[tuple[Row, ...], ...]:
-        """The rows. A group is written out stage by stage before the next one begins."""
+        """The rows. All stages of a group come before the next group."""
         if self.table is None:
             return tuple(
                 tuple(Row(row.path, row.path, "same") for row in rows()) for rows in (backbone_rows, head_rows)
@@ -182,12 +182,12 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def parameter_rows() -> dict[str, ParameterRow]:
-    """The rows of the network's own table by path."""
+    """The rows of the network's table by path."""
     return {row.path: row for row in (*backbone_rows(), *head_rows())}
 
 
 def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = True) -> tuple[Leaf, ...]:
-    """Every parameter of `config`'s network under the names of `layout`, in the order of its state dict.
+    """Every parameter of the network with its name in `layout`, in the order of its state dict.
 
     Args:
         config: the network.
@@ -195,7 +195,7 @@ def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = 
         classifier: False for the backbone alone, without the final norm and the head.
 
     Raises:
-        ValueError: if there is no such layout, or it has no name for some of the network's parameters.
+        InputError: if the layout does not exist, or has no name for some of the network's parameters.
     """
     if layout not in LAYOUTS:
         raise InputError(f"There is no layout {layout!r}. Expected one of: {', '.join(LAYOUTS)}.")
@@ -213,23 +213,23 @@ def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = 
         if nameless := [leaf.path for leaf in leaves(config, classifier=classifier) if leaf.path not in named]:
             raise InputError(
                 f"The layout {layout!r} has no name for {first_few(nameless, 3)}: its model has no such part. Expected "
-                "a network of pooling mixers without position embeddings; the layouts 'sail' and 'jax' hold this one."
+                "a network of pooling mixers without position embeddings; the layouts 'sail' and 'jax' take this one."
             )
     return tuple(found)
 
 
 def _leaf(config: PoolFormerConfig, row: Row, parameter: Parameter) -> Leaf:
     indices = {"s": parameter.stage, "b": parameter.block, **network_places(config)[parameter.stage]}
-    # A stand-in for the array: the shape, without the memory.
-    stored_shape = TRANSFORMS[row.transform].there(np.broadcast_to(np.int8(0), parameter.shape)).shape
+    # An array of this shape without its memory.
+    stored_shape = TRANSFORMS[row.transform].to_layout(np.broadcast_to(np.int8(0), parameter.shape)).shape
     return Leaf(parameter.path, row.name.format(**indices), row.transform, parameter.shape, stored_shape)
 
 
 def network_places(config: PoolFormerConfig) -> list[dict[str, int]]:
-    """Where sail's list `network` holds each stage's downsampling, position embedding and blocks.
+    """The indices of each stage's downsampling, position embedding and blocks in sail's list `network`.
 
-    `MetaFormer.__init__` appends, per stage: the position embedding if there is one, the blocks, and the downsampling
-    that leads to the next stage.
+    For each stage `MetaFormer.__init__` appends the position embedding if the stage has one, its blocks, and the
+    downsampling into the next stage.
     """
     places: list[dict[str, int]] = []
     free = 0

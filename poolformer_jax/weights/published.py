@@ -1,4 +1,4 @@
-"""What the published networks are known by and their weights files do not say: class names and preprocessing."""
+"""Class names and preprocessing of the published networks, which their weights files may not contain."""
 
 from poolformer_jax.images import PoolFormerImageProcessor, imagenet_labels
 from poolformer_jax.network import PoolFormerConfig, published_variant
@@ -14,6 +14,6 @@ def class_names(config: PoolFormerConfig) -> dict[int, str]:
 
 
 def default_image_processor(config: PoolFormerConfig) -> PoolFormerImageProcessor | None:
-    """The preprocessing that the published variant of this architecture was evaluated with; None if there is none."""
+    """The preprocessing of the published variant of this architecture; None for other architectures."""
     variant = published_variant(config)
     return None if variant is None else PoolFormerImageProcessor.for_variant(variant)

@@ -173,7 +173,7 @@ def _read_leaf(leaf: Leaf, stored: ArrayLike, param_dtype: DTypeLike | None) -> 
             f"{leaf.name} cannot be converted to a NumPy array ({printable(str(error))}). Expected arrays, or "
             "tensors on the CPU without gradient, of a type that NumPy has: tensor.detach().cpu().float()."
         ) from error
-    array = TRANSFORMS[leaf.transform].here(given)
+    array = TRANSFORMS[leaf.transform].to_tree(given)
     return np.array(array, dtype=param_dtype or array.dtype, order="C")
 
 
@@ -205,4 +205,4 @@ def stored_views(
     """
     tree = leaves_by_path(config, variables, classifier=classifier)
     expected = leaves(config, layout, classifier="norm/scale" in tree)
-    return ((leaf.name, TRANSFORMS[leaf.transform].there(np.asarray(tree[leaf.path]))) for leaf in expected)
+    return ((leaf.name, TRANSFORMS[leaf.transform].to_layout(np.asarray(tree[leaf.path]))) for leaf in expected)

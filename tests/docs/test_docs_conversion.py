@@ -12,8 +12,7 @@ import pytest
 from convert.command_line import main
 from paths import ROOT, TESTS
 from poolformer_jax import WeightsMismatch, from_torch_state_dict, to_torch_state_dict
-from poolformer_jax.weights import LAYOUTS, open_weights
-from poolformer_jax.weights.containers.writers import write_torch
+from poolformer_jax.weights import LAYOUTS, open_weights, write_torch
 from small_networks import CONFIG, MODEL, VARIABLES
 
 GUIDE = (ROOT / "docs" / "conversion.md").read_text(encoding="utf-8")

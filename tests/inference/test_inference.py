@@ -1,4 +1,4 @@
-"""ImageClassifier: the labels of the network, in order, with few compilations and in spite of bad images."""
+"""ImageClassifier gives the network's labels in order, with few compilations, and continues after bad images."""
 
 import os
 import subprocess
@@ -20,8 +20,7 @@ from poolformer_jax import (
     PoolFormerModel,
     WeightsMismatch,
 )
-from poolformer_jax.images import imagenet_labels, imagenet_wordnet_ids
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax.images import ImageError, imagenet_labels, imagenet_wordnet_ids
 from poolformer_jax.inference.classifier import ImageClassifier
 from poolformer_jax.inference.cost_operations import parameter_shapes
 from poolformer_jax.inference.program import CompiledClassifier
@@ -126,7 +125,7 @@ def test_every_device_computes_its_share_of_a_batch(classifier):
         assert [prediction.label for prediction in ours] == [prediction.label for prediction in theirs]
 
 
-def test_of_several_cpu_devices_one_computes_an_image_that_comes_alone():
+def test_the_first_of_several_cpu_devices_computes_a_single_image():
     first, *_ = devices = jax.local_devices()
     options = {"dtype": jnp.float32, "fold_parameters": True, "kernels": "auto", "devices": devices}
     image, found = PROCESSOR.resize_and_crop(PHOTOGRAPHS[0]), []
@@ -139,7 +138,7 @@ def test_of_several_cpu_devices_one_computes_an_image_that_comes_alone():
 
 
 @pytest.mark.parametrize("axis_types", [jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto])
-def test_a_mesh_that_the_program_around_has_set_is_not_the_classifiers(classifier, axis_types):
+def test_a_mesh_set_by_the_caller_has_no_effect(classifier, axis_types):
     expected = classifier(PHOTOGRAPHS)
     with jax.set_mesh(jax.make_mesh((2,), ("data",), axis_types=(axis_types,), devices=jax.devices()[:2])):
         inside = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=16)
@@ -147,7 +146,7 @@ def test_a_mesh_that_the_program_around_has_set_is_not_the_classifiers(classifie
         assert inside(PHOTOGRAPHS[0]) == classifier(PHOTOGRAPHS[0])
 
 
-def test_a_bad_image_is_reported_in_its_place_and_the_rest_of_the_batch_survives(classifier):
+def test_a_bad_image_is_an_error_in_its_place_and_the_others_are_classified(classifier):
     images = [*PHOTOGRAPHS[:2], "missing.jpg", *PHOTOGRAPHS[2:], b"nonsense"]
     results = classifier(images)
     assert [index for index, result in enumerate(results) if isinstance(result, ImageError)] == [2, 7]
@@ -158,7 +157,7 @@ def test_a_bad_image_is_reported_in_its_place_and_the_rest_of_the_batch_survives
         classifier("missing.jpg")
 
 
-def test_a_stream_is_read_as_it_is_needed_and_its_threads_end(classifier):
+def test_a_stream_is_read_lazily_and_its_threads_end(classifier):
     taken = []
 
     def endless():
@@ -174,7 +173,7 @@ def test_a_stream_is_read_as_it_is_needed_and_its_threads_end(classifier):
     assert not decode_threads()
 
 
-def test_threads_decode_the_next_batch_before_the_devices_are_asked_for_the_first(classifier):
+def test_threads_decode_the_next_batch_while_devices_compute(classifier):
     decoded_by = {}
 
     class Photograph:
@@ -191,7 +190,7 @@ def test_threads_decode_the_next_batch_before_the_devices_are_asked_for_the_firs
     assert all(name.startswith("decode") for name in decoded_by.values())
 
 
-def test_an_error_of_the_images_themselves_comes_after_the_results_of_those_before(classifier):
+def test_an_exception_of_the_iterable_comes_after_the_results_before_it(classifier):
     def failing():
         yield from PHOTOGRAPHS * 4  # more than a batch
         raise RuntimeError("the camera is gone")
@@ -214,7 +213,7 @@ def test_bfloat16_agrees_with_float32_to_its_precision(classifier):
     np.testing.assert_allclose(rounded, exact, rtol=5 * 2**-8)  # a few roundings of 8 bits
 
 
-def test_a_network_of_one_channel_classifies_colour_photographs():
+def test_a_network_with_one_channel_classifies_colour_photographs():
     config = PoolFormerConfig(
         num_channels=1, depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=3, id2label=None
     )
@@ -224,7 +223,7 @@ def test_a_network_of_one_channel_classifies_colour_photographs():
 
 
 @pytest.mark.parametrize("layout", ["jax", "hf"])
-def test_a_folder_brings_its_labels_and_its_preprocessing(layout, classifier, tmp_path):
+def test_labels_and_preprocessing_are_loaded_from_the_folder(layout, classifier, tmp_path):
     save_pretrained(tmp_path, MODEL, VARIABLES, layout=layout, image_processor=PROCESSOR)
     loaded = ImageClassifier.from_pretrained(tmp_path, batch_size=16)
     assert loaded.image_processor == PROCESSOR
@@ -232,7 +231,7 @@ def test_a_folder_brings_its_labels_and_its_preprocessing(layout, classifier, tm
     assert loaded(PHOTOGRAPHS) == classifier(PHOTOGRAPHS)
 
 
-def test_bare_weights_get_the_preprocessing_of_their_published_variant_or_an_error(tmp_path):
+def test_weights_without_preprocessing_get_that_of_their_published_variant_or_an_error(tmp_path):
     small = tmp_path / "small"
     save_pretrained(small, MODEL, VARIABLES)
     (small / "preprocessor_config.json").unlink(missing_ok=True)
@@ -242,7 +241,7 @@ def test_bare_weights_get_the_preprocessing_of_their_published_variant_or_an_err
     assert default_image_processor(PoolFormerConfig.from_variant("m36")).crop_pct == 0.95
 
 
-def test_imagenets_names_come_with_published_architectures():
+def test_published_architectures_have_imagenets_class_names():
     labels, wordnet_ids = imagenet_labels(), imagenet_wordnet_ids()
     assert sorted(labels) == list(range(1000))
     assert list(wordnet_ids.values()) == sorted(set(wordnet_ids.values()))
@@ -283,14 +282,14 @@ def test_imagenets_names_come_with_published_architectures():
         ({}, {"batch_size": 0, "devices": []}, "batch_size=0, devices=0: expected a whole number, at least 1"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_at_once(changes, options, message):
+def test_arguments_that_do_not_fit_together_are_refused(changes, options, message):
     config = PoolFormerConfig(**{**{field: getattr(CONFIG, field) for field in CONFIG.__dataclass_fields__}, **changes})
     with pytest.raises(ValueError, match=message):
         ImageClassifier(config, VARIABLES, **{"image_processor": PROCESSOR, **options})
 
 
 @pytest.mark.parametrize("fold_parameters", [True, False])
-def test_weights_of_another_network_are_refused_at_once(fold_parameters):
+def test_weights_of_another_network_are_refused(fold_parameters):
     variables = {"params": {name: value for name, value in VARIABLES["params"].items() if name != "head"}}
     with pytest.raises(WeightsMismatch, match="missing: head/"):
         ImageClassifier(CONFIG, variables, PROCESSOR, fold_parameters=fold_parameters)
@@ -308,7 +307,7 @@ def test_top_k_below_one_is_refused(classifier):
     ["cat.jpg", b"JFIF", np.zeros((64, 64, 3), np.uint8), {"image": "cat.jpg"}],
     ids=lambda image: type(image).__name__,
 )
-def test_one_image_is_not_taken_for_a_stream_of_its_characters_or_rows(classifier, image):
+def test_a_single_image_is_not_a_stream_of_its_characters_or_rows(classifier, image):
     with pytest.raises(ValueError, match=rf"one image, of type {type(image).__name__}\. .*stream \[image\], or call"):
         classifier.stream(image)
 
@@ -328,7 +327,7 @@ print(len(hits))
 """
 
 
-def test_the_next_process_finds_the_compiled_program(tmp_path):
+def test_the_next_process_loads_the_compiled_program(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", CACHED, str(tmp_path / "cache")]
     runs = [
@@ -339,9 +338,9 @@ def test_the_next_process_finds_the_compiled_program(tmp_path):
 
 
 class TestFeatures:
-    """What the network computes before its labels."""
+    """Feature maps and embeddings, without labels."""
 
-    def test_hidden_states_are_a_backbone_at_strides_4_to_32_for_any_size(self):
+    def test_hidden_states_have_strides_4_to_32_for_any_size(self):
         # Published strides and the paper's widths; 97 x 130 is no multiple of 32.
         config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))
         model = PoolFormerModel(config)
@@ -351,7 +350,7 @@ class TestFeatures:
         assert maps == [(1, 24, 32, 64), (1, 12, 16, 128), (1, 6, 8, 320), (1, 3, 4, 512)]
         assert shapes.last_hidden_state.shape == maps[-1]
 
-    def test_a_network_without_head_returns_the_embedding_the_head_would_see(self):
+    def test_a_network_without_head_returns_the_input_of_the_head(self):
         headless = PoolFormerConfig(depths=CONFIG.depths, hidden_sizes=CONFIG.hidden_sizes, num_labels=0)
         params = {name: value for name, value in VARIABLES["params"].items() if name != "head"}
         pixels = PROCESSOR.preprocess(PHOTOGRAPHS)["pixel_values"]

@@ -51,9 +51,9 @@ def test_a_table_pairs_each_path_with_one_name(layout):
 def test_a_transform_and_its_inverse_move_no_value(name):
     there = {"same": (5,), "conv": (5, 4, 3, 2), "pointwise": (5, 4, 1, 1), "linear": (5, 4), "position": (1, 4, 3, 2)}
     stored = np.random.default_rng(0).normal(size=there[name])
-    here = TRANSFORMS[name].here(stored)
+    here = TRANSFORMS[name].to_tree(stored)
     assert np.shares_memory(here, stored)
-    np.testing.assert_array_equal(TRANSFORMS[name].there(here), stored, strict=True)
+    np.testing.assert_array_equal(TRANSFORMS[name].to_layout(here), stored, strict=True)
 
 
 @pytest.mark.parametrize(

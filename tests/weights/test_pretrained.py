@@ -12,7 +12,8 @@ import pytest
 from golden.fixture_values import parameter
 from paths import TESTS
 from poolformer_jax import PoolFormerConfig, WeightsFileError, load_pretrained
-from saved_models import CONFIG, LABELS, save
+from poolformer_jax.weights import build_model, open_model, open_weights, transfer
+from saved_models import CONFIG, LABELS, PROCESSOR, make_variables, same, save
 
 FIXTURES = TESTS / "fixtures"
 
@@ -40,10 +41,22 @@ def test_the_moving_average_is_loaded_on_request():
     np.testing.assert_array_equal(variables["params"]["head"]["bias"], parameter("ema.head.fc.bias", (3,)))
 
 
+def test_opening_matches_the_names_once_and_finds_labels_and_preprocessing(tmp_path, monkeypatch):
+    save(tmp_path / "model", image_processor=PROCESSOR)
+    matches = []
+    match_names = transfer.match_names
+    monkeypatch.setattr(transfer, "match_names", lambda shapes: matches.append(1) or match_names(shapes))
+    opened = open_model(tmp_path / "model")
+    assert (opened.config, opened.labels, opened.image_processor) == (CONFIG, LABELS, PROCESSOR)
+    assert same(build_model(opened)[1], make_variables(CONFIG))
+    assert len(matches) == 1
+
+
 def test_our_safetensors_file_contains_its_config(tmp_path):
     config = dataclasses.replace(CONFIG, token_mixers=("identity",) * 4, norm="layer_norm", head_order="pool_norm")
     save(tmp_path / "model", config=config)
     shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "alone.safetensors")
+    assert "poolformer_jax.config" in open_weights(tmp_path / "alone.safetensors").metadata  # part of the file format
     model, _ = load_pretrained(tmp_path / "alone.safetensors")
     assert model.config == config
 

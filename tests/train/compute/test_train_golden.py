@@ -8,7 +8,7 @@ import pytest
 from golden import fixture_values
 from paths import TESTS
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
-from poolformer_jax.weights.transfer import from_torch_state_dict, to_torch_state_dict
+from poolformer_jax.weights import from_torch_state_dict, to_torch_state_dict
 from train.compute.optimizer import make_optimizer, make_schedule
 from train.compute.state import new_state
 from train.compute.step import make_train_step

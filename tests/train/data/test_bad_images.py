@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax.images import ImageError
 from small_data import SMALL, assert_same, photographs, take, write_photographs
 from train.data import HostAugmentation, SourceError, open_source
 from train.data.pipeline import BadImageError, evaluation_batches, train_batches

@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from jpegs import IMAGES, RESIZERS, encoded, photograph
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax.images import ImageError
 from train.data.augment import decode
 from train.data.augment.crops import Box, random_resized_box, shift_and_rotate
 from train.data.augment.decode import decode_crop

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jpegs import KINDS, boxes, encoded, opened, photograph
-from poolformer_jax.images.reading import ImageError
+from poolformer_jax.images import ImageError
 from train.data.augment import jpeg_region
 from train.data.augment.crops import Box
 from train.data.augment.decode import decode_crop

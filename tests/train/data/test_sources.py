@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, features
 
 from paths import TESTS
-from poolformer_jax.images.reading import read_image
+from poolformer_jax.images import read_image
 from train.data import DIGITS, DataConfig, open_source
 from train.data.sources.source import SourceError, held_out
 
