@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.files import naming_destination, write_json
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.network import PoolFormerConfig, published_variant
+from poolformer_jax.weights import model_card
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.names import LAYOUTS, leaves
-from poolformer_jax.weights.published import default_image_processor
+from poolformer_jax.weights.published import class_names, default_image_processor
 from poolformer_jax.weights.source import CONFIG, CONFIG_METADATA, WEIGHTS
 
 # The fields of transformers.PoolFormerConfig. `_check_supported` makes sure that our other fields have the values that
@@ -43,6 +44,7 @@ def write_model(
     layout: str,
     arrays: Iterable[np.ndarray],
     image_processor: PoolFormerImageProcessor | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
     """As `save_pretrained`, with arrays that are read one by one, in the order of `names.leaves(config, layout)`."""
     names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]  # also refuses an unknown layout
@@ -56,11 +58,16 @@ def write_model(
         )
     saved = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
     config_json = _config_json(saved, layout, processor)
-    file = "model.pth.tar" if layout == "sail" else "model.safetensors"
-    with _staged(Path(folder).expanduser(), file) as stage:
+    # transformers would open model.safetensors with our names, and give all parameters random values.
+    file = {"jax": "flax_model.safetensors", "sail": "model.pth.tar"}.get(layout, "model.safetensors")
+    target = Path(folder).expanduser()
+    with _staged(target, file) as stage:
         if processor is not None:
             processor.save_pretrained(stage)
         write_json(stage / CONFIG, config_json)
+        (stage / model_card.FILE).write_text(
+            model_card.model_card(target.resolve().name, saved, layout, metrics), encoding="utf-8"
+        )
         if layout == "sail":
             write_torch(stage / file, names, arrays)
         else:
@@ -109,8 +116,13 @@ def _timm_variant(config: PoolFormerConfig) -> str | None:
 def _config_json(config: PoolFormerConfig, layout: str, processor: PoolFormerImageProcessor | None) -> dict[str, Any]:
     if layout == "timm":
         return _timm_config(config, processor)
+    if layout != "hf":
+        return config.to_dict()
+    if config.id2label is None and config.num_labels == 1000 and published_variant(config):
+        # transformers does not know ImageNet's names.
+        config = dataclasses.replace(config, id2label=class_names(config))
     data = config.to_dict()
-    return {name: data[name] for name in _HF_FIELDS.split() if name in data} if layout == "hf" else data
+    return {name: data[name] for name in _HF_FIELDS.split() if name in data}
 
 
 def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor | None) -> dict[str, Any]:
@@ -181,6 +193,8 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
         try:
             yield stage
             if where == place:
+                if _is_users(place / model_card.FILE):
+                    (stage / model_card.FILE).unlink(missing_ok=True)
                 if (place / weights).exists():
                     for name in (weights, PREPROCESSOR_CONFIG):
                         (place / name).unlink(missing_ok=True)
@@ -190,3 +204,8 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
                 stage.rename(place)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _is_users(card: Path) -> bool:
+    """True for a README.md that `model_card` did not write, or that was edited since."""
+    return card.exists() and model_card.GENERATED not in card.read_text(encoding="utf-8", errors="replace")

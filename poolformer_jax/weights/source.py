@@ -1,7 +1,7 @@
 """Finds a model's files, on the Hugging Face Hub or on disk, and identifies its network.
 
-Weights are looked for under the names that transformers and timm give them, safetensors first. config.json has three
-dialects: transformers', timm's, and this package's, which is transformers' with more fields.
+Weights are looked for under the names that transformers, timm and this package give them, safetensors first.
+config.json has three dialects: transformers', timm's, and this package's, which is transformers' with more fields.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ CONFIG = "config.json"
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
+    "flax_model.safetensors",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "pytorch_model.pth",
@@ -166,7 +167,9 @@ def _weights_in(folder: Path) -> Path:
     found = [path for path in files if is_index(path)]
     found = found or [path for path in files if path.name.endswith(WEIGHTS_ENDINGS)]
     if not found:
-        raise MissingFileError(f"The folder {folder} has no weights. Expected {WEIGHTS[0]}, or another weights file.")
+        raise MissingFileError(
+            f"The folder {folder} has no weights. Expected model.safetensors, or another weights file."
+        )
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise InputError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")

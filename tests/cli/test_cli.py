@@ -82,13 +82,13 @@ def test_summary_shows_layers_of_a_variant_or_a_trained_folder(folder, capsys):
     assert "11,915,176" in output
     assert "stages_2/blocks_0..5 (pooling)" in output
     assert max(map(len, output.splitlines())) <= 80
-    for source in (folder, f"{folder}/model.safetensors", f"{folder}/config.json"):
+    for source in (folder, f"{folder}/flax_model.safetensors", f"{folder}/config.json"):
         assert main(["summary", source, "--image-size", "64"]) == 0
         assert "16 x 16 x 8" in capsys.readouterr().out
 
 
 def test_summary_reads_weights_in_shards(folder, capsys, tmp_path):
-    shutil.copy(f"{folder}/model.safetensors", tmp_path / "one.safetensors")
+    shutil.copy(f"{folder}/flax_model.safetensors", tmp_path / "one.safetensors")
     shutil.copy(f"{folder}/config.json", tmp_path)
     names = list(load_file(tmp_path / "one.safetensors"))
     index = tmp_path / "model.safetensors.index.json"

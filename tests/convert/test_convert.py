@@ -213,7 +213,7 @@ def test_a_report_does_not_overwrite_the_source(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["model/model.safetensors", "model/config.json", "model/preprocessor_config.json", "model"]
+    "name", ["model/flax_model.safetensors", "model/config.json", "model/preprocessor_config.json", "model"]
 )
 def test_a_report_does_not_overwrite_the_model(tmp_path, capsys, name):
     assert run(FIXTURES / "hf.bin", tmp_path / "model", "--report", tmp_path / name) == 1
@@ -286,7 +286,7 @@ def test_verification_finds_one_changed_bit(tmp_path):
     source = open_model(FIXTURES / "hf.bin")
     mapped = convert(source, tmp_path / "model", "jax", lambda size: None)
     assert verify(source, tmp_path / "model", mapped).passed
-    path = tmp_path / "model" / "model.safetensors"
+    path = tmp_path / "model" / "flax_model.safetensors"
     content = bytearray(path.read_bytes())
     content[content.index(parameter("norm.weight", (8,)).tobytes())] ^= 1
     path.write_bytes(content)

@@ -62,7 +62,7 @@ def test_the_python_examples_run():
     for block in blocks:
         exec(block, names)
     assert names["model"].config.num_labels == 37
-    assert Path("my-model/model.safetensors").is_file()
+    assert Path("my-model/flax_model.safetensors").is_file()
     exact = jax.jit(MODEL.apply)(VARIABLES, names["pixel_values"]).hidden_states
     for found, expected in zip(names["feature_maps"], exact, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -75,4 +75,4 @@ def test_other_arrays_of_a_detector_are_an_error_that_names_them():
 
 
 def test_the_guide_lists_all_layouts():
-    assert set(re.findall(r"^\| `(\w+)` \| `model", GUIDE, re.MULTILINE)) == set(LAYOUTS)
+    assert set(re.findall(r"^\| `(\w+)` \| `(?:flax_)?model", GUIDE, re.MULTILINE)) == set(LAYOUTS)

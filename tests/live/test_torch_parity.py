@@ -206,7 +206,7 @@ def test_verification_by_pytorch_names_the_first_stage_that_differs(tmp_path, to
     mapped = convert(source, tmp_path / "model", "jax", lambda size: None)
     result = verify(source, tmp_path / "model", mapped)
     assert result.passed and list(result.differences) == ["stage 0", "stage 1", "stage 2", "stage 3", "logits"]
-    path = tmp_path / "model" / "model.safetensors"
+    path = tmp_path / "model" / "flax_model.safetensors"
     content = path.read_bytes()
     mine = parameter("poolformer.encoder.block.2.0.output.conv1.bias", (24,)).tobytes()
     assert content.count(mine) == 1
@@ -214,3 +214,10 @@ def test_verification_by_pytorch_names_the_first_stage_that_differs(tmp_path, to
     result = verify(source, tmp_path / "model", mapped)
     assert (result.first_difference, result.passed) == ("stage 2", False)
     assert result.different == ("poolformer.encoder.block.2.0.output.conv1.bias",)
+
+
+def test_transformers_does_not_open_our_own_layout_with_random_weights(tmp_path, transformers):
+    model, variables = random_model("s12", num_labels=3)
+    save_pretrained(tmp_path / "model", model, variables)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        transformers.AutoModel.from_pretrained(tmp_path / "model")

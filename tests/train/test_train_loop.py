@@ -86,7 +86,7 @@ def test_a_fine_tuning_run_resumes_without_its_pretrained_weights(tmp_path, weig
     shutil.rmtree(weights)
     assert run(fine_tuning(parted, weights, max_steps=4)).step == 4
     assert train_losses(parted) == train_losses(whole)
-    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+    for name in ("config.json", "preprocessor_config.json", "flax_model.safetensors"):
         assert (parted / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
     with pytest.raises(FileNotFoundError):
         run(fine_tuning(tmp_path / "new", weights, seed=7))  # not one of the programs above

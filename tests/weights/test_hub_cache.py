@@ -72,7 +72,7 @@ def test_a_file_missing_from_the_cache_is_an_error_unless_the_repository_is_know
 
 def test_the_published_preprocessing_is_used_only_if_the_repository_is_known_to_have_none(tmp_path):
     save(tmp_path / "model", config=PoolFormerConfig.from_variant("s12", num_labels=2))
-    files = [tmp_path / "model" / name for name in ("config.json", "model.safetensors")]
+    files = [tmp_path / "model" / name for name in ("config.json", "flax_model.safetensors")]
     cache = make_cache(tmp_path, "someone/tiny", files)
     opened = open_model("someone/tiny", cache_dir=cache, local_files_only=True)
     with pytest.raises(ValueError, match=r"no preprocessor_config\.json\. The Hub was not.*Or pass image_processor="):

@@ -55,7 +55,7 @@ def test_opening_matches_the_names_once_and_finds_labels_and_preprocessing(tmp_p
 def test_our_safetensors_file_contains_its_config(tmp_path):
     config = dataclasses.replace(CONFIG, token_mixers=("identity",) * 4, norm="layer_norm", head_order="pool_norm")
     save(tmp_path / "model", config=config)
-    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "alone.safetensors")
+    shutil.copy(tmp_path / "model" / "flax_model.safetensors", tmp_path / "alone.safetensors")
     assert "poolformer_jax.config" in open_weights(tmp_path / "alone.safetensors").metadata  # part of the file format
     model, _ = load_pretrained(tmp_path / "alone.safetensors")
     assert model.config == config
@@ -193,7 +193,7 @@ def test_a_wrong_config_is_refused(tmp_path, text, message):
 
 def test_a_damaged_file_is_named(tmp_path):
     save(tmp_path / "model")
-    content = (tmp_path / "model" / "model.safetensors").read_bytes()
-    (tmp_path / "model" / "model.safetensors").write_bytes(content[:-7])
+    content = (tmp_path / "model" / "flax_model.safetensors").read_bytes()
+    (tmp_path / "model" / "flax_model.safetensors").write_bytes(content[:-7])
     with pytest.raises(WeightsFileError, match=r"Cannot read the weights in .*model\.safetensors"):
         load_pretrained(tmp_path / "model")

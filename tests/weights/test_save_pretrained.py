@@ -26,7 +26,8 @@ def test_a_saved_model_is_loaded_bit_for_bit_with_labels_and_preprocessing(tmp_p
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         "config.json",
         "preprocessor_config.json",
-        "model.pth.tar" if layout == "sail" else "model.safetensors",
+        "README.md",
+        {"jax": "flax_model.safetensors", "sail": "model.pth.tar"}.get(layout, "model.safetensors"),
     }
 
 
@@ -122,7 +123,7 @@ def test_an_existing_folder_gets_no_temporary_files_beside_it(tmp_path):
 
     write_model(tmp_path / "home" / "link", CONFIG, "jax", arrays(), PROCESSOR)
     assert same(load_pretrained(tmp_path / "disk" / "model")[1], make_variables(CONFIG))
-    assert len(list((tmp_path / "disk" / "model").iterdir())) == 3
+    assert len(list((tmp_path / "disk" / "model").iterdir())) == 4
     assert (tmp_path / "home" / "link").is_symlink()
 
 
@@ -132,7 +133,7 @@ def test_a_folder_is_overwritten_only_by_the_same_layout(tmp_path):
     changed["params"]["head"]["bias"] += 1
     save_pretrained(tmp_path / "model", PoolFormerForImageClassification(CONFIG), changed)
     assert same(load_pretrained(tmp_path / "model")[1], changed)
-    with pytest.raises(ValueError, match=r"already has other weights \(model.safetensors\)"):
+    with pytest.raises(ValueError, match=r"already has other weights \(flax_model.safetensors\)"):
         save(tmp_path / "model", "sail")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"Cannot write .*file: File exists"):
@@ -145,7 +146,11 @@ def test_a_model_replaces_another_one_together_with_its_preprocessing(tmp_path):
     grey = dataclasses.replace(CONFIG, num_channels=1)
     save(tmp_path / "model", config=grey)
     assert load_pretrained(tmp_path / "model")[0].config == grey
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "config.json",
+        "flax_model.safetensors",
+        "README.md",
+    }
     # A folder without weights keeps its preprocessing.
     processor = dataclasses.replace(PROCESSOR, image_mean=(0.5,), image_std=(0.5,))
     processor.save_pretrained(tmp_path / "new")
@@ -153,7 +158,7 @@ def test_a_model_replaces_another_one_together_with_its_preprocessing(tmp_path):
     assert PoolFormerImageProcessor.from_pretrained(tmp_path / "new") == processor
 
 
-@pytest.mark.parametrize("moves", range(4))
+@pytest.mark.parametrize("moves", range(5))
 def test_a_folder_never_holds_parts_of_two_models(tmp_path, monkeypatch, moves):
     folder = tmp_path / "model"
     save(folder)
@@ -168,9 +173,9 @@ def test_a_folder_never_holds_parts_of_two_models(tmp_path, monkeypatch, moves):
 
     monkeypatch.setattr(Path, "replace", killed)
     renamed = dataclasses.replace(CONFIG, id2label=dict(enumerate("abc")))
-    with pytest.raises(KeyboardInterrupt) if moves < 3 else nullcontext():
+    with pytest.raises(KeyboardInterrupt) if moves < 4 else nullcontext():
         save(folder, config=renamed, image_processor=PROCESSOR)
-    with pytest.raises(FileNotFoundError, match="has no weights") if moves < 3 else nullcontext():
+    with pytest.raises(FileNotFoundError, match="has no weights") if moves < 4 else nullcontext():
         assert load_pretrained(folder)[0].config == renamed
         assert PoolFormerImageProcessor.from_pretrained(folder) == PROCESSOR
 

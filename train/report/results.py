@@ -47,7 +47,7 @@ def write_results(
     for weights, evaluation in evaluations.items():
         params = to_host(parts.mesh, getattr(state, weights))
         if jax.process_index() == 0:
-            _write_model(config.run_dir / _FOLDERS[weights], config, parts, params)
+            _write_model(config.run_dir / _FOLDERS[weights], config, parts, params, evaluation)
             report = evaluation_report(evaluation, held_out.class_names)
             write_json(config.run_dir / _FOLDERS[weights] / "evaluation.json", report)
     if jax.process_index() == 0:
@@ -57,10 +57,15 @@ def write_results(
             write_json(config.run_dir / "finished.json", {"step": int(state.step)})
 
 
-def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any) -> None:
+def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any, evaluation: Evaluation) -> None:
     narrow = jax.tree.map(lambda array: array.astype(np.float32), params)
     save_pretrained(
-        folder, parts.network.model, {"params": narrow}, layout="jax", image_processor=config.data.image_processor()
+        folder,
+        parts.network.model,
+        {"params": narrow},
+        layout="jax",
+        image_processor=config.data.image_processor(),
+        metrics=evaluation.summary(),
     )
 
 

@@ -1,0 +1,76 @@
+"""The README.md of a model folder: a model card, as the Hugging Face Hub shows it."""
+
+from collections.abc import Mapping
+
+from poolformer_jax.network import PoolFormerConfig, published_variant
+
+FILE = "README.md"
+# A README.md without this line was written or edited by the user, and is kept.
+GENERATED = "<!-- Rewritten whenever the model is saved. Delete this line to keep your changes. -->"
+
+# The library that loads each layout, as the Hub calls it, and the code. {folder} is the folder's name.
+_LOADING = {
+    "jax": (
+        "poolformer_jax",
+        "from poolformer_jax import ImageClassifier, load_pretrained\n\n"
+        'model, variables = load_pretrained("{folder}")\n'
+        'classifier = ImageClassifier.from_pretrained("{folder}")',
+    ),
+    "hf": (
+        "transformers",
+        "from transformers import AutoModelForImageClassification\n\n"
+        'model = AutoModelForImageClassification.from_pretrained("{folder}")',
+    ),
+    "timm": ("timm", 'import timm\n\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)'),
+    "sail": (
+        "pytorch",
+        "import torch\n\n# model: a PoolFormer of sail-sg/poolformer\n"
+        'model.load_state_dict(torch.load("{folder}/model.pth.tar"))',
+    ),
+}
+
+
+def model_card(folder: str, config: PoolFormerConfig, layout: str, metrics: Mapping[str, float] | None = None) -> str:
+    """The text of the model card.
+
+    Args:
+        folder: name of the folder, used as the title and in the code that loads the model.
+        config: the network.
+        layout: the layout of the weights.
+        metrics: what is known about the quality of the weights, by name.
+    """
+    library, code = _LOADING[layout]
+    variant = published_variant(config)
+    network = f"PoolFormer {variant}" if variant else "A MetaFormer (PoolFormer family)"
+    classes = f"{config.num_labels} classes" if config.num_labels else "no head: it gives pooled features"
+    lines = [
+        "---",
+        f"library_name: {library}",
+        f"pipeline_tag: {'image-classification' if config.num_labels else 'image-feature-extraction'}",
+        "tags:",
+        "- poolformer",
+        *(["- jax"] if layout == "jax" else []),
+        "---",
+        "",
+        GENERATED,
+        "",
+        f"# {folder}",
+        "",
+        f"{network}, {classes}. Blocks per stage: {', '.join(map(str, config.depths))}; channels per stage: "
+        f"{', '.join(map(str, config.hidden_sizes))}.",
+        "",
+        f"The weights have the `{layout}` layout of [poolformer-jax](https://pypi.org/project/poolformer-jax/).",
+        "",
+        "```python",
+        code.format(folder=folder),
+        "```",
+        "",
+    ]
+    if metrics:
+        lines += [
+            "| metric | value |",
+            "|---|---|",
+            *(f"| {name} | {value:.4g} |" for name, value in metrics.items()),
+            "",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""Saved folders carry a model card that the Hub can read, and that never replaces the user's README.md."""
+
+import json
+
+import numpy as np
+import pytest
+
+from poolformer_jax import PoolFormerConfig
+from poolformer_jax.weights import leaves, load_pretrained, write_model
+from saved_models import save
+
+
+@pytest.mark.parametrize(
+    ("layout", "library", "code"),
+    [
+        ("jax", "poolformer_jax", 'load_pretrained("model")'),
+        ("hf", "transformers", 'AutoModelForImageClassification.from_pretrained("model")'),
+        ("sail", "pytorch", 'torch.load("model/model.pth.tar")'),
+    ],
+)
+def test_a_card_says_what_the_model_is_and_how_to_load_it(tmp_path, layout, library, code):
+    ModelCard = pytest.importorskip("huggingface_hub").ModelCard
+    save(tmp_path / "model", layout, metrics={"top1": 0.9375})
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == (library, "image-classification")
+    assert card.data.license is None
+    assert code in card.text and "3 classes" in card.text and "| top1 | 0.9375 |" in card.text
+
+
+def test_a_card_is_rewritten_until_the_user_edits_it(tmp_path):
+    path = tmp_path / "model" / "README.md"
+    save(tmp_path / "model", metrics={"top1": 0.25})
+    save(tmp_path / "model", metrics={"top1": 0.75})
+    assert "0.75" in path.read_text() and "0.25" not in path.read_text()
+    path.write_text("My model")
+    save(tmp_path / "model")
+    assert path.read_text() == "My model"
+
+
+def test_weights_under_the_former_name_are_loaded(tmp_path):
+    save(tmp_path / "model")
+    expected, _ = load_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "flax_model.safetensors").rename(tmp_path / "model" / "model.safetensors")
+    assert load_pretrained(tmp_path / "model")[0] == expected
+
+
+def test_a_published_network_gets_imagenets_names_for_transformers(tmp_path):
+    config = PoolFormerConfig.from_variant("s12")
+    write_model(
+        tmp_path / "model", config, "hf", (np.zeros(leaf.stored_shape, np.float32) for leaf in leaves(config, "hf"))
+    )
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert written["id2label"]["281"] == "tabby, tabby cat"
+    assert written["label2id"]["tabby, tabby cat"] == 281
