@@ -1,4 +1,4 @@
-"""What XLA is told about compiling for a platform, where its defaults cost speed."""
+"""XLA's compiler options for each platform, where XLA's defaults are slow."""
 
 import functools
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import jax
 
 ON_CPU: dict[str, Any] = {
-    # XLA keeps to 256 bits, because some processors lower their clock for wider vectors. The matrix products, most of
-    # the time here, use the wider ones anyway.
+    # XLA's default is 256, because some processors lower their clock for wider vectors. Matrix products, which take
+    # most of the time here, use 512 bits anyway.
     "xla_cpu_prefer_vector_width": 512,
-    # What XLA leaves to YNNPACK: sums, but not, as is its default, convolutions, which YNNPACK computes on one core
-    # whatever there are, and matrix products, which of few positions take it twice as long as Eigen on some
-    # processors (jaxlib 0.10.2 and 0.12.0; docs/performance.md).
+    # YNNPACK computes only sums. By default it also computes convolutions, for which it uses a single core, and matrix
+    # products, which for few positions take twice as long as with Eigen on some processors (jaxlib 0.10.2 and 0.12.0;
+    # docs/notes/speed.md).
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
 
-# A training step has many positions, and takes as long with either library's products.
+# A training step has many positions. Its matrix products take the same time with YNNPACK and with Eigen.
 TRAINING_ON_CPU: dict[str, Any] = ON_CPU | {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
 ON_GPU: dict[str, Any] = {
-    # Else XLA leaves out roundings to bfloat16, and writes between two kernels what then has twice the bytes.
+    # By default XLA skips roundings to bfloat16, and writes float32 between two kernels: twice the bytes.
     "xla_allow_excess_precision": False,
 }
 

@@ -13,16 +13,16 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         package: its `__name__`.
         modules: names in each module of the package, separated by spaces: {"config": "Config published_variant"}.
     """
-    homes = {name: module for module, names in modules.items() for name in names.split()}
+    module_of = {name: module for module, names in modules.items() for name in names.split()}
 
     def get(name: str) -> Any:
-        if name not in homes:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        value = getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
-        return sorted(homes)
+        return sorted(module_of)
 
     return get, names

@@ -1,6 +1,6 @@
 """The network as a file that runs without this package: ONNX or StableHLO.
 
-The names below are what other rooms use. Each is imported when it is first used.
+Other packages use the names below. Each is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING

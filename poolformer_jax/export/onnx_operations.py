@@ -1,7 +1,8 @@
 """The folded network as an ONNX graph, in the operations that runtimes are fastest with: `description` over nodes.
 
 Feature maps are [batch, channels, height, width], a dense layer is a 1 x 1 convolution, pooling is one AveragePool. All
-operations are plain ones of the standard, and outside of attention on four dimensions.
+operators are in the ONNX standard. Feature maps have four dimensions, except in
+`attention` and `mix_positions`.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Whether a converted network computes what the network does."""
+"""Checks that a converted network computes the logits of the model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 class ExportError(InputError):
-    """A converted network that computes other logits than the network."""
+    """The logits of a converted network differ from those of the model."""
 
 
 def difference_from_network(

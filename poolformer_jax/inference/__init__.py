@@ -1,6 +1,6 @@
-"""The trained network at work: folded, compiled, described for other readers, counted, explained, sharded by height.
+"""Inference: the folded network, `ImageClassifier`, Grad-CAM, images sharded by height, and MACs.
 
-The names below are what other rooms use. Each is imported when it is first used.
+Other packages use the names below. Each is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING

@@ -308,7 +308,7 @@ def _check_at_least_one(**counts: int) -> None:
 
 
 def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:
-    """The images before an exception of the iterable, which is put into `failures`."""
+    """Yields images until the iterable raises an exception, and appends that to `failures`."""
     try:
         yield from images
     except Exception as error:

@@ -1,11 +1,11 @@
 """The folded network, written once over named operations.
 
 `feature_maps` and `classify` walk the parameters that `folding.fold` returns, and call one method of an `Operations`
-for every step. What a step does is up to the reader of this description: `jax_operations` computes arrays,
-`export.onnx_operations` writes ONNX nodes, `cost_operations` counts multiplications.
+for every step. The three implementations of `Operations` compute arrays (`jax_operations`), write ONNX nodes
+(`export.onnx_operations`) and count multiplications (`cost_operations`).
 
-A new token mixer is an entry in `TOKEN_MIXERS`, a new activation one in `ACTIVATIONS`; every reader then has it. The
-function and the parameters that train it are in `network`.
+To add a token mixer, add an entry to `TOKEN_MIXERS`; to add an activation, add one to `ACTIVATIONS`. Then all three
+implementations have it. Training computes with `network`.
 
 Sources: arXiv 2111.11418, Figure 2 and Section 3; `folding` has the algebra.
 """
@@ -25,8 +25,8 @@ class Operations(ABC, Generic[X]):
     """The steps of the network for one kind of value `X`.
 
     A value stands for a feature map [height, width, channels] or, from `mean` on, a vector [channels] of every image in
-    a batch. The readers lay its axes out as they need. Parameters are laid out as in the parameter tree: a dense kernel
-    is [in, out], a convolution's [height, width, in, out], and a vector has an entry for each channel.
+    a batch. Implementations choose the order of its axes. Parameters have the layout of the parameter tree: a dense
+    kernel is [in, out], a convolution's [height, width, in, out], and a vector has an entry for each channel.
     """
 
     @abstractmethod
@@ -43,7 +43,7 @@ class Operations(ABC, Generic[X]):
 
     @abstractmethod
     def elementwise(self, x: X, function: str) -> X:
-        """A function of each number, such as "gelu"; `ACTIVATIONS` lists the names that every reader knows."""
+        """A function of each number: "gelu", "gelu_tanh", "relu", "sigmoid", "silu" or "tanh"."""
 
     @abstractmethod
     def add(self, x: X, y: X) -> X:
@@ -63,7 +63,7 @@ class Operations(ABC, Generic[X]):
 
     @abstractmethod
     def standardize(self, x: X, norm: str, epsilon: float) -> X:
-        """`(x - mean) / sqrt(variance + epsilon)` over the numbers that this norm, of `config.NORMS`, averages."""
+        """`(x - mean) / sqrt(variance + epsilon)`: of an image for "group_norm", of a position for "layer_norm"."""
 
     @abstractmethod
     def mean(self, x: X) -> X:
@@ -83,7 +83,7 @@ class Operations(ABC, Generic[X]):
 
     @abstractmethod
     def attention(self, qkv: X, head_dim: int) -> X:
-        """Softmax attention over all positions, from three times as many channels: queries, keys, values by heads."""
+        """Softmax attention over all positions. Channels of `qkv`: queries, keys, values, each head by head."""
 
     @abstractmethod
     def mix_positions(self, x: X, kernel: Any) -> X:

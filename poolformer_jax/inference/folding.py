@@ -2,7 +2,7 @@
 
 Exact algebra, no approximation; only the rounding of float32 differs. Write a norm as `n * gain + shift` where
 `n = (x - mean) / std` has no parameters, and `s` for a layer scale (1 where the network has none). All of these are
-vectors over channels, so each commutes with everything that treats channels alike.
+vectors over channels, so each commutes with every operation that is the same for all channels.
 
 1. Pooling branch: `s * (pool(n * gain + shift) - (n * gain + shift))`. The pooling mean counts only pixels inside the
    image, so the mean of a constant is that constant: `pool(shift) - shift = 0`, and shift is gone.
@@ -17,8 +17,8 @@ vectors over channels, so each commutes with everything that treats channels ali
    in 6. With one group, `mean(n) = (mean over positions of x - mean) / std`: the map is not normalised either.
    Without a head (num_labels=0) gain and shift are applied to the pooled vector.
 
-Line 3 reads as in Section 3.2 of arXiv 2111.11418; the rest is common practice for batch norm (arXiv 1712.05877,
-Section 3.2), which here works for norms that depend on the image because their statistics are left where they are.
+Line 3 follows from Section 3.2 of arXiv 2111.11418. The rest is the usual folding of batch norm (arXiv 1712.05877,
+Section 3.2). It also works for these norms, whose statistics depend on the image, because it leaves the statistics out.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
 
 
 def fold_tree(config: PoolFormerConfig, params: Mapping[str, Any]) -> FoldedParams:
-    """The algebra alone, in the type of the parameters, which may be tracers.
+    """The algebra without conversions: in the type of the parameters, which may be tracers.
 
     Returns:
         `stem` and `stages_{s}/downsample` {kernel, bias}; `stages_{s}/position_embedding` if the stage has one;

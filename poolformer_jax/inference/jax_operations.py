@@ -63,7 +63,7 @@ def folded_features(
     """The feature map of every stage: the `hidden_states` of the model. The arguments are those of `folded_apply`.
 
     Raises:
-        ValueError: for pixels that the model does not take either.
+        ValueError: for pixels that the model does not take.
     """
     check_pixel_values(config, pixel_values.shape)
     return feature_maps(JaxOperations(), config, folded, jnp.asarray(pixel_values).astype(dtype))
@@ -92,7 +92,7 @@ class JaxOperations(Operations[Array]):
             padding=[(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        positions: Any = x.shape[0] * x.shape[1] * x.shape[2] // stride**2  # roughly; a symbolic batch is no int
+        positions: Any = x.shape[0] * x.shape[1] * x.shape[2] // stride**2  # roughly; Any: a symbolic batch
         if isinstance(positions, int) and positions < kernel.shape[-1]:
             product = partial(_convolve_patches, stride=stride, padding=padding)
             y: Array = lax.platform_dependent(x, kernel, cpu=product, default=convolution)

@@ -121,7 +121,7 @@ def fastest_network(
         kernels, mesh, mesh.axis_names, dtype, kernel_stages(config, image_size, train=False), gradients=False
     )
     if verification is not None and verification.problem:
-        warnings.warn(f"{verification.warning} (kernels='off' leaves out this check.)", stacklevel=4)
+        warnings.warn(f"{verification.warning} (kernels='off' skips this check.)", stacklevel=4)
     if chosen is None:
         apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_at_once(mesh))
         return apply, fold(config, variables)
@@ -129,7 +129,7 @@ def fastest_network(
 
 
 def images_at_once(mesh: Mesh) -> int | None:
-    """The number of images that each device of a mesh should compute at a time; None for all that it has.
+    """The number of images that each device of a mesh should compute at a time; None for all of its images.
 
     CPU devices share the cores that this process may use.
     """

@@ -1,7 +1,7 @@
-"""What a MetaFormer is and computes: the config, its parameters, and the linen modules.
+"""The network: config, published variants, parameters, and linen modules.
 
-The names below are what other rooms use. Each is imported when it is first used: the config, the published networks and
-the table of parameters need no jax.
+Other packages use the names below. Each is imported when it is first used, because the config, the variants and the
+parameter table do not need jax.
 """
 
 from typing import TYPE_CHECKING

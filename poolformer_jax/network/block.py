@@ -22,8 +22,8 @@ _DropPaths = tuple[Callable[[Array], Array], Callable[[Array], Array]]
 class MetaFormerBlock(nn.Module):
     """Two residual branches: the token mixer communicates between positions, the MLP works on each of them.
 
-    A map that comes with its moments goes through the passes of `fused`, which compute the same function; others are
-    computed as the paper writes it. `can_fuse` says where that is possible.
+    With `moments` the block runs in the passes of `fused`; without, as the paper writes it. Both compute the same
+    function. `can_fuse` says which blocks have fused passes.
     """
 
     config: PoolFormerConfig
@@ -92,10 +92,10 @@ def _fused(
     wide = wide_type(x.dtype)
     ones = {"scale": jnp.ones(x.shape[-1])}
     scale1, scale2 = (params.get(f"layer_scale_{branch}", ones)["scale"] for branch in (1, 2))
-    # Drop path's factor for each image is what it makes of 1.
+    # Drop path of ones gives its factor for each image.
     keep1, keep2 = (drop_path(jnp.ones(len(x), wide)) for drop_path in drop_paths)
 
-    # norm1's bias is a constant over the image, and the mixer subtracts it again.
+    # norm1's bias has no effect: it is constant over the image, and the mixer subtracts it again.
     gain = params["norm1"]["scale"].astype(wide) * scale1.astype(wide)
     x, moments = pooling_residual(config.pool_size, x, moments, gain, keep1, kernels)
     norm, fc1, fc2 = params["norm2"], params["mlp"]["fc1"], params["mlp"]["fc2"]

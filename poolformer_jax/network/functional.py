@@ -1,7 +1,7 @@
 """The arithmetic of PoolFormer as pure functions of NHWC arrays.
 
-Everything here is checked against PyTorch's float64 results, because each of these operations has a plausible
-neighbour that computes something else. Sources: arXiv 2111.11418, Section 3; sail-sg/poolformer, models/poolformer.py.
+Tests compare everything here with PyTorch's float64 results, because each operation has a similar variant that computes
+something else. Sources: arXiv 2111.11418, Section 3; sail-sg/poolformer, models/poolformer.py.
 """
 
 import math
@@ -168,9 +168,9 @@ def pooling_mixer(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b
 
 
 def pooling_mixer_transpose(dy: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b h w c"]:
-    """The gradient of `pooling_mixer`: what reaches its input when `dy` is the gradient of its output.
+    """The gradient of `pooling_mixer` by its input, from the gradient `dy` of its output.
 
-    Division and window sum in the other order, because the sum over a window is its own transpose.
+    It divides before it sums over windows; the transpose of a window sum is the same window sum.
     """
     return _window_sum(dy / _window_counts(dy, pool_size), pool_size) - dy
 
@@ -201,7 +201,7 @@ def drop_path(key: PRNGKeyArray, x: Float[Array, "b ..."], rate: float) -> Float
     """Stochastic depth (arXiv 1603.09382): zeroes whole samples with probability `rate` and scales up the others.
 
     Args:
-        key: one key for this call; every residual branch has its own.
+        key: not used by any other residual branch.
         x: a residual branch, one sample per row.
         rate: probability of dropping a sample, in [0, 1).
     """
@@ -226,7 +226,7 @@ def cross_entropy(
         labels: class indices, or one probability per class (mixup, label smoothing).
 
     Returns:
-        The losses; NaN where an index is not that of a class.
+        The losses; NaN where an index is not a class.
     """
     log_probabilities = jax.nn.log_softmax(widen(logits))
     if labels.ndim == 1:

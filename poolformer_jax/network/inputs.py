@@ -1,4 +1,4 @@
-"""Checks of what the network is given: pixels and the type to compute in."""
+"""Checks of the network's inputs: the shape of the pixels, and the type to compute in."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Num
 from poolformer_jax.errors import InputError
 from poolformer_jax.network.config import PoolFormerConfig
 
-# As the public modules take them; `check_pixel_values` says more than an annotation can.
+# Of any shape, because `check_pixel_values` raises a clearer error than an annotation.
 Pixels = Num[Array | np.ndarray, "..."]
 
 
@@ -24,7 +24,7 @@ def check_dtype(dtype: Dtype) -> None:
         raise InputError(f"dtype={dtype!r}: expected float32 or bfloat16.")
 
 
-def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # a symbolic batch is no int
+def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # Any: a symbolic batch
     """Raises ValueError, with a message that says how to fix it, if the network cannot take an input of this shape."""
     channels, smallest = config.num_channels, config.smallest_side
     wanted = f"Expected [batch, height, width, {channels}]"

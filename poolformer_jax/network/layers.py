@@ -1,6 +1,6 @@
-"""Linen's part of a block: parameters declared from the table, and drop path.
+"""Linen modules that declare parameters from the table, and drop path.
 
-What the parameters are used for is in `functional`, `token_mixers`, `block` and `heads`, as functions of them.
+`functional`, `token_mixers`, `block` and `heads` compute with these parameters.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class _Group(nn.Module):
 
 
 def initial_value(key: PRNGKeyArray, parameter: Parameter) -> Float[Array, "..."]:
-    """A parameter as it starts, float32."""
+    """The initial value of a parameter, float32."""
     distribution, size = parameter.initial
     match distribution:
         case "uniform":

@@ -14,11 +14,11 @@ from poolformer_jax.network.parameter_table import BLOCK, NETWORK, STAGE, Parame
 
 
 class InitialValues(NamedTuple):
-    """How a parameter starts.
+    """The initial values of a parameter.
 
     Attributes:
         distribution: "uniform" from -size to size, "normal" with standard deviation `size`, or "constant".
-        size: the number above; the value of a constant.
+        size: the bound, the standard deviation, or the constant.
     """
 
     distribution: str
@@ -34,7 +34,7 @@ class Parameter(NamedTuple):
         stage: the index of its stage; outside the stages, of the stage that its sizes come from.
         block: the index of its block in the stage; 0 outside the blocks.
         shape: its shape.
-        initial: how it starts.
+        initial: its initial values.
     """
 
     row: ParameterRow
@@ -59,7 +59,7 @@ def all_parameters(config: PoolFormerConfig, *, classifier: bool = True) -> tupl
 def parameters_of_rows(
     config: PoolFormerConfig, rows: Iterable[ParameterRow], *, classifier: bool = True
 ) -> Iterator[Parameter]:
-    """The parameters that some rows stand for: those outside the stages, then stage by stage and block by block."""
+    """The parameters of some rows of the table: those outside the stages, then stage by stage and block by block."""
     rows = tuple(rows)
     for stage, depth in enumerate(config.depths):
         for place, blocks in ((NETWORK, int(stage == 0)), (STAGE, 1), (BLOCK, depth)):
@@ -112,7 +112,7 @@ def is_present(config: PoolFormerConfig, row: ParameterRow, stage: int, *, class
 
 
 def check_variables(config: PoolFormerConfig, variables: Mapping[str, Any]) -> None:
-    """Makes sure that the variables are those of the classifier that the config describes.
+    """Checks that `variables` have the names and shapes of the classifier that `config` describes.
 
     Raises:
         WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
@@ -144,7 +144,7 @@ def leaves_by_path(
     if classifier is None:
         classifier = any(path.startswith("norm/") for path in leaves)
     check_names_and_shapes(
-        "These variables are not those of the config given:",
+        "The variables do not match the config:",
         {path: np.shape(leaf) for path, leaf in leaves.items()},
         {parameter.path: parameter.shape for parameter in all_parameters(config, classifier=classifier)},
     )
@@ -197,7 +197,7 @@ def _sizes(config: PoolFormerConfig, stage: int) -> dict[str, int]:
 def _initial_values(config: PoolFormerConfig, name: str, sizes: Mapping[str, int]) -> InitialValues:
     return {
         "uniform": InitialValues("uniform", 1 / math.sqrt(sizes["k"] ** 2 * sizes["i"])),
-        # The authors truncate it at ±2 in absolute terms, a hundred standard deviations away: not at all.
+        # The authors truncate it at ±2: a hundred standard deviations, so no value is affected.
         "normal": InitialValues("normal", 0.02),
         "zeros": InitialValues("constant", 0.0),
         "ones": InitialValues("constant", 1.0),

@@ -1,6 +1,6 @@
-"""What a block mixes tokens with: functions of the config, the mixer's parameters, and a normalised feature map.
+"""Token mixers: functions of the config, the mixer's parameters, and a normalised feature map.
 
-The paper's claim is that this choice matters little; these are the choices that its Table 5 compares. To add a mixer,
+The paper claims that this choice matters little, and compares these mixers in its Table 5. To add a mixer,
 add a function to `TOKEN_MIXERS` and its parameters to `parameter_table.MIXER_PARAMETERS`.
 Source: arXiv 2111.11418, Section 4.3; sail-sg/poolformer, models/metaformer.py.
 """

@@ -1,4 +1,4 @@
-"""The published networks as data: what differs from the config's defaults, the reported accuracy, where weights are.
+"""The published networks as data: what differs from the config's defaults, the reported accuracy, the Hub names.
 
 Sources: arXiv 2111.11418, Tables 1 and 2 (the five sizes) and 5 (the ablations); sail-sg/poolformer: README, Section 2,
 "PoolFormer Models" (top-1 on ImageNet-1k's validation images at 224 x 224, MACs counted by fvcore),

@@ -1,7 +1,7 @@
-"""PoolFormer's blocks and convolutions in few passes over the feature map, with gradients of their own.
+"""PoolFormer's blocks and convolutions in few passes over the feature map, with custom gradients.
 
 The functions here compute what the linen layers of `network` compute. They take arrays, and know neither the model nor
-its config. What the rest of the library uses is imported when it is first asked for.
+its config. Other packages use the names below. Each is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING

@@ -17,8 +17,8 @@ Each of the four passes (two branches, forward and backward) is written once for
 time (`cpu_batching`); a TPU runs it with pixels grouped to fill its lanes (`tpu_layout`), or as a Pallas kernel
 (`kernels`).
 
-Both branches are functions of the map AND of its moments, and have a gradient for each: together the chain rule of the
-norm, to any order. They have no forward-mode derivative (`jax.jvp`); `MetaFormerBlock` has one.
+Both branches are functions of the map and of its moments, with a gradient for each. Together these give the gradient of
+the norm, to any order. The branches have no forward-mode derivative (`jax.jvp`); `MetaFormerBlock` has one.
 """
 
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def pooling_residual(
         x_moments: their moments.
         gain: norm1's gain times the layer scale.
         keep: drop path's factor for each image, 1 without drop path; a constant without a gradient.
-        kernels: compute the branch on their platform where they support it.
+        kernels: compute the passes that they support, on their platform.
     """
     branch = partial(_pooling_branch, pool_size, kernels)
     return with_auto_sharding(branch, x, x_moments, gain, keep, specs=_specs(x))
@@ -133,7 +133,7 @@ def _xla_pooling_residual(
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
     x, x_moments, keep = inputs
     x, gain = tpu_layout.group_pixels(x, pixels), tpu_layout.tile_channels(gain, pixels)
-    # `pool(x) - x` cancels: in bfloat16 only the result is rounded, once.
+    # In float32, because `pool(x) - x` cancels digits. Only the result is rounded.
     branch = tpu_layout.pooling_mixer(pixels, x, pool_size) * _scale(gain, x_moments.inverse_std * keep)
     y = (widen(x) + branch).astype(x.dtype)
     return (tpu_layout.ungroup_pixels(y, pixels), shifted_moments(x_moments.mean, y)), ()
@@ -196,7 +196,7 @@ def mlp_residual(
         x_moments: their moments.
         weights: the two layers with norm2 and the layer scale folded in.
         keep: drop path's factor for each image, 1 without drop path; a constant without a gradient.
-        kernels: compute the branch on their platform where they support it.
+        kernels: compute the passes that they support, on their platform.
     """
     branch = partial(_mlp_branch, activation, kernels)
     return with_auto_sharding(branch, x, x_moments, weights, keep, specs=_specs(x))
@@ -334,15 +334,15 @@ def _run_pass(
     saved: tuple[Any, ...] = (),
     on_gpu: Callable[..., Any] | None = None,
 ) -> Any:
-    """Runs a pass as suits the platform that the program is compiled for.
+    """Runs a pass in the way that is fast on the platform that the program is compiled for.
 
     Args:
         kernels: used if they support the pass.
         name: the pass.
-        compute: the pass for XLA, of (pixels in a group, arrays of some images, replicated).
-        batched: arrays whose first axis is the batch, a feature map first.
+        compute: the pass for XLA: a function of (pixels in a group, arrays of some images, replicated).
+        batched: arrays whose first axis is the batch; the first is a feature map.
         replicated: the parameters.
-        saved: more such arrays, which only a CPU's pass takes.
+        saved: further arrays like `batched`, which only the CPU's pass takes.
         on_gpu: replaces `compute` on a GPU.
 
     Returns:

@@ -1,11 +1,11 @@
-"""A batch computed a few images at a time, whose feature maps stay in a CPU's caches.
+"""Computes a batch a few images at a time, so that their feature maps stay in a CPU's caches.
 
-A CPU computes a block faster than its memory brings the feature maps. A few images at a time stay in the caches from
-the first pass over them to the last. All microbatches use the same few megabytes: allocating the hidden layers of a
-whole batch in every step would cost more than the arithmetic on them.
+A CPU computes a block faster than its memory delivers the feature maps. A few images stay in the caches from the first
+pass over them to the last. All microbatches use the same few megabytes: allocating the hidden layers of a whole batch
+in every step would cost more than the arithmetic on them.
 
-CPU devices that share a batch would fetch each other's images for this. Training on several CPU devices is for tests;
-inference computes each device's images separately (`inference.program.shard_on_cpu`).
+With several CPU devices, XLA moves images between them for this. Training does so only in tests; inference computes
+each device's images separately (`inference.program.shard_on_cpu`).
 """
 
 import math
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from poolformer_jax.network.fused.sharding_types import match_varying_axes
 
 MICROBATCH_BYTES = 2**20
-"""Of a feature map. Its hidden layer is four times as large, enough for matrix products at full speed."""
+"""Size of a microbatch's feature map. Its hidden layer is four times as large: products run at full speed."""
 
 SAVE_HIDDEN_CHANNELS = 256
 """From this width on, save the hidden layer for the backward pass instead of recomputing it."""
@@ -35,7 +35,7 @@ def microbatched(function: Callable[[Any], tuple[_Results, _Sums]], images: Any)
     """`function(images)`, computed for a few images at a time.
 
     Args:
-        function: takes such a tree for some of the images; returns results for each image, and sums over them.
+        function: takes a tree like `images` for some of them; returns results for each image, and sums over them.
         images: a tree of arrays whose first axis is the batch; the first of them is a feature map.
     """
     x = jax.tree.leaves(images)[0]
@@ -78,8 +78,8 @@ def largest_divisor(number: int, limit: int) -> int:
 def dense_kernel_gradient(x: Float[Array, "b h w c"], dy: Float[Array, "b h w d"], dtype: Dtype) -> Float[Array, "c d"]:
     """`x.T @ dy` over all positions, summed in `dtype`, in the order that is fast on a CPU.
 
-    The product is one of matrices, because XLA would transpose maps before it contracts several axes. The narrower
-    matrix is the transposed one, which is up to twice as fast. The barrier keeps XLA from swapping them back.
+    Maps become matrices first, because XLA would transpose maps before it contracts several axes. Transposing the
+    narrower matrix is up to twice as fast. The barrier keeps XLA from swapping them back.
     """
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     product = partial(lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), preferred_element_type=dtype)

@@ -1,6 +1,6 @@
 """The convolution at the start of a stage, with a custom gradient rule.
 
-Its parameters are float32, and are multiplied in the map's type. JAX's default rule rounds their gradients to that type
+Its parameters are float32 and are cast to the map's type. JAX's default rule rounds their gradients to that type
 before the all-reduce over the devices of a mesh. This rule sums them in float32 over all pixels and devices, and XLA
 reduces them together with all other gradients.
 """

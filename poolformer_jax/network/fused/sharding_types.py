@@ -1,4 +1,4 @@
-"""How a jax array's type says that the devices of a mesh share it.
+"""Shardings in the types of jax arrays: explicit mesh axes, and axes that vary inside `jax.shard_map`.
 
 With a mesh of explicit axes (`jax.make_mesh` makes them) an array's type holds its sharding, and jax refuses an
 operation whose result could have several shardings. Inside `jax.shard_map` the type holds the axes along which the
@@ -21,7 +21,7 @@ _Results = TypeVar("_Results")
 
 
 def with_auto_sharding(function: Callable[..., _Results], *arguments: Any, specs: Any) -> _Results:
-    """`function(*arguments)`, where the compiler chooses the shardings inside and all arguments vary alike.
+    """`function(*arguments)`, where the compiler chooses the shardings and all arguments vary along the same axes.
 
     Args:
         function: of trees of arrays, to a tree of arrays.

@@ -1,7 +1,7 @@
 """Mean and variance of each image's feature map, as values that are passed along with the map.
 
-A group norm with one group needs two numbers of an image. If they are known beforehand, the norm needs no pass over the
-map, so `block` sums them while it computes a map, and returns them with it.
+A group norm with one group needs two numbers of an image. `block` sums them while it computes a map, and returns them
+with it, so the next norm needs no pass over the map.
 """
 
 import math

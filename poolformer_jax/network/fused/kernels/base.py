@@ -1,4 +1,4 @@
-"""What all kernels have in common: their interface, the sizes that they take, and how devices share a batch."""
+"""The interface of the kernels, the sizes that they support, and how devices share a batch."""
 
 import dataclasses
 import math
@@ -18,19 +18,19 @@ Pass = Literal["pooling_residual", "pooling_gradient", "mlp_residual", "mlp_grad
 POOL_SIZE = 3
 TPU_IMAGES = 16  # rows in a TPU's register of bfloat16
 GPU_ROWS = 64  # positions of a map in a program
-_LARGEST_BLOCK = 64  # channels that a GPU's registers hold
+_LARGEST_BLOCK = 64  # most channels that a GPU's registers hold
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
     """The interface of `TpuKernels` and `GpuKernels`.
 
-    XLA does not partition kernels, so they have to know which devices share a batch.
+    XLA does not partition kernels, so they must know which devices share a batch.
 
     Attributes:
         mesh: the devices of the computation; None for one device, and inside `jax.shard_map` with `check_vma=False`.
         batch_axes: the axes of the mesh over which the batch is sharded.
-        interpret: compute what the kernels compute on any platform, slowly; for tests.
+        interpret: run the kernels in Pallas's interpreter, slowly, on any platform; for tests.
     """
 
     platform: ClassVar[str]

@@ -1,4 +1,4 @@
-"""The kernels for TPUs and for NVIDIA GPUs: the devices that they run on, and the maps that they take."""
+"""The kernels for TPUs and for NVIDIA GPUs: the devices that they run on, and the maps that they support."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ TPU_KINDS = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
 OLDEST_GPU = 8.0  # compute capability of Ampere, the first that multiplies bfloat16
 
 _WIDEST_ROW = 64  # the kernel's code is unrolled over a row's positions
-_SMALLEST_BLOCK = 16  # channels that a GPU's matrix units take
+_SMALLEST_BLOCK = 16  # fewest channels that a GPU's matrix units take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TpuKernels(Kernels):
     Attributes:
         mesh: the devices of the computation; None for one.
         batch_axes: the axes of the mesh over which the batch is sharded.
-        interpret: compute what the kernels compute on any platform, slowly; for tests.
+        interpret: run the kernels in Pallas's interpreter, slowly, on any platform; for tests.
     """
 
     platform: ClassVar[str] = "tpu"
@@ -67,12 +67,12 @@ class TpuKernels(Kernels):
 class GpuKernels(Kernels):
     """Lets a model use Pallas kernels where it is compiled for NVIDIA GPUs, Ampere or newer.
 
-    Several devices are named as with `TpuKernels`.
+    Pass several devices as for `TpuKernels`.
 
     Attributes:
         mesh: the devices of the computation; None for one.
         batch_axes: the axes of the mesh over which the batch is sharded.
-        interpret: compute what the kernels compute on any platform, slowly; for tests.
+        interpret: run the kernels in Pallas's interpreter, slowly, on any platform; for tests.
     """
 
     platform: ClassVar[str] = "cuda"

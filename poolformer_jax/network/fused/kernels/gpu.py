@@ -5,8 +5,8 @@ the activation, writes and reads it again, and does so several times more in the
 block's time. Kernels do not write it at all in narrow stages (`gpu_narrow`), and write it once in wide ones
 (`gpu_wide`).
 
-Triton compiles the kernels. jax has deprecated Pallas' Triton backend since 0.11. With a jax that has none, importing
-this module raises ImportError.
+Triton compiles the kernels. jax has deprecated Pallas' Triton backend since 0.11. Where jax lacks it, importing this
+module raises ImportError.
 """
 
 import math
@@ -26,7 +26,7 @@ from poolformer_jax.network.fused.statistics import Moments
 
 # In a wider stage reading all weights for a few rows costs more than writing the hidden layer.
 _MOST_CHANNELS = 128
-# Blocks of a narrow stage's channels: the sums of seven, 112 channels by 16, overflow Blackwell's tensor memory.
+# With seven blocks (112 channels in blocks of 16) the sums overflow Blackwell's tensor memory.
 _MOST_BLOCKS = 5
 
 _Map = Float[Array, "b h w c"]
@@ -54,7 +54,10 @@ def mlp_gradient(
     batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     weights: _Weights,
 ) -> tuple[tuple[_Map, Moments], _Weights]:
-    """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
+    """The gradient of `mlp_residual` by x, its moments and the weights.
+
+    `batched` holds x, its moments, keep; y, its moments; and the gradients of these two.
+    """
     x, x_moments, keep, y, y_moments, dy, dmoments = batched
     coefficients = statistics.moments_gradient_coefficients(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.run_on_shards(

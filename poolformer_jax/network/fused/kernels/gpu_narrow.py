@@ -21,7 +21,7 @@ from poolformer_jax.network.functional import gelu_fit
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
 from poolformer_jax.network.fused.kernels.base import GPU_ROWS, block_size
 
-_PROGRAMS = 512  # that share the weights' gradients: a few for each of a GPU's multiprocessors
+_PROGRAMS = 512  # most programs that share the weights' gradients: a few for each of a GPU's multiprocessors
 
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
@@ -85,7 +85,7 @@ def forward(
 def backward(
     maps: tuple[_Map, _Map, _Map], vectors: tuple[_PerImage, ...], weights: _Weights, *, interpret: bool
 ) -> tuple[_Map, tuple[_PerImage, _PerImage], _Weights]:
-    """The gradient of `forward`, channel_slice that of `y` is `dy + slope * y + offset`.
+    """The gradient of `forward`, where the gradient of `y` is `dy + slope * y + offset`.
 
     Args:
         maps: (x, y, dy).
@@ -226,7 +226,7 @@ class _Blocks:
         return [jnp.zeros((GPU_ROWS, self.side), jnp.float32) for _ in self.channels]
 
     def gather(self, rows: Any, *refs: Any) -> list[Float[Array, "rows 1"]]:
-        """For each row, the numbers of its image."""
+        """For each row, the values that its image has in `refs`."""
         image = (rows.start + jnp.arange(GPU_ROWS)) // self.positions
         return [ref[image][:, None] for ref in refs]
 

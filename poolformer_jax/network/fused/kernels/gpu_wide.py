@@ -1,4 +1,4 @@
-"""The MLP branch of wide stages on NVIDIA GPUs: a kernel in either pass for the hidden layer, the rest by XLA.
+"""The MLP branch of wide stages on NVIDIA GPUs: a kernel in each pass computes the hidden layer, XLA the rest.
 
 With many channels a program cannot hold a row of the map, so the hidden layer has to be written. In the forward pass
 one kernel computes and writes it, activation included. In the backward pass one kernel computes it from the map, and

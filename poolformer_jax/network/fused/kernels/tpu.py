@@ -1,6 +1,7 @@
-"""The kernels on TPUs, as `block` calls them: with the batch as a map's first axis, moments, and one pixel's matrices.
+"""The kernels on TPUs, with the arguments that `block` passes: maps [batch, ...], moments, and ungrouped matrices.
 
 Each function takes arrays of the batch, then parameters; it returns results for each image, then sums over all images.
+The arrays of a gradient are x, its moments, keep; y, its moments; and the gradients of these two.
 """
 
 import math
@@ -44,7 +45,7 @@ def pooling_gradient(
     batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     gain: _PerChannel,
 ) -> tuple[tuple[_Map, _PerImage], _PerChannel]:
-    """The gradient of `pooling_residual` by x, its variance, and gain, of (x, .., keep, y, .., dy, ..)."""
+    """The gradient of `pooling_residual` by x, its variance, and gain."""
     x, x_moments, keep, y, y_moments, dy, dmoments = batched
     inverse_std = x_moments.inverse_std
     coefficients = statistics.moments_gradient_coefficients(math.prod(y.shape[1:]), y_moments, dmoments)
@@ -80,7 +81,7 @@ def mlp_gradient(
     batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
     weights: _Weights,
 ) -> tuple[tuple[_Map, Moments], _Weights]:
-    """The gradient of `mlp_residual` by x, its moments, and the weights, of (x, .., keep, y, .., dy, ..)."""
+    """The gradient of `mlp_residual` by x, its moments, and the weights."""
     x, x_moments, keep, y, y_moments, dy, dmoments = batched
     coefficients = statistics.moments_gradient_coefficients(math.prod(y.shape[1:]), y_moments, dmoments)
     dx, (total, products), dweights = kernels.run_on_shards(

@@ -17,7 +17,7 @@ from poolformer_jax.network.functional import gelu_fit
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
 from poolformer_jax.network.fused.kernels import tpu_tiles
 
-_HIDDEN_NUMBERS = 5 * 2**18  # of the hidden layer in a tile
+_HIDDEN_NUMBERS = 5 * 2**18  # most numbers of the hidden layer in a tile
 _ROWS, _IMAGES = 1024, 64
 _SUBLANES = 8
 
@@ -112,7 +112,7 @@ def backward(
     pixels: int,
     interpret: bool,
 ) -> tuple[_Map, tuple[_PerImageAndChannel, _PerImageAndChannel], _WeightGradients]:
-    """The gradient of `forward`, where that of `y` is `dy + slope * y + offset`.
+    """The gradient of `forward`, where the gradient of `y` is `dy + slope * y + offset`.
 
     Args:
         maps: (x, y, dy).

@@ -1,7 +1,7 @@
 """The pooling branch, forward and backward, as TPU kernels.
 
 A tile holds a few rows of some images, and reads one row above and below. The kernel computes row by row, from left to
-right: it sums every column of three once, and every window from three such sums, all in registers. Windows are 3 x 3
+right: it sums each column of three once, and adds three such sums for each window, all in registers. Windows are 3 x 3
 and count only the pixels inside the image.
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
 from poolformer_jax.network.fused.kernels import tpu_tiles
 
-_ROW_BYTES = 6 * 2**20  # of one map in a tile
+_ROW_BYTES = 6 * 2**20  # most bytes of one map in a tile
 _NUMBERS_AT_ONCE = 2**13  # one position of a tile: eight registers in float32
 
 _Map = Float[Array, "h w b c"]
@@ -96,7 +96,7 @@ def backward(
     pixels: int,
     interpret: bool,
 ) -> tuple[_Map, tuple[_PerImageAndChannel], tuple[()]]:
-    """The gradient of `forward` by `x`, where that of `y` is `dy + slope * y + offset`.
+    """The gradient of `forward` by `x`, where the gradient of `y` is `dy + slope * y + offset`.
 
     Args:
         maps: (x, y, dy).

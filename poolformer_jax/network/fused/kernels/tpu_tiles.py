@@ -71,6 +71,6 @@ def options(
         "grid": grid,
         "compiler_params": pltpu.CompilerParams(dimension_semantics=axes, vmem_limit_bytes=VMEM_BYTES),
         "cost_estimate": pl.CostEstimate(flops=flops, transcendentals=transcendentals, bytes_accessed=sum(sizes)),
-        # benchmarks/kernel_schedules.py reads how often the kernel's loops run.
+        # benchmarks/compiled/tpu_program.py reads how often the kernel's loops run.
         "metadata": {"rounds": str(rounds), "tiles": str(math.prod(grid))},
     }

@@ -1,4 +1,4 @@
-"""Kernels are used only where they compute what XLA computes on the same devices.
+"""Compares kernels with XLA on the devices; a program uses them only if they agree.
 
 Every pass is compiled and compared on random maps with the network's numbers of channels, before the first training
 step and when an `ImageClassifier` is made. Both results are in bfloat16 and differ by its rounding, a few percent at
@@ -141,7 +141,7 @@ def verify_kernels(kernels: Kernels, stages: Sequence[StageShape], *, gradients:
             with jax.set_mesh(mesh):
                 # Waits for the devices, whose errors count too.
                 differences = np.asarray(compute(name, kernels, [random_inputs(index) for index in supported]))
-        # Whatever it is: a missing compiler, one that refuses a kernel, a device that fails.
+        # Of any type: there is no compiler, the compiler rejects a kernel, or a device fails.
         except Exception as error:
             return Verification(math.inf, name, f"{name} cannot run: {type(error).__name__}: {error}")
         for index, difference in zip(supported, differences.tolist()):
