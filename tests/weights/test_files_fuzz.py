@@ -25,7 +25,7 @@ def opens_or_is_refused(path):
             return
 
 
-FUZZ = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SEEDS = {
     name: (FIXTURES / name).read_bytes()
     for name in ("views.pth", "views_legacy.pth", "hf_sharded/model-00002-of-00002.safetensors")

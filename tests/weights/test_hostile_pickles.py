@@ -89,8 +89,8 @@ def test_a_pickle_with_too_many_instructions_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_large_argument_of_many_calls_is_not_copied_for_each(tmp_path):
-    # 10,000 numbers in a list, and 1,000 torch.Size of it.
-    body = b"]q\x00(" + b"K\x01" * 10_000 + b"e" + (archives.name_of("torch", "Size") + b"h\x00\x85R") * 1000
+    # 3,000 numbers in a list, and 1,000 torch.Size of it.
+    body = b"]q\x00(" + b"K\x01" * 3_000 + b"e" + (archives.name_of("torch", "Size") + b"h\x00\x85R") * 1000
     refused(
         archives.zip_archive(tmp_path / "copies.pth", archives.program(body), {}), "builds a size from something other"
     )

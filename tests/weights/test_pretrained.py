@@ -85,9 +85,12 @@ TIMM_CONFIG = {
         ({"label_names": ["a", "b"]}, None),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("file", ["timm_checkpoint.pth.tar", "sail_checkpoint_legacy.pth.tar"])
-def test_timms_config_gives_labels_and_head_order_for_any_layout(tmp_path, file, entries, labels):
-    shutil.copy(FIXTURES / file, tmp_path / "pytorch_model.bin")
+@pytest.mark.parametrize("layout", ["timm", "sail"])
+def test_timms_config_gives_labels_and_head_order_for_any_layout(tmp_path, layout, entries, labels):
+    if layout == "timm":
+        shutil.copy(FIXTURES / "timm_float16.pth", tmp_path / "pytorch_model.bin")
+    else:
+        save(tmp_path, layout)
     (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | entries))
     model, _ = load_pretrained(tmp_path)
     assert (model.config.head_order, model.config.id2label) == ("pool_norm", labels)
@@ -105,7 +108,7 @@ def test_timms_config_gives_labels_and_head_order_for_any_layout(tmp_path, file,
     ],
 )
 def test_timms_config_of_another_model_is_refused(tmp_path, entries, message):
-    shutil.copy(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "pytorch_model.bin")
+    shutil.copy(FIXTURES / "timm_float16.pth", tmp_path / "pytorch_model.bin")
     right = {"in_chans": 3, "depths": [1, 1, 2, 1], "dims": [2, 4, 6, 8], "drop_path_rate": 0.1}
     (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | {"global_pool": "avg", "model_args": right}))
     load_pretrained(tmp_path)

@@ -246,8 +246,7 @@ def test_preprocessing_with_another_number_of_channels_is_not_saved(tmp_path, ch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("layout", ["jax", "hf", "sail", "timm"])
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize(("layout", "channels"), [("jax", 1), ("hf", 4), ("sail", 1), ("timm", 4)])
 def test_a_network_with_other_channels_is_saved_without_preprocessing(tmp_path, layout, channels):
     order = "pool_norm" if layout == "timm" else "norm_pool"
     config = PoolFormerConfig.from_variant("s12", num_labels=3, num_channels=channels, head_order=order)
