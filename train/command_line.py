@@ -205,8 +205,12 @@ def _prepare(arguments: Sequence[str]) -> int:
             bar.update(task, completed=images, total=total, description=doing, refresh=True)
 
         prepared = prepare_data(config, show)
+    if prepared.was_packed:
+        print("already packed; nothing was written")
     for split, images in prepared.images.items():
         print(f"{split}: {images:,} images")
+    for line in prepared.skipped:
+        print(line)
     for name in prepared.left_out:
         print(f"left out: {name}")
     print(f"Train on it with --data.source tfds:{prepared.folder}")

@@ -8,12 +8,21 @@ import math
 import signal
 from collections.abc import Iterable
 
+import jax
 from rich.console import Console
 
 from poolformer_jax.errors import PoolFormerError
 from train.compute import Evaluation, StopRequest, TrainState, evaluate, initialize, process_part, to_devices
 from train.config import TrainConfig
-from train.data import Batches, evaluation_batches, evaluation_steps, open_source, train_batches
+from train.data import (
+    Batches,
+    Source,
+    describe_skipped,
+    evaluation_batches,
+    evaluation_steps,
+    open_source,
+    train_batches,
+)
 from train.report import Journal, Profiler, Record, write_results
 from train.resume import open_run
 from train.setup import Assembly, assemble
@@ -77,6 +86,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         stop.check_interrupt()
         found = open_run(config, source, held_out)
         stop.check_interrupt()
+        _report_data(config, source, console)
         parts = assemble(config, source.class_names, len(source), kept=found.network)
         _warn_of_unused_kernels(parts)
         stop.check_interrupt()
@@ -121,6 +131,22 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 _check_held_out_loss(evaluations["params"], config)
             write_results(config, parts, state, held_out, evaluations, finished=times.schedule_ends)
     return Outcome(step, evaluations, None)
+
+
+def _report_data(config: TrainConfig, source: Source, console: Console) -> None:
+    """Reports files that are not trained on, and a split that is smaller than a batch."""
+    if jax.process_index() > 0:
+        return
+    if skipped := describe_skipped(source):
+        console.print(f"{config.data.source}: {skipped}", highlight=False, markup=False, soft_wrap=True)
+    if len(source) < config.data.batch_size:
+        _LOG.warning(
+            "The split %s has %d images, fewer than a batch of %d: every batch repeats images, and each step counts as "
+            "an epoch. Expected a smaller --data.batch-size.",
+            config.data.train_split,
+            len(source),
+            config.data.batch_size,
+        )
 
 
 def _warn_of_unused_kernels(parts: Assembly) -> None:

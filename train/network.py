@@ -102,7 +102,7 @@ def _load(
     if wanted.keep_head:
         loaded, variables = build_model(opened)
         remedy = "leave --model.keep-head away to start with a new head"
-        check_same_classes(wanted.source, loaded.config, "the data", class_names, remedy)
+        check_same_classes(wanted.source, loaded.config, "the data", class_names, remedy, data.class_map is not None)
     else:
         loaded, variables = build_model(opened, num_labels=len(class_names), reset_head=True, key=key)
     if loaded.config.num_channels != data.num_channels:

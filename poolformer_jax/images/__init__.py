@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from poolformer_jax.images.processor import share_of_edge as share_of_edge
     from poolformer_jax.images.processor import unit_mean_and_std as unit_mean_and_std
     from poolformer_jax.images.processor_config import PREPROCESSOR_CONFIG as PREPROCESSOR_CONFIG
+    from poolformer_jax.images.reading import HEIF_SUFFIXES as HEIF_SUFFIXES
     from poolformer_jax.images.reading import ImageError as ImageError
     from poolformer_jax.images.reading import ImageLike as ImageLike
     from poolformer_jax.images.reading import image_suffixes as image_suffixes
@@ -27,6 +28,6 @@ __getattr__, __dir__ = lazy_names(
         "imagenet": "imagenet_labels imagenet_wordnet_ids",
         "processor": "PoolFormerFeatureExtractor PoolFormerImageProcessor is_one_image share_of_edge unit_mean_and_std",
         "processor_config": "PREPROCESSOR_CONFIG",
-        "reading": "ImageError ImageLike image_suffixes is_upright printable raising_image_errors read_image",
+        "reading": "HEIF_SUFFIXES ImageError ImageLike image_suffixes is_upright printable raising_image_errors read_image",
     },
 )

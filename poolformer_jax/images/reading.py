@@ -40,6 +40,9 @@ DATA_FORMATS = ("channels_last", "channels_first")
 # Formats that Pillow opens but cannot decode to pixels: drawings, measurements, films.
 _WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
+# Photos of phones; read by the plugin pillow-heif.
+HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+
 
 class ImageError(InputError):
     """A picture that cannot be read; the message says why."""

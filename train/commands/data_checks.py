@@ -11,7 +11,7 @@ from poolformer_jax.fields import first_few
 from poolformer_jax.images import ImageError, read_image
 from train.commands.finding import Finding
 from train.config import TrainConfig
-from train.data import ArraySource, FolderSource, Source, TrainingTransform, image_of
+from train.data import ArraySource, FolderSource, Source, TrainingTransform, describe_skipped, image_of
 
 # Images of each split that are read; the chance to miss 1 % bad ones is 0.99**256, about 8 %.
 _SAMPLE = 256
@@ -22,9 +22,9 @@ _FEW_READS = 500.0
 
 def check_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
     """Counts, the speed of random reads, and whether a sample of the images can be read."""
-    subject = f"data, {split}"
+    subject, skipped = f"data, {split}", describe_skipped(source)
     classes = f"{len(source.class_names):,} classes ({first_few(source.class_names)})"
-    yield Finding("fine", subject, f"{len(source):,} images of {classes}{_ignored_files(source)}")
+    yield Finding("fine", subject, f"{len(source):,} images of {classes}{skipped and f'; {skipped}'}")
     if split == config.data.train_split and len(source) < config.data.batch_size:
         yield Finding(
             "warning",
@@ -77,15 +77,6 @@ def _check_held_out_classes(held_out: ArraySource | FolderSource) -> Iterator[Fi
             f"{len(missing):,} have no held-out image, so their accuracy stays unknown: {first_few(missing)}",
             "Add images; a class with a single image has none held out.",
         )
-
-
-def _ignored_files(source: Source) -> str:
-    """The files in class folders that are not images, by the most frequent suffixes."""
-    if not isinstance(source, FolderSource) or not source.skipped:
-        return ""
-    counts = sorted(source.skipped.items(), key=lambda item: (-item[1], item[0]))
-    listed = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts[:5])
-    return f"; {sum(source.skipped.values()):,} other files are ignored: {listed}"
 
 
 def _check_images(config: TrainConfig, subject: str, examples: Sequence[Any]) -> Finding:

@@ -71,6 +71,8 @@ class EvaluateConfig:
     """Where TFDS keeps its data sets. Default: TFDS's own."""
     held_out: float | None = None
     """Share of every class that makes a missing --split validation. Default: training's, digits 0.2 and others 0.1."""
+    class_map: Path | None = None
+    """File with the model's label of each class of the data: a class per line, in order, or JSON {name: label}."""
     use_ema: bool = False
     """Evaluate the running mean of the weights, where a checkpoint of PyTorch has one."""
     batch_size: int = 256
@@ -109,10 +111,11 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     data = _data_config(config, opened.image_processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
     _compare_processes(config, data, source, model.config)
-    class_names, some = source.class_names, match_labels(model.config, source.class_names)
+    class_names = source.class_names
+    some = None if config.class_map else match_labels(model.config, class_names)
     if some is None:
         remedy = "fine-tune the model to these classes with python -m train finetune"
-        check_same_classes(config.source, model.config, config.data, class_names, remedy)
+        check_same_classes(config.source, model.config, config.data, class_names, remedy, config.class_map is not None)
     else:
         class_names = tuple(name for _, name in sorted(opened.labels.items()))
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
@@ -168,6 +171,7 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
     data = DataConfig(
         source=config.data,
         data_dir=config.data_dir,
+        class_map=config.class_map,
         evaluation_split=_split(config),
         held_out=default_share if config.held_out is None else config.held_out,
         image_size=processor.crop_size["height"],

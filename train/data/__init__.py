@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from train.data.prepare import prepare_data as prepare_data
     from train.data.sources.folders import ALL_IMAGES as ALL_IMAGES
     from train.data.sources.folders import FolderSource as FolderSource
+    from train.data.sources.folders import describe_skipped as describe_skipped
     from train.data.sources.folders import describe_split as describe_split
     from train.data.sources.folders import is_pool as is_pool
     from train.data.sources.opening import open_source as open_source
@@ -82,7 +83,7 @@ _FILES = {
         "worker_count",
     ),
     "prepare": ("PrepareConfig", "prepare_data"),
-    "sources.folders": ("ALL_IMAGES", "FolderSource", "describe_split", "is_pool"),
+    "sources.folders": ("ALL_IMAGES", "FolderSource", "describe_skipped", "describe_split", "is_pool"),
     "sources.opening": ("open_source",),
     "sources.source": ("ArraySource", "Example", "Source", "SourceError", "image_of"),
     "workers.failures": ("SHARED_MEMORY_ADVICE", "WorkerError"),

@@ -109,6 +109,8 @@ class DataConfig:
     """digits, folder:PATH (a folder per class), tfds:NAME or tfds:PATH (see `python -m train prepare`), synthetic."""
     data_dir: Path | None = None
     """Folder of TFDS's data sets, for "tfds:NAME". Default: TFDS's."""
+    class_map: Path | None = None
+    """File with the class names in the order of their labels: one per line, or JSON {name: label}. Default: sorted."""
     train_split: str = "train"
     """Split to train on; slices such as "train[:90%]" work for tfds sources."""
     evaluation_split: str = "validation"
@@ -149,8 +151,9 @@ class DataConfig:
         known = (kind in ("folder", "tfds") and argument) or self.source in ("digits", "synthetic")
         rules = [
             ("source", known, "digits, synthetic, folder:PATH, tfds:NAME or tfds:PATH"),
-            ("source", is_local(argument), _LOCAL),
+            ("source", is_local(argument) and not argument.startswith("//"), _LOCAL),  # "//": of https://...
             ("data_dir", is_local(self.data_dir), _LOCAL),
+            ("class_map", is_local(self.class_map), "the path of a local file"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             ("image_size", self.image_size > 0, "a positive number of pixels"),
             ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.images import ImageError
+from poolformer_jax.images import ImageError, PoolFormerImageProcessor
 from poolformer_jax.process import available_cores
 from train.data.augment.resizing import choose_resizer
 from train.data.augment.transforms import TrainingTransform
@@ -44,7 +44,12 @@ class Batches:
     """An iterator over batches, which must be closed; it also lists the images that it could not read."""
 
     def __init__(
-        self, batches: grain.MapDataset[Batch], config: DataConfig, source: Source, repeat: bool = False
+        self,
+        batches: grain.MapDataset[Batch],
+        config: DataConfig,
+        source: Source,
+        repeat: bool = False,
+        image_processor: PoolFormerImageProcessor | None = None,
     ) -> None:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only programs based on absl parse
@@ -52,7 +57,7 @@ class Batches:
         # A list that the finalizer empties: Grain's iterators warn if they are still open when the interpreter exits.
         self._iterator = [iter(_prefetch(batches, config, self._workers, repeat))]
         self._finalizer = weakref.finalize(self, _close, self._iterator)
-        self._config, self._source = config, source
+        self._source, self._image_processor = source, image_processor or config.image_processor()
         self.bad_images: dict[str, str] = {}
         """Reason for every image that was replaced or left out so far, by the image's id."""
 
@@ -80,7 +85,7 @@ class Batches:
                 name = example["id"]
                 if name in self.bad_images:
                     continue
-                self._config.image_processor().resize_and_crop(image_of(example))
+                self._image_processor.resize_and_crop(image_of(example))
                 reason = "a worker could not read it; it is readable now"
             except ImageError as error:
                 reason = str(error)
@@ -132,14 +137,21 @@ def train_batches(
 
 
 def evaluation_batches(
-    config: DataConfig, source: Source, *, repeat: bool = False, process_index: int = 0, process_count: int = 1
+    config: DataConfig,
+    source: Source,
+    *,
+    image_processor: PoolFormerImageProcessor | None = None,
+    repeat: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Batches:
     """This process's part of the batches that hold every example once, in order.
 
     Batches are as in training, with "mask": bool [b], False for the rows that fill up the last batch and for images
     that on_bad_image="skip" leaves out. Every process gets the same number of batches of the same size. With `repeat`
     they start again every `evaluation_steps`, without end: workers, which take a second to start, then wait between two
-    evaluations with the next batches ready.
+    evaluations with the next batches ready. `image_processor` replaces the config's; all of its results must have one
+    size.
 
     Raises:
         ValueError: if the batch size is not a multiple of process_count.
@@ -151,7 +163,9 @@ def evaluation_batches(
     size = _local_size(global_size, process_count)
     indices = grain.MapDataset.range(evaluation_steps(config, source) * global_size).batch(size, batch_fn=list)
     local = indices[process_index::process_count]
-    return Batches(local.map(_MakeEvaluationBatch(config, source)), config, source, repeat)
+    image_processor = image_processor or config.image_processor()
+    make_batch = _MakeEvaluationBatch(config, source, image_processor)
+    return Batches(local.map(make_batch), config, source, repeat, image_processor)
 
 
 def evaluation_steps(config: DataConfig, source: Source) -> int:
@@ -205,7 +219,7 @@ class _MakeTrainingBatch:
     def __call__(self, places: Sequence[_Place]) -> Batch:
         transform = TrainingTransform(self.config)
         examples = self.source.__getitems__([place.index for place in places])
-        batch = _empty_batch(self.config, len(places))
+        batch = _empty_batch(self.config, len(places), (self.config.image_size, self.config.image_size))
         for row, (place, example) in enumerate(zip(places, examples)):
             index = place.index
             while True:
@@ -235,17 +249,18 @@ class _MakeEvaluationBatch:
 
     config: DataConfig
     source: Source
+    image_processor: PoolFormerImageProcessor
 
     def __call__(self, indices: Sequence[int]) -> Batch:
-        processor = self.config.image_processor()
         real = [index for index in indices if index < len(self.source)]
-        batch = _empty_batch(self.config, len(indices))
+        assert self.image_processor.output_size is not None
+        batch = _empty_batch(self.config, len(indices), self.image_processor.output_size)
         batch["mask"] = np.zeros(len(indices), bool)
         for row, (index, example) in enumerate(zip(real, self.source.__getitems__(real))):
             batch["index"][row] = index
             batch["label"][row] = _label(example, self.source, self.config.evaluation_split)
             try:
-                batch["image"][row] = processor.resize_and_crop(image_of(example))
+                batch["image"][row] = self.image_processor.resize_and_crop(image_of(example))
                 batch["mask"][row] = True
             except ImageError as error:
                 _raise_unless_skipped(self.config, example["id"], error)
@@ -253,9 +268,9 @@ class _MakeEvaluationBatch:
         return batch
 
 
-def _empty_batch(config: DataConfig, size: int) -> Batch:
+def _empty_batch(config: DataConfig, size: int, image_size: tuple[int, int]) -> Batch:
     return {
-        "image": np.zeros((size, config.image_size, config.image_size, config.num_channels), np.uint8),
+        "image": np.zeros((size, *image_size, config.num_channels), np.uint8),
         "label": np.zeros(size, np.int32),
         "index": np.full(size, -1, np.int64),
         "bad": np.full(size, -1, np.int64),

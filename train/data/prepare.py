@@ -10,7 +10,7 @@ interruption; this one writes:
 
 The same command writes the missing shards after an interruption, and leaves a finished data set as it is. The files
 and settings that it was packed from are kept beside the shards (`fingerprint`), and so are the names of files that
-shards leave out because they are not images (left_out).
+shards leave out because they cannot be read (left_out).
 Examples are shuffled once (with a fixed seed), so that a shard, and a slice of a split, is a fair sample.
 """
 
@@ -21,16 +21,14 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
-from poolformer_jax.images import printable
+from poolformer_jax.images import ImageError, printable, read_image
 from train.data.fingerprint import (
     Fingerprint,
     check_fingerprint,
@@ -40,7 +38,7 @@ from train.data.fingerprint import (
     write_fingerprint,
 )
 from train.data.sources.archives import open_imagenet
-from train.data.sources.folders import FolderSource, ListImages, open_folder, read_class_folders
+from train.data.sources.folders import FolderSource, ListImages, describe_skipped, open_folder, read_class_folders
 from train.data.sources.source import Example, Source, SourceError, check_not_empty, image_of
 from train.folders import lock_folder
 
@@ -68,7 +66,7 @@ class PrepareConfig:
     threads: int = 8
     """Shards written at the same time."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """For files that are not images: list them and stop, or leave them out and list them."""
+    """For files that cannot be read as images: list them and stop, or leave them out and list them."""
 
     def __post_init__(self) -> None:
         kind, _, path = self.source.partition(":")
@@ -122,6 +120,10 @@ class Prepared(NamedTuple):
     """Images in every split."""
     left_out: list[str]
     """Files that on_bad_image="skip" left out, in this run or earlier ones, each with the reason."""
+    skipped: list[str]
+    """What the class folders hold besides images, in words."""
+    was_packed: bool
+    """True if an earlier run had packed the same files: nothing was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +165,14 @@ def prepare_data(config: PrepareConfig, on_progress: Callable[[Progress], None] 
     fingerprint = fingerprint_of(sources, config.images_per_shard)
     if finished and found is not None:
         check_fingerprint(config.folder, config.source, fingerprint | file_sizes(sources, config.threads), found)
-        return _result(config, sources)
+        return _result(config, sources, was_packed=True)
     refusal = (
         f"Another run is packing {config.folder}. Expected one at a time, because both would write the same shards. "
         "Wait until it ends; if it was stopped, the same command writes what is missing."
     )
     with lock_folder(config.folder.parent, refusal):
         _pack(config, sources, fingerprint, on_progress)
-        return _result(config, sources)
+        return _result(config, sources, was_packed=False)
 
 
 def _pack(
@@ -194,13 +196,15 @@ def _pack(
     work.rename(config.folder)
 
 
-def _result(config: PrepareConfig, sources: Mapping[str, Source]) -> Prepared:
+def _result(config: PrepareConfig, sources: Mapping[str, Source], was_packed: bool) -> Prepared:
     import tensorflow_datasets as tfds
 
     left_out = _left_out(config, _shards(config, sources), config.folder)
     _check_left_out(config, left_out, config.folder)
     splits = tfds.builder_from_directory(config.folder).info.splits
-    return Prepared(config.folder, {name: split.num_examples for name, split in splits.items()}, left_out)
+    images = {name: split.num_examples for name, split in splits.items()}
+    skipped = sorted({describe_skipped(source) for source in sources.values()} - {""})  # splits may share folders
+    return Prepared(config.folder, images, left_out, skipped, was_packed)
 
 
 def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]) -> Mapping[str, Source]:
@@ -307,7 +311,7 @@ def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _S
     try:
         for row in shard.rows:
             example = source[int(row)]
-            if (reason := _why_not_an_image(example)) is not None:
+            if (reason := _why_unreadable(example)) is not None:
                 bad.append(f"{example['id']}: {reason}")
                 continue
             name = printable(source.names[row].item()) if isinstance(source, FolderSource) else example["id"]
@@ -333,15 +337,13 @@ def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _S
     return bad
 
 
-def _why_not_an_image(example: Example) -> str | None:
-    """The reason why an example is not an image, from its header alone; None if it is one."""
+def _why_unreadable(example: Example) -> str | None:
+    """The reason why an example cannot be read; None if it can. A header alone does not show that a file is cut off."""
     try:
-        with Image.open(BytesIO(image_of(example))) as image:
-            return None if min(image.size) > 0 else "no pixels"
-    except UnidentifiedImageError:  # its message shows an object's address
-        return "not a format that Pillow reads"
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ... for foreign bytes
-        return str(error) or type(error).__name__
+        read_image(image_of(example))
+    except ImageError as error:
+        return str(error)
+    return None
 
 
 def _features(source: Source) -> Any:

@@ -49,6 +49,7 @@ FREE_TO_CHANGE = (
     "kernels",
     "data.source",  # the images are compared instead
     "data.data_dir",
+    "data.class_map",  # the classes are compared instead
     "data.workers",
     "data.worker_batches",
     "data.on_bad_image",
@@ -63,6 +64,7 @@ FREE_TO_DIFFER = (
     "checkpoint_dir",
     "data.source",
     "data.data_dir",
+    "data.class_map",
     "data.workers",
     "data.worker_batches",
     "data.augment.resizer",

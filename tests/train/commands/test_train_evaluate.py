@@ -146,12 +146,76 @@ def test_a_name_of_two_classes_does_not_affect_other_classes(tmp_path):
         evaluate(given, f"folder:{write_classes(tmp_path / 'ambiguous', ('crane',), images=2)}")
 
 
-def test_names_without_one_in_common_are_two_vocabularies_and_only_their_number_counts(model, tmp_path):
-    pool = write_classes(tmp_path / "pool", ("n02219486", "n02206856", "n02121808"), images=2)
-    assert evaluate(model, f"folder:{pool}").examples == 6
-    other = write_classes(tmp_path / "other", ("n02219486", "n02206856"), images=2)
-    with pytest.raises(ValueError, match=r"has 3 classes, and .* has 2"):
-        evaluate(model, f"folder:{other}")
+def always(answer, folder, labels):
+    """A model that answers every image with one label; its path."""
+    config = PoolFormerConfig(
+        depths=(1,) * 4,
+        hidden_sizes=(2, 4, 6, 8),
+        num_labels=len(labels) if labels else 12,
+        id2label=dict(enumerate(labels)) if labels else None,
+    )
+    model = PoolFormerForImageClassification(config)
+    variables = jax.tree.map(np.asarray, model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    head = variables["params"]["head"]
+    head["kernel"], head["bias"] = np.zeros_like(head["kernel"]), np.eye(config.num_labels, dtype=np.float32)[answer]
+    save_pretrained(folder, model, variables, image_processor=PROCESSOR)
+    return str(folder)
+
+
+WORDS = [f"word {chr(97 + number)}" for number in range(12)]
+
+
+def right_classes(model, data, folder, **options):
+    """Names of the classes of which the model recognises every image."""
+    evaluate(model, data, output=folder, **options)
+    rows = json.loads((folder / "evaluation.json").read_text())["classes"]
+    return [row["class"] for row in rows if row["top1"] == 1]
+
+
+def test_folders_of_numbers_are_scored_by_their_numbers(tmp_path):
+    pool = write_classes(tmp_path / "pool", map(str, range(12)), images=1)
+    assert right_classes(always(2, tmp_path / "model", WORDS), f"folder:{pool}", tmp_path / "out") == ["2"]
+    (pool / "0").rename(pool / "12")  # 1 to 12: not the numbers of labels
+    with pytest.raises(ValueError, match=r"cannot be compared by name.*--class-map\)"):
+        evaluate(str(tmp_path / "model"), f"folder:{pool}")
+
+
+def test_a_model_without_names_is_refused_if_libraries_sort_the_folders_differently(tmp_path):
+    model = always(2, tmp_path / "model", None)
+    pool = write_classes(tmp_path / "pool", [f"class_{number}" for number in range(12)], images=1)
+    with pytest.raises(ValueError, match="cannot be compared by name"):
+        evaluate(model, f"folder:{pool}")
+    class_map = tmp_path / "as torchvision sorts.txt"
+    class_map.write_text("\n".join(sorted(path.name for path in pool.iterdir())))
+    assert right_classes(model, f"folder:{pool}", tmp_path / "out", class_map=class_map) == ["class_10"]
+    padded = write_classes(tmp_path / "padded", [f"{number:02}" for number in range(12)], images=1)
+    assert right_classes(model, f"folder:{padded}", tmp_path / "out") == ["02"]
+
+
+def test_the_same_names_in_another_order_are_scored_by_name(tmp_path):
+    sorted_as_text = sorted(f"class_{number}" for number in range(12))  # a model that was trained in this order
+    pool = write_classes(tmp_path / "pool", sorted_as_text, images=1)
+    model = always(2, tmp_path / "model", sorted_as_text)
+    assert right_classes(model, f"folder:{pool}", tmp_path / "out") == ["class_10"]
+
+
+def test_names_in_another_vocabulary_need_a_class_map(model, tmp_path):
+    ids = ("n02219486", "n02206856", "n02121808")  # ant, bee, cat
+    pool = write_classes(tmp_path / "pool", ids, images=2)
+    with pytest.raises(ValueError, match=r"\(ant, bee, cat\) and .* cannot be compared by name"):
+        evaluate(model, f"folder:{pool}")
+    (tmp_path / "map.txt").write_text("\n".join(ids))
+    assert evaluate(model, f"folder:{pool}", class_map=tmp_path / "map.txt").examples == 6
+    (tmp_path / "map.txt").write_text("n02219486\ncat\nbee")
+    other = write_classes(tmp_path / "other", ("n02219486", "cat", "bee"), images=2)
+    with pytest.raises(ValueError, match="label 1: bee in the model, cat in the data"):
+        evaluate(model, f"folder:{other}", class_map=tmp_path / "map.txt")
+
+
+def test_wordnet_ids_find_the_words_of_a_model_of_some_of_imagenets_classes(tmp_path):
+    model = always(0, tmp_path / "model", ["tench, Tinca tinca", "cassette player", "golf ball"])
+    pool = write_classes(tmp_path / "pool", ("n01440764", "n02979186", "n03445777"), images=1)
+    assert right_classes(model, f"folder:{pool}", tmp_path / "out") == ["tench, Tinca tinca"]
 
 
 def test_the_two_cranes_of_imagenet_are_those_of_a_model_whatever_prepare_adds_to_their_names(tmp_path):

@@ -10,8 +10,10 @@ from PIL import Image, features
 
 from paths import TESTS
 from poolformer_jax.images import read_image
-from train.data import DIGITS, DataConfig, open_source
+from train.data import DIGITS, DataConfig, describe_skipped, open_source
+from train.data.sources import folders
 from train.data.sources.source import SourceError, held_out
+from train.recipes import RECIPES
 
 IMAGES = TESTS / "images"
 
@@ -105,6 +107,121 @@ def test_class_folders_take_every_format_that_pillow_reads(tmp_path, kind):
     )
     assert all(read_image(train[index]["image"]).size[0] > 0 for index in range(len(train)))
     assert train.skipped == {".txt": 2, "": 2, ".eps": 2, ".h5": 2}
+
+
+@pytest.mark.parametrize(
+    ("names", "in_order"),
+    [
+        (["0", "1", "10", "2", "9"], ["0", "1", "2", "9", "10"]),
+        (["00", "01", "10"], ["00", "01", "10"]),
+        (["class_1", "class_10", "class_2"], ["class_1", "class_2", "class_10"]),
+        (["Zebra", "ant", "Bee"], ["ant", "Bee", "Zebra"]),
+        (["n01440764", "n15075141", "n02012849"], ["n01440764", "n02012849", "n15075141"]),
+        (["a²", "a2", "a10"], ["a2", "a10", "a²"]),
+    ],
+)
+def test_class_folders_are_in_timms_natural_order(tmp_path, names, in_order):
+    for name in names:
+        write_images(tmp_path / name, 2)
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}"))
+    assert train.class_names == validation.class_names == tuple(in_order)
+    for source in (train, validation):
+        assert [Path(name).parent.name for name in ids(source)] == [in_order[label] for label in source.labels]
+
+
+def test_what_a_nas_or_a_file_manager_adds_is_passed_over_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "image_suffixes", lambda: frozenset({".jpg"}))  # as without pillow-heif
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 4)
+        write_images(tmp_path / name / "@eaDir" / "000.jpg", 1)
+        write_images(tmp_path / name / ".thumbnails", 2)
+        write_images(tmp_path / name / "deeper" / "__MACOSX", 1)
+        (tmp_path / name / "._000.jpg").write_bytes(b"AppleDouble")
+        (tmp_path / name / "phone.heics").touch()
+    for name in ("@eaDir", "__MACOSX", "lost+found", ".cache"):
+        write_images(tmp_path / name, 1)
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}"))
+    assert train.class_names == ("cat", "dog")
+    assert sorted(ids(train) + ids(validation)) == sorted(map(str, tmp_path.glob("[cd]*/[0-9]*.jpg")))
+    assert train.skipped == {"hidden": 4, "@eaDir/": 2, "__MACOSX/": 2, ".heics": 2}
+    assert describe_skipped(train) == (
+        "passed over 10 other files: 4 hidden, 2 .heics, 2 @eaDir/, 2 __MACOSX/ (HEIC photos can be read if "
+        "pillow-heif is installed, the extra heif)"
+    )
+
+
+def test_symbolic_links_that_form_a_loop_end(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 2)
+    (tmp_path / "cat" / "all").symlink_to(tmp_path)
+    (tmp_path / "cat" / "itself").symlink_to(tmp_path / "cat")
+    elsewhere = tmp_path.with_name(f"{tmp_path.name} elsewhere")
+    write_images(elsewhere, 1)  # a link to another folder is followed, and its link back is not
+    (tmp_path / "dog" / "more").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(tmp_path / "dog")
+    for link in (tmp_path / "loop", tmp_path / "cat" / "loop.txt"):
+        link.symlink_to(link)
+    train, validation = splits(DataConfig(source=f"folder:{tmp_path}"))
+    assert len(train) + len(validation) == 5
+    assert train.skipped == {"links to a folder above": 3, ".txt": 1}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("names.txt", "dog\nbird\ncat\n"),
+        ("names.txt", "\ufeffdog\r\nbird\r\ncat"),
+        ("names.json", '{"cat": 2, "dog": 0, "bird": 1}'),
+    ],
+)
+def test_a_class_map_gives_the_labels_of_any_source(tmp_path, file, text):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "images" / name, 2)
+    class_map = tmp_path / file
+    class_map.write_bytes(text.encode())
+    source = open_source(DataConfig(source=f"folder:{tmp_path / 'images'}", class_map=class_map), "train")
+    assert source.class_names == ("dog", "bird", "cat")
+    assert {Path(example["id"]).parent.name: example["label"] for example in source.__getitems__([0, 1])} == {
+        "cat": 2,
+        "dog": 0,
+    }
+    class_map = tmp_path / "digits.txt"
+    class_map.write_text("\n".join("9876543210"))
+    plain = open_source(DIGITS, "train")
+    turned = open_source(dataclasses.replace(DIGITS, class_map=class_map), "train")
+    np.testing.assert_array_equal(turned.labels, 9 - plain.labels)
+    assert turned.digest != plain.digest
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("names.txt", "cat\nbird", r"does not name these classes of folder:.*: dog\. Expected a text file with one"),
+        ("names.txt", "cat\ndog\ncat", "has cat more than once"),
+        ("names.json", '{"cat": 0, "dog": 2}', "its labels are not 0 to 1, each of them once"),
+        ("names.json", '["cat", "dog"]', "it is not an object whose values are whole numbers"),
+        ("names.json", '{"cat": 0, "dog"', "cannot be read"),
+        ("missing.txt", None, "cannot be read: No such file"),
+    ],
+)
+def test_a_class_map_that_does_not_fit_is_refused(tmp_path, file, text, message):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "images" / name, 2)
+    if text is not None:
+        (tmp_path / file).write_text(text)
+    with pytest.raises(SourceError, match=message):
+        open_source(DataConfig(source=f"folder:{tmp_path / 'images'}", class_map=tmp_path / file), "train")
+
+
+def test_a_recipe_without_data_asks_for_the_flag():
+    with pytest.raises(SourceError, match=r"No images were given\. Expected --data\.source folder:PATH"):
+        open_source(RECIPES["finetune"].config.data, "train")
+
+
+@pytest.mark.parametrize("source", ["folder:https://example.org/data", "https://example.org/data"])
+def test_a_url_as_data_source_keeps_its_slashes_and_gets_a_hint(source):
+    with pytest.raises(ValueError, match=rf"source='{source}': expected .*mount a bucket"):
+        DataConfig(source=source)
 
 
 def test_class_folders_alone_are_split_without_overlap(tmp_path):

@@ -3,13 +3,18 @@
     PATH/train/tench/1.jpg  PATH/validation/tench/9.jpg        two splits
     PATH/tench/1.jpg                                           one pool; a share of every class is held out
 
-The split "train+validation" (TFDS's notation) is a pool as a whole. Labels follow the sorted names of the class
-folders. Files without the ending of an image format that Pillow reads are skipped and counted.
+The split "train+validation" (TFDS's notation) is a pool as a whole. Labels follow the names of the class folders in
+timm's natural order, in which numbers count as numbers: 2 comes before 10.
+
+Only files that end like an image format that Pillow reads are images. Other files, hidden files and folders, the
+folders that storage systems and file managers add (such as a NAS's thumbnails in @eaDir), and links back to a folder
+above are passed over and counted.
 """
 
 import dataclasses
 import functools
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +24,27 @@ from pathlib import Path
 import numpy as np
 
 from poolformer_jax.fields import first_few
-from poolformer_jax.images import ImageError, image_suffixes, printable
-from train.data.sources.source import Example, SourceError, digest_of, held_out
+from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes, printable
+from train.data.sources.source import Example, Source, SourceError, digest_of, held_out
 
 ALL_IMAGES = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
 _SPLITS = ("train", *_ALIASES["validation"], "test")
+# Folders that a NAS, a file manager, an archive or a file system adds. They hold thumbnails, copies or nothing.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        "@eaDir",
+        "@Recycle",
+        "#recycle",
+        "#snapshot",
+        "__MACOSX",
+        "lost+found",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+    }
+)
+_HIDDEN, _LOOPS = "hidden", "links to a folder above"
+_HEIF_HINT = "HEIC photos can be read if pillow-heif is installed, the extra heif"
 _READING_THREADS = 16
 _SLOW_READ = 50e-6  # seconds: a cached file takes less, and so does passing it to a thread
 
@@ -40,7 +60,7 @@ class FolderSource:
     """int32 [n]."""
     class_names: tuple[str, ...]
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """The number of other files in the class folders, by the ending of their names."""
+    """The number of files and folders in the class folders that were passed over, by ending or kind."""
 
     @property
     def digest(self) -> str:
@@ -90,6 +110,10 @@ class FolderSource:
     def select(self, rows: np.ndarray) -> "FolderSource":
         """The source with only the examples `rows`."""
         return dataclasses.replace(self, names=self.names[rows], labels=self.labels[rows])
+
+    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "FolderSource":
+        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
+        return dataclasses.replace(self, class_names=class_names, labels=new_labels[self.labels])
 
 
 ListImages = Callable[[Path, tuple[str, ...] | None], FolderSource]
@@ -157,10 +181,30 @@ def describe_split(path: str | Path, split: str, held_out_share: float) -> str:
     return f"split {split}"
 
 
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """The key that sorts names by the numbers in them, and otherwise regardless of case.
+
+    Source: timm, data/readers/reader_image_folder.py and utils/misc.py (natural_key).
+    """
+    parts = re.split(r"(\d+)", name.lower())  # every second part is a number
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def describe_skipped(source: Source) -> str:
+    """What the class folders hold besides images, by the most frequent kinds; "" for nothing."""
+    if not isinstance(source, FolderSource) or not source.skipped:
+        return ""
+    counts = sorted(source.skipped.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{count:,} {kind or 'without a suffix'}" for kind, count in counts[:5])
+    total = sum(source.skipped.values())
+    hint = f" ({_HEIF_HINT})" if source.skipped.keys() & HEIF_SUFFIXES else ""
+    return f"passed over {total:,} other {'file' if total == 1 else 'files'}: {listed}{hint}"
+
+
 def read_class_folders(
     root: Path, class_names: tuple[str, ...] | None = None, on_count: Callable[[int], None] = lambda count: None
 ) -> FolderSource:
-    """Every image below the class folders of `root`, in the order of their names.
+    """Every image below the class folders of `root`, in the natural order of the classes.
 
     Args:
         root: the folder that holds one folder per class.
@@ -184,7 +228,7 @@ def read_class_folders(
     empty = []
     skipped: Counter[str] = Counter()
     for name in found:
-        below = sorted(os.fsencode(file) for file in _images_below(root / name, name, image_suffixes(), skipped))
+        below = sorted(os.fsencode(file) for file in _images_below(root / name, name, skipped, (_identity(root),)))
         files += below
         labels += [label_of[name]] * len(below)
         on_count(len(files))
@@ -192,7 +236,8 @@ def read_class_folders(
             empty.append(name)
     if empty and class_names is None:
         kinds = ", ".join(sorted(image_suffixes()))
-        raise SourceError(f"{root}: no image in {', '.join(empty)}. Expected files that end in one of {kinds}.")
+        hint = f" {_HEIF_HINT}." if skipped.keys() & HEIF_SUFFIXES else ""
+        raise SourceError(f"{root}: no image in {', '.join(empty)}. Expected files that end in one of {kinds}.{hint}")
     return FolderSource(
         root,
         np.array(files, dtype=np.bytes_),
@@ -236,27 +281,53 @@ def _holds_images(folder: Path) -> bool:
         return False
 
 
-def _folders(root: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(root) as entries:
-        return sorted((e for e in entries if e.is_dir() and not e.name.startswith(".")), key=lambda entry: entry.name)
-
-
 def _class_names(root: Path) -> tuple[str, ...]:
-    return tuple(entry.name for entry in _folders(root))
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if _is_folder(entry) and not _is_system_folder(entry.name)]
+    return tuple(sorted(names, key=natural_key))
 
 
-def _images_below(folder: Path, prefix: str, suffixes: frozenset[str], skipped: Counter[str]) -> Iterator[str]:
-    """Names of image files, starting with `prefix`; counts other files in `skipped` by their endings."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a symbolic link to itself
+        return False
+
+
+def _is_system_folder(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _images_below(
+    folder: Path, prefix: str, skipped: Counter[str], above: tuple[tuple[int, int], ...]
+) -> Iterator[str]:
+    """Names of image files, starting with `prefix`; counts everything else in `skipped`.
+
+    A folder that is one of those `above`, by device and inode, is a symbolic link back: following it would not end.
+    """
+    identity = _identity(folder)
+    if identity in above:
+        skipped[_LOOPS] += 1
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
+                skipped[_HIDDEN] += 1
                 continue
             name = f"{prefix}/{entry.name}"
-            if entry.is_dir():
-                yield from _images_below(folder / entry.name, name, suffixes, skipped)
+            if _is_folder(entry):
+                if entry.name in _SYSTEM_FOLDERS:
+                    skipped[f"{entry.name}/"] += 1
+                else:
+                    yield from _images_below(folder / entry.name, name, skipped, (*above, identity))
                 continue
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million times
-            if suffix in suffixes:
+            if suffix in image_suffixes():
                 yield name
             else:
                 skipped[suffix] += 1

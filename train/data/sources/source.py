@@ -101,6 +101,10 @@ class ArraySource:
         """Several examples."""
         return [self[index] for index in indices]
 
+    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "ArraySource":
+        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
+        return dataclasses.replace(self, class_names=class_names, labels=new_labels[self.labels])
+
 
 def held_out(ids: Sequence[str], labels: Sequence[int], share: float) -> np.ndarray:
     """True for the examples in the evaluation split of a data set that has none: bool [n].

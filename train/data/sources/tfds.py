@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train.data.sources.source import Example, SourceError, digest_of
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -25,6 +27,8 @@ class TfdsSource:
     split: str
     id_key: str | None
     digest: str
+    new_labels: np.ndarray | None = None
+    """The label of each label in the records, if they were changed: int32 [classes]."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -42,7 +46,15 @@ class TfdsSource:
         if self.id_key is not None:
             given = record[self.id_key]
             name = f"{name} {given.decode(errors='replace') if isinstance(given, bytes) else given}"
-        return {"image": record["image"], "label": int(record["label"]), "id": name}
+        label = int(record["label"])
+        if self.new_labels is not None and label >= 0:  # -1: no label
+            label = int(self.new_labels[label])
+        return {"image": record["image"], "label": label, "id": name}
+
+    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "TfdsSource":
+        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
+        digest = digest_of([self.digest, class_names], new_labels)
+        return dataclasses.replace(self, class_names=class_names, new_labels=new_labels, digest=digest)
 
 
 def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
