@@ -18,7 +18,17 @@ from train.config import PretrainedNetwork
 from train.report import results
 from train.report.journal import MetricsFile
 from train.resume.checkpoints import newest_run
-from training import DATA, NETWORK, saved, sharded, share_programs, tiny, train_losses, without_a_finite_gradient
+from training import (
+    DATA,
+    NETWORK,
+    class_folders,
+    saved,
+    sharded,
+    share_programs,
+    tiny,
+    train_losses,
+    without_a_finite_gradient,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +117,23 @@ def test_a_run_without_its_checkpoints_says_that_it_starts_again(tmp_path, monke
     assert list(train_losses(tmp_path)) == [2]
     run(small(tmp_path, max_steps=4))
     assert len(caplog.records) == 1  # a run that resumes logs none
+
+
+def test_a_split_smaller_than_a_batch_and_files_that_are_passed_over_are_reported(tmp_path, monkeypatch, caplog):
+    def stop(*arguments, **options):
+        raise InterruptedError
+
+    class_folders(tmp_path / "photos", images=4)
+    (tmp_path / "photos" / "ant" / "notes.txt").touch()
+    monkeypatch.setattr(loop, "assemble", stop)
+    screen = io.StringIO()
+    with pytest.raises(InterruptedError):
+        loop.run(tiny(tmp_path / "run", data__source=f"folder:{tmp_path / 'photos'}"), Console(file=screen))
+    assert screen.getvalue() == f"folder:{tmp_path / 'photos'}: passed over 1 other file: 1 .txt\n"
+    assert [record.getMessage() for record in caplog.records] == [
+        "The split train has 9 images, fewer than a batch of 32: every batch repeats images, and each step counts as an "
+        "epoch. Expected a smaller --data.batch-size."
+    ]
 
 
 def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):

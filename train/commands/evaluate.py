@@ -41,6 +41,7 @@ from train.data import (
     DataConfig,
     Source,
     check_same_classes,
+    describe_skipped,
     describe_split,
     evaluation_batches,
     is_pool,
@@ -129,7 +130,8 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
         evaluation = evaluate(step, {"params": params}, own, mesh)["params"]
     if jax.process_index() == 0:
         # Not from `batches.bad_images`, which has those of this process alone.
-        _report(config, data, evaluation, class_names, left_out=len(source) - evaluation.examples)
+        left_out = len(source) - evaluation.examples
+        _report(config, data, evaluation, class_names, left_out, describe_skipped(source))
     return evaluation
 
 
@@ -199,6 +201,7 @@ def _report(
     evaluation: Evaluation,
     class_names: Sequence[str],
     left_out: int,
+    skipped: str,
 ) -> None:
     kind, _, path = config.data.partition(":")
     split = data.evaluation_split
@@ -207,6 +210,8 @@ def _report(
     print(f"top-1 {evaluation.top1:.2%}   top-5 {evaluation.top5:.2%}   loss {evaluation.loss:.4f}")
     if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
         print(f"{there} of {len(class_names)} classes have images here; an answer of another class counts as wrong.")
+    if skipped:
+        print(skipped)
     if left_out:
         print(f"{left_out:,} images could not be read and are not in the score.")
     report = evaluation_report(evaluation, class_names)

@@ -23,7 +23,7 @@ _FILE = "fingerprint.json"
 def fingerprint_of(splits: Mapping[str, Source], images_per_shard: int) -> Fingerprint:
     """The names and labels of a source's examples and the settings that decide what its shards hold.
 
-    File sizes are added when the data set is finished: until then, a file that is not an image may be replaced.
+    File sizes are added when the data set is finished: until then, a file that cannot be read may be replaced.
     """
     return {
         "examples": {split: source.digest for split, source in splits.items()},

@@ -149,7 +149,7 @@ def prepare_data(config: PrepareConfig, on_progress: Callable[[Progress], None] 
         on_progress: called after every class that is listed and every shard that is written.
 
     Raises:
-        SourceError: if there is nothing to pack, files are not images, or the folder holds shards of other files, or
+        SourceError: if there is nothing to pack, files cannot be read, or the folder holds shards of other files, or
             shards that leave out files although on_bad_image is "error".
         ValueError: if another run is packing the data set.
     """
@@ -234,7 +234,7 @@ def _list_once(on_progress: Callable[[Progress], None]) -> ListImages:
 
 
 def _left_out(config: PrepareConfig, shards: list[_Shard], folder: Path) -> list[str]:
-    """Files that the finished shards in a folder leave out because they are not images, each with the reason."""
+    """Files that the finished shards in a folder leave out because they cannot be read, each with the reason."""
     lists = [shard.note(folder) for shard in shards if shard.path(folder, config.dataset_name).exists()]
     return sorted(name for path in lists if path.exists() for name in json.loads(path.read_text(encoding="utf-8")))
 
@@ -244,7 +244,7 @@ def _check_left_out(config: PrepareConfig, left_out: list[str], folder: Path) ->
     if left_out and config.on_bad_image == "error":
         listed = "\n  ".join(left_out)
         raise SourceError(
-            f"{folder} was packed with --on-bad-image skip and leaves out {len(left_out)} files that were not images:"
+            f"{folder} was packed with --on-bad-image skip and leaves out {len(left_out)} files that could not be read:"
             f"\n  {listed}\nExpected no such files, because of --on-bad-image error. Accept it with --on-bad-image "
             "skip; or replace them and remove that folder to pack again."
         )
@@ -271,7 +271,7 @@ def _write_missing(
     """Writes the shards that are missing.
 
     Raises:
-        SourceError: with all files that are not images, if on_bad_image is "error".
+        SourceError: with all files that cannot be read, if on_bad_image is "error".
     """
     total = sum(len(shard.rows) for shard in shards)
     missing = [shard for shard in shards if not shard.path(work, config.dataset_name).exists()]
@@ -295,13 +295,15 @@ def _write_missing(
             raise
     if bad and config.on_bad_image == "error":
         raise SourceError(
-            f"{len(bad)} files are not images:\n  " + "\n  ".join(sorted(bad)) + "\nReplace or remove them and run the "
+            f"{len(bad)} {'file' if len(bad) == 1 else 'files'} cannot be read as images:\n  "
+            + "\n  ".join(sorted(bad))
+            + "\nReplace or remove them and run the "
             "command again (finished shards stay), or leave them out with --on-bad-image skip."
         )
 
 
 def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _Shard, work: Path) -> list[str]:
-    """Writes one shard, complete or not at all. Returns the files that are not images, each with the reason."""
+    """Writes one shard, complete or not at all. Returns the files that cannot be read, each with the reason."""
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     path = shard.path(work, config.dataset_name)

@@ -86,8 +86,11 @@ def test_the_report_may_go_below_the_home(model, tmp_path, monkeypatch):
 def test_divided_class_folders_are_scored_by_their_validation_split(model, tmp_path, capsys, name):
     write_classes(tmp_path / "train", ("ant", "bee", "cat"), images=3)
     write_classes(tmp_path / name, ("ant", "bee", "cat"), images=2)
+    (tmp_path / name / "ant" / "@eaDir").mkdir()
     assert evaluate(model, f"folder:{tmp_path}").examples == 6
-    assert "split validation: 6 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "split validation: 6 images" in printed
+    assert "passed over 1 other file: 1 @eaDir/\n" in printed
     assert evaluate(model, f"folder:{tmp_path / name}").examples == 6  # that folder by itself is one pool
 
 

@@ -17,6 +17,7 @@ import scipy.io
 from PIL import Image
 
 from paths import ROOT
+from train.command_line import main
 from train.data import (
     DataConfig,
     PrepareConfig,
@@ -96,13 +97,35 @@ def test_files_that_are_not_images_are_all_named_and_nothing_is_finished(tmp_pat
     with pytest.raises(SourceError) as caught:
         prepare_data(config)
     assert all(str(path) in str(caught.value) for path in bad)
-    assert "2 files are not images" in str(caught.value)
+    assert "2 files cannot be read as images" in str(caught.value)
     assert not config.folder.exists()
     with pytest.raises(SourceError, match="no prepared data set is there"):
         open_source(DataConfig(source=f"tfds:{config.folder}"), "train")
     for path in bad:
         path.write_bytes(jpeg(99))
     assert prepare_data(config).images == {"train": 54, "validation": 6}
+
+
+def test_a_truncated_jpeg_is_found_when_it_is_packed(tmp_path):
+    """Its header is whole, and evaluation would stop at it."""
+    config = write_folder(tmp_path)
+    bad = tmp_path / "photos" / "class 2" / "11.jpg"
+    bad.write_bytes(bad.read_bytes()[:-100])
+    with pytest.raises(SourceError, match=rf"(?s)1 file cannot be read as images:\n  {bad}: .*truncated"):
+        prepare_data(config)
+    prepared = prepare_data(dataclasses.replace(config, on_bad_image="skip"))
+    assert [name.split(": ")[0] for name in prepared.left_out] == [str(bad)]
+
+
+def test_packing_counts_the_files_that_are_passed_over_and_says_what_was_packed_before(tmp_path, capsys):
+    config = write_folder(tmp_path)
+    (tmp_path / "photos" / "class 0" / "notes.txt").touch()
+    command = ["prepare", config.source, str(config.output)]
+    for was_packed in (False, True):
+        assert main(command) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert "passed over 1 other file: 1 .txt" in printed
+        assert ("already packed; nothing was written" in printed) == was_packed
 
 
 def interrupt(config, shards, folder):
@@ -131,7 +154,7 @@ def test_an_interrupted_run_keeps_the_list_of_left_out_files(tmp_path):
     prepared = prepare_data(skipping)
     assert [name.split(": ")[0] for name in prepared.left_out] == bad
     assert sum(prepared.images.values()) == 60 - len(bad)
-    assert prepare_data(skipping) == prepared
+    assert prepare_data(skipping) == prepared._replace(was_packed=True)
 
 
 def test_shards_that_leave_out_files_do_not_count_as_complete(tmp_path):
@@ -226,7 +249,7 @@ def test_a_run_killed_at_any_moment_continues_and_packs_the_same_data(tmp_path):
 def test_shards_of_other_files_are_not_mixed_in(tmp_path):
     config = write_folder(tmp_path)
     (tmp_path / "photos" / "class 1" / "3.jpg").write_bytes(b"no image")
-    with pytest.raises(SourceError, match="1 files are not images"):
+    with pytest.raises(SourceError, match="1 file cannot be read as images"):
         prepare_data(config)
     (tmp_path / "photos" / "class 1" / "3.jpg").unlink()
     with pytest.raises(SourceError, match=r"1\.0\.0\.incomplete was packed from other files"):
@@ -237,7 +260,7 @@ def test_a_finished_data_set_is_left_alone(tmp_path):
     config = write_folder(tmp_path)
     first = prepare_data(config)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    assert prepare_data(config) == first
+    assert prepare_data(config) == first._replace(was_packed=True)
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
 
 
@@ -269,7 +292,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path):
     config = write_folder(tmp_path)
     (config.path / "class 1" / "3.jpg").unlink()
     (config.path / "class 1" / "3.jpg").symlink_to("nowhere")
-    with pytest.raises(SourceError, match=r"(?s)1 files are not images:.*3\.jpg: its file cannot be read"):
+    with pytest.raises(SourceError, match=r"(?s)1 file cannot be read as images:.*3\.jpg: its file cannot be read"):
         prepare_data(config)
 
 
@@ -289,7 +312,7 @@ def test_a_data_set_is_packed_by_one_run_at_a_time(tmp_path):
     packed = open_source(DataConfig(source=f"tfds:{prepared.folder}"), "train")
     for example in examples_of(packed).values():
         assert Image.open(io.BytesIO(example["image"])).size == (40, 48)
-    assert prepare_data(config) == prepared, "the lock is released"
+    assert prepare_data(config) == prepared._replace(was_packed=True), "the lock is released"
 
 
 def replace_one(config):
