@@ -28,6 +28,7 @@ __getattr__, __dir__ = lazy_names(
         "imagenet": "imagenet_labels imagenet_wordnet_ids",
         "processor": "PoolFormerFeatureExtractor PoolFormerImageProcessor is_one_image share_of_edge unit_mean_and_std",
         "processor_config": "PREPROCESSOR_CONFIG",
-        "reading": "HEIF_SUFFIXES ImageError ImageLike image_suffixes is_upright printable raising_image_errors read_image",
+        "reading": "HEIF_SUFFIXES ImageError ImageLike image_suffixes is_upright printable raising_image_errors "
+        "read_image",
     },
 )

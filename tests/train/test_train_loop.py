@@ -131,8 +131,8 @@ def test_a_split_smaller_than_a_batch_and_files_that_are_passed_over_are_reporte
         loop.run(tiny(tmp_path / "run", data__source=f"folder:{tmp_path / 'photos'}"), Console(file=screen))
     assert screen.getvalue() == f"folder:{tmp_path / 'photos'}: passed over 1 other file: 1 .txt\n"
     assert [record.getMessage() for record in caplog.records] == [
-        "The split train has 9 images, fewer than a batch of 32: every batch repeats images, and each step counts as an "
-        "epoch. Expected a smaller --data.batch-size."
+        "The split train has 9 images, fewer than a batch of 32: every batch repeats images, and each step counts as "
+        "an epoch. Expected a smaller --data.batch-size."
     ]
 
 
