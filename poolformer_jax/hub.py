@@ -11,7 +11,7 @@ from poolformer_jax.errors import MissingDependencyError, MissingFileError
 
 # huggingface_hub's rule for names, with an owner. A missing path is recognised without huggingface_hub.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
-WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt")
+WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt", ".ckpt")
 
 
 class NotInCache(MissingFileError):

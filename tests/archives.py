@@ -1,5 +1,6 @@
 """Builds files in the format of `torch.save` byte by byte, so that a test can damage any byte."""
 
+import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -65,3 +66,8 @@ def one_tensor(path, shape=(2, 3), strides=(3, 1), offset=0, count=6, stored=6):
     """An archive with a float32 tensor "weight", a view of `count` numbers of which only `stored` are in the file."""
     pickled = program(dict_of({"weight": tensor(storage("0", count), shape, strides, offset)}))
     return zip_archive(path, pickled, {"0": np.arange(stored, dtype=np.float32).tobytes()})
+
+
+def checkpoint(path, content, protocol=2):
+    """An archive with any picklable object. NumPy arrays stand for tensors; both are read alike."""
+    return zip_archive(path, pickle.dumps(content, protocol), {})

@@ -167,6 +167,16 @@ def _weights_in(folder: Path) -> Path:
     found = [path for path in files if is_index(path)]
     found = found or [path for path in files if path.name.endswith(WEIGHTS_ENDINGS)]
     if not found:
+        if any(path.suffix == ".distcp" for path in files):
+            raise InputError(
+                f"The folder {folder} has the shards of a distributed checkpoint. Join them with PyTorch: python -m "
+                f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth"
+            )
+        if (script := folder / "zero_to_fp32.py").is_file():
+            raise InputError(
+                f"The folder {folder} has the shards of a DeepSpeed checkpoint. Join them: python {script} {folder} "
+                "weights.pth"
+            )
         raise MissingFileError(
             f"The folder {folder} has no weights. Expected model.safetensors, or another weights file."
         )

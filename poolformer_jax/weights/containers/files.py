@@ -6,9 +6,12 @@ read, and every size that a file claims is compared with the file's real size be
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from poolformer_jax.errors import MissingFileError
 from poolformer_jax.fields import first_few, printable
 from poolformer_jax.weights.containers import torch_files
+from poolformer_jax.weights.containers.pickle_names import Inert
 from poolformer_jax.weights.containers.storage import (
     DTYPES,
     MAX_STRUCTURE,
@@ -31,6 +35,8 @@ __all__ = ["StoredTensor", "WeightsFile", "WeightsFileError", "is_index", "open_
 # Where training scripts put the weights in a checkpoint: timm and sail's (state_dict, state_dict_ema), detectron's and
 # DeiT's (model, model_ema), DeepSpeed's (module).
 _WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "module")
+# Entries whose arrays are no weights: optimizer states have dicts of tensors, too.
+_NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|loop|callback|param_shapes|buffer", re.IGNORECASE)
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _SAFETENSORS_DTYPES = {name: dtype for _, name, dtype in DTYPES}
 
@@ -44,6 +50,7 @@ class WeightsFile:
         container: "safetensors", "sharded safetensors", "torch zip", "torch legacy", or "sharded torch".
         tensors: the state dict.
         wrapping: the checkpoint's key for the state dict; None if the file is the state dict itself.
+        architecture: the network's name in a training checkpoint of timm or sail ("arch"); None if it has none.
         has_ema: True if the checkpoint also has an exponential moving average of the weights.
         others: the checkpoint's other keys (epoch, optimizer, ...).
         metadata: the metadata of a safetensors file.
@@ -54,6 +61,7 @@ class WeightsFile:
     container: str
     tensors: Mapping[str, StoredTensor]
     wrapping: str | None = None
+    architecture: str | None = None
     has_ema: bool = False
     others: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -65,12 +73,13 @@ class WeightsFile:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def open_weights(path: str | Path, *, use_ema: bool = False) -> WeightsFile:
+def open_weights(path: str | Path, *, use_ema: bool = False, ignore: Sequence[str] = ()) -> WeightsFile:
     """Opens a weights file without reading its numbers.
 
     Args:
-        path: a `.safetensors`, `.bin`, `.pth` or `.pth.tar` file, or the `.index.json` of a sharded one.
+        path: a `.safetensors`, `.bin`, `.pth`, `.pth.tar` or `.ckpt` file, or the `.index.json` of a sharded one.
         use_ema: take the moving average of the weights from a training checkpoint.
+        ignore: patterns ("criterion.*") of names to leave out, as in the shell.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -80,9 +89,13 @@ def open_weights(path: str | Path, *, use_ema: bool = False) -> WeightsFile:
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}. Expected a weights file, or the index of a sharded one.")
     with _naming_file(path):
-        opened = _open_index(path, use_ema) if is_index(path) else _open_one(path, use_ema)
+        opened = _open_index(path, use_ema) if is_index(path) else _open_one(path, use_ema, ignore)
         _check_total_size(opened)
-    return opened
+    return replace(opened, tensors={name: opened.tensors[name] for name in _kept(opened.tensors, ignore)})
+
+
+def _kept(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in ignore)]
 
 
 @contextmanager
@@ -94,16 +107,16 @@ def _naming_file(path: Path) -> Iterator[None]:
         raise WeightsFileError(f"Cannot read the weights in {path}: {error}.") from error
 
 
-def _open_one(path: Path, use_ema: bool) -> WeightsFile:
+def _open_one(path: Path, use_ema: bool, ignore: Sequence[str] = ()) -> WeightsFile:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(32)
         file.seek(0)
         _check_not_a_placeholder(start)
         if start.startswith(torch_files.ZIP_MAGIC):
-            return _checkpoint(path, "torch zip", torch_files.read_zip(path, file, size), use_ema)
+            return _checkpoint(path, "torch zip", torch_files.read_zip(path, file, size), use_ema, ignore)
         if start.startswith(b"\x80") and torch_files.LEGACY_MAGIC in start:
-            return _checkpoint(path, "torch legacy", torch_files.read_legacy(path, file, size), use_ema)
+            return _checkpoint(path, "torch legacy", torch_files.read_legacy(path, file, size), use_ema, ignore)
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         if use_ema:
             raise WeightsFileError("it is a safetensors file, which has no second set of weights. Leave out use_ema")
@@ -207,36 +220,118 @@ def _open_shard(index: Path, shard: str, use_ema: bool) -> WeightsFile:
     return _open_one(path, use_ema)
 
 
-def _checkpoint(path: Path, container: str, loaded: Any, use_ema: bool) -> WeightsFile:
+def _checkpoint(path: Path, container: str, loaded: Any, use_ema: bool, ignore: Sequence[str]) -> WeightsFile:
     """Finds the state dict in the object of a `torch.save` file."""
+    if isinstance(loaded, Inert) and loaded.name:
+        raise WeightsFileError(_needs(loaded))
     if not isinstance(loaded, dict):
         raise WeightsFileError(f"it contains {_kind(loaded)}, expected a state dict or a checkpoint with one")
+    _check_not_a_shard(loaded)
     ema = [key for key in _EMA_KEYS if _holds_tensors(loaded.get(key))]
-    wrapped = ema if use_ema else [key for key in _WEIGHTS_KEYS if isinstance(loaded.get(key), dict)]
-    others = tuple(printable(str(key)) for key in loaded if key not in wrapped[:1])
+    found = {".".join(keys): (keys, value) for keys, value in _state_dicts(loaded)}
+    wrapped = next(iter(ema), None) if use_ema else _choose(found, loaded)
+    others = tuple(printable(str(key)) for key in loaded if key != (wrapped or "").split(".")[0])
     if use_ema and not ema:
         raise WeightsFileError(f"it has no moving average of the weights, only {_some(others)}. Leave out use_ema")
-    if not wrapped and ema and not _holds_tensors(loaded):
+    if wrapped is None and ema and not _holds_tensors(loaded):
         raise WeightsFileError(f"it has only a moving average of the weights ({ema[0]}). Pass use_ema=True (--ema)")
-    if wrapped:
-        tensors = _state_dict(loaded[wrapped[0]])
-        return WeightsFile(path, container, tensors, wrapped[0], bool(ema), others, files=(path,))
-    return WeightsFile(path, container, _state_dict(loaded), files=(path,))
+    architecture = loaded.get("arch") if isinstance(loaded.get("arch"), str) else None
+    if wrapped is None:
+        return WeightsFile(path, container, _state_dict(loaded, ignore), architecture=architecture, files=(path,))
+    tensors = _state_dict(loaded[wrapped] if use_ema else found[wrapped][1], ignore)
+    return WeightsFile(path, container, tensors, wrapped, architecture, bool(ema), others, files=(path,))
+
+
+def _state_dicts(loaded: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every dict of tensors in a checkpoint, or in one of its entries, that may be the weights; with its keys."""
+    for key, value in loaded.items():
+        if not (isinstance(key, str) and isinstance(value, dict)) or key in _EMA_KEYS or _NO_WEIGHTS.search(key):
+            continue
+        if _holds_tensors(value):
+            yield (key,), value
+            continue
+        for inner, entry in value.items():
+            if isinstance(inner, str) and _holds_tensors(entry) and not _NO_WEIGHTS.search(inner):
+                yield (key, inner), entry
+
+
+def _choose(found: Mapping[str, Any], loaded: Mapping[Any, Any]) -> str | None:
+    """The weights among the dicts of tensors: by the names of convention, or the only one. None: the file itself."""
+    conventional = [key for key in _WEIGHTS_KEYS if key in found]
+    conventional += [key for key in found if key not in conventional and found[key][0][-1] in _WEIGHTS_KEYS]
+    if conventional or len(found) == 1:
+        chosen = conventional[0] if conventional else next(iter(found))
+        if not conventional and _holds_tensors(loaded):
+            return None
+        if rest := [key for key in conventional[1:] if found[key][1].keys() != found[chosen][1].keys()]:
+            warnings.warn(
+                f"The checkpoint has several sets of arrays: {_some([chosen, *rest])}. Reads {chosen!r}; to read "
+                "another, save it alone.",
+                stacklevel=2,
+            )
+        return chosen
+    if found and not _holds_tensors(loaded):
+        raise WeightsFileError(
+            f"it has several sets of arrays, none under a usual key ({', '.join(_WEIGHTS_KEYS)}): {_some(found)}. Save "
+            "the one that is meant alone"
+        )
+    return None
+
+
+def _check_not_a_shard(loaded: Mapping[Any, Any]) -> None:
+    """Names the parts that DeepSpeed and FSDP write, each of which has a part of every array."""
+    weights = loaded.get("module")
+    empty = isinstance(weights, dict) and any(isinstance(v, StoredTensor) and 0 in v.shape for v in weights.values())
+    state = loaded.get("optimizer_state_dict")
+    if ("ds_version" in loaded and empty) or (isinstance(state, dict) and "zero_stage" in state):
+        raise WeightsFileError(
+            "it is one shard of a DeepSpeed checkpoint, without whole arrays. Join the shards with the zero_to_fp32.py "
+            "that DeepSpeed puts beside them"
+        )
+    dicts = [loaded, *(value for value in loaded.values() if isinstance(value, dict))]
+    if any(_is_part(name, value) for one in dicts for name, value in one.items()):
+        raise WeightsFileError(
+            "it is one shard of a distributed checkpoint (FSDP, DTensor), with a part of every array. Save the full "
+            "state dict (torch.distributed.checkpoint.state_dict, full_state_dict=True)"
+        )
+
+
+def _is_part(name: Any, value: Any) -> bool:
+    """True for an entry with which FSDP or DTensor save a part of an array."""
+    parts = isinstance(value, Inert) and value.name.endswith((".DTensor", ".ShardedTensor"))
+    return parts or (isinstance(name, str) and name.endswith("_flat_param"))
 
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(entry, StoredTensor) for entry in value.values())
 
 
-def _state_dict(loaded: Mapping[Any, Any]) -> dict[str, StoredTensor]:
-    if wrong := [
-        key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, StoredTensor))
-    ]:
+def _state_dict(loaded: Mapping[Any, Any], ignore: Sequence[str]) -> dict[str, StoredTensor]:
+    names = {key for key in loaded if isinstance(key, str)}
+    ignored = names.difference(_kept(names, ignore))
+    wrong = [key for key, value in loaded.items() if key not in ignored and not _is_tensor(key, value)]
+    if unknown := [loaded[key] for key in wrong if isinstance(loaded[key], Inert) and loaded[key].name]:
+        raise WeightsFileError(_needs(unknown[0]))
+    if wrong:
         shown = _some(f"{printable(str(key))} ({_kind(loaded[key])})" for key in wrong)
-        raise WeightsFileError(f"its state dict has entries that are not tensors by name: {shown}")
+        raise WeightsFileError(
+            f"its state dict has entries that are not tensors by name: {shown}. To leave them out, pass "
+            "ignore=[...] (--ignore NAME)"
+        )
     if not loaded:
         raise WeightsFileError("its state dict is empty")
-    return dict(loaded)
+    return {key: value for key, value in loaded.items() if key not in ignored}
+
+
+def _is_tensor(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, StoredTensor)
+
+
+def _needs(unknown: Inert) -> str:
+    return (
+        f"its pickle needs {printable(unknown.name)}, which is neither a tensor nor a container. Nothing was run. If "
+        "you trust the file, load it with PyTorch and save model.state_dict() alone"
+    )
 
 
 def _check_total_size(opened: WeightsFile) -> None:

@@ -1,16 +1,17 @@
 """An unpickler for PyTorch files that builds data and runs no code from the file.
 
 Python's own unpickler imports and calls whatever a file names. This one interprets the opcodes that `torch.save`
-writes, and calls only the constructors in `pickle_names`. Memory is bounded: sizes that a file claims are checked
-before they are read. The opcodes' arguments are decoded by the standard library's `pickletools`, whose documentation
-describes the language.
+writes, and calls only the constructors in `pickle_names`; objects of any other class become `Inert`. Memory is bounded:
+sizes that a file claims are checked before they are read. The opcodes' arguments are decoded by the standard library's
+`pickletools`, whose documentation describes the language.
 """
 
 import pickletools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from poolformer_jax.weights.containers.pickle_names import Global, Inert, look_up
+from poolformer_jax.weights.containers.pickle_names import Global, Inert, PickledArray, PickledDtype, look_up
 from poolformer_jax.weights.containers.storage import (
     BoundedReader,
     Storage,
@@ -19,6 +20,7 @@ from poolformer_jax.weights.containers.storage import (
 )
 
 MAX_INSTRUCTIONS = 1_000_000  # m48 with AdamW's state and a moving average has some 80,000
+_LONGEST_NAME = 1000  # a pickle can join two long texts a million times
 _LARGEST_KEY = 1 << 60  # beyond it, integers can be chosen to collide in a dict
 
 _CONSTANTS: Mapping[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -30,32 +32,34 @@ _EMPTY: Mapping[str, Callable[[], Any]] = {
 }
 _NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
 _STRINGS = ("BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
-_BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+_BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
 _ARGUMENTS = frozenset(_NUMBERS + _STRINGS + _BYTES)
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _IGNORED = frozenset({"PROTO", "FRAME"})
 _DAMAGE = (IndexError, KeyError, TypeError, ValueError, OverflowError, AttributeError, EOFError)
 
 
-def load(stream: BoundedReader, storage: Callable[[tuple[Any, ...]], Storage]) -> Any:
+def load(stream: BoundedReader, path: Path, storage: Callable[[tuple[Any, ...]], Storage]) -> Any:
     """Reads one pickle from `stream`, up to the byte after it.
 
     Args:
         stream: the file, at the pickle's first byte.
+        path: the file's path, which NumPy arrays in the pickle keep for messages.
         storage: called with every persistent id, PyTorch's reference to numbers outside the pickle.
 
     Returns:
-        Dicts, lists, tuples, strings and numbers; tensors as `StoredTensor`; everything else as `Inert`.
+        Dicts, lists, tuples, strings and numbers; tensors and NumPy arrays as `StoredTensor`; everything else as
+        `Inert`.
 
     Raises:
-        WeightsFileError: if the pickle is damaged, or needs anything that is not data.
+        WeightsFileError: if the pickle is damaged.
     """
     machine = _Machine(storage)
     try:
         for _ in range(MAX_INSTRUCTIONS):
             opcode, argument = _next_opcode(stream)
             if opcode == "STOP":
-                return machine.pop()
+                return _with_arrays(machine.pop(), path)
             machine.step(opcode, argument)
     except WeightsFileError:
         raise
@@ -189,19 +193,32 @@ class _Machine:
 
     def _stack_global(self, _: Any) -> None:
         module, name = self._take(2)
+        if not (isinstance(module, str) and isinstance(name, str) and len(module) + len(name) <= _LONGEST_NAME):
+            raise TypeError("a name is not a short text")
         self._stack.append(look_up(f"{module}.{name}"))
 
     def _call(self, _: Any) -> None:
         function, arguments = self._take(2)
-        if not (isinstance(function, Global) and isinstance(arguments, tuple)):
+        if isinstance(function, Inert):  # such as a member of an enum, which a pickle gets with getattr
+            self._stack.append(function)
+        elif isinstance(function, Global) and isinstance(arguments, tuple):
+            self._stack.append(function.construct(*arguments))
+        else:
             raise TypeError(f"calls a {type(function).__name__}")
-        self._stack.append(function.construct(*arguments))
+
+    def _create_with_keywords(self, _: Any) -> None:
+        function, _, _ = self._take(3)
+        if not isinstance(function, Global | Inert):
+            raise TypeError(f"calls a {type(function).__name__}")
+        self._stack.append(Inert(function.name))
 
     def _build(self, _: Any) -> None:
-        # Sets attributes of an object (a state dict's `_metadata`, a namespace's fields), none of which is a weight.
-        self.pop()
-        if not isinstance(self._stack[-1], dict | Inert | StoredTensor):
-            raise TypeError(f"sets attributes of a {type(self._stack[-1]).__name__}")
+        # Sets attributes of an object (a state dict's `_metadata`, a namespace's fields). Only NumPy's are of weights.
+        state, target = self.pop(), self._stack[-1]
+        if isinstance(target, PickledArray | PickledDtype):
+            target.set_state(state)
+        elif not isinstance(target, dict | Inert | StoredTensor):
+            raise TypeError(f"sets attributes of a {type(target).__name__}")
 
     def _persistent(self, _: Any) -> None:
         reference = self.pop()
@@ -235,6 +252,7 @@ _STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "STACK_GLOBAL": _Machine._stack_global,
     "REDUCE": _Machine._call,
     "NEWOBJ": _Machine._call,
+    "NEWOBJ_EX": _Machine._create_with_keywords,
     "BUILD": _Machine._build,
     "BINPERSID": _Machine._persistent,
 }
@@ -247,3 +265,21 @@ def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
     if not isinstance(key, str | int | float | bytes | None) or (isinstance(key, int) and abs(key) > _LARGEST_KEY):
         key = Inert()
     target[key] = value
+
+
+_DEPTH_OF_WEIGHTS = 4  # dicts around the weights: a checkpoint, its entry, ...
+
+
+def _with_arrays(value: Any, path: Path) -> Any:
+    """`value` with tensors in the place of NumPy arrays, in nested dicts. Dicts change in place."""
+    top = {"": value}
+    level, seen = [top], set[int]()
+    for _ in range(_DEPTH_OF_WEIGHTS):
+        # A hostile pickle can place one dict in a million others.
+        level = [one for one in level if id(one) not in seen and not seen.add(id(one))]  # type: ignore[func-returns-value]
+        for one in level:
+            for key, entry in one.items():
+                if isinstance(entry, PickledArray):
+                    one[key] = entry.tensor(path) or Inert("numpy.ndarray")
+        level = [entry for one in level for entry in one.values() if isinstance(entry, dict)]
+    return top[""]

@@ -39,13 +39,13 @@ class WeightsFileError(InputError):
 
 
 class BoundedReader:
-    """A binary file that never reads more than MAX_STRUCTURE bytes at once.
+    """A binary file that never reads more than `limit` bytes at once.
 
     `zipfile` and `pickletools` read the length that a file claims, and a buffered file allocates it first.
     """
 
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        self._file = file
+    def __init__(self, file: io.BufferedIOBase, limit: int = MAX_STRUCTURE) -> None:
+        self._file, self._limit = file, limit
         begin = file.tell()
         self._end = file.seek(0, io.SEEK_END)
         file.seek(begin)
@@ -53,12 +53,12 @@ class BoundedReader:
     def read(self, size: int = -1) -> bytes:
         left = max(self._end - self._file.tell(), 0)
         wanted = left if size < 0 else size
-        if wanted > MAX_STRUCTURE:
-            raise WeightsFileError(f"part of its structure claims {wanted} bytes, more than {MAX_STRUCTURE}")
+        if wanted > self._limit:
+            raise WeightsFileError(f"part of its structure claims {wanted} bytes, more than {self._limit}")
         return self._file.read(min(wanted, left))
 
     def readline(self) -> bytes:
-        return self._file.readline(MAX_STRUCTURE)
+        return self._file.readline(self._limit)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
@@ -91,6 +91,45 @@ class Storage:
     @property
     def nbytes(self) -> int:
         return self.count * self.dtype.itemsize
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """The bytes of `count` numbers, from number `first` on."""
+        size = count * self.dtype.itemsize
+        try:
+            data = np.fromfile(self.path, np.uint8, size, offset=self.position + first * self.dtype.itemsize)
+        except OSError as error:
+            raise WeightsFileError(
+                f"{self.path} can no longer be read: {error.strerror or error}. Expected the file to stay in place."
+            ) from error
+        if data.size != size:
+            raise WeightsFileError(
+                f"{self.path} became shorter while it was read. Expected the file to stay unchanged."
+            )
+        if count == self.count and self.checksum is not None and zlib.crc32(data.data) != self.checksum:
+            raise WeightsFileError(
+                f"{self.path} is damaged: the {self.nbytes} bytes from byte {self.position} do not match "
+                "their checksum. Copy or download the file again."
+            )
+        return data
+
+
+@dataclass(eq=False)
+class PickledStorage(Storage):
+    """The numbers of a NumPy array, which a pickle contains itself.
+
+    Args:
+        content: their bytes. Pickle protocol 2 writes them as a text with one character for each byte.
+    """
+
+    content: bytes | bytearray | str = b""
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        itemsize = self.dtype.itemsize
+        part = self.content[first * itemsize : (first + count) * itemsize]
+        try:
+            return np.frombuffer(part.encode("latin-1") if isinstance(part, str) else bytes(part), np.uint8)
+        except UnicodeEncodeError as error:
+            raise WeightsFileError(f"{self.path} is damaged: a NumPy array in it has characters for bytes.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,24 +190,8 @@ class StoredTensor:
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def _read(self) -> np.ndarray:
-        storage, itemsize = self.storage, self.dtype.itemsize
-        start = storage.position + self.offset * itemsize
-        try:
-            data = np.fromfile(storage.path, np.uint8, self.span * itemsize, offset=start)
-        except OSError as error:
-            raise WeightsFileError(
-                f"{storage.path} can no longer be read: {error.strerror or error}. Expected the file to stay in place."
-            ) from error
-        if data.size != self.span * itemsize:
-            raise WeightsFileError(
-                f"{storage.path} became shorter while it was read. Expected the file to stay unchanged."
-            )
-        whole = self.span == storage.count
-        if whole and storage.checksum is not None and zlib.crc32(data.data) != storage.checksum:
-            raise WeightsFileError(
-                f"{storage.path} is damaged: the {storage.nbytes} bytes from byte {storage.position} do not match "
-                "their checksum. Copy or download the file again."
-            )
+        itemsize = self.dtype.itemsize
+        data = self.storage.read(self.offset, self.span)
         flat = data.view(self.dtype)
         if self.strides == contiguous_strides(self.shape):
             array = flat.reshape(self.shape)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from poolformer_jax.fields import printable
 from poolformer_jax.weights.containers import pickles
 from poolformer_jax.weights.containers.pickle_names import StorageType
-from poolformer_jax.weights.containers.storage import BoundedReader, Storage, WeightsFileError
+from poolformer_jax.weights.containers.storage import MAX_STRUCTURE, BoundedReader, Storage, WeightsFileError
 
 ZIP_MAGIC = b"PK\x03\x04"
 # The pickle of torch.serialization.MAGIC_NUMBER, without the protocol (and, from protocol 4, the frame) before it.
@@ -57,8 +57,9 @@ def read_zip(path: Path, file: io.BufferedIOBase, size: int) -> Any:
             )
         return _same(storages, key, declared)
 
-    content = _read_record(file, records[pickled[0]], size)
-    return pickles.load(BoundedReader(io.BytesIO(content)), storage)
+    # NumPy arrays are inside the pickle, which may then be as large as the weights.
+    content = _read_record(file, records[pickled[0]], size, limit=size)
+    return pickles.load(BoundedReader(io.BytesIO(content), max(len(content), MAX_STRUCTURE)), path, storage)
 
 
 def read_legacy(path: Path, file: io.BufferedIOBase, size: int) -> Any:
@@ -81,12 +82,12 @@ def read_legacy(path: Path, file: io.BufferedIOBase, size: int) -> Any:
     def no_storage(reference: tuple[Any, ...]) -> Storage:
         raise WeightsFileError("it refers to a storage before its state dict")
 
-    pickles.load(stream, no_storage)  # the magic number, which the caller has checked
-    if (version := pickles.load(stream, no_storage)) != 1001:
+    pickles.load(stream, path, no_storage)  # the magic number, which the caller has checked
+    if (version := pickles.load(stream, path, no_storage)) != 1001:
         raise WeightsFileError(f"its legacy format has version {str(version)[:20]}, expected 1001")
-    pickles.load(stream, no_storage)  # byte order and type sizes of the machine, without effect on the file
-    result = pickles.load(stream, storage)
-    keys = pickles.load(stream, no_storage)
+    pickles.load(stream, path, no_storage)  # byte order and type sizes of the machine, without effect on the file
+    result = pickles.load(stream, path, storage)
+    keys = pickles.load(stream, path, no_storage)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise WeightsFileError("the storages after its pickle are not the ones that the pickle refers to")
     for key in keys:
@@ -139,10 +140,10 @@ def _checksum(record: zipfile.ZipInfo) -> int | None:
     return record.CRC or None
 
 
-def _read_record(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int) -> bytes:
+def _read_record(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int, limit: int = MAX_STRUCTURE) -> bytes:
     position = _position(file, record, size)
     file.seek(position)
-    content = BoundedReader(file).read(record.file_size)
+    content = BoundedReader(file, limit).read(record.file_size)
     if (checksum := _checksum(record)) is not None and zlib.crc32(content) != checksum:
         raise WeightsFileError(f"its record {printable(record.filename)!r} is damaged: the checksum differs")
     return content
