@@ -112,7 +112,12 @@ def _load(
         )
     if jax.process_index() == 0:
         _warn_of_other_preprocessing(opened, data)
-    config = dataclasses.replace(loaded.config, drop_path_rate=wanted.drop_path_rate, dropout_rate=wanted.dropout_rate)
+    config = dataclasses.replace(
+        loaded.config,
+        drop_path_rate=wanted.drop_path_rate,
+        dropout_rate=wanted.dropout_rate,
+        problem_type=None,  # a run trains for one label per image
+    )
     # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
     return config, jax.tree.map(np.asarray, variables["params"])
 

@@ -8,6 +8,14 @@ from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.version import __version__
 
+# How the user of an exported file turns logits into what the problem asks for.
+_PROBABILITIES = {
+    None: "their softmax is the probability of each id2label",
+    "single_label_classification": "their softmax is the probability of each id2label",
+    "multi_label_classification": "their sigmoid is the probability of each id2label, independent of the others",
+    "regression": "the predicted numbers",
+}
+
 
 def metadata(
     config: PoolFormerConfig,
@@ -22,7 +30,7 @@ def metadata(
     height, width = image_size
     colours = "greyscale" if config.num_channels == 1 else "RGB"
     if config.num_labels:
-        output = f"logits: float32 [batch, {config.num_labels}]; their softmax is the probability of each id2label"
+        output = f"logits: float32 [batch, {config.num_labels}]; {_PROBABILITIES[config.problem_type]}"
     else:
         output = f"logits: float32 [batch, {config.hidden_sizes[-1]}]; pooled and normalised, there is no head"
     return {

@@ -196,11 +196,45 @@ def _gelu_tanh(node: _NodeFunction, x: Value) -> Value:
     return node("Mul", node("Mul", x, node("Add", tanh, 1.0)), 0.5)
 
 
+def _laplace(node: _NodeFunction, x: Value) -> Value:
+    erf = node("Erf", node("Div", node("Sub", x, 0.707107), 0.282095 * 2**0.5))
+    return node("Mul", node("Add", erf, 1.0), 0.5)
+
+
+def _quick_gelu(node: _NodeFunction, x: Value) -> Value:
+    return node("Mul", x, node("Sigmoid", node("Mul", x, 1.702)))
+
+
+def _relu2(node: _NodeFunction, x: Value) -> Value:
+    relu = node("Relu", x)
+    return node("Mul", relu, relu)
+
+
+def _silu(node: _NodeFunction, x: Value) -> Value:
+    return node("Mul", x, node("Sigmoid", x))
+
+
 _ELEMENTWISE: Mapping[str, Callable[[_NodeFunction, Value], Value]] = {
     "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
+    "gelu_10": lambda node, x: node("Clip", _gelu(node, x), -10.0, 10.0),
+    "gelu_accurate": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "gelu_python": _gelu,
+    "gelu_python_tanh": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "hardswish": lambda node, x: node("HardSwish", x),
+    "laplace": _laplace,
+    "leaky_relu": lambda node, x: node("LeakyRelu", x, alpha=0.01),
+    "linear": lambda node, x: x,
+    "mish": lambda node, x: node("Mul", x, node("Tanh", node("Softplus", x))),
+    "quick_gelu": _quick_gelu,
     "relu": lambda node, x: node("Relu", x),
+    "relu2": _relu2,
+    "relu6": lambda node, x: node("Clip", x, 0.0, 6.0),
     "sigmoid": lambda node, x: node("Sigmoid", x),
-    "silu": lambda node, x: node("Mul", x, node("Sigmoid", x)),
+    "silu": _silu,
+    "sqrtsoftplus": lambda node, x: node("Sqrt", node("Softplus", x)),
+    "swish": _silu,
     "tanh": lambda node, x: node("Tanh", x),
 }

@@ -25,7 +25,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import INTEGER
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image, read_image
 from poolformer_jax.inference.program import CompiledClassifier
-from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig, names_by_index
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights import build_model, class_names, open_model
@@ -48,8 +48,8 @@ class ImageClassifier:
         config: the architecture.
         variables: `{"params": tree}`.
         image_processor: the preprocessing; its results must all have the same size.
-        id2label: class names by index; by default the config's, or ImageNet's for a published architecture with 1000
-            classes, or "class 0", "class 1", ...
+        id2label: class names by index, or a list of them; by default the config's, or ImageNet's for a published
+            architecture with 1000 classes, or "class 0", "class 1", ...
         dtype: type that feature maps are computed in, float32 or bfloat16.
         batch_size: images per batch, rounded up to a multiple of the number of devices. With several CPU devices a
             single image is computed by the first one, with all cores; with batch_size=1 that is every image.
@@ -72,7 +72,7 @@ class ImageClassifier:
         variables: Mapping[str, Any],
         image_processor: PoolFormerImageProcessor,
         *,
-        id2label: Mapping[int, str] | None = None,
+        id2label: Mapping[int, str] | Sequence[str] | None = None,
         dtype: Dtype = jnp.float32,
         batch_size: int = 32,
         fold_parameters: bool = True,
@@ -82,7 +82,7 @@ class ImageClassifier:
     ) -> None:
         devices = jax.local_devices() if devices is None else devices
         threads = available_cores() if decode_threads is None else decode_threads
-        names = class_names(config) if id2label is None else dict(id2label)
+        names = class_names(config) if id2label is None else names_by_index(id2label)
         _check(config, image_processor, dtype, names)
         _check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
         self.config = config
@@ -279,7 +279,11 @@ def _check(
         problems.append(f"dtype={dtype!r}: expected float32 or bfloat16.")
     if config.num_labels == 0:
         problems.append("The network has no head (num_labels=0): expected at least two labels. Call the model instead.")
-    if config.num_labels == 1:
+    if config.problem_type == "regression":
+        problems.append(
+            "problem_type='regression' has no probabilities: expected a classifier. Call the model instead."
+        )
+    elif config.num_labels == 1 and config.problem_type is None:
         problems.append(
             "The network has a single label (num_labels=1), whose probability would always be 1: expected at least two "
             "labels. Call the model for its logits."

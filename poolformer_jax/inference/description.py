@@ -12,9 +12,10 @@ Sources: arXiv 2111.11418, Figure 2 and Section 3; `folding` has the algebra.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from poolformer_jax.network import EPSILON, HEAD_DIM, POOLED_EPSILON, PoolFormerConfig
+from poolformer_jax.network import EPSILON, HEAD_DIM, HIDDEN_ACTS, POOLED_EPSILON, PoolFormerConfig
 
 X = TypeVar("X")
 # Nested dictionaries of arrays, or of anything else that has a shape.
@@ -43,7 +44,7 @@ class Operations(ABC, Generic[X]):
 
     @abstractmethod
     def elementwise(self, x: X, function: str) -> X:
-        """A function of each number: "gelu", "gelu_tanh", "relu", "sigmoid", "silu" or "tanh"."""
+        """A function of each number, one of `config.HIDDEN_ACTS`."""
 
     @abstractmethod
     def add(self, x: X, y: X) -> X:
@@ -174,11 +175,7 @@ TOKEN_MIXERS: dict[str, Callable[[Operations[Any], PoolFormerConfig, Parameters,
     "spatial_fc": _spatial_fc,
 }
 
-# What each activation does with the MLP's hidden layer.
+# What each activation does with the MLP's hidden layer. Every reader knows those of the network by their names.
 ACTIVATIONS: dict[str, Callable[[Operations[Any], Any], Any]] = {
-    "gelu": lambda ops, x: ops.elementwise(x, "gelu"),
-    "gelu_new": lambda ops, x: ops.elementwise(x, "gelu_tanh"),
-    "gelu_pytorch_tanh": lambda ops, x: ops.elementwise(x, "gelu_tanh"),
-    "relu": lambda ops, x: ops.elementwise(x, "relu"),
-    "silu": lambda ops, x: ops.elementwise(x, "silu"),
+    name: partial(lambda name, ops, x: ops.elementwise(x, name), name) for name in HIDDEN_ACTS
 }

@@ -20,7 +20,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageLike, PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
-from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig, probabilities
 
 # Shorter side, in pixels, that overlays of smaller images are enlarged to: the input of the published networks.
 VISIBLE_SIDE = 224
@@ -105,7 +105,7 @@ def _explain(
     evidence = jax.nn.relu(jnp.einsum("bhwc,bc->hw", features, weights))
     # Scaled again after enlarging, which interpolates and so can miss the extremes.
     enlarged = jax.image.resize(_scale_to_one(evidence), pixel_values.shape[1:3], "bilinear")
-    return _scale_to_one(enlarged), chosen, jax.nn.softmax(logits)[0, chosen]
+    return _scale_to_one(enlarged), chosen, probabilities(config, logits)[0, chosen]
 
 
 def _scale_to_one(values: Float[Array, "h w"]) -> Float[Array, "h w"]:

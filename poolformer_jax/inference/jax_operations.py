@@ -3,11 +3,9 @@
 Feature maps have the type of the pixels. Statistics, softmax and the head use at least float32.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
@@ -15,13 +13,13 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
 from poolformer_jax.network import (
+    ACTIVATIONS,
     Pixels,
     PoolFormerConfig,
     attention,
     check_pixel_values,
     dense,
     distance_and_inverse_std,
-    gelu,
     mix_positions,
     over_channels,
     pooling_mixer,
@@ -104,7 +102,7 @@ class JaxOperations(Operations[Array]):
         return dense(x, **params)
 
     def elementwise(self, x: Float[Array, "*b c"], function: str) -> Float[Array, "*b c"]:
-        return _ELEMENTWISE[function](x)
+        return ACTIVATIONS[function](x)
 
     def add(self, x: Float[Array, "*b c"], y: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         return x + y
@@ -158,13 +156,3 @@ def _convolve_patches(
     rows, columns = (length - size + 1 for length in x.shape[1:3])
     pixels = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
     return jnp.concatenate(pixels, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-_ELEMENTWISE: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
-    "tanh": jnp.tanh,
-}

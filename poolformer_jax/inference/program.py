@@ -32,6 +32,7 @@ from poolformer_jax.network import (
     check_variables,
     kernel_stages,
     over_channels,
+    probabilities,
 )
 from poolformer_jax.network.fused import KernelMode, Kernels, choose_kernels
 from poolformer_jax.process import available_cores
@@ -72,7 +73,7 @@ class CompiledClassifier:
             network, params = fastest_network(config, variables, mesh, dtype, image_size, kernels)
         else:
             network, params = _trained_network(config, variables, dtype)
-        apply = partial(_probabilities, image_processor, network)
+        apply = partial(_probabilities, config, image_processor, network)
         single = mesh.size > 1 and _is_cpu(mesh)
         self.batch_sizes = _batch_sizes(batch_size, mesh.size, single)
         meshes = {size: Mesh(mesh.devices[:1], (_AXIS,)) if single and size == 1 else mesh for size in self.batch_sizes}
@@ -199,11 +200,15 @@ def _batch_sizes(batch_size: int, devices: int, single: bool) -> tuple[int, ...]
 
 
 def _probabilities(
-    image_processor: PoolFormerImageProcessor, network: Apply, params: Any, pixels: UInt8[Array, "b h w c"]
+    config: PoolFormerConfig,
+    image_processor: PoolFormerImageProcessor,
+    network: Apply,
+    params: Any,
+    pixels: UInt8[Array, "b h w c"],
 ) -> Float[Array, "b labels"]:
     pixels = pixels.astype(jnp.float32)
     scale, shift = (over_channels(vector, pixels) for vector in image_processor.scale_and_shift())
-    return jax.nn.softmax(network(params, pixels * scale + shift))
+    return probabilities(config, network(params, pixels * scale + shift))
 
 
 def _logits(model: PoolFormerForImageClassification, params: Any, x: Array) -> Array:

@@ -10,7 +10,9 @@ from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from poolformer_jax.network.block import kernel_stages as kernel_stages
+    from poolformer_jax.network.config import HIDDEN_ACTS as HIDDEN_ACTS
     from poolformer_jax.network.config import PoolFormerConfig as PoolFormerConfig
+    from poolformer_jax.network.config import names_by_index as names_by_index
     from poolformer_jax.network.config import published_variant as published_variant
     from poolformer_jax.network.functional import ACTIVATIONS as ACTIVATIONS
     from poolformer_jax.network.functional import EPSILON as EPSILON
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from poolformer_jax.network.functional import pooling_mixer as pooling_mixer
     from poolformer_jax.network.functional import standardize as standardize
     from poolformer_jax.network.functional import widen as widen
+    from poolformer_jax.network.heads import probabilities as probabilities
     from poolformer_jax.network.inputs import Pixels as Pixels
     from poolformer_jax.network.inputs import check_dtype as check_dtype
     from poolformer_jax.network.inputs import check_pixel_values as check_pixel_values
@@ -58,9 +61,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "block": "kernel_stages",
-        "config": "PoolFormerConfig published_variant",
+        "config": "HIDDEN_ACTS PoolFormerConfig names_by_index published_variant",
         "functional": "ACTIVATIONS EPSILON POOLED_EPSILON attention cross_entropy dense distance_and_inverse_std gelu "
         "mix_positions over_channels pooling_mixer standardize widen",
+        "heads": "probabilities",
         "inputs": "Pixels check_dtype check_pixel_values",
         "layers": "initial_value",
         "mismatch": "WeightsMismatch check_names_and_shapes",

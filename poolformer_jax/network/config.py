@@ -6,11 +6,16 @@ configuration_poolformer.py.
 """
 
 import dataclasses
+import difflib
+import functools
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, no_type_check
 
-from poolformer_jax.errors import InputError
+from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.fields import (
     BOOLEAN,
     INTEGER,
@@ -24,20 +29,56 @@ from poolformer_jax.fields import (
     sequence_of,
     short_repr,
 )
+from poolformer_jax.files import write_json
+from poolformer_jax.hub import Repository
 from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
 from poolformer_jax.network.variants import VARIANTS
 
 # The keys of `functional.ACTIVATIONS`, `functional.NORMS`, and the orders that `heads.classify` knows.
-HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+# The activations are those of transformers without parameters of their own: all but prelu and xielu.
+HIDDEN_ACTS = (
+    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
+    *("gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2"),
+    *("relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"),
+)
 NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+CONFIG = "config.json"
 
 _Config = TypeVar("_Config", bound="PoolFormerConfig")
+_Class = TypeVar("_Class")
+
+# Arguments of transformers' PoolFormerConfig that are accepted and have no effect. There they have none on a PoolFormer
+# either, but for three: `dtype` is an argument of the models here, random parameters are drawn as the authors draw them
+# (`initializer_range`), and `architectures` is checked in a config.json only.
+WITHOUT_EFFECT = {
+    *("_commit_hash", "_name_or_path", "architectures", "attn_implementation", "chunk_size_feed_forward", "dtype"),
+    *("initializer_range", "is_encoder_decoder", "model_type", "name_or_path", "output_attentions", "patch_size"),
+    *("stride", "torch_dtype", "transformers_version", "use_cache"),
+}
 
 
+def _with_arguments_of_transformers(cls: type[_Class]) -> type[_Class]:
+    """Lets the constructor take arguments of transformers that are not fields: see `_fields_of`."""
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def __init__(self: Any, *values: Any, **arguments: Any) -> None:
+        make(self, *values, **_fields_of(arguments))
+
+    setattr(cls, "__init__", __init__)  # noqa: B010 - a type checker keeps the dataclass's own signature
+    return cls
+
+
+@_with_arguments_of_transformers
 @dataclasses.dataclass(frozen=True)
 class PoolFormerConfig:
     """A PoolFormer's architecture; hashable, and checked when it is made.
+
+    The constructor also takes `label2id`, which names the classes if `id2label` does not, `num_encoder_blocks`, the
+    number of stages, and arguments that have no effect in transformers either, such as `patch_size`.
 
     Args:
         num_channels: channels of the input image.
@@ -54,7 +95,8 @@ class PoolFormerConfig:
         use_layer_scale: whether every residual branch has a learnt scale per channel.
         layer_scale_init_value: its initial value.
         num_labels: classes of the head; 0 means no head, and the pooled features in the place of the logits.
-        id2label: class names by index, for every index below `num_labels`; None if unknown.
+        id2label: class names by index, for every index below `num_labels`, or a list of them; None if unknown. Without
+            `num_labels` they also set the number of classes.
         dropout_rate: dropout after both layers of the MLP.
         token_mixers: one name per stage, of `parameter_table.MIXER_PARAMETERS`.
         norm: "group_norm" (one group over height, width and channels) or "layer_norm" (over channels at each position,
@@ -64,9 +106,14 @@ class PoolFormerConfig:
         position_embeddings: per stage, whether a learnt position embedding is added to the stage's input.
         image_size: height and width in pixels that position embeddings and "spatial_fc" are made for; None if the
             network accepts any size.
+        problem_type: what the loss and the probabilities are for, one of `PROBLEM_TYPES`; None for a single label per
+            image, or for regression if `num_labels` is 1.
+        output_hidden_states: whether `FlaxPoolFormerModel` and its classifier return the feature maps by default.
+        return_dict: whether they return a ModelOutput by default, or a tuple.
 
     Raises:
-        ValueError: naming every field of a wrong type or out of range, with the value given and what was expected.
+        ValueError: naming every unknown argument, or every field of a wrong type or out of range, with the value given
+            and what was expected.
     """
 
     num_channels: int = 3
@@ -89,10 +136,23 @@ class PoolFormerConfig:
     head_order: str = "norm_pool"
     position_embeddings: tuple[bool, ...] = (False,) * 4
     image_size: int | None = None
+    problem_type: str | None = None
+    output_hidden_states: bool = False
+    return_dict: bool = True
 
     def __post_init__(self) -> None:
         convert_fields(self, _KINDS)
         check_rules(self, _rules(self))
+
+    @property
+    def label2id(self) -> dict[str, int] | None:
+        """Class indices by name; of classes with the same name, the last one. None without `id2label`."""
+        return None if self.id2label is None else {label: index for index, label in sorted(self.id2label.items())}
+
+    @property
+    def num_encoder_blocks(self) -> int:
+        """The number of stages."""
+        return len(self.depths)
 
     @property
     def mlp_hidden_sizes(self) -> tuple[int, ...]:
@@ -129,59 +189,148 @@ class PoolFormerConfig:
         key = name.removeprefix("poolformer_")
         if key not in VARIANTS:
             raise InputError(f"There is no variant {name!r}. Expected one of: {', '.join(VARIANTS)}.")
-        _refuse_unknown_fields(changes)
         return cls(**{**VARIANTS[key], **changes})
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "PoolFormerConfig":
-        """Reads what `to_dict` wrote, or the `config.json` of a PoolFormer from `transformers`.
+    def from_pretrained(
+        cls: type[_Config],
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **changes: Any,
+    ) -> _Config:
+        """Reads the `config.json` of a model; no weights.
 
-        If `model_type` is given, fields that only `transformers` has (its version, its data type, ...) are ignored. As
-        in `transformers`, the number of labels follows from `id2label` if `num_labels` is missing.
+        Args:
+            source: a name on the Hugging Face Hub ("sail/poolformer_s12"), a folder, or a file.
+            revision: branch, tag or commit on the Hub.
+            cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
+            local_files_only: use the cache without asking the Hub.
+            token: for private models on the Hub.
+            changes: as in `with_changes`.
 
         Raises:
-            ValueError: if `data` describes another architecture, if the problem is not single-label classification, or
-                if a field is out of range.
+            FileNotFoundError: if there is no such file.
+            ValueError: as `from_dict`; also for timm's config.json, which does not describe the layers.
+        """
+        path = Path(source).expanduser()
+        if path.is_dir():
+            path = path / CONFIG
+        elif not path.exists():
+            repository = Repository(
+                str(source),
+                (CONFIG,),
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            path = repository.find(CONFIG) or path / CONFIG
+        if not path.is_file():
+            raise MissingFileError(f"There is no {path}. Expected the {CONFIG} of a PoolFormer.")
+        try:
+            data = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not JSON ({error}). Expected the {CONFIG} of a PoolFormer.") from error
+        if not isinstance(data, dict):
+            raise InputError(f"{path} is a {type(data).__name__}. Expected an object, the {CONFIG} of a PoolFormer.")
+        return cls.from_dict(data).with_changes(**changes)
+
+    @classmethod
+    def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
+        """Reads what `to_dict` wrote, or the `config.json` of a PoolFormer from `transformers`.
+
+        If `model_type` is given, unknown entries are ignored as other models' in `transformers`. As there, the number
+        of labels is 2 in a file of `transformers` that gives neither a number nor names.
+
+        Raises:
+            ValueError: if `data` describes another architecture, or if a field is out of range.
         """
         _refuse_other_models(data)
-        known = {field.name for field in dataclasses.fields(cls)}
-        fields = {name: value for name, value in data.items() if name in known}
-        if isinstance(stages := data.get("num_encoder_blocks"), int):
-            # With fewer stages, transformers still writes its four default values.
-            for name in ("patch_sizes", "strides", "padding"):
-                if isinstance(entries := fields.get(name, getattr(cls, name)), Sequence):
-                    fields[name] = entries[:stages]
-        if labels := fields.pop("id2label", None):
-            fields["id2label"] = labels
-            if isinstance(labels, Mapping):  # JSON's keys are texts
-                fields["id2label"] = {_index(key): str(label) for key, label in labels.items()}
-                fields.setdefault("num_labels", len(labels))
-        elif "transformers_version" in data:
-            # transformers leaves its default out: two labels.
-            fields.setdefault("num_labels", 2)
-        # transformers does not have these two fields; their defaults follow the number of stages.
-        depths = fields.get("depths", cls.depths)
-        stages = len(depths) if isinstance(depths, Sequence) else len(cls.depths)
-        fields = {"token_mixers": ("pooling",) * stages, "position_embeddings": (False,) * stages, **fields}
-        return cls(**fields)
+        arguments = {name: value for name, value in data.items() if name in _ARGUMENTS or "model_type" not in data}
+        if not (labels := arguments.get("id2label")):
+            arguments.pop("id2label", None)
+            if "transformers_version" in data:
+                arguments.setdefault("num_labels", 2)
+        elif isinstance(labels, Mapping):
+            arguments["id2label"] = {index: str(label) for index, label in labels.items()}
+        return cls(**arguments)
+
+    def with_changes(self: _Config, **changes: Any) -> _Config:
+        """A copy with other fields, as `from_pretrained(name, **changes)` of `transformers` changes a config.
+
+        Other names set the number of labels, and another number of labels removes the names.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if changes.keys() & {"id2label", "label2id"} or changes.get("num_labels", self.num_labels) != self.num_labels:
+            del fields["id2label"], fields["num_labels"]
+        return type(self)(**{**fields, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as values for JSON, with the entries that `transformers` needs to read them."""
         data: dict[str, Any] = {"model_type": "poolformer", "architectures": ["PoolFormerForImageClassification"]}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            data[field.name] = list(value) if isinstance(value, tuple) else value
-        data["num_encoder_blocks"] = len(self.depths)
-        if self.id2label is None:
-            del data["id2label"]
-        else:
+            if field.name not in _WRITTEN_IF_SET or value != field.default:
+                data[field.name] = list(value) if isinstance(value, tuple) else value
+        data["num_encoder_blocks"] = self.num_encoder_blocks
+        if self.id2label is not None:
             data["id2label"] = {str(index): label for index, label in sorted(self.id2label.items())}
-            data["label2id"] = {label: index for index, label in sorted(self.id2label.items())}
+            data["label2id"] = self.label2id
         return data
+
+    def to_json_string(self) -> str:
+        """The text of `config.json`."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `config.json` into a folder, which is made if it does not exist."""
+        write_json(Path(folder).expanduser() / CONFIG, self.to_dict())
 
 
 # The config checks its fields itself, with better messages than the annotations' checker of the tests.
 no_type_check(PoolFormerConfig.__init__)
+
+
+_ARGUMENTS = WITHOUT_EFFECT | {field.name for field in dataclasses.fields(PoolFormerConfig)}
+_ARGUMENTS |= {"label2id", "num_encoder_blocks"}
+# Left out of config.json if they have their default value.
+_WRITTEN_IF_SET = ("id2label", "problem_type", "output_hidden_states", "return_dict")
+
+
+def _fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields for arguments of the constructor, some of which only transformers has."""
+    if unknown := sorted(arguments.keys() - _ARGUMENTS):
+        known = [field.name for field in dataclasses.fields(PoolFormerConfig)]
+        near = [close for name in unknown for close in difflib.get_close_matches(name, known, n=1)]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"PoolFormerConfig has no field {', '.join(unknown)}.{hint} Its fields: {', '.join(known)}.")
+    fields = {name: value for name, value in arguments.items() if name not in WITHOUT_EFFECT}
+    stages, label2id = fields.pop("num_encoder_blocks", None), fields.pop("label2id", None)
+    depths = fields.get("depths", PoolFormerConfig.depths)
+    if INTEGER.accepts(stages):
+        if isinstance(depths, Sequence) and len(depths) != stages:
+            raise InputError(f"num_encoder_blocks={stages}: expected one for each of depths={short_repr(depths)}.")
+        # With fewer stages, transformers still writes its four default values.
+        for name in ("patch_sizes", "strides", "padding"):
+            if isinstance(entries := fields.get(name, getattr(PoolFormerConfig, name)), Sequence):
+                fields[name] = entries[:stages]
+    if isinstance(depths, Sequence):  # transformers does not have these two; their defaults follow the stages
+        defaults = {"token_mixers": ("pooling",) * len(depths), "position_embeddings": (False,) * len(depths)}
+        fields = {**defaults, **fields}
+    if fields.get("id2label") is None and isinstance(label2id, Mapping) and label2id:
+        fields["id2label"] = {_index(index): label for label, index in label2id.items()}
+    if isinstance(names := fields.get("id2label"), Mapping | Sequence):
+        fields.setdefault("num_labels", len(names))
+    return fields
+
+
+def names_by_index(names: Mapping[Any, Any] | Sequence[Any]) -> dict[Any, Any]:
+    """Class names by index, from a list of them, or from a mapping, whose keys are texts if it comes from JSON."""
+    return {_index(index): name for index, name in (names.items() if isinstance(names, Mapping) else enumerate(names))}
 
 
 def _index(key: Any) -> Any:
@@ -191,12 +340,17 @@ def _index(key: Any) -> Any:
 _LONGEST_INDEX = 10  # characters; int() refuses numbers of thousands of digits
 
 
+def _are_names(value: Any) -> bool:
+    if not isinstance(value, Mapping | Sequence) or isinstance(value, str):
+        return False
+    names = names_by_index(value)
+    return all(map(INTEGER.accepts, names)) and all(map(STRING.accepts, names.values()))
+
+
 _NAMES = FieldType(
-    "a mapping from indices to names",
-    lambda value: (
-        isinstance(value, Mapping) and all(map(INTEGER.accepts, value)) and all(map(STRING.accepts, value.values()))
-    ),
-    lambda value: FrozenMapping({int(index): name for index, name in value.items()}),
+    "a mapping from indices to names, or a list of names",
+    _are_names,
+    lambda value: FrozenMapping({int(index): name for index, name in names_by_index(value).items()}),
 )
 _PER_STAGE: Mapping[str, FieldType] = {
     **dict.fromkeys(
@@ -211,7 +365,8 @@ _KINDS: Mapping[str, FieldType] = {
     **dict.fromkeys(("num_channels", "pool_size", "num_labels"), INTEGER),
     **dict.fromkeys(("mlp_ratio", "drop_path_rate", "layer_scale_init_value", "dropout_rate"), NUMBER),
     **dict.fromkeys(("hidden_act", "norm", "head_order"), STRING),
-    "use_layer_scale": BOOLEAN,
+    **dict.fromkeys(("use_layer_scale", "output_hidden_states", "return_dict"), BOOLEAN),
+    "problem_type": optional(STRING),
     "id2label": optional(_NAMES),
     "image_size": optional(INTEGER),
 }
@@ -225,28 +380,12 @@ def _refuse_other_models(data: Mapping[str, Any]) -> None:
         )
     if (model_type := data.get("model_type", "poolformer")) != "poolformer":
         raise InputError(f"This config.json describes a {model_type!r} model. Expected model_type 'poolformer'.")
-    if (problem := data.get("problem_type")) not in (None, "single_label_classification"):
-        raise InputError(
-            f"This config.json says problem_type={problem!r}. Expected 'single_label_classification', which the loss "
-            "and the probabilities are for. If you only need logits, remove the entry."
-        )
     classes = data.get("architectures") or ()
     if not all(str(name).startswith("PoolFormer") for name in classes):
         raise InputError(
             f"This config.json has architectures={short_repr(classes)}. Expected those of PoolFormer, such as "
             "['PoolFormerForImageClassification']."
         )
-    if "model_type" not in data:  # then nothing shows that unknown names are fields of transformers
-        _refuse_unknown_fields({name: data[name] for name in data.keys() - _DERIVED})
-
-
-_DERIVED = {"architectures", "label2id", "num_encoder_blocks"}  # what `to_dict` writes besides the fields
-
-
-def _refuse_unknown_fields(changes: Mapping[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(PoolFormerConfig)]
-    if unknown := sorted(set(changes) - set(known)):
-        raise InputError(f"PoolFormerConfig has no field {', '.join(unknown)}. Its fields: {', '.join(known)}.")
 
 
 def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
@@ -297,6 +436,16 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
             named is None or sorted(named) == list(range(config.num_labels)),
             f"id2label to have a name for every index from 0 to num_labels - 1, but it has {len(named or ())}. Give "
             "both, or id2label=None",
+        ),
+        (
+            "problem_type",
+            config.problem_type in (None, *PROBLEM_TYPES),
+            f"None, or one of {', '.join(PROBLEM_TYPES)}",
+        ),
+        (
+            "problem_type",
+            config.problem_type != "single_label_classification" or config.num_labels != 1,
+            "num_labels of at least 2, because the only label would always have a probability of 1; or 'regression'",
         ),
         *(
             (name, len(getattr(config, name)) == stages, f"one entry for each of the {stages} stages in depths")

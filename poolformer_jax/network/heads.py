@@ -1,5 +1,6 @@
 """From the last feature map to logits, and from logits to the loss."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
@@ -36,19 +37,61 @@ def classify(config: PoolFormerConfig, params: Params, features: Float[Array, "b
 def mean_loss(
     config: PoolFormerConfig, logits: Float[Array, "b labels"], labels: Num[Array, "..."]
 ) -> Float[Array, ""]:
-    """The mean cross entropy, in nats, for the class index or the class probabilities of every image.
+    """The loss of `config.problem_type` as in `transformers` (ForSequenceClassificationLoss), in at least float32.
+
+    - None or "single_label_classification": mean cross entropy in nats, for a class index or class probabilities of
+      every image. Images with the index -100 are left out.
+    - "multi_label_classification": mean binary cross entropy in nats, for a 0 or 1 for every image and class.
+    - "regression", and None with a single label: mean squared error; of a single output also for labels [batch].
+
+    One difference: without a problem_type `transformers` takes class probabilities for the labels of a multi-label
+    problem.
 
     Raises:
         ValueError: for labels of another shape, which could be broadcast against the logits without an error.
     """
     if config.num_labels == 0:
         raise InputError("labels were given, and the network has no head (num_labels=0). Expected labels=None.")
-    indices = labels.shape == logits.shape[:1] and jnp.issubdtype(labels.dtype, jnp.integer)
+    batch, classes = logits.shape
+    problem = config.problem_type or ("regression" if classes == 1 else "single_label_classification")
+    if problem == "regression" and classes == 1 and labels.shape == (batch,):
+        labels = labels[:, None]
+    indices = (
+        problem == "single_label_classification"
+        and labels.shape == (batch,)
+        and jnp.issubdtype(labels.dtype, jnp.integer)
+    )
     if not indices and labels.shape != logits.shape:
-        batch, classes = logits.shape
+        expected = {
+            "single_label_classification": f"whole numbers [{batch}], the class of each image, or a probability for "
+            f"each class [{batch}, {classes}]",
+            "multi_label_classification": f"a 0 or 1 for each class [{batch}, {classes}]",
+            "regression": f"numbers [{batch}, {classes}]" + (f" or [{batch}]" if classes == 1 else ""),
+        }
         raise InputError(
             f"labels has shape {labels.shape} and type {labels.dtype}, for a batch of {batch} and {classes} classes. "
-            f"Expected whole numbers [{batch}], the class of each image, or a probability for each class "
-            f"[{batch}, {classes}]."
+            f"Expected {expected[problem]}."
         )
-    return cross_entropy(logits, labels).mean()
+    if indices:
+        return cross_entropy(logits, labels).mean(where=labels.astype(int) != _IGNORED)
+    if problem == "single_label_classification":
+        return cross_entropy(logits, labels).mean()
+    logits = widen(logits)
+    labels = labels.astype(logits.dtype)
+    if problem == "regression":
+        return jnp.square(logits - labels).mean()
+    return (jax.nn.softplus(logits) - labels * logits).mean()
+
+
+_IGNORED = -100  # the index of images without a label, in PyTorch and transformers
+
+
+def probabilities(config: PoolFormerConfig, logits: Float[Array, "*b labels"]) -> Float[Array, "*b labels"]:
+    """The probability of each class: a softmax, or for "multi_label_classification" independent sigmoids.
+
+    Raises:
+        ValueError: for "regression", whose outputs are not probabilities.
+    """
+    if config.problem_type == "regression":
+        raise InputError("problem_type='regression' has no probabilities. Call the model for its logits.")
+    return (jax.nn.sigmoid if config.problem_type == "multi_label_classification" else jax.nn.softmax)(logits)

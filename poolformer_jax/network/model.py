@@ -4,7 +4,8 @@ Sources: arXiv 2111.11418, Figure 2 and Section 3; sail-sg/poolformer, models/po
 parameters float32, and `dtype` sets the type that activations are computed in.
 """
 
-from typing import no_type_check
+from collections.abc import Iterator, Mapping
+from typing import Any, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -24,10 +25,31 @@ from poolformer_jax.network.parameters import subtree
 
 
 # Not type-checked: outputs are pytrees, and JAX also fills pytrees with shapes, shardings and axes.
+class ModelOutput(Mapping[str, Any]):
+    """A mapping from the fields of an output that are not None, in their order, also by position or as a tuple."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return dict(self._fields())[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._fields())
+
+    def __len__(self) -> int:
+        return len(self._fields())
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values of the fields that are not None."""
+        return tuple(value for _, value in self._fields())
+
+    def _fields(self) -> list[tuple[str, Any]]:
+        values = vars(self).items()  # of a dataclass: its fields, in their order
+        return [(name, value) for name, value in values if value is not None]
+
+
 @no_type_check
 @flax.struct.dataclass
-class PoolFormerModelOutput:
-    """What the backbone returns.
+class PoolFormerModelOutput(ModelOutput):
+    """What the backbone returns. A pytree; fields can also be read as `output["hidden_states"]` or `output[1]`.
 
     Attributes:
         last_hidden_state: [batch, height / 32, width / 32, hidden_sizes[-1]]; the last of `hidden_states`.
@@ -40,11 +62,13 @@ class PoolFormerModelOutput:
 
 @no_type_check
 @flax.struct.dataclass
-class ImageClassifierOutput:
-    """What the classifier returns.
+class ImageClassifierOutput(ModelOutput):
+    """What the classifier returns. A pytree; fields can also be read as `output["logits"]`, or by position.
+
+    A field that is None has no position: without labels `output[0]` is the logits, with labels the loss.
 
     Attributes:
-        loss: mean cross entropy in nats, a scalar; None without labels.
+        loss: the mean loss, a scalar (see `labels` of the classifier's `__call__`); None without labels.
         logits: [batch, num_labels], float32; with num_labels=0 the pooled, normalised features.
         hidden_states: as in `PoolFormerModelOutput`.
     """
@@ -158,7 +182,10 @@ class PoolFormerForImageClassification(nn.Module):
 
         Args:
             pixel_values: [batch, height, width, num_channels], normalised; any size from `config.smallest_side`.
-            labels: class indices [batch], or a probability for each class [batch, num_labels].
+            labels: class indices [batch] (-100 leaves an image out), or a probability for each class
+                [batch, num_labels], for the mean cross entropy in nats. With problem_type
+                "multi_label_classification" a 0 or 1 for each class, for the mean binary cross entropy; with
+                "regression" numbers [batch, num_labels], for the mean squared error.
             train: applies dropout and drop path, which draw from `rngs={"dropout": key}`.
 
         Raises:

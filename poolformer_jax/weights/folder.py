@@ -34,6 +34,7 @@ from poolformer_jax.weights.source import CONFIG, CONFIG_METADATA, WEIGHTS
 _HF_FIELDS = (
     "model_type architectures num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding "
     "drop_path_rate hidden_act use_layer_scale layer_scale_init_value num_labels id2label label2id num_encoder_blocks "
+    "problem_type output_hidden_states return_dict "
     "dropout_rate"  # transformers ignores it, and keeps it
 )
 
@@ -145,6 +146,8 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
         data["pretrained_cfg"]["first_conv"] = "stem.conv"
     else:  # timm assumes three channels for `first_conv`, and would change the convolution
         data["model_args"] = {"in_chans": config.num_channels}
+    if config.problem_type is not None:  # ignored by timm, read by transformers' TimmWrapper
+        data["problem_type"] = config.problem_type
     if config.id2label is not None:
         data["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
     return data

@@ -218,7 +218,7 @@ def identify_model(files: ModelFiles, weights: WeightsFile, variant: str | None 
     matched = match_state_dict(weights.tensors)
     config, config_source = _config_of(files, weights, matched)
     if variant is not None:
-        kept = {name: getattr(config, name) for name in ("num_labels", "id2label", "head_order")}
+        kept = {name: getattr(config, name) for name in ("num_labels", "id2label", "head_order", "problem_type")}
         config, config_source = PoolFormerConfig.from_variant(variant, **kept), f"the variant {variant!r}"
     return OpenedModel(files, weights, plan_import(matched, config, config_source))
 
@@ -305,7 +305,9 @@ def _with_timms_config(config: PoolFormerConfig, data: Mapping[str, Any], path: 
     _check_timms_architecture(config, str(data["architecture"]), given, path)
     id2label = labels if labels and len(labels) == config.num_labels else None
     # timm's model pools first, also with weights that have the authors' names.
-    return dataclasses.replace(config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label)
+    return dataclasses.replace(
+        config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label, problem_type=data.get("problem_type")
+    )
 
 
 def _timms_labels(data: Mapping[str, Any]) -> dict[int, str] | None:

@@ -108,6 +108,11 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     mesh = make_mesh(MeshConfig())
     refuse_run_folder(config.source)
     opened = open_model(config.source, use_ema=config.use_ema)
+    if opened.config.problem_type not in (None, "single_label_classification"):
+        raise InputError(
+            f"{config.source} has problem_type={opened.config.problem_type!r}. Expected a network for one label per "
+            "image, which the accuracy and the loss are measured for."
+        )
     model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
     data = _data_config(config, opened.image_processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
