@@ -30,7 +30,7 @@ from poolformer_jax.fields import (
     short_repr,
 )
 from poolformer_jax.files import write_json
-from poolformer_jax.hub import Repository
+from poolformer_jax.hub import Repository, push_to_hub
 from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
 from poolformer_jax.network.variants import VARIANTS
 
@@ -289,6 +289,10 @@ class PoolFormerConfig:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes `config.json` into a folder, which is made if it does not exist."""
         write_json(Path(folder).expanduser() / CONFIG, self.to_dict())
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads `config.json` to the Hugging Face Hub. The options and the result are those of `hub.push_to_hub`."""
+        return push_to_hub(repo_id, self.save_pretrained, **options)
 
 
 # The config checks its fields itself, with better messages than the annotations' checker of the tests.

@@ -1,5 +1,6 @@
 """ImageClassifier gives the network's labels in order, with few compilations, and continues after bad images."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -69,6 +70,17 @@ def test_probabilities_are_the_softmax_of_the_models_logits(fold_parameters):
     for result, probabilities in zip(results, expected, strict=True):
         assert [label for label, _ in result] == [LABELS[i] for i in np.argsort(-probabilities, stable=True)]
         np.testing.assert_allclose([p for _, p in result], np.sort(probabilities)[::-1], atol=1e-5)
+
+
+def test_labels_of_a_multi_label_network_have_independent_probabilities():
+    config = dataclasses.replace(CONFIG, problem_type="multi_label_classification")
+    classifier = ImageClassifier(config, VARIABLES, PROCESSOR, batch_size=1, id2label=[f"name {i}" for i in range(7)])
+    (image,) = random_images(1)
+    logits = apply(VARIABLES, PROCESSOR(image)["pixel_values"]).logits[0]
+    found = {prediction.label: prediction.probability for prediction in classifier(image, top_k=7)}
+    np.testing.assert_allclose([found[f"name {i}"] for i in range(7)], jax.nn.sigmoid(logits), atol=1e-6)
+    with pytest.raises(ValueError, match="problem_type='regression' has no probabilities"):
+        ImageClassifier(dataclasses.replace(CONFIG, problem_type="regression"), VARIABLES, PROCESSOR)
 
 
 def test_one_image_gives_one_list_and_several_give_a_list_of_lists(classifier):

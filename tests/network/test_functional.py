@@ -110,3 +110,24 @@ def test_drop_path_grows_linearly_over_all_blocks():
 def test_layer_scale_starts_where_the_authors_start_it(variant, value):
     assert VARIANTS[variant]["layer_scale_init_value"] == value
     assert PoolFormerConfig.from_variant(variant).layer_scale_init_value == value
+
+
+FORMULAS = {
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "leaky_relu": lambda x: np.where(x < 0, x / 100, x),
+    "linear": lambda x: x,
+    "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "sqrtsoftplus": lambda x: np.sqrt(np.log1p(np.exp(x))),
+    "swish": lambda x: x / (1 + np.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_activations_are_those_of_their_names_in_transformers(name):
+    x = np.linspace(-12, 12, 97)
+    activation = functional.ACTIVATIONS[name]
+    np.testing.assert_allclose(activation(jnp.float32(x)), FORMULAS[name](x), rtol=2e-6, atol=2e-6)
+    assert activation(jnp.bfloat16(x)).dtype == jnp.bfloat16

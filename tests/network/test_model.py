@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel, TpuKernels
+from poolformer_jax import (
+    ImageClassifierOutput,
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    PoolFormerModel,
+    PoolFormerModelOutput,
+    TpuKernels,
+)
 from poolformer_jax.network import (
     ACTIVATIONS,
     MIXER_PARAMETERS,
@@ -269,6 +276,57 @@ def test_labels_of_a_wrong_shape_get_one_clear_message(labels):
     model = PoolFormerForImageClassification(TINY)
     with pytest.raises(ValueError, match=r"labels has shape .* for a batch of 2 and 5 classes\. Expected whole num"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 64, 64, 3)), jnp.asarray(labels))
+
+
+def of_problem(problem_type, num_labels=3):
+    return dataclasses.replace(TWO_STAGES, num_labels=num_labels, problem_type=problem_type)
+
+
+# What torch computes for these logits: mse_loss, cross_entropy(ignore_index=-100), binary_cross_entropy_with_logits.
+LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]])
+SINGLE, MULTI = np.array([2, -100]), np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("config", "logits", "labels", "expected"),
+    [
+        (of_problem(None), LOGITS, SINGLE, np.log(np.exp([2, -1, 0.5]).sum()) - 0.5),
+        (of_problem("single_label_classification"), LOGITS, SINGLE, np.log(np.exp([2, -1, 0.5]).sum()) - 0.5),
+        (of_problem("multi_label_classification"), LOGITS, MULTI, np.mean(np.log1p(np.exp((1 - 2 * MULTI) * LOGITS)))),
+        (of_problem("regression"), LOGITS, MULTI, np.mean((MULTI - LOGITS) ** 2)),
+        (of_problem("regression", 1), LOGITS[:, :1], np.array([1.0, 3.0]), 5.0),
+        (of_problem(None, 1), LOGITS[:, :1], np.array([[1], [3]]), 5.0),
+    ],
+    ids=["indices", "single label", "multi-label", "regression", "regression of one number", "one label"],
+)
+def test_the_loss_is_that_of_the_problem(config, logits, labels, expected):
+    np.testing.assert_allclose(mean_loss(config, logits, jnp.asarray(labels)), expected, rtol=1e-6)
+
+
+def test_images_without_a_label_have_no_gradient_and_the_others_have_theirs():
+    gradient = jax.grad(lambda logits: mean_loss(TWO_STAGES, logits, jnp.array([1, -100])))(LOGITS[:, :2])
+    alone = jax.grad(lambda logits: mean_loss(TWO_STAGES, logits, jnp.array([1])))(LOGITS[:1, :2])
+    np.testing.assert_allclose(gradient, jnp.concatenate([alone, jnp.zeros((1, 2))]), rtol=1e-6)
+    assert np.isnan(mean_loss(TWO_STAGES, LOGITS, jnp.array([-100, -100])))
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_indices_are_refused_by_other_problems(problem):
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\) .* Expected (a 0 or 1|numbers)"):
+        mean_loss(of_problem(problem), LOGITS, jnp.array([0, 1]))
+
+
+def test_outputs_are_read_by_name_and_by_position():
+    logits, maps = jnp.ones((2, 5)), (jnp.zeros((2, 8, 8, 8)), jnp.zeros((2, 4, 4, 12)))
+    output = ImageClassifierOutput(loss=None, logits=logits, hidden_states=maps)
+    assert list(output) == list(output.keys()) == ["logits", "hidden_states"]
+    assert output[0] is output["logits"] is output.to_tuple()[0] is logits
+    assert output[:2] == output.to_tuple() and output[-1] is maps and len(output) == 2
+    assert "loss" not in output and output.get("loss") is None
+    with_loss = output.replace(loss=jnp.float32(3))
+    assert with_loss[0] == with_loss["loss"] == 3
+    assert jax.tree.structure(jax.tree.map(lambda x: x, output)) == jax.tree.structure(output)
+    assert PoolFormerModelOutput(maps[-1], maps)[0] is maps[-1]
 
 
 def test_a_network_without_head_takes_no_labels():

@@ -96,6 +96,19 @@ def test_timms_config_gives_labels_and_head_order_for_any_layout(tmp_path, layou
     assert (model.config.head_order, model.config.id2label) == ("pool_norm", labels)
 
 
+@pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
+def test_a_saved_multi_label_network_stays_one(tmp_path, layout):
+    save(tmp_path / "model", layout, dataclasses.replace(CONFIG, problem_type="multi_label_classification"))
+    assert load_pretrained(tmp_path / "model")[0].config.problem_type == "multi_label_classification"
+
+
+def test_timms_config_may_describe_a_multi_label_network(tmp_path):
+    """As TimmWrapperForImageClassification of transformers writes it."""
+    shutil.copy(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | {"problem_type": "multi_label_classification"}))
+    assert load_pretrained(tmp_path)[0].config.problem_type == "multi_label_classification"
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -178,7 +191,7 @@ def test_a_config_is_utf_8_with_or_without_a_byte_order_mark(tmp_path):
         ("[]", "is a list. Expected an object"),
         ('{"model_type": "vit"}', "is of a 'vit' model"),
         ('{"model_type": "poolformer", "depths": 3}', "malformed"),
-        ('{"model_type": "poolformer", "id2label": ["cat"]}', "malformed"),
+        ('{"model_type": "poolformer", "id2label": [1]}', "malformed"),
         ('{"model_type": "poolformer", "depths": [1000000000, 1, 1, 1], "num_labels": 3}', "makes 1000000003 blocks"),
         ('{"architecture": "poolformer_s12", "pretrained_cfg": 7}', "malformed"),
         (
