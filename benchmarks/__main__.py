@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.process import INTERRUPTED
+from poolformer_jax.process import INTERRUPTED, error_message
 
 DONE, FAILED = 0, 1
 
@@ -46,14 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = module.main(rest)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (PoolFormerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
     except ModuleNotFoundError as error:
+        if isinstance(error, PoolFormerError):
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED
         if error.name is None or error.name.startswith("benchmarks"):
             raise
         extras = BENCHMARKS[name].extras
         print(f"error: {error.name} is not installed. Install it: pip install -e '.[{extras}]'", file=sys.stderr)
+        return FAILED
+    except Exception as error:
+        if (message := error_message(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return FAILED
     return code
 

@@ -21,7 +21,7 @@ from poolformer_jax.cli import HelpFormatter
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.network import WeightsMismatch
-from poolformer_jax.process import INTERRUPTED, exit_on_interrupt
+from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt
 from poolformer_jax.weights import (
     LAYOUTS,
     ModelFiles,
@@ -67,8 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     errors.print(f"note: {note.message}", markup=False)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (PoolFormerError, OSError) as error:  # anything else is a bug, and keeps its traceback
-        errors.print(f"error: {error}", markup=False)
+    except Exception as error:
+        if (message := error_message(error)) is None:
+            raise
+        errors.print(f"error: {message}", markup=False)
         return FAILED
 
 

@@ -1,4 +1,4 @@
-"""The process that a program runs in: Ctrl-C, standard streams, and the cores and memory that are available to it.
+"""The process that a program runs in: Ctrl-C, standard streams, error messages, and the available cores and memory.
 
 Containers and cluster jobs limit cores and memory by Linux control groups, which are nested: the limits of a process
 are those of its group and of every group around it. Machines have version 1, version 2, or both. Imports no jax.
@@ -16,11 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from poolformer_jax.errors import PoolFormerError
+
 # Exit code of a program that Ctrl-C ended.
 INTERRUPTED = 128 + signal.SIGINT
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _PROCESS_CGROUPS = Path("/proc/self/cgroup")
+_ACCELERATORS = {"cuda": ("NVIDIA GPU", "cuda12 or cuda13"), "gpu": ("GPU", "cuda12 or cuda13"), "tpu": ("TPU", "tpu")}
 # Files with the limit and the usage, and the lines of memory.stat with the cached files, which Linux frees on demand.
 _MEMORY = (
     ("memory.max", "memory.current", ("active_file", "inactive_file")),
@@ -61,6 +64,32 @@ def open_missing_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
+def error_message(error: Exception) -> str | None:
+    """The message to print instead of a traceback; None if this looks like a bug."""
+    if isinstance(error, PoolFormerError):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+    return _missing_device(error)
+
+
+def _missing_device(error: Exception) -> str | None:
+    """The message if jax found no device of the platforms in JAX_PLATFORMS; jax has no exception type for that."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = Path(frame.tb_frame.f_code.co_filename).name if frame is not None else ""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    known = [_ACCELERATORS[name] for name in platforms.lower().split(",") if name in _ACCELERATORS]
+    if not isinstance(error, AssertionError | RuntimeError) or raised_in != "xla_bridge.py" or not known:
+        return None
+    device, extra = known[0]
+    return (
+        f"JAX_PLATFORMS={platforms}: jax sees no {device}. Support is installed by the extra {extra}: pip install -e "
+        f"'.[{extra.split()[0]}]'. Without JAX_PLATFORMS, jax uses the best device that it sees. {error}".rstrip()
+    )
 
 
 def available_cores() -> int:

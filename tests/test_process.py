@@ -1,12 +1,16 @@
-"""Available cores and memory respect the limits of control groups of both versions."""
+"""Available cores and memory respect control groups' limits; errors that a person can fix become one message."""
 
+import errno
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 
+from paths import ROOT
 from poolformer_jax import process
-from poolformer_jax.process import available_cores
+from poolformer_jax.process import available_cores, error_message
 
 
 @pytest.fixture
@@ -94,3 +98,21 @@ def test_free_memory_is_limited_by_groups_and_includes_cached_files(groups, own,
 def test_without_groups_there_is_no_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "_PROCESS_CGROUPS", tmp_path / "none")
     assert (process.core_limit(), process.available_memory()) == (math.inf, math.inf)
+
+
+def test_a_missing_gpu_is_one_line_that_names_the_extra(tmp_path):
+    program = ["train", "smoke", "--run-dir", str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *program]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert "error: JAX_PLATFORMS=cuda: jax sees no NVIDIA GPU." in ended.stderr
+    assert "pip install -e '.[cuda12]'" in ended.stderr
+
+
+def test_an_error_of_the_operating_system_names_the_file_first_and_no_number():
+    assert error_message(OSError(errno.EROFS, "Read-only file system", "runs/a")) == "runs/a: Read-only file system"
+
+
+def test_an_assertion_of_a_program_keeps_its_traceback():
+    assert error_message(AssertionError()) is None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.process import INTERRUPTED, exit_on_interrupt
+from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -75,14 +75,14 @@ def _has_no_reader() -> bool:
 
 def _message(error: Exception) -> str | None:
     """The message to print instead of a traceback; None if this looks like a bug."""
-    if isinstance(error, PoolFormerError):
-        return str(error)
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and not isinstance(error, PoolFormerError):
         return _missing_package(error)
     if isinstance(error, MemoryError):
         return f"This host has run out of memory. {error}".rstrip() + f"\n{_LESS_MEMORY}"
-    if isinstance(error, OSError):
-        return str(error) if error.filename is not None else None
+    if isinstance(error, OSError) and not isinstance(error, PoolFormerError) and error.filename is None:
+        return None
+    if (message := error_message(error)) is not None:
+        return message
     import jax
 
     if not isinstance(error, jax.errors.JaxRuntimeError):

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, export, predict, summary, variants
 from poolformer_jax.cli.arguments import HelpFormatter as HelpFormatter
-from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.process import INTERRUPTED
+from poolformer_jax.process import INTERRUPTED, error_message
 
 COMMANDS = (predict, variants, summary, cam, export, demo)
 
@@ -31,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (PoolFormerError, OSError) as error:  # anything else is a bug, and keeps its traceback
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if (message := error_message(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return FAILED
     return code
 
