@@ -1,7 +1,7 @@
 """Inference on the CPU beside PyTorch, ONNX Runtime and OpenVINO: same weights, same pixels, all cores, float32.
 
-ours: the folded network that ImageClassifier compiles, from normalised pixels to logits. A batch that divides by the
-number of cores is shared by one CPU device per core, any other batch is computed by one device with all cores; this
+ours: the folded network that ImageClassifier compiles, from normalised pixels to logits. If the number of cores divides
+the batch, one CPU device per core computes a part of it; otherwise one device computes it with all cores. This
 benchmark sets JAX_NUM_CPU_DEVICES itself. PyTorch: transformers' PoolFormer, eager and torch.compile, with and without
 channels_last. ONNX Runtime and OpenVINO: the file that torch.onnx makes of that model for a fixed batch, and the file
 that `python -m poolformer_jax export` makes of ours.

@@ -113,7 +113,7 @@ def implementations(folder: Path, work: str) -> list[Implementation]:
     return [
         Implementation("ours", f"benchmarks.peers.ours:{work}", bfloat16, ours=True, environment=environment),
         Implementation("transformers, torch.compile", peer, torch),
-        Implementation("timm, torch.compile", peer, torch | {"home": "timm"}, comparable=False),
+        Implementation("timm, torch.compile", peer, torch | {"library": "timm"}, comparable=False),
     ]
 
 

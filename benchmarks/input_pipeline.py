@@ -121,7 +121,7 @@ def pipelines(folder: Path, randaugment: bool, options: argparse.Namespace) -> l
     if not randaugment:
         alone = [*simd, "--workers", "0"]
         found.insert(1, Pipeline("ours, one process", alone, "one thread, no worker process, like tf.data"))
-        # TensorFlow has no RandAugment of its own.
+        # TensorFlow has no RandAugment.
         tensorflow = [options.tensorflow_python, str(PEERS / "tensorflow_data.py"), str(folder), str(BATCH)]
         found += [
             Pipeline("tf.data", tensorflow, "no antialiasing: a cheaper filter, other pixels"),

@@ -1,4 +1,4 @@
-"""What every test runs under: CPU, eight virtual devices to shard over, and one compilation cache for all processes."""
+"""The environment of every test: CPU, eight virtual devices, and one compilation cache for all processes."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What these check for the tests tells the values it saw, as in the tests themselves.
+# Assertions in these files show their values, as in the tests themselves.
 pytest.register_assert_rewrite("refusals", "small_data")
 
 
 @pytest.fixture(scope="module")
 def optimised():
-    """Programs are compiled as users get them, which takes longer and runs faster."""
+    """Compiles programs with XLA's usual optimizations, which takes longer and runs faster."""
     import jax
 
     quickly = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"

@@ -25,7 +25,7 @@ DEADLINE = 180.0  # seconds; only a hang takes so long
 
 def start(arguments: Sequence[str], devices: int = 1, **environment: str) -> subprocess.Popen[str]:
     """Starts `python -m train ARGUMENTS` with `devices` CPU devices."""
-    # These programs compile the same functions, half of which compile faster than the threshold of conftest.py.
+    # These programs compile the same functions. Half of them compile faster than the threshold of conftest.py.
     usual = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "COLUMNS": "120"}
     return subprocess.Popen(
         [sys.executable, "-m", "train", *arguments],

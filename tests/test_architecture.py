@@ -1,4 +1,4 @@
-"""The floors of the house: which room may import which, what needs jax, and what the wheel holds."""
+"""Which subpackage may import which, what needs jax, and what the wheel contains."""
 
 import ast
 import builtins
@@ -19,8 +19,8 @@ import pytest
 import poolformer_jax
 from paths import ROOT
 
-# The rooms of the library, bottom floor first. A room imports rooms of lower floors, and no room of its own floor.
-FLOORS = [
+# The subpackages of the library, lowest layer first. They import only from lower layers.
+LAYERS = [
     {"errors", "fields", "files", "process", "hub", "compilation", "lazy", "version"},
     {"network", "images"},
     {"weights"},
@@ -28,18 +28,18 @@ FLOORS = [
     {"export"},
     {"cli"},
 ]
-# Rooms inside a room that others may enter.
-INNER_ROOMS = {"poolformer_jax.network.fused"}
-GROUND = FLOORS[0]  # single files, which may import each other
+# Packages inside a subpackage that other subpackages may import.
+NESTED = {"poolformer_jax.network.fused"}
+BASE = LAYERS[0]  # single files, which may import each other
 # A program imports the library, and the programs named here.
 PROGRAMS = {"train": (), "convert": (), "benchmarks": ("train", "convert")}
-# Inside a room: a folder or file, and the files of its room that it does not import.
+# Inside a subpackage: a folder or file, and the files of the subpackage that it does not import.
 INSIDE = {
     "poolformer_jax/network/fused": ("poolformer_jax.network.config", "poolformer_jax.network.model"),
 }
 # Importing these does not import jax: data workers and tools for files start fast and stay small.
 WITHOUT_JAX = (
-    *(f"poolformer_jax.{name}" for name in sorted(GROUND - {"compilation"})),
+    *(f"poolformer_jax.{name}" for name in sorted(BASE - {"compilation"})),
     "poolformer_jax.images",
     "poolformer_jax.images.processor",
     "poolformer_jax.images.reading",
@@ -69,7 +69,7 @@ def imports(file, at_module_level=False):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: house style is absolute imports"
+            assert node.level == 0, f"{file}: expected absolute imports"
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"
                 found.add(submodule if is_module(submodule) else node.module)
@@ -88,57 +88,57 @@ def name_of(file):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room_of(module):
+def subpackage_of(module):
     return module.split(".")[1]
 
 
-@pytest.mark.parametrize("floor", range(len(FLOORS)), ids=lambda floor: "+".join(sorted(FLOORS[floor])))
-def test_arrows_go_down(floor):
-    allowed = set().union(*FLOORS[:floor]) | (GROUND if floor == 0 else set())
-    for room in FLOORS[floor]:
-        place = f"poolformer_jax/{room}" if room not in GROUND else f"poolformer_jax/{room}.py"
+@pytest.mark.parametrize("layer", range(len(LAYERS)), ids=lambda layer: "+".join(sorted(LAYERS[layer])))
+def test_a_layer_imports_only_lower_layers(layer):
+    allowed = set().union(*LAYERS[:layer]) | (BASE if layer == 0 else set())
+    for subpackage in LAYERS[layer]:
+        place = f"poolformer_jax/{subpackage}" if subpackage not in BASE else f"poolformer_jax/{subpackage}.py"
         for file in sources(place):
             for module in imports(file):
                 if module.startswith("poolformer_jax"):
                     assert module != "poolformer_jax", f"{file} imports the package itself"
-                    assert room_of(module) in allowed | {room}, f"{file} imports {module}"
+                    assert subpackage_of(module) in allowed | {subpackage}, f"{file} imports {module}"
 
 
-def test_every_file_of_the_library_is_in_a_room():
-    rooms = {path.stem for path in (ROOT / "poolformer_jax").iterdir() if not path.name.startswith("__")}
-    assert rooms - {"py"} == set().union(*FLOORS)
+def test_every_subpackage_is_in_a_layer():
+    found = {path.stem for path in (ROOT / "poolformer_jax").iterdir() if not path.name.startswith("__")}
+    assert found - {"py"} == set().union(*LAYERS)
 
 
 @pytest.mark.parametrize("package", ["poolformer_jax", *PROGRAMS])
-def test_other_rooms_are_entered_by_the_door(package):
-    """Code imports a room, whose `__init__` names what others may use, and no file inside it."""
+def test_subpackages_are_imported_and_not_the_files_inside_them(package):
+    """The `__init__` of a subpackage names what others may use."""
     for file in sources(package):
         for module in imports(file):
-            if module.startswith("poolformer_jax.") and not same_room(file, module):
-                assert module.count(".") == 1 or module in INNER_ROOMS, f"{file} imports {module}, not its room"
+            if module.startswith("poolformer_jax.") and not same_subpackage(file, module):
+                assert module.count(".") == 1 or module in NESTED, f"{file} imports {module}, not its subpackage"
 
 
-def same_room(file, module):
+def same_subpackage(file, module):
     own = name_of(file).split(".")
-    return own[0] == "poolformer_jax" and (len(own) == 1 or own[1] == room_of(module))
+    return own[0] == "poolformer_jax" and (len(own) == 1 or own[1] == subpackage_of(module))
 
 
 @pytest.mark.parametrize("package", ["poolformer_jax", *PROGRAMS])
-def test_there_are_no_circles(package):
+def test_there_are_no_circular_imports(package):
     graph = {name_of(file): imports(file) & names_in(package) for file in sources(package)}
-    # The doors import lazily; the lines that name their rooms' files for type checkers are no arrows.
-    graph = {name: modules for name, modules in graph.items() if not is_door(name)}
+    # An `__init__` imports lazily; its imports for type checkers do not run.
+    graph = {name: modules for name, modules in graph.items() if not is_init(name)}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(f"circle of imports: {' -> '.join(error.args[1])}")
+        pytest.fail(f"circular imports: {' -> '.join(error.args[1])}")
 
 
 def names_in(package):
     return {name_of(file) for file in sources(package)}
 
 
-def is_door(name):
+def is_init(name):
     return ROOT.joinpath(*name.split("."), "__init__.py").is_file()
 
 
@@ -155,14 +155,14 @@ def test_the_library_imports_no_program():
 
 
 @pytest.mark.parametrize("place", INSIDE)
-def test_lower_parts_of_a_room_do_not_import_upper_ones(place):
+def test_lower_modules_of_a_subpackage_do_not_import_upper_ones(place):
     for file in sources(place):
         assert not imports(file) & set(INSIDE[place]), file
 
 
-@pytest.mark.parametrize("room", ["network", "images", "inference", "export"])
-def test_only_the_weights_room_knows_pytorch(room):
-    for file in sources(f"poolformer_jax/{room}"):
+@pytest.mark.parametrize("subpackage", ["network", "images", "inference", "export"])
+def test_only_weights_imports_pytorch(subpackage):
+    for file in sources(f"poolformer_jax/{subpackage}"):
         assert "torch" not in {name.split(".")[0] for name in imports(file)}, file
 
 
@@ -173,7 +173,7 @@ def test_the_core_needs_its_dependencies_and_nothing_else():
         assert needed <= CORE | standard_library, f"{file} needs {needed - CORE - standard_library}"
 
 
-def test_there_is_no_drawer_for_everything():
+def test_there_is_no_utils_module():
     assert not [file for package in ("poolformer_jax", *PROGRAMS) for file in sources(package) if "utils" in file.name]
 
 
@@ -189,15 +189,15 @@ def raised(thing):
     """The errors that docstrings of a public name, and of its methods, say to be raised."""
     members = vars(thing).values() if isinstance(thing, type) else ()
     for text in filter(None, map(inspect.getdoc, (thing, *members))):
-        _, _, told = text.partition("\nRaises:\n")
-        yield from re.findall(r"^ {4}(\w+):", told.partition("\n\n")[0], re.MULTILINE)
+        _, _, listed = text.partition("\nRaises:\n")
+        yield from re.findall(r"^ {4}(\w+):", listed.partition("\n\n")[0], re.MULTILINE)
 
 
 def test_what_public_names_raise_is_public_too():
     public = set(poolformer_jax.__all__)
     for name in public:
         assert {error for error in raised(getattr(poolformer_jax, name)) if not hasattr(builtins, error)} <= public
-    assert "WeightsFileError" in public  # a ValueError, as which load_pretrained tells of it
+    assert "WeightsFileError" in public  # load_pretrained documents it as a ValueError
 
 
 def test_what_the_inference_guide_teaches_is_public():
@@ -212,7 +212,7 @@ def test_what_needs_no_jax_does_not_import_it():
     assert run.stdout.strip() == "False"
 
 
-def test_a_model_without_kernels_comes_without_pallas():
+def test_a_model_without_kernels_does_not_import_pallas():
     code = "import sys; from poolformer_jax import ImageClassifier; print('jax.experimental.pallas' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
@@ -246,8 +246,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     assert tracked <= set(names)
 
 
-def test_the_wheel_runs_in_an_environment_of_its_own(wheel, tmp_path):
-    """A new environment outside the checkout gets the wheel; jax and the other core needs are lent by this one.
+def test_the_wheel_runs_in_a_new_environment(wheel, tmp_path):
+    """A new environment outside the checkout gets the wheel; jax and the other dependencies come from this one.
 
     Without the network nothing can be installed from an index: `.ci/run` does that, with every dependency.
     """
@@ -256,9 +256,9 @@ def test_the_wheel_runs_in_an_environment_of_its_own(wheel, tmp_path):
     site = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel]
     subprocess.run(pip, check=True, capture_output=True)
-    lent = [folder for folder in sys.path if folder.endswith("site-packages")]
-    # A plain line in a .pth file lends the folder without running its own .pth files, such as the editable checkout's.
-    (site / "lent.pth").write_text("\n".join(lent))
+    shared = [folder for folder in sys.path if folder.endswith("site-packages")]
+    # A plain line in a .pth file adds the folder without running its own .pth files, such as the editable checkout's.
+    (site / "shared.pth").write_text("\n".join(shared))
     run = subprocess.run([python, "-I", "-c", FORWARD], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)

@@ -77,15 +77,18 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
     """Lets runs in this process that train the same network share the compiled programs."""
 
     def shared(
-        config: TrainConfig, class_names: Sequence[str], examples: int, kept: PoolFormerConfig | None = None
+        config: TrainConfig,
+        class_names: Sequence[str],
+        examples: int,
+        checkpoint_network: PoolFormerConfig | None = None,
     ) -> Assembly:
         if setup.make_train_step is not _make_train_step:
-            return assemble(config, class_names, examples, kept=kept)
+            return assemble(config, class_names, examples, checkpoint_network=checkpoint_network)
         if isinstance(config.model, FreshNetwork):
-            kept = None  # the same network
+            checkpoint_network = None  # the same network
         usual = {field.name: field.default for field in dataclasses.fields(config) if field.name in _NOT_COMPILED}
         alike = dataclasses.replace(config, **usual, run_dir=Path("unused"), distributed=ALONE)
-        return _assemble_once(alike, tuple(class_names), examples, kept=kept)
+        return _assemble_once(alike, tuple(class_names), examples, checkpoint_network=checkpoint_network)
 
     patch.setattr(loop, "assemble", shared)
 

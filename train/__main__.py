@@ -11,10 +11,10 @@ from typing import NoReturn
 from poolformer_jax.process import exit_on_interrupt, open_missing_streams
 
 
-def _exit(code: int, failed_alone: bool) -> NoReturn:
-    """Exits. If only this process failed, skips jax's shutdown barrier, in which the others would hang."""
+def _exit(code: int, *, others_running: bool) -> NoReturn:
+    """Exits, without jax's shutdown barrier if other processes are still running: they would hang in it."""
     distributed = sys.modules.get("train.compute.distributed")  # missing if the error came before its import
-    if failed_alone and distributed is not None and distributed.has_other_processes():
+    if others_running and distributed is not None and distributed.has_other_processes():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -30,5 +30,5 @@ if __name__ == "__main__":
     except Exception:
         traceback.print_exc()
         code = 1
-    # A divergence ends all processes at the same step, each with its message.
-    _exit(code, failed_alone=code not in (0, DIVERGED))
+    # Success and divergence end all processes at the same step.
+    _exit(code, others_running=code not in (0, DIVERGED))

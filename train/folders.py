@@ -1,4 +1,4 @@
-"""Folders that a person names on the command line: "~" expanded, locked for one process, the right one of two.
+"""Folders from the command line: expanding "~", locking, and the error for a run folder in place of its model.
 
 Does not import jax.
 """
@@ -29,7 +29,7 @@ def expand_home(config: Any, *names: str) -> None:
             object.__setattr__(config, name, type(value)(Path(value).expanduser()))
         except RuntimeError as error:
             raise InputError(
-                f"{name}={str(value)!r}: this machine has no such home. Expected another, or the whole path."
+                f"{name}={str(value)!r}: this machine has no such home. Expected another name, or the full path."
             ) from error
 
 
@@ -61,5 +61,5 @@ def refuse_run_folder(source: str) -> None:
     """Raises InputError if `source` is the folder of a run instead of the folder of its model."""
     folder = Path(source).expanduser()
     if (folder / "recipe.json").is_file() and not (folder / "config.json").is_file():
-        when = "" if (folder / "model").is_dir() else ", which is there once the run has ended"
+        when = "" if (folder / "model").is_dir() else ", which exists when the run has ended"
         raise InputError(f"{source} is the folder of a run. Expected that of its model: {folder / 'model'}{when}.")

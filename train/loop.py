@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class DivergedError(PoolFormerError):
-    """The training diverged; the checkpoints before that stand."""
+    """The training diverged; earlier checkpoints are intact."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Timetable:
         return step > 0 and step % self._evaluate_every == 0
 
     def saves_at(self, step: int) -> bool:
-        """True if the state after `step` steps is saved; it is before every evaluation, which may take long."""
+        """True if the state after `step` steps is saved: also before every evaluation, which may take long."""
         return any(step % every == 0 for every in self._save_every)
 
 
@@ -74,7 +74,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
 
     Raises:
         InputError: if the recipe, the data, the devices and the run's folder do not fit each other.
-        DivergedError: if the gradient stays without a finite value, or the held-out loss has none at the end.
+        DivergedError: if too many gradients in a row are not finite, or the final held-out loss is not.
         CheckpointError: if states cannot be written or read.
     """
     with StopRequest() as stop:
@@ -87,7 +87,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         found = open_run(config, source, held_out)
         stop.check_interrupt()
         _report_data(config, source, console)
-        parts = assemble(config, source.class_names, len(source), kept=found.network)
+        parts = assemble(config, source.class_names, len(source), checkpoint_network=found.network)
         _warn_of_unused_kernels(parts)
         stop.check_interrupt()
 
@@ -107,7 +107,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 for step in itertools.count(start):
                     if step >= times.total or stop.at(step):
                         break
-                    # Also if the run died in this evaluation, after it had saved the state.
+                    # Before the step, so that a run that died during this evaluation evaluates when it resumes.
                     if times.evaluates_at(step) and not journal.has_evaluation(step):
                         with journal.paused():
                             journal.evaluation(step, evaluate_state(state))
@@ -116,7 +116,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                     state, metrics = parts.step(state, to_devices(parts.mesh, batch, ("image", "label")))
                     profiler.step(metrics)
                     saves = times.saves_at(step + 1)
-                    # The journal first, so that a run that resumes from the saved state lacks no line.
+                    # The journal before the checkpoint, so that a resumed run has all lines up to its state.
                     _check_gradients(journal.step(metrics, wait=saves), config)
                     checkpoints.check()
                     if saves:

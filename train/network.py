@@ -46,7 +46,7 @@ def make_network(
     config: TrainConfig,
     class_names: Sequence[str],
     fused: bool = True,
-    kept: PoolFormerConfig | None = None,
+    checkpoint_network: PoolFormerConfig | None = None,
 ) -> Network:
     """The network of a run; its labels and channels follow the data.
 
@@ -54,7 +54,7 @@ def make_network(
         config: the run.
         class_names: of the data, in the order of its labels.
         fused: False for the blocks as the paper writes them.
-        kept: the network of the checkpoint to resume from; pretrained weights are then not read.
+        checkpoint_network: the network of the checkpoint to resume from; pretrained weights are then not read.
 
     Raises:
         ValueError: if there are fewer than two classes, or the weights are of a network for other images or classes.
@@ -71,14 +71,14 @@ def make_network(
     key = jax.random.key(config.seed)
 
     @functools.cache
-    def first() -> tuple[PoolFormerConfig, Any]:
+    def initial() -> tuple[PoolFormerConfig, Any]:
         if isinstance(wanted, PretrainedNetwork):
             return _load(wanted, class_names, config.data, key)
         fields = dataclasses.fields(PoolFormerConfig)
         return PoolFormerConfig(**{field.name: getattr(wanted, field.name) for field in fields}), key
 
     architecture = dataclasses.replace(
-        kept or first()[0],
+        checkpoint_network or initial()[0],
         num_labels=len(class_names),
         id2label=dict(enumerate(class_names)),
         num_channels=channels,
@@ -90,13 +90,13 @@ def make_network(
         params = argument if read else model.init(argument, jnp.zeros((1, size, size, channels), dtype))["params"]
         return jax.tree.map(lambda p: p.astype(jnp.promote_types(dtype, jnp.float32)), params)
 
-    return Network(model, make_params, argument=lambda: first()[1])
+    return Network(model, make_params, argument=lambda: initial()[1])
 
 
 def _load(
     wanted: PretrainedNetwork, class_names: Sequence[str], data: DataConfig, key: jax.Array
 ) -> tuple[PoolFormerConfig, Any]:
-    """The network that `wanted` names, with the drop rates of `wanted`, and its parameters."""
+    """The config and the parameters of the pretrained network, with the drop rates of `wanted`."""
     refuse_run_folder(wanted.source)
     opened = open_model(wanted.source, use_ema=wanted.use_ema)
     if wanted.keep_head:
@@ -108,7 +108,7 @@ def _load(
     if loaded.config.num_channels != data.num_channels:
         raise InputError(
             f"{wanted.source} takes images of {loaded.config.num_channels} channels, and data.image_mean has "
-            f"{data.num_channels} values. Expected as many."
+            f"{data.num_channels} values. Expected one value per channel."
         )
     if jax.process_index() == 0:
         _warn_of_other_preprocessing(opened, data)
@@ -129,13 +129,13 @@ def _warn_of_other_preprocessing(opened: OpenedModel, data: DataConfig) -> None:
         theirs = opened.saved_image_processor
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:  # the run has its own preprocessing, so it can go on
-        _LOG.warning("The preprocessing of %s cannot be read, nor compared with that of this run: %s", source, error)
+    except (OSError, ValueError) as error:  # the run does not need it
+        _LOG.warning("The preprocessing of %s cannot be read and compared with that of this run: %s", source, error)
         return
     if theirs is not None and (different := _flags_of_other_preprocessing(theirs, data)):
         _LOG.warning(
-            "The preprocessing of %s differs from that of this run. As flags:\n  %s\nThe run uses its own, and saves "
-            "it with the model. Expected these flags, unless you want the difference.",
+            "The preprocessing of %s differs from that of this run. As flags:\n  %s\nThe run ignores it and saves "
+            "the preprocessing of its flags. Expected these flags, unless you want the difference.",
             source,
             "\n  ".join(different),
         )

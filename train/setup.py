@@ -66,7 +66,7 @@ def assemble(
     examples: int,
     devices: Sequence[jax.Device] | None = None,
     fused: bool = True,
-    kept: PoolFormerConfig | None = None,
+    checkpoint_network: PoolFormerConfig | None = None,
 ) -> Assembly:
     """The parts of a run.
 
@@ -76,7 +76,7 @@ def assemble(
         examples: number of training images.
         devices: all devices by default.
         fused: False for blocks as the paper writes them, to compare.
-        kept: the network of the checkpoint to resume from; pretrained weights are then not read.
+        checkpoint_network: the network of the checkpoint to resume from; pretrained weights are then not read.
 
     Raises:
         ValueError: if devices, batch, data and network do not fit each other.
@@ -85,7 +85,7 @@ def assemble(
     mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
     check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
-    network, verification = _with_kernels(make_network(config, class_names, fused, kept), config, mesh)
+    network, verification = _with_kernels(make_network(config, class_names, fused, checkpoint_network), config, mesh)
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)
     keeps_ema = config.optimizer.ema_decay is not None
@@ -93,8 +93,8 @@ def assemble(
     def init(argument: Any) -> TrainState:
         return new_state(network.make_params(argument), optimizer, keeps_ema)
 
-    # Pretrained weights have the shapes of new parameters. They trace faster, where they have been read already.
-    shapes = jax.eval_shape(init, jax.random.key(config.seed) if kept else network.argument())
+    # Pretrained weights have the shapes of new parameters, and trace faster if they have been read.
+    shapes = jax.eval_shape(init, jax.random.key(config.seed) if checkpoint_network else network.argument())
     shardings = state_shardings(mesh, shapes, config.mesh.fsdp_min_size)
     dtype = jnp.dtype(config.dtype)
     augment = functools.partial(augment_batch, config=data, num_classes=len(class_names), dtype=dtype)

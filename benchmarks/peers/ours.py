@@ -27,7 +27,7 @@ VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__
 def inference(folder: str, dtype: str = "float32") -> Workload:
     """Logits of a batch, as ImageClassifier computes them.
 
-    On a CPU, one device per core computes a batch that divides by the cores; one device computes any other batch.
+    On a CPU, one device per core computes a part of the batch if the cores divide it; otherwise one device computes it.
     """
     pixels, cores = read_pixels(folder), available_cores()
     jax.config.update("jax_num_cpu_devices", cores if len(pixels) % cores == 0 else 1)

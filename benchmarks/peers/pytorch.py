@@ -20,12 +20,12 @@ def inference(
     folder: str,
     compiled: bool = False,
     channels_last: bool = False,
-    home: str = "transformers",
+    library: str = "transformers",
     device: str = "cpu",
     autocast: bool = False,
 ) -> Workload:
     """Logits of a batch."""
-    model, pixels = _prepare(folder, channels_last, home, device)
+    model, pixels = _prepare(folder, channels_last, library, device)
     forward = torch.compile(model.eval()) if compiled else model.eval()
 
     @torch.inference_mode()
@@ -35,7 +35,7 @@ def inference(
         _wait(device)
         return logits
 
-    return Workload(call, call().float().cpu().numpy(), _versions(home), torch.get_num_threads())
+    return Workload(call, call().float().cpu().numpy(), _versions(library), torch.get_num_threads())
 
 
 def training(
@@ -44,12 +44,12 @@ def training(
     steps: int,
     compiled: bool = False,
     channels_last: bool = False,
-    home: str = "transformers",
+    library: str = "transformers",
     device: str = "cpu",
     autocast: bool = False,
 ) -> Workload:
     """A step: forward, backward, and AdamW's update. The result is the losses of the first steps."""
-    model, pixels = _prepare(folder, channels_last, home, device)
+    model, pixels = _prepare(folder, channels_last, library, device)
     labels = torch.from_numpy(read_labels(folder)).to(device)
     optimizer = _optimizer(model, **adamw)
     forward = torch.compile(model.train()) if compiled else model.train()
@@ -65,12 +65,12 @@ def training(
         return float(loss.detach())
 
     losses = np.asarray([call() for _ in range(steps)])
-    return Workload(call, losses, _versions(home), torch.get_num_threads())
+    return Workload(call, losses, _versions(library), torch.get_num_threads())
 
 
 def export_onnx(folder: str) -> None:
     """Writes transformers' network to model.onnx in the folder, for the batch size of the pixels."""
-    model, pixels = _prepare(folder, channels_last=False, home="transformers", device="cpu")
+    model, pixels = _prepare(folder, channels_last=False, library="transformers", device="cpu")
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
     torch.onnx.export(_Logits(model.eval()), (pixels,), str(Path(folder) / "model.onnx"), dynamo=True, **names)
 
@@ -90,11 +90,11 @@ def _logits(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.logits
 
 
-def _prepare(folder: str, channels_last: bool, home: str, device: str) -> tuple[torch.nn.Module, torch.Tensor]:
+def _prepare(folder: str, channels_last: bool, library: str, device: str) -> tuple[torch.nn.Module, torch.Tensor]:
     torch.set_num_threads(available_cores())
     torch.backends.cudnn.benchmark = True
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = _HOMES[home](Path(folder)).to(device=device, memory_format=layout)
+    model = _LIBRARIES[library](Path(folder)).to(device=device, memory_format=layout)
     pixels = torch.from_numpy(read_pixels(folder)).permute(0, 3, 1, 2)
     return model, pixels.to(device).contiguous(memory_format=layout)
 
@@ -111,7 +111,7 @@ def _timm(folder: Path) -> torch.nn.Module:
     return timm.create_model(name, checkpoint_path=folder / "timm" / "model.safetensors")
 
 
-_HOMES: dict[str, Callable[[Path], torch.nn.Module]] = {"transformers": _transformers, "timm": _timm}
+_LIBRARIES: dict[str, Callable[[Path], torch.nn.Module]] = {"transformers": _transformers, "timm": _timm}
 
 
 def _optimizer(
@@ -135,5 +135,5 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _versions(home: str) -> dict[str, str]:
-    return {"torch": torch.__version__, home: importlib.metadata.version(home)}
+def _versions(library: str) -> dict[str, str]:
+    return {"torch": torch.__version__, library: importlib.metadata.version(library)}

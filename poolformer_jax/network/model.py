@@ -111,17 +111,8 @@ def _patch_embedding(
     return convolution(x, **params["conv"], stride=config.strides[stage], padding=config.padding[stage])
 
 
-class PoolFormerModel(nn.Module):
-    """The backbone: pixels in, one feature map per stage out.
-
-    Args:
-        config: the architecture.
-        dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
-        remat: keeps only the stages' inputs for the gradient, and computes the rest again.
-        fused: computes blocks with pooling and group norm in the passes of `fused`; False computes every block as the
-            paper writes it, which also has a forward-mode derivative.
-        kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
-    """
+class _Network(nn.Module):
+    """The arguments that the backbone and the classifier share."""
 
     config: PoolFormerConfig
     dtype: Dtype = jnp.float32
@@ -132,6 +123,19 @@ class PoolFormerModel(nn.Module):
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
         super().__post_init__()
+
+
+class PoolFormerModel(_Network):
+    """The backbone: pixels in, one feature map per stage out.
+
+    Args:
+        config: the architecture.
+        dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
+        remat: keeps only the stages' inputs for the gradient, and computes the rest again.
+        fused: computes blocks with pooling and group norm in the passes of `fused`; False computes every block as the
+            paper writes it, which also has a forward-mode derivative.
+        kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
+    """
 
     @nn.compact
     def __call__(self, pixel_values: Pixels, train: bool = False) -> PoolFormerModelOutput:
@@ -149,7 +153,7 @@ class PoolFormerModel(nn.Module):
         return PoolFormerModelOutput(last_hidden_state=hidden_states[-1], hidden_states=hidden_states)
 
 
-class PoolFormerForImageClassification(nn.Module):
+class PoolFormerForImageClassification(_Network):
     """The backbone with a final norm, average pooling and a linear head on top.
 
     Args:
@@ -160,16 +164,6 @@ class PoolFormerForImageClassification(nn.Module):
             paper writes it, which also has a forward-mode derivative.
         kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
-
-    config: PoolFormerConfig
-    dtype: Dtype = jnp.float32
-    remat: bool = False
-    fused: bool = True
-    kernels: Kernels | None = None
-
-    def __post_init__(self) -> None:
-        check_dtype(self.dtype)
-        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -200,7 +194,7 @@ class PoolFormerForImageClassification(nn.Module):
 
 
 def _hidden_states(
-    network: PoolFormerModel | PoolFormerForImageClassification, params: Params, pixel_values: Pixels, train: bool
+    network: _Network, params: Params, pixel_values: Pixels, train: bool
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """The feature map of every stage. The stages are submodules of `network`, so both networks have the same tree."""
     config = network.config

@@ -80,7 +80,7 @@ def test_stablehlo_runs_without_this_package(tmp_path):
     check_metadata(json.loads((tmp_path / "network.stablehlo.json").read_text()), config)
 
 
-# The published head is in the next test but one.
+# A later test covers the published head.
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "published"])
 def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

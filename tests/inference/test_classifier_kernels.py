@@ -18,7 +18,7 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
 
 @pytest.fixture(autouse=True)
 def devices_have_kernels(monkeypatch):
-    """Interpreted kernels stand in for those of a GPU."""
+    """Replaces the kernels of a GPU by interpreted ones."""
     monkeypatch.setattr(verification, "kernels_for", lambda mesh, axes: GpuKernels(mesh, axes, interpret=True))
     jax.clear_caches()
     yield

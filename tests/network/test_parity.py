@@ -44,7 +44,7 @@ def head(config):
 
 
 def outputs(config, variables, size, dtype):
-    """Feature maps and logits. The homes differ only in the head, so that one compiled network serves all of them."""
+    """Feature maps and logits. The sources differ only in the head, so one compiled network serves all of them."""
     with jax.enable_x64(dtype == "float64"):
         shared = dataclasses.replace(config, head_order="norm_pool")
         output = network(shared, dtype)(variables, published.pixel_values(size))

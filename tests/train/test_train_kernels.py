@@ -17,7 +17,7 @@ CONFIG = tiny(dtype="bfloat16", mesh=sharded(2, 1))
 
 @pytest.fixture(autouse=True)
 def devices_have_kernels(monkeypatch):
-    """Interpreted kernels stand in for those of a TPU."""
+    """Replaces the kernels of a TPU by interpreted ones."""
     monkeypatch.setattr(verification, "kernels_for", lambda mesh, axes: TpuKernels(mesh, axes, interpret=True))
     jax.clear_caches()
     yield

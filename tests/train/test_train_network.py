@@ -131,8 +131,8 @@ def test_a_run_with_the_named_flag_logs_nothing_more(bringing, caplog, edge):
 
 def test_the_preprocessing_is_compared_where_weights_are_read(bringing, caplog):
     wanted = bringing(crop_pct=0.95)
-    kept = network_for(("daisy", "tulip")).model.config
-    make_network(tiny(model=wanted, data=DataConfig()), ("daisy", "tulip"), kept=kept)
+    checkpoint_network = network_for(("daisy", "tulip")).model.config
+    make_network(tiny(model=wanted, data=DataConfig()), ("daisy", "tulip"), checkpoint_network=checkpoint_network)
     assert not caplog.messages
 
 

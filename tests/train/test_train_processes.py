@@ -138,7 +138,7 @@ def test_one_process_that_fails_ends_both_with_its_message(tmp_path):
 
 @pytest.mark.slow
 def test_a_divergence_ends_both_processes_with_its_own_code(tmp_path):
-    # The second step's learning rate throws the weights out of float32's range.
+    # The second step's learning rate overflows the weights.
     diverges = ["--optimizer.warmup-epochs", "2", "--optimizer.learning-rate", "1e30", "--max-skipped", "4"]
     arguments = [*programs.TINY, "--run-dir", str(tmp_path / "run"), *diverges]
     with programs.stopping(programs.start_together(arguments, 2)) as started:

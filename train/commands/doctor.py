@@ -49,7 +49,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     run_folder, run = (unwritable, None) if unwritable else _check_run_folder(config, train)
     yield run_folder
     try:
-        parts = assemble(config, train.class_names, len(train), kept=run.network if run else None)
+        parts = assemble(config, train.class_names, len(train), checkpoint_network=run.network if run else None)
     except ValueError as error:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
         return
@@ -148,7 +148,7 @@ def _kernel_stages(config: TrainConfig, parts: Assembly) -> list[StageShape]:
 
 
 def print_findings(findings: Iterator[Finding], show: Callable[[str, str], None], width: int) -> int:
-    """Shows every finding when it is known, and returns the exit code: 1 if a run would fail.
+    """Shows each finding as soon as it is found, and returns the exit code: 1 if a run would fail.
 
     Args:
         findings: from `examine`.

@@ -5,7 +5,7 @@ On ImageNet this command reproduces the paper's table from the published weights
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,15 +111,15 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     if opened.config.problem_type not in (None, "single_label_classification"):
         raise InputError(
             f"{config.source} has problem_type={opened.config.problem_type!r}. Expected a network for one label per "
-            "image, which the accuracy and the loss are measured for."
+            "image: accuracy and loss are defined for these."
         )
     model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
     data = _data_config(config, opened.image_processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
     _compare_processes(config, data, source, model.config)
     class_names = source.class_names
-    some = None if config.class_map else match_labels(model.config, class_names)
-    if some is None:
+    model_labels = None if config.class_map else match_labels(model.config, class_names)
+    if model_labels is None:
         remedy = "fine-tune the model to these classes with python -m train finetune"
         check_same_classes(config.source, model.config, config.data, class_names, remedy, config.class_map is not None)
     else:
@@ -130,11 +130,13 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     params = jax.device_put(jax.tree.map(np.asarray, variables["params"]), replicated(mesh))
     with evaluation_batches(data, source, **process_part(mesh)) as batches:
         count = -(-len(source) // data.batch_size)
-        watched = track(batches, "Evaluating", total=count, console=console, disable=jax.process_index() > 0)
-        own = watched if some is None else ({**batch, "label": some[batch["label"]]} for batch in watched)
-        evaluation = evaluate(step, {"params": params}, own, mesh)["params"]
+        hidden = jax.process_index() > 0
+        split: Iterable[Any] = track(batches, "Evaluating", total=count, console=console, disable=hidden)
+        if model_labels is not None:  # the data has some of the model's classes
+            split = ({**batch, "label": model_labels[batch["label"]]} for batch in split)
+        evaluation = evaluate(step, {"params": params}, split, mesh)["params"]
     if jax.process_index() == 0:
-        # Not from `batches.bad_images`, which has those of this process alone.
+        # Not from `batches.bad_images`, which has only those of this process.
         left_out = len(source) - evaluation.examples
         _report(config, data, evaluation, class_names, left_out, describe_skipped(source))
     return evaluation

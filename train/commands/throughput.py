@@ -1,6 +1,6 @@
 """Images per second of the input pipeline: `python -m train.commands.throughput --source folder:PATH`.
 
-Every field of DataConfig is a flag. Runs the pipeline alone and discards its batches. If training consumes more images
+Every field of DataConfig is a flag. Runs only the pipeline and discards its batches. If training consumes more images
 per second, the accelerator waits: add workers, or pack the data set (`python -m train prepare`).
 """
 

@@ -56,9 +56,9 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW without the learning rate, by which the training step multiplies its updates.
+    """AdamW without the learning rate: the training step multiplies the updates by it.
 
-    So a step that is skipped, because its gradient is not finite, does not shift the schedule of later steps.
+    So a skipped step, whose gradient is not finite, does not shift the schedule of later steps.
     """
     parts = [
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),

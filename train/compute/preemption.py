@@ -8,12 +8,12 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Notes SIGTERM (from schedulers, and at a preemption) and Ctrl-C, for the run to stop between two steps.
+    """Records SIGTERM (from schedulers, and at a preemption) and Ctrl-C, so that the run stops between two steps.
 
     The handlers only set a flag, because an exception inside a compilation or a callback of jax is lost or aborts the
     interpreter. A second signal ends the process at once. With several processes SIGTERM belongs to jax's preemption
-    service: it tells all processes of a signal to one of them, and chooses a step at which all stop. So `at(step)` must
-    be called at every step.
+    service: it notifies all processes of a signal to one of them, and chooses a step at which all stop. So the loop
+    must call `at(step)` at every step.
     """
 
     def __init__(self) -> None:
@@ -51,9 +51,9 @@ class StopRequest:
         return self.signal is not None
 
     def _listen(self, number: signal.Signals) -> None:
-        self._before[number] = signal.signal(number, self._note)
+        self._before[number] = signal.signal(number, self._record)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         # The default handlers act at once; one in Python would wait until a compilation ends.
         for listened in self._before:

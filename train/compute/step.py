@@ -64,14 +64,14 @@ def make_train_step(
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-        def move(state: TrainState, gradient: Any) -> TrainState:
+        def update(state: TrainState, gradient: Any) -> TrainState:
             updates, moments = optimizer.update(gradient, state.optimizer, state.params)
             params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
             ema = _running_mean(state.ema, params, config.ema_decay)
             return state.replace(params=params, ema=ema, optimizer=moments)
 
         # If the gradient is not finite, params, ema and optimizer stay as they were.
-        state = _move_if(finite, move, state, gradient).replace(
+        state = _update_if(finite, update, state, gradient).replace(
             step=state.step + 1,
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
@@ -89,20 +89,20 @@ def make_train_step(
     return train_step
 
 
-def _move_if(
-    finite: Bool[Array, ""], move: Callable[[TrainState, Any], TrainState], state: TrainState, gradient: Any
+def _update_if(
+    finite: Bool[Array, ""], update: Callable[[TrainState, Any], TrainState], state: TrainState, gradient: Any
 ) -> TrainState:
-    """`move(state, gradient)` if `finite`, else `state`.
+    """`update(state, gradient)` if `finite`, else `state`.
 
     On TPUs and GPUs `select` is fused into writing the new arrays. On CPUs XLA would copy all old arrays for it; a
     branch updates them in place.
     """
 
     def select(finite: Array, state: TrainState, gradient: Any) -> TrainState:
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), move(state, gradient), state)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(state, gradient), state)
 
     def branch(finite: Array, state: TrainState, gradient: Any) -> TrainState:
-        return lax.cond(finite, move, lambda state, _: state, state, gradient)
+        return lax.cond(finite, update, lambda state, _: state, state, gradient)
 
     return lax.platform_dependent(finite, state, gradient, cpu=branch, default=select)
 

@@ -1,4 +1,4 @@
-"""The journal of a run: what happens goes to the screen, to metrics.jsonl, to TensorBoard and to curves.png."""
+"""The journal of a run: writes metrics to the screen, metrics.jsonl, TensorBoard and curves.png."""
 
 import contextlib
 import dataclasses
@@ -100,7 +100,7 @@ class Journal:
 
 
 class MetricsFile:
-    """metrics.jsonl and TensorBoard's event file of a run; written by process 0 alone.
+    """metrics.jsonl and TensorBoard's event file of a run; only process 0 writes them.
 
     Lines of steps after `start_step` are dropped, because the run repeats these steps.
 

@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def _draw(path: Path, paint: Callable[[], Any]) -> None:
-    """Saves the figure that `paint` returns. An error is logged: it must not end a run."""
+    """Saves the figure that `paint` returns. Errors are logged, because they must not end a run."""
     try:
         figure = paint()
         with replace_atomically(path) as temporary:

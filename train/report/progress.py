@@ -29,7 +29,7 @@ _UNKNOWN = "-:--:--"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Means over an interval of steps, without those whose gradient is not finite unless all are such.
+    """Means over the steps of an interval whose gradient is finite; over all steps if none is.
 
     Attributes:
         step: the interval's last step.
@@ -40,8 +40,8 @@ class Record:
         gradient_norm: mean global norm of the gradient.
         images_per_second: over all processes, without evaluations and waits for checkpoints. The first interval
             includes compiling the step.
-        data_wait: share of the time spent waiting for batches that arrived when the devices were idle: an upper bound
-            of the devices' idle time, because they may have been busy at the start of such a wait.
+        data_wait: share of the time spent waiting for batches that arrived when the devices were idle. An upper bound
+            of the devices' idle time, because they may have been busy when the wait began.
         skipped: steps without a finite gradient since the start of the run.
         skipped_in_a_row: length of the longest series of such steps that the interval saw.
     """
@@ -62,7 +62,7 @@ class Meter:
     """Collects the metrics of steps, and reports an interval once the devices have finished its last step.
 
     The host dispatches steps ahead of the devices. A step counts when the devices finish it, not when it is dispatched,
-    so an interval's time is that of its steps, and fetching their metrics does not stall the devices.
+    so an interval measures the time of its steps, and fetching their metrics does not stall the devices.
     """
 
     def __init__(self, start_step: int, every: int, steps_per_epoch: int, batch_size: int) -> None:
@@ -135,8 +135,8 @@ class Meter:
 
     def _record(self, step: int, metrics: list[Mapping[str, jax.Array]], seconds: float, waited: float) -> Record:
         rows = jax.device_get(metrics)
-        sound = [row for row in rows if np.isfinite(row["loss"]) and np.isfinite(row["gradient_norm"])] or rows
-        mean = {name: float(np.mean([row[name] for row in sound], dtype=np.float64)) for name in rows[0]}
+        finite = [row for row in rows if np.isfinite(row["loss"]) and np.isfinite(row["gradient_norm"])] or rows
+        mean = {name: float(np.mean([row[name] for row in finite], dtype=np.float64)) for name in rows[0]}
         return Record(
             step=step,
             epoch=step / self._steps_per_epoch,

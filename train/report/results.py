@@ -72,7 +72,7 @@ def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any
 def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
     """Writes up to `count` images, spread evenly over a split, as PNGs named after their class.
 
-    Unreadable images are left out: the evaluation has reported them. Other files in the folder are left alone.
+    Unreadable images are left out: the evaluation has reported them. Other files in the folder stay.
     """
     paths = []
     for index in _spread(source, count):

@@ -31,7 +31,7 @@ _RESTORE_A_COPY = (
     "Restore an undamaged one from a copy, or start the run again in a new folder with --run-dir (and "
     "--checkpoint-dir, if you use it)."
 )
-# How reading a state went on a process. The worst outcome of all processes counts.
+# Outcomes of reading a state on one process, best first. The worst of all processes counts.
 _OK, _DAMAGED, _FAILED = range(3)
 
 
@@ -68,8 +68,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every,
-            # In a bucket every folder without Orbax's marker counts as temporary. Orbax would delete the folder
-            # `damaged` there, and anything else beside the states.
+            # Not in a bucket, where Orbax takes every folder without its marker for a temporary one: it would delete
+            # the folder `damaged`, and anything else beside the states.
             cleanup_tmp_directories=not ocp.path.step.is_path_temporary(self._folder),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -95,9 +95,9 @@ class Checkpoints:
     def save(self, state: TrainState, last: bool = False) -> None:
         """Starts to write `state`, and returns when it may be donated; for the `last` state, when it is on the disk.
 
-        A state that exists is not written again. Nor is one within a series of steps without a finite gradient: the
-        step before the series may have ruined the weights, and such states would push out the good ones. The last
-        state is written in any case, or the run would lose the steps since the one before.
+        A state that exists is not written again. A state within a series of steps without a finite gradient is not
+        written either: the step before the series may have ruined the weights, and such states would replace the good
+        ones. The last state is always written, because the run would lose the steps since the state before.
 
         Raises:
             CheckpointError: if this write or the one before failed. The states written before are intact.
@@ -150,8 +150,8 @@ class Checkpoints:
         aside = self._folder / "damaged"
         if steps := _steps(aside):
             raise CheckpointError(
-                f"{self._folder} has no checkpoint but the damaged ones in {aside}, of step "
-                f"{', '.join(map(str, steps))}. The run would start again from step 0, and does not do so by itself. "
+                f"{self._folder} has only damaged checkpoints, in {aside}: of step {', '.join(map(str, steps))}. "
+                "The run would start again from step 0, so it stops instead. "
                 f"{_RESTORE_A_COPY}"
             )
         return None
@@ -169,7 +169,7 @@ class Checkpoints:
     def _on_all_processes(self, step: int, read: Callable[[], _Result]) -> _Result:
         """Calls `read`, and returns its result if it succeeds on every process; otherwise all processes raise.
 
-        A process that went on alone would hang in the next collective.
+        A process that continued without the others would hang in the next collective.
 
         Raises:
             _DamagedError: if the state's contents are the cause.

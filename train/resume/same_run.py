@@ -1,8 +1,8 @@
-"""A run folder may only be resumed by the run that it belongs to: `open_run` checks that before the first step.
+"""Checks that a run resumes only from its own folders: `open_run` does so before the first step.
 
-Equal shapes do not make two states one run: other weights may have the same shapes, and renaming a class folder gives
+Equal shapes do not make two runs the same: other weights may have the same shapes, and renaming a class folder gives
 every label after it another meaning. So each state is saved with the recipe, the classes and the images of its run, and
-with the network, which the recipe may only name.
+with the network, which the recipe may give only as a name.
 """
 
 import contextlib
@@ -79,8 +79,8 @@ class Run:
         config: its recipe.
         identity: what is saved with every state; see `identify`.
         newest_step: step of the newest checkpoint, or None if the run starts from step 0.
-        network: the network of that checkpoint, so that no pretrained weights have to be read to know it.
-        lost_steps: the last step in metrics.jsonl where no checkpoint exists; otherwise None.
+        network: the network of that checkpoint; with it a run resumes without reading pretrained weights.
+        lost_steps: the last step in metrics.jsonl if there is no checkpoint; otherwise None.
     """
 
     config: TrainConfig
@@ -114,10 +114,9 @@ class Run:
             yield opened.enter_context(checkpoints)
 
     def lost_steps_message(self) -> str:
-        """What to say if the run starts again although it was further.
+        """The warning for a run that starts from step 0 although it has metrics.
 
-        This is not an error: a run that was killed before its first state was complete leaves the same, and only lines
-        of metrics are lost.
+        It is not an error, because a run that was killed before its first checkpoint leaves the same files.
         """
         return (
             f"{self.config.run_dir} has metrics up to step {self.lost_steps}, but {self.config.checkpoints} has no "
@@ -146,8 +145,8 @@ def open_run(config: TrainConfig, source: Source, held_out: Source) -> Run:
 def find_run(config: TrainConfig, source: Source) -> Run:
     """What the folders of the run hold; reads only, on this process alone.
 
-    A state may be from another version of this program. Fields that are new since then count with their defaults;
-    fields that no longer exist are logged and not compared.
+    A state may be from another version of this program. Fields that it lacks have their defaults; fields that no longer
+    exist are logged and not compared.
 
     Raises:
         InputError: if they hold another run, or the run saved its states elsewhere, or a finished run lost its states.
@@ -176,7 +175,7 @@ def find_run(config: TrainConfig, source: Source) -> Run:
 
 
 def identify(config: TrainConfig, source: Source) -> Identity:
-    """What makes a run the same run, JSON-ready: its recipe, classes, images and the way to their pixels."""
+    """What identifies a run, JSON-ready: its recipe, classes and images, and the resizer that makes the pixels."""
     return {
         "recipe": config.to_dict(),
         "resizer": choose_resizer(config.data.augment.resizer),

@@ -38,7 +38,7 @@ def microbatched(monkeypatch):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """Computes as a platform does that has no pass for itself."""
+    """Runs the default passes, as on a platform without special ones."""
     jax.clear_caches()  # of programs traced for this platform
     monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, default, **_: default(*arguments))
 

@@ -230,7 +230,7 @@ def test_a_folder_with_another_run_is_a_failure(folder, tmp_path):
 
 
 def test_a_run_of_another_version_resumes_and_unknown_fields_are_named(folder, tmp_path, monkeypatch, caplog):
-    """With a field less in its notes, whose value is the default, and one more, in states and recipe.json."""
+    """Its states and recipe.json lack one field, whose value is the default, and have an unknown one."""
 
     def of_before(config):
         noted = to_dict(config)
@@ -332,7 +332,7 @@ def test_the_memory_of_a_container_is_less_than_the_hosts(folder, tmp_path, monk
 
 
 def test_the_source_counts_twice_for_each_worker(folder, tmp_path, monkeypatch):
-    """Two workers keep 10 MB of names as they were sent and as they were unpacked; so do evaluation's."""
+    """Two workers keep 10 MB of names, pickled and unpickled; so do those of evaluations."""
     needed, _ = in_megabytes(with_workers(folder, tmp_path))
     counter = {f".{'x' * 1_000_000}{number}": 1 for number in range(10)}
     read = folders.read_class_folders

@@ -230,7 +230,7 @@ def test_the_two_cranes_of_imagenet_are_those_of_a_model_whatever_prepare_adds_t
         evaluate(write_model(tmp_path / "other", names), f"folder:{pool}")
 
 
-@pytest.mark.parametrize(("finished", "expected"), [(True, "/model."), (False, "/model, which is there once")])
+@pytest.mark.parametrize(("finished", "expected"), [(True, "/model."), (False, "/model, which exists when")])
 def test_the_folder_of_a_run_is_refused_as_a_model(tmp_path, finished, expected):
     (tmp_path / "recipe.json").touch()
     if finished:

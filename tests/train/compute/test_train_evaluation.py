@@ -83,10 +83,10 @@ def test_all_kinds_of_weights_are_scored_on_one_pass_over_the_split(split, param
     assert found["ema"].loss != pytest.approx(by_hand["loss"], rel=1e-2)
 
 
-def test_filler_counts_for_nothing_even_where_its_loss_is_infinite(split, params):
+def test_padding_does_not_count_even_if_its_loss_is_infinite(split, params):
     _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     mask = np.arange(32) < 3
-    # Filler is said to be of a class that the network gives no probability to.
+    # Padding has a class to which the network gives probability 0.
     batch = {"image": np.zeros((32, 16, 16, 1), np.uint8), "label": np.where(mask, 0, 9).astype(np.int32), "mask": mask}
     never_9 = {**params, "head": {**params["head"], "bias": jnp.asarray(params["head"]["bias"]).at[9].set(-jnp.inf)}}
     found = evaluate(parts.evaluation_step, {"params": never_9}, [batch], parts.mesh)["params"]

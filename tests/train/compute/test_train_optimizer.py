@@ -43,7 +43,7 @@ def named(tree):
 
 
 def first_update(config, params, gradient):
-    """What the optimizer makes of the first gradient, and its state."""
+    """The update for the first gradient, and the optimizer's state."""
     optimizer = make_optimizer(config)
     return jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(gradient, params)
 

@@ -45,7 +45,7 @@ def test_any_mesh_gives_the_losses_of_one_device_in_float32(mesh, float32_losses
 
 
 def test_a_batch_in_parts_gives_the_losses_of_the_whole():
-    # Without drop path, whose coin tosses are drawn for each part anew.
+    # Without drop path, because each part draws other random numbers.
     with jax.enable_x64(True):
         plain = tiny(mesh=sharded(2, 1), dtype="float64", model__drop_path_rate=0.0)
         in_parts = tiny(mesh=sharded(2, 1), dtype="float64", model__drop_path_rate=0.0, optimizer__accumulate=4)
@@ -66,7 +66,7 @@ def test_bfloat16_stays_close_and_keeps_float32_weights(float32_losses_of_one_de
     np.testing.assert_allclose([row["loss"] for row in rows], float32_losses_of_one_device[:, 0], rtol=1e-2)
 
 
-def test_the_largest_divisible_axis_is_cut_and_small_arrays_are_not():
+def test_the_largest_divisible_axis_is_sharded_and_small_arrays_are_replicated():
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     shapes = {
         "wide": jax.ShapeDtypeStruct((64, 256), np.float32),

@@ -13,7 +13,7 @@ from train.report.progress import Display, Meter, Record
 
 
 class OnDevice(float):
-    """A number that the devices are done with, or not."""
+    """A metric that the devices have finished, or not."""
 
     ready = False
 
@@ -75,7 +75,7 @@ def test_the_time_left_includes_evaluations(monkeypatch):
 
 
 class Devices:
-    """Devices whose steps take 1 s, a host that hands them over in no time, and the clock of both."""
+    """Devices whose steps take 1 s, a host that dispatches in no time, and the clock of both."""
 
     def __init__(self, monkeypatch):
         self.now, self.done = 0.0, 0.0
@@ -94,7 +94,7 @@ class Devices:
 
 @pytest.mark.parametrize("every", [1, 4, 5])
 def test_the_speed_of_an_interval_excludes_pauses(monkeypatch, every):
-    """An evaluation of 100 s is behind every fourth step of 22."""
+    """An evaluation of 100 s follows every fourth step of 22."""
     devices, records = Devices(monkeypatch), []
     meter = Meter(0, every, steps_per_epoch=4, batch_size=8)
     for step in range(1, 23):
@@ -110,7 +110,7 @@ def test_the_speed_of_an_interval_excludes_pauses(monkeypatch, every):
 
 
 def test_all_processes_report_an_interval_at_the_same_step(monkeypatch):
-    # What follows from a record has to follow at the same step on all processes.
+    # All processes must act on a record at the same step.
     for ready in (False, True):
         monkeypatch.setattr(OnDevice, "ready", ready)
         meter = Meter(3, every=2, steps_per_epoch=4, batch_size=8)
@@ -120,7 +120,7 @@ def test_all_processes_report_an_interval_at_the_same_step(monkeypatch):
 
 
 def test_a_wait_for_images_counts_only_if_the_devices_are_idle(monkeypatch):
-    """Steps of 1 s with a wait of 0.25 s each. Before the first there is no work; before the third it has run out."""
+    """Steps of 1 s with a wait of 0.25 s each. The devices are idle before the first and before the third."""
     now = [0.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     meter = Meter(0, every=4, steps_per_epoch=4, batch_size=8)

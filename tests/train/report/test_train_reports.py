@@ -15,7 +15,7 @@ from train.report.results import evaluation_report, write_examples
 EVALUATION = Evaluation(4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([[2, 0], [1, 1]]))
 
 
-def test_examples_pass_over_images_that_cannot_be_read(tmp_path):
+def test_examples_leave_out_images_that_cannot_be_read(tmp_path):
     root = write_photographs(tmp_path / "photos")
     source = open_source(photographs(root, held_out=0.5), "validation")
     damaged, missing, whole = (root / source.names[place].item().decode() for place in (0, len(source) - 1, 1))
@@ -29,7 +29,7 @@ def test_examples_pass_over_images_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_examples_leave_other_files_in_their_folder_alone(tmp_path, count):
+def test_examples_do_not_change_other_files_in_their_folder(tmp_path, count):
     (tmp_path / "mine").mkdir()
     for path in (tmp_path / "mine.png", tmp_path / "mine" / "text"):
         path.write_text("dear to me")
@@ -72,8 +72,8 @@ def test_a_class_may_have_any_name_in_the_confusion(tmp_path, name, caplog):
     assert not caplog.records
 
 
-def test_a_picture_that_cannot_be_drawn_is_logged_and_ends_nothing(tmp_path, caplog):
-    """Here for want of what to draw; in a run it may be a font, the layout, or the disk."""
+def test_a_picture_that_cannot_be_drawn_is_logged_and_the_run_continues(tmp_path, caplog):
+    """Here because there is nothing to draw; in a run a font, the layout or the disk may be the cause."""
     draw_confusion(EVALUATION, (), tmp_path / "confusion.png")
     draw_curves([{"kind": "train"}], tmp_path / "curves.png")
     expected = [record.getMessage() for record in caplog.records]

@@ -74,7 +74,7 @@ def test_only_the_newest_states_are_kept(tmp_path, states):
         assert checkpoints.steps == [2, 3]
 
 
-def test_eight_devices_hand_over_to_one_and_four(tmp_path, states):
+def test_a_state_of_eight_devices_is_restored_on_one_and_four(tmp_path, states):
     _, eight = open_and_assemble(tiny(mesh=sharded(4, 2)))
     spread = jax.device_put(states[0], jax.tree.map(lambda leaf: leaf.sharding, eight.abstract_state))
     save(tmp_path, [spread])
@@ -122,7 +122,7 @@ def test_a_flipped_bit_anywhere_never_gives_another_state(tmp_path, parts, state
     assert_equal(restored, states[int(restored.step) - 1])
 
 
-def test_with_no_sound_state_the_error_names_every_one(tmp_path, parts, states):
+def test_if_all_states_are_damaged_the_error_names_each(tmp_path, parts, states):
     save(tmp_path, states[:2])
     for step in ("1", "2"):
         (tmp_path / step / "step" / "metadata").write_text("{}")
@@ -239,7 +239,7 @@ def test_half_written_states_are_deleted(tmp_path, parts, states):
 
 @pytest.fixture
 def as_in_a_bucket(monkeypatch):
-    """Orbax completes states by a mark in their folders, as where folders cannot be renamed."""
+    """Lets Orbax mark complete states by a file in their folders, as where folders cannot be renamed."""
     for default in ("get_default_temporary_path_class", "get_item_default_temporary_path_class"):
         monkeypatch.setattr(
             ocp.path.atomicity_defaults, default, lambda *_, **options: ocp.path.atomicity.CommitFileTemporaryPath

@@ -18,7 +18,7 @@ from training import class_folders, first_state, saved, sharded, share_programs,
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Runs a command line in this process, without the seconds in which another one begins; what it prints."""
+    """Runs a command line in this process, which saves seconds of starting another, and returns what it prints."""
     monkeypatch.setenv("COLUMNS", "120")
     share_programs(monkeypatch)
 
@@ -98,7 +98,7 @@ def test_a_run_resumes_if_its_data_moved_but_not_with_other_images(tmp_path, run
 
 @pytest.mark.parametrize(("first", "then"), [("simd", "pillow"), ("pillow", "simd")])
 def test_a_run_does_not_resume_with_another_resizer(tmp_path, monkeypatch, first, then):
-    """Where the recipe leaves the choice to what is installed; naming the same one changes nothing."""
+    """Also if the recipe says "auto". Naming the resizer that "auto" chose changes nothing."""
 
     def choose(installed):
         monkeypatch.setattr(same_run, "choose_resizer", lambda wanted: installed if wanted == "auto" else wanted)

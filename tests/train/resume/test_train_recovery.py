@@ -92,7 +92,7 @@ def test_workers_that_wait_for_the_next_evaluation_end_with_the_run(tmp_path, nu
 
 
 def after_an_evaluation(run_dir: Path) -> str:
-    """What a run's metrics.jsonl holds behind the first evaluation in it."""
+    """The lines of a run's metrics.jsonl after its first evaluation."""
     metrics = run_dir / "metrics.jsonl"
     return metrics.read_text().partition('"kind": "evaluation"')[2] if metrics.exists() else ""
 
@@ -100,7 +100,7 @@ def after_an_evaluation(run_dir: Path) -> str:
 @pytest.mark.slow
 def test_a_run_stopped_among_skipped_steps_saves_and_resumes_their_count(tmp_path):
     run_dir = tmp_path / "run"
-    # As below: the second step's learning rate throws the weights out of float32's range.
+    # As below: the second step's learning rate overflows the weights.
     never_finite = ["--optimizer.warmup-epochs", "2", "--optimizer.learning-rate", "1e30", "--save-every", "1"]
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.epochs", "9000", *never_finite]
     process = programs.start([*arguments, "--max-skipped", "1000000"])
@@ -186,7 +186,7 @@ def test_a_full_disk_stops_the_run_which_resumes_when_there_is_space(small_disk,
 
 def test_a_gradient_that_stays_infinite_stops_the_run_and_keeps_the_last_good_state(tmp_path, capsys):
     run_dir = tmp_path / "run"
-    # The second step's learning rate throws the weights out of float32's range.
+    # The second step's learning rate overflows the weights.
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--optimizer.warmup-epochs", "2", "--max-skipped", "4"]
     assert (
         main([*arguments, "--optimizer.learning-rate", "1e30", "--save-every", "1", "--distributed.mode", "off"]) == 3

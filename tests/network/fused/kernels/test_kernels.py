@@ -46,7 +46,7 @@ def random(*shape, dtype=jnp.float32):
 
 
 def both_branches(x, gain, weights, keep, kernels):
-    """One block as the model computes it: map and moments after both branches."""
+    """One block as in the model: map and moments after both branches."""
     x, moments = block.pooling_residual(3, x, moments_of(x), gain, keep, kernels)
     return block.mlp_residual(functional.gelu, x, moments, weights, keep, kernels)
 
@@ -233,7 +233,7 @@ def test_a_gpu_kernel_writes_the_hidden_layer_of_many_channels_or_of_many_blocks
 
 
 @pytest.mark.parametrize("kernels", [TpuKernels(), GpuKernels()], ids=["tpu", "gpu"])
-def test_other_platforms_compute_as_without_kernels(kernels):
+def test_other_platforms_do_not_use_the_kernels(kernels):
     shape = (16, 2, 4, 64)
     jax.tree.map(
         np.testing.assert_array_equal,

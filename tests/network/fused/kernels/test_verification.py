@@ -33,7 +33,7 @@ def devices_have_kernels(monkeypatch):
 
 @pytest.fixture
 def replace(monkeypatch):
-    """`monkeypatch.setattr`, with no program in jax's caches that has the other kernel."""
+    """`monkeypatch.setattr`, after clearing jax's caches, whose programs have the other kernel."""
 
     def replace(*arguments):
         monkeypatch.setattr(*arguments)
@@ -85,7 +85,7 @@ def test_a_kernel_whose_results_are_not_finite_differs(replace):
 
 
 def call_unknown_function(_, name, pixels, batched, replicated):
-    """Can be traced, but no compiler knows the function."""
+    """Can be traced but not compiled."""
     x, moments, *_ = batched
     y = jax.ffi.ffi_call("no_such_kernel", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
     return (y, moments), ()
