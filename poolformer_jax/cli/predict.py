@@ -8,6 +8,7 @@ from pathlib import Path
 
 from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, starting_jax, waiting
 from poolformer_jax.errors import MissingFileError
+from poolformer_jax.fields import is_local
 
 NAME = "predict"
 HELP = "Print the most probable labels of images."
@@ -67,16 +68,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _files(names: list[str]) -> Iterator[Path]:
+def _files(names: list[str]) -> Iterator[Path | str]:
     """The given files, and for a folder the image files in it, sorted by name (no subfolders)."""
     for name in names:
         path = Path(name)
         if not path.is_dir():
-            yield path
+            yield path if is_local(name) else name  # a Path drops one of the slashes of https://
             continue
         from poolformer_jax.images import image_suffixes
 
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in image_suffixes() and file.is_file())
         if not inside:
-            raise MissingFileError(f"The folder {name} has no image file. Expected at least one.")
+            hint = " Its subfolders are not searched." if any(file.is_dir() for file in path.iterdir()) else ""
+            raise MissingFileError(f"The folder {name} has no image file. Expected at least one.{hint}")
         yield from inside
