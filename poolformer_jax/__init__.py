@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from poolformer_jax.errors import InputError, PoolFormerError
     from poolformer_jax.export import ExportError, export_model
     from poolformer_jax.images import ImageError, PoolFormerFeatureExtractor, PoolFormerImageProcessor
-    from poolformer_jax.inference import GradCam, HeightShardedModel, ImageClassifier, Prediction
+    from poolformer_jax.inference import (
+        GradCam,
+        HeightShardedModel,
+        ImageClassifier,
+        ImageEmbedder,
+        Prediction,
+        pipeline,
+    )
     from poolformer_jax.network import (
         ImageClassifierOutput,
         PoolFormerConfig,
@@ -37,6 +44,7 @@ __all__ = [
     "HeightShardedModel",
     "ImageClassifier",
     "ImageClassifierOutput",
+    "ImageEmbedder",
     "ImageError",
     "InputError",
     "PoolFormerConfig",
@@ -53,6 +61,7 @@ __all__ = [
     "export_model",
     "from_torch_state_dict",
     "load_pretrained",
+    "pipeline",
     "save_pretrained",
     "to_torch_state_dict",
 ]
@@ -66,7 +75,7 @@ __getattr__, __dir__ = lazy_names(
         "network.fused": "GpuKernels TpuKernels",
         "images": "ImageError PoolFormerFeatureExtractor PoolFormerImageProcessor",
         "weights": "WeightsFileError from_torch_state_dict load_pretrained save_pretrained to_torch_state_dict",
-        "inference": "GradCam HeightShardedModel ImageClassifier Prediction",
+        "inference": "GradCam HeightShardedModel ImageClassifier ImageEmbedder Prediction pipeline",
         "export": "ExportError export_model",
     },
 )

@@ -38,7 +38,7 @@ from train.network import Network, make_network
 
 
 @dataclasses.dataclass(frozen=True)
-class RunParts:
+class Assembly:
     """The parts of a run.
 
     Attributes:
@@ -60,14 +60,14 @@ class RunParts:
     evaluation_step: EvaluationStep
 
 
-def make_parts(
+def assemble(
     config: TrainConfig,
     class_names: Sequence[str],
     examples: int,
     devices: Sequence[jax.Device] | None = None,
     fused: bool = True,
     checkpoint_network: PoolFormerConfig | None = None,
-) -> RunParts:
+) -> Assembly:
     """The parts of a run.
 
     Args:
@@ -102,7 +102,7 @@ def make_parts(
     step = make_train_step(
         network.model, optimizer, schedule, augment, config.optimizer, config.seed, mesh, shardings.params
     )
-    return RunParts(
+    return Assembly(
         mesh=mesh,
         network=network,
         kernel_verification=verification,

@@ -35,7 +35,7 @@ def programs() -> Iterator[Program]:
 
     yield Program(
         "poolformer_jax",
-        "Classify images, look inside the network, export it. Part of the wheel.",
+        "Classify and embed images, look inside the network, export it. Part of the wheel.",
         poolformer_jax.cli.main,
         [[], *([command.NAME] for command in poolformer_jax.cli.COMMANDS)],
     )

@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from poolformer_jax.cli import cam, demo, export, predict, summary, variants
+from poolformer_jax.cli import cam, demo, embed, export, predict, summary, variants
 from poolformer_jax.cli.arguments import HelpFormatter as HelpFormatter
 from poolformer_jax.process import INTERRUPTED, error_message
+from poolformer_jax.version import __version__
 
-COMMANDS = (predict, variants, summary, cam, export, demo)
+COMMANDS = (predict, embed, variants, summary, cam, export, demo)
 
 # Exit codes. argparse exits with 2 on wrong usage.
 DONE, FAILED = 0, 1
@@ -41,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m poolformer_jax",
-        description="PoolFormer in JAX: classify images, inspect a network, export it.",
+        description="PoolFormer in JAX: classify and embed images, inspect a network, export it.",
         epilog="Help for one command: python -m poolformer_jax predict --help",
     )
+    parser.add_argument("--version", action="version", version=f"poolformer_jax {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(

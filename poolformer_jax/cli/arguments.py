@@ -7,7 +7,10 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from poolformer_jax.errors import MissingFileError
 from poolformer_jax.process import exit_on_interrupt
 
 _LAST_PORT = 65535
@@ -45,6 +48,52 @@ def add_weights(parser: argparse.ArgumentParser, *, positional: bool = False) ->
         parser.add_argument(
             "--weights", metavar="SOURCE", default=DEFAULT_WEIGHTS, help=f"{explained} (default: %(default)s)"
         )
+
+
+def add_hub_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how to find a model on the Hugging Face Hub."""
+    hub = parser.add_argument_group("Hugging Face Hub")
+    hub.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
+    hub.add_argument("--cache-dir", metavar="FOLDER", help="the Hub's cache (default: huggingface_hub's, HF_HOME)")
+    hub.add_argument("--token", help="for private models (default: the one stored by hf auth login)")
+    hub.add_argument("--local-files-only", action="store_true", help="use the cache without asking the Hub")
+
+
+def hub_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_hub_options` added, as keyword arguments of `open_model`."""
+    return {name: getattr(arguments, name) for name in ("revision", "cache_dir", "token", "local_files_only")}
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Adds the images, as files, folders, or a list on standard input."""
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="an image file, a folder of them, or - for names on standard input, one per line",
+    )
+    parser.add_argument("--recursive", action="store_true", help="also the images in subfolders")
+
+
+def image_files(arguments: argparse.Namespace) -> list[Path]:
+    """The given files, and for a folder the image files in it, sorted by name."""
+    return [file for name in arguments.images for file in _files(name, arguments.recursive)]
+
+
+def _files(name: str, recursive: bool) -> list[Path]:
+    if name == "-":
+        return [Path(line) for line in sys.stdin.read().splitlines() if line]
+    path = Path(name)
+    if not path.is_dir():
+        return [path]
+    from poolformer_jax.images import image_suffixes
+
+    suffixes = image_suffixes()
+    inside = path.rglob("*") if recursive else path.iterdir()
+    files = sorted(file for file in inside if file.suffix.lower() in suffixes and file.is_file())
+    if not files:
+        raise MissingFileError(f"The folder {name} has no image file. Expected at least one.")
+    return files
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:

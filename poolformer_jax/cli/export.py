@@ -3,7 +3,15 @@
 import argparse
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import add_dtype, add_weights, positive, starting_jax, waiting
+from poolformer_jax.cli.arguments import (
+    add_dtype,
+    add_hub_options,
+    add_weights,
+    hub_options,
+    positive,
+    starting_jax,
+    waiting,
+)
 from poolformer_jax.errors import InputError
 
 NAME = "export"
@@ -29,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="side of the input (default: the preprocessing's)",
     )
     add_dtype(parser)
+    add_hub_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if Path(arguments.file).suffix.lower() not in FORMATS:
         raise InputError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
     with waiting(f"Loading {arguments.source}"):
-        opened = open_model(arguments.source)
+        opened = open_model(arguments.source, **hub_options(arguments))
         model, variables = build_model(opened)
     size = (arguments.image_size,) * 2 if arguments.image_size else None
     with waiting("Converting, and comparing with the network"):

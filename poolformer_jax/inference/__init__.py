@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from poolformer_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from poolformer_jax.inference.classification_pipeline import pipeline as pipeline
     from poolformer_jax.inference.classifier import ImageClassifier as ImageClassifier
     from poolformer_jax.inference.classifier import Prediction as Prediction
     from poolformer_jax.inference.cost_operations import count_macs as count_macs
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from poolformer_jax.inference.description import Parameters as Parameters
     from poolformer_jax.inference.description import classify as classify
     from poolformer_jax.inference.description import feature_maps as feature_maps
+    from poolformer_jax.inference.embedding import Embedding as Embedding
+    from poolformer_jax.inference.embedding import ImageEmbedder as ImageEmbedder
     from poolformer_jax.inference.folding import fold as fold
     from poolformer_jax.inference.grad_cam import VISIBLE_SIDE as VISIBLE_SIDE
     from poolformer_jax.inference.grad_cam import GradCam as GradCam
@@ -28,9 +31,11 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "classification_pipeline": "pipeline",
         "classifier": "ImageClassifier Prediction",
         "cost_operations": "count_macs layer_table parameter_shapes",
         "description": "Operations Parameters classify feature_maps",
+        "embedding": "Embedding ImageEmbedder",
         "folding": "fold",
         "grad_cam": "GradCam VISIBLE_SIDE",
         "height_sharded": "HeightShardedModel",

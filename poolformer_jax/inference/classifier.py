@@ -1,14 +1,7 @@
-"""`ImageClassifier`: images in, labels out, compiled once per batch size.
+"""`ImageClassifier`: images in, labels out, compiled once per batch size."""
 
-While the devices compute one batch (`program`), threads decode the next.
-"""
-
-import collections
-import itertools
 import os
-import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -18,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax.experimental.compilation_cache import compilation_cache
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Float32
 from PIL import Image
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import INTEGER
-from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image, read_image
+from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import CompiledClassifier
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, preprocessing_problems
 from poolformer_jax.network import PoolFormerConfig, names_by_index
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
@@ -84,7 +77,7 @@ class ImageClassifier:
         threads = available_cores() if decode_threads is None else decode_threads
         names = class_names(config) if id2label is None else names_by_index(id2label)
         _check(config, image_processor, dtype, names)
-        _check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
+        check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
         self.config = config
         self.image_processor = image_processor
         self.id2label = names
@@ -100,6 +93,7 @@ class ImageClassifier:
             devices=devices,
         )
         self.batch_sizes = self._probabilities.batch_sizes
+        self._images = ImageStream(self._probabilities, image_processor, threads)
 
     @classmethod
     def from_pretrained(
@@ -157,9 +151,8 @@ class ImageClassifier:
         """
         if not is_one_image(images):
             return list(self.stream(images, top_k))
-        _check_at_least_one(top_k=top_k)
-        (probabilities,) = np.asarray(self._probabilities([self.image_processor.resize_and_crop(images)]))[:1]
-        return self._most_probable(probabilities, top_k)
+        check_at_least_one(top_k=top_k)
+        return self._most_probable(self._images.one(images), top_k)
 
     def stream(self, images: Iterable[ImageLike], top_k: int = 5) -> Iterator[list[Prediction] | ImageError]:
         """As `__call__`, for any number of images, one result at a time in the order given.
@@ -171,83 +164,13 @@ class ImageClassifier:
         Raises:
             ValueError: for one image instead of an iterable of them.
         """
-        _check_at_least_one(top_k=top_k)
-        if is_one_image(images):  # a path is an iterable of characters, an array one of rows
-            raise InputError(
-                f"images is one image, of type {type(images).__name__}. Expected an iterable of images: stream "
-                "[image], or call the classifier with it; of an array of many, stream list(array)."
-            )
-        return self._stream(images, top_k)
+        check_at_least_one(top_k=top_k)
+        return self._label(self._images.many(images), top_k)
 
-    def _stream(self, images: Iterable[ImageLike], top_k: int) -> Iterator[list[Prediction] | ImageError]:
-        running: collections.deque[tuple[list[ImageError | None], Array | None]] = collections.deque()
-        failures: list[Exception] = []
-        # The threads end with the stream, not when it is garbage-collected.
-        with closing(self._decode(_until_failure(images, failures))) as decoded:
-            for batch in _batches(decoded, self.batch_sizes[-1]):
-                running.append(self._start(batch))
-                if len(running) > 1:  # the devices compute this batch while the one before is returned
-                    yield from self._finish(*running.popleft(), top_k)
-        while running:
-            yield from self._finish(*running.popleft(), top_k)
-        if failures:
-            raise failures[0]
-
-    def _decode(self, images: Iterable[ImageLike]) -> Generator[UInt8[np.ndarray, "h w c"] | ImageError]:
-        """Every image read, resized and cropped, in order, by threads that are one batch ahead."""
-        ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
-        pool = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
-        # A local name, because at exit the interpreter clears module globals before unfinished generators.
-        is_finalizing = sys.is_finalizing
-        try:
-            for image in images:
-                ahead.append(pool.submit(self._read, self._copy(image)))
-                if len(ahead) > self.batch_sizes[-1]:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            if not is_finalizing():
-                pool.shutdown(cancel_futures=True)
-
-    def _copy(self, image: ImageLike) -> ImageLike | ImageError:
-        """The image in a form that the caller cannot change by reusing a buffer, seeking to a frame or closing a file.
-
-        Also, two threads must not load the same Pillow image.
-        """
-        if isinstance(image, str | os.PathLike | bytes):
-            return image
-        if isinstance(image, bytearray | memoryview):
-            return bytes(image)
-        try:
-            return read_image(image, self.image_processor.num_channels)
-        except ImageError as error:
-            return error
-
-    def _read(self, image: ImageLike | ImageError) -> UInt8[np.ndarray, "h w c"] | ImageError:
-        if isinstance(image, ImageError):
-            return image
-        try:
-            return self.image_processor.resize_and_crop(image)
-        except ImageError as error:
-            return error
-
-    def _start(
-        self, batch: list[UInt8[np.ndarray, "h w c"] | ImageError]
-    ) -> tuple[list[ImageError | None], Array | None]:
-        """Starts a batch on the devices without waiting: the error of every position, and the probabilities."""
-        errors = [item if isinstance(item, ImageError) else None for item in batch]
-        pixels = [item for item in batch if not isinstance(item, ImageError)]
-        if not pixels:
-            return errors, None
-        return errors, self._probabilities(pixels)
-
-    def _finish(
-        self, errors: list[ImageError | None], probabilities: Array | None, top_k: int
-    ) -> Iterator[list[Prediction] | ImageError]:
-        rows = iter([] if probabilities is None else np.asarray(probabilities))
-        for error in errors:
-            yield self._most_probable(next(rows), top_k) if error is None else error
+    def _label(self, rows: Generator[Any], top_k: int) -> Iterator[list[Prediction] | ImageError]:
+        with closing(rows):  # its threads end with this generator
+            for row in rows:
+                yield row if isinstance(row, ImageError) else self._most_probable(row, top_k)
 
     def _most_probable(self, probabilities: Float32[np.ndarray, " labels"], top_k: int) -> list[Prediction]:
         best = np.argsort(-probabilities, stable=True)[:top_k]
@@ -288,37 +211,8 @@ def _check(
             "The network has a single label (num_labels=1), whose probability would always be 1: expected at least two "
             "labels. Call the model for its logits."
         )
-    if image_processor.num_channels != config.num_channels:
-        problems.append(
-            f"The preprocessing makes {image_processor.num_channels} channels and the network takes "
-            f"{config.num_channels}: expected image_mean and image_std to have one value per channel."
-        )
-    if (size := image_processor.output_size) is None:
-        problems.append(
-            "The preprocessing makes images of different sizes: expected one size. Set do_center_crop=True."
-        )
-    elif min(size) < config.smallest_side or (config.image_size is not None and size != (config.image_size,) * 2):
-        wanted = config.image_size or f"at least {config.smallest_side}"
-        problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
+    problems += preprocessing_problems(config, image_processor)
     if unnamed := sorted(set(range(config.num_labels)) - set(id2label)):
         problems.append(f"id2label has no name for class {unnamed[0]}: expected one for each of {config.num_labels}.")
     if problems:
         raise InputError("\n".join(problems))
-
-
-def _check_at_least_one(**counts: int) -> None:
-    if wrong := [f"{name}={count!r}" for name, count in counts.items() if not (INTEGER.accepts(count) and count >= 1)]:
-        raise InputError(f"{', '.join(wrong)}: expected a whole number, at least 1.")
-
-
-def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:
-    """Yields images until the iterable raises an exception, and appends that to `failures`."""
-    try:
-        yield from images
-    except Exception as error:
-        failures.append(error)
-
-
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch

@@ -3,9 +3,11 @@
 Feature maps have the type of the pixels. Statistics, softmax and the head use at least float32.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
@@ -48,11 +50,17 @@ def folded_apply(
             all at once. `program.images_at_once(mesh)` is the fastest number.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
-        size = largest_divisor(len(pixel_values), images_at_once)
-        parts = jnp.reshape(pixel_values, (-1, size, *pixel_values.shape[1:]))
-        logits: Float[Array, "parts n labels"] = lax.map(partial(folded_apply, config, folded, dtype=dtype), parts)
-        return logits.reshape(len(pixel_values), -1)
+        logits: Float[Array, "b labels"]
+        logits = in_parts(partial(folded_apply, config, folded, dtype=dtype), pixel_values, images_at_once)
+        return logits
     return folded_head(config, folded, folded_features(config, folded, pixel_values, dtype)[-1])
+
+
+def in_parts(function: Callable[[Array], Any], pixel_values: Pixels, images_at_once: int) -> Any:
+    """`function(pixel_values)` for equal parts of the batch, of at most `images_at_once` images."""
+    size = largest_divisor(len(pixel_values), images_at_once)
+    parts = jnp.reshape(pixel_values, (-1, size, *pixel_values.shape[1:]))
+    return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), lax.map(function, parts))
 
 
 def folded_features(

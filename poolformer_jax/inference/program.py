@@ -1,4 +1,4 @@
-"""8-bit pixels in, probabilities out: the network compiled for a few batch sizes, on all of the devices.
+"""8-bit pixels in, probabilities or features out: a network compiled for a few batch sizes, on all of the devices.
 
 Pixels are copied to the devices as they are and normalised there. The network is the folded one (`folding`), or runs on
 kernels where the devices have them (`network.fused`).
@@ -39,20 +39,51 @@ from poolformer_jax.process import available_cores
 
 _AXIS = "batch"
 # From parameters and images to one row per image.
-Apply: TypeAlias = Callable[[Any, Array], Array]
+Apply: TypeAlias = Callable[[Any, Array], Any]
 
 # Enough to keep a core busy, and few enough for a part's hidden layers to stay in its caches (docs/performance.md).
 _IMAGES_PER_CORE = 2
 
 
-class CompiledClassifier:
-    """Probabilities of all classes, for batches of any size up to the largest of `batch_sizes`.
+class BatchProgram:
+    """A function of parameters and 8-bit pixels, for batches of any size up to the largest of `batch_sizes`.
 
     Every batch is sharded over the devices, and parameters are replicated. With several CPU devices, a single image is
     computed by the first one, with all cores; 1 is among the batch sizes then.
 
-    The arguments are those of `ImageClassifier`.
+    Args:
+        apply: from parameters and pixels [batch, height, width, channels] to arrays with a row per image.
+        params: the parameters.
+        batch_size: images per batch, rounded up to a multiple of the number of devices.
+        devices: what to compute on.
     """
+
+    def __init__(self, apply: Apply, params: Any, batch_size: int, devices: Sequence[jax.Device]) -> None:
+        mesh = Mesh(np.asarray(devices), (_AXIS,))
+        single = mesh.size > 1 and _is_cpu(mesh)
+        self.batch_sizes = _batch_sizes(batch_size, mesh.size, single)
+        meshes = {size: Mesh(mesh.devices[:1], (_AXIS,)) if single and size == 1 else mesh for size in self.batch_sizes}
+        programs = {mesh: _program(apply, params, mesh) for mesh in set(meshes.values())}
+        self._programs = {size: programs[mesh] for size, mesh in meshes.items()}
+
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Any:
+        """Starts a batch and returns without waiting for it.
+
+        Args:
+            images: at least one, at most `batch_sizes[-1]`, resized and cropped. They are padded to the next of
+                `batch_sizes`.
+
+        Returns:
+            What `apply` returns: a row per image, in order, and then rows of the padding.
+        """
+        size = next(size for size in self.batch_sizes if size >= len(images))
+        padded = np.zeros((size, *images[0].shape), np.uint8)
+        padded[: len(images)] = images
+        return self._programs[size](padded)
+
+
+class CompiledClassifier(BatchProgram):
+    """Probabilities of all classes: float32 [batch, labels]. The arguments are those of `ImageClassifier`."""
 
     def __init__(
         self,
@@ -66,34 +97,13 @@ class CompiledClassifier:
         kernels: KernelMode,
         devices: Sequence[jax.Device],
     ) -> None:
-        mesh = Mesh(np.asarray(devices), (_AXIS,))
         if fold_parameters:
-            image_size = image_processor.output_size
+            mesh, image_size = Mesh(np.asarray(devices), (_AXIS,)), image_processor.output_size
             assert image_size is not None, "ImageClassifier checks it"
             network, params = fastest_network(config, variables, mesh, dtype, image_size, kernels)
         else:
             network, params = _trained_network(config, variables, dtype)
-        apply = partial(_probabilities, config, image_processor, network)
-        single = mesh.size > 1 and _is_cpu(mesh)
-        self.batch_sizes = _batch_sizes(batch_size, mesh.size, single)
-        meshes = {size: Mesh(mesh.devices[:1], (_AXIS,)) if single and size == 1 else mesh for size in self.batch_sizes}
-        programs = {mesh: _program(apply, params, mesh) for mesh in set(meshes.values())}
-        self._programs = {size: programs[mesh] for size, mesh in meshes.items()}
-
-    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[Array, "n labels"]:
-        """Starts a batch and returns without waiting for it.
-
-        Args:
-            images: at least one, at most `batch_sizes[-1]`, resized and cropped. They are padded to the next of
-                `batch_sizes`.
-
-        Returns:
-            A row per image, in order, and then rows of the padding.
-        """
-        size = next(size for size in self.batch_sizes if size >= len(images))
-        padded = np.zeros((size, *images[0].shape), np.uint8)
-        padded[: len(images)] = images
-        return self._programs[size](padded)
+        super().__init__(partial(_probabilities, config, image_processor, network), params, batch_size, devices)
 
 
 def fastest_network(
@@ -170,7 +180,7 @@ class _Program(NamedTuple):
     params: Any
     mesh: Mesh
 
-    def __call__(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[Array, "b labels"]:
+    def __call__(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Any:
         with jax.set_mesh(self.mesh):  # the caller may have set another mesh
             return self.apply(self.params, jax.device_put(pixels, NamedSharding(self.mesh, P(_AXIS))))
 
@@ -206,9 +216,14 @@ def _probabilities(
     params: Any,
     pixels: UInt8[Array, "b h w c"],
 ) -> Float[Array, "b labels"]:
-    pixels = pixels.astype(jnp.float32)
-    scale, shift = (over_channels(vector, pixels) for vector in image_processor.scale_and_shift())
-    return probabilities(config, network(params, pixels * scale + shift))
+    return probabilities(config, network(params, normalized(image_processor, pixels)))
+
+
+def normalized(image_processor: PoolFormerImageProcessor, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """8-bit pixels scaled and normalised on the devices."""
+    values = pixels.astype(jnp.float32)
+    scale, shift = (over_channels(vector, values) for vector in image_processor.scale_and_shift())
+    return values * scale + shift
 
 
 def _logits(model: PoolFormerForImageClassification, params: Any, x: Array) -> Array:

@@ -45,7 +45,7 @@ def write_model(
     layout: str,
     arrays: Iterable[np.ndarray],
     image_processor: PoolFormerImageProcessor | None = None,
-    metrics: Mapping[str, int | float] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
     """As `save_pretrained`, with arrays that are read one by one, in the order of `names.leaves(config, layout)`."""
     names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]  # also refuses an unknown layout

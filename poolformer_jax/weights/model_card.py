@@ -30,9 +30,7 @@ _LOADING = {
 }
 
 
-def model_card(
-    folder: str, config: PoolFormerConfig, layout: str, metrics: Mapping[str, int | float] | None = None
-) -> str:
+def model_card(folder: str, config: PoolFormerConfig, layout: str, metrics: Mapping[str, float] | None = None) -> str:
     """The text of the model card.
 
     Args:

@@ -19,7 +19,7 @@ from train.config import TrainConfig
 from train.data import Example, Source, image_of
 from train.report.journal import finite_or_null
 from train.report.pictures import draw_confusion
-from train.setup import RunParts
+from train.setup import Assembly
 
 _FOLDERS = {"params": "model", "ema": "model-ema"}
 # File names may have 255 bytes on most file systems, and 143 on encrypted ones.
@@ -28,7 +28,7 @@ _MOST_NAME_BYTES = 120
 
 def write_results(
     config: TrainConfig,
-    parts: RunParts,
+    parts: Assembly,
     state: TrainState,
     held_out: Source,
     evaluations: dict[str, Evaluation],
@@ -57,7 +57,7 @@ def write_results(
             write_json(config.run_dir / "finished.json", {"step": int(state.step)})
 
 
-def _write_model(folder: Path, config: TrainConfig, parts: RunParts, params: Any, evaluation: Evaluation) -> None:
+def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any, evaluation: Evaluation) -> None:
     narrow = jax.tree.map(lambda array: array.astype(np.float32), params)
     save_pretrained(
         folder,

@@ -1,0 +1,179 @@
+"""`ImageEmbedder`: images in, features out, for search, clustering and small classifiers on top."""
+
+import dataclasses
+import os
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32, UInt8
+
+from poolformer_jax.errors import InputError
+from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
+from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.jax_operations import folded_features, folded_head, in_parts
+from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, preprocessing_problems
+from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.process import available_cores
+from poolformer_jax.weights import build_model, open_model
+
+
+class Embedding(NamedTuple):
+    """The features of one image.
+
+    Attributes:
+        features: the pooled, normalised features, which the head takes; float32 [channels of the last stage].
+        feature_maps: the output of every stage, float32 [height, width, channels]; empty unless requested.
+    """
+
+    features: Float32[np.ndarray, " c"]
+    feature_maps: tuple[Float32[np.ndarray, "_h _w _c"], ...]
+
+
+class ImageEmbedder:
+    """Gives the features of images, from a network with or without a head.
+
+    Batches are compiled, padded and sharded as by `ImageClassifier`.
+
+    Args:
+        config: the architecture.
+        variables: `{"params": tree}`.
+        image_processor: the preprocessing; its results must all have the same size.
+        feature_maps: whether to return the feature map of every stage too.
+        dtype: type that feature maps are computed in, float32 or bfloat16.
+        batch_size: images per batch, rounded up to a multiple of the number of devices.
+        devices: the devices to compute on; by default all devices of this process.
+        decode_threads: threads that decode and resize; by default one per core that this process may use.
+
+    Raises:
+        ValueError: if the preprocessing does not fit the network.
+        WeightsMismatch: if the variables do not match the config.
+    """
+
+    def __init__(
+        self,
+        config: PoolFormerConfig,
+        variables: Mapping[str, Any],
+        image_processor: PoolFormerImageProcessor,
+        *,
+        feature_maps: bool = False,
+        dtype: Dtype = jnp.float32,
+        batch_size: int = 32,
+        devices: Sequence[jax.Device] | None = None,
+        decode_threads: int | None = None,
+    ) -> None:
+        devices = jax.local_devices() if devices is None else devices
+        threads = available_cores() if decode_threads is None else decode_threads
+        check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
+        if problems := preprocessing_problems(config, image_processor):
+            raise InputError("\n".join(problems))
+        headless, params = _without_head(config, variables)
+        at_once = images_at_once(Mesh(np.asarray(devices), ("batch",)))
+        apply = partial(_embed, headless, image_processor, dtype, feature_maps, at_once)
+        program = BatchProgram(apply, fold(headless, {"params": params}), batch_size, devices)
+        self.config = config
+        self.image_processor = image_processor
+        self._images = ImageStream(program, image_processor, threads)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        image_processor: PoolFormerImageProcessor | None = None,
+        use_ema: bool = False,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> "ImageEmbedder":
+        """The embedder with published or trained weights.
+
+        Args:
+            source: a name on the Hub ("sail/poolformer_s12"), a model folder, or a weights file.
+            image_processor: the preprocessing; by default the one saved with the weights, or else that of the
+                published variant of this architecture.
+            use_ema: take the moving average of the weights from a training checkpoint.
+            revision: branch, tag or commit on the Hub.
+            cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
+            local_files_only: use the cache without asking the Hub.
+            token: for private models on the Hub.
+            options: the constructor's (feature_maps, dtype, batch_size, ...).
+
+        Raises:
+            ValueError: if the preprocessing is unknown.
+        """
+        opened = open_model(
+            source,
+            use_ema=use_ema,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        model, variables = build_model(opened)
+        return cls(model.config, variables, image_processor or opened.image_processor, **options)
+
+    def __call__(self, images: ImageLike) -> Any:
+        """The features of one image or of several.
+
+        Args:
+            images: anything that `PoolFormerImageProcessor.preprocess` takes.
+
+        Returns:
+            An `Embedding` for one image. For several, a list of them in the same order; an image that cannot be read
+            has an ImageError instead.
+
+        Raises:
+            ImageError: if a single image cannot be read.
+        """
+        if is_one_image(images):
+            return Embedding(*self._images.one(images))
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[ImageLike]) -> Generator[Embedding | ImageError]:
+        """As `__call__`, for any number of images, one result at a time in the order given.
+
+        Raises:
+            ValueError: for one image instead of an iterable of them.
+        """
+        return _embeddings(self._images.many(images))
+
+
+def _embeddings(rows: Generator[Any]) -> Generator[Embedding | ImageError]:
+    with closing(rows):
+        for row in rows:
+            yield row if isinstance(row, ImageError) else Embedding(*row)
+
+
+def _without_head(config: PoolFormerConfig, variables: Mapping[str, Any]) -> tuple[PoolFormerConfig, dict[str, Any]]:
+    params = {name: branch for name, branch in variables["params"].items() if name != "head"}
+    return dataclasses.replace(config, num_labels=0, id2label=None), params
+
+
+def _embed(
+    config: PoolFormerConfig,
+    image_processor: PoolFormerImageProcessor,
+    dtype: Dtype,
+    feature_maps: bool,
+    at_once: int | None,
+    params: Any,
+    pixels: UInt8[Array, "b h w c"],
+) -> Any:
+    def embed(values: Array) -> tuple[Array, tuple[Array, ...]]:
+        maps = folded_features(config, params, values, dtype)
+        chosen = tuple(x.astype(jnp.float32) for x in maps) if feature_maps else ()
+        return folded_head(config, params, maps[-1]).astype(jnp.float32), chosen
+
+    values = normalized(image_processor, pixels)
+    if at_once is None or len(values) <= at_once:
+        return embed(values)
+    return in_parts(embed, values, at_once)

@@ -1,0 +1,163 @@
+"""Images of any number through a compiled program: while the devices compute one batch, threads decode the next."""
+
+import collections
+import itertools
+import os
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from poolformer_jax.errors import InputError
+from poolformer_jax.fields import INTEGER
+from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image, read_image
+from poolformer_jax.inference.program import BatchProgram
+from poolformer_jax.network import PoolFormerConfig
+
+
+class ImageStream:
+    """Reads images and computes a row of a program's output for each.
+
+    Args:
+        program: what to compute.
+        image_processor: the preprocessing; its results must all have the same size.
+        decode_threads: threads that decode and resize.
+    """
+
+    def __init__(self, program: BatchProgram, image_processor: PoolFormerImageProcessor, decode_threads: int) -> None:
+        self._program, self._image_processor, self._decode_threads = program, image_processor, decode_threads
+
+    def one(self, image: ImageLike) -> Any:
+        """The row of one image.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        return _row(jax.device_get(self._program([self._image_processor.resize_and_crop(image)])), 0)
+
+    def many(self, images: Iterable[ImageLike]) -> Generator[Any]:
+        """A row, or an ImageError, for every image, in order.
+
+        At most four batches are in memory: one being decoded, one complete, two on the devices. An exception of
+        `images` is raised here, after the rows of the images before it.
+
+        Raises:
+            InputError: for one image instead of an iterable of them.
+        """
+        if is_one_image(images):  # a path is an iterable of characters, an array one of rows
+            raise InputError(
+                f"images is one image, of type {type(images).__name__}. Expected an iterable of images: stream "
+                "[image], or call with the image itself; of an array of many, stream list(array)."
+            )
+        return self._many(images)
+
+    def _many(self, images: Iterable[ImageLike]) -> Generator[Any]:
+        running: collections.deque[tuple[list[ImageError | None], Any]] = collections.deque()
+        failures: list[Exception] = []
+        # The threads end with the stream, not when it is garbage-collected.
+        with closing(self._decode(_until_failure(images, failures))) as decoded:
+            for batch in _batches(decoded, self._program.batch_sizes[-1]):
+                running.append(self._start(batch))
+                if len(running) > 1:  # the devices compute this batch while the one before is returned
+                    yield from _finish(*running.popleft())
+        while running:
+            yield from _finish(*running.popleft())
+        if failures:
+            raise failures[0]
+
+    def _decode(self, images: Iterable[ImageLike]) -> Generator[UInt8[np.ndarray, "h w c"] | ImageError]:
+        """Every image read, resized and cropped, in order, by threads that are one batch ahead."""
+        ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
+        pool = ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode")
+        # A local name, because at exit the interpreter clears module globals before unfinished generators.
+        is_finalizing = sys.is_finalizing
+        try:
+            for image in images:
+                ahead.append(pool.submit(self._read, self._copy(image)))
+                if len(ahead) > self._program.batch_sizes[-1]:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            if not is_finalizing():
+                pool.shutdown(cancel_futures=True)
+
+    def _copy(self, image: ImageLike) -> ImageLike | ImageError:
+        """The image in a form that the caller cannot change by reusing a buffer, seeking to a frame or closing a file.
+
+        Also, two threads must not load the same Pillow image.
+        """
+        if isinstance(image, str | os.PathLike | bytes):
+            return image
+        if isinstance(image, bytearray | memoryview):
+            return bytes(image)
+        try:
+            return read_image(image, self._image_processor.num_channels)
+        except ImageError as error:
+            return error
+
+    def _read(self, image: ImageLike | ImageError) -> UInt8[np.ndarray, "h w c"] | ImageError:
+        if isinstance(image, ImageError):
+            return image
+        try:
+            return self._image_processor.resize_and_crop(image)
+        except ImageError as error:
+            return error
+
+    def _start(self, batch: list[UInt8[np.ndarray, "h w c"] | ImageError]) -> tuple[list[ImageError | None], Any]:
+        """Starts a batch on the devices without waiting: the error of every position, and the output."""
+        errors = [item if isinstance(item, ImageError) else None for item in batch]
+        pixels = [item for item in batch if not isinstance(item, ImageError)]
+        return errors, self._program(pixels) if pixels else None
+
+
+def _finish(errors: list[ImageError | None], output: Any) -> Iterator[Any]:
+    output, rows = jax.device_get(output), itertools.count()
+    for error in errors:
+        yield _row(output, next(rows)) if error is None else error
+
+
+def _row(output: Any, index: int) -> Any:
+    return jax.tree.map(lambda rows: rows[index], output)
+
+
+def check_at_least_one(**counts: int) -> None:
+    """Raises InputError unless all of the numbers are whole and at least 1."""
+    if wrong := [f"{name}={count!r}" for name, count in counts.items() if not (INTEGER.accepts(count) and count >= 1)]:
+        raise InputError(f"{', '.join(wrong)}: expected a whole number, at least 1.")
+
+
+def preprocessing_problems(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor) -> list[str]:
+    """What makes the preprocessing's images unfit for the network, in sentences."""
+    problems = []
+    if image_processor.num_channels != config.num_channels:
+        problems.append(
+            f"The preprocessing makes {image_processor.num_channels} channels and the network takes "
+            f"{config.num_channels}: expected image_mean and image_std to have one value per channel."
+        )
+    if (size := image_processor.output_size) is None:
+        problems.append(
+            "The preprocessing makes images of different sizes: expected one size. Set do_center_crop=True."
+        )
+    elif min(size) < config.smallest_side or (config.image_size is not None and size != (config.image_size,) * 2):
+        wanted = config.image_size or f"at least {config.smallest_side}"
+        problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
+    return problems
+
+
+def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:
+    """Yields images until the iterable raises an exception, and appends that to `failures`."""
+    try:
+        yield from images
+    except Exception as error:
+        failures.append(error)
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch
