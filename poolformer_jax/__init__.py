@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     )
     from poolformer_jax.network.fused import GpuKernels, TpuKernels
     from poolformer_jax.weights import (
+        FlaxPoolFormerForImageClassification,
+        FlaxPoolFormerModel,
         WeightsFileError,
         from_torch_state_dict,
         load_pretrained,
@@ -39,6 +41,8 @@ from poolformer_jax.version import __version__ as __version__
 
 __all__ = [
     "ExportError",
+    "FlaxPoolFormerForImageClassification",
+    "FlaxPoolFormerModel",
     "GpuKernels",
     "GradCam",
     "HeightShardedModel",
@@ -74,7 +78,8 @@ __getattr__, __dir__ = lazy_names(
         "PoolFormerModelOutput WeightsMismatch",
         "network.fused": "GpuKernels TpuKernels",
         "images": "ImageError PoolFormerFeatureExtractor PoolFormerImageProcessor",
-        "weights": "WeightsFileError from_torch_state_dict load_pretrained save_pretrained to_torch_state_dict",
+        "weights": "FlaxPoolFormerForImageClassification FlaxPoolFormerModel WeightsFileError "
+        "from_torch_state_dict load_pretrained save_pretrained to_torch_state_dict",
         "inference": "GradCam HeightShardedModel ImageClassifier ImageEmbedder Prediction pipeline",
         "export": "ExportError export_model",
     },

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from poolformer_jax.weights.containers.files import open_weights as open_weights
     from poolformer_jax.weights.containers.writers import write_safetensors as write_safetensors
     from poolformer_jax.weights.containers.writers import write_torch as write_torch
+    from poolformer_jax.weights.flax_models import (
+        FlaxPoolFormerForImageClassification as FlaxPoolFormerForImageClassification,
+    )
+    from poolformer_jax.weights.flax_models import FlaxPoolFormerModel as FlaxPoolFormerModel
     from poolformer_jax.weights.folder import write_model as write_model
     from poolformer_jax.weights.names import LAYOUTS as LAYOUTS
     from poolformer_jax.weights.names import TRANSFORMS as TRANSFORMS
@@ -38,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "containers.files": "WeightsFile WeightsFileError is_index open_weights",
         "containers.writers": "write_safetensors write_torch",
+        "flax_models": "FlaxPoolFormerForImageClassification FlaxPoolFormerModel",
         "folder": "write_model",
         "names": "LAYOUTS TRANSFORMS Leaf leaves",
         "pretrained": "build_model load_pretrained save_pretrained",

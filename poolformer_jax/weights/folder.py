@@ -46,9 +46,15 @@ def write_model(
     arrays: Iterable[np.ndarray],
     image_processor: PoolFormerImageProcessor | None = None,
     metrics: Mapping[str, float] | None = None,
+    *,
+    classifier: bool = True,
 ) -> None:
-    """As `save_pretrained`, with arrays that are read one by one, in the order of `names.leaves(config, layout)`."""
-    names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]  # also refuses an unknown layout
+    """As `save_pretrained`, with arrays that are read one by one, in the order of `names.leaves(config, layout)`.
+
+    `classifier=False` writes the backbone alone.
+    """
+    # Also refuses an unknown layout.
+    names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout, classifier=classifier)]
     _check_supported(config, layout)
     _warn_of_head_order(config, layout)
     processor = image_processor or default_image_processor(config)
