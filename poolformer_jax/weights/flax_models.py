@@ -112,8 +112,9 @@ class _FlaxPoolFormer:
             FileNotFoundError: if there is no such model.
             ValueError: if its files are damaged or of another network, or have a head for another number of classes.
         """
-        hub_options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        opened = open_model(source, token=token, **hub_options)
+        opened = open_model(
+            source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
         model = cls((config or opened.config).with_changes(**changes), dtype=dtype, _do_init=False)
         wanted = subtree(model.config, NETWORK, classifier=cls._has_head)
         params = opened.read_variables()["params"]
@@ -288,7 +289,10 @@ class FlaxPoolFormerModel(_FlaxPoolFormer):
             output_hidden_states: also return the feature map of every stage; None for the config's choice.
             return_dict: False returns the output's `to_tuple()`; None for the config's choice.
         """
-        return self._call(pixel_values, None, params, dropout_rng, train, output_hidden_states, return_dict)
+        output: PoolFormerModelOutput | tuple[Any, ...] = self._call(
+            pixel_values, None, params, dropout_rng, train, output_hidden_states, return_dict
+        )
+        return output
 
 
 class FlaxPoolFormerForImageClassification(_FlaxPoolFormer):
@@ -329,7 +333,10 @@ class FlaxPoolFormerForImageClassification(_FlaxPoolFormer):
             return_dict: False returns the output's `to_tuple()`; None for the config's choice.
             labels: as in `PoolFormerForImageClassification`.
         """
-        return self._call(pixel_values, labels, params, dropout_rng, train, output_hidden_states, return_dict)
+        output: ImageClassifierOutput | tuple[Any, ...] = self._call(
+            pixel_values, labels, params, dropout_rng, train, output_hidden_states, return_dict
+        )
+        return output
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
