@@ -147,8 +147,10 @@ def push_to_hub(
             "pip install 'poolformer-jax[hub]'"
         ) from None
     hub = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / repo_id.split("/")[-1]  # the model card's title
+        folder.mkdir()
+        save(folder)
         repository = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr/"):
             hub.create_branch(repository, branch=revision, exist_ok=True)

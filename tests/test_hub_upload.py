@@ -125,7 +125,7 @@ def hub(monkeypatch):
 def save(folder):
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "config.json").write_text("{}")
-    (folder / "README.md").write_text("---\ntags:\n- a\n---\nours")
+    (folder / "README.md").write_text(f"---\ntags:\n- a\n---\n# {folder.name}")
 
 
 def test_a_push_creates_the_repository_and_commits_every_file(hub):
@@ -134,6 +134,7 @@ def test_a_push_creates_the_repository_and_commits_every_file(hub):
     files = hub.files["someone/new", "main"]
     assert set(files) == {"model.safetensors", "config.json", "README.md"}
     assert files["model.safetensors"] == b"weights"
+    assert files["README.md"].endswith(b"# new")
     assert hub.private == {"someone/new": True}
     assert hub.commits == [("someone/new", "main", "First", False)]
     assert "Bearer hf_secret" in hub.tokens

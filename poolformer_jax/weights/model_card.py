@@ -62,6 +62,7 @@ def model_card(folder: str, config: PoolFormerConfig, layout: str, metrics: Mapp
         f"The weights have the `{layout}` layout of [poolformer-jax](https://pypi.org/project/poolformer-jax/).",
         "",
         "```python",
+        f'# "{folder}" stands for the path of this folder, or the name of its repository on the Hub: "OWNER/{folder}".',
         code.format(folder=folder),
         "```",
         "",
