@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from poolformer_jax.hub import push_to_hub
+from poolformer_jax.images import PoolFormerImageProcessor
 
 pytest.importorskip("huggingface_hub")
 # huggingface_hub's way of handing a large file to httpx.
@@ -145,6 +146,14 @@ def test_a_push_keeps_the_readme_of_an_existing_repository(hub):
     push_to_hub("me/model", save, token="hf_secret")
     assert hub.files["me/model", "main"]["README.md"] == b"theirs"
     assert hub.files["me/model", "main"]["config.json"] == b"{}"
+
+
+def test_an_image_processor_is_pushed_as_its_file(hub):
+    processor = PoolFormerImageProcessor.for_variant("m36")
+    processor.push_to_hub("me/processor", token="hf_secret")
+    ((name, content),) = hub.files["me/processor", "main"].items()
+    assert name == "preprocessor_config.json"
+    assert PoolFormerImageProcessor.from_dict(json.loads(content)) == processor
 
 
 def test_a_push_goes_to_a_branch_or_into_a_pull_request(hub):

@@ -8,16 +8,19 @@ Source: transformers, models/poolformer/image_processing_pil_poolformer.py and i
 """
 
 import dataclasses
+import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, Num, UInt8
 from PIL import Image
 
+from poolformer_jax import hub
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import (
     BOOLEAN,
     INTEGER,
@@ -27,33 +30,44 @@ from poolformer_jax.fields import (
     check_rules,
     convert_fields,
     optional,
-    sequence_of,
+    short_repr,
 )
 from poolformer_jax.files import write_json
 from poolformer_jax.images import processor_config
-from poolformer_jax.images.reading import ImageError, ImageLike, read_image
+from poolformer_jax.images.batch_feature import BatchFeature, as_tensor
+from poolformer_jax.images.reading import DATA_FORMATS, ImageError, ImageLike, read_image
+from poolformer_jax.images.transforms import center_crop, on_white, pad, to_8_bits, to_channels, unscaled_array
 
-# Published networks with crop_pct 0.95 (default_cfg in the authors' poolformer.py and metaformer.py).
-_LARGE_CROP = ("m36", "m48", "metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224")
+# The published networks (default_cfg in the authors' poolformer.py and metaformer.py).
+_CROP_PCT = {
+    **dict.fromkeys(("s12", "s24", "s36", "metaformer_id_s12", "metaformer_pppf_s12_224"), 0.9),
+    **dict.fromkeys(("m36", "m48"), 0.95),
+    **dict.fromkeys(("metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224"), 0.95),
+}
+# Keywords of transformers that change no pixels: of its PyTorch backend, and of models with text.
+_WITHOUT_EFFECT = ("disable_grouping", "image_seq_length")
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolFormerImageProcessor:
-    """Turns pictures into `pixel_values`. The field names are those of `transformers`.
+    """Turns pictures into `pixel_values`. The field names, and the forms of their values, are those of `transformers`.
 
     Args:
         do_resize: resize.
-        size: `{"shortest_edge": pixels}`, or `{"height": pixels, "width": pixels}`.
+        size: `{"shortest_edge": pixels}` or one number; `{"height": pixels, "width": pixels}` or `[height, width]`.
         crop_pct: the part of the resized edge that the crop keeps: the edge is resized to int(size / crop_pct). 0.9
             for s12, s24, s36 and 0.95 for m36, m48. None resizes to `size`.
-        resample: Pillow's number of the filter; 3 is bicubic.
+        resample: Pillow's number of the filter, or its name; 3 is "bicubic".
         do_center_crop: crop the middle. A smaller picture gets a black margin.
-        crop_size: `{"height": pixels, "width": pixels}`.
+        crop_size: `{"height": pixels, "width": pixels}`, `[height, width]`, or one number for a square.
         do_rescale: multiply by `rescale_factor`.
         rescale_factor: 1/255 maps 8-bit samples to 0..1.
         do_normalize: subtract `image_mean` and divide by `image_std`.
-        image_mean: per channel; three values for an RGB input, one for a greyscale input.
+        image_mean: per channel; three values for an RGB input, one for a greyscale input. A number is used for all
+            channels.
         image_std: per channel.
+        do_convert_rgb: `preprocess` puts transparent Pillow images and arrays on white, as in `transformers`. By
+            default transparency is dropped. All images are converted to the network's channels in any case.
 
     Raises:
         ValueError: naming every field of a wrong type or out of range.
@@ -71,9 +85,15 @@ class PoolFormerImageProcessor:
     do_normalize: bool = True
     image_mean: Sequence[float] = (0.485, 0.456, 0.406)
     image_std: Sequence[float] = (0.229, 0.224, 0.225)
+    do_convert_rgb: bool | None = None
 
     def __post_init__(self) -> None:
         convert_fields(self, _KINDS)
+        given = (self.image_mean, self.image_std)
+        channels = next((len(values) for values in given if isinstance(values, tuple)), 3)
+        for name, values in zip(("image_mean", "image_std"), given, strict=True):
+            if not isinstance(values, tuple):
+                object.__setattr__(self, name, (values,) * channels)
         check_rules(self, _rules(self))
 
     @property
@@ -100,41 +120,90 @@ class PoolFormerImageProcessor:
         return int(edge / (self.crop_pct or 1.0))
 
     def preprocess(
-        self, images: ImageLike, *, input_data_format: str | None = None
-    ) -> dict[str, Float32[np.ndarray, "b h w c"]]:
+        self,
+        images: ImageLike,
+        *,
+        return_tensors: str | None = None,
+        data_format: str | None = None,
+        input_data_format: str | None = None,
+        do_pad: bool | None = None,
+        pad_size: Any = None,
+        device: Any = None,
+        **changes: Any,
+    ) -> BatchFeature:
         """One picture or several as a batch for the network.
 
         Args:
-            images: a path, bytes, a Pillow image, an array [h, w], [h, w, c] or [c, h, w]; an iterable of these; or
-                an array of four axes, the first of which is the batch. `reading` has the rules.
+            images: a path, bytes, a Pillow image, an array [h, w], [h, w, c] or [c, h, w]; an iterable of these, nested
+                at most once; or an array of four axes, the first of which is the batch. `reading` has the rules.
+                Floats are used as they are with do_rescale=False, as in `transformers`. With do_rescale=True, floats
+                from 0 to 1 give the pixels of the same picture in 8 bits; `transformers` would rescale them twice.
+            return_tensors: "np" or None for a NumPy array, "jax" or "pt" for one of jax or PyTorch.
+            data_format: "channels_last" or None, or "channels_first" as in PyTorch.
             input_data_format: "channels_last" or "channels_first" for arrays; None infers it from the shape.
+            do_pad: put zeros below and to the right of each result, up to `pad_size` or the largest result.
+            pad_size: as `crop_size`.
+            device: None or "cpu".
+            changes: other values of the processor's fields for this call, such as `size=256`. None switches a `do_...`
+                off, as in `transformers`.
 
         Returns:
-            {"pixel_values": float32 [batch, height, width, channels]}.
+            A dictionary with "pixel_values": float32 [batch, height, width, channels]. `inputs.pixel_values` works too.
 
         Raises:
             ImageError: naming every picture that cannot be read, or if the results differ in size.
+            ValueError: naming every unknown keyword, or every value of a wrong type or out of range.
+            ModuleNotFoundError: for "pt" without PyTorch.
         """
-        one = is_one_image(images)
-        results: list[UInt8[np.ndarray, "h w c"]] = []
-        problems: list[str] = []
-        for index, image in enumerate([images] if one else images):
-            try:
-                results.append(self.resize_and_crop(image, input_data_format=input_data_format))
-            except ImageError as error:
-                problems.append(str(error) if one else f"image {index}: {error}")
-        if problems:
-            raise ImageError("\n".join(problems))
-        if not results:
-            raise ImageError("No image was given. Expected at least one.")
+        processor = self._with(changes)
+        if data_format not in (None, *DATA_FORMATS):
+            raise InputError(f"data_format={short_repr(data_format)}. Expected {' or '.join(map(repr, DATA_FORMATS))}.")
+        if device is not None and str(device) != "cpu":
+            raise InputError(
+                f"device={short_repr(device)}. Images are processed on the CPU; jax.device_put moves them."
+            )
+        results = processor._preprocess_each(images, input_data_format)
+        if do_pad:
+            results = pad(results, _pad_size(pad_size))
         if len(shapes := sorted({result.shape for result in results})) > 1:
             raise ImageError(
                 f"The images have different sizes after preprocessing, {', '.join(map(str, shapes))}. Expected one "
-                "size for a batch: preprocess them one by one, or set do_center_crop=True."
+                "size for a batch: preprocess them one by one, or set do_center_crop=True or do_pad=True."
             )
-        return {"pixel_values": self.normalize(np.stack(results))}
+        batch = np.stack(results)
+        if data_format == "channels_first":
+            batch = np.ascontiguousarray(np.moveaxis(batch, -1, 1))
+        return BatchFeature(pixel_values=as_tensor(batch, return_tensors))
 
     __call__ = preprocess
+
+    def _preprocess_each(self, images: ImageLike, data_format: str | None) -> list[Float32[np.ndarray, "_ _ c"]]:
+        one = is_one_image(images)
+        results: list[Float32[np.ndarray, "_ _ c"]] = []
+        problems: list[str] = []
+        for index, image in enumerate([images] if one else _flat(images)):
+            try:
+                results.append(self._preprocess_one(image, data_format))
+            except ImageError as error:
+                problems.append(str(error) if one else f"image {index}: {error}")
+        if problems:
+            more = [f"and {len(problems) - 20:,} more"] if len(problems) > 20 else []
+            raise ImageError("\n".join(problems[:20] + more))
+        if not results:
+            raise ImageError("No image was given. Expected at least one.")
+        return results
+
+    def _preprocess_one(self, image: ImageLike, data_format: str | None) -> Float32[np.ndarray, "h w c"]:
+        if self.do_convert_rgb:
+            image, data_format = on_white(image, data_format)
+        array = unscaled_array(image, data_format, self.do_rescale)
+        if array is None:
+            return self.normalize(self.resize_and_crop(image, input_data_format=data_format))
+        if not self.do_resize:
+            return self.normalize(self._crop(to_channels(array, self.num_channels)))
+        eight_bits, multiplied = to_8_bits(array)
+        pixels = self.resize_and_crop(eight_bits, input_data_format="channels_last")
+        return self.normalize((pixels * (1 / 255)).astype(np.float32) if multiplied else pixels)
 
     def resize_and_crop(self, image: ImageLike, *, input_data_format: str | None = None) -> UInt8[np.ndarray, "h w c"]:
         """One picture resized and cropped, still in 8 bits, for a device that normalises it.
@@ -146,15 +215,31 @@ class PoolFormerImageProcessor:
         if self.do_resize:
             picture = self._resize(picture)
         pixels = np.asarray(picture)
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        if self.do_center_crop:
-            pixels = _center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
+        return self._crop(pixels[..., None] if pixels.ndim == 2 else pixels)
+
+    def _crop(self, pixels: Num[np.ndarray, "h w c"]) -> Num[np.ndarray, "h2 w2 c"]:
+        return center_crop(pixels, self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else pixels
+
+    def normalize(
+        self, pixels: UInt8[np.ndarray, "*b h w c"] | Float[np.ndarray, "*b h w c"]
+    ) -> Float32[np.ndarray, "*b h w c"]:
+        """The network's input for pixels that are resized and cropped; 8 bits are looked up in a table."""
+        if pixels.dtype == np.uint8:
+            table = self._table()
+            return np.stack([table[channel][pixels[..., channel]] for channel in range(self.num_channels)], axis=-1)
+        return self._rescale_and_normalize(pixels).astype(np.float32)
+
+    def _rescale_and_normalize(self, pixels: Num[np.ndarray, "*b c"]) -> Float[np.ndarray, "*b c"]:
+        # Rounded to float32, or the type of the pixels, after each step as in transformers.
+        if self.do_rescale:
+            pixels = (pixels.astype(np.float64) * self.rescale_factor).astype(np.float32)
+        if self.do_normalize:
+            pixels = (pixels - np.asarray(self.image_mean, pixels.dtype)) / np.asarray(self.image_std, pixels.dtype)
         return pixels
 
-    def normalize(self, pixels: UInt8[np.ndarray, "*b h w c"]) -> Float32[np.ndarray, "*b h w c"]:
-        """The network's input for 8-bit pixels, by a table of 256 values per channel."""
-        table = self._table()
-        return np.stack([table[channel][pixels[..., channel]] for channel in range(self.num_channels)], axis=-1)
+    def _table(self) -> Float32[np.ndarray, "c 256"]:
+        values = np.repeat(np.arange(256, dtype=np.float32)[:, None], self.num_channels, -1)
+        return self._rescale_and_normalize(values).T
 
     def scale_and_shift(self) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
         """`scale`, `shift` such that `pixels * scale + shift` is `normalize(pixels)` to float32 rounding."""
@@ -163,15 +248,6 @@ class PoolFormerImageProcessor:
         if self.do_normalize:
             scale, shift = scale / self.image_std, -np.divide(self.image_mean, self.image_std)
         return scale.astype(np.float32), shift.astype(np.float32)
-
-    def _table(self) -> Float32[np.ndarray, "c 256"]:
-        # Rounded to float32 after each step, as in transformers, for results that are equal to the bit.
-        values = np.arange(256) * (self.rescale_factor if self.do_rescale else 1.0)
-        table = np.tile(values.astype(np.float32), (self.num_channels, 1))
-        if self.do_normalize:
-            mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
-            table = (table - mean[:, None]) / std[:, None]
-        return table
 
     def _resize(self, picture: Image.Image) -> Image.Image:
         height, width = self._resized_size(picture.height, picture.width)
@@ -191,44 +267,109 @@ class PoolFormerImageProcessor:
         long = int(short * max(height, width) / min(height, width))
         return (long, short) if width <= height else (short, long)
 
-    @classmethod
-    def for_variant(cls, name: str, **changes: Any) -> "PoolFormerImageProcessor":
-        """The preprocessing of the published variant `name` ("s12", ...)."""
-        return cls(**{"crop_pct": 0.95 if name.removeprefix("poolformer_") in _LARGE_CROP else 0.9, **changes})
+    def _with(self, changes: Mapping[str, Any]) -> "PoolFormerImageProcessor":
+        """This processor with other values of its fields, in the forms that transformers takes."""
+        fields = {field.name for field in dataclasses.fields(self)}
+        expected = (*fields, "default_to_square", *_WITHOUT_EFFECT)
+        if unknown := [f"{name}={short_repr(value)}" for name, value in changes.items() if name not in expected]:
+            raise InputError(f"Unknown keywords: {', '.join(unknown)}. Expected: {', '.join(sorted(expected))}.")
+        values = {name: value for name, value in changes.items() if name in fields}
+        for name, value in changes.items():
+            if value is None and name.startswith("do_"):
+                values[name] = None if name == "do_convert_rgb" else False
+            elif value is None and name != "crop_pct":
+                values.pop(name, None)
+            elif name == "size" and changes.get("default_to_square"):
+                values[name] = _sides(value, square=True) or value
+            elif name in ("image_mean", "image_std") and NUMBER.accepts(value):
+                values[name] = (value,) * self.num_channels
+        return dataclasses.replace(self, **values) if values else self
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "PoolFormerImageProcessor":
+    def for_variant(cls, name: str, **changes: Any) -> "PoolFormerImageProcessor":
+        """The preprocessing of the published variant `name` ("s12", "poolformer_s12", an ablation, ...).
+
+        Raises:
+            ValueError: if there is no such variant.
+        """
+        if (key := name.removeprefix("poolformer_")) not in _CROP_PCT:
+            raise InputError(f"There is no variant {name!r}. Expected one of: {', '.join(_CROP_PCT)}.")
+        return cls(crop_pct=_CROP_PCT[key])._with(changes)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], **changes: Any) -> "PoolFormerImageProcessor":
         """Reads the entries of a preprocessor_config.json of any version of `transformers`, or timm's `pretrained_cfg`.
 
         Raises:
-            ValueError: naming every entry that would change the pixels in a way that is not implemented here.
+            ValueError: naming every entry that would change the pixels in a way that is not implemented here, or every
+                name in `changes` that is unknown.
         """
-        return cls(**processor_config.fields_from(data, {field.name for field in dataclasses.fields(cls)}))
+        return cls(**processor_config.fields_from(data, {field.name for field in dataclasses.fields(cls)}))._with(
+            changes
+        )
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], **hub_options: Any) -> "PoolFormerImageProcessor":
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **changes: Any,
+    ) -> "PoolFormerImageProcessor":
         """The preprocessing saved with a model.
 
         Args:
             source: a folder, a file in it, or the name of a repository on the Hub. Its preprocessor_config.json is
                 read, or else timm's `pretrained_cfg` in its config.json.
-            hub_options: revision, cache_dir, local_files_only, token, as in `load_pretrained`.
+            revision: branch, tag or commit on the Hub.
+            cache_dir: the Hub's cache.
+            local_files_only: use the cache without asking the Hub.
+            token: for private models.
+            changes: other values of the fields, such as `crop_pct=0.95`.
 
         Raises:
             FileNotFoundError: if there is no such model, or it has neither file.
             ModuleNotFoundError: if the model is on the Hub and huggingface_hub is not installed.
+            ValueError: as in `from_dict`.
         """
-        return cls.from_dict(processor_config.read(source, **hub_options))
+        data = processor_config.read(
+            source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        return cls.from_dict(data, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The entries of preprocessor_config.json, which `transformers` reads too."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        if self.do_convert_rgb is None:
+            del data["do_convert_rgb"]
         return {"image_processor_type": "PoolFormerImageProcessor", **data}
+
+    def to_json_string(self) -> str:
+        """The text of preprocessor_config.json as `transformers` writes it: two spaces of indentation, sorted names."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, whole or not at all."""
         write_json(Path(folder).expanduser() / processor_config.PREPROCESSOR_CONFIG, self.to_dict())
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads preprocessor_config.json to the Hugging Face Hub.
+
+        Args:
+            repo_id: "owner/name"; the repository is created if it does not exist.
+            options: commit_message, private, token, revision, create_pr.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ModuleNotFoundError: if huggingface_hub is not installed.
+        """
+        return hub.push_to_hub(repo_id, self.save_pretrained, **options)
 
 
 def is_one_image(images: ImageLike) -> bool:
@@ -241,40 +382,76 @@ def is_one_image(images: ImageLike) -> bool:
     return not isinstance(images, Iterable) or isinstance(images, Mapping) or hasattr(images, "read")
 
 
-def _center_crop(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """The middle [height, width]. Outside of the picture it is black (0 before normalisation)."""
-    original_height, original_width, channels = pixels.shape
-    result = np.zeros((height, width, channels), np.uint8)
-    source_rows, target_rows = _middle(original_height, height)
-    source_columns, target_columns = _middle(original_width, width)
-    result[target_rows, target_columns] = pixels[source_rows, source_columns]
-    return result
+def _flat(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
+    """The images of an iterable that may hold lists of images, and arrays of four axes."""
+    for image in images:
+        if isinstance(image, list | tuple) or (hasattr(image, "__array__") and not is_one_image(image)):
+            yield from image
+        else:
+            yield image
 
 
-def _middle(length: int, wanted: int) -> tuple[slice, slice]:
-    """The slice of `length` pixels to copy, and the slice of `wanted` pixels to copy it to."""
-    if length >= wanted:
-        start = (length - wanted) // 2
-        return slice(start, start + wanted), slice(0, wanted)
-    # transformers puts the larger half of the padding first, and then crops the padded picture.
-    start = math.ceil((wanted - length) / 2)
-    return slice(0, length), slice(start, start + length)
+def _pad_size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if set(sides := _sides(value, square=True) or {}) != {"height", "width"}:
+        raise InputError(f"pad_size={short_repr(value)}. Expected height and width, in pixels.")
+    return sides["height"], sides["width"]
 
 
-_SIDES = FieldType(
-    'pixels by name such as {"shortest_edge": 224}',
-    lambda value: (
-        isinstance(value, Mapping) and all(map(STRING.accepts, value)) and all(map(INTEGER.accepts, value.values()))
-    ),
-    lambda value: {name: int(side) for name, side in value.items()},
+def _sides(value: Any, *, square: bool = False) -> dict[str, int] | None:
+    """{"height": ..., "width": ...} and so on for one of transformers' forms of a size; None for anything else."""
+    if INTEGER.accepts(value):
+        return {"height": int(value), "width": int(value)} if square else {"shortest_edge": int(value)}
+    try:
+        entries = list(value.items() if isinstance(value, Mapping) else value)  # transformers' SizeDict yields pairs
+    except TypeError:
+        return None
+    if len(entries) == 2 and all(map(INTEGER.accepts, entries)):
+        entries = list(zip(("height", "width"), entries, strict=True))
+    is_pair = [isinstance(entry, tuple) and len(entry) == 2 and STRING.accepts(entry[0]) for entry in entries]
+    if not all(is_pair) or not all(INTEGER.accepts(pixels) for _, pixels in entries):
+        return None
+    return {name: int(pixels) for name, pixels in entries}
+
+
+def _size_field(*, square: bool) -> FieldType:
+    return FieldType(
+        'pixels by name such as {"shortest_edge": 224}, [height, width], or one number',
+        lambda value: _sides(value, square=square) is not None,
+        lambda value: _sides(value, square=square),
+    )
+
+
+def _filter(value: Any) -> int | None:
+    """Pillow's number of a filter given as a number, a name, or an enum of Pillow or torchvision."""
+    if INTEGER.accepts(value):
+        return int(value)
+    name = str(getattr(value, "value", value)).removesuffix("-exact").upper()
+    return Image.Resampling[name].value if name in Image.Resampling.__members__ else None
+
+
+def _is_per_channel(value: Any) -> bool:
+    is_sequence = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    return NUMBER.accepts(value) or (is_sequence and all(map(NUMBER.accepts, value)))
+
+
+_PER_CHANNEL = FieldType(
+    "a number, or a sequence of numbers, one per channel",
+    _is_per_channel,
+    lambda value: float(value) if NUMBER.accepts(value) else tuple(map(float, value)),
 )
 _KINDS: Mapping[str, FieldType] = {
     **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), BOOLEAN),
-    **dict.fromkeys(("size", "crop_size"), _SIDES),
-    **dict.fromkeys(("image_mean", "image_std"), sequence_of(NUMBER, "numbers, one per channel")),
+    **dict.fromkeys(("image_mean", "image_std"), _PER_CHANNEL),
+    "size": _size_field(square=False),
+    "crop_size": _size_field(square=True),
     "crop_pct": optional(NUMBER),
-    "resample": INTEGER,
+    "resample": FieldType(
+        "the number or name of a filter of Pillow", lambda value: _filter(value) is not None, _filter
+    ),
     "rescale_factor": NUMBER,
+    "do_convert_rgb": optional(BOOLEAN),
 }
 # `__post_init__` reports wrong types better than the type checker of the tests, which would run before it.
 no_type_check(PoolFormerImageProcessor.__init__)

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from poolformer_jax.errors import InputError, MissingFileError
-from poolformer_jax.fields import INTEGER, short_repr
+from poolformer_jax.fields import short_repr
 from poolformer_jax.hub import Repository
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
@@ -25,7 +25,6 @@ _WITHOUT_EFFECT = frozenset(
         "processor_class",
         "model_input_names",
         "do_resize_and_center_crop",
-        "do_convert_rgb",
         "default_to_square",
         "data_format",
         "input_data_format",
@@ -60,10 +59,6 @@ def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, An
     if "do_resize_and_center_crop" in data:  # until 2022 one flag for both, also in the published files
         both = data["do_resize_and_center_crop"]
         fields = {"do_resize": both, "do_center_crop": both, **fields}
-    if INTEGER.accepts(size := fields.get("size")):  # likewise until 2022
-        fields["size"] = {"shortest_edge": size}
-    if INTEGER.accepts(size := fields.get("crop_size")):
-        fields["crop_size"] = {"height": size, "width": size}
     types = ("image_processor_type", "feature_extractor_type")
     if wrong := [f"{name}={data[name]!r}" for name in types if data.get(name) not in (None, *_TYPES)]:
         raise InputError(

@@ -76,11 +76,11 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
     elif isinstance(image, bytes | bytearray | memoryview):
         upright = _open(BytesIO(image), f"the {len(image)} bytes given")
     elif isinstance(image, Image.Image):
-        upright = _decode(image, "the Pillow image")
+        upright = decode(image, "the Pillow image")
         if upright is image:
             upright = image.copy()  # the caller may change it or seek to another frame
     elif hasattr(image, "__array__"):
-        upright = _from_array(_as_numpy(image), input_data_format)
+        upright = _from_array(as_numpy(image), input_data_format)
     else:
         hint = " Pass the result of its .read() for an open file." if hasattr(image, "read") else ""
         raise ImageError(
@@ -120,10 +120,10 @@ def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
             hint = " URLs are not downloaded: pass the bytes instead." if "://" in name else ""
             raise ImageError(f"There is no image file {name}.{hint}")
         with Image.open(file) as image:
-            return _decode(image, name)
+            return decode(image, name)
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def decode(image: Image.Image, name: str) -> Image.Image:
     """Decodes all pixels, and rotates them upright."""
     # Up to twice as many pixels Pillow only warns, and warnings can be disabled.
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -143,7 +143,12 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} is truncated or damaged: {error}") from error
 
 
-def _as_numpy(array: Any) -> Shaped[np.ndarray, "..."]:
+def as_numpy(array: Any) -> Shaped[np.ndarray, "..."]:
+    """An array of any library on the CPU.
+
+    Raises:
+        ImageError: if it cannot be converted.
+    """
     try:
         return np.asarray(array)
     except MemoryError:
@@ -180,13 +185,18 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _from_array(array: Shaped[np.ndarray, "..."], data_format: str | None) -> Image.Image:
-    pixels = _to_uint8(_channels_last(array, data_format))
+    pixels = _to_uint8(channels_last(array, data_format))
     if 0 in pixels.shape:
         raise ImageError(f"An array of shape {array.shape} has no pixels. Expected at least one.")
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def _channels_last(array: Shaped[np.ndarray, "..."], data_format: str | None) -> Shaped[np.ndarray, "h w c"]:
+def channels_last(array: Shaped[np.ndarray, "..."], data_format: str | None) -> Shaped[np.ndarray, "h w c"]:
+    """One image with its channels last; `data_format` is inferred from the shape if it is None.
+
+    Raises:
+        ImageError: if the array is not an image, or its channels could be first or last.
+    """
     expected = "Expected one image as [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels"
     if data_format not in (None, *DATA_FORMATS):
         raise ImageError(f"input_data_format={data_format!r}. Expected None, {' or '.join(map(repr, DATA_FORMATS))}.")

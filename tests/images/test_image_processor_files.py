@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from poolformer_jax.images import PoolFormerImageProcessor
+from poolformer_jax.network import VARIANTS
 
 
 def test_a_saved_processor_reads_back_equal(tmp_path):
@@ -18,6 +19,35 @@ def test_a_saved_processor_reads_back_equal(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
     assert pickle.loads(pickle.dumps(processor)) == processor
     assert {processor: "hashable"}[dataclasses.replace(processor)] == "hashable"
+
+
+def test_the_text_has_the_layout_of_transformers():
+    lines = PoolFormerImageProcessor().to_json_string().splitlines()
+    assert lines[:2] == ["{", '  "crop_pct": 0.9,'] and lines[-2:] == ["  }", "}"]
+    assert json.loads("\n".join(lines)) == PoolFormerImageProcessor().to_dict()
+    assert PoolFormerImageProcessor.from_dict({"do_convert_rgb": True}).to_dict()["do_convert_rgb"] is True
+
+
+def test_keywords_change_what_is_read(tmp_path):
+    PoolFormerImageProcessor.for_variant("m48").save_pretrained(tmp_path)
+    changed = PoolFormerImageProcessor.from_pretrained(tmp_path, size=64, crop_size=[48, 40], resample="nearest")
+    sides = {"height": 48, "width": 40}
+    assert changed == PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size=sides, crop_pct=0.95, resample=0)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path, crop_pct=None).crop_pct is None
+    with pytest.raises(ValueError, match=r"Unknown keywords: banana=1, return_tensors='np'\. Expected: crop_pct"):
+        PoolFormerImageProcessor.from_pretrained(tmp_path, size=64, banana=1, return_tensors="np")
+
+
+@pytest.mark.parametrize("name", ["M36", "nonsense", ""])
+def test_unknown_variants_are_refused(name):
+    with pytest.raises(ValueError, match=rf"no variant '{name}'\. Expected one of: s12, s24"):
+        PoolFormerImageProcessor.for_variant(name)
+
+
+def test_every_published_variant_has_its_preprocessing():
+    crops = {name: PoolFormerImageProcessor.for_variant(name).crop_pct for name in VARIANTS}
+    assert crops["s36"] == 0.9 and crops["m36"] == crops["metaformer_ppff_s12_224"] == 0.95
+    assert PoolFormerImageProcessor.for_variant("poolformer_m36").crop_pct == 0.95
 
 
 def test_the_published_file_of_2022_is_read():
@@ -102,8 +132,10 @@ def test_invalid_repository_names_are_not_requested_from_the_hub(nowhere):
 def test_all_invalid_settings_are_listed():
     with pytest.raises(ValueError, match=r"(?s)size=\{'longest': 3\}.*crop_pct=1.5.*resample=9.*image_std=\(1.0,\)"):
         PoolFormerImageProcessor(size={"longest": 3}, crop_pct=1.5, resample=9, image_std=(1.0,))
-    with pytest.raises(ValueError, match=r"(?s)size=224: expected pixels.*crop_pct='0\.9': expected None, or a f"):
-        PoolFormerImageProcessor(size=224, crop_pct="0.9")
+    with pytest.raises(ValueError, match=r"(?s)size='224': expected pixels.*crop_pct='0\.9': expected None, or a f"):
+        PoolFormerImageProcessor(size="224", crop_pct="0.9")
+    with pytest.raises(ValueError, match=r"(?s)size=\[224\].*resample='cubic'"):
+        PoolFormerImageProcessor(size=[224], resample="cubic")
     with pytest.raises(ValueError, match=r"do_pad=True, pad_size=\{'height': 3\}"):
         PoolFormerImageProcessor.from_dict({"do_pad": True, "pad_size": {"height": 3}})
 
@@ -113,7 +145,7 @@ def test_all_invalid_settings_are_listed():
     [
         ("{broken", r"preprocessor_config\.json is not JSON .*save_pretrained\(folder\) writes it"),
         ("[224]", r"preprocessor_config\.json is a list"),
-        ('{"size": "224", "image_mean": 0.5, "crop_pct": "0.9"}', "(?s)size='224'.*image_mean=0.5.*crop_pct='0.9'"),
+        ('{"size": "224", "image_mean": "0.5", "crop_pct": "0.9"}', "(?s)image_mean='0.5'.*size='224'.*crop_pct='0.9'"),
         ('{"interpolation": "bicubic", "mean": [0.5]}', "lacks input_size, std"),
     ],
 )

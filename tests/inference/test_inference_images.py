@@ -103,7 +103,7 @@ for folder in {[str(folder) for folder in folders]}:
 
 
 def test_a_mapping_is_refused(classifier):
-    with pytest.raises(ImageError, match="of type dict cannot be read"):
+    with pytest.raises(ImageError, match="of type BatchFeature cannot be read"):
         classifier(PROCESSOR.preprocess(PHOTOGRAPHS))
 
 
