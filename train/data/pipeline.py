@@ -7,7 +7,10 @@ Everything before the reading is index arithmetic, so starting at a late step co
 batches, and Grain returns them in the same order for any number of workers.
 """
 
+import atexit
 import dataclasses
+import functools
+import gc
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
@@ -16,6 +19,7 @@ from typing import Self
 import grain
 import numpy as np
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, PoolFormerImageProcessor
@@ -54,6 +58,8 @@ class Batches:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only programs based on absl parse
         self._workers = worker_count(config, source, len(batches))
+        if self._workers:
+            _free_shared_memory_at_exit()
         # A list that the finalizer empties: Grain's iterators warn if they are still open when the interpreter exits.
         self._iterator = [iter(_prefetch(batches, config, self._workers, repeat))]
         self._finalizer = weakref.finalize(self, _close, self._iterator)
@@ -106,6 +112,24 @@ class Batches:
 def _close(iterator: list[grain.DatasetIterator[Batch]]) -> None:
     while iterator:
         iterator.pop().close()
+
+
+@functools.cache
+def _free_shared_memory_at_exit() -> None:
+    """Frees the last batches before Python exits; its resource tracker would warn of leaked shared memory.
+
+    Cycles of references keep some of them, and Grain frees arrays in a thread that Python does not wait for.
+    """
+
+    def free() -> None:
+        pool = SharedMemoryArray._del_thread_pool
+        SharedMemoryArray._disable_async_del()
+        gc.collect()
+        if pool is not None:
+            pool.close()
+            pool.join()
+
+    atexit.register(free)
 
 
 def train_batches(

@@ -40,7 +40,10 @@ PROGRAM = """
         batches = train_batches(dataclasses.replace(DIGITS, batch_size=8, workers=2), source)
         print([int(next(batches)["label"].sum()) for _ in range(4)], flush=True)
         sys.stdin.readline()
-        print(next(batches)["image"].shape, flush=True)
+        cycle = [next(batches)]
+        cycle.append(cycle)  # lives until a garbage collection: Python would warn of leaked shared memory at exit
+        print(cycle[0]["image"].shape, flush=True)
+        del cycle
 """
 
 
