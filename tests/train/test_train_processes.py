@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -184,3 +185,16 @@ def test_a_wrong_address_of_process_0_is_reported(tmp_path):
     output = programs.run(arguments, code=1)
     assert "Process 0 of the run cannot be reached at 127.0.0.1:9" in output
     assert "Traceback" not in output
+
+
+def test_a_process_that_never_starts_ends_the_others_with_one_sentence(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    group = ["--distributed.coordinator-address", address, "--distributed.num-processes", "2"]
+    group += ["--distributed.process-id", "0", "--distributed.timeout", "2"]
+    output = programs.run([*programs.TINY, "--run-dir", str(tmp_path), *group], code=1)
+    waiting, error = " ".join(output.split()).split(" error: ")
+    others = f"the other processes of the run (2 in all) to connect to process 0 at {address}"
+    assert waiting == f"WARNING Waiting for {others}, up to --distributed.timeout 2 s."
+    assert error.startswith(f"Waited 2 s (--distributed.timeout) for {others}. Expected")

@@ -4,13 +4,16 @@
 else flags give the address of process 0.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import socket
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +25,9 @@ from train.config import DistributedConfig
 
 _LOG = logging.getLogger(__name__)
 _PROBE_SECONDS = 5
+_NOTICE_SECONDS = 10
+# jax aborts the interpreter when its timeout is over, so ours has to be shorter.
+_JAX_EXTRA_SECONDS = 60
 
 
 def initialize(config: DistributedConfig) -> None:
@@ -43,20 +49,52 @@ def _join(config: DistributedConfig) -> None:
     if config.coordinator_address is not None:
         if config.process_id:
             _wait_for_process_0(config.coordinator_address, config.timeout)
-        jax.distributed.initialize(
-            config.coordinator_address,
-            config.num_processes,
-            config.process_id,
-            initialization_timeout=config.timeout,
-        )
+        with _exit_after(config):
+            jax.distributed.initialize(
+                config.coordinator_address,
+                config.num_processes,
+                config.process_id,
+                initialization_timeout=config.timeout + _JAX_EXTRA_SECONDS,
+            )
         return
     try:
-        jax.distributed.initialize(initialization_timeout=config.timeout)
+        with _exit_after(config):
+            jax.distributed.initialize(initialization_timeout=config.timeout + _JAX_EXTRA_SECONDS)
     except ValueError as error:
         # jax's error where no environment names other processes. Any other error must not start a run per host.
         if "coordinator_address" not in str(error):
             raise
         _LOG.debug("No other processes: %s", error)
+
+
+@contextlib.contextmanager
+def _exit_after(config: DistributedConfig) -> Iterator[None]:
+    """Exits with one message if the block, which waits inside jax, takes longer than `config.timeout` seconds."""
+    joined = threading.Event()
+    others = "the other processes of the run"
+    if config.coordinator_address is not None and config.num_processes is not None:
+        others += f" ({config.num_processes} in all) to connect to process 0 at {config.coordinator_address}"
+
+    def watch() -> None:
+        notice = min(_NOTICE_SECONDS, config.timeout)
+        if joined.wait(notice):
+            return
+        _LOG.warning("Waiting for %s, up to --distributed.timeout %d s.", others, config.timeout)
+        if joined.wait(config.timeout - notice):
+            return
+        print(
+            f"\nerror: Waited {config.timeout} s (--distributed.timeout) for {others}. Expected all of them to run the "
+            "same command, and their hosts to reach that address; their output says what failed.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
 
 
 def _is_alone_on_its_host() -> bool:
