@@ -22,7 +22,7 @@ from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
-from poolformer_jax.images import printable
+from poolformer_jax.images import printable, unit_mean_and_std
 from poolformer_jax.weights import build_model, open_model
 from train.compute import (
     Evaluation,
@@ -53,7 +53,6 @@ from train.folders import expand_home, refuse_run_folder
 from train.report import draw_confusion, evaluation_report
 from train.resume import FREE_TO_DIFFER, describe_changes, network_to_dict
 
-_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 # Classes in the printed table; evaluation.json has all of them.
 _MOST_ROWS = 20
 
@@ -114,9 +113,10 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
             "image: accuracy and loss are defined for these."
         )
     model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
-    data = _data_config(config, opened.image_processor, mesh.devices.size)
+    processor = opened.image_processor
+    data = _data_config(config, processor, mesh.devices.size)
     source = open_source(data, data.evaluation_split)
-    _compare_processes(config, data, source, model.config)
+    _compare_processes(config, data, source, model.config, processor)
     class_names = source.class_names
     model_labels = None if config.class_map else match_labels(model.config, class_names)
     if model_labels is None:
@@ -128,7 +128,7 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
     # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
     params = jax.device_put(jax.tree.map(np.asarray, variables["params"]), replicated(mesh))
-    with evaluation_batches(data, source, **process_part(mesh)) as batches:
+    with evaluation_batches(data, source, image_processor=processor, **process_part(mesh)) as batches:
         count = -(-len(source) // data.batch_size)
         hidden = jax.process_index() > 0
         split: Iterable[Any] = track(batches, "Evaluating", total=count, console=console, disable=hidden)
@@ -142,7 +142,13 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     return evaluation
 
 
-def _compare_processes(config: EvaluateConfig, data: DataConfig, source: Source, network: PoolFormerConfig) -> None:
+def _compare_processes(
+    config: EvaluateConfig,
+    data: DataConfig,
+    source: Source,
+    network: PoolFormerConfig,
+    processor: PoolFormerImageProcessor,
+) -> None:
     """Raises ValueError on every process if one has another command, model or data than process 0.
 
     Otherwise they would count wrongly, or wait for each other forever.
@@ -156,6 +162,7 @@ def _compare_processes(config: EvaluateConfig, data: DataConfig, source: Source,
                 "use_ema": config.use_ema,
                 "data": dataclasses.asdict(data),
                 "network": network_to_dict(network),
+                "preprocessing": processor.to_dict(),
             }
         ),
         "classes": list(source.class_names),
@@ -175,31 +182,31 @@ def _split(config: EvaluateConfig) -> str:
 
 
 def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, devices: int) -> DataConfig:
-    """A data config whose evaluation equals the model's preprocessing."""
+    """The data, normalised as by the model's preprocessing, which resizes and crops the images.
+
+    Raises:
+        InputError: if the preprocessing makes images of different sizes.
+    """
+    if processor.output_size is None:
+        raise InputError(
+            f"The preprocessing of {config.source} makes images of different sizes, which cannot be in one batch. "
+            "Expected do_center_crop=True, or a size of height and width without crop_pct."
+        )
+    mean, std = unit_mean_and_std(processor)
     default_share = 0.2 if config.data == "digits" else 0.1
-    data = DataConfig(
+    return DataConfig(
         source=config.data,
         data_dir=config.data_dir,
         class_map=config.class_map,
         evaluation_split=_split(config),
         held_out=default_share if config.held_out is None else config.held_out,
-        image_size=processor.crop_size["height"],
-        crop_pct=processor.crop_pct,
-        image_mean=tuple(processor.image_mean),
-        image_std=tuple(processor.image_std),
+        image_size=max(processor.output_size),
+        image_mean=tuple(mean),
+        image_std=tuple(std),
         batch_size=-(-config.batch_size // devices) * devices,
         workers=config.workers,
         on_bad_image=config.on_bad_image,
-        evaluation_interpolation=_FILTERS.get(processor.resample, "bicubic"),
     )
-    made, wanted = data.image_processor().to_dict(), processor.to_dict()
-    if different := [name for name in wanted if made[name] != wanted[name]]:
-        raise InputError(
-            f"The preprocessing of {config.source} is not supported here: "
-            + ", ".join(f"{name}={wanted[name]!r}" for name in different)
-            + f". Expected {', '.join(f'{name}={made[name]!r}' for name in different)}."
-        )
-    return data
 
 
 def _report(

@@ -1,5 +1,6 @@
 """`python -m train evaluate`: which images a model is scored on, and what is refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 import programs
+from pictures import IMAGES
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
 from poolformer_jax.images import imagenet_labels
 from poolformer_jax.weights import published
@@ -104,6 +106,41 @@ def test_classes_and_folders_may_have_any_name(tmp_path, capsys):
     for name in ("[bold]", "$a_{b$", r"caf\xe9", r"p\xf6\xf6l"):
         assert name in printed
     assert (tmp_path / "out" / "confusion.png").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": {"height": 32, "width": 32}},  # squashed
+        {"size": {"height": 40, "width": 48}, "do_center_crop": False, "resample": 1},
+        {"do_rescale": False, "image_mean": (124.0, 116.0, 104.0), "image_std": (58.0, 57.0, 57.0)},
+        {"do_normalize": False, "crop_size": {"height": 40, "width": 56}},
+    ],
+    ids=["squash", "a rectangle, Lanczos", "pixels of 0..255", "a margin, not normalised"],
+)
+def test_evaluation_preprocesses_as_the_model_whatever_that_is(tmp_path, changes):
+    processor = dataclasses.replace(PROCESSOR, **changes)
+    config = PoolFormerConfig(depths=(1,) * 4, hidden_sizes=(8, 8, 8, 8), num_labels=2, id2label={0: "ant", 1: "bee"})
+    model = PoolFormerForImageClassification(config)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (8, 2))
+    save_pretrained(tmp_path / "model", model, variables, image_processor=processor)
+    for name in ("ant", "bee"):
+        (tmp_path / "pool" / name).mkdir(parents=True)
+        with Image.open(IMAGES / ("chelsea.jpg" if name == "ant" else "rocket.jpg")) as image:
+            image.resize((90, 50)).save(tmp_path / "pool" / name / "0.png")
+    paths = [tmp_path / "pool" / name / "0.png" for name in ("ant", "bee")]
+    logits = model.apply(variables, processor(paths)["pixel_values"]).logits
+    wanted = -np.diag(jax.nn.log_softmax(logits)).mean()
+    found = evaluate(str(tmp_path / "model"), f"folder:{tmp_path / 'pool'}")
+    np.testing.assert_allclose(found.loss, wanted, rtol=1e-5)
+
+
+def test_a_preprocessing_without_one_size_is_refused(tmp_path):
+    model = write_model(tmp_path / "model", ("ant", "bee"))
+    dataclasses.replace(PROCESSOR, do_center_crop=False).save_pretrained(model)
+    with pytest.raises(ValueError, match="makes images of different sizes"):
+        evaluate(model, "synthetic")
 
 
 def test_a_model_of_other_classes_is_refused_although_there_are_as_many(model, tmp_path):
