@@ -5,8 +5,10 @@ diverged (the same command would diverge again), 130 Ctrl-C.
 Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
+import dataclasses
 import inspect
 import os
+import re
 import select
 import shutil
 import signal
@@ -143,10 +145,27 @@ def _recipe(name: str, arguments: Sequence[str], program: str) -> "TrainConfig":
         TrainConfig,
         prog=program,
         description=_fill(recipe.details),
-        default=recipe.config,
+        default=_fit_warmup(recipe.config, arguments),
         args=list(arguments),
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _fit_warmup(recipe: "TrainConfig", arguments: Sequence[str]) -> "TrainConfig":
+    """The recipe with a warm-up that is shorter than `--optimizer.epochs`, unless the warm-up is given too."""
+    line = " ".join(arguments).replace("_", "-")
+    given = re.search(r"--optimizer\.epochs[ =](\d+)", line)
+    before = recipe.optimizer.warmup_epochs
+    if given is None or not 1 <= int(given[1]) <= before or "--optimizer.warmup-epochs" in line:
+        return recipe
+    epochs = int(given[1])
+    print(
+        f"The warm-up of this recipe is shortened from {before} to {epochs - 1} epochs, to fit --optimizer.epochs "
+        f"{epochs}. --optimizer.warmup-epochs sets it.",
+        file=sys.stderr,
+    )
+    optimizer = dataclasses.replace(recipe.optimizer, warmup_epochs=epochs - 1)
+    return dataclasses.replace(recipe, optimizer=optimizer)
 
 
 def _fill(text: str) -> str:

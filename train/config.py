@@ -95,7 +95,11 @@ class OptimizerConfig:
             ("learning_rate", self.learning_rate > 0, "a positive number"),
             ("learning_rate_batch", is_none_or_positive(self.learning_rate_batch), "a positive number, or None"),
             ("epochs", self.epochs >= 1, "at least 1"),
-            ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "0 or more, and fewer than epochs"),
+            (
+                "warmup_epochs",
+                0 <= self.warmup_epochs < self.epochs,
+                f"0 or more, and fewer than epochs={self.epochs} (--optimizer.warmup-epochs)",
+            ),
             ("cooldown_epochs", self.cooldown_epochs >= 0, "0 or more"),
             ("warmup_learning_rate", self.warmup_learning_rate >= 0, "0 or a positive number"),
             ("final_learning_rate", self.final_learning_rate >= 0, "0 or a positive number"),

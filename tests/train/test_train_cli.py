@@ -16,7 +16,7 @@ from PIL import Image
 
 import programs
 from train import compute, loop
-from train.command_line import main
+from train.command_line import _recipe, main
 from train.config import OptimizerConfig, TrainConfig
 from train.recipes import RECIPES
 from train.report.journal import MetricsFile
@@ -378,3 +378,16 @@ def test_zero_is_not_none_where_a_field_may_be_left_out(make, field):
     make(**{field: None})
     with pytest.raises(ValueError, match=rf"{field.removeprefix('data__')}=0: expected .*, or None"):
         make(**{field: 0})
+
+
+@pytest.mark.parametrize("flags", [["--optimizer.epochs", "1"], ["--optimizer.epochs=1"]])
+def test_fewer_epochs_than_the_recipes_warmup_shorten_it_with_a_sentence(flags, capsys):
+    config = _recipe("finetune", ["--data.source", "digits", *flags], "program")
+    assert (config.optimizer.epochs, config.optimizer.warmup_epochs) == (1, 0)
+    assert "shortened from 1 to 0 epochs, to fit --optimizer.epochs 1" in capsys.readouterr().err
+
+
+def test_a_given_warmup_is_not_shortened(capsys):
+    with pytest.raises(SystemExit):
+        _recipe("finetune", ["--optimizer.epochs", "1", "--optimizer.warmup-epochs", "1"], "program")
+    assert "--optimizer.warmup-epochs" in capsys.readouterr().err
