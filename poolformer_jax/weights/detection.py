@@ -9,7 +9,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -31,6 +31,10 @@ _STEM = (
     *_SECOND_PAPER,
 )
 _SWA_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel saves it beside the weights
+# Parts of names that wrappers of a network, or of a part of it, insert: DistributedDataParallel, torch.compile, FSDP,
+# activation checkpointing.
+_WRAPPER = re.compile(r"(?:^|(?<=\.))(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+_BATCH_NORM = re.compile(r"(?:^|\.)norm\d?\.running_(?:mean|var)")
 
 Shape = tuple[int, ...]
 
@@ -81,6 +85,11 @@ def match_names(shapes: Mapping[str, Shape]) -> MatchedNames:
             "These weights are of the second paper's networks (PoolFormerV2, IdentityFormer, RandFormer, ConvFormer, "
             "CAFormer), which this version does not have. Expected a PoolFormer or MetaFormer of the first paper."
         )
+    if batch_norm := next((name for name in names if _BATCH_NORM.search(name)), None):
+        raise InputError(
+            f"These weights have BatchNorm ({printable(batch_norm)}), such as the authors' ablation poolformer_bn_s12. "
+            "It computes another function than the norms that this version has: GroupNorm, and LayerNorm over channels."
+        )
     matches = {layout: _match(layout, names, shapes) for layout in LAYOUTS}
     layout = max(matches, key=lambda name: len(matches[name]))
     if not any(match.row.path.startswith("stages") for match in matches[layout]):
@@ -121,18 +130,48 @@ def infer_config(matched: MatchedNames) -> PoolFormerConfig:
 
 
 def _unwrap(names: Iterable[str]) -> dict[str, str]:
-    """The given names by what remains without the prefix of a wrapper."""
-    given = [name for name in names if name != _SWA_COUNTER]
+    """The given names by the names that a layout's table has, without wrappers and their prefixes."""
+    given = [name for name in names if name.rpartition(".")[2] != _SWA_COUNTER]
+    inner = {_WRAPPER.sub("", name): name for name in given}
     prefixes = (
-        name.removesuffix(stem).removesuffix("poolformer.") for name in given for stem in _STEM if name.endswith(stem)
+        name.removesuffix(stem).removesuffix("poolformer.") for name in inner for stem in _STEM if name.endswith(stem)
     )
     prefix = next((prefix for prefix in prefixes if prefix.endswith(".")), "")
-    bare = {name.removeprefix(prefix): name for name in given}
+    bare = {_without_prefix(name, prefix): inner[name] for name in inner}
     if len(bare) < len(given):  # two networks; which one is meant is unknown
         bare = {name: name for name in given}
-    if any(name.startswith(_HF_BACKBONE) for name in bare):
-        bare = {f"poolformer.{name}" if name.startswith(_HF_BACKBONE) else name: bare[name] for name in bare}
+    for rename in (_of_transformers_backbone, _of_mmpretrain, _of_features_only):
+        renamed = rename(bare)
+        bare = {renamed.get(name, name): given for name, given in bare.items()}
     return bare
+
+
+def _without_prefix(name: str, prefix: str) -> str:
+    """The name without `prefix`, or without as many of its parts as the name has: the head is outside "backbone."."""
+    while prefix and not name.startswith(prefix):
+        prefix = prefix[: prefix.rstrip(".").rfind(".") + 1]
+    return name.removeprefix(prefix)
+
+
+def _of_transformers_backbone(names: Collection[str]) -> dict[str, str]:
+    return {name: f"poolformer.{name}" for name in names if name.startswith(_HF_BACKBONE)}
+
+
+def _of_mmpretrain(names: Collection[str]) -> dict[str, str]:
+    """mmpretrain has the authors' names, but numbers the norm of each feature map, and its classifier is `head.fc`."""
+    if not any(name.startswith("network.") for name in names):
+        return {}
+    renamed = {name: f"head.{name.removeprefix('head.fc.')}" for name in names if name.startswith("head.fc.")}
+    norms = [match for name in names if (match := re.fullmatch(r"(norm\d+)\.(?:weight|bias)", name))]
+    if len({match[1] for match in norms}) == 1:  # several are those of a detector's feature maps
+        renamed |= {match[0]: match[0].replace(match[1], "norm") for match in norms}
+    return {name: new for name, new in renamed.items() if new not in names}
+
+
+def _of_features_only(names: Collection[str]) -> dict[str, str]:
+    """timm's models with `features_only=True` flatten "stages.0" to "stages_0"."""
+    renamed = {name: re.sub(r"^stages_(\d+)\.", r"stages.\1.", name) for name in names}
+    return {name: new for name, new in renamed.items() if new not in names}
 
 
 @cache
