@@ -17,7 +17,7 @@ from rich.console import Console
 
 from convert import display, report
 from convert.conversion import ArrayMapping, convert, identify_source
-from poolformer_jax.cli import HelpFormatter
+from poolformer_jax.cli import HelpFormatter, add_network
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.network import WeightsMismatch
@@ -105,7 +105,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
 def _open(options: argparse.Namespace) -> tuple[ModelFiles, WeightsFile]:
     hub = {name: getattr(options, name) for name in ("revision", "cache_dir", "local_files_only")}
     files = find_model_files(options.source, **hub)
-    return files, open_weights(files.weights, use_ema=options.ema)
+    return files, open_weights(files.weights, use_ema=options.ema, ignore=options.ignore)
 
 
 def _verify(source: OpenedModel, destination: Path, mappings: list[ArrayMapping], console: Console) -> "Verification":
@@ -122,7 +122,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     files, weights = _open(options)
     console.print(str(files.weights), soft_wrap=True)
     try:
-        description = report.describe_source(identify_source(files, weights))
+        description = report.describe_source(identify_source(files, weights, options.variant))
     except PoolFormerError:
         display.show_source(console, report.describe_file(weights))
         raise
@@ -139,10 +139,6 @@ def _convert_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("destination", metavar="DESTINATION", type=_name, help="the folder to write, with report.json")
     parser.add_argument("--to", choices=[*LAYOUTS], default="jax", help="layout of the folder (default: jax)")
-    parser.add_argument(
-        "--variant",
-        help="the published network, if the arrays do not determine it: metaformer_id_s12 looks like s12",
-    )
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -174,6 +170,7 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
         "source", metavar="SOURCE", type=_name, help="a weights file, a folder, or a name on the Hugging Face Hub"
     )
     parser.add_argument("--ema", action="store_true", help="take the moving average of a training checkpoint's weights")
+    add_network(parser)
     hub = parser.add_argument_group("the Hugging Face Hub")
     hub.add_argument("--revision", help="branch, tag or commit")
     hub.add_argument("--cache-dir", metavar="FOLDER", help="the cache (default: huggingface_hub's)")

@@ -37,6 +37,10 @@ class PretrainedNetwork:
     """A model on the Hub (sail/poolformer_s12), a model folder, or a weights file."""
     use_ema: bool = False
     """Use the running mean of the weights, if the file has one."""
+    variant: str | None = None
+    """The published network, if the arrays do not determine it: poolformer_ln_s12 looks like s12."""
+    ignore: tuple[str, ...] = ()
+    """Names of arrays in the weights file to leave out, as patterns: 'criterion.*'."""
     keep_head: bool = False
     """Keep the head too. Its classes must be those of the data, in the same order."""
     drop_path_rate: float = 0.1

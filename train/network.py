@@ -98,7 +98,7 @@ def _load(
 ) -> tuple[PoolFormerConfig, Any]:
     """The config and the parameters of the pretrained network, with the drop rates of `wanted`."""
     refuse_run_folder(wanted.source)
-    opened = open_model(wanted.source, use_ema=wanted.use_ema)
+    opened = open_model(wanted.source, variant=wanted.variant, ignore=wanted.ignore, use_ema=wanted.use_ema)
     if wanted.keep_head:
         loaded, variables = build_model(opened)
         remedy = "leave --model.keep-head away to start with a new head"

@@ -48,6 +48,28 @@ def add_weights(parser: argparse.ArgumentParser, *, positional: bool = False) ->
         parser.add_argument(
             "--weights", metavar="SOURCE", default=DEFAULT_WEIGHTS, help=f"{explained} (default: %(default)s)"
         )
+    add_network(parser)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Adds what a weights file may leave open about its network: `--variant` and `--ignore`."""
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="the published network, if the arrays do not determine it: poolformer_ln_s12 looks like s12",
+    )
+    parser.add_argument(
+        "--ignore",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="leave out the arrays with these names, such as 'criterion.*'; may be repeated",
+    )
+
+
+def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_network` added, as keyword arguments of `open_model`."""
+    return {"variant": arguments.variant, "ignore": arguments.ignore}
 
 
 def add_hub_options(parser: argparse.ArgumentParser) -> None:
@@ -75,14 +97,16 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recursive", action="store_true", help="also the images in subfolders")
 
 
-def image_files(arguments: argparse.Namespace) -> list[Path]:
+def image_files(arguments: argparse.Namespace) -> list[Path | str]:
     """The given files, and for a folder the image files in it, sorted by name."""
     return [file for name in arguments.images for file in _files(name, arguments.recursive)]
 
 
-def _files(name: str, recursive: bool) -> list[Path]:
+def _files(name: str, recursive: bool) -> list[Path | str]:
     if name == "-":
         return [Path(line) for line in sys.stdin.read().splitlines() if line]
+    if "://" in name:  # reading it fails with a hint; a path would lose one of the slashes
+        return [name]
     path = Path(name)
     if not path.is_dir():
         return [path]
@@ -93,7 +117,7 @@ def _files(name: str, recursive: bool) -> list[Path]:
     files = sorted(file for file in inside if file.suffix.lower() in suffixes and file.is_file())
     if not files:
         raise MissingFileError(f"The folder {name} has no image file. Expected at least one.")
-    return files
+    return [*files]
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:

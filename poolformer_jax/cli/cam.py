@@ -4,7 +4,14 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import add_hub_options, add_weights, hub_options, starting_jax, waiting
+from poolformer_jax.cli.arguments import (
+    add_hub_options,
+    add_weights,
+    hub_options,
+    network_options,
+    starting_jax,
+    waiting,
+)
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import replace_atomically
 
@@ -39,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         from poolformer_jax.inference import VISIBLE_SIDE, GradCam
         from poolformer_jax.weights import build_model, open_model
     with waiting(f"Loading {arguments.weights}"):
-        opened = open_model(arguments.weights, **hub_options(arguments))
+        opened = open_model(arguments.weights, **hub_options(arguments), **network_options(arguments))
         model, variables = build_model(opened)
         cam = GradCam(model.config, variables, opened.image_processor)
     label = None if arguments.label is None else label_index(arguments.label, opened.labels)

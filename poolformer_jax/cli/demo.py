@@ -2,7 +2,7 @@
 
 import argparse
 
-from poolformer_jax.cli.arguments import add_weights, port, starting_jax, waiting
+from poolformer_jax.cli.arguments import add_weights, network_options, port, starting_jax, waiting
 
 NAME = "demo"
 HELP = "Serve a web page that shows the labels of a picture, with Grad-CAM."
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         from poolformer_jax.inference import GradCam, ImageClassifier
         from poolformer_jax.weights import build_model, open_model
     with waiting(f"Loading {arguments.weights}"):
-        opened = open_model(arguments.weights)
+        opened = open_model(arguments.weights, **network_options(arguments))
         model, variables = build_model(opened)
         classifier = ImageClassifier(model.config, variables, opened.image_processor, batch_size=1)
         cam = GradCam(model.config, variables, opened.image_processor)

@@ -13,6 +13,7 @@ from poolformer_jax.cli.arguments import (
     add_weights,
     hub_options,
     image_files,
+    network_options,
     positive,
     starting_jax,
     waiting,
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             batch_size=min(arguments.batch_size, max(len(paths), 1)),
             **hub_options(arguments),
+            **network_options(arguments),
         )
     results, embeddings = embedder.stream(paths), []
     for number, path in enumerate(paths, start=1):

@@ -8,6 +8,7 @@ from poolformer_jax.cli.arguments import (
     add_hub_options,
     add_weights,
     hub_options,
+    network_options,
     positive,
     starting_jax,
     waiting,
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if Path(arguments.file).suffix.lower() not in FORMATS:
         raise InputError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
     with waiting(f"Loading {arguments.source}"):
-        opened = open_model(arguments.source, **hub_options(arguments))
+        opened = open_model(arguments.source, **hub_options(arguments), **network_options(arguments))
         model, variables = build_model(opened)
     size = (arguments.image_size,) * 2 if arguments.image_size else None
     with waiting("Converting, and comparing with the network"):

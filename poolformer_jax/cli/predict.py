@@ -12,6 +12,7 @@ from poolformer_jax.cli.arguments import (
     add_weights,
     hub_options,
     image_files,
+    network_options,
     positive,
     starting_jax,
     waiting,
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             batch_size=min(arguments.batch_size, max(len(paths), 1)),
             compilation_cache_dir=arguments.compilation_cache,
             **hub_options(arguments),
+            **network_options(arguments),
         )
     results = classifier.stream(paths, arguments.top_k)
     failed = 0

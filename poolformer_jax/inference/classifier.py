@@ -112,8 +112,8 @@ class ImageClassifier:
                 published variant of this architecture.
             compilation_cache_dir: folder in which compiled programs are kept for the next process. It becomes jax's
                 compilation cache for the whole process.
-            options: the constructor's (dtype, batch_size, ...), and revision, cache_dir, local_files_only, token and
-                use_ema as in `load_pretrained`.
+            options: the constructor's (dtype, batch_size, ...), and revision, cache_dir, local_files_only, token,
+                use_ema, config, variant and ignore as in `load_pretrained`.
 
         Raises:
             ValueError: if the preprocessing is unknown.
@@ -191,7 +191,7 @@ def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
     compilation_cache.reset_cache()  # jax would keep using the folder of the first program
 
 
-_OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema")
+_OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema", "config", "variant", "ignore")
 
 
 def _check(

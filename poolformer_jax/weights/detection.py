@@ -7,6 +7,7 @@ what the others say.
 
 import math
 import re
+import warnings
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import printable
+from poolformer_jax.fields import first_few, printable
 from poolformer_jax.network import MIXER_PARAMETERS, PoolFormerConfig, published_variant
 from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, Row, parameter_rows
 
@@ -34,6 +35,8 @@ _SWA_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel saves it besi
 # Parts of names that wrappers of a network, or of a part of it, insert: DistributedDataParallel, torch.compile, FSDP,
 # activation checkpointing.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+# Buffers of losses, such as class weights, which Lightning saves beside the network's.
+_LOSS = re.compile(r"(?:^|\.)(?:\w+_)?(?:loss|criterion)(?:_\w+)?\.")
 _BATCH_NORM = re.compile(r"(?:^|\.)norm\d?\.running_(?:mean|var)")
 
 Shape = tuple[int, ...]
@@ -79,7 +82,10 @@ def match_names(shapes: Mapping[str, Shape]) -> MatchedNames:
     Raises:
         InputError: if the names are of no known layout.
     """
-    names = _unwrap(shapes)
+    losses = [name for name in shapes if _LOSS.search(name)]
+    names = _unwrap(name for name in shapes if name not in set(losses))
+    if losses:
+        warnings.warn(f"Leaves out arrays of a loss: {first_few(list(map(printable, losses)), 3)}.", stacklevel=2)
     if any(name in names for name in _SECOND_PAPER):
         raise InputError(
             "These weights are of the second paper's networks (PoolFormerV2, IdentityFormer, RandFormer, ConvFormer, "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,9 @@ def load_pretrained(
     reset_head: bool = False,
     key: PRNGKeyArray | None = None,
     dtype: Dtype = jnp.float32,
+    config: PoolFormerConfig | None = None,
+    variant: str | None = None,
+    ignore: Sequence[str] = (),
     use_ema: bool = False,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -48,6 +51,10 @@ def load_pretrained(
         reset_head: replace the head by a new one with random weights, for `num_labels` classes.
         key: random key for the weights of the new head; None for `jax.random.key(0)`.
         dtype: type that the model computes in, float32 or bfloat16. Parameters are float32.
+        config: the network, for weights whose arrays do not determine it (`poolformer_ln_s12` has the names and shapes
+            of s12); None to take it from config.json or from the weights.
+        variant: or the name of a published network ("s12", "poolformer_ln_s12", "metaformer_id_s12").
+        ignore: patterns ("criterion.*") of names in the weights file to leave out, as in the shell.
         use_ema: take the moving average of the weights from a training checkpoint.
         revision: branch, tag or commit on the Hub.
         cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
@@ -67,7 +74,7 @@ def load_pretrained(
             "A key was given without reset_head=True, and would have no effect. Expected no key, or reset_head=True."
         )
     hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-    model = open_model(source, use_ema=use_ema, **hub)
+    model = open_model(source, config=config, variant=variant, ignore=ignore, use_ema=use_ema, **hub)
     return build_model(model, num_labels=num_labels, reset_head=reset_head, key=key, dtype=dtype)
 
 

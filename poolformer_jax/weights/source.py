@@ -7,21 +7,28 @@ config.json has three dialects: transformers', timm's, and this package's, which
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from poolformer_jax.errors import InputError, MissingFileError
+from poolformer_jax.fields import printable
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor
 from poolformer_jax.network import SIZES, PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.files import WeightsFile, is_index, open_weights, read_index
 from poolformer_jax.weights.detection import MatchedNames, infer_config
 from poolformer_jax.weights.names import LAYOUTS
-from poolformer_jax.weights.published import class_names, default_image_processor
-from poolformer_jax.weights.transfer import ImportPlan, match_state_dict, plan_import
+from poolformer_jax.weights.published import (
+    changes_named,
+    class_names,
+    default_image_processor,
+    published_config,
+)
+from poolformer_jax.weights.transfer import ImportPlan, match_state_dict, plan_import, say_what_is_assumed
 
 CONFIG = "config.json"
 # In the order of preference. An index names shards that lie beside it.
@@ -64,11 +71,13 @@ class OpenedModel:
         files: where its files are.
         weights: names, types and shapes of its arrays.
         plan: the parameter that each array becomes.
+        assumed: what no array and no name shows about the network, in words; None if nothing was assumed.
     """
 
     files: ModelFiles
     weights: WeightsFile
     plan: ImportPlan
+    assumed: str | None = None
 
     @property
     def config(self) -> PoolFormerConfig:
@@ -120,11 +129,23 @@ class OpenedModel:
         return self.plan.read(self.weights.tensors)
 
 
-def open_model(source: str | os.PathLike[str], *, use_ema: bool = False, **hub_options: Any) -> OpenedModel:
+def open_model(
+    source: str | os.PathLike[str],
+    *,
+    config: PoolFormerConfig | None = None,
+    variant: str | None = None,
+    ignore: Sequence[str] = (),
+    use_ema: bool = False,
+    **hub_options: Any,
+) -> OpenedModel:
     """Finds a model's files and checks that its weights match its network, without reading the arrays.
 
     Args:
         source: a name on the Hub ("sail/poolformer_s12"), a folder, or a weights file.
+        config: the network, for weights whose arrays do not determine it; None to take it from config.json or from the
+            weights.
+        variant: or the name of a published network ("s12", "poolformer_ln_s12", "metaformer_id_s12").
+        ignore: patterns ("criterion.*") of names in the weights file to leave out, as in the shell.
         use_ema: take the moving average of the weights from a training checkpoint.
         hub_options: revision, cache_dir, local_files_only, token, as in `hub.Repository`.
 
@@ -135,7 +156,8 @@ def open_model(source: str | os.PathLike[str], *, use_ema: bool = False, **hub_o
         InputError: if the network cannot be determined, or config.json contradicts the weights.
     """
     files = find_model_files(source, **hub_options)
-    return identify_model(files, open_weights(files.weights, use_ema=use_ema))
+    weights = open_weights(files.weights, use_ema=use_ema, ignore=ignore)
+    return identify_model(files, weights, variant, config)
 
 
 def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> ModelFiles:
@@ -154,9 +176,25 @@ def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> Mode
     if path.is_dir():
         path = _weights_in(path)
     elif not path.is_file():
+        _check_meant_for_the_hub(str(source), path, hub_options)
         return _download(Repository(str(source), (CONFIG, *WEIGHTS), **hub_options))
     config = path.with_name(CONFIG)
     return ModelFiles(str(source), path, config if config.is_file() else None)
+
+
+def _check_meant_for_the_hub(source: str, path: Path, hub_options: Mapping[str, Any]) -> None:
+    """Refuses addresses, and mistyped paths, which would be looked for on the Hub (without a network, for long)."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", source):
+        name = re.match(r"https?:/{1,2}(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", source)
+        meant = f"the name on the Hugging Face Hub, {name[1]!r}" if name else "a model folder or a weights file"
+        raise MissingFileError(f"{source} is an address. Addresses are not downloaded. Expected {meant}.")
+    published = {name for size in SIZES.values() for name in size.weights}
+    said = any(hub_options.get(name) for name in ("revision", "token", "local_files_only"))
+    if path.parent != Path() and path.parent.is_dir() and source not in published and not said:
+        raise MissingFileError(
+            f"There is no model at {source}: the folder {path.parent} has no {path.name}. Expected a model folder or a "
+            "weights file. If the name is one on the Hugging Face Hub, pass its revision, such as 'main', too."
+        )
 
 
 def _weights_in(folder: Path) -> Path:
@@ -204,39 +242,84 @@ def _download(repository: Repository) -> ModelFiles:
     return ModelFiles(repository.name, weights, config, not_in_cache)
 
 
-def identify_model(files: ModelFiles, weights: WeightsFile, variant: str | None = None) -> OpenedModel:
+def identify_model(
+    files: ModelFiles, weights: WeightsFile, variant: str | None = None, config: PoolFormerConfig | None = None
+) -> OpenedModel:
     """Determines the network of opened weights and matches their names and shapes with it.
 
     Args:
         files: where they come from.
         weights: the opened weights.
         variant: name of a published network; None to take it from config.json, or to infer it from the weights.
+        config: or the network itself.
 
     Raises:
         WeightsMismatch, InputError: as `open_model`.
     """
     matched = match_state_dict(weights.tensors)
-    config, config_source = _config_of(files, weights, matched)
+    if config is not None:
+        if variant is not None:
+            raise InputError(f"config=... and variant={variant!r} were given. Expected one of them.")
+        return OpenedModel(files, weights, plan_import(matched, config))
     if variant is not None:
-        kept = {name: getattr(config, name) for name in ("num_labels", "id2label", "head_order", "problem_type")}
-        config, config_source = PoolFormerConfig.from_variant(variant, **kept), f"the variant {variant!r}"
-    return OpenedModel(files, weights, plan_import(matched, config, config_source))
+        found, _, _ = _config_of(files, weights, matched, by_name=False)
+        kept = {name: getattr(found, name) for name in ("num_labels", "id2label", "head_order", "problem_type")}
+        config = published_config(variant, **kept)
+        return OpenedModel(files, weights, plan_import(matched, config, f"the variant {variant!r}"))
+    config, config_source, certain = _config_of(files, weights, matched)
+    opened = OpenedModel(files, weights, plan_import(matched, config, config_source))
+    if certain:
+        return opened
+    return dataclasses.replace(opened, assumed=say_what_is_assumed(matched, config, str(files.weights)))
 
 
-def _config_of(files: ModelFiles, weights: WeightsFile, matched: MatchedNames) -> tuple[PoolFormerConfig, str]:
-    """The network according to config.json, completed from names and shapes; and where it comes from, for messages."""
+def _config_of(
+    files: ModelFiles, weights: WeightsFile, matched: MatchedNames, *, by_name: bool = True
+) -> tuple[PoolFormerConfig, str, bool]:
+    """The network according to config.json, completed from names and shapes, and by the names of published files.
+
+    Returns:
+        The config, where it comes from (for messages), and whether nothing about it was assumed.
+    """
     data, path = _saved_config(files, weights)
     if data is not None and not _is_timms(data):
         if "num_labels" not in data and not data.get("id2label"):
             data = {**data, "num_labels": infer_config(matched).num_labels}
-        return _config_from_dict(data, path), f"the config in {path}"
+        return _config_from_dict(data, path), f"the config in {path}", True
     config = infer_config(matched)
-    if files.weights.name.startswith("metaformer_id_"):
-        # The authors' weights of this ablation differ from PoolFormer's in nothing but the file's name.
-        config = dataclasses.replace(config, token_mixers=("identity",) * len(config.depths))
+    changes = _named_changes(files, weights, data) if by_name else None
+    config = _with_changes(config, changes or {})
     if data is not None:
         config = _with_timms_config(config, data, path)
-    return config, "their names and shapes"
+    return config, "their names and shapes", changes is not None
+
+
+def _named_changes(
+    files: ModelFiles, weights: WeightsFile, timms_config: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """In what the network differs from its size, by the first names that say so; None if no name does.
+
+    Raises:
+        InputError: if the file and what it contains name different networks.
+    """
+    inside = [weights.architecture or "", str((timms_config or {}).get("architecture", ""))]
+    found = {text: changes for text in (*inside, files.weights.name) if (changes := changes_named(text)) is not None}
+    if any(changes != next(iter(found.values())) for changes in found.values()):
+        raise InputError(
+            f"{files.weights} and what it contains name different networks: {', '.join(map(printable, found))}. Say "
+            "which it is with config=... or variant=... (--variant)."
+        )
+    around = (files.weights.resolve().parent.name, Path(files.source).name)
+    named = [*found.values(), *(changes for text in around if (changes := changes_named(text)) is not None)]
+    return named[0] if named else None
+
+
+def _with_changes(config: PoolFormerConfig, changes: Mapping[str, Any]) -> PoolFormerConfig:
+    """The network with the fields of an ablation, for as many stages as it has."""
+    fitting: dict[str, Any] = {
+        name: value[:1] * len(config.depths) if isinstance(value, tuple) else value for name, value in changes.items()
+    }
+    return dataclasses.replace(config, **fitting)
 
 
 def _saved_config(files: ModelFiles, weights: WeightsFile) -> tuple[dict[str, Any] | None, Path]:

@@ -3,6 +3,7 @@
 All names and shapes that do not fit are reported in one error, with the nearest name that exists.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +13,14 @@ from numpy.typing import DTypeLike
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import first_few, printable
-from poolformer_jax.network import PoolFormerConfig, check_names_and_shapes, leaves_by_path, published_variant
+from poolformer_jax.network import (
+    PoolFormerConfig,
+    WeightsMismatch,
+    check_names_and_shapes,
+    leaves_by_path,
+    published_variant,
+)
+from poolformer_jax.weights.containers.files import names_to_read
 from poolformer_jax.weights.detection import MatchedNames, infer_config, match_names
 from poolformer_jax.weights.names import TRANSFORMS, Leaf, leaves
 
@@ -120,19 +128,50 @@ def plan_import(
         )
     expected = leaves(config, matched.layout, classifier=matched.has_classifier)
     plan = ImportPlan(matched.layout, config, expected, matched.names, matched.has_classifier)
-    check_names_and_shapes(
-        f"These weights do not match {plan.variant or 'a PoolFormer of no published size'} in the layout "
-        f"{plan.layout!r}, the network according to {config_source}:",
-        {name: matched.shapes[given] for name, given in matched.names.items()},
-        {leaf.name: leaf.stored_shape for leaf in expected},
-    )
+    try:
+        check_names_and_shapes(
+            f"These weights do not match {plan.variant or 'a PoolFormer of no published size'} in the layout "
+            f"{plan.layout!r}, the network according to {config_source}:",
+            {name: matched.shapes[given] for name, given in matched.names.items()},
+            {leaf.name: leaf.stored_shape for leaf in expected},
+        )
+    except WeightsMismatch as error:
+        if error.unexpected and not error.missing:
+            pattern = _pattern_of(matched.names[next(iter(error.unexpected))])
+            error.args = (f"{error}\nTo leave names out, pass ignore=[{pattern!r}] (--ignore {pattern!r}).",)
+        raise
     return plan
+
+
+def _pattern_of(name: str) -> str:
+    """A pattern for `ignore` that matches `name` and the names beside it."""
+    parent, dot, _ = name.partition(".")
+    return printable(f"{parent}.*" if dot else name)
+
+
+def say_what_is_assumed(matched: MatchedNames, config: PoolFormerConfig, source: str) -> str | None:
+    """Warns of what no array shows and the layout leaves open; returns the same in words, None if nothing is open.
+
+    transformers and timm have one norm and pooling. The authors' code has more, and our paths name any network.
+    """
+    if matched.layout not in ("sail", "jax"):
+        return None
+    assumed = f"norm={config.norm!r} and token_mixers={config.token_mixers}"
+    warnings.warn(
+        f"No array of {source} shows its norm, nor pooling and identity as token mixers. Assumes {assumed}, with "
+        "strides, pooling window and activation as published. Weights of the authors' ablations, such as "
+        "poolformer_ln_s12 and poolformer_id_s12, have the same names and shapes. Say which network it is with "
+        "config=... or variant='s12' (--variant s12).",
+        stacklevel=3,
+    )
+    return assumed
 
 
 def from_torch_state_dict(
     state_dict: Mapping[str, ArrayLike],
     config: PoolFormerConfig | None = None,
     *,
+    ignore: Sequence[str] = (),
     param_dtype: DTypeLike | None = np.float32,
 ) -> tuple[PoolFormerConfig, dict[str, Any]]:
     """Turns a PyTorch state dict into a config and variables for `PoolFormerForImageClassification`.
@@ -140,7 +179,8 @@ def from_torch_state_dict(
     Layout (sail, transformers, timm), variant, number of classes and order of the head are inferred from names and
     shapes; the order of the names does not matter. A prefix of a wrapper (`module.`) is ignored.
 
-    Some properties show in no array. They are assumed to be as published; pass `config` for a network that differs:
+    Some properties show in no array. They are assumed to be as published, with a warning for the authors' names, which
+    ablations share (`poolformer_ln_s12`, `poolformer_id_s12`). Pass `config` for a network that differs:
     identity mixers (assumed to be pooling; `PoolFormerConfig.from_variant("metaformer_id_s12")` is such a config), the
     window of the pooling, activation, strides and padding. Networks with attention are assumed to normalise over
     channels.
@@ -150,6 +190,7 @@ def from_torch_state_dict(
             `tensor.detach().cpu().float()` on those with a gradient (as `named_parameters()` gives them), on another
             device, or of bfloat16.
         config: the network; None to infer it.
+        ignore: patterns ("criterion.*") of names to leave out, as in the shell.
         param_dtype: type of the parameters. float16 and bfloat16 become float32 exactly, float64 is rounded; None
             keeps the type of every array.
 
@@ -161,7 +202,11 @@ def from_torch_state_dict(
         WeightsMismatch: naming everything that is missing, unexpected or misshaped.
         ValueError: if the names are of no known layout, or a tensor cannot be converted.
     """
-    plan = plan_import(match_state_dict(state_dict), config)
+    state_dict = {name: state_dict[name] for name in names_to_read(state_dict, ignore)}
+    matched = match_state_dict(state_dict)
+    plan = plan_import(matched, config)
+    if config is None:
+        say_what_is_assumed(matched, plan.config, "this state dict")
     return plan.config, plan.read(state_dict, param_dtype)
 
 

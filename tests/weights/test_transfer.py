@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +249,47 @@ def test_a_wrappers_prefix_is_ignored(layout, prefix):
     with pytest.raises(WeightsMismatch) as raised:
         from_torch_state_dict(wrapped | {"stray": np.zeros(1, np.float32)})
     assert (raised.value.missing, raised.value.unexpected) == ({}, {"stray": (1,)})
+
+
+@pytest.mark.parametrize(
+    ("layout", "pattern", "replacement"),
+    [
+        ("timm", r"^", "module.module."),
+        ("timm", r"^(stages\.\d)\.", r"\1._orig_mod."),
+        ("timm", r"^(stages\.\d\.blocks\.\d)\.", r"module._fsdp_wrapped_module.\1._checkpoint_wrapped_module."),
+        ("sail", r"^(network\.\d+)\.", r"\1.module."),
+        ("sail", r"^(?!head)", "model.backbone."),  # the head is outside of the wrapper
+        ("hf", r"^", "net._orig_mod."),
+    ],
+)
+def test_wrappers_of_a_network_and_of_its_parts_are_ignored(layout, pattern, replacement):
+    original = state_dict(SMALL, layout)
+    wrapped = {re.sub(pattern, replacement, name): array for name, array in original.items()}
+    assert wrapped.keys() != original.keys()
+    wrapped["module.n_averaged"] = np.zeros((), np.int64)
+    config, variables = from_torch_state_dict(wrapped)
+    assert_same_arrays(to_torch_state_dict(config, variables, layout), original)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_mmpretrains_names_are_read_and_those_of_its_detectors_refused(prefix):
+    original = state_dict(SMALL, "sail")
+    theirs = {re.sub(r"^norm\.", "norm6.", name): original[name] for name in original if not name.startswith("head")}
+    theirs = {f"{prefix}backbone.{name}": array for name, array in theirs.items()}
+    theirs |= {f"{prefix}head.fc.{name}": original[f"head.{name}"] for name in ("weight", "bias")}
+    config, variables = from_torch_state_dict(theirs)
+    assert_same_arrays(to_torch_state_dict(config, variables, "sail"), original)
+    with pytest.raises(WeightsMismatch):
+        from_torch_state_dict({**theirs, f"{prefix}backbone.norm4.weight": np.zeros(6, np.float32)})
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.model."])
+def test_names_of_timms_features_only_models_are_read(prefix):
+    original = state_dict(SMALL, "timm", classifier=False)
+    flat = {prefix + re.sub(r"^stages\.", "stages_", name): array for name, array in original.items()}
+    config, variables = from_torch_state_dict(flat)
+    assert config.num_labels == 0
+    assert_same_arrays(to_torch_state_dict(config, variables, "timm"), original)
 
 
 @pytest.mark.parametrize("first", ["", "student."])

@@ -75,6 +75,10 @@ class EvaluateConfig:
     """File with the model's label of each class of the data: a class per line, in order, or JSON {name: label}."""
     use_ema: bool = False
     """Evaluate the running mean of the weights, where a checkpoint of PyTorch has one."""
+    variant: str | None = None
+    """The published network, if the arrays do not determine it: poolformer_ln_s12 looks like s12."""
+    ignore: tuple[str, ...] = ()
+    """Names of arrays in the weights file to leave out, as patterns: 'criterion.*'."""
     batch_size: int = 256
     """Images in a step, over all processes; rounded up to a multiple of the devices."""
     workers: int | None = None
@@ -106,7 +110,7 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     initialize(config.distributed)
     mesh = make_mesh(MeshConfig())
     refuse_run_folder(config.source)
-    opened = open_model(config.source, use_ema=config.use_ema)
+    opened = open_model(config.source, variant=config.variant, ignore=config.ignore, use_ema=config.use_ema)
     if opened.config.problem_type not in (None, "single_label_classification"):
         raise InputError(
             f"{config.source} has problem_type={opened.config.problem_type!r}. Expected a network for one label per "

@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from poolformer_jax.errors import MissingFileError
+from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.fields import first_few, printable
 from poolformer_jax.weights.containers import torch_files
 from poolformer_jax.weights.containers.pickle_names import Inert
@@ -91,10 +91,13 @@ def open_weights(path: str | Path, *, use_ema: bool = False, ignore: Sequence[st
     with _naming_file(path):
         opened = _open_index(path, use_ema) if is_index(path) else _open_one(path, use_ema, ignore)
         _check_total_size(opened)
-    return replace(opened, tensors={name: opened.tensors[name] for name in _kept(opened.tensors, ignore)})
+    return replace(opened, tensors={name: opened.tensors[name] for name in names_to_read(opened.tensors, ignore)})
 
 
-def _kept(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
+def names_to_read(names: Iterable[str], ignore: Sequence[str]) -> list[str]:
+    """The names that none of the patterns in `ignore` matches."""
+    if isinstance(ignore, str):
+        raise InputError(f"ignore={ignore!r} is one text. Expected a list of patterns: ignore=[{ignore!r}].")
     return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in ignore)]
 
 
@@ -308,7 +311,7 @@ def _holds_tensors(value: Any) -> bool:
 
 def _state_dict(loaded: Mapping[Any, Any], ignore: Sequence[str]) -> dict[str, StoredTensor]:
     names = {key for key in loaded if isinstance(key, str)}
-    ignored = names.difference(_kept(names, ignore))
+    ignored = names.difference(names_to_read(names, ignore))
     wrong = [key for key, value in loaded.items() if key not in ignored and not _is_tensor(key, value)]
     if unknown := [loaded[key] for key in wrong if isinstance(loaded[key], Inert) and loaded[key].name]:
         raise WeightsFileError(_needs(unknown[0]))
