@@ -9,8 +9,9 @@ import threading
 
 import pytest
 
+from poolformer_jax import FlaxPoolFormerForImageClassification, PoolFormerImageProcessor, load_pretrained
 from poolformer_jax.hub import push_to_hub
-from poolformer_jax.images import PoolFormerImageProcessor
+from saved_models import CONFIG, PROCESSOR, same
 
 pytest.importorskip("huggingface_hub")
 # huggingface_hub's way of handing a large file to httpx.
@@ -163,3 +164,17 @@ def test_a_push_goes_to_a_branch_or_into_a_pull_request(hub):
     url = push_to_hub("me/model", save, token="hf_secret", create_pr=True)
     assert url == f"{hub.url}/me/model/discussions/1"
     assert hub.commits[-1] == ("me/model", "main", "Upload with poolformer_jax", True)
+
+
+def test_a_pushed_model_is_loaded_from_the_files_on_the_hub(hub, tmp_path):
+    model = FlaxPoolFormerForImageClassification(CONFIG)
+    url = model.push_to_hub("someone/model", token="hf_secret", image_processor=PROCESSOR)
+    assert url == f"{hub.url}/someone/model/commit/{COMMIT}"
+    files = hub.files["someone/model", "main"]
+    assert set(files) == {"flax_model.safetensors", "config.json", "preprocessor_config.json", "README.md"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    loaded, variables = load_pretrained(tmp_path)
+    assert loaded.config == CONFIG
+    assert same(variables["params"], model.params)
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path) == PROCESSOR

@@ -24,7 +24,13 @@ from poolformer_jax.inference.program import Apply, BatchProgram, images_at_once
 from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, preprocessing_problems
 from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.process import available_cores
-from poolformer_jax.weights import build_model, open_model
+from poolformer_jax.weights import (
+    FlaxPoolFormerForImageClassification,
+    build_model,
+    class_names,
+    default_image_processor,
+    open_model,
+)
 
 Scores: TypeAlias = list[dict[str, Any]]
 FunctionToApply: TypeAlias = Literal["softmax", "sigmoid", "none"]
@@ -97,7 +103,7 @@ class ImageClassificationPipeline:
 
 def pipeline(
     task: str,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | FlaxPoolFormerForImageClassification,
     *,
     image_processor: PoolFormerImageProcessor | None = None,
     top_k: int | None = 5,
@@ -113,7 +119,8 @@ def pipeline(
 
     Args:
         task: "image-classification".
-        model: a name on the Hub ("sail/poolformer_s12"), a model folder, or a weights file.
+        model: a name on the Hub ("sail/poolformer_s12"), a model folder, a weights file, or a model with its
+            parameters.
         image_processor: the preprocessing; by default the one saved with the weights, or else that of the published
             variant of this architecture.
         top_k: number of labels, at most the number of classes; None for all.
@@ -133,13 +140,22 @@ def pipeline(
     """
     if task != _TASK:
         raise InputError(f"There is no pipeline for {task!r}. Expected {_TASK!r}.")
-    opened = open_model(model, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    network, variables = build_model(opened)
+    if isinstance(model, FlaxPoolFormerForImageClassification):
+        processor = image_processor or default_image_processor(model.config)
+        if processor is None:
+            raise InputError("This is not a published network, whose preprocessing is known. Pass image_processor=...")
+        config, variables, labels = model.config, {"params": model.params}, class_names(model.config)
+    else:
+        opened = open_model(
+            model, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        processor = image_processor or opened.image_processor
+        config, variables, labels = opened.config, build_model(opened)[1], opened.labels
     return ImageClassificationPipeline(
-        network.config,
+        config,
         variables,
-        image_processor or opened.image_processor,
-        opened.labels,
+        processor,
+        labels,
         dtype=dtype,
         batch_size=batch_size,
         top_k=top_k,

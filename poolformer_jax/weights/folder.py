@@ -73,7 +73,8 @@ def write_model(
             processor.save_pretrained(stage)
         write_json(stage / CONFIG, config_json)
         (stage / model_card.FILE).write_text(
-            model_card.model_card(target.resolve().name, saved, layout, metrics), encoding="utf-8"
+            model_card.model_card(target.resolve().name, saved, layout, metrics, classifier=classifier),
+            encoding="utf-8",
         )
         if layout == "sail":
             write_torch(stage / file, names, arrays)

@@ -28,9 +28,24 @@ _LOADING = {
         'model.load_state_dict(torch.load("{folder}/model.pth.tar"))',
     ),
 }
+# The same for a backbone without norm and head, which two layouts have.
+_LOADING_BACKBONE = {
+    "jax": (
+        "poolformer_jax",
+        'from poolformer_jax import FlaxPoolFormerModel\n\nmodel = FlaxPoolFormerModel.from_pretrained("{folder}")',
+    ),
+    "hf": ("transformers", 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{folder}")'),
+}
 
 
-def model_card(folder: str, config: PoolFormerConfig, layout: str, metrics: Mapping[str, float] | None = None) -> str:
+def model_card(
+    folder: str,
+    config: PoolFormerConfig,
+    layout: str,
+    metrics: Mapping[str, float] | None = None,
+    *,
+    classifier: bool = True,
+) -> str:
     """The text of the model card.
 
     Args:
@@ -38,15 +53,17 @@ def model_card(folder: str, config: PoolFormerConfig, layout: str, metrics: Mapp
         config: the network.
         layout: the layout of the weights.
         metrics: what is known about the quality of the weights, by name.
+        classifier: False for a backbone, whose files have no norm and no head.
     """
-    library, code = _LOADING[layout]
+    library, code = (_LOADING if classifier else _LOADING | _LOADING_BACKBONE)[layout]
     variant = published_variant(config)
     network = f"PoolFormer {variant}" if variant else "A MetaFormer (PoolFormer family)"
-    classes = f"{config.num_labels} classes" if config.num_labels else "no head: it gives pooled features"
+    has_labels = classifier and config.num_labels > 0
+    classes = f"{config.num_labels} classes" if has_labels else "pooled features" if classifier else "feature maps"
     lines = [
         "---",
         f"library_name: {library}",
-        f"pipeline_tag: {'image-classification' if config.num_labels else 'image-feature-extraction'}",
+        f"pipeline_tag: {'image-classification' if has_labels else 'image-feature-extraction'}",
         "tags:",
         "- poolformer",
         *(["- jax"] if layout == "jax" else []),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from poolformer_jax import (
+    FlaxPoolFormerForImageClassification,
     ImageClassifier,
     PoolFormerForImageClassification,
     PoolFormerImageProcessor,
@@ -57,6 +58,14 @@ def test_a_list_gives_a_list_of_lists_and_an_iterator_an_iterator(pipe):
     assert listed[0] == pipe(iter(PHOTOGRAPHS[:2])).__next__()
     with pytest.raises(ImageError, match="missing"):
         pipe([PHOTOGRAPHS[0], "missing.jpg"])
+
+
+def test_a_model_with_its_parameters_is_taken_as_it_is(pipe, folder):
+    model = FlaxPoolFormerForImageClassification.from_pretrained(folder)
+    options = {"batch_size": 8, "image_processor": PROCESSOR}
+    assert pipeline("image-classification", model, **options)(PHOTOGRAPHS[0]) == pipe(PHOTOGRAPHS[0])
+    with pytest.raises(ValueError, match="Pass image_processor"):
+        pipeline("image-classification", model)
 
 
 def test_a_single_label_gets_a_sigmoid(tmp_path):

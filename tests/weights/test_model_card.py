@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from poolformer_jax import PoolFormerConfig
+from poolformer_jax import FlaxPoolFormerModel, PoolFormerConfig
 from poolformer_jax.weights import leaves, load_pretrained, write_model
-from saved_models import save
+from saved_models import CONFIG, save
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,14 @@ def test_a_card_says_what_the_model_is_and_how_to_load_it(tmp_path, layout, libr
     assert (card.data.library_name, card.data.pipeline_tag) == (library, "image-classification")
     assert card.data.license is None
     assert code in card.text and "3 classes" in card.text and "| top1 | 0.9375 |" in card.text
+
+
+@pytest.mark.parametrize(("layout", "name"), [("jax", "FlaxPoolFormerModel"), ("hf", "AutoModel")])
+def test_a_card_of_a_backbone_names_a_class_without_a_head(tmp_path, layout, name):
+    FlaxPoolFormerModel(CONFIG).save_pretrained(tmp_path / "model", layout=layout)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f'{name}.from_pretrained("model")' in card and "classes" not in card
+    assert "pipeline_tag: image-feature-extraction" in card
 
 
 def test_a_card_is_rewritten_until_the_user_edits_it(tmp_path):
