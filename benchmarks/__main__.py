@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.process import INTERRUPTED, error_message
+from poolformer_jax.version import __version__
 
 DONE, FAILED = 0, 1
 
@@ -76,6 +77,7 @@ def _parse(arguments: list[str]) -> tuple[str, list[str]]:
         "Install: pip install -e '.[bench]'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"poolformer-jax {__version__}")
     parser.add_argument("name", metavar="NAME", help="which benchmark")
     parsed = parser.parse_args(arguments[:1])
     if parsed.name not in BENCHMARKS:

@@ -22,6 +22,7 @@ from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.network import WeightsMismatch
 from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt
+from poolformer_jax.version import __version__
 from poolformer_jax.weights import (
     LAYOUTS,
     ModelFiles,
@@ -166,6 +167,7 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
         epilog=examples,
         formatter_class=HelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"poolformer-jax {__version__}")
     parser.add_argument(
         "source", metavar="SOURCE", type=_name, help="a weights file, a folder, or a name on the Hugging Face Hub"
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt
+from poolformer_jax.version import __version__
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -50,6 +51,9 @@ def _run(arguments: Sequence[str]) -> int:
     name, rest = (arguments[0], list(arguments[1:])) if arguments else (_DEFAULT, [])
     if name in ("-h", "--help"):
         return _overview()
+    if name == "--version":
+        print(f"poolformer-jax {__version__}")
+        return 0
     if name.startswith("-"):
         name, rest = _DEFAULT, list(arguments)
     with exit_on_interrupt("stopped"):
@@ -245,8 +249,8 @@ def _doctor(arguments: Sequence[str]) -> int:
 
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
-        print("usage: python -m train doctor RECIPE [--FIELD VALUE ...]\n\n" + inspect.cleandoc(_doctor.__doc__ or ""))
-        print(f"\nRecipes: {', '.join(RECIPES)}. The flags are those of the recipe.")
+        print("usage: python -m train doctor RECIPE [--FIELD VALUE ...]\n\n" + _fill(_doctor.__doc__ or ""))
+        print("\n" + _fill(f"Recipes: {', '.join(RECIPES)}. The flags are those of the recipe."))
         return 0
     if name not in RECIPES:
         print(f"doctor {name!r}: expected a recipe, one of: {', '.join(RECIPES)}.", file=sys.stderr)

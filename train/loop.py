@@ -23,7 +23,7 @@ from train.data import (
     open_source,
     train_batches,
 )
-from train.report import Journal, Profiler, Record, write_results
+from train.report import Journal, Profiler, Record, print_header, write_results
 from train.resume import open_run
 from train.setup import Assembly, assemble
 
@@ -89,6 +89,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         _report_data(config, source, console)
         parts = assemble(config, source.class_names, len(source), checkpoint_network=found.network)
         _warn_of_unused_kernels(parts)
+        print_header(config, console, parts, source, held_out)
         stop.check_interrupt()
 
         with found.open_checkpoints(parts.network.model.config) as checkpoints:

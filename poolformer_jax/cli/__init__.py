@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Help for one command: python -m poolformer_jax predict --help",
     )
     parser.add_argument("--version", action="version", version=f"poolformer_jax {__version__}")
+    parser.add_argument("--version", action="version", version=f"poolformer-jax {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(

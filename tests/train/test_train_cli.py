@@ -15,11 +15,13 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import programs
+from poolformer_jax.version import __version__
 from train import compute, loop
 from train.command_line import _recipe, main
 from train.config import OptimizerConfig, TrainConfig
 from train.recipes import RECIPES
 from train.report.journal import MetricsFile
+from train.report.progress import create_console
 from train.resume.same_run import changed_fields, current_fields
 from training import tiny
 
@@ -391,3 +393,35 @@ def test_a_given_warmup_is_not_shortened(capsys):
     with pytest.raises(SystemExit):
         _recipe("finetune", ["--optimizer.epochs", "1", "--optimizer.warmup-epochs", "1"], "program")
     assert "--optimizer.warmup-epochs" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"poolformer-jax {__version__}\n"
+
+
+def test_the_help_of_doctor_is_wrapped(capsys):
+    assert main(["doctor", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(len(line) for line in text.splitlines() if "Example:" not in line) <= 80
+
+
+def test_the_help_of_evaluate_names_its_source(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "[OPTIONS] SOURCE" in capsys.readouterr().out
+
+
+def test_forced_colors_do_not_make_a_file_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not create_console().is_terminal
+
+
+@pytest.mark.slow
+def test_a_run_starts_with_its_devices_images_network_and_folder(tmp_path):
+    output = programs.run([*programs.TINY, "--run-dir", str(tmp_path), "--max-steps", "1"])
+    header = output.split("step 1")[0].splitlines()
+    assert [line.split()[0] for line in header] == ["Devices", "Images", "Network", "Run"]
+    assert "64 to train on" in header[1]
+    assert re.fullmatch(r"Network   [\d,]+ parameters, images of 16 x 16 pixels", header[2])
+    assert header[3] == f"Run       {tmp_path}, 5 epochs, 1 step of 16 images"

@@ -67,7 +67,8 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
 def _check_steps(config: TrainConfig, images: int) -> Finding:
     per_epoch, total = config.steps_per_epoch(images), config.total_steps(images)
     warm_up = config.optimizer.warmup_epochs * per_epoch
-    found = f"{per_epoch:,} steps an epoch, {total:,} in all, {warm_up:,} of them warm-up"
+    plural = "" if per_epoch == 1 else "s"
+    found = f"{per_epoch:,} step{plural} an epoch, {total:,} in all, {warm_up:,} of them warm-up"
     if warm_up >= total:
         remedy = "Choose fewer --optimizer.warmup-epochs, or more --max-steps."
         return Finding("warning", "steps", f"{found}: the learning rate never reaches its peak", remedy)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ _MOST_ROWS = 20
 class EvaluateConfig:
     """A model and the split to evaluate it on."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), or a file of weights."""
     data: str
     """folder:PATH (class folders), tfds:NAME or tfds:PATH, digits, or synthetic."""
@@ -225,7 +225,8 @@ def _report(
     split = data.evaluation_split
     scored = describe_split(path, split, data.held_out) if kind == "folder" else f"split {split}"
     print(printable(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images"))
-    print(f"top-1 {evaluation.top1:.2%}   top-5 {evaluation.top5:.2%}   loss {evaluation.loss:.4f}")
+    top5 = f"top-5 {evaluation.top5:.2%}   " if len(evaluation.class_examples) > 5 else ""  # otherwise always 100 %
+    print(f"top-1 {evaluation.top1:.2%}   {top5}loss {evaluation.loss:.4f}")
     if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
         print(f"{there} of {len(class_names)} classes have images here; an answer of another class counts as wrong.")
     if skipped:

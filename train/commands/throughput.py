@@ -5,11 +5,12 @@ per second, the accelerator waits: add workers, or pack the data set (`python -m
 """
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Sequence
 
-from poolformer_jax.process import available_cores
+from poolformer_jax.process import available_cores, error_message
 from train.data import Batches, DataConfig, choose_resizer, decodes_regions, open_source, train_batches, worker_count
 
 
@@ -63,7 +64,15 @@ def consume(batches: Batches, count: int) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        try:
+            code = main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # the reader of the output has closed it, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if (message := error_message(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(1)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from train.report.progress import Record as Record
     from train.report.progress import create_console as create_console
     from train.report.results import evaluation_report as evaluation_report
+    from train.report.results import print_header as print_header
     from train.report.results import print_summary as print_summary
     from train.report.results import write_results as write_results
 
@@ -22,6 +23,6 @@ __getattr__, __dir__ = lazy_names(
         "pictures": "draw_confusion",
         "profile": "Profiler",
         "progress": "Record create_console",
-        "results": "evaluation_report print_summary write_results",
+        "results": "evaluation_report print_header print_summary write_results",
     },
 )

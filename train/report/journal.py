@@ -191,7 +191,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _one_line(evaluations: Mapping[str, Evaluation], epoch: float) -> str:
     params = evaluations["params"]
-    line = f"held out after epoch {epoch:.1f}: top-1 {params.top1:.2%}  top-5 {params.top5:.2%}  loss {params.loss:.3f}"
+    line = f"held out after epoch {epoch:.1f}: top-1 {params.top1:.2%}  "
+    if len(params.class_examples) > 5:  # otherwise top-5 is always 100 %
+        line += f"top-5 {params.top5:.2%}  "
+    line += f"loss {params.loss:.3f}"
     if "ema" in evaluations:
         line += f"  EMA top-1 {evaluations['ema'].top1:.2%}"
     return line

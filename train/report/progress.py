@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -157,7 +158,8 @@ def _is_done(metrics: Mapping[str, Any]) -> bool:  # Any, because jax.Array's an
 
 def create_console() -> Console:
     """The screen, on stderr; warnings of the program are printed above a progress bar."""
-    console = Console(stderr=True)
+    # A notebook's cell sets FORCE_COLOR, which rich takes for a terminal that can redraw a bar.
+    console = Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     return console

@@ -1,5 +1,6 @@
 """The results of a finished run: model folders, evaluation.json, confusion.png, and images to try the model on."""
 
+import math
 import shlex
 import shutil
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
 from poolformer_jax import save_pretrained
 from poolformer_jax.files import write_json
@@ -116,6 +118,28 @@ def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dic
     return {**finite_or_null(evaluation.summary()), "classes": classes}
 
 
+def print_header(config: TrainConfig, console: Console, parts: Assembly, source: Source, held_out: Source) -> None:
+    """Prints, on process 0, what is trained on which images and devices, and where the results go."""
+    if jax.process_index() > 0:
+        return
+    devices, sizes = parts.mesh.devices.flat, jax.tree.leaves(parts.abstract_state.params)
+    parameters = sum(math.prod(array.shape) for array in sizes)
+    size, batch_size = config.data.image_size, config.data.batch_size
+    epochs = _count(config.optimizer.total_epochs, "epoch")
+    steps = _count(config.total_steps(len(source)), "step")
+    lines = (
+        f"Devices   {len(devices)} x {devices[0].device_kind}, {config.dtype}",
+        f"Images    {len(source):,} to train on, {len(held_out):,} held out, {len(source.class_names):,} classes",
+        f"Network   {parameters:,} parameters, images of {size} x {size} pixels",
+        f"Run       {config.run_dir}, {epochs}, {steps} of {batch_size:,} images",
+    )
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def print_summary(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> None:
     """Prints, on process 0, the accuracy, where the files are, and a command that classifies an image.
 
@@ -134,6 +158,8 @@ def print_summary(config: TrainConfig, step: int, evaluations: dict[str, Evaluat
     if "ema" in evaluations:
         print(f"Running mean of the weights: {evaluations['ema'].top1:.2%}  ({run_dir / _FOLDERS['ema']})")
     print(f"Model     {run_dir / _FOLDERS['params']}\nCurves    {run_dir / 'curves.png'}")
+    if (run_dir / "confusion.png").exists():
+        print(f"Confusion {run_dir / 'confusion.png'}")
     if images := sorted((run_dir / "examples").glob("*.png")):
         image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
         print("\nNext, classify an image:")
