@@ -135,6 +135,11 @@ def pipeline(
         local_files_only: use the cache without asking the Hub.
         token: for private models on the Hub.
 
+    Returns:
+        A pipeline, called as `pipe(images, top_k=..., function_to_apply=...)`. It gives a list of
+        `{"label": ..., "score": ...}` for one image, highest score first; a list of these lists for a list of images;
+        an iterator over them for any other iterable.
+
     Raises:
         ValueError: for another task, or if the network has no head or its preprocessing is unknown or does not fit.
     """

@@ -129,8 +129,9 @@ class ImageEmbedder:
             images: anything that `PoolFormerImageProcessor.preprocess` takes.
 
         Returns:
-            An `Embedding` for one image. For several, a list of them in the same order; an image that cannot be read
-            has an ImageError instead.
+            For one image an `Embedding`, a tuple of `features`, float32 [channels of the last stage], and
+            `feature_maps`, one float32 [height, width, channels] per stage or none.
+            For several, a list of them in the same order; an image that cannot be read has an ImageError instead.
 
         Raises:
             ImageError: if a single image cannot be read.
