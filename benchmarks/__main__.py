@@ -27,15 +27,15 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "cpu-inference": Benchmark("cpu_inference", "inference on a CPU beside PyTorch, ONNX Runtime, OpenVINO"),
-    "cpu-training": Benchmark("cpu_training", "training steps on a CPU beside PyTorch"),
-    "gpu": Benchmark("gpu", "inference and training on a GPU beside PyTorch", "bench,cuda12"),
+    "cpu-inference": Benchmark("cpu_inference", "CPU inference compared with PyTorch, ONNX Runtime, OpenVINO"),
+    "cpu-training": Benchmark("cpu_training", "CPU training steps compared with PyTorch"),
+    "gpu": Benchmark("gpu", "GPU inference and training compared with PyTorch", "bench,cuda12"),
     "gpu-compiler": Benchmark(
         "gpu_compiler", "kernels and bytes of the program for a GPU; needs no GPU", "train,cuda12"
     ),
     "tpu": Benchmark("tpu", "cycles and memory of the program for a TPU; needs no TPU", "train,tpu"),
     "convert": Benchmark("convert", "time and memory of converting weights", "convert"),
-    "input-pipeline": Benchmark("input_pipeline", "images per core-second beside tf.data and PyTorch"),
+    "input-pipeline": Benchmark("input_pipeline", "images per core-second compared with tf.data and PyTorch"),
 }
 
 
@@ -71,7 +71,7 @@ def _parse(arguments: list[str]) -> tuple[str, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         usage="python -m benchmarks NAME [options]",
-        description="Measures this package beside other libraries; prints a table and writes JSON.",
+        description="Compares this package with other libraries; prints a table and writes JSON.",
         epilog=f"benchmarks:\n{names}\n\nexample:\n  python -m benchmarks cpu-inference --variants s12 --batches 1\n\n"
         "Options of one benchmark: python -m benchmarks tpu --help\n"
         "Install: pip install -e '.[bench]'",

@@ -1,4 +1,4 @@
-"""Inference on the CPU beside PyTorch, ONNX Runtime and OpenVINO: same weights, same pixels, all cores, float32.
+"""Inference on the CPU compared with PyTorch, ONNX Runtime and OpenVINO: same weights, same pixels, all cores, float32.
 
 ours: the folded network that ImageClassifier compiles, from normalised pixels to logits. If the number of cores divides
 the batch, one CPU device per core computes a part of it; otherwise one device computes it with all cores. This

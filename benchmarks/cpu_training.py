@@ -1,4 +1,4 @@
-"""A training step on the CPU beside PyTorch: forward, backward and AdamW's update, all cores, float32.
+"""A training step on the CPU compared with PyTorch: forward, backward and AdamW's update, all cores, float32.
 
 ours: the step that `python -m train` compiles, without augmentation, drop path and learning-rate schedule. PyTorch:
 transformers' PoolFormer with the fused AdamW, eager and torch.compile, with and without channels_last. Weights, images,

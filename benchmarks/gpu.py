@@ -1,4 +1,4 @@
-"""Inference and training on one NVIDIA GPU beside transformers and timm: bfloat16, batch 256, s12 and m36.
+"""Inference and training on one NVIDIA GPU compared with transformers and timm: bfloat16, batch 256, s12 and m36.
 
 This benchmark has not run on a GPU yet; no figure in this repository comes from it.
 

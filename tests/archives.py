@@ -69,5 +69,5 @@ def one_tensor(path, shape=(2, 3), strides=(3, 1), offset=0, count=6, stored=6):
 
 
 def checkpoint(path, content, protocol=2):
-    """An archive with any picklable object. NumPy arrays stand for tensors; both are read alike."""
+    """An archive with any picklable object. NumPy arrays replace tensors; both are read in the same way."""
     return zip_archive(path, pickle.dumps(content, protocol), {})

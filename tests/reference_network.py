@@ -1,8 +1,7 @@
-"""PoolFormer once more, in forty plain lines over sail's names, with every known mistake as a switch.
+"""A second PoolFormer, in forty lines over sail's names, with every known mistake as a switch.
 
 Only tests use it: without a mistake it agrees with the golden arrays, and each mistake moves the logits further than
-the parity tests allow. So the golden arrays would catch the mistake in any implementation, whatever its inside looks
-like.
+the parity tests allow. So the golden arrays would catch these mistakes in any implementation.
 """
 
 from collections.abc import Mapping

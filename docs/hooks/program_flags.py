@@ -53,7 +53,7 @@ def programs() -> Iterator[Program]:
     )
     yield Program(
         "benchmarks",
-        "Measure this package beside its peers. Runs from a checkout installed with `pip install -e '.[bench]'`.",
+        "Compare this package with other libraries. Runs from a checkout installed with `pip install -e '.[bench]'`.",
         benchmarks.__main__.main,
         [[], *([name] for name in benchmarks.__main__.BENCHMARKS)],
     )

@@ -15,7 +15,7 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, f
 from poolformer_jax.network.variants import VARIANTS
 from poolformer_jax.weights import load_pretrained, open_model, open_weights, save_pretrained
 
-# The peers' own warnings are not ours to mend.
+# This package cannot fix the warnings of the other libraries.
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("optimised")]
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 TOLERANCE = 1e-4  # of the largest value, in float32: sums in another order

@@ -191,7 +191,7 @@ def test_a_skipped_last_step_does_not_fail_the_run(tmp_path, monkeypatch):
 
 
 def test_a_run_whose_weights_diverged_before_its_last_steps_fails(tmp_path):
-    # The second step's learning rate throws the weights out of float32's range; 20 in a row may be skipped.
+    # The second step's learning rate overflows the weights; 20 in a row may be skipped.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3)
     with pytest.raises(loop.DivergedError, match="The loss on the held-out images is not finite"):
         run(config)

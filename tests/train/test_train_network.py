@@ -70,7 +70,7 @@ PUBLISHED = PoolFormerImageProcessor()
 
 @pytest.fixture(scope="module")
 def bringing(tmp_path_factory):
-    """Writes the weights into a folder with a preprocessing beside them; gives their place."""
+    """Writes the weights and a preprocessing into a folder; returns the model config that names it."""
     model, variables = load_pretrained(WEIGHTS.source)
 
     def write(**changes):

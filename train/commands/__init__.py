@@ -1,4 +1,4 @@
-"""The commands beside training: evaluate, doctor, throughput."""
+"""The commands other than training: evaluate, doctor, throughput."""
 
 from typing import TYPE_CHECKING
 

@@ -69,7 +69,7 @@ class Checkpoints:
             max_to_keep=keep,
             keep_period=keep_every,
             # Not in a bucket, where Orbax takes every folder without its marker for a temporary one: it would delete
-            # the folder `damaged`, and anything else beside the states.
+            # the folder `damaged`, and everything else next to the states.
             cleanup_tmp_directories=not ocp.path.step.is_path_temporary(self._folder),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)

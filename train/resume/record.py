@@ -1,4 +1,4 @@
-"""The record beside the arrays of a checkpoint: which run it belongs to, and fingerprints of its arrays.
+"""The record that a checkpoint holds with its arrays: which run it belongs to, and fingerprints of its arrays.
 
 Orbax does not notice files that change on the disk after it wrote them. The fingerprints do. They are computed on the
 devices, when a state is saved and when it is restored. The shapes in the record tell a state of another network from a
