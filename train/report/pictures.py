@@ -36,6 +36,8 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
+    from matplotlib.ticker import PercentFormatter
+
     train = [line for line in lines if line["kind"] == "train"]
     figure = _figure(12, 3.6)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -53,7 +55,7 @@ def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))  # as many decimals as the ticks need to differ
     for axes in (loss, accuracy):
         if axes.has_data():
             axes.legend()
@@ -63,6 +65,7 @@ def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
 def _curve(axes: Any, lines: Sequence[dict[str, Any]], name: str, label: str | None, color: str, **style: Any) -> None:
     if lines:
         values = [line[name] for line in lines]
+        style.setdefault("marker", "o" if len(lines) == 1 else None)  # a line of one point is invisible
         axes.plot([line["epoch"] for line in lines], values, label=label, color=color, markersize=4, **style)
 
 
@@ -75,15 +78,23 @@ def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
 def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Sequence[str]) -> Any:
     # Bytes of a name that are not UTF-8 have no glyph. Without parse_math=False a dollar sign starts a formula.
     names = [name.encode(errors="backslashreplace").decode() for name in class_names]
+    fonts, order = _fonts_for("".join(names)), ""
+    if fonts is None:
+        names, fonts, order = (
+            [str(number) for number in range(len(names))],
+            [],
+            " (number: its order in evaluation.json)",
+        )
+    text = {"parse_math": False, **({"family": fonts} if fonts else {})}
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.5 + 0.38 * len(names)
     figure = _figure(side + 1, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, parse_math=False)
-    axes.set_yticks(ticks, names, parse_math=False)
-    axes.set_xlabel("most probable class")
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, **text)
+    axes.set_yticks(ticks, names, **text)
+    axes.set_xlabel(f"most probable class{order}")
     axes.set_ylabel("right class")
     axes.set_title(f"{evaluation.top1:.2%} of {evaluation.examples:,} images right")
     if len(names) <= 20:
@@ -92,3 +103,21 @@ def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Se
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8, format=lambda value, _: f"{value:.0%}")
     return figure
+
+
+def _fonts_for(text: str) -> list[str] | None:
+    """Families that have every character of the text: none for the default font; None if no installed font has all."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    default = FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    if not (missing := {ord(character) for character in text if character.isprintable()} - default.keys()):
+        return []
+    # Most fonts for Chinese, Japanese and Korean have CJK in their name, so try them first.
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: ("CJK" not in font.name, font.name)):
+        try:
+            if missing <= FT2Font(font.fname).get_charmap().keys():
+                return ["DejaVu Sans", font.name]
+        except (OSError, RuntimeError):  # removed since Matplotlib listed it, or damaged
+            continue
+    return None

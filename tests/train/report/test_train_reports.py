@@ -9,6 +9,7 @@ from PIL import Image
 from small_data import photographs, write_photographs
 from train.compute.evaluation import Evaluation
 from train.data import ArraySource, open_source
+from train.report import pictures
 from train.report.pictures import draw_confusion, draw_curves
 from train.report.results import evaluation_report, write_examples
 
@@ -81,3 +82,27 @@ def test_a_picture_that_cannot_be_drawn_is_logged_and_the_run_continues(tmp_path
     for message, name in zip(expected, ("confusion.png", "curves.png")):
         assert f"The picture {tmp_path / name} could not be drawn and is left out" in message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_names_that_no_installed_font_has_become_numbers(tmp_path, caplog, monkeypatch, installed):
+    from matplotlib import font_manager
+
+    if not installed:
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    elif pictures._fonts_for("犬") is None:
+        pytest.skip("needs a font for Chinese")
+    figure = pictures._paint_confusion(EVALUATION.confusion, EVALUATION, ("cat", "犬"))
+    figure.savefig(tmp_path / "confusion.png")  # a missing glyph is a warning, which fails the test
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == (["cat", "犬"] if installed else ["0", "1"])
+    assert ("evaluation.json" in figure.axes[0].get_xlabel()) != installed
+
+
+def test_the_curves_of_one_interval_show_its_point_and_different_ticks():
+    line = {"epoch": 1.0, "loss": 1.0, "accuracy": 0.5, "learning_rate": 1e-3, "top1": 0.495}
+    figure = pictures._paint_curves([{"kind": "train", **line}, {"kind": "evaluation", **line}])
+    assert all(curve.get_marker() == "o" for axes in figure.axes for curve in axes.lines)
+    figure.draw_without_rendering()
+    ticks = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert len(set(ticks)) == len(ticks)
