@@ -46,7 +46,6 @@ def _parser() -> argparse.ArgumentParser:
         description="PoolFormer in JAX: classify and embed images, inspect a network, export it.",
         epilog="Help for one command: python -m poolformer_jax predict --help",
     )
-    parser.add_argument("--version", action="version", version=f"poolformer_jax {__version__}")
     parser.add_argument("--version", action="version", version=f"poolformer-jax {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:

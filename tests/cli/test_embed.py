@@ -98,4 +98,4 @@ def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"poolformer_jax {__version__}\n"
+    assert capsys.readouterr().out == f"poolformer-jax {__version__}\n"
