@@ -39,7 +39,12 @@ def optimised():
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory) -> Path:
-    """The folder of a run of 20 steps from start to end, to compare with or to copy."""
+    """The folder of a run of 20 steps on eight devices, to compare with or to copy."""
+    import training
+    from train.command_line import main
+
     run_dir = tmp_path_factory.mktemp("uninterrupted")
-    programs.run([*programs.TINY, "--run-dir", str(run_dir)])
+    with pytest.MonkeyPatch.context() as patch:
+        training.share_programs(patch)
+        assert main([*programs.TINY, "--run-dir", str(run_dir), "--distributed.mode", "off"]) == 0
     return run_dir

@@ -33,6 +33,16 @@ NETWORK = FreshNetwork(
     layer_scale_init_value=0.1,
     drop_path_rate=0.2,
 )
+ONE_STAGE = dataclasses.replace(
+    NETWORK,
+    depths=(1,),
+    hidden_sizes=(8,),
+    patch_sizes=(7,),
+    strides=(4,),
+    padding=(2,),
+    token_mixers=("pooling",),
+    position_embeddings=(False,),
+)
 DATA = DataConfig(
     source="synthetic",
     image_size=16,

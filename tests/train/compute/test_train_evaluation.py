@@ -103,7 +103,7 @@ def test_an_empty_split_is_refused(params):
         evaluate(parts.evaluation_step, {"params": params}, [], parts.mesh)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_pass_of_repeated_batches_is_the_whole_split_bit_for_bit(split, workers):
     config = dataclasses.replace(tiny().data, workers=workers)
     steps = evaluation_steps(config, split)

@@ -5,12 +5,12 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from small_networks import random_variables
 from train.compute.optimizer import decay_mask, layer_scales, make_optimizer, make_schedule
 from train.compute.state import new_state
 from train.compute.step import make_train_step
@@ -32,8 +32,7 @@ NETWORK = PoolFormerConfig(
 
 @pytest.fixture(scope="module")
 def params():
-    model = PoolFormerForImageClassification(NETWORK)
-    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    return random_variables(NETWORK)[1]["params"]
 
 
 def named(tree):

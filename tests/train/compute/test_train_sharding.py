@@ -1,5 +1,7 @@
 """A run computes the same on any mesh of devices."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from train.compute.sharding import check_batch, make_mesh, state_shardings
 from train.config import MeshConfig
-from training import open_and_assemble, sharded, tiny, train
+from training import ONE_STAGE, open_and_assemble, sharded, tiny, train
 
 STEPS = 4
 # One mesh by default; CI tries the others too.
@@ -47,18 +49,20 @@ def test_any_mesh_gives_the_losses_of_one_device_in_float32(mesh, float32_losses
 def test_a_batch_in_parts_gives_the_losses_of_the_whole():
     # Without drop path, because each part draws other random numbers.
     with jax.enable_x64(True):
-        plain = tiny(mesh=sharded(2, 1), dtype="float64", model__drop_path_rate=0.0)
-        in_parts = tiny(mesh=sharded(2, 1), dtype="float64", model__drop_path_rate=0.0, optimizer__accumulate=4)
+        plain = tiny(mesh=sharded(2, 1), dtype="float64", model=dataclasses.replace(ONE_STAGE, drop_path_rate=0.0))
+        in_parts = dataclasses.replace(plain, optimizer=dataclasses.replace(plain.optimizer, accumulate=4))
         two = jax.devices()[:2]
         np.testing.assert_allclose(losses(in_parts, two), losses(plain, two), rtol=1e-12)
 
 
+@pytest.mark.slow  # test_model.py compares the network's loss and gradient
 def test_rematerialised_stages_give_the_same_losses(float64_losses_of_one_device):
     with jax.enable_x64(True):
         found = losses(tiny(mesh=sharded(1, 1), dtype="float64", remat=True), jax.devices()[:1])
     np.testing.assert_allclose(found, float64_losses_of_one_device, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close_and_keeps_float32_weights(float32_losses_of_one_device):
     state, rows = train(tiny(mesh=sharded(1, 1), dtype="bfloat16"), STEPS, jax.devices()[:1])
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}

@@ -15,7 +15,7 @@ import programs
 from train import loop
 from train.command_line import main
 from train.data import open_source
-from training import disk, lines, saved, train_losses
+from training import disk, lines, saved, share_programs, train_losses
 
 # 124 steps, which a dozen kills do not get through.
 LONG = (*programs.TINY, "--optimizer.epochs", "30")
@@ -49,30 +49,43 @@ def kill_at_random_moments(run_dir: Path, kills: int, seed: int, program: Sequen
     programs.run(arguments)
 
 
-def test_killed_while_a_state_is_written_it_resumes_from_the_one_before(tmp_path, uninterrupted):
+@pytest.fixture
+def resume(monkeypatch, capsys):
+    """Resumes a run on the eight devices of this process; what it prints."""
+
+    def resume(arguments: Sequence[str]) -> str:
+        assert main([*arguments, "--distributed.mode", "off"]) == 0
+        return "".join(capsys.readouterr())
+
+    monkeypatch.setenv("COLUMNS", "120")
+    share_programs(monkeypatch)
+    return resume
+
+
+def test_killed_while_a_state_is_written_it_resumes_from_the_one_before(tmp_path, uninterrupted, resume):
     run_dir = tmp_path / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir)]
 
     def is_writing_the_second_state() -> bool:
         return bool(saved(run_dir)) and any((run_dir / "checkpoints").glob("*tmp*"))
 
-    assert programs.kill_when(is_writing_the_second_state, arguments, signal.SIGKILL) == -signal.SIGKILL
+    assert programs.kill_when(is_writing_the_second_state, arguments, signal.SIGKILL, devices=8) == -signal.SIGKILL
     assert any((run_dir / "checkpoints").glob("*tmp*")), "the moment was missed"
     step = saved(run_dir)[-1]
-    assert f"Resuming from step {step}" in programs.run(arguments)
+    assert f"Resuming from step {step}" in resume(arguments)
     assert not any((run_dir / "checkpoints").glob("*tmp*"))
     assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
-def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
+def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted, resume):
     run_dir = tmp_path / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--save-every", "1000"]
-    process = programs.start(arguments)
+    process = programs.start(arguments, devices=8)
     programs.wait_until(lambda: lines(run_dir) >= 3, process)
     process.send_signal(signal.SIGTERM)
     assert "its state is saved" in programs.finish(process, code=0)
     (step,) = saved(run_dir)
-    assert f"Resuming from step {step}" in programs.run(arguments)
+    assert f"Resuming from step {step}" in resume(arguments)
     assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
@@ -173,14 +186,14 @@ def small_disk(tmp_path):
 def test_a_full_disk_stops_the_run_which_resumes_when_there_is_space(small_disk, uninterrupted):
     run_dir = small_disk / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--keep-checkpoints", "100"]
-    output = programs.run(arguments, code=1)
+    output = programs.run(arguments, code=1, devices=8)
     # Orbax logs the errors of its writes too, before the message.
     message = output[output.rindex("error: ") :]
     assert "No space left on device" in message
     assert "Traceback" not in message
     step = saved(run_dir)[-1]
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
-    assert f"Resuming from step {step}" in programs.run(arguments)
+    assert f"Resuming from step {step}" in programs.run(arguments, devices=8)
     assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
