@@ -87,6 +87,17 @@ def show_verification(console: Console, result: "Verification") -> None:
     console.print(f"Read back: {same} of {result.arrays} arrays are the source's, bit for bit.")
     for name in result.different[:20]:
         console.print(f"  differs: {name}")
+    if result.head_order_difference is not None:
+        console.print(
+            "The layout's model pools and normalises in another order: its logits differ from the source's by "
+            f"{result.head_order_difference:.1e} of the largest value."
+        )
+    if result.not_verified:
+        console.print(
+            f"Not verified: {result.not_verified}. No array shows it, so nothing in the file can contradict it. "
+            "Confirm it with --variant.",
+            markup=False,
+        )
     if result.not_compared:
         console.print(f"Not compared with PyTorch: {result.not_compared}.")
         return

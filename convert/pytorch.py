@@ -15,7 +15,7 @@ def reason_not_to_compare(source: OpenedModel) -> str | None:
     if missing:
         return f"{' and '.join(missing)} not installed"
     config = source.config
-    if set(config.token_mixers) != {"pooling"} or config.norm != "group_norm" or any(config.position_embeddings):
+    if not set(config.token_mixers) <= {"pooling", "identity"} or any(config.position_embeddings):
         return "transformers has no model with these token mixers"
     return None
 
@@ -49,13 +49,12 @@ def _model(source: OpenedModel) -> Any:
     import torch
     import transformers
 
-    fields = (
-        "num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding hidden_act use_layer_scale "
-        "num_labels"
-    )
-    data = source.config.to_dict()
-    config = transformers.PoolFormerConfig(**{name: data[name] for name in fields.split()})
-    model = transformers.PoolFormerForImageClassification(config).eval()
+    model = transformers.PoolFormerForImageClassification(_config(source)).eval()
+    if source.config.norm == "layer_norm":
+        _replace_norms(model)
+    for stage, mixer in zip(model.poolformer.encoder.block, source.config.token_mixers, strict=True):
+        for block in stage if mixer == "identity" else ():
+            block.pooling = torch.nn.Identity()
     state_dict = {}
     for one in map_arrays(source, "hf"):
         array = np.asarray(source.weights.tensors[one.given_name]).astype(np.float32)
@@ -64,3 +63,38 @@ def _model(source: OpenedModel) -> Any:
         state_dict[one.target.name] = torch.from_numpy(np.ascontiguousarray(array))
     model.load_state_dict(state_dict, strict=True)
     return model
+
+
+def _config(source: OpenedModel) -> Any:
+    """transformers' own reading of its config.json, so that a wrong reading of ours shows; else of our config."""
+    import transformers
+
+    if source.files.config is not None and source.plan.layout == "hf":
+        config = transformers.PoolFormerConfig.from_json_file(str(source.files.config))
+        config.num_labels = source.config.num_labels  # a config.json may leave it out
+        return config
+    fields = (
+        "num_channels depths hidden_sizes mlp_ratio pool_size patch_sizes strides padding hidden_act use_layer_scale "
+        "num_labels"
+    )
+    data = source.config.to_dict()
+    return transformers.PoolFormerConfig(**{name: data[name] for name in fields.split()})
+
+
+def _replace_norms(model: Any) -> None:
+    """Gives the blocks, and the end, the LayerNorm over channels of the authors' ablation (`LayerNormChannel`)."""
+    import torch
+
+    class LayerNormChannel(torch.nn.Module):  # type: ignore[misc]  # torch is optional
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.weight, self.bias = (torch.nn.Parameter(torch.empty(channels)) for _ in range(2))
+
+        def forward(self, x: Any) -> Any:
+            mean, variance = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+            return (x - mean) / (variance + 1e-5).sqrt() * self.weight[:, None, None] + self.bias[:, None, None]
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.GroupNorm):
+                setattr(module, name, LayerNormChannel(child.num_channels))

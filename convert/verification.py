@@ -23,6 +23,9 @@ class Verification:
         different: names of the arrays that differ in some bit.
         differences: largest difference from PyTorch for each stage and the logits, relative to the largest value.
         not_compared: why the outputs were not compared with PyTorch's; None if they were.
+        not_verified: what no array shows, so that PyTorch computed the same assumption; None if nothing was assumed.
+        head_order_difference: largest difference of the folder's logits from the source's, relative to the largest, if
+            the layout's model pools and normalises in another order; None if it does not.
         tolerance: the largest difference of equal outputs.
     """
 
@@ -30,6 +33,8 @@ class Verification:
     different: tuple[str, ...]
     differences: dict[str, float]
     not_compared: str | None
+    not_verified: str | None = None
+    head_order_difference: float | None = None
     tolerance: float = TOLERANCE
 
     @property
@@ -48,7 +53,14 @@ def verify(source: OpenedModel, destination: Path, mappings: list[ArrayMapping])
     written = open_model(destination)
     different = _different_arrays(source, written, mappings)
     reason = pytorch.reason_not_to_compare(source)
-    return Verification(len(mappings), different, {} if reason else _differences(source, written), reason)
+    return Verification(
+        len(mappings),
+        different,
+        {} if reason else _differences(source, written),
+        reason,
+        source.assumed,
+        _head_order_difference(source, written),
+    )
 
 
 def _different_arrays(source: OpenedModel, written: OpenedModel, mappings: list[ArrayMapping]) -> tuple[str, ...]:
@@ -65,13 +77,29 @@ def _different_arrays(source: OpenedModel, written: OpenedModel, mappings: list[
 
 def _differences(source: OpenedModel, written: OpenedModel) -> dict[str, float]:
     model, variables = build_model(written)
-    side = source.config.image_size or max(64, 2 * source.config.smallest_side)
-    shape = (2, side, side, source.config.num_channels)
-    pixel_values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    pixel_values = _pixel_values(source)
     theirs = pytorch.outputs(source, pixel_values, model.config.head_order)
     output = jax.jit(model.apply)(variables, pixel_values)
     ours = {f"stage {index}": stage for index, stage in enumerate(output.hidden_states)} | {"logits": output.logits}
     return {name: relative_difference(np.asarray(ours[name]), theirs[name]) for name in theirs}
+
+
+def _head_order_difference(source: OpenedModel, written: OpenedModel) -> float | None:
+    """How far the logits of the folder's model are from those of the source's, whose head has another order."""
+    if written.config.head_order == source.config.head_order:
+        return None
+    pixel_values = _pixel_values(source)
+    logits = []
+    for opened in (written, source):
+        model, variables = build_model(opened)
+        logits.append(np.asarray(jax.jit(model.apply)(variables, pixel_values).logits))
+    return relative_difference(*logits)
+
+
+def _pixel_values(source: OpenedModel) -> np.ndarray:
+    side = source.config.image_size or max(64, 2 * source.config.smallest_side)
+    shape = (2, side, side, source.config.num_channels)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:

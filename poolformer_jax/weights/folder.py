@@ -111,7 +111,7 @@ def _warn_of_head_order(config: PoolFormerConfig, layout: str) -> None:
     if there is not None and there != config.head_order:
         warnings.warn(
             f"This network has head_order={config.head_order!r}, and the model of {layout} computes {there!r}: its "
-            "logits will differ a little, with the same weights.",
+            "logits will differ, with the same weights. python -m convert --verify computes by how much.",
             stacklevel=4,
         )
 

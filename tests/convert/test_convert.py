@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import archives
 from convert.command_line import main
 from convert.conversion import convert
 from convert.verification import relative_difference, verify
@@ -22,6 +23,7 @@ from poolformer_jax.weights import load_pretrained, open_model, open_weights
 from saved_models import CONFIG, save
 
 FIXTURES = TESTS / "fixtures"
+SAIL = FIXTURES / "sail_checkpoint_legacy.pth.tar"
 
 
 @pytest.fixture(autouse=True)
@@ -312,3 +314,35 @@ def test_our_layout_converts_to_hf_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(array, parameter(name, array.shape), strict=True)
     shutil.rmtree(tmp_path / "ours")
     assert load_pretrained(tmp_path / "theirs")[0].config.id2label == {0: "cat", 1: "dog", 2: "axolotl"}
+
+
+def test_verification_says_what_no_array_shows(tmp_path, capsys):
+    arrays = {name: np.asarray(tensor) for name, tensor in open_weights(SAIL).tensors.items()}
+    path = archives.checkpoint(tmp_path / "best.pth", arrays)
+    assert run(path, tmp_path / "model", "--verify") == 0
+    said = capsys.readouterr()
+    assert "Not verified: norm='group_norm' and token_mixers=" in said.out and "--variant s12" in said.err
+    assert report_of(tmp_path / "model")["verification"]["not_verified"].startswith("norm='group_norm'")
+    named = archives.checkpoint(tmp_path / "poolformer_ln_s12.pth.tar", arrays)
+    assert run(named, tmp_path / "named", "--verify") == 0
+    assert "Not verified" not in capsys.readouterr().out
+    assert load_pretrained(tmp_path / "named")[0].config.norm == "layer_norm"
+
+
+def test_verification_measures_what_another_order_of_the_head_changes(tmp_path, capsys):
+    assert run(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "model", "--to", "sail", "--verify") == 0
+    difference = report_of(tmp_path / "model")["verification"]["head_order_difference"]
+    model, variables = load_pretrained(tmp_path / "model")
+    pixel_values = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    original, _ = load_pretrained(FIXTURES / "timm_checkpoint.pth.tar")
+    ours, theirs = (np.asarray(one.apply(variables, pixel_values).logits) for one in (model, original))
+    assert difference == pytest.approx(np.abs(ours - theirs).max() / np.abs(theirs).max(), rel=1e-3)
+    assert f"{difference:.1e} of the largest value" in " ".join(capsys.readouterr().out.split())
+
+
+def test_names_to_leave_out_are_patterns(tmp_path, capsys):
+    arrays = {name: np.asarray(tensor) for name, tensor in open_weights(SAIL).tensors.items()}
+    path = archives.checkpoint(tmp_path / "poolformer_s12.pth", {**arrays, "metric.total": arrays["head.bias"]})
+    assert run(path, tmp_path / "model") == 1
+    assert "--ignore 'metric.*'" in capsys.readouterr().err
+    assert run(path, tmp_path / "model", "--ignore", "metric.*", "--ignore", "other") == 0
