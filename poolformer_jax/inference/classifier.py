@@ -17,7 +17,7 @@ from PIL import Image
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import CompiledClassifier
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, preprocessing_problems
+from poolformer_jax.inference.streaming import OPEN_OPTIONS, ImageStream, check_at_least_one, preprocessing_problems
 from poolformer_jax.network import PoolFormerConfig, names_by_index
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
@@ -120,7 +120,7 @@ class ImageClassifier:
         """
         if compilation_cache_dir is not None:
             keep_compiled_programs(compilation_cache_dir)
-        opened = open_model(source, **{name: options.pop(name) for name in _OPEN_OPTIONS if name in options})
+        opened = open_model(source, **{name: options.pop(name) for name in OPEN_OPTIONS if name in options})
         model, variables = build_model(opened)
         return cls(model.config, variables, image_processor or opened.image_processor, **options)
 
@@ -189,9 +189,6 @@ def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # jax would keep using the folder of the first program
-
-
-_OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema", "config", "variant", "ignore")
 
 
 def _check(

@@ -19,7 +19,7 @@ from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcesso
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head, in_parts
 from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, preprocessing_problems
+from poolformer_jax.inference.streaming import OPEN_OPTIONS, ImageStream, check_at_least_one, preprocessing_problems
 from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights import build_model, open_model
@@ -88,11 +88,6 @@ class ImageEmbedder:
         source: str | os.PathLike[str],
         *,
         image_processor: PoolFormerImageProcessor | None = None,
-        use_ema: bool = False,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
         **options: Any,
     ) -> "ImageEmbedder":
         """The embedder with published or trained weights.
@@ -101,24 +96,13 @@ class ImageEmbedder:
             source: a name on the Hub ("sail/poolformer_s12"), a model folder, or a weights file.
             image_processor: the preprocessing; by default the one saved with the weights, or else that of the
                 published variant of this architecture.
-            use_ema: take the moving average of the weights from a training checkpoint.
-            revision: branch, tag or commit on the Hub.
-            cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
-            local_files_only: use the cache without asking the Hub.
-            token: for private models on the Hub.
-            options: the constructor's (feature_maps, dtype, batch_size, ...).
+            options: the constructor's (feature_maps, dtype, batch_size, ...), and those of `load_pretrained` that say
+                which files and network to take (revision, cache_dir, use_ema, variant, ...).
 
         Raises:
             ValueError: if the preprocessing is unknown.
         """
-        opened = open_model(
-            source,
-            use_ema=use_ema,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-        )
+        opened = open_model(source, **{name: options.pop(name) for name in OPEN_OPTIONS if name in options})
         model, variables = build_model(opened)
         return cls(model.config, variables, image_processor or opened.image_processor, **options)
 

@@ -19,6 +19,9 @@ from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcesso
 from poolformer_jax.inference.program import BatchProgram
 from poolformer_jax.network import PoolFormerConfig
 
+# The options of `from_pretrained` that are passed to `open_model`.
+OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema", "config", "variant", "ignore")
+
 
 class ImageStream:
     """Reads images and computes a row of a program's output for each.
