@@ -55,7 +55,7 @@ class Repository:
         except ImportError:
             raise MissingDependencyError(
                 f"{name!r} is not a file or folder here, and the Hugging Face Hub needs huggingface_hub. Install it "
-                "with: pip install 'poolformer-jax[hub]'"
+                "with: pip install -e '.[hub]'"
             ) from None
         self.name, self.files = name, files
         self._cache: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
@@ -143,8 +143,7 @@ def push_to_hub(
         from huggingface_hub import HfApi
     except ImportError:
         raise MissingDependencyError(
-            "Uploading to the Hugging Face Hub needs huggingface_hub. Install it with: "
-            "pip install 'poolformer-jax[hub]'"
+            "Uploading to the Hugging Face Hub needs huggingface_hub. Install it with: pip install -e '.[hub]'"
         ) from None
     hub = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:

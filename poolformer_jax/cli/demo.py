@@ -8,7 +8,7 @@ NAME = "demo"
 HELP = "Serve a web page that shows the labels of a picture, with Grad-CAM."
 EXAMPLE = """  python -m poolformer_jax demo --weights runs/digits/model
 
-Needs: pip install 'poolformer-jax[demo]'. Ctrl-C ends it."""
+Needs: pip install -e '.[demo]'. Ctrl-C ends it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
         import gradio
     except ImportError as error:
         raise MissingDependencyError(
-            f"The demo page needs gradio ({error}). Install it with: pip install 'poolformer-jax[demo]'"
+            f"The demo page needs gradio ({error}). Install it with: pip install -e '.[demo]'"
         ) from error
 
     def look(path: str | None) -> tuple[dict[str, float] | None, UInt8[np.ndarray, "h w 3"] | None]:

@@ -30,7 +30,7 @@ The features are the pooled, normalised ones that the head takes. The ending
 of FILE chooses the format:
   .npz      images, features; with --feature-maps also stage_0, stage_1, ...
   .npy      features; NaN in the row of an image that could not be read
-  .parquet  image, features. Needs: pip install 'poolformer-jax[parquet]'
+  .parquet  image, features. Needs: pip install -e '.[parquet]'
 
 Exit code 0 if every image was read. An image that could not be read is
 reported and left out, and the exit code is 1. The features are kept in memory
@@ -94,9 +94,7 @@ def _check_output(arguments: argparse.Namespace) -> Path:
     if arguments.feature_maps and suffix != ".npz":
         raise InputError(f"--feature-maps: {suffix} holds only pooled features. Expected a file that ends in .npz.")
     if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise MissingDependencyError(
-            "Writing Parquet needs pyarrow. Install it with: pip install 'poolformer-jax[parquet]'"
-        )
+        raise MissingDependencyError("Writing Parquet needs pyarrow. Install it with: pip install -e '.[parquet]'")
     return output
 
 

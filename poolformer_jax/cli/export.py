@@ -24,7 +24,7 @@ The ending chooses the format. Load the first with
 onnxruntime.InferenceSession(FILE), the second with
 jax.export.deserialize(bytes); neither needs this package. Labels and
 preprocessing are in the ONNX metadata and in FILE.json beside the StableHLO.
-Needs: pip install 'poolformer-jax[export]'"""
+Needs: pip install -e '.[export]'"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -90,7 +90,7 @@ def export_model(
             run = partial(run_stablehlo, data)
     except ImportError as error:
         raise MissingDependencyError(
-            f"Exporting needs a package that is not installed ({error}). Install: pip install 'poolformer-jax[export]'"
+            f"Exporting needs a package that is not installed ({error}). Install: pip install -e '.[export]'"
         ) from error
     difference = difference_from_network(run, config, variables, size, dtype)
     with replace_atomically(path) as temporary:

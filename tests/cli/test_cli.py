@@ -261,7 +261,7 @@ def test_predict_list_and_summary_need_no_extra_and_the_others_name_theirs(folde
     assert done.returncode == 0, done.stderr
     for extra in ("demo", "export", "hub"):
         assert f"{extra}: 1" in done.stderr
-        assert f"poolformer-jax[{extra}]" in done.stderr
+        assert f"pip install -e '.[{extra}]'" in done.stderr
 
 
 def test_a_closed_pipe_is_not_an_error():

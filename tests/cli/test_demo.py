@@ -87,5 +87,5 @@ def test_a_dropped_picture_shows_its_labels_and_overlay(browser, address, classi
 
 def test_missing_gradio_is_reported_with_its_extra(classifier, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'poolformer-jax\[demo\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[demo\]'"):
         build_page(classifier, GradCam(CONFIG, VARIABLES, PROCESSOR), "title")

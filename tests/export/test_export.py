@@ -259,6 +259,6 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(tmp_path, mo
     monkeypatch.setitem(sys.modules, "onnx", None)
     _, variables = random_variables(TWO_STAGES)
     for ending, module in ((".onnx", "onnx"), (".stablehlo", "flatbuffers")):
-        with pytest.raises(ModuleNotFoundError, match=rf"(?s){module}.*pip install 'poolformer-jax\[export\]'"):
+        with pytest.raises(ModuleNotFoundError, match=rf"(?s){module}.*pip install -e '\.\[export\]'"):
             export_model(tmp_path / f"n{ending}", TWO_STAGES, variables, PROCESSOR, LABELS)
     assert not list(tmp_path.iterdir())

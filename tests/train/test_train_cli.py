@@ -135,7 +135,7 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path, capsys):
     [
         ("sklearn.datasets", ["digits"], "pip install -e '.[train]'"),
         ("tensorflow_datasets", ["smoke", "--data.source", "tfds:flowers"], "pip install -e '.[train]'"),
-        ("huggingface_hub", ["finetune", "--data.source", "synthetic"], "pip install 'poolformer-jax[hub]'"),
+        ("huggingface_hub", ["finetune", "--data.source", "synthetic"], "pip install -e '.[hub]'"),
         ("gcsfs", ["smoke", "--checkpoint-dir", "gs://bucket/run"], "'.[train,gcs]'"),
     ],
 )

@@ -94,5 +94,5 @@ def test_a_missing_model_is_reported_with_the_places_searched(tmp_path, monkeypa
         load_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'poolformer-jax\[hub\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[hub\]'"):
         load_pretrained("sail/poolformer_s12")
