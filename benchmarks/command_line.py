@@ -9,7 +9,7 @@ from pathlib import Path
 def make_parser(name: str, description: str | None, example: str) -> argparse.ArgumentParser:
     """A parser for the benchmark `name`, with an example command and the flag `--json`.
 
-    By default JSON goes to `runs/`, which git ignores, so that trying a benchmark leaves the committed figures alone.
+    By default JSON goes to `runs/`, which git ignores, so trying a benchmark does not change the committed figures.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {name}",

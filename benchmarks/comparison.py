@@ -2,7 +2,7 @@
 
 Each implementation runs in its own process, because the thread pools of two libraries in one process compete for the
 cores. Only one runs at a time; the others are stopped (SIGSTOP), so that none of their threads spins. The turns are
-short, so that a busy machine slows all implementations alike.
+short, so that a busy machine slows all implementations equally.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from train.compute.sharding import to_devices
 from train.compute.state import TrainState
 from train.config import DistributedConfig, FreshNetwork, MeshConfig, OptimizerConfig, TrainConfig
 from train.data import DataConfig, DeviceAugmentation, HostAugmentation, Source, open_source, train_batches
-from train.setup import Assembly, assemble
+from train.setup import RunParts, make_parts
 
 NETWORK = FreshNetwork(
     depths=(1, 1),
@@ -78,9 +78,9 @@ def sharded(data: int, fsdp: int) -> MeshConfig:
     return MeshConfig(data=data, fsdp=fsdp, fsdp_min_size=0)
 
 
-def open_and_assemble(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> tuple[Source, Assembly]:
+def open_and_make_parts(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> tuple[Source, RunParts]:
     source = open_source(config.data, "train")
-    return source, assemble(config, source.class_names, len(source), devices)
+    return source, make_parts(config, source.class_names, len(source), devices)
 
 
 def share_programs(patch: pytest.MonkeyPatch) -> None:
@@ -91,19 +91,19 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
         class_names: Sequence[str],
         examples: int,
         checkpoint_network: PoolFormerConfig | None = None,
-    ) -> Assembly:
+    ) -> RunParts:
         if setup.make_train_step is not _make_train_step:
-            return assemble(config, class_names, examples, checkpoint_network=checkpoint_network)
+            return make_parts(config, class_names, examples, checkpoint_network=checkpoint_network)
         if isinstance(config.model, FreshNetwork):
             checkpoint_network = None  # the same network
         usual = {field.name: field.default for field in dataclasses.fields(config) if field.name in _NOT_COMPILED}
         alike = dataclasses.replace(config, **usual, run_dir=Path("unused"), distributed=ALONE)
-        return _assemble_once(alike, tuple(class_names), examples, checkpoint_network=checkpoint_network)
+        return _make_parts_once(alike, tuple(class_names), examples, checkpoint_network=checkpoint_network)
 
-    patch.setattr(loop, "assemble", shared)
+    patch.setattr(loop, "make_parts", shared)
 
 
-_assemble_once = functools.cache(assemble)
+_make_parts_once = functools.cache(make_parts)
 _make_train_step = setup.make_train_step
 # Fields that the compiled programs do not depend on.
 _NOT_COMPILED = (
@@ -116,7 +116,7 @@ _NOT_COMPILED = (
 def first_state(config: TrainConfig) -> TrainState:
     """The state before step 0 as NumPy arrays: compiled once for all meshes, and never donated."""
     alone = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=1))
-    _, parts = open_and_assemble(alone, jax.devices()[:1])
+    _, parts = open_and_make_parts(alone, jax.devices()[:1])
     return jax.device_get(parts.init(parts.network.argument()))
 
 
@@ -124,7 +124,7 @@ def train(
     config: TrainConfig, steps: int, devices: Sequence[jax.Device] | None = None
 ) -> tuple[TrainState, list[dict[str, Any]]]:
     """The state after some steps from the start, and every step's metrics."""
-    source, parts = open_and_assemble(config, devices)
+    source, parts = open_and_make_parts(config, devices)
     alike = dataclasses.replace(config, mesh=sharded(1, 1), remat=False)
     state = jax.device_put(
         first_state(alike), jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state), may_alias=False

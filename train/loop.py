@@ -25,7 +25,7 @@ from train.data import (
 )
 from train.report import Journal, Profiler, Record, print_header, write_results
 from train.resume import open_run
-from train.setup import Assembly, assemble
+from train.setup import RunParts, make_parts
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         found = open_run(config, source, held_out)
         stop.check_interrupt()
         _report_data(config, source, console)
-        parts = assemble(config, source.class_names, len(source), checkpoint_network=found.network)
+        parts = make_parts(config, source.class_names, len(source), checkpoint_network=found.network)
         _warn_of_unused_kernels(parts)
         print_header(config, console, parts, source, held_out)
         stop.check_interrupt()
@@ -150,12 +150,12 @@ def _report_data(config: TrainConfig, source: Source, console: Console) -> None:
         )
 
 
-def _warn_of_unused_kernels(parts: Assembly) -> None:
+def _warn_of_unused_kernels(parts: RunParts) -> None:
     if parts.kernel_verification is not None and parts.kernel_verification.problem:
         _LOG.warning("%s", parts.kernel_verification.warning)
 
 
-def _evaluate(state: TrainState, parts: Assembly, batches: Batches, steps: int) -> dict[str, Evaluation]:
+def _evaluate(state: TrainState, parts: RunParts, batches: Batches, steps: int) -> dict[str, Evaluation]:
     """Evaluates the parameters, and their running mean if the run keeps one, on the whole split."""
     weights = {"params": state.params} if state.ema is None else {"params": state.params, "ema": state.ema}
     return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh)

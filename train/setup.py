@@ -38,7 +38,7 @@ from train.network import Network, make_network
 
 
 @dataclasses.dataclass(frozen=True)
-class Assembly:
+class RunParts:
     """The parts of a run.
 
     Attributes:
@@ -60,14 +60,14 @@ class Assembly:
     evaluation_step: EvaluationStep
 
 
-def assemble(
+def make_parts(
     config: TrainConfig,
     class_names: Sequence[str],
     examples: int,
     devices: Sequence[jax.Device] | None = None,
     fused: bool = True,
     checkpoint_network: PoolFormerConfig | None = None,
-) -> Assembly:
+) -> RunParts:
     """The parts of a run.
 
     Args:
@@ -102,7 +102,7 @@ def assemble(
     step = make_train_step(
         network.model, optimizer, schedule, augment, config.optimizer, config.seed, mesh, shardings.params
     )
-    return Assembly(
+    return RunParts(
         mesh=mesh,
         network=network,
         kernel_verification=verification,

@@ -133,7 +133,7 @@ def collectives(program: list[Instruction]) -> list[Instruction]:
 
 def collective_bytes(instruction: Instruction) -> int:
     """The bytes of a collective's result on one chip."""
-    # An asynchronous all-gather or permute returns (operand, result), an all-reduce its result alone.
+    # An asynchronous all-gather or permute returns (operand, result), an all-reduce only its result.
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         sizes = array_bytes(instruction.shape)
         return sum(sizes[len(sizes) // 2 :])

@@ -15,7 +15,7 @@ from poolformer_jax import PoolFormerConfig
 from poolformer_jax.inference import count_macs
 from train.config import MeshConfig, TrainConfig
 from train.recipes import RECIPES
-from train.setup import assemble
+from train.setup import make_parts
 
 CLASSES, EXAMPLES, SIZE = 1000, 1_281_167, 224
 
@@ -43,7 +43,7 @@ class Step:
 
 def lower_training(step: Step, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """The step of the training program: normalisation and augmentation on the device, gradient, AdamW."""
-    parts = assemble(_recipe(step, len(devices)), [str(n) for n in range(CLASSES)], EXAMPLES, devices, step.fused)
+    parts = make_parts(_recipe(step, len(devices)), [str(n) for n in range(CLASSES)], EXAMPLES, devices, step.fused)
     sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
     batch = step.images * len(devices)
     return parts.step.lower(

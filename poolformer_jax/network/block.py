@@ -39,10 +39,10 @@ class MetaFormerBlock(nn.Module):
             partial(DropPath(self.drop_path_rate, name=f"drop_path_{branch}"), train=train) for branch in (1, 2)
         )
         if moments is not None:
-            return _fused(config, self.kernels, params, x, moments, (drop_path_1, drop_path_2))
+            return _fused_block(config, self.kernels, params, x, moments, (drop_path_1, drop_path_2))
         dropout = nn.Dropout(config.dropout_rate, deterministic=not train, name="dropout")
         mixer = partial(TOKEN_MIXERS[config.token_mixers[self.stage]], config)
-        return _as_written(config, mixer, params, x, (drop_path_1, drop_path_2), dropout), None
+        return _plain_block(config, mixer, params, x, (drop_path_1, drop_path_2), dropout), None
 
 
 def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
@@ -64,7 +64,7 @@ def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, trai
     return [shape for stage, shape in enumerate(shapes) if can_fuse(config, stage, train)]
 
 
-def _as_written(
+def _plain_block(
     config: PoolFormerConfig,
     mixer: Callable[[Params, Array], Array],
     params: Params,
@@ -86,7 +86,7 @@ def _layer_scale(params: Params, branch: int, x: _Map) -> _Map:
     return x * over_channels(params[name]["scale"], x) if name in params else x
 
 
-def _fused(
+def _fused_block(
     config: PoolFormerConfig, kernels: Kernels | None, params: Params, x: _Map, moments: Moments, drop_paths: _DropPaths
 ) -> tuple[_Map, Moments]:
     wide = wide_type(x.dtype)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from poolformer_jax.network.block import MetaFormerBlock, can_fuse
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import drop_path_rates
-from poolformer_jax.network.fused import Kernels, convolve, convolve_plainly, moments_of
+from poolformer_jax.network.fused import Kernels, convolve, convolve_with_default_gradient, moments_of
 from poolformer_jax.network.heads import Labels, classify, mean_loss
 from poolformer_jax.network.inputs import Pixels, check_dtype, check_pixel_values
 from poolformer_jax.network.layers import Params, declare
@@ -107,7 +107,7 @@ def _patch_embedding(
 
     The padding is explicit, because JAX's "SAME" pads on other sides.
     """
-    convolution = convolve if fused else convolve_plainly
+    convolution = convolve if fused else convolve_with_default_gradient
     return convolution(x, **params["conv"], stride=config.strides[stage], padding=config.padding[stage])
 
 

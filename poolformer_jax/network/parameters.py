@@ -50,7 +50,7 @@ def all_parameters(config: PoolFormerConfig, *, classifier: bool = True) -> tupl
 
     Args:
         config: the network.
-        classifier: False for the backbone alone, without the final norm and the head.
+        classifier: False for only the backbone, without the final norm and the head.
     """
     groups = (backbone_rows(), head_rows())
     return tuple(found for rows in groups for found in parameters_of_rows(config, rows, classifier=classifier))
@@ -128,7 +128,7 @@ def leaves_by_path(
 
     Args:
         config: the network.
-        variables: of the classifier, or of the backbone alone.
+        variables: of the classifier, or of only the backbone.
         classifier: which of the two they must be; None for either. Only the classifier has a final norm.
 
     Raises:

@@ -27,7 +27,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks.compiled import tpu_program
-from train.setup import assemble
+from train.setup import make_parts
 from train.recipes import RECIPES
 from train.config import MeshConfig
 
@@ -42,7 +42,7 @@ data = dataclasses.replace(recipe.data, batch_size=128, image_size=32)
 mesh = MeshConfig(fsdp=int(sys.argv[1]))
 recipe = dataclasses.replace(recipe, model=model, data=data, dtype="bfloat16", mesh=mesh, kernels="on")
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-parts = assemble(recipe, [str(n) for n in range(10)], 1024, devices)
+parts = make_parts(recipe, [str(n) for n in range(10)], 1024, devices)
 sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
 size = recipe.data.image_size, recipe.data.image_size, recipe.data.num_channels
 batch = {

@@ -172,7 +172,7 @@ def test_out_of_memory_errors_say_what_needs_less(tmp_path, monkeypatch, capsys,
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(loop, "assemble", fail)
+    monkeypatch.setattr(loop, "make_parts", fail)
     assert main(["smoke", "--run-dir", str(tmp_path), "--distributed.mode", "off"]) == 1
     message = capsys.readouterr().err
     assert str(error) in message

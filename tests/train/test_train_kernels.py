@@ -10,7 +10,7 @@ from rich.console import Console
 from poolformer_jax import InputError, TpuKernels
 from poolformer_jax.network.fused.kernels import tpu_mlp, verification
 from train import loop, setup
-from training import open_and_assemble, sharded, tiny
+from training import open_and_make_parts, sharded, tiny
 
 CONFIG = tiny(dtype="bfloat16", mesh=sharded(2, 1))
 
@@ -24,8 +24,8 @@ def devices_have_kernels(monkeypatch):
     jax.clear_caches()
 
 
-def assemble(**changes):
-    return open_and_assemble(dataclasses.replace(CONFIG, **changes), jax.devices()[:2])[1]
+def make_parts(**changes):
+    return open_and_make_parts(dataclasses.replace(CONFIG, **changes), jax.devices()[:2])[1]
 
 
 def halve_branch(monkeypatch):
@@ -64,7 +64,7 @@ FAILURES = pytest.mark.parametrize(
 
 
 def test_a_run_trains_with_kernels_that_agree_with_xla():
-    parts = assemble()
+    parts = make_parts()
     assert parts.network.model.kernels == TpuKernels(parts.mesh, ("data", "fsdp"), interpret=True)
     assert parts.kernel_verification.problem is None
 
@@ -72,27 +72,27 @@ def test_a_run_trains_with_kernels_that_agree_with_xla():
 @FAILURES
 def test_a_run_trains_by_xla_if_a_kernel_fails_its_check(fail, problem, monkeypatch):
     fail(monkeypatch)
-    parts = assemble()
+    parts = make_parts()
     assert parts.network.model.kernels is None
     assert problem in parts.kernel_verification.problem
 
 
 def test_all_processes_train_by_xla_if_the_check_fails_on_one(monkeypatch):
     monkeypatch.setattr(setup, "processes_where", lambda here: [3])
-    parts = assemble()
+    parts = make_parts()
     assert parts.network.model.kernels is None
     assert "[3]" in parts.kernel_verification.problem
 
 
 def test_on_trains_with_kernels_unchecked_and_off_by_xla(monkeypatch):
     halve_branch(monkeypatch)
-    assert assemble(kernels="on").network.model.kernels is not None
-    assert assemble(kernels="off").network.model.kernels is None
+    assert make_parts(kernels="on").network.model.kernels is not None
+    assert make_parts(kernels="off").network.model.kernels is None
 
 
 def test_on_is_refused_in_float32():
     with pytest.raises(InputError, match="kernels='on', but there are none for float32"):
-        assemble(kernels="on", dtype="float32")
+        make_parts(kernels="on", dtype="float32")
 
 
 @pytest.mark.slow  # compiles a training step

@@ -125,7 +125,7 @@ def test_a_split_smaller_than_a_batch_and_files_that_are_passed_over_are_reporte
 
     class_folders(tmp_path / "photos", images=4)
     (tmp_path / "photos" / "ant" / "notes.txt").touch()
-    monkeypatch.setattr(loop, "assemble", stop)
+    monkeypatch.setattr(loop, "make_parts", stop)
     screen = io.StringIO()
     with pytest.raises(InterruptedError):
         loop.run(tiny(tmp_path / "run", data__source=f"folder:{tmp_path / 'photos'}"), Console(file=screen))

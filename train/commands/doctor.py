@@ -20,7 +20,7 @@ from train.compute import initialize
 from train.config import TrainConfig
 from train.data import Source, open_source
 from train.resume import CheckpointError, Run, find_run
-from train.setup import Assembly, assemble
+from train.setup import RunParts, make_parts
 
 _FEW_STEPS = 100
 
@@ -49,7 +49,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     run_folder, run = (unwritable, None) if unwritable else _check_run_folder(config, train)
     yield run_folder
     try:
-        parts = assemble(config, train.class_names, len(train), checkpoint_network=run.network if run else None)
+        parts = make_parts(config, train.class_names, len(train), checkpoint_network=run.network if run else None)
     except ValueError as error:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
         return
@@ -117,7 +117,7 @@ def _why_not_writable(folder: str) -> str | None:
     return None
 
 
-def _check_kernels(config: TrainConfig, parts: Assembly) -> Finding | None:
+def _check_kernels(config: TrainConfig, parts: RunParts) -> Finding | None:
     kernels, verification = parts.network.model.kernels, parts.kernel_verification
     if kernels is not None and verification is None:  # --kernels on
         verification = verify_kernels(kernels, _kernel_stages(config, parts), gradients=True)
@@ -131,7 +131,7 @@ def _check_kernels(config: TrainConfig, parts: Assembly) -> Finding | None:
     return Finding("fine", "kernels", found)
 
 
-def _check_batch_for_kernels(config: TrainConfig, parts: Assembly, kernels: Kernels) -> Iterator[Finding]:
+def _check_batch_for_kernels(config: TrainConfig, parts: RunParts, kernels: Kernels) -> Iterator[Finding]:
     at_once = config.data.batch_size // config.optimizer.accumulate
     if stages := stages_without_kernels(kernels, _kernel_stages(config, parts), at_once):
         yield Finding(
@@ -144,7 +144,7 @@ def _check_batch_for_kernels(config: TrainConfig, parts: Assembly, kernels: Kern
         )
 
 
-def _kernel_stages(config: TrainConfig, parts: Assembly) -> list[StageShape]:
+def _kernel_stages(config: TrainConfig, parts: RunParts) -> list[StageShape]:
     return kernel_stages(parts.network.model.config, (config.data.image_size,) * 2, train=True)
 
 

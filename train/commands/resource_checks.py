@@ -19,7 +19,7 @@ from train.compute import batch_sharding
 from train.config import TrainConfig
 from train.data import SHARED_MEMORY_ADVICE, Source, batch_bytes, max_shared_batches, worker_count
 from train.resume import saved_steps
-from train.setup import Assembly
+from train.setup import RunParts
 
 # A worker process without batches: Python, NumPy, Pillow and Grain, with a margin.
 _WORKER_BYTES = 150e6
@@ -98,7 +98,7 @@ def _format_bytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def check_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
+def check_disk(config: TrainConfig, parts: RunParts, images: int) -> Finding:
     """Compares the size of the checkpoints with the free space."""
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.abstract_state))
     kept_for_good = config.total_steps(images) // config.keep_every if config.keep_every else 0
@@ -119,7 +119,7 @@ def check_disk(config: TrainConfig, parts: Assembly, images: int) -> Finding:
     return Finding("fine" if needed < 0.9 * free else "failure", "disk", found, remedy)
 
 
-def check_device_memory(config: TrainConfig, parts: Assembly) -> Finding:
+def check_device_memory(config: TrainConfig, parts: RunParts) -> Finding:
     """Compiles the training step as the run would, and compares its memory with the devices'."""
     data, sharding = config.data, batch_sharding(parts.mesh)
     images = (data.batch_size, data.image_size, data.image_size, data.num_channels)

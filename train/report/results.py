@@ -21,7 +21,7 @@ from train.config import TrainConfig
 from train.data import Example, Source, image_of
 from train.report.journal import finite_or_null
 from train.report.pictures import draw_confusion
-from train.setup import Assembly
+from train.setup import RunParts
 
 _FOLDERS = {"params": "model", "ema": "model-ema"}
 # File names may have 255 bytes on most file systems, and 143 on encrypted ones.
@@ -30,7 +30,7 @@ _MOST_NAME_BYTES = 120
 
 def write_results(
     config: TrainConfig,
-    parts: Assembly,
+    parts: RunParts,
     state: TrainState,
     held_out: Source,
     evaluations: dict[str, Evaluation],
@@ -59,7 +59,7 @@ def write_results(
             write_json(config.run_dir / "finished.json", {"step": int(state.step)})
 
 
-def _write_model(folder: Path, config: TrainConfig, parts: Assembly, params: Any, evaluation: Evaluation) -> None:
+def _write_model(folder: Path, config: TrainConfig, parts: RunParts, params: Any, evaluation: Evaluation) -> None:
     narrow = jax.tree.map(lambda array: array.astype(np.float32), params)
     save_pretrained(
         folder,
@@ -118,7 +118,7 @@ def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dic
     return {**finite_or_null(evaluation.summary()), "classes": classes}
 
 
-def print_header(config: TrainConfig, console: Console, parts: Assembly, source: Source, held_out: Source) -> None:
+def print_header(config: TrainConfig, console: Console, parts: RunParts, source: Source, held_out: Source) -> None:
     """Prints, on process 0, what is trained on which images and devices, and where the results go."""
     if jax.process_index() > 0:
         return

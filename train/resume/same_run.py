@@ -143,7 +143,7 @@ def open_run(config: TrainConfig, source: Source, held_out: Source) -> Run:
 
 
 def find_run(config: TrainConfig, source: Source) -> Run:
-    """What the folders of the run hold; reads only, on this process alone.
+    """What the folders of the run hold; reads only, and does not wait for other processes.
 
     A state may be from another version of this program. Fields that it lacks have their defaults; fields that no longer
     exist are logged and not compared.

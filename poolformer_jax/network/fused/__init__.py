@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         stages_without_kernels,
         verify_kernels,
     )
-    from poolformer_jax.network.fused.patch_convolution import convolve, convolve_plainly
+    from poolformer_jax.network.fused.patch_convolution import convolve, convolve_with_default_gradient
     from poolformer_jax.network.fused.statistics import Moments, moments_of
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "Verification",
     "choose_kernels",
     "convolve",
-    "convolve_plainly",
+    "convolve_with_default_gradient",
     "fold_mlp",
     "kernels_for",
     "largest_divisor",
@@ -55,7 +55,7 @@ __getattr__, __dir__ = lazy_names(
         "cpu_batching": "largest_divisor",
         "kernels": "GpuKernels KernelMode Kernels StageShape TpuKernels Verification choose_kernels kernels_for "
         "stages_without_kernels verify_kernels",
-        "patch_convolution": "convolve convolve_plainly",
+        "patch_convolution": "convolve convolve_with_default_gradient",
         "statistics": "Moments moments_of",
     },
 )

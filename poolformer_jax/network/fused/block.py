@@ -164,8 +164,8 @@ def _xla_pooling_gradient(
     x, x_moments, keep, y, y_moments, dy, dmoments = gradients
     x, y, dy = (tpu_layout.group_pixels(z, pixels) for z in (x, y, dy))
     dy = add_moments_gradient(y, y_moments, dy, dmoments)
-    # Gain, std and keep are constant over an image, so the window slides over dy alone, and dx and both scalar
-    # gradients use the result.
+    # Gain, std and keep are constant over an image, so the window slides only over dy. dx and both scalar gradients use
+    # the result.
     mixed = tpu_layout.pooling_mixer_transpose(pixels, dy, pool_size)
     inverse_std = x_moments.inverse_std
     scale = _scale(tpu_layout.tile_channels(gain, pixels), inverse_std * keep)

@@ -22,7 +22,9 @@ _Output = Float[Array, "b h2 w2 d"]
 
 
 def convolve(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, padding: int) -> _Output:
-    """A convolution with its bias, in the map's type. It has no forward-mode derivative; `convolve_plainly` has one.
+    """A convolution with its bias, in the map's type.
+
+    It has no forward-mode derivative; `convolve_with_default_gradient` has one.
 
     Args:
         x: feature maps, or pixels.
@@ -35,7 +37,9 @@ def convolve(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, pa
     return with_auto_sharding(partial(_convolve, stride, padding), x, kernel, bias, specs=specs)
 
 
-def convolve_plainly(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, padding: int) -> _Output:
+def convolve_with_default_gradient(
+    x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride: int, padding: int
+) -> _Output:
     """`convolve` with JAX's default derivatives."""
     y = tpu_layout.convolve(x, kernel.astype(x.dtype), stride, padding)
     return y + over_channels(bias, y)
@@ -43,7 +47,7 @@ def convolve_plainly(x: _Map, kernel: _Kernel, bias: Float[Array, " d"], stride:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolve(stride: int, padding: int, x: _Map, kernel: _Kernel, bias: Float[Array, " d"]) -> _Output:
-    return convolve_plainly(x, kernel, bias, stride, padding)
+    return convolve_with_default_gradient(x, kernel, bias, stride, padding)
 
 
 def _forward(

@@ -27,7 +27,7 @@ from train.data import open_source
 from train.data.sources import folders
 from train.resume.checkpoints import Checkpoints
 from train.resume.same_run import identify, network_to_dict
-from training import first_state, open_and_assemble, sharded, tiny
+from training import first_state, open_and_make_parts, sharded, tiny
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_checkpoints_that_are_never_deleted_need_space_too(folder, tmp_path):
 
 def test_existing_checkpoints_need_no_more_space(folder, tmp_path, monkeypatch):
     config = of_folder(folder, tmp_path, keep_checkpoints=4)
-    leaves = jax.tree.leaves(open_and_assemble(config)[1].abstract_state)
+    leaves = jax.tree.leaves(open_and_make_parts(config)[1].abstract_state)
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * state))
     for steps, level in (((), "failure"), ((2, 4, 6), "fine")):
@@ -350,10 +350,10 @@ def test_a_step_that_the_compiler_refuses_for_its_memory_is_reported(folder, tmp
     def refuse(*_):
         raise JaxRuntimeError(f"{expected}\nand many lines about single arrays")
 
-    def assemble(*given, **named):
-        return dataclasses.replace(setup.assemble(*given, **named), step=SimpleNamespace(lower=refuse))
+    def make_parts(*given, **named):
+        return dataclasses.replace(setup.make_parts(*given, **named), step=SimpleNamespace(lower=refuse))
 
-    monkeypatch.setattr(doctor, "assemble", assemble)
+    monkeypatch.setattr(doctor, "make_parts", make_parts)
     (found,) = failures(of_folder(folder, tmp_path))
     assert (found.subject, found.found) == ("device memory", f"the step does not fit: {expected}")
     assert "--mesh.fsdp" in found.remedy

@@ -14,7 +14,7 @@ from poolformer_jax.network.functional import cross_entropy
 from train import loop
 from train.compute.evaluation import evaluate
 from train.data import evaluation_batches, evaluation_steps, normalize_batch, open_source
-from training import first_state, open_and_assemble, sharded, tiny
+from training import first_state, open_and_make_parts, sharded, tiny
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def params():
 
 def evaluate_on(split, params, batch_size, data, fsdp):
     config = tiny(mesh=sharded(data, fsdp), data__batch_size=batch_size)
-    _, parts = open_and_assemble(config, jax.devices()[: data * fsdp])
+    _, parts = open_and_make_parts(config, jax.devices()[: data * fsdp])
     placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state.params))
     with evaluation_batches(config.data, split) as batches:
         return evaluate(parts.evaluation_step, {"params": placed}, batches, parts.mesh)["params"]
@@ -41,7 +41,7 @@ def evaluate_on(split, params, batch_size, data, fsdp):
 @pytest.fixture(scope="module")
 def by_hand(split, params):
     """Everything at once, on one device, without batches or masks."""
-    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    _, parts = open_and_make_parts(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     config = tiny(data__batch_size=89)
     with evaluation_batches(config.data, split) as batches:
         (batch,) = list(batches)
@@ -73,7 +73,7 @@ def test_any_batch_and_mesh_gives_the_result_of_the_whole_split(split, params, b
 
 def test_all_kinds_of_weights_are_scored_on_one_pass_over_the_split(split, params, by_hand):
     config = tiny(mesh=sharded(1, 1))
-    _, parts = open_and_assemble(config, jax.devices()[:1])
+    _, parts = open_and_make_parts(config, jax.devices()[:1])
     untrained = jax.tree.map(lambda leaf: leaf / 3, params)
     with evaluation_batches(config.data, split) as batches:
         found = evaluate(parts.evaluation_step, {"params": params, "ema": untrained}, batches, parts.mesh)
@@ -84,7 +84,7 @@ def test_all_kinds_of_weights_are_scored_on_one_pass_over_the_split(split, param
 
 
 def test_padding_does_not_count_even_if_its_loss_is_infinite(split, params):
-    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    _, parts = open_and_make_parts(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     mask = np.arange(32) < 3
     # Padding has a class to which the network gives probability 0.
     batch = {"image": np.zeros((32, 16, 16, 1), np.uint8), "label": np.where(mask, 0, 9).astype(np.int32), "mask": mask}
@@ -98,7 +98,7 @@ def test_padding_does_not_count_even_if_its_loss_is_infinite(split, params):
 
 
 def test_an_empty_split_is_refused(params):
-    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    _, parts = open_and_make_parts(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     with pytest.raises(ValueError, match="no example"):
         evaluate(parts.evaluation_step, {"params": params}, [], parts.mesh)
 

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from train.compute.sharding import check_batch, make_mesh, state_shardings
 from train.config import MeshConfig
-from training import ONE_STAGE, open_and_assemble, sharded, tiny, train
+from training import ONE_STAGE, open_and_make_parts, sharded, tiny, train
 
 STEPS = 4
 # One mesh by default; CI tries the others too.
@@ -90,7 +90,7 @@ def test_the_largest_divisible_axis_is_sharded_and_small_arrays_are_replicated()
 
 
 def test_fsdp_keeps_a_share_of_weights_and_moments_on_every_device():
-    _, parts = open_and_assemble(tiny(mesh=sharded(1, 8)))
+    _, parts = open_and_make_parts(tiny(mesh=sharded(1, 8)))
     state = parts.init(parts.network.argument())
     kernel = state.params["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     moment = state.optimizer[0].mu["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]

@@ -15,14 +15,14 @@ import pytest
 
 from train.compute.state import TrainState
 from train.resume.checkpoints import CheckpointError, Checkpoints, newest_run
-from training import disk, first_state, open_and_assemble, sharded, tiny
+from training import disk, first_state, open_and_make_parts, sharded, tiny
 
 RUN = {"classes": ["ant", "bee"]}
 
 
 @pytest.fixture(scope="module")
 def parts():
-    _, parts = open_and_assemble(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
+    _, parts = open_and_make_parts(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     return parts
 
 
@@ -75,11 +75,11 @@ def test_only_the_newest_states_are_kept(tmp_path, states):
 
 
 def test_a_state_of_eight_devices_is_restored_on_one_and_four(tmp_path, states):
-    _, eight = open_and_assemble(tiny(mesh=sharded(4, 2)))
+    _, eight = open_and_make_parts(tiny(mesh=sharded(4, 2)))
     spread = jax.device_put(states[0], jax.tree.map(lambda leaf: leaf.sharding, eight.abstract_state))
     save(tmp_path, [spread])
     for count, mesh in ((1, sharded(1, 1)), (4, sharded(2, 2))):
-        _, fewer = open_and_assemble(tiny(mesh=mesh), jax.devices()[:count])
+        _, fewer = open_and_make_parts(tiny(mesh=mesh), jax.devices()[:count])
         with open_in(tmp_path) as checkpoints:
             restored = checkpoints.restore(fewer.abstract_state)
         assert_equal(restored, states[0])
@@ -142,7 +142,7 @@ def test_with_only_damaged_states_set_aside_a_run_does_not_start_again(tmp_path,
 
 def test_a_state_of_other_shapes_is_an_error_that_lists_arrays_and_not_damage(tmp_path, parts, states):
     save(tmp_path, states[:2])
-    _, wider = open_and_assemble(tiny(mesh=sharded(1, 1), model__hidden_sizes=(8, 24)), jax.devices()[:1])
+    _, wider = open_and_make_parts(tiny(mesh=sharded(1, 1), model__hidden_sizes=(8, 24)), jax.devices()[:1])
     with open_in(tmp_path) as checkpoints:
         with pytest.raises(ValueError, match=r"params/head/kernel: float32\[16, 10\] -> float32\[24, 10\]"):
             checkpoints.restore(wider.abstract_state)

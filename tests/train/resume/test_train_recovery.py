@@ -153,7 +153,7 @@ def test_ctrl_c_during_the_set_up_ends_it_before_its_next_part(tmp_path, monkeyp
     opened = []
 
     monkeypatch.setattr(loop, "open_source", open_source_interrupted)
-    monkeypatch.setattr(loop, "assemble", lambda *arguments: pytest.fail("went on"))
+    monkeypatch.setattr(loop, "make_parts", lambda *arguments: pytest.fail("went on"))
     handler = signal.getsignal(signal.SIGINT)
     assert main(["smoke", "--run-dir", str(tmp_path), "--distributed.mode", "off"]) == 128 + signal.SIGINT
     assert "stopped" in capsys.readouterr().err
