@@ -22,12 +22,15 @@ def metadata(
     image_processor: PoolFormerImageProcessor,
     id2label: Mapping[int, str],
     image_size: tuple[int, int],
+    *,
+    any_size: bool = False,
 ) -> dict[str, str]:
     """The metadata of an exported file. Every value is text; values with parts are JSON.
 
     Keys: `config`, `preprocessor_config` (both as on the Hub), `id2label`, `input`, `output`, `producer`.
     """
-    height, width = image_size
+    sides = f"height, width, {config.num_channels}]; any size from {config.smallest_side} pixels; " if any_size else ""
+    sides = sides or f"{image_size[0]}, {image_size[1]}, {config.num_channels}], "
     colours = "greyscale" if config.num_channels == 1 else "RGB"
     if config.num_labels:
         output = f"logits: float32 [batch, {config.num_labels}]; {_PROBABILITIES[config.problem_type]}"
@@ -37,8 +40,8 @@ def metadata(
         "config": json.dumps(config.to_dict()),
         "preprocessor_config": json.dumps(_with_output_size(image_processor, image_size).to_dict()),
         "id2label": json.dumps({str(index): label for index, label in sorted(id2label.items())}),
-        "input": f"pixel_values: float32 [batch, {height}, {width}, {config.num_channels}], resized, cropped, rescaled "
-        f"and normalised as preprocessor_config says; channels last, {colours}",
+        "input": f"pixel_values: float32 [batch, {sides}resized, cropped, rescaled and normalised as "
+        f"preprocessor_config says; channels last, {colours}",
         "output": output,
         "producer": f"poolformer-jax {__version__}",
     }

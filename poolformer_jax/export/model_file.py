@@ -27,6 +27,7 @@ from flax.typing import Dtype
 from poolformer_jax.errors import InputError, MissingDependencyError, MissingFileError
 from poolformer_jax.export.metadata import metadata
 from poolformer_jax.export.onnx_file import run_onnx, to_onnx
+from poolformer_jax.export.onnx_operations import takes_any_size
 from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
 from poolformer_jax.export.verification import TOLERANCES, difference_from_network
 from poolformer_jax.files import replace_atomically, write_json
@@ -55,8 +56,8 @@ def export_model(
         variables: `{"params": tree}`.
         image_processor: the preprocessing that the metadata describes.
         id2label: class names by index, for the metadata.
-        image_size: height and width of the input in pixels; by default those of the images that `image_processor`
-            makes.
+        image_size: height and width of the input in pixels. By default those of the images that `image_processor`
+            makes, and an ONNX file of a network without attention and spatial_fc takes images of any size.
         dtype: type that feature maps are computed in; ONNX takes float32 only.
 
     Returns:
@@ -80,10 +81,12 @@ def export_model(
     size = image_size or image_processor.output_size
     if size is None:
         raise InputError("The preprocessing makes images of many sizes. Pass image_size=(height, width) in pixels.")
-    facts, folded = metadata(config, image_processor, id2label, size), fold(config, variables)
+    any_size = ending == ".onnx" and image_size is None and takes_any_size(config)
+    facts = metadata(config, image_processor, id2label, size, any_size=any_size)
+    folded = fold(config, variables)
     try:
         if ending == ".onnx":
-            data = to_onnx(config, folded, size, facts)
+            data = to_onnx(config, folded, size, facts, any_size=any_size)
             run: Any = partial(run_onnx, data)
         else:
             data = to_stablehlo(config, folded, size, dtype)

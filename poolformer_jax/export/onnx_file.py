@@ -17,7 +17,12 @@ _IR_VERSION = 8
 
 
 def to_onnx(
-    config: PoolFormerConfig, folded: Parameters, image_size: tuple[int, int], metadata: Mapping[str, str]
+    config: PoolFormerConfig,
+    folded: Parameters,
+    image_size: tuple[int, int],
+    metadata: Mapping[str, str],
+    *,
+    any_size: bool = False,
 ) -> bytes:
     """An ONNX model with the input "pixel_values", for a batch of any size, and the output "logits".
 
@@ -26,6 +31,7 @@ def to_onnx(
         folded: what `fold` returns.
         image_size: height and width of the input in pixels.
         metadata: the model's metadata_props.
+        any_size: leave height and width free as well, for a network that `takes_any_size`.
 
     Raises:
         ValueError: for an image size that the network does not take.
@@ -40,7 +46,7 @@ def to_onnx(
         for node in graph.nodes
     ]
     shapes = {
-        "pixel_values": ("batch", *image_size, config.num_channels),
+        "pixel_values": ("batch", *(("height", "width") if any_size else image_size), config.num_channels),
         "logits": ("batch", config.num_labels or config.hidden_sizes[-1]),
     }
     pixels, logits = (

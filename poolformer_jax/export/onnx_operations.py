@@ -38,6 +38,14 @@ def network_graph(config: PoolFormerConfig, folded: Parameters, image_size: tupl
     return ops.graph
 
 
+def takes_any_size(config: PoolFormerConfig) -> bool:
+    """True if no node of the graph depends on height and width, as those of attention and spatial_fc do."""
+    return config.image_size is None and set(config.token_mixers) <= _MIXERS_OF_ANY_SIZE
+
+
+_MIXERS_OF_ANY_SIZE = {"pooling", "identity"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Node:
     """An operation of the standard, with the names of its inputs and its output."""
