@@ -116,7 +116,9 @@ def _files(name: str, recursive: bool) -> list[Path | str]:
     inside = path.rglob("*") if recursive else path.iterdir()
     files = sorted(file for file in inside if file.suffix.lower() in suffixes and file.is_file())
     if not files:
-        raise MissingFileError(f"The folder {name} has no image file. Expected at least one.")
+        subfolders = not recursive and any(file.is_dir() for file in path.iterdir())
+        hint = " Its subfolders are searched with --recursive." if subfolders else ""
+        raise MissingFileError(f"The folder {name} has no image file. Expected at least one.{hint}")
     return [*files]
 
 

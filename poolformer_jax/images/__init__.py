@@ -7,6 +7,7 @@ from poolformer_jax.lazy import lazy_names
 if TYPE_CHECKING:
     from poolformer_jax.images.imagenet import imagenet_labels as imagenet_labels
     from poolformer_jax.images.imagenet import imagenet_wordnet_ids as imagenet_wordnet_ids
+    from poolformer_jax.images.orientation import is_upright as is_upright
     from poolformer_jax.images.processor import PoolFormerFeatureExtractor as PoolFormerFeatureExtractor
     from poolformer_jax.images.processor import PoolFormerImageProcessor as PoolFormerImageProcessor
     from poolformer_jax.images.processor import is_one_image as is_one_image
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from poolformer_jax.images.reading import ImageError as ImageError
     from poolformer_jax.images.reading import ImageLike as ImageLike
     from poolformer_jax.images.reading import image_suffixes as image_suffixes
-    from poolformer_jax.images.reading import is_upright as is_upright
     from poolformer_jax.images.reading import printable as printable
     from poolformer_jax.images.reading import raising_image_errors as raising_image_errors
     from poolformer_jax.images.reading import read_image as read_image
@@ -26,9 +26,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "imagenet": "imagenet_labels imagenet_wordnet_ids",
+        "orientation": "is_upright",
         "processor": "PoolFormerFeatureExtractor PoolFormerImageProcessor is_one_image share_of_edge unit_mean_and_std",
         "processor_config": "PREPROCESSOR_CONFIG",
-        "reading": "HEIF_SUFFIXES ImageError ImageLike image_suffixes is_upright printable raising_image_errors "
-        "read_image",
+        "reading": "HEIF_SUFFIXES ImageError ImageLike image_suffixes printable raising_image_errors read_image",
     },
 )

@@ -2,7 +2,8 @@
 
 Tests cover each of these rules. A picture that no rule covers is refused:
 
-- Paths, bytes and Pillow images are rotated by their EXIF orientation. The first frame of an animation is read.
+- Paths, bytes and Pillow images are rotated by their EXIF orientation, even if other entries of the EXIF are damaged.
+  The first frame of an animation is read.
 - Greyscale is repeated over red, green and blue. A network with one channel gets the luma of a colour picture.
 - Palettes are converted to their colours. Transparency (RGBA, LA, a palette's transparent entry) is dropped, and the
   colour beneath it kept, as by Pillow's `convert("RGB")` in `transformers` and `timm`.
@@ -16,8 +17,10 @@ Tests cover each of these rules. A picture that no rule covers is refused:
   WMF, which are programs that draw a picture (Pillow would run Ghostscript on them).
 """
 
+import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -27,9 +30,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from poolformer_jax.errors import InputError
+from poolformer_jax.fields import is_local
+from poolformer_jax.images.orientation import turn_upright
+
+with contextlib.suppress(ImportError):  # the extra `heif`
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 # Anything that `read_image` accepts. Any, because the arrays of NumPy, jax and other libraries have no common type.
 ImageLike = Any
@@ -40,8 +50,9 @@ DATA_FORMATS = ("channels_last", "channels_first")
 # Formats that Pillow opens but cannot decode to pixels: drawings, measurements, films.
 _WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
-# Photos of phones; read by the plugin pillow-heif.
+# Photos of phones, which the plugin pillow-heif reads: the suffixes of their names, and their brands (ISO 23008-12).
 HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class ImageError(InputError):
@@ -90,14 +101,13 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
     return _to_mode(upright, "L" if num_channels == 1 else "RGB")
 
 
-def is_upright(image: Image.Image) -> bool:
-    """True if the EXIF orientation needs no rotation."""
-    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
-
-
 @contextmanager
-def raising_image_errors(name: str) -> Iterator[None]:
+def raising_image_errors(name: str, file: str | os.PathLike[str] | BytesIO | None = None) -> Iterator[None]:
     """Turns the exceptions of Pillow's decoders into ImageError. Only for blocks that do nothing but decode a file.
+
+    Args:
+        name: of the file, for messages.
+        file: its path or contents, to name formats that Pillow can read only with another package.
 
     Raises:
         ImageError: naming the file `name`, for every exception but MemoryError.
@@ -107,7 +117,7 @@ def raising_image_errors(name: str) -> Iterator[None]:
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that Pillow can read: its format is unknown.") from error
+        raise ImageError(f"{name} is not an image that Pillow can read: {_unreadable_format(file)}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(_too_large(name)) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
@@ -115,12 +125,28 @@ def raising_image_errors(name: str) -> Iterator[None]:
 
 
 def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
-    with raising_image_errors(name):
+    with raising_image_errors(name, file):
         if not isinstance(file, BytesIO) and not Path(file).is_file():
-            hint = " URLs are not downloaded: pass the bytes instead." if "://" in name else ""
-            raise ImageError(f"There is no image file {name}.{hint}")
+            if is_local(os.fspath(file)):
+                raise ImageError(f"There is no image file {name}.")
+            url = re.sub(r"^(\w+):/+", r"\1://", os.fspath(file))  # a Path keeps one slash
+            raise ImageError(f"There is no image file {url!r}. URLs are not downloaded: pass the bytes instead.")
         with Image.open(file) as image:
             return decode(image, name)
+
+
+def _unreadable_format(file: str | os.PathLike[str] | BytesIO | None) -> str:
+    """The reason why Pillow does not identify a file."""
+    if file is None or isinstance(file, BytesIO):
+        start = b"" if file is None else file.getvalue()[:12]
+    else:
+        with Path(file).open("rb") as opened:
+            start = opened.read(12)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+        return "it is a HEIC photo. Install pillow-heif (the extra heif), or convert it to JPEG"
+    if start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis"):
+        return "it is an AVIF image. Install a Pillow that is built with AVIF (11.3 and newer), or convert it to JPEG"
+    return "its format is unknown"
 
 
 def decode(image: Image.Image, name: str) -> Image.Image:
@@ -136,7 +162,7 @@ def decode(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     try:
         image.load()
-        return image if is_upright(image) else ImageOps.exif_transpose(image)  # copies even if upright
+        return turn_upright(image)
     except MemoryError:
         raise
     except Exception as error:  # see `raising_image_errors`

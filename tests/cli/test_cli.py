@@ -146,7 +146,13 @@ def test_an_export_with_wrong_logits_exits_with_1(folder, capsys, tmp_path, monk
     ("arguments", "message"),
     [
         (["predict", CAT, "--weights", "nowhere/at/all"], "nowhere/at/all"),
-        (["predict", "{empty}", "--weights", "{folder}"], "has no image file"),
+        (["predict", "{empty}", "--weights", "{folder}"], "has no image file. Expected at least one.\n"),
+        (
+            ["predict", ".", "--weights", "{folder}"],
+            "The folder . has no image file. Expected at least one. Its subfolders",
+        ),
+        (["predict", "https://a.org/cat.jpg", "--weights", "{folder}"], "error: https://a.org/cat.jpg: There is"),
+        (["predict", "https://a.org/cat.jpg", "--weights", "{folder}"], "URLs are not downloaded"),
         (["cam", "missing.jpg", "--weights", "{folder}"], "no image file 'missing.jpg'"),
         (["cam", CAT, "--weights", "{folder}", "--label", "unicorn"], "no class 'unicorn'"),
         (["cam", CAT, "--weights", "{folder}", "--output", "why"], "expected a picture's ending, one of .png"),

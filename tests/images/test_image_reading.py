@@ -2,6 +2,9 @@
 
 import dataclasses
 import io
+import itertools
+import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile, features
 
 from pictures import IMAGES, RAW, encode, raw
-from poolformer_jax.images import ImageError
+from poolformer_jax.images import ImageError, image_suffixes, is_upright, read_image
 
 
 def test_greyscale_is_repeated_and_a_network_with_one_channel_gets_luma():
@@ -73,6 +76,78 @@ def test_exif_orientation_is_undone_once(orientation):
     expected = np.repeat(np.asarray(upright)[..., None], 3, -1)
     np.testing.assert_array_equal(raw(data), expected)
     np.testing.assert_array_equal(raw(Image.open(io.BytesIO(data))), expected)
+
+
+def photo_with_exif(entries, values=b"", order="<", orientation_last=True):
+    """A JPEG of 16 x 8 pixels whose EXIF has these entries (tag, type, count, value) and an orientation of 6."""
+    orientation = [(ORIENTATION, 3, 1, 6 if order == "<" else 6 << 16)]
+    entries = [*entries, *orientation] if orientation_last else [*orientation, *entries]
+    tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(entries))
+    exif = b"Exif\0\0" + tiff + b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries) + bytes(4) + values
+    data = encode(Image.fromarray(np.zeros((8, 16, 3), np.uint8)), "JPEG")
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
+ORIENTATION = 0x112
+# Type, count and value of entries that hold no number from 1 to 8.
+NO_ORIENTATION = [(3, 1, 0), (3, 1, 9), (2, 1, ord("6")), (5, 1, 2**32 - 1), (4, 1, 2**32 - 1), (0xFFFF, 1, 6)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of damaged entries
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [*range(14), 16, 0xFFFF])
+def test_a_whole_photo_is_turned_whatever_else_its_exif_holds(kind, order):
+    tags = (0x010F, 0x011A, 0x0128, 0x8769, 0x8825, 0x9204, 0xA005, 0xFFFF)
+    for tag, count, value in itertools.product(tags, (1, 2**31), (0, 38)):
+        for last in (False, True):
+            photo = photo_with_exif([(tag, kind, count, value)], struct.pack(f"{order}ii", -1, 0), order, last)
+            assert read_image(photo).size == (8, 16), (tag, count, value)
+            assert not is_upright(Image.open(io.BytesIO(photo)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize(
+    "exif",
+    [
+        *(b"", b"Exif\0\0", b"Exif\0\0II*\0", b"not EXIF", b"Exif\0\0II*\0\xff\xff\xff\xff"),
+        *(b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 0x112, *entry) + bytes(4) for entry in NO_ORIENTATION),
+    ],
+)
+def test_an_exif_without_an_orientation_leaves_a_photo_as_it_is(exif):
+    data = encode(Image.new("RGB", (16, 8)), "JPEG")
+    assert read_image(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]).size == (16, 8)
+
+
+def test_a_photo_is_turned_once():
+    turned = read_image(photo_with_exif([]))
+    assert read_image(turned).size == turned.size == (8, 16)
+
+
+def test_heic_and_avif_photos_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    Image.init()
+    monkeypatch.setattr(Image, "ID", [])  # as without the packages that read them
+    for brand, message in (
+        (b"heic", r"HEIC photo\. Install pillow-heif \(the extra heif\)"),
+        (b"avif", "an AVIF image"),
+    ):
+        data = b"\0\0\0\x18ftyp" + brand + bytes(20)
+        (tmp_path / "photo").write_bytes(data)
+        for form in (data, tmp_path / "photo"):
+            with pytest.raises(ImageError, match=message):
+                read_image(form)
+
+
+def test_heic_photos_are_read_if_the_extra_is_installed():
+    pytest.importorskip("pillow_heif")
+    photo = encode(Image.new("RGB", (64, 32), (200, 30, 30)), "HEIF", quality=100)
+    assert np.abs(raw(photo).astype(int) - (200, 30, 30)).max() <= 4
+    assert ".heic" in image_suffixes()
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_url_keeps_its_slashes_in_the_message(form):
+    with pytest.raises(ImageError, match=r"'https://example\.org/cat\.jpg'\. URLs are not downloaded"):
+        read_image(form("https://example.org/cat.jpg"))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])

@@ -51,7 +51,7 @@ def decode_crop(
         ImageError: if the image cannot be read.
     """
     pixels = None
-    with raising_image_errors(_FILE):
+    with raising_image_errors(_FILE, BytesIO(data)):
         image = _open(data)
         is_fast = _is_upright_jpeg(image, num_channels)
         if not is_fast:
