@@ -36,11 +36,6 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import is_local
 from poolformer_jax.images.orientation import turn_upright
 
-with contextlib.suppress(ImportError):  # the extra `heif`
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-
 # Anything that `read_image` accepts. Any, because the arrays of NumPy, jax and other libraries have no common type.
 ImageLike = Any
 
@@ -53,6 +48,17 @@ _WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 # Photos of phones, which the plugin pillow-heif reads: the suffixes of their names, and their brands (ISO 23008-12).
 HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def _register_heif() -> None:
+    """Lets Pillow read HEIC photos if the extra `heif` is installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+_register_heif()
 
 
 class ImageError(InputError):
