@@ -45,7 +45,7 @@ def write_model(
     layout: str,
     arrays: Iterable[np.ndarray],
     image_processor: PoolFormerImageProcessor | None = None,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, int | float] | None = None,
     *,
     classifier: bool = True,
 ) -> None:

@@ -42,7 +42,7 @@ def model_card(
     folder: str,
     config: PoolFormerConfig,
     layout: str,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, int | float] | None = None,
     *,
     classifier: bool = True,
 ) -> str:

@@ -141,7 +141,7 @@ def save_pretrained(
     variables: Mapping[str, Any],
     layout: str = "jax",
     image_processor: PoolFormerImageProcessor | None = None,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, int | float] | None = None,
 ) -> None:
     """Writes a model folder, whole or not at all, that `load_pretrained` and the library of the layout can read.
 
