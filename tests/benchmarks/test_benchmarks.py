@@ -228,6 +228,7 @@ def test_the_report_is_json_and_leaves_no_other_file(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["one.json"]
 
 
+@pytest.mark.slow  # three processes
 def test_implementations_in_processes_are_compared_and_timed(tmp_path, console, monkeypatch):
     """A batch that the devices of the environment cannot share is computed all the same."""
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")

@@ -57,7 +57,7 @@ def test_the_examples_of_the_reference_are_true(page):
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("name", ["index.md", "migration.md", "zh/index.md"])
+@pytest.mark.parametrize("name", ["index.md", "migration.md", pytest.param("zh/index.md", marks=pytest.mark.slow)])
 def test_the_programs_on_the_page_run(name, capsys):
     for block in blocks(DOCS / name, "python"):
         exec(block, {})

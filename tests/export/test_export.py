@@ -81,7 +81,9 @@ def test_stablehlo_runs_without_this_package(tmp_path):
 
 
 # A later test covers the published head.
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "published"])
+@pytest.mark.parametrize(
+    "name", ["timm", "ablation", "headless", pytest.param("ablation, one norm for all", marks=pytest.mark.slow)]
+)
 def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     config = CONFIGS[name]
@@ -136,7 +138,7 @@ def test_onnx_fixes_the_image_size_if_asked_to_or_if_the_network_does(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
-@pytest.mark.parametrize("name", ["published", "ablation"])
+@pytest.mark.parametrize("name", ["published", pytest.param("ablation", marks=pytest.mark.slow)])
 def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     variables, pixels, expected = pixels_and_logits(CONFIGS[name])
     export_model(tmp_path / "network.onnx", CONFIGS[name], variables, PROCESSOR, LABELS)

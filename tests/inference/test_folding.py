@@ -32,7 +32,7 @@ def assert_same_function(config, size, batch=2, tolerance=1e-5):
 
 
 # s24 and s36 have the widths of s12, m48 has those of m36; only the number of blocks differs.
-@pytest.mark.parametrize("name", ["s12", "m36"])
+@pytest.mark.parametrize("name", ["s12", pytest.param("m36", marks=pytest.mark.slow)])
 def test_folding_keeps_logits_and_maps_of_every_published_width(name):
     assert_same_function(PoolFormerConfig.from_variant(name, depths=(1, 1, 2, 1), num_labels=50), 64)
 
@@ -53,7 +53,7 @@ def test_folding_keeps_logits_and_maps_with_every_token_mixer(norm):
     "changes",
     [
         {"head_order": "pool_norm"},
-        {"head_order": "pool_norm", "num_labels": 0},
+        pytest.param({"head_order": "pool_norm", "num_labels": 0}, marks=pytest.mark.slow),
         {"num_labels": 0, "use_layer_scale": False},
         {"num_channels": 1, "mlp_ratio": 2.0, "pool_size": 5, "hidden_act": "relu"},
     ],
@@ -63,7 +63,7 @@ def test_folding_keeps_logits_and_maps_with_every_setting(changes):
     assert_same_function(PoolFormerConfig(**{**TINY, **changes}), 64)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 97)])
+@pytest.mark.parametrize("size", [(64, 64), pytest.param((65, 97), marks=pytest.mark.slow)])
 def test_a_single_image_has_the_features_it_has_in_a_batch(size):
     """Its last feature maps have fewer positions than channels, so that their convolutions become matrix products."""
     config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))

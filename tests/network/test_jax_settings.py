@@ -78,11 +78,10 @@ def inference():
 @pytest.mark.parametrize(
     "setting",
     [
-        partial(jax.numpy_rank_promotion, "raise"),
-        partial(jax.transfer_guard, "disallow"),
-        partial(jax.enable_x64, True),
+        pytest.param(partial(jax.numpy_rank_promotion, "raise"), id="ranks", marks=pytest.mark.slow),
+        pytest.param(partial(jax.transfer_guard, "disallow"), id="transfers"),
+        pytest.param(partial(jax.enable_x64, True), id="64 bits", marks=pytest.mark.slow),
     ],
-    ids=["ranks", "transfers", "64 bits"],
 )
 def test_inference_from_files_computes_the_same(setting, tmp_path):
     save_pretrained(tmp_path / "model", MODEL, VARIABLES, image_processor=PROCESSOR)

@@ -84,7 +84,7 @@ EVERY = dataclasses.replace(
     ("config", "options"),
     [
         pytest.param(WIDE, {}, id="fused"),
-        pytest.param(EVERY, {"fused": False}, id="every mixer"),
+        pytest.param(EVERY, {"fused": False}, id="every mixer", marks=pytest.mark.slow),
         pytest.param(WIDE, {"fused": False}, id="as the paper writes it", marks=pytest.mark.slow),
         pytest.param(WIDE, {"remat": True}, id="remat", marks=pytest.mark.slow),
         pytest.param(

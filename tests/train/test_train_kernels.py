@@ -10,9 +10,9 @@ from rich.console import Console
 from poolformer_jax import InputError, TpuKernels
 from poolformer_jax.network.fused.kernels import tpu_mlp, verification
 from train import loop, setup
-from training import open_and_make_parts, sharded, tiny
+from training import ONE_STAGE, open_and_make_parts, sharded, tiny
 
-CONFIG = tiny(dtype="bfloat16", mesh=sharded(2, 1))
+CONFIG = tiny(model=ONE_STAGE, dtype="bfloat16", mesh=sharded(2, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ FAILURES = pytest.mark.parametrize(
     [
         (halve_branch, "the results of mlp_residual in stage 0 differ from XLA's by"),
         (refuse, "pooling_residual cannot run: NotImplementedError: this compiler knows no such instruction"),
-        (lose_compiler, "pooling_residual cannot run: ImportError"),
+        pytest.param(lose_compiler, "pooling_residual cannot run: ImportError", marks=pytest.mark.slow),
     ],
     ids=["differs", "raises", "no compiler"],
 )
@@ -77,6 +77,7 @@ def test_a_run_trains_by_xla_if_a_kernel_fails_its_check(fail, problem, monkeypa
     assert problem in parts.kernel_verification.problem
 
 
+@pytest.mark.slow
 def test_all_processes_train_by_xla_if_the_check_fails_on_one(monkeypatch):
     monkeypatch.setattr(setup, "processes_where", lambda here: [3])
     parts = make_parts()

@@ -6,12 +6,11 @@ import io
 import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, save_pretrained
+from poolformer_jax import PoolFormerConfig, save_pretrained
+from small_networks import random_variables
 from train import loop
 from train.compute.preemption import StopRequest
 from train.config import PretrainedNetwork
@@ -83,8 +82,7 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_evaluates_when_resumed(t
 def weights(tmp_path):
     """A model folder of three classes, with three channels and a stride of 8."""
     fields = {field.name: getattr(NETWORK, field.name) for field in dataclasses.fields(PoolFormerConfig)}
-    model = PoolFormerForImageClassification(PoolFormerConfig(**fields | {"num_labels": 3}))
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    model, variables = random_variables(PoolFormerConfig(**fields | {"num_labels": 3}))
     save_pretrained(tmp_path / "weights", model, variables)
     return tmp_path / "weights"
 
@@ -175,7 +173,7 @@ def test_finished_json_is_written_last_at_the_end_of_the_schedule(tmp_path, monk
     assert json.loads(finished.read_text()) == {"step": 12}
 
 
-@pytest.mark.parametrize("steps", [1, 1000])
+@pytest.mark.parametrize("steps", [1, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_profile_is_written_even_if_the_run_ends_during_it(tmp_path, steps, caplog):
     run(small(tmp_path, max_steps=12, profile_steps=steps, save_every=1000, evaluate_every=1000))
     assert ("12 steps are left, and the first 10 are not profiled" in caplog.text) == (steps > 2)
@@ -183,6 +181,7 @@ def test_a_profile_is_written_even_if_the_run_ends_during_it(tmp_path, steps, ca
     assert trace.stat().st_size
 
 
+@pytest.mark.slow  # compiles a training step of its own
 def test_a_skipped_last_step_does_not_fail_the_run(tmp_path, monkeypatch):
     without_a_finite_gradient(monkeypatch, after=[1])
     run(small(tmp_path, max_steps=2))
@@ -190,6 +189,7 @@ def test_a_skipped_last_step_does_not_fail_the_run(tmp_path, monkeypatch):
     assert saved(tmp_path) == [2]
 
 
+@pytest.mark.slow  # compiles a training step of its own
 def test_a_run_whose_weights_diverged_before_its_last_steps_fails(tmp_path):
     # The second step's learning rate overflows the weights; 20 in a row may be skipped.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3)
@@ -198,6 +198,7 @@ def test_a_run_whose_weights_diverged_before_its_last_steps_fails(tmp_path):
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow  # compiles a training step of its own
 def test_a_run_whose_last_step_diverged_fails(tmp_path):
     # Step 4, the first after the warm-up, has a finite gradient still.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3, max_steps=4)

@@ -18,6 +18,7 @@ from pictures import IMAGES
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
 from poolformer_jax.images import imagenet_labels
 from poolformer_jax.weights import published
+from small_networks import random_variables
 from train.commands.evaluate import EvaluateConfig, run_evaluation
 from train.config import PretrainedNetwork
 from train.network import make_network
@@ -34,8 +35,7 @@ def write_model(folder, labels):
     config = PoolFormerConfig(
         depths=(1,) * 4, hidden_sizes=(2, 4, 6, 8), num_labels=len(id2label or range(labels)), id2label=id2label
     )
-    model = PoolFormerForImageClassification(config)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    model, variables = random_variables(config)
     save_pretrained(folder, model, variables, image_processor=PROCESSOR)
     return str(folder)
 
@@ -194,11 +194,10 @@ def always(answer, folder, labels):
         num_labels=len(labels) if labels else 12,
         id2label=dict(enumerate(labels)) if labels else None,
     )
-    model = PoolFormerForImageClassification(config)
-    variables = jax.tree.map(np.asarray, model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
-    head = variables["params"]["head"]
-    head["kernel"], head["bias"] = np.zeros_like(head["kernel"]), np.eye(config.num_labels, dtype=np.float32)[answer]
-    save_pretrained(folder, model, variables, image_processor=PROCESSOR)
+    model, variables = random_variables(config)
+    bias = np.eye(config.num_labels, dtype=np.float32)[answer]
+    head = {"kernel": np.zeros((8, config.num_labels), np.float32), "bias": bias}
+    save_pretrained(folder, model, {"params": variables["params"] | {"head": head}}, image_processor=PROCESSOR)
     return str(folder)
 
 

@@ -60,7 +60,7 @@ def test_kernels_that_agree_with_xla_are_verified(interpreted):
     ("module", "function", "name"),
     [
         (tpu_mlp, "forward", "mlp_residual"),
-        (tpu_mlp, "backward", "mlp_gradient"),
+        pytest.param(tpu_mlp, "backward", "mlp_gradient", marks=pytest.mark.slow),
     ],
 )
 def test_a_kernel_that_differs_is_named_with_the_difference(module, function, name, replace):
