@@ -12,6 +12,7 @@ from poolformer_jax.errors import MissingDependencyError
 from poolformer_jax.images import ImageError
 from poolformer_jax.inference import VISIBLE_SIDE, GradCam, ImageClassifier
 
+_MAX_UPLOAD = "50mb"
 # A gradio.Blocks; gradio is not needed for type checking.
 Page = Any
 
@@ -41,7 +42,7 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
         try:
             predictions = classifier(path, top_k)
         except ImageError as error:
-            raise gradio.Error(str(error)) from error
+            raise gradio.Error(str(error), print_exception=False) from error
         # Two classes of ImageNet have the same name; the first one is the more probable.
         probabilities: dict[str, float] = {}
         for label, probability in predictions:
@@ -52,6 +53,8 @@ def build_page(classifier: ImageClassifier, cam: GradCam, title: str, top_k: int
         gradio.Markdown(f"# {title}\nDrop a picture, or paste one. It does not leave the machine that runs this page.")
         with gradio.Row():
             picture = gradio.Image(type="filepath", label="Picture", sources=["upload", "clipboard"], elem_id="picture")
+            # The file as uploaded. Gradio would convert it to 8-bit RGB, and fail on a damaged one with a traceback.
+            picture.preprocess = lambda upload: upload and upload.path
             overlay = gradio.Image(
                 label="Grad-CAM of the first label",
                 elem_id="overlay",
@@ -69,4 +72,6 @@ def serve(page: Page, host: str, port: int | None = None) -> None:
 
     # Fonts of this machine; gradio's themes download theirs.
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    page.launch(server_name=host, server_port=port, share=False, footer_links=[], theme=theme)
+    page.launch(
+        max_file_size=_MAX_UPLOAD, server_name=host, server_port=port, share=False, footer_links=[], theme=theme
+    )

@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from paths import ROOT
 from poolformer_jax.cli.demo_page import build_page
@@ -83,6 +85,22 @@ def test_a_dropped_picture_shows_its_labels_and_overlay(browser, address, classi
     WebDriverWait(browser, 60).until(lambda _: browser.execute_script(size, overlay) == [192, 192])  # 3 x 64
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def test_the_page_reads_the_uploaded_file_itself_and_reports_a_damaged_one(classifier, tmp_path):
+    gradio = pytest.importorskip("gradio")
+    grey = tmp_path / "grey.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (70, 80), dtype=np.uint16)).save(grey)
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    page = build_page(classifier, GradCam(CONFIG, VARIABLES, PROCESSOR), "title", 3)
+    picture = next(block for block in page.blocks.values() if getattr(block, "elem_id", "") == "picture")
+    look = next(iter(page.fns.values())).fn
+    labels = look(picture.preprocess(gradio.image_utils.ImageData(path=str(grey), orig_name="grey.png")))[0]
+    assert labels == dict(classifier(grey, 3))
+    with pytest.raises(gradio.Error) as error:
+        look(picture.preprocess(gradio.image_utils.ImageData(path=str(damaged), orig_name="damaged.png")))
+    assert not error.value.print_exception
 
 
 def test_missing_gradio_is_reported_with_its_extra(classifier, monkeypatch):
