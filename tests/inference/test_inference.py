@@ -149,7 +149,9 @@ def test_the_first_of_several_cpu_devices_computes_a_single_image():
     np.testing.assert_allclose(found, [together] * 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("axis_types", [jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto])
+@pytest.mark.parametrize(
+    "axis_types", [jax.sharding.AxisType.Explicit, pytest.param(jax.sharding.AxisType.Auto, marks=pytest.mark.slow)]
+)
 def test_a_mesh_set_by_the_caller_has_no_effect(classifier, axis_types):
     expected = classifier(PHOTOGRAPHS)
     with jax.set_mesh(jax.make_mesh((2,), ("data",), axis_types=(axis_types,), devices=jax.devices()[:2])):
@@ -215,9 +217,8 @@ def test_an_exception_of_the_iterable_comes_after_the_results_before_it(classifi
 
 
 def test_bfloat16_agrees_with_float32_to_its_precision(classifier):
-    results = [
-        ImageClassifier(CONFIG, VARIABLES, PROCESSOR, dtype=dtype)(PHOTOGRAPHS, 7) for dtype in ("float32", "bfloat16")
-    ]
+    in_bfloat16 = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=16, dtype="bfloat16")
+    results = [classifier(PHOTOGRAPHS, 7), in_bfloat16(PHOTOGRAPHS, 7)]
     exact, rounded = (
         np.array([[dict(row)[label] for label in LABELS.values()] for row in result]) for result in results
     )
@@ -339,6 +340,7 @@ print(len(hits))
 """
 
 
+@pytest.mark.slow  # two processes
 def test_the_next_process_loads_the_compiled_program(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", CACHED, str(tmp_path / "cache")]

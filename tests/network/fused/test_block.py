@@ -12,7 +12,7 @@ from poolformer_jax import PoolFormerForImageClassification
 from poolformer_jax.network import functional
 from poolformer_jax.network.fused import block, cpu_batching
 from poolformer_jax.network.fused.statistics import moments_of
-from small_networks import TWO_STAGES, distance
+from small_networks import TWO_STAGES, distance, random_variables
 
 CONFIG = dataclasses.replace(TWO_STAGES, depths=(1, 1), drop_path_rate=0.4, layer_scale_init_value=0.5)
 PIXELS = np.random.default_rng(0).normal(size=(3, 24, 32, 3)).astype(np.float32)
@@ -32,7 +32,7 @@ def loss(variables, pixels=PIXELS, *, fused, dtype=jnp.float32, config=CONFIG):
 
 @pytest.fixture(scope="module")
 def variables():
-    return randomised(PoolFormerForImageClassification(CONFIG).init(jax.random.key(0), PIXELS))
+    return random_variables(CONFIG)[1]
 
 
 def test_both_paths_have_the_same_parameters_and_initial_values():
@@ -52,7 +52,7 @@ def test_both_paths_have_the_same_parameters_and_initial_values():
     ids=["hidden layer recomputed, then saved", "another window and activation"],
 )
 def test_loss_and_gradients_are_those_of_the_plain_blocks(config):
-    variables = randomised(PoolFormerForImageClassification(config).init(jax.random.key(0), PIXELS))
+    variables = random_variables(config)[1]
     (plain, plain_gradient), (fast, fast_gradient) = (
         jax.jit(jax.value_and_grad(partial(loss, fused=fused, config=config)))(variables) for fused in (False, True)
     )

@@ -10,6 +10,7 @@ import pytest
 import programs
 from train.command_line import main
 from train.data import HostAugmentation, open_source
+from train.folders import lock_folder
 from train.resume import same_run
 from train.resume.checkpoints import Checkpoints
 from train.resume.same_run import find_run, identify, network_to_dict
@@ -158,7 +159,15 @@ def test_an_unknown_home_is_refused_when_the_config_is_made():
         tiny(Path("~nobody of this name/run"))
 
 
-@pytest.mark.parametrize("shared", ["--run-dir", pytest.param("--checkpoint-dir", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("used", ["run", "states"])
+def test_a_folder_that_another_run_uses_is_refused(tmp_path, used, run):
+    arguments = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--checkpoint-dir", str(tmp_path / "states")]
+    with lock_folder(tmp_path / used, "locked twice"):
+        assert f"Another run is using {tmp_path / used}." in run(arguments, code=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
 def test_two_runs_cannot_use_a_folder_at_the_same_time(tmp_path, shared, run):
     def arguments(number: int) -> list[str]:
         folders = {"--run-dir": f"run {number}", "--checkpoint-dir": "checkpoints", shared: "shared"}
