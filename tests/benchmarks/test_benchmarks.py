@@ -249,6 +249,7 @@ def test_implementations_in_processes_are_compared_and_timed(tmp_path, console, 
     assert "left out: absent" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_our_training_step_learns_the_labels(tmp_path):
     write_inputs(tmp_path, TINY, batch=2, image_size=32)
     options = {"folder": str(tmp_path), "adamw": {"learning_rate": 1e-2}, "steps": 4}
