@@ -162,6 +162,8 @@ def create_console() -> Console:
     console = Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    # Orbax raises the first error of its parallel writes. asyncio would log each of the others with a traceback.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     return console
 
 
