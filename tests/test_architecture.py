@@ -248,6 +248,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     assert tracked <= set(names)
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_in_a_new_environment(wheel, tmp_path):
     """A new environment outside the checkout gets the wheel; jax and the other dependencies come from this one.
 

@@ -329,6 +329,7 @@ def test_verification_says_what_no_array_shows(tmp_path, capsys):
     assert load_pretrained(tmp_path / "named")[0].config.norm == "layer_norm"
 
 
+@pytest.mark.slow
 def test_verification_measures_what_another_order_of_the_head_changes(tmp_path, capsys):
     assert run(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "model", "--to", "sail", "--verify") == 0
     difference = report_of(tmp_path / "model")["verification"]["head_order_difference"]

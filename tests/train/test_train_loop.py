@@ -52,6 +52,7 @@ def full_disk(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_started_again_writes_no_line_twice(tmp_path):
     config = small(tmp_path, max_steps=2)
     run(config)
@@ -87,6 +88,7 @@ def weights(tmp_path):
     return tmp_path / "weights"
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_run_resumes_without_its_pretrained_weights(tmp_path, weights):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     run(fine_tuning(whole, weights, max_steps=4))
@@ -143,6 +145,7 @@ def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
     assert (run_dir / "model" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_keep_every_saves_checkpoints_that_are_never_deleted(tmp_path):
     run(small(tmp_path, max_steps=6, save_every=1000, keep_checkpoints=1, keep_every=2))
     assert saved(tmp_path) == [2, 4, 6]
@@ -161,6 +164,7 @@ def test_a_stopped_run_reports_its_last_steps(tmp_path, monkeypatch):
     assert (list(train_losses(tmp_path)), saved(tmp_path)) == ([2, 4, 5], [5])
 
 
+@pytest.mark.slow
 def test_finished_json_is_written_last_at_the_end_of_the_schedule(tmp_path, monkeypatch):
     finished = tmp_path / "finished.json"
     run(small(tmp_path, max_steps=2))

@@ -46,6 +46,7 @@ def test_any_mesh_gives_the_losses_of_one_device_in_float32(mesh, float32_losses
     np.testing.assert_allclose(losses(tiny(mesh=sharded(*mesh))), float32_losses_of_one_device, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_losses_of_the_whole():
     # Without drop path, because each part draws other random numbers.
     with jax.enable_x64(True):

@@ -86,6 +86,7 @@ def test_a_run_does_not_resume_with_other_classes_or_images(tmp_path, run):
     assert "Resuming from step 2" in run([*arguments, "--max-steps", "4"])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_if_its_data_moved_but_not_with_other_images(tmp_path, run):
     here, there = tmp_path / "here", tmp_path / "there"
     class_folders(here, 8)
