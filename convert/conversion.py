@@ -68,7 +68,7 @@ def identify_source(files: ModelFiles, weights: WeightsFile, variant: str | None
 
 
 def saved_image_processor(source: OpenedModel) -> PoolFormerImageProcessor | None:
-    """The preprocessing to convert; None if there is none, or for channels that `PoolFormerImageProcessor` lacks."""
+    """The preprocessing to convert; None without one, or if `PoolFormerImageProcessor` lacks its channels."""
     return source.saved_image_processor if source.config.num_channels in (1, 3) else None
 
 

@@ -43,7 +43,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The orientation, 1 to 8; 1 if there is none that can be read."""
+    """The orientation, 1 to 8; 1 if it is missing or unreadable."""
     exif = image.info.get("exif")
     found = _orientation_in(exif) if isinstance(exif, bytes) else None
     if found is None:  # in a TIFF file's own entries, a text chunk or XMP

@@ -94,7 +94,7 @@ class PoolFormerConfig:
         hidden_act: activation of the MLP, a key of `functional.ACTIVATIONS`; "gelu" is the exact erf form.
         use_layer_scale: whether every residual branch has a learnt scale per channel.
         layer_scale_init_value: its initial value.
-        num_labels: classes of the head; 0 means no head, and the pooled features in the place of the logits.
+        num_labels: classes of the head; 0 means no head; the pooled features are returned as logits.
         id2label: class names by index, for every index below `num_labels`, or a list of them; None if unknown. Without
             `num_labels` they also set the number of classes.
         dropout_rate: dropout after both layers of the MLP.

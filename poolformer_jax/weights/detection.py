@@ -80,7 +80,7 @@ def match_names(shapes: Mapping[str, Shape]) -> MatchedNames:
         shapes: shape of every array by its name, in any order.
 
     Raises:
-        InputError: if the names are of no known layout.
+        InputError: if no known layout has these names.
     """
     losses = [name for name in shapes if _LOSS.search(name)]
     names = _unwrap(name for name in shapes if name not in set(losses))

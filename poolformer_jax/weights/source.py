@@ -53,7 +53,7 @@ class ModelFiles:
     Args:
         source: what the caller gave: a folder, a file, or a name on the Hub.
         weights: the weights, or the index of their shards.
-        config: config.json; None if there is none.
+        config: config.json; None if it is missing.
         not_in_cache: set if the Hub may have a preprocessor_config.json, but could not be asked.
     """
 

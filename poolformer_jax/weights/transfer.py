@@ -87,7 +87,7 @@ def match_state_dict(state_dict: Mapping[str, ArrayLike]) -> MatchedNames:
     """Finds the layout of a state dict, without reading its values.
 
     Raises:
-        InputError: if the names are of no known layout, or the arrays are not floating-point numbers.
+        InputError: if no known layout has these names, or the arrays are not floating-point numbers.
     """
     matched = match_names({name: tuple(array.shape) for name, array in state_dict.items()})
     # Integers are the weights of a quantized network. Only known names: others are reported as unexpected.
@@ -200,7 +200,7 @@ def from_torch_state_dict(
 
     Raises:
         WeightsMismatch: naming everything that is missing, unexpected or misshaped.
-        ValueError: if the names are of no known layout, or a tensor cannot be converted.
+        ValueError: if no known layout has these names, or a tensor cannot be converted.
     """
     state_dict = {name: state_dict[name] for name in names_to_read(state_dict, ignore)}
     matched = match_state_dict(state_dict)

@@ -271,7 +271,7 @@ _DEPTH_OF_WEIGHTS = 4  # dicts around the weights: a checkpoint, its entry, ...
 
 
 def _with_arrays(value: Any, path: Path) -> Any:
-    """`value` with tensors in the place of NumPy arrays, in nested dicts. Dicts change in place."""
+    """Replaces the NumPy arrays in `value`, and in dicts nested in it, by tensors. Changes dicts in place."""
     top = {"": value}
     level, seen = [top], set[int]()
     for _ in range(_DEPTH_OF_WEIGHTS):
