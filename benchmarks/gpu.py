@@ -39,6 +39,7 @@ from poolformer_jax.network import SIZES
 # bfloat16 has 8 significant bits, and autocast rounds in other places than we do.
 TOLERANCE = 5e-2
 WORK = ("inference", "training")
+PEERS = ("transformers", "timm")
 
 
 class Peak(NamedTuple):
@@ -73,8 +74,8 @@ def main(arguments: Sequence[str]) -> int:
             with console.status(f"{title}: writing the weights"):
                 write_inputs(folder, config, batch)
                 write_timm_weights(folder, config)
-            ours = implementations(folder, work)
-            found = compare(console, title, ours, options, images=batch, tolerance=TOLERANCE)
+            compared = implementations(folder, work, options.peers)
+            found = compare(console, title, compared, options, images=batch, tolerance=TOLERANCE)
         flops = batch * 2 * count_macs(config) * (3 if work == "training" else 1)
         peak = PEAKS.get(device)
         found["results"] = [summary | utilization(summary, flops, peak) for summary in found["results"]]
@@ -100,7 +101,7 @@ def device_name() -> str:
     return answer.stdout.splitlines()[0].strip()
 
 
-def implementations(folder: Path, work: str) -> list[Implementation]:
+def implementations(folder: Path, work: str, peers: Sequence[str] = PEERS) -> list[Implementation]:
     """Ours first: the results of the others are compared with ours."""
     inputs: dict[str, Any] = {"folder": str(folder)}
     if work == "training":
@@ -109,11 +110,22 @@ def implementations(folder: Path, work: str) -> list[Implementation]:
     # Preallocation would leave no memory for the other processes.
     environment = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     bfloat16 = inputs | {"dtype": "bfloat16"}
-    peer = f"benchmarks.peers.pytorch:{work}"
     return [
-        Implementation("ours", f"benchmarks.peers.ours:{work}", bfloat16, ours=True, environment=environment),
-        Implementation("transformers, torch.compile", peer, torch),
-        Implementation("timm, torch.compile", peer, torch | {"library": "timm"}, comparable=False),
+        *(
+            Implementation(
+                name, f"benchmarks.peers.ours:{work}", bfloat16 | {"kernels": mode}, ours=True, environment=environment
+            )
+            for name, mode in (("ours", "auto"), ("ours, kernels off", "off"))
+        ),
+        *(
+            Implementation(
+                f"{library}, torch.compile",
+                f"benchmarks.peers.pytorch:{work}",
+                torch | {"library": library},
+                comparable=library != "timm",
+            )
+            for library in peers
+        ),
     ]
 
 
@@ -154,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("gpu", __doc__, example="--variants s12 --batch 128 --work inference")
     parser.add_argument("--variants", nargs="+", choices=SIZES, default=["s12", "m36"], help="default: s12 m36")
     parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[*PEERS], help="default: both")
     parser.add_argument("--batch", type=int, default=256, help="images per call (default: 256)")
     command_line.add_turns(parser, rounds=9, seconds=2.0)
     return parser

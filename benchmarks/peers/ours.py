@@ -1,5 +1,7 @@
 """poolformer_jax: the network that ImageClassifier compiles, and the step that `python -m train` compiles."""
 
+import dataclasses
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +17,8 @@ from benchmarks.compiled import gpu_program
 from benchmarks.workload import Workload, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.inference import fastest_network, shard_on_cpu
-from poolformer_jax.network.fused import kernels_for
+from poolformer_jax.network import kernel_stages
+from poolformer_jax.network.fused import KernelMode, choose_kernels
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights import load_pretrained
 from train.compute import make_optimizer, make_train_step, new_state
@@ -24,7 +27,7 @@ from train.config import OptimizerConfig
 VERSIONS = {"poolformer_jax": poolformer_jax.__version__, "jax": jax.__version__, "flax": flax.__version__}
 
 
-def inference(folder: str, dtype: str = "float32") -> Workload:
+def inference(folder: str, dtype: str = "float32", kernels: KernelMode = "auto") -> Workload:
     """Logits of a batch, as ImageClassifier computes them.
 
     On a CPU, one device per core computes a part of the batch if the cores divide it; otherwise one device computes it.
@@ -34,7 +37,7 @@ def inference(folder: str, dtype: str = "float32") -> Workload:
     platform = jax.default_backend()
     mesh = Mesh(np.asarray(jax.local_devices() if platform == "cpu" else jax.local_devices()[:1]), ("batch",))
     model, variables = load_pretrained(folder)
-    apply, params = fastest_network(model.config, variables, mesh, jnp.dtype(dtype), pixels.shape[1:3])
+    apply, params = fastest_network(model.config, variables, mesh, jnp.dtype(dtype), pixels.shape[1:3], kernels)
     shardings = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     params, images = jax.device_put((params, jnp.asarray(pixels)), shardings)
     function = jax.jit(shard_on_cpu(apply, mesh), compiler_options=compiler_options(platform))
@@ -46,10 +49,18 @@ def inference(folder: str, dtype: str = "float32") -> Workload:
     return Workload(call, np.asarray(call()), VERSIONS, cores, _cost(compiled, platform))
 
 
-def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "float32") -> Workload:
+def training(
+    folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "float32", kernels: KernelMode = "auto"
+) -> Workload:
     """A step: forward, backward, and AdamW's update. The result is the losses of the first steps."""
     model, variables = load_pretrained(folder, dtype=jnp.dtype(dtype))
-    model = model.clone(kernels=kernels_for(Mesh(np.asarray(jax.local_devices()[:1]), ("batch",)), ("batch",)))
+    pixels = read_pixels(folder)
+    mesh = Mesh(np.asarray(jax.local_devices()[:1]), ("batch",))
+    stages = kernel_stages(model.config, pixels.shape[1:3], train=True)
+    start = time.perf_counter()
+    chosen, verification = choose_kernels(kernels, mesh, mesh.axis_names, model.dtype, stages, gradients=True)
+    seconds = time.perf_counter() - start
+    model = model.clone(kernels=chosen)
     config = OptimizerConfig(**adamw)
     optimizer = make_optimizer(config)
     labels = model.config.num_labels
@@ -62,7 +73,7 @@ def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "
         seed=0,
     )
     state = new_state(variables["params"], optimizer, ema=False)
-    batch = {"image": jnp.asarray(read_pixels(folder)), "label": jnp.asarray(read_labels(folder))}
+    batch = {"image": jnp.asarray(pixels), "label": jnp.asarray(read_labels(folder))}
     platform = jax.default_backend()
     options = compiler_options(platform, training=True)  # those of the training program
     compiled = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
@@ -73,10 +84,13 @@ def training(folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "
         return float(metrics["loss"])
 
     losses = np.asarray([call() for _ in range(steps)])
-    return Workload(call, losses, VERSIONS, available_cores(), _cost(compiled, platform))
+    facts = _cost(compiled, platform)
+    if verification is not None:
+        facts |= {"kernel_check": dataclasses.asdict(verification) | {"seconds": seconds}}
+    return Workload(call, losses, VERSIONS, available_cores(), facts)
 
 
-def _cost(compiled: Any, platform: str) -> dict[str, float]:
+def _cost(compiled: Any, platform: str) -> dict[str, Any]:
     """XLA's cost of one call. On a GPU the bytes come from the program's text, because XLA does not count Pallas."""
     cost = compiled.cost_analysis() or {}
     counted = {name.replace(" ", "_"): cost[name] for name in ("flops", "bytes accessed") if name in cost}
