@@ -38,7 +38,9 @@ from poolformer_jax.network import SIZES
 
 # bfloat16 has 8 significant bits, and autocast rounds in other places than we do.
 TOLERANCE = 5e-2
-WORK = ("inference", "training")
+# A training program does not wait for every step, so a call of training is several.
+STEPS_PER_CALL = {"inference": 1, "training": 5}
+WORK = tuple(STEPS_PER_CALL)
 PEERS = ("transformers", "timm")
 
 
@@ -75,12 +77,13 @@ def main(arguments: Sequence[str]) -> int:
                 write_inputs(folder, config, batch)
                 write_timm_weights(folder, config)
             compared = implementations(folder, work, options.peers)
-            found = compare(console, title, compared, options, images=batch, tolerance=TOLERANCE)
+            steps = STEPS_PER_CALL[work]
+            found = compare(console, title, compared, options, images=batch * steps, tolerance=TOLERANCE)
         flops = batch * 2 * count_macs(config) * (3 if work == "training" else 1)
         peak = PEAKS.get(device)
-        found["results"] = [summary | utilization(summary, flops, peak) for summary in found["results"]]
+        found["results"] = [summary | utilization(summary, steps, flops, peak) for summary in found["results"]]
         console.print(utilization_table(found["results"]))
-        contests.append({"variant": variant, "work": work, "batch": batch} | found)
+        contests.append({"variant": variant, "work": work, "batch": batch, "steps_per_call": steps} | found)
         write_json(options.json, {"command": options.command, "machine": machine, "contests": contests})
     console.print(f"written to {options.json}", soft_wrap=True)
     return 0
@@ -105,7 +108,7 @@ def implementations(folder: Path, work: str, peers: Sequence[str] = PEERS) -> li
     """Ours first: the results of the others are compared with ours."""
     inputs: dict[str, Any] = {"folder": str(folder)}
     if work == "training":
-        inputs |= {"adamw": ADAMW, "steps": STEPS}
+        inputs |= {"adamw": ADAMW, "steps": STEPS, "steps_per_call": STEPS_PER_CALL[work]}
     torch = inputs | {"compiled": True, "channels_last": True, "device": "cuda", "autocast": True}
     # Preallocation would leave no memory for the other processes.
     environment = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -129,18 +132,19 @@ def implementations(folder: Path, work: str, peers: Sequence[str] = PEERS) -> li
     ]
 
 
-def utilization(summary: Mapping[str, Any], flops: float, peak: Peak | None) -> dict[str, float | None]:
+def utilization(summary: Mapping[str, Any], steps: int, flops: float, peak: Peak | None) -> dict[str, float | None]:
     """The share of the GPU's peak rates that an implementation reached.
 
     Args:
         summary: entry of `report.summarise`.
-        flops: operations per call.
+        steps: steps per call.
+        flops: operations per step.
         peak: peak rates of the GPU; None if PEAKS does not list it.
 
     Returns:
         `mfu`, `bandwidth` in bytes per second, and `bandwidth_share`; None where unknown.
     """
-    seconds = statistics.median(summary["seconds"])
+    seconds = statistics.median(summary["seconds"]) / steps
     accessed = summary["facts"].get("bytes_accessed")
     bandwidth = accessed / seconds if accessed else None
     return {

@@ -50,9 +50,14 @@ def inference(folder: str, dtype: str = "float32", kernels: KernelMode = "auto")
 
 
 def training(
-    folder: str, adamw: Mapping[str, float], steps: int, dtype: str = "float32", kernels: KernelMode = "auto"
+    folder: str,
+    adamw: Mapping[str, float],
+    steps: int,
+    dtype: str = "float32",
+    kernels: KernelMode = "auto",
+    steps_per_call: int = 1,
 ) -> Workload:
-    """A step: forward, backward, and AdamW's update. The result is the losses of the first steps."""
+    """Steps: forward, backward, and AdamW's update. The result is the losses of the first ones."""
     model, variables = load_pretrained(folder, dtype=jnp.dtype(dtype))
     pixels = read_pixels(folder)
     mesh = Mesh(np.asarray(jax.local_devices()[:1]), ("batch",))
@@ -78,12 +83,18 @@ def training(
     options = compiler_options(platform, training=True)  # those of the training program
     compiled = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
 
-    def call() -> float:
+    def step_once() -> jax.Array:
         nonlocal state
-        state, metrics = jax.block_until_ready(compiled(state, batch))
-        return float(metrics["loss"])
+        state, metrics = compiled(state, batch)
+        loss: jax.Array = metrics["loss"]
+        return loss
 
-    losses = np.asarray([call() for _ in range(steps)])
+    def call() -> None:
+        for _ in range(steps_per_call):
+            loss = step_once()
+        loss.block_until_ready()
+
+    losses = np.asarray([float(step_once()) for _ in range(steps)])
     facts = _cost(compiled, platform)
     if verification is not None:
         facts |= {"kernel_check": dataclasses.asdict(verification) | {"seconds": seconds}}

@@ -47,24 +47,29 @@ def training(
     library: str = "transformers",
     device: str = "cpu",
     autocast: bool = False,
+    steps_per_call: int = 1,
 ) -> Workload:
-    """A step: forward, backward, and AdamW's update. The result is the losses of the first steps."""
+    """Steps: forward, backward, and AdamW's update. The result is the losses of the first ones."""
     model, pixels = _prepare(folder, channels_last, library, device)
     labels = torch.from_numpy(read_labels(folder)).to(device)
     optimizer = _optimizer(model, **adamw)
     forward = torch.compile(model.train()) if compiled else model.train()
 
-    def call() -> float:
+    def step_once() -> torch.Tensor:
         with _autocast(device, autocast):
             logits = _logits(forward(pixels))
         loss = cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        _wait(device)
-        return float(loss.detach())
+        return loss.detach()
 
-    losses = np.asarray([call() for _ in range(steps)])
+    def call() -> None:
+        for _ in range(steps_per_call):
+            step_once()
+        _wait(device)
+
+    losses = np.asarray([float(step_once()) for _ in range(steps)])
     return Workload(call, losses, _versions(library), torch.get_num_threads())
 
 

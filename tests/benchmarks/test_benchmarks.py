@@ -271,10 +271,10 @@ def test_the_gpu_benchmark_needs_a_gpu(capsys, monkeypatch):
 
 def test_the_utilization_of_a_gpu_is_operations_and_bytes_divided_by_time():
     summary = {"seconds": [1.0, 2.0, 9.0], "facts": {"bytes_accessed": 6e12}}
-    used = gpu.utilization(summary, flops=1e15, peak=gpu.Peak(flops=2e15, bandwidth=4e12))
+    used = gpu.utilization(summary, steps=1, flops=1e15, peak=gpu.Peak(flops=2e15, bandwidth=4e12))
     assert used == {"mfu": 0.25, "bandwidth": 3e12, "bandwidth_share": 0.75}
-    assert gpu.utilization(summary, flops=1e15, peak=None)["mfu"] is None
-    assert gpu.utilization({"seconds": [1.0], "facts": {}}, flops=1e15, peak=None)["bandwidth"] is None
+    assert gpu.utilization(summary, steps=1, flops=1e15, peak=None)["mfu"] is None
+    assert gpu.utilization({"seconds": [1.0], "facts": {}}, steps=1, flops=1e15, peak=None)["bandwidth"] is None
 
 
 @pytest.mark.live
