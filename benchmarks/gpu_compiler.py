@@ -54,7 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     for variant in parsed.variants:
         for work in parsed.work:
             step = Step(variant, parsed.batch, kernels=not parsed.no_kernels, fused=not parsed.plain)
-            with Console(stderr=True).status(f"compiling {work} of {variant} for {parsed.gpu}; this takes minutes"):
+            with report.progress_console().status(
+                f"compiling {work} of {variant} for {parsed.gpu}; this takes minutes"
+            ):
                 result, text = describe(_LOWER[work](step, target), parsed.top)
             result |= lower_bound(result["bytes"], parsed.batch * operations(variant, work), peak)
             results[f"{variant} {work}"] = result

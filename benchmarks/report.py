@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -118,6 +119,11 @@ def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], l
         names[reason].append(name)
     for reason, affected in names.items():
         console.print(f"left out: {', '.join(affected)} ({reason})", highlight=False, markup=False)
+
+
+def progress_console() -> Console:
+    """The console for messages while a compiler works: stderr, without animation unless it is a terminal."""
+    return Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
 
 
 def _figure(milliseconds: float) -> str:

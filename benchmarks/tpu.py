@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = command_line.parse(_parser(), arguments)
     if importlib.util.find_spec("libtpu") is None:
         raise MissingDependencyError("The TPU compiler is not installed. Install it: pip install -e '.[train,tpu]'")
-    console = Console(stderr=True)
+    console = report.progress_console()
     targets, results, texts = {}, {}, []
     with tpu_schedules.recorded() as schedules:
         for topology in parsed.topology:  # checked before the first compilation, which takes minutes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from convert import display, report
-from convert.conversion import ArrayMapping, convert, identify_source
+from convert.conversion import ArrayMapping, check_destination, convert, identify_source
 from poolformer_jax.cli import HelpFormatter, add_network
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
@@ -52,7 +52,10 @@ _INSPECT_EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    # rich takes the environment variable FORCE_COLOR for a terminal that can redraw a progress bar.
+    is_terminal = None if sys.stdout.isatty() else False
+    console = Console(highlight=False, force_terminal=is_terminal)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         inspecting = given[:1] == ["inspect"]
         parser = _inspect_parser() if inspecting else _convert_parser()
@@ -79,6 +82,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     destination, files, weights = Path(options.destination), *_open(options)
     if options.report:
         report.check_path(Path(options.report), destination, files, weights)
+    check_destination(destination, weights, overwrite=options.overwrite)
     try:
         source = identify_source(files, weights, options.variant)
     except WeightsMismatch as error:
@@ -140,6 +144,7 @@ def _convert_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("destination", metavar="DESTINATION", type=_name, help="the folder to write, with report.json")
     parser.add_argument("--to", choices=[*LAYOUTS], default="jax", help="layout of the folder (default: jax)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is in DESTINATION")
     parser.add_argument(
         "--verify",
         action="store_true",

@@ -10,6 +10,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.weights import (
     TRANSFORMS,
+    WEIGHTS,
     Leaf,
     ModelFiles,
     OpenedModel,
@@ -72,6 +73,17 @@ def saved_image_processor(source: OpenedModel) -> PoolFormerImageProcessor | Non
     return source.saved_image_processor if source.config.num_channels in (1, 3) else None
 
 
+def check_destination(destination: Path, weights: WeightsFile, *, overwrite: bool) -> None:
+    """Raises InputError if the folder is the source's, or has a model and `overwrite` is False."""
+    if destination.resolve() in {path.parent.resolve() for path in weights.files}:
+        raise InputError(f"{destination} is the source's own folder. Expected another one; the source is not changed.")
+    existing = [name for name in WEIGHTS if (destination / name).exists()]
+    if existing and not overwrite:
+        raise InputError(
+            f"{destination} already has a model ({existing[0]}). Expected a new folder, or --overwrite to replace it."
+        )
+
+
 def convert(
     source: OpenedModel, destination: Path, layout: str, on_progress: Callable[[int], None]
 ) -> list[ArrayMapping]:
@@ -87,10 +99,8 @@ def convert(
         The mapping of every array, in the order of the destination.
 
     Raises:
-        InputError: if the layout's model cannot compute this network, or the folder is the source's.
+        InputError: if the layout's model cannot compute this network.
     """
-    if destination.resolve() in {path.parent.resolve() for path in source.weights.files}:
-        raise InputError(f"{destination} is the source's own folder. Expected another one; the source is not changed.")
     mappings = map_arrays(source, layout)
 
     def arrays() -> Iterator[np.ndarray]:

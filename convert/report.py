@@ -12,7 +12,7 @@ from convert.conversion import ArrayMapping, saved_image_processor
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import PREPROCESSOR_CONFIG
 from poolformer_jax.network import WeightsMismatch
-from poolformer_jax.weights import CONFIG, LAYOUTS, WEIGHTS, ModelFiles, OpenedModel, WeightsFile
+from poolformer_jax.weights import CONFIG, LAYOUTS, MODEL_CARD, WEIGHTS, ModelFiles, OpenedModel, WeightsFile
 
 FILE = "report.json"
 
@@ -105,9 +105,9 @@ def mismatches(error: WeightsMismatch | None) -> dict[str, Any]:
 
 def check_path(path: Path, destination: Path, files: ModelFiles, weights: WeightsFile) -> None:
     """Raises InputError if the report would overwrite a file of the model in `destination`, or of the source."""
-    names = (CONFIG, PREPROCESSOR_CONFIG, *WEIGHTS)
+    names = (CONFIG, PREPROCESSOR_CONFIG, MODEL_CARD, *WEIGHTS)
     if path.resolve() in {destination.resolve(), *((destination / name).resolve() for name in names)}:
         raise InputError(f"--report {path} would overwrite the model. Expected another name, such as {FILE}.")
-    beside = (files.weights.with_name(name) for name in (CONFIG, PREPROCESSOR_CONFIG))
+    beside = (files.weights.with_name(name) for name in (CONFIG, PREPROCESSOR_CONFIG, MODEL_CARD))
     if path.resolve() in {file.resolve() for file in (*weights.files, *beside)}:
         raise InputError(f"--report {path} is a file of the source. Expected another name; the source is not changed.")

@@ -9,7 +9,12 @@ import threading
 
 import pytest
 
-from poolformer_jax import FlaxPoolFormerForImageClassification, PoolFormerImageProcessor, load_pretrained
+from poolformer_jax import (
+    FlaxPoolFormerForImageClassification,
+    PoolFormerConfig,
+    PoolFormerImageProcessor,
+    load_pretrained,
+)
 from poolformer_jax.hub import push_to_hub
 from saved_models import CONFIG, PROCESSOR, same
 
@@ -157,6 +162,13 @@ def test_an_image_processor_is_pushed_as_its_file(hub):
     assert PoolFormerImageProcessor.from_dict(json.loads(content)) == processor
 
 
+def test_a_config_is_pushed_as_its_file(hub):
+    CONFIG.push_to_hub("me/config", token="hf_secret")
+    ((name, content),) = hub.files["me/config", "main"].items()
+    assert name == "config.json"
+    assert PoolFormerConfig.from_dict(json.loads(content)) == CONFIG
+
+
 def test_a_push_goes_to_a_branch_or_into_a_pull_request(hub):
     push_to_hub("model", save, token="hf_secret", revision="dev")
     assert hub.files["me/model", "main"] == {}
@@ -168,12 +180,13 @@ def test_a_push_goes_to_a_branch_or_into_a_pull_request(hub):
 
 def test_a_pushed_model_is_loaded_from_the_files_on_the_hub(hub, tmp_path):
     model = FlaxPoolFormerForImageClassification(CONFIG)
-    url = model.push_to_hub("someone/model", token="hf_secret", image_processor=PROCESSOR)
+    url = model.push_to_hub("someone/model", token="hf_secret", image_processor=PROCESSOR, metrics={"top-1": 0.75})
     assert url == f"{hub.url}/someone/model/commit/{COMMIT}"
     files = hub.files["someone/model", "main"]
     assert set(files) == {"flax_model.safetensors", "config.json", "preprocessor_config.json", "README.md"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
+    assert b"| top-1 | 0.75 |" in files["README.md"]
     loaded, variables = load_pretrained(tmp_path)
     assert loaded.config == CONFIG
     assert same(variables["params"], model.params)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from poolformer_jax.weights.flax_models import FlaxPoolFormerModel as FlaxPoolFormerModel
     from poolformer_jax.weights.folder import write_model as write_model
+    from poolformer_jax.weights.model_card import MODEL_CARD as MODEL_CARD
     from poolformer_jax.weights.names import LAYOUTS as LAYOUTS
     from poolformer_jax.weights.names import TRANSFORMS as TRANSFORMS
     from poolformer_jax.weights.names import Leaf as Leaf
@@ -44,6 +45,7 @@ __getattr__, __dir__ = lazy_names(
         "containers.writers": "write_safetensors write_torch",
         "flax_models": "FlaxPoolFormerForImageClassification FlaxPoolFormerModel",
         "folder": "write_model",
+        "model_card": "MODEL_CARD",
         "names": "LAYOUTS TRANSFORMS Leaf leaves",
         "pretrained": "build_model load_pretrained save_pretrained",
         "published": "class_names default_image_processor",

@@ -187,6 +187,7 @@ class _FlaxPoolFormer:
         *,
         layout: str = "jax",
         image_processor: PoolFormerImageProcessor | None = None,
+        metrics: Mapping[str, int | float] | None = None,
         **hub_options: Any,
     ) -> None:
         """Writes a model folder, as `poolformer_jax.save_pretrained`.
@@ -197,15 +198,17 @@ class _FlaxPoolFormer:
             push_to_hub: also upload it, to `repo_id` of `hub_options` or a repository with the folder's name.
             layout: "jax", or "hf" for a folder that PoolFormer in `transformers` reads.
             image_processor: the preprocessing to save; None for that of the published variant of this architecture.
+            metrics: measured quality of the weights by name, for the model card: {"top-1 accuracy, %": 77.2}.
             hub_options: as in `push_to_hub`.
         """
         params = self.to_fp32(self.params if params is None else params)
         views = stored_views(self.config, {"params": params}, layout, classifier=self._has_head)
         arrays = (array for _, array in views)
-        write_model(folder, self.config, layout, arrays, image_processor, classifier=self._has_head)
+        write_model(folder, self.config, layout, arrays, image_processor, metrics, classifier=self._has_head)
         if push_to_hub:
             repo_id = hub_options.pop("repo_id", Path(folder).name)
-            self.push_to_hub(repo_id, params, layout=layout, image_processor=image_processor, **hub_options)
+            saved: dict[str, Any] = {"layout": layout, "image_processor": image_processor, "metrics": metrics}
+            self.push_to_hub(repo_id, params, **saved, **hub_options)
 
     def push_to_hub(
         self,
@@ -214,6 +217,7 @@ class _FlaxPoolFormer:
         *,
         layout: str = "jax",
         image_processor: PoolFormerImageProcessor | None = None,
+        metrics: Mapping[str, int | float] | None = None,
         **hub_options: Any,
     ) -> str:
         """Uploads to the Hugging Face Hub what `save_pretrained` writes.
@@ -223,13 +227,14 @@ class _FlaxPoolFormer:
             params: the parameters; None for the model's.
             layout: as in `save_pretrained`.
             image_processor: as in `save_pretrained`.
+            metrics: as in `save_pretrained`.
             hub_options: private, token, commit_message, revision, create_pr, as in huggingface_hub.
 
         Returns:
             The address of the commit.
         """
-        save = partial(self.save_pretrained, params=params, layout=layout, image_processor=image_processor)
-        return hub.push_to_hub(repo_id, save, **hub_options)
+        saved: dict[str, Any] = {"layout": layout, "image_processor": image_processor, "metrics": metrics}
+        return hub.push_to_hub(repo_id, partial(self.save_pretrained, params=params, **saved), **hub_options)
 
     def _call(
         self,

@@ -19,15 +19,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from poolformer_jax.errors import InputError
+from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import naming_destination, write_json
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.network import PoolFormerConfig, published_variant
-from poolformer_jax.weights import model_card
+from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
+from poolformer_jax.weights.model_card import GENERATED, MODEL_CARD, model_card
 from poolformer_jax.weights.names import LAYOUTS, leaves
 from poolformer_jax.weights.published import class_names, default_image_processor
 from poolformer_jax.weights.source import CONFIG, CONFIG_METADATA, WEIGHTS
+
+# transformers would open model.safetensors with our names, and give all parameters random values.
+_OUR_WEIGHTS = "flax_model.safetensors"
 
 # The fields of transformers.PoolFormerConfig. `_check_supported` makes sure that our other fields have the values that
 # are built into transformers' model.
@@ -65,15 +69,16 @@ def write_model(
         )
     saved = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
     config_json = _config_json(saved, layout, processor)
-    # transformers would open model.safetensors with our names, and give all parameters random values.
-    file = {"jax": "flax_model.safetensors", "sail": "model.pth.tar"}.get(layout, "model.safetensors")
+    if not classifier:
+        config_json["architectures"] = ["PoolFormerModel"]
+    file = {"jax": _OUR_WEIGHTS, "sail": "model.pth.tar"}.get(layout, "model.safetensors")
     target = Path(folder).expanduser()
     with _staged(target, file) as stage:
         if processor is not None:
             processor.save_pretrained(stage)
         write_json(stage / CONFIG, config_json)
-        (stage / model_card.FILE).write_text(
-            model_card.model_card(target.resolve().name, saved, layout, metrics, classifier=classifier),
+        (stage / MODEL_CARD).write_text(
+            model_card(target.resolve().name, saved, layout, metrics, classifier=classifier),
             encoding="utf-8",
         )
         if layout == "sail":
@@ -189,7 +194,9 @@ def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
 def _staged(target: Path, weights: str) -> Iterator[Path]:
     """A temporary folder. When the block ends it becomes `target`, or its files replace those in `target`."""
     with naming_destination(target):
-        if others := [name for name in WEIGHTS if name != weights and (target / name).exists()]:
+        existing = [name for name in WEIGHTS if (target / name).exists()]
+        replaced = [name for name in existing if name == weights or _is_former_name(target / name, weights)]
+        if others := [name for name in existing if name not in replaced]:
             raise InputError(
                 f"{target} already has other weights ({', '.join(others)}), which could be loaded instead of these. "
                 "Expected a new folder, or one with a model of the same layout."
@@ -203,10 +210,10 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
         try:
             yield stage
             if where == place:
-                if _is_users(place / model_card.FILE):
-                    (stage / model_card.FILE).unlink(missing_ok=True)
-                if (place / weights).exists():
-                    for name in (weights, PREPROCESSOR_CONFIG):
+                if _is_users(place / MODEL_CARD):
+                    (stage / MODEL_CARD).unlink(missing_ok=True)
+                if replaced:
+                    for name in (*replaced, PREPROCESSOR_CONFIG):
                         (place / name).unlink(missing_ok=True)
                 for file in sorted(stage.iterdir(), key=lambda file: file.name == weights):
                     file.replace(place / file.name)
@@ -216,6 +223,16 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
             shutil.rmtree(stage, ignore_errors=True)
 
 
+def _is_former_name(file: Path, weights: str) -> bool:
+    """True for weights of our layout under the name that they had before."""
+    if (file.name, weights) != ("model.safetensors", _OUR_WEIGHTS):
+        return False
+    try:
+        return CONFIG_METADATA in open_weights(file).metadata
+    except PoolFormerError:  # damaged
+        return False
+
+
 def _is_users(card: Path) -> bool:
     """True for a README.md that `model_card` did not write, or that was edited since."""
-    return card.exists() and model_card.GENERATED not in card.read_text(encoding="utf-8", errors="replace")
+    return card.exists() and GENERATED not in card.read_text(encoding="utf-8", errors="replace")

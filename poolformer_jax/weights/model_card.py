@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from poolformer_jax.network import PoolFormerConfig, published_variant
 
-FILE = "README.md"
+MODEL_CARD = "README.md"
 # A README.md without this line was written or edited by the user, and is kept.
 GENERATED = "<!-- Rewritten whenever the model is saved. Delete this line to keep your changes. -->"
 

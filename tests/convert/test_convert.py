@@ -215,7 +215,7 @@ def test_a_report_does_not_overwrite_the_source(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["model/flax_model.safetensors", "model/config.json", "model/preprocessor_config.json", "model"]
+    "name", [*(f"model/{name}" for name in ("flax_model.safetensors", "config.json", "README.md")), "model"]
 )
 def test_a_report_does_not_overwrite_the_model(tmp_path, capsys, name):
     assert run(FIXTURES / "hf.bin", tmp_path / "model", "--report", tmp_path / name) == 1
@@ -229,6 +229,27 @@ def test_a_conversion_does_not_overwrite_its_source(tmp_path, capsys):
     assert run(tmp_path / "model", tmp_path / "." / "model") == 1
     assert "is the source's own folder" in capsys.readouterr().err
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+
+def test_a_model_is_replaced_only_on_request(tmp_path, capsys):
+    arguments = (FIXTURES / "hf.bin", tmp_path / "model")
+    assert run(SAIL, tmp_path / "model") == 0
+    before = (tmp_path / "model" / "flax_model.safetensors").read_bytes()
+    assert run(*arguments) == 1
+    assert "model already has a model (flax_model.safetensors). Expected a new folder, or --overwrite" in (
+        capsys.readouterr().err
+    )
+    assert (tmp_path / "model" / "flax_model.safetensors").read_bytes() == before
+    assert run(*arguments, "--overwrite") == 0
+    assert (tmp_path / "model" / "flax_model.safetensors").read_bytes() != before
+    assert run(tmp_path / "model", tmp_path / "model", "--overwrite") == 1
+    assert "is the source's own folder" in capsys.readouterr().err
+
+
+def test_output_into_a_file_has_no_colours_and_no_progress_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run(FIXTURES / "hf.bin", tmp_path / "model", "--verify") == 0
+    assert "\x1b" not in "".join(capsys.readouterr())
 
 
 def test_only_published_networks_convert_to_timm(tmp_path, capsys):
@@ -252,7 +273,7 @@ def test_networks_with_unknown_preprocessing_are_converted(tmp_path, capsys, cha
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        *(([], 2), (["a"], 2), (["a", "b", "--to", "keras"], 2), (["inspect"], 2), (["--help"], 0)),
+        *(([], 2), (["a"], 2), (["a", "b", "--to", "keras"], 2), (["inspect"], 2), (["--help"], 0), (["--version"], 0)),
         *((["--ema", "inspect", "b"], 2), (["a", ""], 2), (["", "b"], 2), (["a", "b", "--report", ""], 2)),
     ],
 )
@@ -261,7 +282,8 @@ def test_exit_status_of_wrong_usage_and_help(capsys, arguments, code):
         main(arguments)
     assert ended.value.code == code
     if code == 0:
-        assert "python -m convert poolformer_m48.pth.tar models/m48 --verify" in capsys.readouterr().out
+        shown = "poolformer-jax 0" if "--version" in arguments else "poolformer_m48.pth.tar models/m48 --verify"
+        assert shown in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -98,16 +98,6 @@ def test_an_unknown_argument_is_refused_with_the_nearest_name():
         PoolFormerConfig(hidden_size=64)
 
 
-def test_a_config_is_uploaded(monkeypatch, tmp_path):
-    def push_to_hub(name, save, private):
-        save(tmp_path)
-        return f"{name}, private: {private}"
-
-    monkeypatch.setattr("poolformer_jax.network.config.push_to_hub", push_to_hub)
-    assert PoolFormerConfig().push_to_hub("me/model", private=True) == "me/model, private: True"
-    assert PoolFormerConfig.from_pretrained(tmp_path) == PoolFormerConfig()
-
-
 def test_a_config_is_saved_and_read_from_a_folder_with_changes(tmp_path):
     config = PoolFormerConfig.from_variant("s24", id2label=["cat", "dog"], problem_type="multi_label_classification")
     config.save_pretrained(tmp_path / "new")

@@ -1,6 +1,7 @@
 """The models with parameters do what FlaxPreTrainedModel of transformers 4 did, with the linen modules' results."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -103,7 +104,9 @@ def test_another_number_of_classes_needs_permission_for_a_new_head(folder):
 def test_a_backbone_is_loaded_from_a_classifier_and_saved_alone(folder, tmp_path):
     backbone = FlaxPoolFormerModel.from_pretrained(folder)
     assert "head" not in backbone.params and "norm" not in backbone.params
-    backbone.save_pretrained(tmp_path / "alone")
+    backbone.save_pretrained(tmp_path / "alone", metrics={"mAP": 0.5})
+    assert "| mAP | 0.5 |" in (tmp_path / "alone" / "README.md").read_text()
+    assert json.loads((tmp_path / "alone" / "config.json").read_text())["architectures"] == ["PoolFormerModel"]
     again = FlaxPoolFormerModel.from_pretrained(tmp_path / "alone")
     jax.tree.map(np.testing.assert_array_equal, again.params, backbone.params)
     (last,) = again(PIXELS, return_dict=False)
