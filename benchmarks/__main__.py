@@ -29,7 +29,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "cpu-inference": Benchmark("cpu_inference", "CPU inference compared with PyTorch, ONNX Runtime, OpenVINO"),
     "cpu-training": Benchmark("cpu_training", "CPU training steps compared with PyTorch"),
-    "gpu": Benchmark("gpu", "GPU inference and training compared with PyTorch", "bench,cuda12"),
+    "gpu": Benchmark("gpu", "GPU inference and training compared with PyTorch", "bench,cuda13"),
     "gpu-compiler": Benchmark(
         "gpu_compiler", "kernels and bytes of the program for a GPU; needs no GPU", "train,cuda12"
     ),

@@ -85,7 +85,7 @@ class GpuKernels(Kernels):
         positions = per_device * height * width
         return (
             hidden_features is not None
-            and name in ("mlp_residual", "mlp_gradient")
+            and name == "mlp_residual"
             and dtype == jnp.bfloat16
             and rest == 0
             and positions % GPU_ROWS == 0

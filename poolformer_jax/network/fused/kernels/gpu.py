@@ -1,9 +1,8 @@
-"""The MLP branch on NVIDIA GPUs, as `block` calls it: Pallas kernels that compute the hidden layer.
+"""The MLP branch's forward pass on NVIDIA GPUs, as `block` calls it: Pallas kernels that compute the hidden layer.
 
 XLA fuses little with a GPU's matrix products. It writes the hidden layer, four times as large as the map, reads it for
-the activation, writes and reads it again, and does so several times more in the backward pass; that takes most of a
-block's time. Kernels do not write it at all in narrow stages (`gpu_narrow`), and write it once in wide ones
-(`gpu_wide`).
+the activation, and writes and reads it again. Kernels do not write it at all in narrow stages (`gpu_narrow`), and write
+it once in wide ones (`gpu_wide`). XLA computes the backward pass: on an H200 kernels took longer (docs/notes/tried.md).
 
 Triton compiles the kernels. jax has deprecated Pallas' Triton backend since 0.11. Where jax lacks it, importing this
 module raises ImportError.
@@ -49,30 +48,8 @@ def mlp_residual(
     return (y, statistics.moments_from_sums(x_moments.mean, math.prod(x.shape[1:]), total, squares)), ()
 
 
-def mlp_gradient(
-    kernels: Kernels,
-    batched: tuple[_Map, Moments, _PerImage, _Map, Moments, _Map, Moments],
-    weights: _Weights,
-) -> tuple[tuple[_Map, Moments], _Weights]:
-    """The gradient of `mlp_residual` by x, its moments and the weights.
-
-    `batched` holds x, its moments, keep; y, its moments; and the gradients of these two.
-    """
-    x, x_moments, keep, y, y_moments, dy, dmoments = batched
-    coefficients = statistics.moments_gradient_coefficients(math.prod(y.shape[1:]), y_moments, dmoments)
-    dx, (total, products), dweights = kernels.run_on_shards(
-        partial(_implementation_for(x).backward, interpret=kernels.interpret),
-        (x, y, dy),
-        (x_moments.mean, x_moments.inverse_std, keep, *coefficients),
-        _cast(weights, x.dtype),
-        batch_axis=0,
-    )
-    return (dx, statistics.standardize_gradient_of_moments(x_moments, total, products)), dweights
-
-
 PASSES: Mapping[Pass, Callable[[Kernels, Any, Any], tuple[Any, Any]]] = {
     "mlp_residual": mlp_residual,
-    "mlp_gradient": mlp_gradient,
 }
 
 

@@ -1,4 +1,4 @@
-"""The MLP branch of narrow stages on NVIDIA GPUs: one kernel for the forward pass, two for the backward pass.
+"""The MLP branch of narrow stages on NVIDIA GPUs, in one kernel.
 
 A program holds some rows of the map [positions, channels], computes the hidden layer a few channels at a time, and
 writes no part of it. The sides of blocks are powers of two: 96 channels are three blocks of 32.
@@ -18,10 +18,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from poolformer_jax.network.functional import gelu_fit
-from poolformer_jax.network.fused.cpu_batching import largest_divisor
 from poolformer_jax.network.fused.kernels.base import GPU_ROWS, block_size
-
-_PROGRAMS = 512  # most programs that share the weights' gradients: a few for each of a GPU's multiprocessors
 
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
@@ -80,122 +77,6 @@ def forward(
         interpret,
     )
     return y.reshape(x.shape), (blocks.by_image(total), blocks.by_image(squares)), ()
-
-
-def backward(
-    maps: tuple[_Map, _Map, _Map], vectors: tuple[_PerImage, ...], weights: _Weights, *, interpret: bool
-) -> tuple[_Map, tuple[_PerImage, _PerImage], _Weights]:
-    """The gradient of `forward`, where the gradient of `y` is `dy + slope * y + offset`.
-
-    Args:
-        maps: (x, y, dy).
-        vectors: (mean, inverse_std, keep, slope, offset).
-        weights: as in `forward`.
-        interpret: as in `forward`.
-
-    Returns:
-        `dx` with mean and inverse_std held fixed; the sums of `dz` and of `z * dz` over each image, where
-        `z = (x - mean) * inverse_std`; and the weights' gradients in float32.
-    """
-    (x, _, _), (mean, inverse_std, *_), (kernel1, bias1, kernel2, _) = maps, vectors, weights
-    blocks = _Blocks(x, kernel1)
-    # Triton contracts the last axis on the left with the first on the right.
-    layer1, layer2 = (kernel1, bias1), kernel2.T
-    dx, dbranch, total, products, dbias2 = _input_gradient(
-        blocks, [*map(blocks.flat, maps), *vectors, *layer1, layer2, kernel1.T], interpret
-    )
-    gradients = _weight_gradients(blocks, [blocks.flat(x), dbranch, mean, inverse_std, *layer1, layer2], interpret)
-    return dx.reshape(x.shape), (blocks.by_image(total), blocks.by_image(products)), (*gradients, dbias2.sum(0))
-
-
-def _input_gradient(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> Any:
-    """`dx`; the branch's gradient; sums of `dz` and `z * dz` over each row's channels; the second bias's gradient."""
-
-    def kernel(
-        x_ref: Any, y_ref: Any, dy_ref: Any, mean_ref: Any, inverse_std_ref: Any, keep_ref: Any, slope_ref: Any,
-        offset_ref: Any, w1: Any, b1: Any, w2t: Any, w1t: Any,
-        dx_ref: Any, dbranch_ref: Any, sum_ref: Any, product_ref: Any, db2_ref: Any,
-    ) -> None:  # fmt: skip
-        rows = pl.ds(pl.program_id(0) * GPU_ROWS, GPU_ROWS)
-        mean, inverse_std, keep, slope, offset = blocks.gather(
-            rows, mean_ref, inverse_std_ref, keep_ref, slope_ref, offset_ref
-        )
-
-        def whole_gradient() -> list[Array]:
-            return [dy + slope * y + offset for y, dy in zip(blocks.read(y_ref, rows), blocks.read(dy_ref, rows))]
-
-        standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
-        dbranch = [(dy * keep).astype(x_ref.dtype) for dy in whole_gradient()]
-        for channel_slice, block in zip(blocks.channels, dbranch):
-            dbranch_ref[rows, channel_slice] = block
-            db2_ref[pl.program_id(0), channel_slice] = block.astype(jnp.float32).sum(0)
-
-        def add(index: Any, dstandard: list[Array]) -> list[Array]:
-            hidden_slice = blocks.hidden(index)
-            _, dgelu = gelu_fit(blocks.product(standard, w1, hidden_slice) + b1[hidden_slice][None])
-            dinner = (blocks.product(dbranch, w2t, hidden_slice) * dgelu).astype(x_ref.dtype)
-            return [
-                total + _product(dinner, w1t[hidden_slice, channel_slice])
-                for total, channel_slice in zip(dstandard, blocks.channels)
-            ]
-
-        dstandard = lax.fori_loop(0, blocks.parts, add, blocks.zeros())
-        total = products = jnp.zeros(GPU_ROWS, jnp.float32)
-        for channel_slice, z, dz, dy in zip(blocks.channels, standard, dstandard, whole_gradient()):
-            dx_ref[rows, channel_slice] = (dy + dz * inverse_std).astype(dx_ref.dtype)
-            total, products = total + dz.sum(1), products + (dz * z.astype(jnp.float32)).sum(1)
-        sum_ref[rows], product_ref[rows] = total, products
-
-    programs = blocks.rows // GPU_ROWS
-    results = [*[blocks.map_like] * 2, *[blocks.vector] * 2, blocks.array(programs, blocks.width)]
-    return blocks.call(kernel, "mlp_input_gradient", programs, arrays, results, interpret)
-
-
-def _weight_gradients(blocks: "_Blocks", arrays: list[Array], interpret: bool) -> tuple[Array, Array, Array]:
-    """The gradients of both matrices and the first bias.
-
-    Every program sums over some of the rows, for some channels of the hidden layer; XLA adds these sums.
-    """
-    parts = blocks.parts
-    shares = largest_divisor(blocks.rows // GPU_ROWS, max(1, _PROGRAMS // parts))
-    steps = blocks.rows // GPU_ROWS // shares
-
-    def kernel(
-        x_ref: Any, dbranch_ref: Any, mean_ref: Any, inverse_std_ref: Any, w1: Any, b1: Any, w2t: Any,
-        dw1t_ref: Any, db1_ref: Any, dw2_ref: Any,
-    ) -> None:  # fmt: skip
-        # Neighbouring programs read the same rows at about the same time, all but one of them from the cache.
-        share, part = pl.program_id(0) // parts, pl.program_id(0) % parts
-        hidden_slice = blocks.hidden(part)
-
-        def add(step: Any, sums: Any) -> Any:
-            dw1t, db1, dw2 = sums
-            rows = pl.ds((share * steps + step) * GPU_ROWS, GPU_ROWS)
-            mean, inverse_std = blocks.gather(rows, mean_ref, inverse_std_ref)
-            standard = [_standard(x, mean, inverse_std) for x in blocks.read(x_ref, rows)]
-            dbranch = [dbranch_ref[rows, channel_slice] for channel_slice in blocks.channels]
-            hidden, dgelu = gelu_fit(blocks.product(standard, w1, hidden_slice) + b1[hidden_slice][None])
-            dinner = blocks.product(dbranch, w2t, hidden_slice) * dgelu
-            hidden, rounded = hidden.astype(x_ref.dtype), dinner.astype(x_ref.dtype)
-            return (
-                [total + _product(rounded.T, z) for total, z in zip(dw1t, standard)],
-                db1 + dinner.sum(0),
-                [total + _product(hidden.T, d) for total, d in zip(dw2, dbranch)],
-            )
-
-        matrices = [jnp.zeros((blocks.hidden_side, blocks.side), jnp.float32)] * len(blocks.channels)
-        sums = matrices, jnp.zeros(blocks.hidden_side, jnp.float32), matrices
-        dw1t, db1, dw2 = lax.fori_loop(0, steps, add, sums)
-        db1_ref[share, hidden_slice] = db1
-        for index, channel_slice in enumerate(blocks.channels):
-            dw1t_ref[share, hidden_slice, channel_slice] = dw1t[index]
-            dw2_ref[share, hidden_slice, channel_slice] = dw2[index]
-
-    hidden = parts * blocks.hidden_side
-    matrix, vector = blocks.array(shares, hidden, blocks.width), blocks.array(shares, hidden)
-    results = [matrix, vector, matrix]
-    dw1t, db1, dw2 = blocks.call(kernel, "mlp_weight_gradients", shares * parts, arrays, results, interpret)
-    return dw1t.sum(0).T, db1.sum(0), dw2.sum(0)
 
 
 class _Blocks:

@@ -161,7 +161,7 @@ def stages_without_kernels(kernels: Kernels, stages: Sequence[StageShape], image
         stages: the network's.
         images: on all devices at a time.
     """
-    name: Pass = "mlp_gradient"  # the costliest pass, and both kinds of kernels have it
+    name: Pass = "mlp_residual"  # the pass that both kinds of kernels have
     return [
         index
         for index, stage in enumerate(stages)

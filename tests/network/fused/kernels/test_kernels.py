@@ -18,7 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, Part
 from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.network import functional
 from poolformer_jax.network.fused import block
-from poolformer_jax.network.fused.kernels import gpu_narrow, kernels_for, tpu_mlp, tpu_pooling
+from poolformer_jax.network.fused.kernels import kernels_for, tpu_mlp, tpu_pooling
 from poolformer_jax.network.fused.statistics import Moments, moments_of
 from poolformer_jax.network.variants import VARIANTS
 from small_networks import TWO_STAGES, distance
@@ -89,10 +89,13 @@ def by_xla(shape, dtype):
     ],
     ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else value.platform,
 )
-def test_each_result_and_gradient_of_a_block_is_nearer_to_float32_than_without_kernels(kernels, shape):
+def test_what_kernels_compute_of_a_block_is_nearer_to_float32_than_without_them(kernels, shape):
     exact = block_and_gradients(shape, None, jnp.float32)
-    plain = by_xla(shape, jnp.bfloat16)
+    plain = dict(by_xla(shape, jnp.bfloat16))
     found = block_and_gradients(shape, kernels, jnp.bfloat16)
+    if kernels is ON_GPU:  # XLA computes the gradients
+        for results in (exact, plain, found):
+            del results["gradients"]
     for (path, f), p, e in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(plain), jax.tree.leaves(exact)):
         # Moments are sums over the map, in which roundings cancel by chance: both are far below bfloat16's 4e-3.
         assert distance(f, e) < max(distance(p, e), 1e-3), jax.tree_util.keystr(path)
@@ -110,16 +113,6 @@ def test_results_do_not_depend_on_the_sizes_of_tiles(monkeypatch):
     cut = block_and_gradients(shape, INTERPRETED, jnp.bfloat16)
     # Sums in another order change a few roundings to bfloat16; a missing tile would change a tenth.
     assert distance(cut, whole) < 1e-3
-
-
-@pytest.mark.slow
-def test_gradients_do_not_depend_on_the_number_of_programs(monkeypatch):
-    shape = (16, 4, 4, 64)
-    several = block_and_gradients(shape, ON_GPU, jnp.bfloat16)
-    monkeypatch.setattr(gpu_narrow, "_PROGRAMS", 1)
-    jax.clear_caches()
-    one = block_and_gradients(shape, ON_GPU, jnp.bfloat16)
-    assert distance(one, several) < 1e-6  # sums in another order, in float32
 
 
 def loss(variables, kernels, dtype=jnp.bfloat16, config=CONFIG, pixels=PIXELS, labels=LABELS, fused=True):
@@ -253,12 +246,12 @@ def test_every_block_becomes_four_kernels_on_a_tpu(variables):
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-def test_every_mlp_becomes_three_kernels_on_a_gpu(variables):
+def test_every_mlp_becomes_one_kernel_on_a_gpu(variables):
     step = jax.jit(jax.value_and_grad(partial(loss, kernels=GpuKernels())))
     gpu = AbstractDevice("NVIDIA H200", None, "gpu")  # needed from jax 0.11 on
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
         program = step.trace(variables).lower(lowering_platforms=("cuda",)).as_text()
-    assert program.count("__gpu$xla.gpu.triton") == 3 * sum(CONFIG.depths)
+    assert program.count("__gpu$xla.gpu.triton") == sum(CONFIG.depths)
 
 
 @pytest.mark.parametrize(
