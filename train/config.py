@@ -18,6 +18,14 @@ from train.data import DataConfig
 from train.folders import expand_home
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
+OptimizerName = Literal["adamw", "lamb", "lion", "sgd"]
+# What None means for each optimizer.
+_OPTIMIZER_DEFAULTS: Mapping[OptimizerName, Mapping[str, float]] = {
+    "adamw": {"beta2": 0.999, "epsilon": 1e-8},
+    "lamb": {"beta2": 0.999, "epsilon": 1e-6, "clip_norm": 1.0},  # timm's
+    "lion": {"beta2": 0.99},
+    "sgd": {},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +67,10 @@ class PretrainedNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and the schedule of its learning rate."""
+    """The optimizer and the schedule of its learning rate."""
 
+    name: OptimizerName = "adamw"
+    """adamw; lamb as in timm; lion; or sgd with Nesterov momentum."""
     learning_rate: float = 1e-3
     """Learning rate after the warm-up, for a batch of learning_rate_batch images."""
     learning_rate_batch: int | None = 1024
@@ -78,21 +88,25 @@ class OptimizerConfig:
     schedule_every: Literal["epoch", "step"] = "epoch"
     """Change the learning rate between epochs, as the authors do, or with every step."""
     weight_decay: float = 0.05
-    """Decoupled weight decay of parameters with two or more dimensions; none for biases, norms and scales."""
+    """Weight decay of parameters with two or more dimensions; none for biases, norms and scales. sgd adds it to the
+    gradient, as torch does; the others decay the weights directly."""
     beta1: float = 0.9
-    """Decay of AdamW's running mean of the gradient."""
-    beta2: float = 0.999
-    """Decay of AdamW's running mean of the squared gradient."""
-    epsilon: float = 1e-8
-    """Added to the square root of that mean."""
+    """Decay of the running mean of the gradient; sgd's momentum."""
+    beta2: float | None = None
+    """adamw, lamb: decay of the running mean of the squared gradient. None: 0.999. lion: that of the gradient, while
+    beta1 weighs the update. None: 0.99."""
+    epsilon: float | None = None
+    """adamw, lamb: added to the square root of that mean. None: 1e-8 for adamw, 1e-6 for lamb."""
     clip_norm: float | None = None
-    """Clip the gradient to this global norm. None: no clipping."""
+    """Clip the gradient to this global norm; inf: no clipping. None: 1 for lamb, no clipping for the others."""
     layer_decay: float | None = None
     """Multiply the learning rate by this for every block further from the head, for fine-tuning. None: off."""
     accumulate: int = 1
     """Compute the gradient in this many parts of the batch, for less memory; changes drop path's random numbers."""
     ema_decay: float | None = None
     """Keep a running mean of the weights with this decay (timm: 0.9998), and evaluate it too. None: off."""
+    ema_warmup: bool = False
+    """Begin with a smaller decay, at most 1 - (step + 1)^(-2/3), so that the mean forgets the initial weights."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -109,14 +123,21 @@ class OptimizerConfig:
             ("final_learning_rate", self.final_learning_rate >= 0, "0 or a positive number"),
             ("weight_decay", self.weight_decay >= 0, "0 or a positive number"),
             ("beta1", 0 <= self.beta1 < 1, "a number in [0, 1)"),
-            ("beta2", 0 <= self.beta2 < 1, "a number in [0, 1)"),
-            ("epsilon", self.epsilon > 0, "a positive number"),
+            ("beta2", self.beta2 is None or 0 <= self.beta2 < 1, "a number in [0, 1), or None"),
+            ("epsilon", is_none_or_positive(self.epsilon), "a positive number, or None"),
             ("clip_norm", is_none_or_positive(self.clip_norm), "a positive number, or None"),
             ("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "a number in (0, 1], or None"),
             ("accumulate", self.accumulate >= 1, "at least 1"),
             ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "a number in [0, 1), or None"),
+            ("ema_warmup", not self.ema_warmup or self.ema_decay is not None, "ema_decay too (--optimizer.ema-decay)"),
         ]
         check_rules(self, rules)
+
+    def with_defaults(self) -> "OptimizerConfig":
+        """The same values, with the optimizer's defaults for those that are None."""
+        defaults = _OPTIMIZER_DEFAULTS[self.name].items()
+        missing: dict[str, Any] = {name: value for name, value in defaults if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
 
     @property
     def total_epochs(self) -> int:
@@ -263,7 +284,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All values, JSON-ready; recipe.json holds them."""
-        data = as_json(dataclasses.asdict(self))
+        data = as_json(dataclasses.asdict(dataclasses.replace(self, optimizer=self.optimizer.with_defaults())))
         data["model"]["kind"] = type(self.model).__name__
         return data
 

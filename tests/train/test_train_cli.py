@@ -260,7 +260,8 @@ def test_the_imagenet_recipes_are_the_authors_training():
     expected = {"s12": (0.1, 0.9), "s24": (0.1, 0.9), "s36": (0.2, 0.9), "m36": (0.3, 0.95), "m48": (0.4, 0.95)}
     for variant, (drop_path_rate, crop_pct) in expected.items():
         config = RECIPES[f"imagenet-{variant}"].config
-        optimizer, augment, mix = config.optimizer, config.data.augment, config.data.mix
+        optimizer, augment, mix = config.optimizer.with_defaults(), config.data.augment, config.data.mix
+        assert optimizer.name == "adamw"
         assert (config.model.drop_path_rate, config.data.crop_pct) == (drop_path_rate, crop_pct)
         assert config.dtype == "bfloat16"  # README: --apex-amp, which computes in float16
         assert (optimizer.epochs, optimizer.warmup_epochs, optimizer.cooldown_epochs) == (300, 5, 10)

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+from etils import epath
 from rich.console import Console
 
 from poolformer_jax import PoolFormerConfig, save_pretrained
@@ -17,6 +18,7 @@ from train.config import PretrainedNetwork
 from train.report import results
 from train.report.journal import MetricsFile
 from train.resume.checkpoints import newest_run
+from train.resume.record import read_record
 from training import (
     DATA,
     NETWORK,
@@ -60,6 +62,19 @@ def test_a_finished_run_that_is_started_again_writes_no_line_twice(tmp_path):
     assert [json.loads(line)["kind"] for line in noted.splitlines()] == ["train", "evaluation", "evaluation_ema"]
     assert run(config).evaluations.keys() == {"params", "ema"}
     assert (tmp_path / "metrics.jsonl").read_text() == noted
+
+
+@pytest.mark.slow  # compiles a training step of its own
+def test_lamb_and_a_running_mean_that_warms_up_resume_bit_for_bit(tmp_path):
+    def final_state(name, *stops):
+        config = small(tmp_path / name, optimizer__name="lamb", optimizer__ema_warmup=True, save_every=1000)
+        for steps in stops:
+            run(dataclasses.replace(config, max_steps=steps))
+        return read_record(epath.Path(tmp_path / name / "checkpoints"), 5)["fingerprints"]
+
+    whole = final_state("whole", 5)
+    assert any(name.startswith("ema/") for name in whole)
+    assert final_state("stopped", 2, 5) == whole
 
 
 def test_a_run_that_dies_in_an_evaluation_has_saved_and_evaluates_when_resumed(tmp_path, monkeypatch):

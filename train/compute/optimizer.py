@@ -1,7 +1,8 @@
-"""AdamW, the parameters that decay, the learning rate of every step, and its decay over depth.
+"""The optimizers, the parameters that decay, the learning rate of every step, and its decay over depth.
 
 Sources: sail-sg/poolformer, train.py (the authors' defaults, on timm's optimizer and scheduler);
-timm, scheduler/cosine_lr.py; AdamW: arXiv 1711.05101; layer-wise decay: arXiv 2106.08254, section 3.2.
+timm, scheduler/cosine_lr.py and optim/lamb.py; AdamW: arXiv 1711.05101; LAMB: arXiv 1904.00962; Lion: arXiv 2302.06675;
+layer-wise decay: arXiv 2106.08254, section 3.2.
 """
 
 import re
@@ -56,20 +57,54 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW without the learning rate: the training step multiplies the updates by it.
+    """The optimizer without the learning rate: the training step multiplies the updates by it.
 
     So a skipped step, whose gradient is not finite, does not shift the schedule of later steps.
     """
-    parts = [
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-    ]
+    config = config.with_defaults()
+    parts = _OPTIMIZERS[config.name](config)
     if config.clip_norm is not None:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.layer_decay is not None:
         decay = config.layer_decay
         parts.append(optax.stateless(lambda updates, params: _scale_by_depth(updates, decay)))
     return optax.chain(*parts)
+
+
+def _adamw(config: OptimizerConfig) -> list[optax.GradientTransformation]:
+    assert config.beta2 is not None and config.epsilon is not None
+    return [optax.scale_by_adam(config.beta1, config.beta2, config.epsilon), _weight_decay(config)]
+
+
+def _lamb(config: OptimizerConfig) -> list[optax.GradientTransformation]:
+    """timm's LAMB: unlike optax.lamb, it scales only the updates of parameters that decay.
+
+    make_optimizer clips the gradient first, as timm's LAMB does, too.
+    """
+    if not config.weight_decay:
+        return _adamw(config)
+    return [*_adamw(config), optax.masked(optax.scale_by_trust_ratio(), decay_mask)]
+
+
+def _lion(config: OptimizerConfig) -> list[optax.GradientTransformation]:
+    assert config.beta2 is not None
+    return [optax.scale_by_lion(config.beta1, config.beta2), _weight_decay(config)]
+
+
+def _sgd(config: OptimizerConfig) -> list[optax.GradientTransformation]:
+    return [_weight_decay(config), optax.trace(config.beta1, nesterov=True)]
+
+
+_OPTIMIZERS: dict[str, Callable[[OptimizerConfig], list[optax.GradientTransformation]]] = {
+    "adamw": _adamw,
+    "lamb": _lamb,
+    "lion": _lion,
+    "sgd": _sgd,
+}
+
+
+def _weight_decay(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
 
 
 def decay_mask(params: Any) -> Any:

@@ -45,7 +45,7 @@ def make_train_step(
         optimizer: from `make_optimizer`.
         schedule: from `make_schedule`.
         augment: changes a batch of images at random, and returns its targets.
-        config: for `accumulate` and `ema_decay`.
+        config: for `accumulate`, `ema_decay` and `ema_warmup`.
         seed: of all random numbers on the device.
         mesh: devices that share the batch; needed with `accumulate`, to spread every part over all of them.
         shardings: of the parameters, for their gradients.
@@ -67,7 +67,7 @@ def make_train_step(
         def update(state: TrainState, gradient: Any) -> TrainState:
             updates, moments = optimizer.update(gradient, state.optimizer, state.params)
             params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
-            ema = _running_mean(state.ema, params, config.ema_decay)
+            ema = _running_mean(state.ema, params, _ema_decay(config, state.step))
             return state.replace(params=params, ema=ema, optimizer=moments)
 
         # If the gradient is not finite, params, ema and optimizer stay as they were.
@@ -107,7 +107,14 @@ def _update_if(
     return lax.platform_dependent(finite, state, gradient, cpu=branch, default=select)
 
 
-def _running_mean(mean: Any, params: Any, decay: float | None) -> Any:
+def _ema_decay(config: OptimizerConfig, step: Int[Array, ""]) -> Float[Array, ""] | float | None:
+    """The decay of the running mean. With a warm-up it grows from 0, as in timm (`--model-ema-warmup`)."""
+    if config.ema_decay is None or not config.ema_warmup:
+        return config.ema_decay
+    return jnp.minimum(config.ema_decay, 1 - (1.0 + step) ** (-2 / 3))
+
+
+def _running_mean(mean: Any, params: Any, decay: Float[Array, ""] | float | None) -> Any:
     if decay is None:
         return mean
     return jax.tree.map(lambda m, p: (m * decay + p * (1 - decay)).astype(m.dtype), mean, params)

@@ -3,12 +3,16 @@
 import dataclasses
 import math
 import re
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from golden import make_optimizers
+from paths import TESTS
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from small_networks import random_variables
 from train.compute.optimizer import decay_mask, layer_scales, make_optimizer, make_schedule
@@ -145,6 +149,71 @@ def test_clipping_bounds_the_gradient_before_the_moments():
     assert float(optax.tree.norm(state[1].mu)) == pytest.approx(1.0, rel=1e-5)
 
 
+class Linear:
+    """A network whose loss has the "pixels", a tree like the parameters, as its gradient."""
+
+    def apply(self, variables, pixels, **_):
+        products = jax.tree.map(lambda parameter, slope: (parameter * slope).sum(), variables["params"], pixels)
+        return SimpleNamespace(loss=sum(jax.tree.leaves(products)), logits=jnp.zeros((1, 2)))
+
+
+def twenty_steps(name, **changes):
+    """The state after the steps of tests/golden/make_optimizers.py, in float64."""
+    peak = make_optimizers.OPTIMIZERS[name][1]
+    config = OptimizerConfig(name, **{"weight_decay": make_optimizers.WEIGHT_DECAY} | changes)
+    optimizer, schedule = make_optimizer(config), jnp.array([make_optimizers.learning_rate(s, peak) for s in range(20)])
+    step = jax.jit(
+        make_train_step(Linear(), optimizer, lambda s: schedule[s], lambda key, x, y: (x, y), config, seed=0)
+    )
+    state = new_state(jax.tree.map(jnp.asarray, make_optimizers.initial()), optimizer, config.ema_decay is not None)
+    for number in range(make_optimizers.STEPS):
+        state, _ = step(state, {"image": make_optimizers.gradients(number), "label": np.zeros((1, 2))})
+    return jax.device_get(state)
+
+
+def assert_golden(name, kind, tree):
+    golden = np.load(TESTS / "golden" / "optimizers.npz")
+    for key, value in tree.items():
+        np.testing.assert_allclose(value, golden[f"{name}/{kind}/{key}"], rtol=1e-9, atol=1e-12, err_msg=key)
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("name", make_optimizers.OPTIMIZERS)
+def test_twenty_steps_of_an_optimizer_and_of_the_running_mean_are_those_of_timm(name, warmup):
+    with jax.enable_x64(True):
+        state = twenty_steps(name, ema_decay=make_optimizers.EMA_DECAY, ema_warmup=warmup)
+    assert_golden(name, "params", state.params)
+    assert_golden(name, "warm_ema" if warmup else "ema", state.ema)
+
+
+@pytest.mark.parametrize("changes", [{"clip_norm": math.inf}, {"epsilon": 1e-8}, {"weight_decay": 0.0}])
+def test_the_golden_numbers_catch_another_lamb(changes):
+    with jax.enable_x64(True):
+        state = twenty_steps("lamb", **changes)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        assert_golden("lamb", "params", state.params)
+
+
+def test_the_lamb_of_optax_is_another_one():
+    rates = jnp.array([make_optimizers.learning_rate(step, 8e-3) for step in range(20)])
+    optimizer = optax.lamb(lambda step: rates[step], weight_decay=make_optimizers.WEIGHT_DECAY, mask=decay_mask)
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, make_optimizers.initial())
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
+        for step in range(make_optimizers.STEPS):
+            updates, state = update(make_optimizers.gradients(step), state, params)
+            params = optax.apply_updates(params, updates)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        assert_golden("lamb", "params", params)
+
+
+def test_lamb_without_weight_decay_is_adamw():
+    common = {"weight_decay": 0.0, "clip_norm": 1.0, "epsilon": 1e-6}
+    gradient = {"kernel": np.full((2, 3), 0.1, np.float32)}
+    updates = [first_update(OptimizerConfig(name, **common), gradient, gradient)[0] for name in ("adamw", "lamb")]
+    np.testing.assert_array_equal(updates[0]["kernel"], updates[1]["kernel"])
+
+
 @pytest.fixture(scope="module")
 def step_and_state(params):
     model = PoolFormerForImageClassification(NETWORK)
@@ -192,6 +261,21 @@ def test_the_running_mean_follows_the_weights(step_and_state):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), state.ema, expected)
 
 
+def test_the_values_that_an_optimizer_uses_are_those_of_the_recipe():
+    used = {name: OptimizerConfig(name).with_defaults() for name in make_optimizers.OPTIMIZERS}
+    values = {name: (config.beta2, config.epsilon, config.clip_norm) for name, config in used.items()}
+    assert values == {
+        "adamw": (0.999, 1e-8, None),
+        "lamb": (0.999, 1e-6, 1.0),
+        "lion": (0.99, None, None),
+        "sgd": (None, None, None),
+    }
+    given = OptimizerConfig("lamb", beta2=0.9, epsilon=1e-3, clip_norm=math.inf)
+    assert given.with_defaults() == given
+
+
 def test_values_out_of_range_are_named_together():
+    with pytest.raises(ValueError, match="ema_warmup=True: expected ema_decay too"):
+        OptimizerConfig(ema_warmup=True)
     with pytest.raises(ValueError, match=r"(?s)warmup_epochs=5: expected.*layer_decay=1.5: expected"):
         OptimizerConfig(epochs=5, warmup_epochs=5, layer_decay=1.5)

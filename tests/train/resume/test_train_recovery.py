@@ -35,6 +35,16 @@ def test_killed_many_times_the_losses_are_those_of_an_uninterrupted_run(tmp_path
     assert train_losses(tmp_path / "run") == train_losses(uninterrupted_long)
 
 
+@pytest.mark.slow
+def test_killed_many_times_lamb_and_a_running_mean_that_warms_up_end_with_the_same_losses(tmp_path):
+    program = (*LONG, "--optimizer.name", "lamb", "--optimizer.ema-warmup")
+    programs.run([*program, "--run-dir", str(tmp_path / "uninterrupted")])
+    kill_at_random_moments(tmp_path / "run", kills=6, seed=7, program=program)
+    assert train_losses(tmp_path / "run") == train_losses(tmp_path / "uninterrupted")
+    evaluations = [(tmp_path / run / "model-ema" / "evaluation.json").read_text() for run in ("run", "uninterrupted")]
+    assert evaluations[0] == evaluations[1]
+
+
 def kill_at_random_moments(run_dir: Path, kills: int, seed: int, program: Sequence[str] = programs.TINY) -> None:
     rng = random.Random(seed)
     arguments = [*program, "--run-dir", str(run_dir), "--save-every", "1"]
