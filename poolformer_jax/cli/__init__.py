@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, embed, export, predict, summary, variants
-from poolformer_jax.cli.arguments import HelpFormatter as HelpFormatter
-from poolformer_jax.cli.arguments import add_network as add_network
+from poolformer_jax.cli.arguments import HelpFormatter as HelpFormatter, add_network as add_network
 from poolformer_jax.process import INTERRUPTED, error_message
 from poolformer_jax.version import __version__
 

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float, Num
 
 from poolformer_jax.errors import InputError

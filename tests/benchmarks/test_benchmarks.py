@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import __main__ as program
-from benchmarks import command_line, convert, cpu_inference, cpu_training, gpu, input_pipeline, report
+from benchmarks import (
+    __main__ as program,
+    command_line,
+    convert,
+    cpu_inference,
+    cpu_training,
+    gpu,
+    input_pipeline,
+    report,
+)
 from benchmarks.comparison import (
     BenchmarkError,
     Implementation,

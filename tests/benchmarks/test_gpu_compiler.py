@@ -12,8 +12,7 @@ import sys
 
 import pytest
 
-from benchmarks import __main__ as program
-from benchmarks import gpu_compiler
+from benchmarks import __main__ as program, gpu_compiler
 from benchmarks.compiled import gpu_program, gpu_targets, training_step
 from benchmarks.gpu import PEAKS, Peak
 from paths import ROOT

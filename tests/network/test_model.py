@@ -22,10 +22,10 @@ from poolformer_jax.network import (
     TOKEN_MIXERS,
     VARIANTS,
     check_variables,
+    config as named,
     count_parameters,
     cross_entropy,
 )
-from poolformer_jax.network import config as named
 from poolformer_jax.network.functional import NORMS
 from poolformer_jax.network.heads import mean_loss
 from small_networks import EVERY_MIXER, TWO_STAGES, random_variables

@@ -18,8 +18,7 @@ from poolformer_jax import (
     to_torch_state_dict,
 )
 from poolformer_jax.network.heads import classify
-from reference_network import MISTAKES
-from reference_network import logits as reference_logits
+from reference_network import MISTAKES, logits as reference_logits
 
 # One representative of each promise runs by default; the others are slow.
 pytestmark = pytest.mark.usefixtures("optimised")  # large networks, in float64

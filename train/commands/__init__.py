@@ -1,21 +1,5 @@
 """The commands other than training: evaluate, doctor, throughput."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from poolformer_jax.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from train.commands.doctor import examine as examine
-    from train.commands.doctor import print_findings as print_findings
-    from train.commands.evaluate import EvaluateConfig as EvaluateConfig
-    from train.commands.evaluate import run_evaluation as run_evaluation
-    from train.commands.throughput import consume as consume
-
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "doctor": "examine print_findings",
-        "evaluate": "EvaluateConfig run_evaluation",
-        "throughput": "consume",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

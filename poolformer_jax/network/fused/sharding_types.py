@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jaxtyping import Array
 
 _Tree = TypeVar("_Tree")

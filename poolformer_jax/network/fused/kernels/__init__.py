@@ -17,40 +17,6 @@ gradients of gradients.
 `verification` the comparison with XLA that decides whether a program uses them.
 """
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from poolformer_jax.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from poolformer_jax.network.fused.kernels.base import Kernels
-    from poolformer_jax.network.fused.kernels.choice import GpuKernels, TpuKernels, kernels_for
-    from poolformer_jax.network.fused.kernels.verification import (
-        KernelMode,
-        StageShape,
-        Verification,
-        choose_kernels,
-        stages_without_kernels,
-        verify_kernels,
-    )
-
-__all__ = [
-    "GpuKernels",
-    "KernelMode",
-    "Kernels",
-    "StageShape",
-    "TpuKernels",
-    "Verification",
-    "choose_kernels",
-    "kernels_for",
-    "stages_without_kernels",
-    "verify_kernels",
-]
-
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "base": "Kernels",
-        "choice": "GpuKernels TpuKernels kernels_for",
-        "verification": "KernelMode StageShape Verification choose_kernels stages_without_kernels verify_kernels",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 from flax.typing import Dtype
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 
 from poolformer_jax.errors import InputError
 

@@ -1,0 +1,15 @@
+from .classification_pipeline import pipeline as pipeline
+from .classifier import ImageClassifier as ImageClassifier, Prediction as Prediction
+from .cost_operations import count_macs as count_macs, layer_table as layer_table, parameter_shapes as parameter_shapes
+from .description import (
+    Operations as Operations,
+    Parameters as Parameters,
+    classify as classify,
+    feature_maps as feature_maps,
+)
+from .embedding import Embedding as Embedding, ImageEmbedder as ImageEmbedder
+from .folding import fold as fold
+from .grad_cam import VISIBLE_SIDE as VISIBLE_SIDE, GradCam as GradCam
+from .height_sharded import HeightShardedModel as HeightShardedModel
+from .jax_operations import folded_apply as folded_apply
+from .program import fastest_network as fastest_network, shard_on_cpu as shard_on_cpu

@@ -1,0 +1,51 @@
+from .block import kernel_stages as kernel_stages
+from .config import (
+    HIDDEN_ACTS as HIDDEN_ACTS,
+    PoolFormerConfig as PoolFormerConfig,
+    names_by_index as names_by_index,
+    published_variant as published_variant,
+)
+from .functional import (
+    ACTIVATIONS as ACTIVATIONS,
+    EPSILON as EPSILON,
+    POOLED_EPSILON as POOLED_EPSILON,
+    attention as attention,
+    cross_entropy as cross_entropy,
+    dense as dense,
+    distance_and_inverse_std as distance_and_inverse_std,
+    gelu as gelu,
+    mix_positions as mix_positions,
+    over_channels as over_channels,
+    pooling_mixer as pooling_mixer,
+    standardize as standardize,
+    widen as widen,
+)
+from .heads import probabilities as probabilities
+from .inputs import Pixels as Pixels, check_dtype as check_dtype, check_pixel_values as check_pixel_values
+from .layers import initial_value as initial_value
+from .mismatch import WeightsMismatch as WeightsMismatch, check_names_and_shapes as check_names_and_shapes
+from .model import (
+    ImageClassifierOutput as ImageClassifierOutput,
+    PoolFormerForImageClassification as PoolFormerForImageClassification,
+    PoolFormerModel as PoolFormerModel,
+    PoolFormerModelOutput as PoolFormerModelOutput,
+)
+from .parameter_table import (
+    MIXER_PARAMETERS as MIXER_PARAMETERS,
+    NETWORK as NETWORK,
+    ParameterRow as ParameterRow,
+    backbone_rows as backbone_rows,
+    columns as columns,
+    head_rows as head_rows,
+)
+from .parameters import (
+    Parameter as Parameter,
+    all_parameters as all_parameters,
+    check_variables as check_variables,
+    count_parameters as count_parameters,
+    leaves_by_path as leaves_by_path,
+    parameters_of_rows as parameters_of_rows,
+    subtree as subtree,
+)
+from .token_mixers import HEAD_DIM as HEAD_DIM, TOKEN_MIXERS as TOKEN_MIXERS
+from .variants import SIZES as SIZES, SOURCE as SOURCE, VARIANTS as VARIANTS

@@ -1,0 +1,21 @@
+from .block import (
+    MlpWeights as MlpWeights,
+    fold_mlp as fold_mlp,
+    mlp_residual as mlp_residual,
+    pooling_residual as pooling_residual,
+)
+from .cpu_batching import largest_divisor as largest_divisor
+from .kernels import (
+    GpuKernels as GpuKernels,
+    KernelMode as KernelMode,
+    Kernels as Kernels,
+    StageShape as StageShape,
+    TpuKernels as TpuKernels,
+    Verification as Verification,
+    choose_kernels as choose_kernels,
+    kernels_for as kernels_for,
+    stages_without_kernels as stages_without_kernels,
+    verify_kernels as verify_kernels,
+)
+from .patch_convolution import convolve as convolve, convolve_with_default_gradient as convolve_with_default_gradient
+from .statistics import Moments as Moments, moments_of as moments_of

@@ -1,0 +1,10 @@
+from .base import Kernels as Kernels
+from .choice import GpuKernels as GpuKernels, TpuKernels as TpuKernels, kernels_for as kernels_for
+from .verification import (
+    KernelMode as KernelMode,
+    StageShape as StageShape,
+    Verification as Verification,
+    choose_kernels as choose_kernels,
+    stages_without_kernels as stages_without_kernels,
+    verify_kernels as verify_kernels,
+)

@@ -1,0 +1,28 @@
+from .distributed import (
+    from_process_0 as from_process_0,
+    has_other_processes as has_other_processes,
+    initialize as initialize,
+    processes_where as processes_where,
+    refuse_different_processes as refuse_different_processes,
+)
+from .evaluation import (
+    Evaluation as Evaluation,
+    EvaluationStep as EvaluationStep,
+    evaluate as evaluate,
+    make_evaluation_step as make_evaluation_step,
+)
+from .optimizer import make_optimizer as make_optimizer, make_schedule as make_schedule
+from .preemption import StopRequest as StopRequest
+from .sharding import (
+    BATCH_AXES as BATCH_AXES,
+    batch_sharding as batch_sharding,
+    check_batch as check_batch,
+    make_mesh as make_mesh,
+    process_part as process_part,
+    replicated as replicated,
+    state_shardings as state_shardings,
+    to_devices as to_devices,
+    to_host as to_host,
+)
+from .state import TrainState as TrainState, new_state as new_state
+from .step import make_train_step as make_train_step

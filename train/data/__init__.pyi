@@ -1,0 +1,37 @@
+from .augment.device import augment_batch as augment_batch, normalize_batch as normalize_batch
+from .augment.jpeg_region import decodes_regions as decodes_regions
+from .augment.resizing import choose_resizer as choose_resizer
+from .augment.transforms import TrainingTransform as TrainingTransform
+from .config import (
+    DIGITS as DIGITS,
+    DataConfig as DataConfig,
+    DeviceAugmentation as DeviceAugmentation,
+    HostAugmentation as HostAugmentation,
+)
+from .labels import check_same_classes as check_same_classes, match_labels as match_labels
+from .pipeline import (
+    Batches as Batches,
+    batch_bytes as batch_bytes,
+    evaluation_batches as evaluation_batches,
+    evaluation_steps as evaluation_steps,
+    max_shared_batches as max_shared_batches,
+    train_batches as train_batches,
+    worker_count as worker_count,
+)
+from .prepare import PrepareConfig as PrepareConfig, prepare_data as prepare_data
+from .sources.folders import (
+    ALL_IMAGES as ALL_IMAGES,
+    FolderSource as FolderSource,
+    describe_skipped as describe_skipped,
+    describe_split as describe_split,
+    is_pool as is_pool,
+)
+from .sources.opening import open_source as open_source
+from .sources.source import (
+    ArraySource as ArraySource,
+    Example as Example,
+    Source as Source,
+    SourceError as SourceError,
+    image_of as image_of,
+)
+from .workers.failures import SHARED_MEMORY_ADVICE as SHARED_MEMORY_ADVICE, WorkerError as WorkerError
