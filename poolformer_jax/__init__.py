@@ -1,4 +1,4 @@
-"""PoolFormer in JAX / Flax: the public names, and nothing else.
+"""PoolFormer and the other MetaFormers in JAX / Flax: the public names, and nothing else.
 
 Each is imported when it is first used, so that data-loading processes can use the image processor without jax.
 """

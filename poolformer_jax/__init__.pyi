@@ -15,6 +15,10 @@ from .inference import (
 )
 from .network import (
     ImageClassifierOutput as ImageClassifierOutput,
+    MetaFormerConfig as MetaFormerConfig,
+    MetaFormerForImageClassification as MetaFormerForImageClassification,
+    MetaFormerModel as MetaFormerModel,
+    MetaFormerModelOutput as MetaFormerModelOutput,
     PoolFormerConfig as PoolFormerConfig,
     PoolFormerForImageClassification as PoolFormerForImageClassification,
     PoolFormerModel as PoolFormerModel,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor
-from poolformer_jax.network import all_parameters
+from poolformer_jax.network import all_parameters, variables_of
 
 IMAGES = Path(__file__).parent / "images"
 PHOTOGRAPHS = sorted(path for path in IMAGES.iterdir() if path.suffix in (".jpg", ".png"))
@@ -36,19 +36,16 @@ def random_variables(config, key=0):
     As initialised, gains are 1, shifts 0 and layer scales next to 0: much could be forgotten without a test noticing.
     What is returned is shared between tests, which leave it as it is.
     """
-    rng, params = np.random.default_rng(key), {}
+    rng, leaves = np.random.default_rng(key), {}
     for parameter in sorted(all_parameters(config), key=lambda parameter: parameter.path.split("/")):
-        *parents, name = parameter.path.split("/")
+        name = parameter.path.split("/")[-1]
         values = rng.standard_normal(parameter.shape)
         if name == "kernel":
             values = values * np.prod(parameter.shape[:-1]) ** -0.5
         else:
             values = 0.7 + 0.3 * values if name == "scale" else 0.3 * values
-        branch = params
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[name] = jnp.asarray(values, jnp.float32)
-    return PoolFormerForImageClassification(config), {"params": params}
+        leaves[parameter.path] = jnp.asarray(values, jnp.float32)
+    return PoolFormerForImageClassification(config), variables_of(config, leaves)
 
 
 def distance(found, exact):

@@ -74,10 +74,10 @@ class ImageEmbedder:
         check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
         if problems := preprocessing_problems(config, image_processor):
             raise InputError("\n".join(problems))
-        headless, params = _without_head(config, variables)
+        headless, backbone = _without_head(config, variables)
         at_once = images_at_once(Mesh(np.asarray(devices), ("batch",)))
         apply = partial(_embed, headless, image_processor, dtype, feature_maps, at_once)
-        program = BatchProgram(apply, fold(headless, {"params": params}), batch_size, devices)
+        program = BatchProgram(apply, fold(headless, backbone), batch_size, devices)
         self.config = config
         self.image_processor = image_processor
         self._images = ImageStream(program, image_processor, threads)
@@ -141,7 +141,7 @@ def _embeddings(rows: Generator[Any]) -> Generator[Embedding | ImageError]:
 
 def _without_head(config: PoolFormerConfig, variables: Mapping[str, Any]) -> tuple[PoolFormerConfig, dict[str, Any]]:
     params = {name: branch for name, branch in variables["params"].items() if name != "head"}
-    return dataclasses.replace(config, num_labels=0, id2label=None), params
+    return dataclasses.replace(config, num_labels=0, id2label=None), {**variables, "params": params}
 
 
 def _embed(

@@ -169,7 +169,7 @@ def _trained_network(
 ) -> tuple[Apply, Any]:
     """The model itself, without folding."""
     check_variables(config, variables)
-    return partial(_logits, PoolFormerForImageClassification(config, dtype, kernels=kernels)), variables["params"]
+    return partial(_logits, PoolFormerForImageClassification(config, dtype, kernels=kernels)), dict(variables)
 
 
 class _Program(NamedTuple):
@@ -225,6 +225,6 @@ def normalized(image_processor: PoolFormerImageProcessor, pixels: UInt8[Array, "
     return values * scale + shift
 
 
-def _logits(model: PoolFormerForImageClassification, params: Any, x: Array) -> Array:
-    output: Any = model.apply({"params": params}, x)
+def _logits(model: PoolFormerForImageClassification, variables: Any, x: Array) -> Array:
+    output: Any = model.apply(variables, x)
     return jnp.asarray(output.logits)

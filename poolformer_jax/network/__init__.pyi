@@ -1,23 +1,27 @@
 from .block import kernel_stages as kernel_stages
 from .config import (
     HIDDEN_ACTS as HIDDEN_ACTS,
+    MetaFormerConfig as MetaFormerConfig,
     PoolFormerConfig as PoolFormerConfig,
     names_by_index as names_by_index,
     published_variant as published_variant,
 )
 from .functional import (
     ACTIVATIONS as ACTIVATIONS,
+    DOWNSAMPLE_EPSILON as DOWNSAMPLE_EPSILON,
     EPSILON as EPSILON,
     POOLED_EPSILON as POOLED_EPSILON,
     attention as attention,
     cross_entropy as cross_entropy,
     dense as dense,
+    depthwise_convolution as depthwise_convolution,
     distance_and_inverse_std as distance_and_inverse_std,
     gelu as gelu,
     mix_positions as mix_positions,
     over_channels as over_channels,
     pooling_mixer as pooling_mixer,
     standardize as standardize,
+    star_relu as star_relu,
     widen as widen,
 )
 from .heads import probabilities as probabilities
@@ -26,13 +30,18 @@ from .layers import initial_value as initial_value
 from .mismatch import WeightsMismatch as WeightsMismatch, check_names_and_shapes as check_names_and_shapes
 from .model import (
     ImageClassifierOutput as ImageClassifierOutput,
+    MetaFormerForImageClassification as MetaFormerForImageClassification,
+    MetaFormerModel as MetaFormerModel,
+    MetaFormerModelOutput as MetaFormerModelOutput,
     PoolFormerForImageClassification as PoolFormerForImageClassification,
     PoolFormerModel as PoolFormerModel,
     PoolFormerModelOutput as PoolFormerModelOutput,
 )
 from .parameter_table import (
+    CONSTANTS as CONSTANTS,
     MIXER_PARAMETERS as MIXER_PARAMETERS,
     NETWORK as NETWORK,
+    PARAMS as PARAMS,
     ParameterRow as ParameterRow,
     backbone_rows as backbone_rows,
     columns as columns,
@@ -44,8 +53,10 @@ from .parameters import (
     check_variables as check_variables,
     count_parameters as count_parameters,
     leaves_by_path as leaves_by_path,
+    merge_collections as merge_collections,
     parameters_of_rows as parameters_of_rows,
     subtree as subtree,
+    variables_of as variables_of,
 )
 from .token_mixers import HEAD_DIM as HEAD_DIM, TOKEN_MIXERS as TOKEN_MIXERS
-from .variants import SIZES as SIZES, SOURCE as SOURCE, VARIANTS as VARIANTS
+from .variants import FAMILIES as FAMILIES, SIZES as SIZES, SOURCE as SOURCE, VARIANTS as VARIANTS

@@ -1,4 +1,4 @@
-"""The block that all MetaFormers share (arXiv 2111.11418, Figure 2 and Equations 2 and 3)."""
+"""The block that all MetaFormers share (arXiv 2111.11418, Figure 2 and Equations 2 and 3; arXiv 2210.13452)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.functional import ACTIVATIONS, NORMS, dense, over_channels, wide_type
+from poolformer_jax.network.functional import ACTIVATIONS, EPSILON, NORMS, dense, over_channels, wide_type
 from poolformer_jax.network.fused import Kernels, Moments, StageShape, fold_mlp, mlp_residual, pooling_residual
 from poolformer_jax.network.layers import DropPath, Params, declare
 from poolformer_jax.network.parameter_table import BLOCK
@@ -21,6 +21,14 @@ _DropPaths = tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
 class MetaFormerBlock(nn.Module):
     """Two residual branches: the token mixer communicates between positions, the MLP works on each of them.
+
+        x = residual_scale_1 * x + drop_path(layer_scale_1 * mixer(norm1(x)))
+        x = residual_scale_2 * x + drop_path(layer_scale_2 * fc2(act(fc1(norm2(x)))))
+
+    The config says which of the scales a stage has (PoolFormer: layer scales; the second paper: residual scales in the
+    last two stages), which biases, and which mixer, norm and activation. `parameter_table` lists the parameters of each
+    by path: `norm1`, `token_mixer`, `layer_scale_1`, `residual_scale_1`, `norm2`, `mlp/fc1`, `mlp/act`, `mlp/fc2`, ...
+    They are in the collection "params", but for the matrix of a "random" mixer, which is in "constants".
 
     With `moments` the block runs in the passes of `fused`; without, as the paper writes it. Both compute the same
     function. `can_fuse` says which blocks have fused passes.
@@ -46,9 +54,16 @@ class MetaFormerBlock(nn.Module):
 
 
 def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
-    """True if the blocks of a stage can be computed in the passes of `fused`."""
+    """True if the blocks of a stage can be computed in the passes of `fused`: those of the first paper's PoolFormer."""
     pools = config.token_mixers[stage] == "pooling" and config.norm == "group_norm"
-    return pools and not (train and config.dropout_rate)
+    first_paper = (
+        config.norm_bias
+        and config.norm_epsilon == EPSILON
+        and config.mlp_bias
+        and config.hidden_act != "star_relu"
+        and config.residual_scale_init_values is None
+    )
+    return pools and first_paper and not (train and config.dropout_rate)
 
 
 def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, train: bool) -> list[StageShape]:
@@ -72,17 +87,19 @@ def _plain_block(
     drop_paths: _DropPaths,
     dropout: Callable[[Array], Array],
 ) -> _Map:
-    norm = NORMS[config.norm]
+    norm, mlp = partial(NORMS[config.norm], epsilon=config.norm_epsilon), params["mlp"]
     mixed = mixer(params.get("token_mixer", {}), norm(x, **params["norm1"]))
-    x = x + drop_paths[0](_layer_scale(params, 1, mixed))
-    hidden = ACTIVATIONS[config.hidden_act](dense(norm(x, **params["norm2"]), **params["mlp"]["fc1"]))
-    out = dropout(dense(dropout(hidden), **params["mlp"]["fc2"]))
-    return x + drop_paths[1](_layer_scale(params, 2, out))
+    x = _scaled(params, "residual_scale_1", x) + drop_paths[0](_scaled(params, "layer_scale_1", mixed))
+    hidden = ACTIVATIONS[config.hidden_act](dense(norm(x, **params["norm2"]), **mlp["fc1"]), **mlp.get("act", {}))
+    out = dropout(dense(dropout(hidden), **mlp["fc2"]))
+    return _scaled(params, "residual_scale_2", x) + drop_paths[1](_scaled(params, "layer_scale_2", out))
 
 
-def _layer_scale(params: Params, branch: int, x: _Map) -> _Map:
-    """A learnt factor for each channel of a residual branch (arXiv 2103.17239), where the network has it."""
-    name = f"layer_scale_{branch}"
+def _scaled(params: Params, name: str, x: _Map) -> _Map:
+    """`x` times a learnt factor for each channel, where the network has one of this name.
+
+    Layer scale is for a residual branch (arXiv 2103.17239), residual scale for the trunk (arXiv 2110.09456).
+    """
     return x * over_channels(params[name]["scale"], x) if name in params else x
 
 

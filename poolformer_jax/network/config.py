@@ -1,8 +1,8 @@
-"""What a PoolFormer is: one frozen value.
+"""What a MetaFormer is: one frozen value.
 
 Field names are those of `transformers` where it has one, so that a `config.json` from the Hub is read as it is.
-Sources: arXiv 2111.11418; sail-sg/poolformer, models/poolformer.py and models/metaformer.py; transformers,
-configuration_poolformer.py.
+Sources: arXiv 2111.11418 and 2210.13452; sail-sg/poolformer, models/poolformer.py and models/metaformer.py;
+sail-sg/metaformer, metaformer_baselines.py; transformers, configuration_poolformer.py.
 """
 
 import dataclasses
@@ -35,19 +35,21 @@ from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
 from poolformer_jax.network.variants import VARIANTS
 
 # The keys of `functional.ACTIVATIONS`, `functional.NORMS`, and the orders that `heads.classify` knows.
-# The activations are those of transformers without parameters of their own: all but prelu and xielu.
+# The activations are those of transformers without parameters of their own (all but prelu and xielu), and StarReLU.
 HIDDEN_ACTS = (
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
     *("gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2"),
-    *("relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"),
+    *("relu6", "sigmoid", "silu", "sqrtsoftplus", "star_relu", "swish", "tanh"),
 )
 NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
+HEADS = ("linear", "mlp")
+CONVOLUTION_INITS = ("torch", "normal")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 CONFIG = "config.json"
 
-_Config = TypeVar("_Config", bound="PoolFormerConfig")
+_Config = TypeVar("_Config", bound="MetaFormerConfig")
 _Class = TypeVar("_Class")
 
 # Arguments of transformers' PoolFormerConfig that are accepted and have no effect. There they have none on a PoolFormer
@@ -74,11 +76,12 @@ def _with_arguments_of_transformers(cls: type[_Class]) -> type[_Class]:
 
 @_with_arguments_of_transformers
 @dataclasses.dataclass(frozen=True)
-class PoolFormerConfig:
-    """A PoolFormer's architecture; hashable, and checked when it is made.
+class MetaFormerConfig:
+    """A MetaFormer's architecture; hashable, and checked when it is made.
 
     The constructor also takes `label2id`, which names the classes if `id2label` does not, `num_encoder_blocks`, the
-    number of stages, and arguments that have no effect in transformers either, such as `patch_size`.
+    number of stages, and arguments that have no effect in transformers either, such as `patch_size`. The defaults are
+    those of the first paper's PoolFormer-S12; `from_variant` makes every published network.
 
     Args:
         num_channels: channels of the input image.
@@ -91,7 +94,8 @@ class PoolFormerConfig:
         padding: their explicit zero padding on every side. JAX's "SAME" is another function.
         drop_path_rate: probability of dropping a sample's residual branch in the LAST block; it grows linearly from 0
             over all blocks.
-        hidden_act: activation of the MLP, a key of `functional.ACTIVATIONS`; "gelu" is the exact erf form.
+        hidden_act: activation of the MLP, a key of `functional.ACTIVATIONS`; "gelu" is the exact erf form, and
+            "star_relu" has a learnt scale and bias.
         use_layer_scale: whether every residual branch has a learnt scale per channel.
         layer_scale_init_value: its initial value.
         num_labels: classes of the head; 0 means no head; the pooled features are returned as logits.
@@ -102,14 +106,28 @@ class PoolFormerConfig:
         norm: "group_norm" (one group over height, width and channels) or "layer_norm" (over channels at each position,
             as in the ablations with attention).
         head_order: "norm_pool" (sail and transformers: normalise the map, then average) or "pool_norm" (timm: average,
-            then LayerNorm with epsilon 1e-6).
+            then LayerNorm with epsilon 1e-6; also every network of the second paper).
         position_embeddings: per stage, whether a learnt position embedding is added to the stage's input.
-        image_size: height and width in pixels that position embeddings and "spatial_fc" are made for; None if the
-            network accepts any size.
+        image_size: height and width in pixels that position embeddings, "spatial_fc" and "random" are made for; None
+            if the network accepts any size. Without position embeddings these mixers also take other shapes whose
+            feature maps have as many positions.
         problem_type: what the loss and the probabilities are for, one of `PROBLEM_TYPES`; None for a single label per
             image, or for regression if `num_labels` is 1.
         output_hidden_states: whether `FlaxPoolFormerModel` and its classifier return the feature maps by default.
         return_dict: whether they return a ModelOutput by default, or a tuple.
+        norm_bias: whether the blocks' norms have a bias.
+        norm_epsilon: epsilon of the blocks' norms, and with "norm_pool" of the final norm.
+        downsample_norm: whether the stem is followed, and each downsampling convolution preceded, by a LayerNorm over
+            channels with epsilon 1e-6 and no bias.
+        mlp_bias: whether the MLP's layers have a bias.
+        attention_bias: whether the projection of the "attention" mixer has a bias.
+        residual_scale_init_values: per stage the initial value of a learnt scale per channel on the trunk of every
+            residual connection, `scale * x + branch`, or None in stages without one; None if no stage has one.
+        head: "linear", or "mlp": a dense layer to four times the channels, squared ReLU, LayerNorm, a dense layer.
+        head_norm_epsilon: epsilon of the LayerNorm inside the "mlp" head: 1e-5 in the authors' code, 1e-6 in timm.
+        head_dropout_rate: dropout before the head's last dense layer.
+        convolution_init: initial values of the stem and the downsampling convolutions: "torch" for PyTorch's default,
+            "normal" for a standard deviation of 0.02 and biases of 0.
 
     Raises:
         ValueError: naming every unknown argument, or every field of a wrong type or out of range, with the value given
@@ -139,6 +157,16 @@ class PoolFormerConfig:
     problem_type: str | None = None
     output_hidden_states: bool = False
     return_dict: bool = True
+    norm_bias: bool = True
+    norm_epsilon: float = 1e-5
+    downsample_norm: bool = False
+    mlp_bias: bool = True
+    attention_bias: bool = True
+    residual_scale_init_values: tuple[float | None, ...] | None = None
+    head: str = "linear"
+    head_norm_epsilon: float = 1e-5
+    head_dropout_rate: float = 0.0
+    convolution_init: str = "torch"
 
     def __post_init__(self) -> None:
         convert_fields(self, _KINDS)
@@ -181,7 +209,7 @@ class PoolFormerConfig:
 
     @classmethod
     def from_variant(cls: type[_Config], name: str, **changes: Any) -> _Config:
-        """The published network `name` ("s12", ..., or an ablation), with `changes` to its fields.
+        """The published network `name` ("s12", "caformer_s18", ..., or an ablation), with `changes` to its fields.
 
         Raises:
             ValueError: if there is no such variant, or a name in `changes` is not a field.
@@ -230,13 +258,15 @@ class PoolFormerConfig:
             )
             path = repository.find(CONFIG) or path / CONFIG
         if not path.is_file():
-            raise MissingFileError(f"There is no {path}. Expected the {CONFIG} of a PoolFormer.")
+            raise MissingFileError(f"There is no {path}. Expected the {CONFIG} of a PoolFormer or MetaFormer.")
         try:
             data = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON ({error}). Expected the {CONFIG} of a PoolFormer.") from error
+            raise InputError(
+                f"{path} is not JSON ({error}). Expected the {CONFIG} of a PoolFormer or MetaFormer."
+            ) from error
         if not isinstance(data, dict):
-            raise InputError(f"{path} is a {type(data).__name__}. Expected an object, the {CONFIG} of a PoolFormer.")
+            raise InputError(f"{path} is a {type(data).__name__}. Expected an object, the {CONFIG} of one.")
         return cls.from_dict(data).with_changes(**changes)
 
     @classmethod
@@ -270,8 +300,13 @@ class PoolFormerConfig:
         return type(self)(**{**fields, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as values for JSON, with the entries that `transformers` needs to read them."""
+        """All fields as values for JSON, with the entries that `transformers` needs to read them.
+
+        `model_type` is "metaformer" for networks of the second paper, which the PoolFormer of `transformers` is not.
+        """
         data: dict[str, Any] = {"model_type": "poolformer", "architectures": ["PoolFormerForImageClassification"]}
+        if _needs_second_paper(self):
+            data = {"model_type": "metaformer", "architectures": ["MetaFormerForImageClassification"]}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in _WRITTEN_IF_SET or value != field.default:
@@ -296,31 +331,49 @@ class PoolFormerConfig:
 
 
 # The config checks its fields itself, with better messages than the annotations' checker of the tests.
-no_type_check(PoolFormerConfig.__init__)
+no_type_check(MetaFormerConfig.__init__)
 
+# MetaFormer is the class of networks of both papers. The PoolFormer names are the API of transformers, which has the
+# first paper's networks only; code that was written for it stays valid for the whole class.
+PoolFormerConfig = MetaFormerConfig
 
-_ARGUMENTS = WITHOUT_EFFECT | {field.name for field in dataclasses.fields(PoolFormerConfig)}
+_ARGUMENTS = WITHOUT_EFFECT | {field.name for field in dataclasses.fields(MetaFormerConfig)}
 _ARGUMENTS |= {"label2id", "num_encoder_blocks"}
+# The fields that came with the second paper: those that change the function, and the others.
+_SECOND_PAPER = (
+    *("norm_bias", "norm_epsilon", "downsample_norm", "mlp_bias", "attention_bias", "residual_scale_init_values"),
+    "head",
+)
+_SECOND_PAPER_SETTINGS = ("head_norm_epsilon", "head_dropout_rate", "convolution_init")
 # Left out of config.json if they have their default value.
-_WRITTEN_IF_SET = ("id2label", "problem_type", "output_hidden_states", "return_dict")
+_WRITTEN_IF_SET = (
+    *("id2label", "problem_type", "output_hidden_states", "return_dict"),
+    *(*_SECOND_PAPER, *_SECOND_PAPER_SETTINGS),
+)
+
+
+def _needs_second_paper(config: MetaFormerConfig) -> bool:
+    """True if code that has only the first paper's networks would compute another function."""
+    fields = any(getattr(config, name) != getattr(MetaFormerConfig, name) for name in _SECOND_PAPER)
+    return fields or config.hidden_act == "star_relu" or not {"random", "sep_conv"}.isdisjoint(config.token_mixers)
 
 
 def _fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The fields for arguments of the constructor, some of which only transformers has."""
     if unknown := sorted(arguments.keys() - _ARGUMENTS):
-        known = [field.name for field in dataclasses.fields(PoolFormerConfig)]
+        known = [field.name for field in dataclasses.fields(MetaFormerConfig)]
         near = [close for name in unknown for close in difflib.get_close_matches(name, known, n=1)]
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"PoolFormerConfig has no field {', '.join(unknown)}.{hint} Its fields: {', '.join(known)}.")
+        raise InputError(f"MetaFormerConfig has no field {', '.join(unknown)}.{hint} Its fields: {', '.join(known)}.")
     fields = {name: value for name, value in arguments.items() if name not in WITHOUT_EFFECT}
     stages, label2id = fields.pop("num_encoder_blocks", None), fields.pop("label2id", None)
-    depths = fields.get("depths", PoolFormerConfig.depths)
+    depths = fields.get("depths", MetaFormerConfig.depths)
     if INTEGER.accepts(stages):
         if isinstance(depths, Sequence) and len(depths) != stages:
             raise InputError(f"num_encoder_blocks={stages}: expected one for each of depths={short_repr(depths)}.")
         # With fewer stages, transformers still writes its four default values.
         for name in ("patch_sizes", "strides", "padding"):
-            if isinstance(entries := fields.get(name, getattr(PoolFormerConfig, name)), Sequence):
+            if isinstance(entries := fields.get(name, getattr(MetaFormerConfig, name)), Sequence):
                 fields[name] = entries[:stages]
     if isinstance(depths, Sequence):  # transformers does not have these two; their defaults follow the stages
         defaults = {"token_mixers": ("pooling",) * len(depths), "position_embeddings": (False,) * len(depths)}
@@ -364,12 +417,16 @@ _PER_STAGE: Mapping[str, FieldType] = {
     "token_mixers": sequence_of(STRING, "names, one for each stage"),
     "position_embeddings": sequence_of(BOOLEAN, "True or False, one for each stage"),
 }
+_RESIDUAL_SCALES = sequence_of(optional(NUMBER), "numbers or None, one for each stage")
 _KINDS: Mapping[str, FieldType] = {
     **_PER_STAGE,
     **dict.fromkeys(("num_channels", "pool_size", "num_labels"), INTEGER),
     **dict.fromkeys(("mlp_ratio", "drop_path_rate", "layer_scale_init_value", "dropout_rate"), NUMBER),
-    **dict.fromkeys(("hidden_act", "norm", "head_order"), STRING),
+    **dict.fromkeys(("norm_epsilon", "head_norm_epsilon", "head_dropout_rate"), NUMBER),
+    **dict.fromkeys(("hidden_act", "norm", "head_order", "head", "convolution_init"), STRING),
     **dict.fromkeys(("use_layer_scale", "output_hidden_states", "return_dict"), BOOLEAN),
+    **dict.fromkeys(("norm_bias", "downsample_norm", "mlp_bias", "attention_bias"), BOOLEAN),
+    "residual_scale_init_values": optional(_RESIDUAL_SCALES),
     "problem_type": optional(STRING),
     "id2label": optional(_NAMES),
     "image_size": optional(INTEGER),
@@ -380,22 +437,26 @@ def _refuse_other_models(data: Mapping[str, Any]) -> None:
     if "architecture" in data:
         raise InputError(
             f"This config.json is timm's, for {short_repr(data['architecture'])}, and does not describe the layers. "
-            "Expected model_type 'poolformer'; load_pretrained reads timm's config together with its weights."
+            "Expected model_type 'poolformer' or 'metaformer'; load_pretrained reads timm's config together with its "
+            "weights."
         )
-    if (model_type := data.get("model_type", "poolformer")) != "poolformer":
-        raise InputError(f"This config.json describes a {model_type!r} model. Expected model_type 'poolformer'.")
-    classes = data.get("architectures") or ()
-    if not all(str(name).startswith("PoolFormer") for name in classes):
+    if (model_type := data.get("model_type", "poolformer")) not in ("poolformer", "metaformer"):
         raise InputError(
-            f"This config.json has architectures={short_repr(classes)}. Expected those of PoolFormer, such as "
-            "['PoolFormerForImageClassification']."
+            f"This config.json describes a {model_type!r} model. Expected model_type 'poolformer' or 'metaformer'."
+        )
+    classes = data.get("architectures") or ()
+    if not all(str(name).startswith(("PoolFormer", "MetaFormer")) for name in classes):
+        raise InputError(
+            f"This config.json has architectures={short_repr(classes)}. Expected those of PoolFormer or MetaFormer, "
+            "such as ['PoolFormerForImageClassification']."
         )
 
 
-def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
+def _rules(config: MetaFormerConfig) -> list[tuple[str, bool, str]]:
     """(field, whether it is in range, what is expected)."""
     stages, named = len(config.depths), config.id2label
-    fixed_size = "spatial_fc" in config.token_mixers or any(config.position_embeddings)
+    fixed_size = {"spatial_fc", "random"} & set(config.token_mixers) or any(config.position_embeddings)
+    residual_scales = config.residual_scale_init_values
     return [
         (
             "depths",
@@ -415,7 +476,17 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         ("padding", all(p >= 0 for p in config.padding), "padding of 0 or more"),
         ("drop_path_rate", 0 <= config.drop_path_rate < 1, "a probability in [0, 1)"),
         ("dropout_rate", 0 <= config.dropout_rate < 1, "a probability in [0, 1)"),
+        ("head_dropout_rate", 0 <= config.head_dropout_rate < 1, "a probability in [0, 1)"),
+        ("norm_epsilon", config.norm_epsilon > 0, "a positive number"),
+        ("head_norm_epsilon", config.head_norm_epsilon > 0, "a positive number"),
         ("num_labels", config.num_labels >= 0, "0 (no head) or more"),
+        ("head", config.head in HEADS, f"one of {', '.join(HEADS)}"),
+        ("convolution_init", config.convolution_init in CONVOLUTION_INITS, f"one of {', '.join(CONVOLUTION_INITS)}"),
+        (
+            "residual_scale_init_values",
+            residual_scales is None or len(residual_scales) == stages,
+            f"None, or one entry for each of the {stages} stages in depths",
+        ),
         ("hidden_act", _is_activation(config.hidden_act), f"one of {', '.join(HIDDEN_ACTS)}"),
         (
             "token_mixers",
@@ -432,8 +503,8 @@ def _rules(config: PoolFormerConfig) -> list[tuple[str, bool, str]]:
         (
             "image_size",
             config.image_size is not None or not fixed_size,
-            "the input side in pixels, because position embeddings and the spatial_fc mixer have a parameter for every "
-            "position. The published ablations use image_size=224",
+            "the input side in pixels, because position embeddings and the mixers spatial_fc and random have a "
+            "parameter for every position. The published networks use image_size=224",
         ),
         (
             "num_labels",
@@ -468,28 +539,27 @@ def _is_activation(name: str) -> bool:
     return name in ACTIVATIONS
 
 
-# What makes a network the published one: all fields but the labels, the rates and the initial values, and what weights
-# in another layout may choose (`use_layer_scale`, `head_order`, `image_size`).
-_ARCHITECTURE = (
-    "depths",
-    "hidden_sizes",
-    "mlp_ratio",
-    "hidden_act",
-    "pool_size",
-    "token_mixers",
-    "position_embeddings",
-    "num_channels",
-    "patch_sizes",
-    "strides",
-    "padding",
-    "norm",
+# Fields that do not make a network another one: labels, rates, initial values, what callers get back, and what weights
+# in another layout may choose (`use_layer_scale`, `head_order`, `head_norm_epsilon`, `image_size`).
+_NOT_ARCHITECTURE = {
+    *("num_labels", "id2label", "problem_type", "output_hidden_states", "return_dict"),
+    *("drop_path_rate", "dropout_rate", "head_dropout_rate", "layer_scale_init_value", "convolution_init"),
+    *("use_layer_scale", "head_order", "head_norm_epsilon", "image_size"),
+}
+_ARCHITECTURE = tuple(
+    field.name for field in dataclasses.fields(MetaFormerConfig) if field.name not in _NOT_ARCHITECTURE
 )
 
 
-def published_variant(config: PoolFormerConfig) -> str | None:
+def published_variant(config: MetaFormerConfig) -> str | None:
     """The name of the published network with this architecture, whatever its head; None if it is not published."""
-    for name in VARIANTS:
-        published = PoolFormerConfig.from_variant(name)
-        if all(getattr(config, field) == getattr(published, field) for field in _ARCHITECTURE):
-            return name
-    return None
+    return _published_architectures().get(_architecture(config))
+
+
+@functools.cache
+def _published_architectures() -> dict[tuple[Any, ...], str]:
+    return {_architecture(MetaFormerConfig.from_variant(name)): name for name in VARIANTS}
+
+
+def _architecture(config: MetaFormerConfig) -> tuple[Any, ...]:
+    return tuple(getattr(config, name) for name in _ARCHITECTURE)

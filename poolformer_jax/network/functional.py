@@ -1,7 +1,8 @@
-"""The arithmetic of PoolFormer as pure functions of NHWC arrays.
+"""The arithmetic of MetaFormers as pure functions of NHWC arrays.
 
 Tests compare everything here with PyTorch's float64 results, because each operation has a similar variant that computes
-something else. Sources: arXiv 2111.11418, Section 3; sail-sg/poolformer, models/poolformer.py.
+something else. Sources: arXiv 2111.11418, Section 3; sail-sg/poolformer, models/poolformer.py; arXiv 2210.13452;
+sail-sg/metaformer, metaformer_baselines.py.
 """
 
 import math
@@ -15,10 +16,12 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-# Epsilon of every norm except the one below. Flax's default is 1e-6.
+# Epsilon of the norms in the first paper's blocks, and of PyTorch's norms. Flax's default is 1e-6.
 EPSILON = 1e-5
 # Epsilon of the norm after the mean, head_order="pool_norm": timm's LayerNorm2d.
 POOLED_EPSILON = 1e-6
+# Epsilon of the norms after the stem and before the other downsampling convolutions, in every network that has them.
+DOWNSAMPLE_EPSILON = 1e-6
 
 
 def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -45,8 +48,15 @@ def gelu_fit(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*
 
 _gelu_tanh = partial(jax.nn.gelu, approximate=True)
 
-# By their names in `transformers`. Its "gelu" is the exact erf form; Flax's default is the tanh approximation.
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+
+def star_relu(x: Float[Array, "*s"], scale: Float[Array, "1"], bias: Float[Array, "1"]) -> Float[Array, "*s"]:
+    """`scale * relu(x)² + bias` with two learnt numbers (arXiv 2210.13452)."""
+    return jnp.square(jax.nn.relu(x)) * scale[0].astype(x.dtype) + bias[0].astype(x.dtype)
+
+
+# By their names in `transformers`. Its "gelu" is the exact erf form; Flax's default is the tanh approximation. They
+# take a feature map, and as keywords the parameters that `parameter_table` lists below `mlp/act`.
+ACTIVATIONS: dict[str, Callable[..., Array]] = {
     "gelu": gelu,
     "gelu_10": lambda x: jnp.clip(gelu(x), -10, 10),
     "gelu_accurate": _gelu_tanh,
@@ -67,20 +77,27 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
+    "star_relu": star_relu,
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
 
 
 def group_norm(
-    x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"]
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"] | None = None,
+    epsilon: float = EPSILON,
 ) -> Float[Array, "b h w c"]:
     """Group normalisation with ONE group: each image is standardised over its height, width and channels together."""
-    return _affine(_standardize(x, (1, 2, 3), EPSILON), scale, bias).astype(x.dtype)
+    return _affine(_standardize(x, (1, 2, 3), epsilon), scale, bias).astype(x.dtype)
 
 
 def layer_norm(
-    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float = EPSILON
+    x: Float[Array, "*b c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"] | None = None,
+    epsilon: float = EPSILON,
 ) -> Float[Array, "*b c"]:
     """Layer normalisation over the channels of each position."""
     return _affine(_standardize(x, (-1,), epsilon), scale, bias).astype(x.dtype)
@@ -110,8 +127,11 @@ def distance_and_inverse_std(
     return distance, lax.rsqrt(jnp.mean(jnp.square(distance), axes, keepdims=True) + epsilon)
 
 
-def _affine(x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
-    return x * over_channels(scale, x) + over_channels(bias, x)
+def _affine(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"] | None
+) -> Float[Array, "*b c"]:
+    scaled = x * over_channels(scale, x)
+    return scaled if bias is None else scaled + over_channels(bias, x)
 
 
 def over_channels(vector: Float[Array | np.ndarray, " c"], x: Float[Array, "*b #c"]) -> Float[Array, "*ones c"]:
@@ -214,6 +234,19 @@ def mix_positions(x: Float[Array, "b h w c"], kernel: Float[Array, "n n"]) -> Fl
     batch, height, width, channels = x.shape
     tokens = x.reshape(batch, height * width, channels).swapaxes(1, 2)
     return dense(tokens, kernel).swapaxes(1, 2).reshape(x.shape)
+
+
+def depthwise_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> Float[Array, "b h w c"]:
+    """A convolution of each channel with a kernel of its own, stride 1, zero padding of half the kernel; k is odd."""
+    margin = len(kernel) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(1, 1),
+        padding=[(margin, margin)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def drop_path(key: PRNGKeyArray, x: Float[Array, "b ..."], rate: float) -> Float[Array, "b ..."]:

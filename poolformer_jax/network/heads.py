@@ -1,5 +1,7 @@
 """From the last feature map to logits, and from logits to the loss."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,24 +16,36 @@ from poolformer_jax.network.layers import Params
 Labels = Num[Array | np.ndarray, "..."]
 
 
-def classify(config: PoolFormerConfig, params: Params, features: Float[Array, "b h w c"]) -> Float[Array, "b outputs"]:
-    """The final norm, the mean over positions, and the linear head.
+def classify(
+    config: PoolFormerConfig,
+    params: Params,
+    features: Float[Array, "b h w c"],
+    dropout: Callable[[Array], Array] = lambda x: x,
+) -> Float[Array, "b outputs"]:
+    """The final norm, the mean over positions, and the head.
 
     Args:
         config: the architecture; `head_order` says which comes first, norm or mean.
-        params: `norm` {scale, bias}, and `head` {kernel, bias} if the network has labels.
+        params: `norm` {scale, bias}, and if the network has labels `head`: {kernel, bias}, or {fc1, norm, fc2}.
         features: the last feature map.
+        dropout: applied before the head's last dense layer, where the authors of the second paper apply it.
 
     Returns:
         The logits in at least float32, or without labels the pooled, normalised features. A float32 head costs nothing
         where feature maps are bfloat16, and its gradients add up with all others.
     """
     if config.head_order == "norm_pool":
-        pooled = NORMS[config.norm](features, **params["norm"]).mean((1, 2))
+        pooled = NORMS[config.norm](features, **params["norm"], epsilon=config.norm_epsilon).mean((1, 2))
     else:
         pooled = layer_norm(features.mean((1, 2)), **params["norm"], epsilon=POOLED_EPSILON)
     pooled = widen(pooled)
-    return dense(pooled, **params["head"]) if "head" in params else pooled
+    if "head" not in params:
+        return pooled
+    if config.head == "linear":
+        return dense(dropout(pooled), **params["head"])
+    hidden = jnp.square(jax.nn.relu(dense(pooled, **params["head"]["fc1"])))
+    normed = layer_norm(hidden, **params["head"]["norm"], epsilon=config.head_norm_epsilon)
+    return dense(dropout(normed), **params["head"]["fc2"])
 
 
 def mean_loss(

@@ -41,9 +41,20 @@ def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None
             f"pixel_values has shape {shape}, which is too small for this network. "
             f"{wanted} with height and width of at least {smallest} pixels; resize the images."
         )
-    if config.image_size is not None and shape[1:3] != (config.image_size, config.image_size):
+    if config.image_size is not None and not _has_the_positions(config, *shape[1:3]):
         raise InputError(
             f"pixel_values has shape {shape}, and this network has parameters for every position of images of "
             f"{config.image_size} by {config.image_size} pixels. Resize the images, or take a network without position "
-            "embeddings and spatial_fc."
+            "embeddings, spatial_fc and random."
         )
+
+
+def _has_the_positions(config: PoolFormerConfig, height: int, width: int) -> bool:
+    """True for images of `config.image_size`, and for others whose maps have the positions that the mixers are for."""
+    side = config.image_size
+    assert side is not None
+    mixing = [stage for stage, mixer in enumerate(config.token_mixers) if mixer in ("spatial_fc", "random")]
+    if (height, width) == (side, side) or any(config.position_embeddings) or not mixing:
+        return (height, width) == (side, side)
+    sides, heights, widths = (config.feature_sizes(length) for length in (side, height, width))
+    return all(heights[stage] * widths[stage] == sides[stage] ** 2 for stage in mixing)

@@ -13,6 +13,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from poolformer_jax.network import functional
+from poolformer_jax.network.parameter_table import PARAMS
 from poolformer_jax.network.parameters import Parameter
 
 # Nested dictionaries of arrays, by the parts of their names in the parameter tree.
@@ -26,10 +27,16 @@ def declare(module: nn.Module, tree: Mapping[str, Any]) -> Params:
         module: the module whose compact method calls this.
         tree: as `parameters.subtree` returns it.
     """
-    return {
-        name: _Group(entry, name=name)() if isinstance(entry, Mapping) else module.param(name, initial_value, entry)
-        for name, entry in tree.items()
-    }
+    return {name: _declare_entry(module, name, entry) for name, entry in tree.items()}
+
+
+def _declare_entry(module: nn.Module, name: str, entry: Mapping[str, Any] | Parameter) -> Any:
+    if isinstance(entry, Mapping):
+        return _Group(entry, name=name)()
+    if entry.row.collection == PARAMS:
+        return module.param(name, initial_value, entry)
+    # In another collection, so that nothing that follows "params" trains, decays or averages it.
+    return module.variable(entry.row.collection, name, lambda: initial_value(module.make_rng(PARAMS), entry)).value
 
 
 class _Group(nn.Module):
@@ -48,6 +55,9 @@ def initial_value(key: PRNGKeyArray, parameter: Parameter) -> Float[Array, "..."
     match distribution:
         case "uniform":
             return jax.random.uniform(key, parameter.shape, jnp.float32, -size, size)
+        case "mixing":
+            uniform = jax.random.uniform(key, parameter.shape, jnp.float32, 0, size)
+            return jax.nn.softmax(uniform, axis=0)
         case "normal":
             return jnp.asarray(initializers.normal(size)(key, parameter.shape, jnp.float32))
         case _:

@@ -1,7 +1,8 @@
-"""PoolFormer as two linen modules: the backbone, and the backbone with a classifier on top.
+"""A MetaFormer as two linen modules: the backbone, and the backbone with a classifier on top.
 
-Sources: arXiv 2111.11418, Figure 2 and Section 3; sail-sg/poolformer, models/poolformer.py. Arrays are NHWC,
-parameters float32, and `dtype` sets the type that activations are computed in.
+Sources: arXiv 2111.11418, Figure 2 and Section 3; sail-sg/poolformer, models/poolformer.py; arXiv 2210.13452;
+sail-sg/metaformer, metaformer_baselines.py. Arrays are NHWC, parameters float32, and `dtype` sets the type that
+activations are computed in.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,14 +16,13 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.network.block import MetaFormerBlock, can_fuse
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.functional import drop_path_rates
+from poolformer_jax.network.functional import DOWNSAMPLE_EPSILON, drop_path_rates, layer_norm
 from poolformer_jax.network.fused import Kernels, convolve, convolve_with_default_gradient, moments_of
 from poolformer_jax.network.heads import Labels, classify, mean_loss
 from poolformer_jax.network.inputs import Pixels, check_dtype, check_pixel_values
 from poolformer_jax.network.layers import Params, declare
 from poolformer_jax.network.parameter_table import NETWORK, STAGE
 from poolformer_jax.network.parameters import subtree
-
 
 # Not type-checked: outputs are pytrees, and JAX also fills pytrees with shapes, shardings and axes.
 class ModelOutput(Mapping[str, Any]):
@@ -48,7 +48,7 @@ class ModelOutput(Mapping[str, Any]):
 
 @no_type_check
 @flax.struct.dataclass
-class PoolFormerModelOutput(ModelOutput):
+class MetaFormerModelOutput(ModelOutput):
     """What the backbone returns. A pytree; fields can also be read as `output["hidden_states"]` or `output[1]`.
 
     Attributes:
@@ -70,7 +70,7 @@ class ImageClassifierOutput(ModelOutput):
     Attributes:
         loss: the mean loss, a scalar (see `labels` of the classifier's `__call__`); None without labels.
         logits: [batch, num_labels], float32; with num_labels=0 the pooled, normalised features.
-        hidden_states: as in `PoolFormerModelOutput`.
+        hidden_states: as in `MetaFormerModelOutput`.
     """
 
     loss: Float[Array, ""] | None
@@ -91,7 +91,7 @@ class Stage(nn.Module):
         config, index = self.config, self.index
         params = declare(self, subtree(config, STAGE, index))
         if "downsample" in params:
-            x = _patch_embedding(config, index, params["downsample"], x, self.fused)
+            x = _downsample(config, index, params["downsample"], x, self.fused)
         if "position_embedding" in params:
             x = x + params["position_embedding"][None].astype(x.dtype)
         moments = moments_of(x) if self.fused and can_fuse(config, index, train) else None
@@ -100,10 +100,29 @@ class Stage(nn.Module):
         return x
 
 
-def _patch_embedding(
+def _stem(
+    config: PoolFormerConfig, params: Params, x: Float[Array, "b h w c"], fused: bool
+) -> Float[Array, "b h2 w2 c2"]:
+    """The first convolution; in the second paper a norm follows it."""
+    return _downsample_norm(params, _convolution(config, 0, params, x, fused))
+
+
+def _downsample(
     config: PoolFormerConfig, stage: int, params: Params, x: Float[Array, "b h w c"], fused: bool
 ) -> Float[Array, "b h2 w2 c2"]:
-    """The convolution that makes the feature map smaller: the stem, or the start of a later stage.
+    """The convolution at the start of a later stage; in the second paper a norm precedes it."""
+    return _convolution(config, stage, params, _downsample_norm(params, x), fused)
+
+
+def _downsample_norm(params: Params, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Over the channels of each position, also in networks whose blocks have group norms."""
+    return layer_norm(x, **params["norm"], epsilon=DOWNSAMPLE_EPSILON) if "norm" in params else x
+
+
+def _convolution(
+    config: PoolFormerConfig, stage: int, params: Params, x: Float[Array, "b h w c"], fused: bool
+) -> Float[Array, "b h2 w2 c2"]:
+    """The convolution that makes the feature map smaller.
 
     The padding is explicit, because JAX's "SAME" pads on other sides.
     """
@@ -125,20 +144,23 @@ class _Network(nn.Module):
         super().__post_init__()
 
 
-class PoolFormerModel(_Network):
+class MetaFormerModel(_Network):
     """The backbone: pixels in, one feature map per stage out.
+
+    Its variables are `{"params": tree}`; RandFormer has its mixing matrices beside them, in the collection "constants",
+    which training leaves as they are. Pass both to `apply`.
 
     Args:
         config: the architecture.
         dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
         remat: keeps only the stages' inputs for the gradient, and computes the rest again.
-        fused: computes blocks with pooling and group norm in the passes of `fused`; False computes every block as the
-            paper writes it, which also has a forward-mode derivative.
+        fused: computes PoolFormer's blocks in the passes of `fused`; False computes every block as the paper writes it,
+            which also has a forward-mode derivative. Other blocks (`block.can_fuse`) are computed so in any case.
         kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
 
     @nn.compact
-    def __call__(self, pixel_values: Pixels, train: bool = False) -> PoolFormerModelOutput:
+    def __call__(self, pixel_values: Pixels, train: bool = False) -> MetaFormerModelOutput:
         """Feature maps of a batch of images.
 
         Args:
@@ -150,18 +172,18 @@ class PoolFormerModel(_Network):
         """
         params = declare(self, subtree(self.config, NETWORK, classifier=False))
         hidden_states = _hidden_states(self, params, pixel_values, train)
-        return PoolFormerModelOutput(last_hidden_state=hidden_states[-1], hidden_states=hidden_states)
+        return MetaFormerModelOutput(last_hidden_state=hidden_states[-1], hidden_states=hidden_states)
 
 
-class PoolFormerForImageClassification(_Network):
-    """The backbone with a final norm, average pooling and a linear head on top.
+class MetaFormerForImageClassification(_Network):
+    """The backbone with a final norm, average pooling and a head on top. Its variables are as in `MetaFormerModel`.
 
     Args:
         config: the architecture.
         dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
         remat: keeps only the stages' inputs for the gradient, and computes the rest again.
-        fused: computes blocks with pooling and group norm in the passes of `fused`; False computes every block as the
-            paper writes it, which also has a forward-mode derivative.
+        fused: computes PoolFormer's blocks in the passes of `fused`; False computes every block as the paper writes it,
+            which also has a forward-mode derivative. Other blocks (`block.can_fuse`) are computed so in any case.
         kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
 
@@ -188,7 +210,8 @@ class PoolFormerForImageClassification(_Network):
         """
         params = declare(self, subtree(self.config, NETWORK))
         hidden_states = _hidden_states(self, params, pixel_values, train)
-        logits = classify(self.config, params, hidden_states[-1])
+        dropout = nn.Dropout(self.config.head_dropout_rate, deterministic=not train, name="head_dropout")
+        logits = classify(self.config, params, hidden_states[-1], dropout)
         loss = None if labels is None else mean_loss(self.config, logits, jnp.asarray(labels))
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 
@@ -201,9 +224,15 @@ def _hidden_states(
     check_pixel_values(config, pixel_values.shape)
     # `train` is a Python bool, so a rematerialised stage must not trace it.
     stage = nn.remat(Stage, static_argnums=(2,)) if network.remat else Stage
-    x = _patch_embedding(config, 0, params["stem"], jnp.asarray(pixel_values, network.dtype), network.fused)
+    x = _stem(config, params["stem"], jnp.asarray(pixel_values, network.dtype), network.fused)
     hidden_states = []
     for index in range(len(config.depths)):
         x = stage(config, index, network.fused, network.kernels, name=f"stages_{index}")(x, train)
         hidden_states.append(x)
     return tuple(hidden_states)
+
+
+# The names of transformers; `config` says why there are two.
+PoolFormerModelOutput = MetaFormerModelOutput
+PoolFormerModel = MetaFormerModel
+PoolFormerForImageClassification = MetaFormerForImageClassification

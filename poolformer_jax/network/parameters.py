@@ -10,14 +10,23 @@ import numpy as np
 from poolformer_jax.errors import InputError
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.mismatch import check_names_and_shapes
-from poolformer_jax.network.parameter_table import BLOCK, NETWORK, STAGE, ParameterRow, backbone_rows, head_rows
+from poolformer_jax.network.parameter_table import (
+    BLOCK,
+    NETWORK,
+    PARAMS,
+    STAGE,
+    ParameterRow,
+    backbone_rows,
+    head_rows,
+)
 
 
 class InitialValues(NamedTuple):
     """The initial values of a parameter.
 
     Attributes:
-        distribution: "uniform" from -size to size, "normal" with standard deviation `size`, or "constant".
+        distribution: "uniform" from -size to size, "normal" with standard deviation `size`, "constant", or "mixing":
+            the softmax over the first axis of uniform numbers in [0, size).
         size: the bound, the standard deviation, or the constant.
     """
 
@@ -93,9 +102,45 @@ def subtree(config: PoolFormerConfig, place: str, stage: int = 0, *, classifier:
     return tree
 
 
-def count_parameters(config: PoolFormerConfig) -> int:
-    """How many numbers the classifier has."""
-    return sum(math.prod(parameter.shape) for parameter in all_parameters(config))
+def count_parameters(config: PoolFormerConfig, collection: str = PARAMS) -> int:
+    """How many numbers the classifier trains, or with `CONSTANTS` how many it only stores."""
+    return sum(
+        math.prod(parameter.shape) for parameter in all_parameters(config) if parameter.row.collection == collection
+    )
+
+
+def variables_of(config: PoolFormerConfig, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a model: `{"params": tree}`, and "constants" beside it if the network has any.
+
+    Args:
+        config: the network.
+        leaves: a value for each of its parameters, by '/'-joined path.
+    """
+    collections = {parameter.path: parameter.row.collection for parameter in all_parameters(config)}
+    variables: dict[str, Any] = {PARAMS: {}}
+    for path, value in leaves.items():
+        *parents, name = path.split("/")
+        branch = variables.setdefault(collections[path], {})
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[name] = value
+    return variables
+
+
+def merge_collections(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """One tree with the arrays of all collections, whose paths differ."""
+    merged: dict[str, Any] = {}
+    for tree in variables.values():
+        _merge_into(merged, tree)
+    return merged
+
+
+def _merge_into(merged: dict[str, Any], tree: Mapping[str, Any]) -> None:
+    for name, branch in tree.items():
+        if isinstance(branch, Mapping):
+            _merge_into(merged.setdefault(name, {}), branch)
+        else:
+            merged[name] = branch
 
 
 def is_present(config: PoolFormerConfig, row: ParameterRow, stage: int, *, classifier: bool = True) -> bool:
@@ -105,8 +150,16 @@ def is_present(config: PoolFormerConfig, row: ParameterRow, stage: int, *, class
         "after the first stage": stage > 0,
         "position embedding": config.position_embeddings[stage],
         "layer scale": config.use_layer_scale,
+        "residual scale": _residual_scale(config, stage) is not None,
+        "stem norm": config.downsample_norm,
+        "downsample norm": config.downsample_norm and stage > 0,
+        "norm bias": config.norm_bias,
+        "mlp bias": config.mlp_bias,
+        "star relu": config.hidden_act == "star_relu",
+        "attention bias": config.attention_bias and config.token_mixers[stage] == "attention",
         "classifier": classifier,
-        "labels": classifier and config.num_labels > 0,
+        "linear head": classifier and config.num_labels > 0 and config.head == "linear",
+        "mlp head": classifier and config.num_labels > 0 and config.head == "mlp",
     }
     return conditions.get(row.when, config.token_mixers[stage] == row.when)
 
@@ -116,7 +169,7 @@ def check_variables(config: PoolFormerConfig, variables: Mapping[str, Any]) -> N
 
     Raises:
         WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
-        ValueError: if they are not `{"params": tree}`.
+        ValueError: if they do not have the collections of such a network: "params", and "constants" if it has any.
     """
     leaves_by_path(config, variables, classifier=True)
 
@@ -124,7 +177,7 @@ def check_variables(config: PoolFormerConfig, variables: Mapping[str, Any]) -> N
 def leaves_by_path(
     config: PoolFormerConfig, variables: Mapping[str, Any], *, classifier: bool | None = None
 ) -> dict[str, Any]:
-    """The leaves of `{"params": tree}` by their '/'-joined paths, with the names and shapes of the config's network.
+    """The leaves of `variables` by their '/'-joined paths, with the names and shapes of the config's network.
 
     Args:
         config: the network.
@@ -133,14 +186,16 @@ def leaves_by_path(
 
     Raises:
         WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
-        ValueError: if there is no "params", or anything beside it.
+        ValueError: if the collections are not those of such a network.
     """
-    if set(variables) != {"params"}:
+    collections = sorted({parameter.row.collection for parameter in all_parameters(config)}, reverse=True)
+    if set(variables) != set(collections):
+        trees = ", ".join(f"{name!r}: tree" for name in collections)
         raise InputError(
-            f"variables holds {sorted(variables) or 'nothing'}. Expected {{'params': tree}} and nothing else, "
-            "as model.init and load_pretrained return."
+            f"variables holds {sorted(variables) or 'nothing'}. Expected {{{trees}}} and nothing else, as model.init "
+            "and load_pretrained return."
         )
-    leaves = dict(_flatten(variables["params"]))
+    leaves = {path: leaf for tree in variables.values() for path, leaf in _flatten(tree)}
     if classifier is None:
         classifier = any(path.startswith("norm/") for path in leaves)
     check_names_and_shapes(
@@ -169,7 +224,7 @@ def _stage_of(config: PoolFormerConfig, row: ParameterRow, stage: int) -> int:
 def _parameter(config: PoolFormerConfig, row: ParameterRow, stage: int, block: int) -> Parameter:
     sizes = _sizes(config, stage)
     shape = tuple(_size(symbol, sizes) for symbol in row.shape)
-    initial = _initial_values(config, row.initial, sizes)
+    initial = _initial_values(config, row, stage, sizes)
     return Parameter(row, row.path.format(s=stage, b=block), stage, block, shape, initial)
 
 
@@ -194,12 +249,23 @@ def _sizes(config: PoolFormerConfig, stage: int) -> dict[str, int]:
     }
 
 
-def _initial_values(config: PoolFormerConfig, name: str, sizes: Mapping[str, int]) -> InitialValues:
+def _residual_scale(config: PoolFormerConfig, stage: int) -> float | None:
+    scales = config.residual_scale_init_values
+    return None if scales is None else scales[stage]
+
+
+def _initial_values(config: PoolFormerConfig, row: ParameterRow, stage: int, sizes: Mapping[str, int]) -> InitialValues:
+    uniform = InitialValues("uniform", 1 / math.sqrt(sizes["k"] ** 2 * sizes["i"]))
+    # The authors truncate it at ±2: a hundred standard deviations, so no value is affected.
+    normal, zeros = InitialValues("normal", 0.02), InitialValues("constant", 0.0)
+    torch = config.convolution_init == "torch"
     return {
-        "uniform": InitialValues("uniform", 1 / math.sqrt(sizes["k"] ** 2 * sizes["i"])),
-        # The authors truncate it at ±2: a hundred standard deviations, so no value is affected.
-        "normal": InitialValues("normal", 0.02),
-        "zeros": InitialValues("constant", 0.0),
+        "convolution": uniform if torch else normal,
+        "convolution bias": uniform if torch else zeros,
+        "normal": normal,
+        "zeros": zeros,
         "ones": InitialValues("constant", 1.0),
         "layer scale": InitialValues("constant", config.layer_scale_init_value),
-    }[name]
+        "residual scale": InitialValues("constant", _residual_scale(config, stage) or 0.0),
+        "random mixing": InitialValues("mixing", 1.0),
+    }[row.initial]

@@ -1,8 +1,9 @@
 """Token mixers: functions of the config, the mixer's parameters, and a normalised feature map.
 
-The paper claims that this choice matters little, and compares these mixers in its Table 5. To add a mixer,
-add a function to `TOKEN_MIXERS` and its parameters to `parameter_table.MIXER_PARAMETERS`.
-Source: arXiv 2111.11418, Section 4.3; sail-sg/poolformer, models/metaformer.py.
+The papers claim that this choice matters little, and compare these mixers. To add a mixer, add a function to
+`TOKEN_MIXERS` and its parameters to `parameter_table.MIXER_PARAMETERS`.
+Sources: arXiv 2111.11418, Section 4.3; sail-sg/poolformer, models/metaformer.py; arXiv 2210.13452;
+sail-sg/metaformer, metaformer_baselines.py.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 from poolformer_jax.errors import InputError
 from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.functional import dense, pooling_mixer
+from poolformer_jax.network.functional import dense, depthwise_convolution, pooling_mixer, star_relu
 from poolformer_jax.network.layers import Params
 
 HEAD_DIM = 32  # channels of a head of the attention mixer
@@ -45,9 +46,25 @@ def spatial_fc(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
     return functional.mix_positions(x, params["fc"]["kernel"])
 
 
+def random(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
+    """RandFormer's mixer: a matrix over the positions that is drawn once and never trained, shared by the channels."""
+    return functional.mix_positions(x, params["random"]["kernel"])
+
+
+def sep_conv(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
+    """ConvFormer's mixer: MobileNetV2's inverted separable convolution, 7 x 7, with StarReLU before the convolution.
+
+    The zero padding follows the activation, so that it is of zeros and not of the activation's bias.
+    """
+    hidden = star_relu(dense(x, **params["pwconv1"]), **params["act1"])
+    return dense(depthwise_convolution(hidden, **params["dwconv"]), **params["pwconv2"])
+
+
 TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
     "pooling": pooling,
     "identity": identity,
     "attention": attention,
     "spatial_fc": spatial_fc,
+    "random": random,
+    "sep_conv": sep_conv,
 }

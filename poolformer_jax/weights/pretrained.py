@@ -89,11 +89,11 @@ def build_model(
     """As `load_pretrained`, of a model that `open_model` has opened."""
     if not reset_head:
         _check_head(opened, num_labels)
-    config, params = opened.config, opened.read_variables()["params"]
+    config, variables = opened.config, opened.read_variables()
     if reset_head:
-        config, params = _with_new_head(config, params, num_labels, key)
-    _to_device(params)
-    return PoolFormerForImageClassification(config, dtype=dtype), {"params": params}
+        config, variables["params"] = _with_new_head(config, variables["params"], num_labels, key)
+    _to_device(variables)
+    return PoolFormerForImageClassification(config, dtype=dtype), variables
 
 
 def _to_device(tree: dict[str, Any]) -> None:

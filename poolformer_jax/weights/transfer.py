@@ -19,6 +19,7 @@ from poolformer_jax.network import (
     check_names_and_shapes,
     leaves_by_path,
     published_variant,
+    variables_of,
 )
 from poolformer_jax.weights.containers.files import names_to_read
 from poolformer_jax.weights.detection import MatchedNames, infer_config, match_names
@@ -67,20 +68,14 @@ class ImportPlan:
         return self.names[leaf.name]
 
     def read(self, state_dict: Mapping[str, ArrayLike], param_dtype: DTypeLike | None = np.float32) -> dict[str, Any]:
-        """`{"params": tree}` of NumPy arrays: contiguous copies, in the layout of the parameter tree.
+        """The network's variables as NumPy arrays: contiguous copies, in the layout of the parameter tree.
 
         Args:
             state_dict: the arrays that were planned.
             param_dtype: type of the parameters; None keeps the type of every array.
         """
-        tree: dict[str, Any] = {}
-        for leaf in self.leaves:
-            *parents, name = leaf.path.split("/")
-            branch = tree
-            for parent in parents:
-                branch = branch.setdefault(parent, {})
-            branch[name] = _read_leaf(leaf, state_dict[self.given_name(leaf)], param_dtype)
-        return {"params": tree}
+        arrays = {leaf.path: _read_leaf(leaf, state_dict[self.given_name(leaf)], param_dtype) for leaf in self.leaves}
+        return variables_of(self.config, arrays)
 
 
 def match_state_dict(state_dict: Mapping[str, ArrayLike]) -> MatchedNames:
