@@ -43,7 +43,7 @@ def takes_any_size(config: PoolFormerConfig) -> bool:
     return config.image_size is None and set(config.token_mixers) <= _MIXERS_OF_ANY_SIZE
 
 
-_MIXERS_OF_ANY_SIZE = {"pooling", "identity"}
+_MIXERS_OF_ANY_SIZE = {"pooling", "identity", "sep_conv"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +151,18 @@ class OnnxOperations(Operations[Value]):
     def pooling(self, x: Value, pool_size: int) -> Value:
         return self._node("Sub", self._average_pool(x, pool_size), x)
 
-    def pooling_residual(self, x: Value, pool_size: int, scale: np.ndarray, epsilon: float) -> Value:
+    def pooling_residual(
+        self, x: Value, pool_size: int, scale: np.ndarray, epsilon: float, trunk: np.ndarray | None = None
+    ) -> Value:
         _, std = self._distance_and_std(x, (1, 2, 3), epsilon)
-        # x + (pool(x) - x) * a, with a = scale / std, as pool(x) * a + x * (1 - a), which saves a pass over the map.
+        # x * trunk + (pool(x) - x) * share as pool(x) * share + x * (trunk - share), which saves a pass over the map.
         share = self._node("Div", _over_channels(scale, x), std)
-        kept = self._node("Mul", x, self._node("Sub", 1.0, share))
+        kept = self._node("Mul", x, self._node("Sub", 1.0 if trunk is None else _over_channels(trunk, x), share))
         return self._node("Add", self._node("Mul", self._average_pool(x, pool_size), share), kept)
+
+    def depthwise_convolution(self, x: Value, kernel: np.ndarray) -> Value:
+        pads = [kernel.shape[0] // 2] * 4
+        return self._node("Conv", x, kernel.transpose(3, 2, 0, 1), group=kernel.shape[3], pads=pads)
 
     def attention(self, qkv: Value, head_dim: int) -> Value:
         channels, (height, width) = qkv.shape[0] // 3, qkv.shape[1:]

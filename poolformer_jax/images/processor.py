@@ -38,11 +38,17 @@ from poolformer_jax.images.batch_feature import BatchFeature, as_tensor
 from poolformer_jax.images.reading import DATA_FORMATS, ImageError, ImageLike, read_image
 from poolformer_jax.images.transforms import center_crop, on_white, pad, to_8_bits, to_channels, unscaled_array
 
-# The published networks (default_cfg in the authors' poolformer.py and metaformer.py).
+# The published networks (default_cfg in the authors' poolformer.py, metaformer.py and metaformer_baselines.py).
 _CROP_PCT = {
     **dict.fromkeys(("s12", "s24", "s36", "metaformer_id_s12", "metaformer_pppf_s12_224"), 0.9),
     **dict.fromkeys(("m36", "m48"), 0.95),
     **dict.fromkeys(("metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224"), 0.95),
+    **{
+        f"{family}_{size}": 1.0
+        for family in ("identityformer", "randformer", "poolformerv2")
+        for size in ("s12", "s24", "s36", "m36", "m48")
+    },
+    **{f"{family}_{size}": 1.0 for family in ("convformer", "caformer") for size in ("s18", "s36", "m36", "b36")},
 }
 # Keywords of transformers that change no pixels: of its PyTorch backend, and of models with text.
 _WITHOUT_EFFECT = ("disable_grouping", "image_seq_length")

@@ -1,8 +1,9 @@
 """What a network costs: parameters and multiply-accumulate operations (MACs), layer by layer, without computing it.
 
-`description` over shapes, by the rules of fvcore, which made the paper's table: one MAC for each multiplication of a
+`description` over shapes, by the rules of fvcore, which made the papers' tables: one MAC for each multiplication of a
 convolution, a dense layer or an attention product, five for each number that a norm reads, none for activations,
-pooling, softmax and additions (fvcore.nn.jit_handles).
+pooling, softmax and additions (fvcore.nn.jit_handles). Norms without bias, those of the second paper, count nothing:
+its authors write them by hand, and fvcore knows only the norms of PyTorch.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from flax.traverse_util import unflatten_dict
 
 from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
 from poolformer_jax.inference.folding import fold_tree
-from poolformer_jax.network import PoolFormerConfig, all_parameters, check_pixel_values
+from poolformer_jax.network import PARAMS, PoolFormerConfig, all_parameters, check_pixel_values
 
 # What fvcore's norm_flop_counter estimates for a norm with gain and shift.
 _NORM_MACS = 5
@@ -44,7 +45,7 @@ class LayerCost:
 
 
 def parameter_shapes(config: PoolFormerConfig) -> Mapping[str, Any]:
-    """The parameter tree with shapes instead of arrays."""
+    """The parameters of all collections in one tree, with shapes instead of arrays."""
     shapes = {row.path: jax.ShapeDtypeStruct(row.shape, np.float32) for row in all_parameters(config)}
     tree: Mapping[str, Any] = unflatten_dict(shapes, sep="/")
     return tree
@@ -66,9 +67,13 @@ def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -
     # The blocks of a stage are equal: one of each is counted, and multiplied by the number of blocks.
     shallow = dataclasses.replace(config, depths=(1,) * len(config.depths))
     folded = jax.eval_shape(partial(fold_tree, shallow), parameter_shapes(shallow))
-    ops = CostOperations()
+    ops = CostOperations(norm_macs=_NORM_MACS if config.norm_bias else 0)
     classify(ops, shallow, folded, feature_maps(ops, shallow, folded, pixels)[-1])
-    sizes = {row.path: math.prod(row.shape) for row in all_parameters(config)}
+    sizes = {
+        parameter.path: math.prod(parameter.shape)
+        for parameter in all_parameters(config)
+        if parameter.row.collection == PARAMS
+    }
     return [_row(config, sizes, place, cost) for place, cost in ops.layers.items()]
 
 
@@ -95,10 +100,12 @@ class CostOperations(Operations[Shape]):
     """Values are shapes without the batch.
 
     Attributes:
+        norm_macs: MACs for each number that a norm reads.
         place: the layer that is counted now, such as "stages_0/blocks_0".
         layers: what has been counted, by place, in the order of the network.
     """
 
+    norm_macs: int = _NORM_MACS
     place: str = ""
     layers: dict[str, _Cost] = dataclasses.field(default_factory=dict)
 
@@ -136,7 +143,7 @@ class CostOperations(Operations[Shape]):
         return self._count(x)
 
     def standardize(self, x: Shape, norm: str, epsilon: float) -> Shape:
-        return self._count(x, _NORM_MACS * math.prod(x))
+        return self._count(x, self.norm_macs * math.prod(x))
 
     def mean(self, x: Shape) -> Shape:
         return self._count(x[2:])
@@ -147,8 +154,11 @@ class CostOperations(Operations[Shape]):
     def pooling(self, x: Shape, pool_size: int) -> Shape:
         return self._count(x)
 
-    def pooling_residual(self, x: Shape, pool_size: int, scale: Any, epsilon: float) -> Shape:
+    def pooling_residual(self, x: Shape, pool_size: int, scale: Any, epsilon: float, trunk: Any = None) -> Shape:
         return self.standardize(x, "group_norm", epsilon)
+
+    def depthwise_convolution(self, x: Shape, kernel: Any) -> Shape:
+        return self._count(x, math.prod(x[:2]) * math.prod(kernel.shape))
 
     def attention(self, qkv: Shape, head_dim: int) -> Shape:
         positions, channels = math.prod(qkv[:2]), qkv[2] // 3

@@ -7,7 +7,7 @@ for every step. The three implementations of `Operations` compute arrays (`jax_o
 To add a token mixer, add an entry to `TOKEN_MIXERS`; to add an activation, add one to `ACTIVATIONS`. Then all three
 implementations have it. Training computes with `network`.
 
-Sources: arXiv 2111.11418, Figure 2 and Section 3; `folding` has the algebra.
+Sources: arXiv 2111.11418, Figure 2 and Section 3; arXiv 2210.13452; `folding` has the algebra.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from poolformer_jax.network import EPSILON, HEAD_DIM, HIDDEN_ACTS, POOLED_EPSILON, PoolFormerConfig
+from poolformer_jax.network import DOWNSAMPLE_EPSILON, HEAD_DIM, HIDDEN_ACTS, POOLED_EPSILON, PoolFormerConfig
 
 X = TypeVar("X")
 # Nested dictionaries of arrays, or of anything else that has a shape.
@@ -44,7 +44,7 @@ class Operations(ABC, Generic[X]):
 
     @abstractmethod
     def elementwise(self, x: X, function: str) -> X:
-        """A function of each number, one of `config.HIDDEN_ACTS`."""
+        """A function of each number, one of `config.HIDDEN_ACTS` without parameters."""
 
     @abstractmethod
     def add(self, x: X, y: X) -> X:
@@ -79,8 +79,18 @@ class Operations(ABC, Generic[X]):
         """`pool(x) - x`: stride 1, and the mean counts only pixels inside the image."""
 
     @abstractmethod
-    def pooling_residual(self, x: X, pool_size: int, scale: Any, epsilon: float) -> X:
-        """`x + (pool(x) - x) * scale / sqrt(variance + epsilon)`, with one variance for each image."""
+    def pooling_residual(self, x: X, pool_size: int, scale: Any, epsilon: float, trunk: Any = None) -> X:
+        """`x * trunk + (pool(x) - x) * scale / sqrt(variance + epsilon)`, with one variance for each image.
+
+        `trunk` and `scale` are vectors over the channels; None for a trunk of ones.
+        """
+
+    @abstractmethod
+    def depthwise_convolution(self, x: X, kernel: Any) -> X:
+        """A convolution of each channel with a kernel of its own: stride 1, zero padding that keeps the size.
+
+        The kernel is [height, width, 1, channels], with odd sides.
+        """
 
     @abstractmethod
     def attention(self, qkv: X, head_dim: int) -> X:
@@ -103,8 +113,8 @@ def feature_maps(ops: Operations[X], config: PoolFormerConfig, params: Parameter
     maps = []
     for index in range(len(config.depths)):
         stage, name = params[f"stages_{index}"], f"stages_{index}"
-        place, conv = (f"{name}/downsample", stage["downsample"]) if index else ("stem", params["stem"])
-        x = ops.at(place).convolution(x, conv, config.strides[index], config.padding[index])
+        x = _downsample(ops.at(f"{name}/downsample"), config, index, stage["downsample"], x) if index else x
+        x = x if index else _stem(ops.at("stem"), config, params["stem"], x)
         if config.position_embeddings[index]:
             x = ops.at(f"{name}/position_embedding").add_embedding(x, stage["position_embedding"])
         for block in block_names(config.depths[index]):
@@ -121,10 +131,14 @@ def classify(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x
     if config.head_order == "pool_norm":
         pooled = norm.standardize(norm.mean(x), "layer_norm", POOLED_EPSILON)
     else:
-        pooled = norm.standardized_mean(x, config.norm, EPSILON)
-    if config.num_labels:
-        return ops.at("head").dense(pooled, params["head"])
-    return norm.affine(pooled, params["norm"]["scale"], params["norm"]["bias"])
+        pooled = norm.standardized_mean(x, config.norm, config.norm_epsilon)
+    if not config.num_labels:
+        return norm.affine(pooled, params["norm"]["scale"], params["norm"]["bias"])
+    head = ops.at("head")
+    if config.head == "linear":
+        return head.dense(pooled, params["head"])
+    hidden = head.elementwise(head.dense(pooled, params["head"]["fc1"]), "relu2")
+    return head.dense(head.standardize(hidden, "layer_norm", config.head_norm_epsilon), params["head"]["fc2"])
 
 
 def block_names(depth: int) -> list[str]:
@@ -132,23 +146,45 @@ def block_names(depth: int) -> list[str]:
     return [f"blocks_{number}" for number in range(depth)]
 
 
+def _stem(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    """The first convolution; in the second paper a norm follows it."""
+    x = ops.convolution(x, params, config.strides[0], config.padding[0])
+    if not config.downsample_norm:
+        return x
+    return ops.affine(ops.standardize(x, "layer_norm", DOWNSAMPLE_EPSILON), params["scale"])
+
+
+def _downsample(ops: Operations[X], config: PoolFormerConfig, index: int, params: Parameters, x: X) -> X:
+    """The convolution at the start of a later stage; in the second paper a norm precedes it."""
+    if config.downsample_norm:
+        x = ops.standardize(x, "layer_norm", DOWNSAMPLE_EPSILON)
+    return ops.convolution(x, params, config.strides[index], config.padding[index])
+
+
 def _mix_tokens(ops: Operations[X], config: PoolFormerConfig, index: int, params: Parameters, x: X) -> X:
-    """The first residual branch and its input. `params` has what `folding` leaves of norm, mixer and layer scale."""
+    """The first residual branch and its input. `params` has what `folding` leaves of norm, mixer and scales."""
     mixer = config.token_mixers[index]
     if mixer == "pooling" and config.norm == "group_norm":  # line 3 of `folding`
-        return ops.pooling_residual(x, config.pool_size, params["scale"], EPSILON)
-    branch = ops.standardize(x, config.norm, EPSILON)
+        return ops.pooling_residual(x, config.pool_size, params["scale"], config.norm_epsilon, params.get("trunk"))
+    branch = ops.standardize(x, config.norm, config.norm_epsilon)
     if "norm" in params:
-        branch = ops.affine(branch, params["norm"]["scale"], params["norm"]["bias"])
+        branch = ops.affine(branch, params["norm"]["scale"], params["norm"].get("bias"))
     branch = TOKEN_MIXERS[mixer](ops, config, params.get("mixer", {}), branch)
-    return ops.add(x, ops.affine(branch, params["scale"], params.get("shift")))
+    if "scale" in params:
+        branch = ops.affine(branch, params["scale"], params.get("shift"))
+    return ops.add(_trunk(ops, params, x), branch)
 
 
 def _mix_channels(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
     """The second residual branch and its input."""
-    hidden = ops.dense(ops.standardize(x, config.norm, EPSILON), params["fc1"])
+    hidden = ops.dense(ops.standardize(x, config.norm, config.norm_epsilon), params["fc1"])
     hidden = ACTIVATIONS[config.hidden_act](ops, hidden)
-    return ops.add(x, ops.dense(hidden, params["fc2"]))
+    return ops.add(_trunk(ops, params, x), ops.dense(hidden, params["fc2"]))
+
+
+def _trunk(ops: Operations[X], params: Parameters, x: X) -> X:
+    """The block's input times its residual scale, where the stage has one."""
+    return ops.affine(x, params["trunk"]) if "trunk" in params else x
 
 
 def _pooling(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
@@ -167,15 +203,28 @@ def _spatial_fc(ops: Operations[X], config: PoolFormerConfig, params: Parameters
     return ops.mix_positions(x, params["fc"]["kernel"])
 
 
+def _random(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    return ops.mix_positions(x, params["random"]["kernel"])
+
+
+def _sep_conv(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> X:
+    hidden = ops.elementwise(ops.dense(x, params["pwconv1"]), "relu2")
+    hidden = ops.affine(hidden, params["act1"]["scale"], params["act1"]["bias"])
+    return ops.dense(ops.depthwise_convolution(hidden, params["dwconv"]["kernel"]), params["pwconv2"])
+
+
 # What each mixer does with a normalised feature map: (operations, config, its parameters, the map) to a map.
 TOKEN_MIXERS: dict[str, Callable[[Operations[Any], PoolFormerConfig, Parameters, Any], Any]] = {
     "pooling": _pooling,
     "identity": _identity,
     "attention": _attention,
     "spatial_fc": _spatial_fc,
+    "random": _random,
+    "sep_conv": _sep_conv,
 }
 
-# What each activation does with the MLP's hidden layer. Every reader knows those of the network by their names.
+# What each activation does with the MLP's hidden layer. Every implementation knows those of the network by their names.
 ACTIVATIONS: dict[str, Callable[[Operations[Any], Any], Any]] = {
     name: partial(lambda name, ops, x: ops.elementwise(x, name), name) for name in HIDDEN_ACTS
 }
+ACTIVATIONS["star_relu"] = ACTIVATIONS["relu2"]  # line 10 of `folding`

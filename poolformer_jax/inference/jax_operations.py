@@ -21,6 +21,7 @@ from poolformer_jax.network import (
     attention,
     check_pixel_values,
     dense,
+    depthwise_convolution,
     distance_and_inverse_std,
     mix_positions,
     over_channels,
@@ -39,7 +40,7 @@ def folded_apply(
     *,
     images_at_once: int | None = None,
 ) -> Float[Array, "b labels"]:
-    """The logits of `PoolFormerForImageClassification(config, dtype)` with train=False, in float32.
+    """The logits of `MetaFormerForImageClassification(config, dtype)` with train=False, in float32.
 
     Args:
         config: the architecture.
@@ -142,11 +143,22 @@ class JaxOperations(Operations[Array]):
         return pooling_mixer(x, pool_size)
 
     def pooling_residual(
-        self, x: Float[Array, "b h w c"], pool_size: int, scale: Float[Array, " c"], epsilon: float
+        self,
+        x: Float[Array, "b h w c"],
+        pool_size: int,
+        scale: Float[Array, " c"],
+        epsilon: float,
+        trunk: Float[Array, " c"] | None = None,
     ) -> Float[Array, "b h w c"]:
         _, inverse_std = distance_and_inverse_std(x, (1, 2, 3), epsilon)
         scale = over_channels(scale, inverse_std)
-        return x + pooling_mixer(x, pool_size) * (inverse_std * scale).astype(x.dtype)
+        branch = pooling_mixer(x, pool_size) * (inverse_std * scale).astype(x.dtype)
+        return (x if trunk is None else x * over_channels(trunk, x)) + branch
+
+    def depthwise_convolution(
+        self, x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]
+    ) -> Float[Array, "b h w c"]:
+        return depthwise_convolution(x, kernel)
 
     def attention(self, qkv: Float[Array, "b h w c3"], head_dim: int) -> Float[Array, "b h w c"]:
         return attention(qkv, head_dim)

@@ -24,6 +24,7 @@ from poolformer_jax.network.layers import Params, declare
 from poolformer_jax.network.parameter_table import NETWORK, STAGE
 from poolformer_jax.network.parameters import subtree
 
+
 # Not type-checked: outputs are pytrees, and JAX also fills pytrees with shapes, shardings and axes.
 class ModelOutput(Mapping[str, Any]):
     """A mapping from the fields of an output that are not None, in their order, also by position or as a tuple."""

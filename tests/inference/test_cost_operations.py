@@ -1,17 +1,19 @@
 """Counts of parameters and MACs agree with the paper and with the operations that jax runs."""
 
 import dataclasses
+import json
 import math
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from golden.published import FOLDER as GOLDEN
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.inference.cost_operations import count_macs, layer_table, parameter_shapes
 from poolformer_jax.network.config import published_variant
 from poolformer_jax.network.parameters import count_parameters
-from poolformer_jax.network.variants import SIZES, VARIANTS
+from poolformer_jax.network.variants import FAMILIES, SIZES, VARIANTS
 
 
 def subjaxprs(equation):
@@ -50,6 +52,23 @@ def norm_elements(config, size):
 def test_macs_are_those_of_the_paper(name, billions):
     assert round(count_macs(PoolFormerConfig.from_variant(name)) / 1e9, 1) == billions
     assert SIZES[name].macs_g == billions
+
+
+COUNTS = json.loads((GOLDEN / "family/counts.json").read_text())
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.results], ids=lambda family: family.title)
+def test_every_published_number_of_macs_is_the_rounded_count(family):
+    for name, results in family.results.items():
+        for result in results:
+            macs = count_macs(PoolFormerConfig.from_variant(name), result.image_size, result.image_size)
+            assert round(macs / 1e9, 1) == result.macs_g, (name, result)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_macs_of_the_second_paper_are_exact(name):
+    """Without norms, which its authors write by hand, so that fvcore does not see them."""
+    assert count_macs(PoolFormerConfig.from_variant(name)) == COUNTS[name]["macs_without_norms_224"]
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from paths import ROOT
-from poolformer_jax import PoolFormerConfig
-from poolformer_jax.network import VARIANTS
+from poolformer_jax import (
+    MetaFormerConfig,
+    MetaFormerForImageClassification,
+    MetaFormerModel,
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    PoolFormerModel,
+)
+from poolformer_jax.network import VARIANTS, published_variant
 from poolformer_jax.network.config import PROBLEM_TYPES
 
 # config.json of sail/poolformer_s12 on the Hub, shortened to three labels.
@@ -38,6 +45,26 @@ HF_CONFIG = {
     "transformers_version": "4.16.0",
     "use_layer_scale": True,
 }
+
+
+@pytest.mark.parametrize("variant", ["s12", "metaformer_ppff_s12_224", "poolformerv2_s12", "caformer_s18"])
+def test_config_json_says_poolformer_only_for_networks_of_the_first_paper(variant):
+    first = not variant.startswith(("poolformerv2", "caformer"))
+    data = PoolFormerConfig.from_variant(variant).to_dict()
+    assert data["model_type"] == ("poolformer" if first else "metaformer")
+    assert data["architectures"] == [f"{'PoolFormer' if first else 'MetaFormer'}ForImageClassification"]
+    assert ("norm_bias" in data) is not first
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_recognised_by_its_architecture(variant):
+    assert published_variant(PoolFormerConfig.from_variant(variant, num_labels=3, drop_path_rate=0.1)) == variant
+
+
+def test_the_names_of_transformers_are_those_of_the_general_classes():
+    assert PoolFormerConfig is MetaFormerConfig
+    assert PoolFormerForImageClassification is MetaFormerForImageClassification
+    assert PoolFormerModel is MetaFormerModel
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -121,7 +148,7 @@ def test_a_config_from_transformers_without_labels_has_two():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"model_type": "vit"}, r"describes a 'vit' model\. Expected model_type 'poolformer'"),
+        ({"model_type": "vit"}, r"describes a 'vit' model\. Expected model_type 'poolformer' or 'metaformer'"),
         (
             {"architectures": ["ResNetForImageClassification"]},
             r"architectures=\['ResNetForImageClassification'\]\. Expected",
@@ -192,6 +219,10 @@ def test_one_message_names_all_problems():
             r"token_mixers=\('pooling', 'convolution'.*: expected names a",
         ),
         ({"depth": (1, 1, 1, 1)}, "has no field depth"),
+        ({"residual_scale_init_values": (None, 1.0)}, "None, or one entry for each of the 4 stages"),
+        ({"token_mixers": ("random",) * 4}, "image_size=None: expected the input side"),
+        ({"head": "conv"}, "head='conv': expected one of linear, mlp"),
+        ({"norm_epsilon": 0}, "norm_epsilon=0.*: expected a positive number"),
     ],
 )
 def test_a_field_out_of_range_is_named_with_what_was_expected(changes, message):

@@ -1,6 +1,7 @@
 """What a user of the two modules relies on: shapes, sizes, types, randomness, initial values and error messages."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from golden.published import FOLDER as GOLDEN
 from poolformer_jax import (
     ImageClassifierOutput,
     PoolFormerConfig,
@@ -18,6 +20,7 @@ from poolformer_jax import (
 )
 from poolformer_jax.network import (
     ACTIVATIONS,
+    CONSTANTS,
     MIXER_PARAMETERS,
     TOKEN_MIXERS,
     VARIANTS,
@@ -46,6 +49,9 @@ PARAMETERS = {
     "metaformer_pppf_s12_224": 11_915_176 + 2 * 49**2,
     "metaformer_ppff_s12_224": 11_915_176 + 6 * 196**2 + 2 * 49**2,
 }
+# Of the second paper, with the arrays that are not trained: counted in the authors' code.
+FAMILY = json.loads((GOLDEN / "family/counts.json").read_text())
+PARAMETERS |= {name: counts["parameters"] for name, counts in FAMILY.items()}
 
 
 def pixels(*shape, seed=0):
@@ -58,7 +64,15 @@ apply_two_stages = jax.jit(PoolFormerForImageClassification(TWO_STAGES).apply)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_has_the_published_number_of_parameters(variant):
     """Counted from the table; test_names compares the table with the model."""
-    assert count_parameters(PoolFormerConfig.from_variant(variant)) == PARAMETERS[variant]
+    config = PoolFormerConfig.from_variant(variant)
+    frozen = FAMILY.get(variant, {}).get("frozen", 0)
+    assert (count_parameters(config), count_parameters(config, CONSTANTS)) == (PARAMETERS[variant], frozen)
+
+
+@pytest.mark.parametrize("variant", [name for name in FAMILY if "parameters_21841" in FAMILY[name]])
+def test_networks_for_imagenet_21k_have_the_published_number_of_parameters(variant):
+    config = PoolFormerConfig.from_variant(variant, num_labels=21841)
+    assert count_parameters(config) == FAMILY[variant]["parameters_21841"]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), (225, 193)])

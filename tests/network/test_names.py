@@ -8,6 +8,7 @@ import pytest
 
 from golden import published
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel
+from poolformer_jax.network import merge_collections
 from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, leaves, network_places, parameter_rows
 
 TINY = {"depths": (1, 2), "hidden_sizes": (4, 6), "num_labels": 3}
@@ -22,7 +23,10 @@ def test_names_shapes_and_their_order_are_those_of_the_state_dict(layout, varian
     assert here == list(published.shapes(layout, variant).items())
 
 
-@pytest.mark.parametrize("variant", ["s12", *published.ABLATIONS])
+FAMILY = ("poolformerv2_s12", "randformer_s12", "convformer_s18", "caformer_s18")
+
+
+@pytest.mark.parametrize("variant", ["s12", *published.ABLATIONS, *FAMILY])
 def test_paths_and_shapes_are_those_of_the_model(variant):
     # The blocks of a stage are alike: two of them show that they are counted.
     config = PoolFormerConfig.from_variant(variant, depths=(1, 2, 1, 1))
@@ -30,8 +34,8 @@ def test_paths_and_shapes_are_those_of_the_model(variant):
         if not classifier and variant != "s12":
             continue
         pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
-        tree = jax.eval_shape(model(config).init, jax.random.key(0), pixels)["params"]
-        flat, _ = jax.tree.flatten_with_path(tree)
+        variables = jax.eval_shape(model(config).init, jax.random.key(0), pixels)
+        flat, _ = jax.tree.flatten_with_path(merge_collections(variables))
         shapes = {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
         assert {leaf.path: leaf.shape for leaf in leaves(config, classifier=classifier)} == shapes
 
