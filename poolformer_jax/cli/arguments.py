@@ -99,10 +99,11 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 def image_files(arguments: argparse.Namespace) -> list[Path | str]:
     """The given files, and for a folder the image files in it, sorted by name."""
-    return [file for name in arguments.images for file in _files(name, arguments.recursive)]
+    return [file for name in arguments.images for file in files_of(name, arguments.recursive)]
 
 
-def _files(name: str, recursive: bool) -> list[Path | str]:
+def files_of(name: str, recursive: bool = False) -> list[Path | str]:
+    """The files of one argument: the file, the image files of a folder, or the names on standard input for "-"."""
     if name == "-":
         return [Path(line) for line in sys.stdin.read().splitlines() if line]
     if "://" in name:  # reading it fails with a hint; a path would lose one of the slashes

@@ -1,5 +1,6 @@
 """The demo page shows the labels and the Grad-CAM overlay of a picture, in a browser."""
 
+import argparse
 import gc
 import os
 import shutil
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from paths import ROOT
-from poolformer_jax.cli.demo_page import build_page
+from poolformer_jax.cli import demo
+from poolformer_jax.cli.demo_page import build_page, class_choices
 from poolformer_jax.inference.classifier import ImageClassifier
 from poolformer_jax.inference.grad_cam import GradCam
 from poolformer_jax.weights import save_pretrained
@@ -32,6 +34,9 @@ def address(tmp_path):
     """The address at which `python -m poolformer_jax demo` serves the page, until Ctrl-C."""
     pytest.importorskip("gradio")
     save_pretrained(tmp_path / "model", MODEL, VARIABLES, image_processor=PROCESSOR)
+    (tmp_path / "examples").mkdir()
+    small = np.random.default_rng(0).integers(0, 2**16, (8, 8), dtype=np.uint16)
+    Image.fromarray(small).save(tmp_path / "examples" / "grey.png")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -68,22 +73,63 @@ def browser(tmp_path):
     driver.quit()
 
 
-def test_a_dropped_picture_shows_its_labels_and_overlay(browser, address, classifier):
+def size_of(browser, selector):
+    """Width and height of a picture's pixels, and of its place on the page."""
+    script = "const e = document.querySelector(arguments[0]); return e && "
+    script += "[e.naturalWidth, e.naturalHeight, e.clientWidth, e.clientHeight]"
+    return browser.execute_script(script, selector)
+
+
+def test_the_page_shows_labels_and_overlay_of_pictures_and_refuses_large_files(browser, address, classifier, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
+
+    def find(selector):
+        return browser.find_element(By.CSS_SELECTOR, selector)
+
+    def wait(condition):
+        WebDriverWait(browser, 60).until(lambda _: condition())
 
     photograph = IMAGES / "chelsea.jpg"
     expected = classifier(photograph, top_k=3)
     browser.get(address)
-    browser.find_element(By.CSS_SELECTOR, "#picture input[type=file]").send_keys(str(photograph))
-    labels = browser.find_element(By.CSS_SELECTOR, "#labels")
-    WebDriverWait(browser, 60).until(lambda _: expected[0].label in labels.text)
+
+    too_large = tmp_path / "large.png"
+    with too_large.open("wb") as file:
+        file.truncate(51 * 2**20)
+    upload = "#picture input[type=file]"
+    find(upload).send_keys(str(too_large))
+    wait(lambda: 'exceed the maximum allowed size of 50.0 Mb: "large.png"' in find("body").text)
+
+    grey = classifier(tmp_path / "examples" / "grey.png", top_k=1)[0]
+    grey_shown = f"{grey.label}\n{round(100 * grey.probability)}%"
+    labels = find("#labels")
+    find(upload).send_keys(str(tmp_path / "examples" / "grey.png"))
+    wait(lambda: grey_shown in labels.text)
+    find("#picture button[aria-label='Remove Image']").click()
+    wait(lambda: grey_shown not in labels.text)
+
+    find(upload).send_keys(str(photograph))
+    wait(lambda: expected[0].label in labels.text)
     for label, probability in expected:
         assert label in labels.text
         assert f"{round(100 * probability)}%" in labels.text
-    overlay = browser.find_element(By.CSS_SELECTOR, "#overlay img")
-    size = "return [arguments[0].naturalWidth, arguments[0].naturalHeight]"
-    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(size, overlay) == [192, 192])  # 3 x 64
+    wait(lambda: size_of(browser, "#overlay img")[:2] == [192, 192])  # 3 x 64
+    before = find("#overlay img").get_attribute("src")
+
+    find("#label input").click()
+    options = {
+        option.text.strip("\u2713 \n"): option for option in browser.find_elements(By.CSS_SELECTOR, "[role=option]")
+    }
+    assert set(options) == {"the most probable label", *classifier.id2label.values()}
+    options[expected[1].label].click()
+    wait(lambda: find("#overlay img").get_attribute("src") != before)
+
+    find("#samples button").click()
+    wait(lambda: grey_shown in labels.text)
+    for picture in ("#picture img", "#overlay img"):  # 8 x 8 pixels, and 192 x 192, enlarged
+        assert min(size_of(browser, picture)[2:]) > 200
+
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
@@ -99,12 +145,31 @@ def test_the_page_reads_the_uploaded_file_itself_and_reports_a_damaged_one(class
     page = build_page(classifier, GradCam(CONFIG, VARIABLES, PROCESSOR), "title", 3)
     picture = next(block for block in page.blocks.values() if getattr(block, "elem_id", "") == "picture")
     look = next(iter(page.fns.values())).fn
-    labels = look(picture.preprocess(gradio.image_utils.ImageData(path=str(grey), orig_name="grey.png")))[0]
+    upload = picture.preprocess(gradio.image_utils.ImageData(path=str(grey), orig_name="grey.png"))
+    labels, most_probable = look(upload, -1)
     assert labels == dict(classifier(grey, 3))
+    np.testing.assert_array_equal(most_probable, GradCam(CONFIG, VARIABLES, PROCESSOR)(grey).overlay(224))
+    np.testing.assert_array_equal(look(upload, 2)[1], GradCam(CONFIG, VARIABLES, PROCESSOR)(grey, 2).overlay(224))
     with pytest.raises(gradio.Error) as error:
-        look(picture.preprocess(gradio.image_utils.ImageData(path=str(damaged), orig_name="damaged.png")))
+        look(picture.preprocess(gradio.image_utils.ImageData(path=str(damaged), orig_name="damaged.png")), -1)
     assert not error.value.print_exception
     gc.collect()  # while the warnings are ignored
+
+
+def test_pictures_to_try_are_those_of_the_run_or_of_a_given_folder(tmp_path):
+    for folder in ("run/model", "run/examples", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    arguments = argparse.Namespace(weights=str(tmp_path / "run/model"), samples=None)
+    assert demo.pictures_to_try(arguments) == []
+    for name in ("run/examples/b.png", "run/examples/notes.txt", "other/a.jpg"):
+        (tmp_path / name).touch()
+    assert demo.pictures_to_try(arguments) == [tmp_path / "run/examples/b.png"]
+    arguments.samples = str(tmp_path / "other")
+    assert demo.pictures_to_try(arguments) == [tmp_path / "other/a.jpg"]
+
+
+def test_classes_with_the_same_name_are_told_apart_by_their_index():
+    assert class_choices({0: "crane", 1: "cat", 2: "crane"}) == [("crane (0)", 0), ("cat", 1), ("crane (2)", 2)]
 
 
 def test_missing_gradio_is_reported_with_its_extra(classifier, monkeypatch):
