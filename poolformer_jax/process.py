@@ -76,20 +76,22 @@ def error_message(error: Exception) -> str | None:
 
 
 def _missing_device(error: Exception) -> str | None:
-    """The message if jax found no device of the platforms in JAX_PLATFORMS; jax has no exception type for that."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    raised_in = Path(frame.tb_frame.f_code.co_filename).name if frame is not None else ""
+    """The message if jax finds no device of the platforms in JAX_PLATFORMS; jax has no exception type for that."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     known = [_ACCELERATORS[name] for name in platforms.lower().split(",") if name in _ACCELERATORS]
-    if not isinstance(error, AssertionError | RuntimeError) or raised_in != "xla_bridge.py" or not known:
+    if not isinstance(error, AssertionError | RuntimeError) or not known:
         return None
-    device, extra = known[0]
-    return (
-        f"JAX_PLATFORMS={platforms}: jax sees no {device}. Support is installed by the extra {extra}: pip install -e "
-        f"'.[{extra.split()[0]}]'. Without JAX_PLATFORMS, jax uses the best device that it sees. {error}".rstrip()
-    )
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError):
+        device, extra = known[0]
+        return (
+            f"JAX_PLATFORMS={platforms}: jax sees no {device}. Support is installed by the extra {extra}: pip install "
+            f"-e '.[{extra.split()[0]}]'. Without JAX_PLATFORMS, jax uses the best device that it sees. {error}"
+        ).rstrip()
+    return None
 
 
 def available_cores() -> int:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from failing_kernels import FAILURES, devices_with_kernels
 from poolformer_jax import GpuKernels, ImageClassifier, InputError, PoolFormerImageProcessor
 from poolformer_jax.network.fused.kernels import gpu_narrow, verification
 from small_networks import TWO_STAGES, random_variables
@@ -17,12 +18,8 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
 
 
 @pytest.fixture(autouse=True)
-def devices_have_kernels(monkeypatch):
-    """Replaces the kernels of a GPU by interpreted ones."""
-    monkeypatch.setattr(verification, "kernels_for", lambda mesh, axes: GpuKernels(mesh, axes, interpret=True))
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
+def _devices_with_kernels(monkeypatch):
+    yield from devices_with_kernels(GpuKernels, monkeypatch)
 
 
 def classifier(**options):
@@ -36,47 +33,15 @@ def has_kernels(classifier):
     return "norm1" in str(jax.tree.structure(classifier._probabilities._programs[1].params))
 
 
-def halve_branch(monkeypatch):
-    right = gpu_narrow.forward
-
-    def forward(maps, vectors, weights, **options):
-        mean, inverse_std, keep = vectors
-        return right(maps, (mean, inverse_std, 0.5 * keep), weights, **options)
-
-    monkeypatch.setattr(gpu_narrow, "forward", forward)
-
-
-def refuse(monkeypatch):
-    def call(*arguments):
-        raise NotImplementedError("this compiler knows no such instruction")
-
-    monkeypatch.setattr(GpuKernels, "call", call)
-
-
-def lose_compiler(monkeypatch):
-    def call(*arguments):
-        raise ImportError("cannot import name 'triton' from 'jax.experimental.pallas'")
-
-    monkeypatch.setattr(GpuKernels, "call", call)
-
-
 def test_kernels_that_agree_with_xla_are_used():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert has_kernels(classifier())
 
 
-@pytest.mark.parametrize(
-    ("fail", "problem"),
-    [
-        (halve_branch, "the results of mlp_residual in stage 0 differ from XLA's by"),
-        (refuse, "mlp_residual cannot run: NotImplementedError: this compiler knows no such instruction"),
-        pytest.param(lose_compiler, "mlp_residual cannot run: ImportError", marks=pytest.mark.slow),
-    ],
-    ids=["differs", "raises", "no compiler"],
-)
+@FAILURES
 def test_xla_classifies_with_one_warning_if_a_kernel_fails_its_check(fail, problem, monkeypatch):
-    fail(monkeypatch)
+    fail(GpuKernels, gpu_narrow, monkeypatch)
     with pytest.warns(UserWarning, match="XLA computes all blocks") as warned:
         without = classifier()
     assert [problem in str(warning.message) for warning in warned] == [True]

@@ -7,8 +7,9 @@ import jax
 import pytest
 from rich.console import Console
 
+from failing_kernels import FAILURES, devices_with_kernels, halve_branch, refuse
 from poolformer_jax import InputError, TpuKernels
-from poolformer_jax.network.fused.kernels import tpu_mlp, verification
+from poolformer_jax.network.fused.kernels import tpu_mlp
 from train import loop, setup
 from training import ONE_STAGE, open_and_make_parts, sharded, tiny
 
@@ -16,51 +17,12 @@ CONFIG = tiny(model=ONE_STAGE, dtype="bfloat16", mesh=sharded(2, 1))
 
 
 @pytest.fixture(autouse=True)
-def devices_have_kernels(monkeypatch):
-    """Replaces the kernels of a TPU by interpreted ones."""
-    monkeypatch.setattr(verification, "kernels_for", lambda mesh, axes: TpuKernels(mesh, axes, interpret=True))
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
+def _devices_with_kernels(monkeypatch):
+    yield from devices_with_kernels(TpuKernels, monkeypatch)
 
 
 def make_parts(**changes):
     return open_and_make_parts(dataclasses.replace(CONFIG, **changes), jax.devices()[:2])[1]
-
-
-def halve_branch(monkeypatch):
-    right = tpu_mlp.forward
-
-    def forward(maps, vectors, weights, **options):
-        mean, inverse_std, keep = vectors
-        return right(maps, (mean, inverse_std, 0.5 * keep), weights, **options)
-
-    monkeypatch.setattr(tpu_mlp, "forward", forward)
-
-
-def refuse(monkeypatch):
-    def call(*arguments):
-        raise NotImplementedError("this compiler knows no such instruction")
-
-    monkeypatch.setattr(TpuKernels, "call", call)
-
-
-def lose_compiler(monkeypatch):
-    def call(*arguments):
-        raise ImportError("cannot import name 'tpu' from 'jax.experimental.pallas'")
-
-    monkeypatch.setattr(TpuKernels, "call", call)
-
-
-FAILURES = pytest.mark.parametrize(
-    ("fail", "problem"),
-    [
-        (halve_branch, "the results of mlp_residual in stage 0 differ from XLA's by"),
-        (refuse, "pooling_residual cannot run: NotImplementedError: this compiler knows no such instruction"),
-        pytest.param(lose_compiler, "pooling_residual cannot run: ImportError", marks=pytest.mark.slow),
-    ],
-    ids=["differs", "raises", "no compiler"],
-)
 
 
 def test_a_run_trains_with_kernels_that_agree_with_xla():
@@ -71,7 +33,7 @@ def test_a_run_trains_with_kernels_that_agree_with_xla():
 
 @FAILURES
 def test_a_run_trains_by_xla_if_a_kernel_fails_its_check(fail, problem, monkeypatch):
-    fail(monkeypatch)
+    fail(TpuKernels, tpu_mlp, monkeypatch)
     parts = make_parts()
     assert parts.network.model.kernels is None
     assert problem in parts.kernel_verification.problem
@@ -86,7 +48,7 @@ def test_all_processes_train_by_xla_if_the_check_fails_on_one(monkeypatch):
 
 
 def test_on_trains_with_kernels_unchecked_and_off_by_xla(monkeypatch):
-    halve_branch(monkeypatch)
+    halve_branch(TpuKernels, tpu_mlp, monkeypatch)
     assert make_parts(kernels="on").network.model.kernels is not None
     assert make_parts(kernels="off").network.model.kernels is None
 
@@ -98,7 +60,7 @@ def test_on_is_refused_in_float32():
 
 @pytest.mark.slow  # compiles a training step
 def test_a_run_warns_once_of_kernels_that_it_does_not_use(tmp_path: Path, monkeypatch, caplog):
-    refuse(monkeypatch)
+    refuse(TpuKernels, tpu_mlp, monkeypatch)
     config = dataclasses.replace(tiny(tmp_path / "run", dtype="bfloat16", max_steps=1), example_images=0)
     assert loop.run(config, Console(quiet=True)).step == 1
     (warning,) = [record.getMessage() for record in caplog.records if "kernels" in record.getMessage()]
