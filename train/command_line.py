@@ -7,6 +7,7 @@ Nothing here imports jax before a command runs: data-loading workers run the mai
 
 import dataclasses
 import inspect
+import itertools
 import os
 import re
 import select
@@ -64,7 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
         return COMMANDS[name][1](rest)
     if name in RECIPES:
         return _train(name, rest)
-    known = ", ".join([*RECIPES, *COMMANDS])
+    known = ", ".join([*_recipe_groups(), *COMMANDS])
     print(f"There is no recipe or command {name!r}. Expected one of: {known}.", file=sys.stderr)
     return 2
 
@@ -250,10 +251,10 @@ def _doctor(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
         print("usage: python -m train doctor RECIPE [--FIELD VALUE ...]\n\n" + _fill(_doctor.__doc__ or ""))
-        print("\n" + _fill(f"Recipes: {', '.join(RECIPES)}. The flags are those of the recipe."))
+        print("\n" + _fill(f"Recipes: {', '.join(_recipe_groups())}. The flags are those of the recipe."))
         return 0
     if name not in RECIPES:
-        print(f"doctor {name!r}: expected a recipe, one of: {', '.join(RECIPES)}.", file=sys.stderr)
+        print(f"doctor {name!r}: expected a recipe, one of: {', '.join(_recipe_groups())}.", file=sys.stderr)
         return 2
     config = _recipe(name, arguments[1:], f"python -m train doctor {name}")
     from train.commands import examine, print_findings
@@ -275,12 +276,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 
 
 def _overview() -> int:
-    from train.recipes import RECIPES
-
-    width = max(map(len, [*RECIPES, *COMMANDS])) + 2
+    groups = _recipe_groups()
+    width = max(map(len, COMMANDS)) + 2
     print("usage: python -m train [RECIPE] [--FIELD VALUE ...]\n       python -m train COMMAND ...\n\nrecipes:")
-    for name, recipe in RECIPES.items():
-        print(f"  {name:<{width}}{recipe.summary}")
+    for names, summary in groups.items():
+        print(f"  {names:<{width}}{summary}" if len(names) < width else f"  {names}\n  {'':<{width}}{summary}")
     print("\ncommands:")
     for name, (summary, _) in COMMANDS.items():
         print(f"  {name:<{width}}{summary}")
@@ -291,3 +291,16 @@ def _overview() -> int:
         "  python -m train digits --run-dir runs/mine --optimizer.epochs 30"
     )
     return 0
+
+
+def _recipe_groups() -> dict[str, str]:
+    """The summary of every recipe, by its name; recipes with one summary are grouped as in "imagenet-{s12,s24}"."""
+    from train.recipes import RECIPES
+
+    groups = {}
+    for summary, group in itertools.groupby(RECIPES, lambda name: RECIPES[name].summary):
+        names = list(group)
+        prefix = os.path.commonprefix(names)  # noqa: RUF071 - by character is what is wanted
+        rest = ",".join(name.removeprefix(prefix) for name in names)
+        groups[names[0] if len(names) == 1 else f"{prefix}{{{rest}}}"] = summary
+    return groups

@@ -55,12 +55,15 @@ class PretrainedNetwork:
     """Drop-path probability of the last block; it grows linearly from 0 over all blocks."""
     dropout_rate: float = 0.0
     """Dropout after both layers of the MLP."""
+    head_dropout_rate: float = 0.0
+    """Dropout before the last layer of the head."""
 
     def __post_init__(self) -> None:
         rules = [
             ("source", bool(self.source), "the name of a model, or a path"),
             ("drop_path_rate", 0 <= self.drop_path_rate < 1, "a probability in [0, 1)"),
             ("dropout_rate", 0 <= self.dropout_rate < 1, "a probability in [0, 1)"),
+            ("head_dropout_rate", 0 <= self.head_dropout_rate < 1, "a probability in [0, 1)"),
         ]
         check_rules(self, rules)
 
@@ -76,11 +79,13 @@ class OptimizerConfig:
     learning_rate_batch: int | None = 1024
     """The learning rate is scaled by batch_size / learning_rate_batch. None: it is not scaled."""
     epochs: int = 300
-    """Epochs until the learning rate is at its lowest, warm-up included."""
+    """Epochs of the schedule, warm-up included."""
     warmup_epochs: int = 5
     """Epochs in which the learning rate rises linearly from warmup_learning_rate."""
     cooldown_epochs: int = 10
-    """Epochs after those, at the lowest learning rate."""
+    """Epochs after those, at the last learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up a cosine down to final_learning_rate, or the same learning rate to the end."""
     warmup_learning_rate: float = 1e-6
     """Learning rate of the first step."""
     final_learning_rate: float = 1e-5

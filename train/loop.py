@@ -157,7 +157,8 @@ def _warn_of_unused_kernels(parts: RunParts) -> None:
 
 def _evaluate(state: TrainState, parts: RunParts, batches: Batches, steps: int) -> dict[str, Evaluation]:
     """Evaluates the parameters, and their running mean if the run keeps one, on the whole split."""
-    weights = {"params": state.params} if state.ema is None else {"params": state.params, "ema": state.ema}
+    kinds = ("params",) if state.ema is None else ("params", "ema")
+    weights = {kind: state.variables(kind) for kind in kinds}
     return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh)
 
 

@@ -1,4 +1,4 @@
-"""The network that a run trains, and its initial parameters: new ones, or pretrained weights."""
+"""The network that a run trains, and its initial variables: new ones, or pretrained weights."""
 
 import dataclasses
 import functools
@@ -28,17 +28,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network and the source of its initial parameters.
+    """A network and the source of its initial variables.
 
     Attributes:
         model: the network, in the run's compute type.
-        make_params: its parameters, from a key or from pretrained parameters; traceable, so that jit can place them.
-        argument: returns the argument of `make_params` for a new run. It may read pretrained weights, which a resumed
-            run does not need.
+        make_variables: its variables, from a key or from pretrained ones; traceable, so that jit can place them.
+        argument: returns the argument of `make_variables` for a new run. It may read pretrained weights, which a
+            resumed run does not need.
     """
 
     model: PoolFormerForImageClassification
-    make_params: Callable[[Any], Any]
+    make_variables: Callable[[Any], Any]
     argument: Callable[[], Any]
 
 
@@ -85,18 +85,18 @@ def make_network(
     )
     model = PoolFormerForImageClassification(architecture, dtype=dtype, remat=config.remat, fused=fused)
 
-    def make_params(argument: Any) -> Any:
+    def make_variables(argument: Any) -> Any:
         read = isinstance(argument, dict)
-        params = argument if read else model.init(argument, jnp.zeros((1, size, size, channels), dtype))["params"]
-        return jax.tree.map(lambda p: p.astype(jnp.promote_types(dtype, jnp.float32)), params)
+        variables = argument if read else model.init(argument, jnp.zeros((1, size, size, channels), dtype))
+        return jax.tree.map(lambda array: array.astype(jnp.promote_types(dtype, jnp.float32)), variables)
 
-    return Network(model, make_params, argument=lambda: initial()[1])
+    return Network(model, make_variables, argument=lambda: initial()[1])
 
 
 def _load(
     wanted: PretrainedNetwork, class_names: Sequence[str], data: DataConfig, key: jax.Array
 ) -> tuple[PoolFormerConfig, Any]:
-    """The config and the parameters of the pretrained network, with the drop rates of `wanted`."""
+    """The config and the variables of the pretrained network, with the drop rates of `wanted`."""
     refuse_run_folder(wanted.source)
     opened = open_model(wanted.source, variant=wanted.variant, ignore=wanted.ignore, use_ema=wanted.use_ema)
     if wanted.keep_head:
@@ -116,10 +116,11 @@ def _load(
         loaded.config,
         drop_path_rate=wanted.drop_path_rate,
         dropout_rate=wanted.dropout_rate,
+        head_dropout_rate=wanted.head_dropout_rate,
         problem_type=None,  # a run trains for one label per image
     )
     # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
-    return config, jax.tree.map(np.asarray, variables["params"])
+    return config, jax.tree.map(np.asarray, variables)
 
 
 def _warn_of_other_preprocessing(opened: OpenedModel, data: DataConfig) -> None:

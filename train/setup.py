@@ -43,7 +43,7 @@ class RunParts:
 
     Attributes:
         mesh: all devices.
-        network: the model, and the source of its initial parameters.
+        network: the model, and the source of its initial variables.
         kernel_verification: the comparison of the devices' kernels with XLA, the same on all processes; None without.
         abstract_state: shapes, types and shardings of the state, without memory.
         init: compiled; makes the state from `network.argument()`, sharded.
@@ -91,7 +91,8 @@ def make_parts(
     keeps_ema = config.optimizer.ema_decay is not None
 
     def init(argument: Any) -> TrainState:
-        return new_state(network.make_params(argument), optimizer, keeps_ema)
+        variables = network.make_variables(argument)
+        return new_state(variables["params"], optimizer, keeps_ema, variables.get("constants"))
 
     # Pretrained weights have the shapes of new parameters, and trace faster if they have been read.
     shapes = jax.eval_shape(init, jax.random.key(config.seed) if checkpoint_network else network.argument())
@@ -115,7 +116,7 @@ def make_parts(
             donate_argnums=0,
             compiler_options=compiler_options(mesh.devices.flat[0].platform, training=True),
         ),
-        evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.params),
+        evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.variables()),
     )
 
 

@@ -15,9 +15,11 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import programs
+from poolformer_jax import PoolFormerConfig
 from poolformer_jax.version import __version__
 from train import compute, loop
 from train.command_line import _recipe, main
+from train.compute.optimizer import make_schedule
 from train.config import OptimizerConfig, TrainConfig
 from train.recipes import RECIPES
 from train.report.journal import MetricsFile
@@ -34,11 +36,18 @@ def eighty_columns(monkeypatch):
 def test_the_overview_names_every_recipe_and_command_in_80_columns(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in [*RECIPES, "evaluate", "prepare", "doctor"])
+    grouped = re.findall(r"([a-z0-9_-]+)\{(.*?)\}", text)
+    named = [f"{prefix}{rest}" for prefix, group in grouped for rest in group.split(",")]
+    assert [name for name in RECIPES if name not in named and f"\n  {name} " not in text] == []
+    assert all(f"\n  {name} " in text for name in ("evaluate", "prepare", "doctor"))
     assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# One of each kind.
+KINDS = ("digits", "imagenet-s12", "imagenet-caformer_b36", "imagenet-caformer_s18_384", "finetune", "smoke")
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_every_field_of_a_recipe_is_a_flag_with_help_and_default(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
@@ -53,7 +62,7 @@ def test_every_field_of_a_recipe_is_a_flag_with_help_and_default(name, capsys):
     assert without_help == []
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_text_of_a_recipe_is_as_wide_as_the_screen_but_for_its_command(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     with pytest.raises(SystemExit):
@@ -273,6 +282,54 @@ def test_the_imagenet_recipes_are_the_authors_training():
         assert (augment.horizontal_flip, augment.randaugment) == (0.5, "rand-m9-mstd0.5-inc1")
         assert (mix.mixup, mix.cutmix, mix.switch_to_cutmix, mix.mix_probability) == (0.8, 1.0, 0.5, 1.0)
         assert (mix.label_smoothing, mix.erase_probability, mix.mix_group) == (0.1, 0.25, 128)
+
+
+# sail-sg/metaformer, scripts/: optimizer, learning rate, warm-up, and by size the drop path and the head's dropout.
+SECOND_PAPER = {
+    "identityformer": ("adamw", 4e-3, 5, {"s12": 0.1, "s24": 0.1, "s36": 0.2, "m36": 0.3, "m48": 0.4}, {}),
+    "randformer": ("adamw", 4e-3, 5, {"s12": 0.1, "s24": 0.1, "s36": 0.2, "m36": 0.3, "m48": 0.3}, {}),
+    "poolformerv2": ("adamw", 4e-3, 5, {"s12": 0.1, "s24": 0.1, "s36": 0.2, "m36": 0.3, "m48": 0.4}, {}),
+    "convformer": ("adamw", 4e-3, 20, {"s18": 0.2, "s36": 0.3, "m36": 0.4, "b36": 0.6}, {}),
+    "caformer": (
+        *("lamb", 8e-3, 20, {"s18": 0.15, "s36": 0.3, "m36": 0.4, "b36": 0.6}),
+        {"s36": 0.4, "m36": 0.4, "b36": 0.5},
+    ),
+}
+
+
+def test_the_recipes_of_the_second_paper_are_the_authors_training():
+    for kind, (name, rate, warmup, drop_paths, dropouts) in SECOND_PAPER.items():
+        for size, drop_path in drop_paths.items():
+            config = RECIPES[f"imagenet-{kind}_{size}"].config
+            optimizer, data = config.optimizer.with_defaults(), config.data
+            own = {"drop_path_rate": drop_path, "head_dropout_rate": dropouts.get(size, 0.0), "num_labels": 0}
+            assert PoolFormerConfig.from_variant(f"{kind}_{size}", **own).to_dict() == config.model.to_dict()
+            assert (optimizer.name, optimizer.learning_rate, optimizer.warmup_epochs) == (name, rate, warmup)
+            assert (optimizer.epochs, optimizer.cooldown_epochs, optimizer.schedule) == (300, 10, "cosine")
+            assert (optimizer.weight_decay, optimizer.epsilon) == (0.05, 1e-6 if name == "lamb" else 1e-8)
+            assert (optimizer.clip_norm, optimizer.ema_decay) == (1.0 if name == "lamb" else None, None)
+            assert (data.batch_size, optimizer.learning_rate_batch) == (4096, 4096)
+            assert (data.crop_pct, data.image_size, config.dtype) == (1.0, 224, "bfloat16")
+            assert data.mix == RECIPES["imagenet-s12"].config.data.mix
+            assert data.augment == RECIPES["imagenet-s12"].config.data.augment
+
+
+def test_the_fine_tuning_at_384_pixels_is_that_of_the_authors():
+    rates = {"convformer": ("adamw", 5e-5), "caformer": ("lamb", 1e-4)}
+    drop_paths = {"convformer": (0.3, 0.5, 0.8, 0.8), "caformer": (0.3, 0.5, 0.7, 0.8)}
+    dropouts = {"convformer": (0.4, 0.4, 0.5, 0.5), "caformer": (0.4, 0.4, 0.4, 0.5)}
+    for kind, (name, rate) in rates.items():
+        for size, drop_path, dropout in zip(("s18", "s36", "m36", "b36"), drop_paths[kind], dropouts[kind]):
+            config = RECIPES[f"imagenet-{kind}_{size}_384"].config
+            optimizer, data, model = config.optimizer, config.data, config.model
+            assert (model.source, model.keep_head) == (f"runs/imagenet-{kind}_{size}/model", True)
+            assert (model.drop_path_rate, model.head_dropout_rate) == (drop_path, dropout)
+            assert (optimizer.name, optimizer.learning_rate, optimizer.learning_rate_batch) == (name, rate, 1024)
+            assert (optimizer.total_epochs, optimizer.ema_decay, optimizer.weight_decay) == (30, 0.9999, 0.05)
+            schedule = make_schedule(optimizer, 10, data.batch_size)
+            assert [float(schedule(step)) for step in (0, 17, 299)] == [pytest.approx(rate)] * 3
+            assert (data.image_size, data.crop_pct, data.batch_size) == (384, 1.0, 1024)
+            assert (data.mix.mixes, data.mix.label_smoothing, data.mix.erase_probability) == (False, 0.1, 0.25)
 
 
 def test_a_recipe_says_what_to_expect():

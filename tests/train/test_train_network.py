@@ -25,7 +25,7 @@ def network_for(class_names, wanted=WEIGHTS, seed=0):
 def parameters(seed):
     """What a run with this seed starts from: a file of weights with a new head for two classes."""
     network = network_for(("daisy", "tulip"), seed=seed)
-    return network.make_params(network.argument())
+    return network.make_variables(network.argument())["params"]
 
 
 def test_the_seed_of_a_run_draws_the_new_head_of_loaded_weights_and_nothing_else():

@@ -131,14 +131,14 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     normalize = functools.partial(normalize_batch, config=data, dtype=model.dtype)
     step = make_evaluation_step(model, normalize, mesh, replicated(mesh))
     # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
-    params = jax.device_put(jax.tree.map(np.asarray, variables["params"]), replicated(mesh))
+    variables = jax.device_put(jax.tree.map(np.asarray, variables), replicated(mesh))
     with evaluation_batches(data, source, image_processor=processor, **process_part(mesh)) as batches:
         count = -(-len(source) // data.batch_size)
         hidden = jax.process_index() > 0
         split: Iterable[Any] = track(batches, "Evaluating", total=count, console=console, disable=hidden)
         if model_labels is not None:  # the data has some of the model's classes
             split = ({**batch, "label": model_labels[batch["label"]]} for batch in split)
-        evaluation = evaluate(step, {"params": params}, split, mesh)["params"]
+        evaluation = evaluate(step, {"params": variables}, split, mesh)["params"]
     if jax.process_index() == 0:
         # Not from `batches.bad_images`, which has only those of this process.
         left_out = len(source) - evaluation.examples

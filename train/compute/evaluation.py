@@ -51,14 +51,21 @@ class Evaluation:
 
 
 def make_evaluation_step(
-    model: PoolFormerForImageClassification, normalize: Normalize, mesh: Mesh, param_shardings: Any
+    model: PoolFormerForImageClassification, normalize: Normalize, mesh: Mesh, shardings: Any
 ) -> EvaluationStep:
-    """The compiled function from parameters and a masked batch to sums over the batch's real examples."""
+    """The compiled function from the model's variables and a masked batch to sums over the batch's real examples.
+
+    Args:
+        model: the network.
+        normalize: makes pixel values of the batch's images.
+        mesh: devices that share the batch.
+        shardings: of the variables.
+    """
     classes = model.config.num_labels
 
-    def sums(params: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+    def sums(variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         labels, mask = batch["label"], batch["mask"]
-        output: Any = model.apply({"params": params}, normalize(batch["image"]))
+        output: Any = model.apply(variables, normalize(batch["image"]))
         logits = output.logits
         best = lax.top_k(logits, min(5, classes))[1]
         hits = (best == labels[:, None]) & mask[:, None]
@@ -74,7 +81,7 @@ def make_evaluation_step(
             totals["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[labels, best[:, 0]].add(mask)
         return totals
 
-    return jax.jit(sums, in_shardings=(param_shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    return jax.jit(sums, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 def evaluate(
@@ -82,14 +89,16 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Runs `step` with every kind of weights on `batches`, this process's part of the split's.
 
+    `weights` has the model's variables by the kind of weights, such as "params" and "ema".
+
     Raises:
         ValueError: if the split has no example.
     """
     sums: dict[str, list[dict[str, Array]]] = {kind: [] for kind in weights}
     for batch in batches:
         shares = to_devices(mesh, batch, ("image", "label", "mask"))
-        for kind, params in weights.items():
-            sums[kind].append(step(params, shares))
+        for kind, variables in weights.items():
+            sums[kind].append(step(variables, shares))
         # So that the host does not fill the devices' memory with waiting batches.
         jax.block_until_ready([parts[-2:-1] for parts in sums.values()])
     return {kind: _evaluation(jax.device_get(parts)) for kind, parts in sums.items()}

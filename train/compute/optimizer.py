@@ -20,7 +20,7 @@ Schedule = Callable[[jax.Array | int], jax.Array]
 
 
 def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int) -> Schedule:
-    """The learning rate of a step: timm's cosine schedule, cycle-free.
+    """The learning rate of a step: timm's cosine schedule, cycle-free, or a constant one.
 
     With t the time in epochs (whole ones with `schedule_every="epoch"`), E epochs and W of warm-up:
 
@@ -29,7 +29,7 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
         t >= E:      final
 
     The cosine starts at step 0, not after the warm-up, so the peak is never quite reached. That is timm without
-    `warmup_prefix`; the published weights were trained with it.
+    `warmup_prefix`; the published weights were trained with it. With `schedule="constant"` it is the peak from W on.
 
     Raises:
         ValueError: if the peak for this batch size is below the first or the last learning rate.
@@ -37,7 +37,8 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
     peak = config.learning_rate * batch_size / (config.learning_rate_batch or batch_size)
     start, final = config.warmup_learning_rate, config.final_learning_rate
     # Otherwise the cosine would rise to the end, which no loss curve would reveal.
-    names = ["final_learning_rate"] + ["warmup_learning_rate"] * (config.warmup_epochs > 0)
+    names = ["final_learning_rate"] * (config.schedule == "cosine")
+    names += ["warmup_learning_rate"] * (config.warmup_epochs > 0)
     if above := [f"optimizer.{name}={getattr(config, name):.3g}" for name in names if getattr(config, name) > peak]:
         raise InputError(
             f"{' and '.join(above)}: above the learning rate between them, {peak:.3g} for batches of {batch_size} "
@@ -50,6 +51,8 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
         if config.schedule_every == "epoch":
             t = jnp.asarray(step) // steps_per_epoch
         warm = start + t * (peak - start) / max(config.warmup_epochs, 1)
+        if config.schedule == "constant":
+            return jnp.where(t < config.warmup_epochs, warm, peak)
         cosine = final + (peak - final) * (1 + jnp.cos(jnp.pi * t / config.epochs)) / 2
         return jnp.where(t < config.warmup_epochs, warm, jnp.where(t < config.epochs, cosine, final))
 

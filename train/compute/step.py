@@ -56,7 +56,7 @@ def make_train_step(
         augment_key, dropout_key = jax.random.split(key)
         pixels, targets = augment(augment_key, batch["image"], batch["label"])
         (loss, accuracy), gradient = _accumulated(
-            model, state.params, pixels, targets, dropout_key, config.accumulate, mesh
+            model, state.variables(), pixels, targets, dropout_key, config.accumulate, mesh
         )
         if shardings is not None:
             gradient = lax.with_sharding_constraint(gradient, shardings)
@@ -122,7 +122,7 @@ def _running_mean(mean: Any, params: Any, decay: Float[Array, ""] | float | None
 
 def _accumulated(
     model: PoolFormerForImageClassification,
-    params: Any,
+    variables: Mapping[str, Any],
     pixels: Float[Array, "b h w c"],
     targets: Float[Array, "b labels"],
     key: PRNGKeyArray,
@@ -132,12 +132,13 @@ def _accumulated(
     """((loss, accuracy), gradient) of the batch, computed in `parts` sequential parts."""
 
     def loss_and_accuracy(params: Any, pixels: Array, targets: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        output: Any = model.apply({"params": params}, pixels, labels=targets, train=True, rngs={"dropout": key})
+        with_params = {**variables, "params": params}
+        output: Any = model.apply(with_params, pixels, labels=targets, train=True, rngs={"dropout": key})
         # Mixed images count as the class with the largest share.
         hits = jnp.argmax(output.logits, -1) == jnp.argmax(targets, -1)
         return output.loss, hits.mean(dtype=output.loss.dtype)
 
-    value_and_grad = jax.value_and_grad(loss_and_accuracy, has_aux=True)
+    value_and_grad, params = jax.value_and_grad(loss_and_accuracy, has_aux=True), variables["params"]
     if parts == 1:
         return value_and_grad(params, pixels, targets, key)
 

@@ -47,9 +47,9 @@ def write_results(
         finished: True if the whole schedule is done; finished.json is then written, last of all.
     """
     for weights, evaluation in evaluations.items():
-        params = to_host(parts.mesh, getattr(state, weights))
+        variables = to_host(parts.mesh, state.variables(weights))
         if jax.process_index() == 0:
-            _write_model(config.run_dir / _FOLDERS[weights], config, parts, params, evaluation)
+            _write_model(config.run_dir / _FOLDERS[weights], config, parts, variables, evaluation)
             report = evaluation_report(evaluation, held_out.class_names)
             write_json(config.run_dir / _FOLDERS[weights] / "evaluation.json", report)
     if jax.process_index() == 0:
@@ -59,12 +59,12 @@ def write_results(
             write_json(config.run_dir / "finished.json", {"step": int(state.step)})
 
 
-def _write_model(folder: Path, config: TrainConfig, parts: RunParts, params: Any, evaluation: Evaluation) -> None:
-    narrow = jax.tree.map(lambda array: array.astype(np.float32), params)
+def _write_model(folder: Path, config: TrainConfig, parts: RunParts, variables: Any, evaluation: Evaluation) -> None:
+    narrow = jax.tree.map(lambda array: array.astype(np.float32), variables)
     save_pretrained(
         folder,
         parts.network.model,
-        {"params": narrow},
+        narrow,
         layout="jax",
         image_processor=config.data.image_processor(),
         metrics=evaluation.summary(),

@@ -35,7 +35,7 @@ def evaluate_on(split, params, batch_size, data, fsdp):
     _, parts = open_and_make_parts(config, jax.devices()[: data * fsdp])
     placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state.params))
     with evaluation_batches(config.data, split) as batches:
-        return evaluate(parts.evaluation_step, {"params": placed}, batches, parts.mesh)["params"]
+        return evaluate(parts.evaluation_step, {"params": {"params": placed}}, batches, parts.mesh)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,9 @@ def test_all_kinds_of_weights_are_scored_on_one_pass_over_the_split(split, param
     _, parts = open_and_make_parts(config, jax.devices()[:1])
     untrained = jax.tree.map(lambda leaf: leaf / 3, params)
     with evaluation_batches(config.data, split) as batches:
-        found = evaluate(parts.evaluation_step, {"params": params, "ema": untrained}, batches, parts.mesh)
+        found = evaluate(
+            parts.evaluation_step, {"params": {"params": params}, "ema": {"params": untrained}}, batches, parts.mesh
+        )
     assert list(found) == ["params", "ema"]
     assert (found["params"].examples, found["ema"].examples) == (89, 89)
     assert found["params"].loss == pytest.approx(by_hand["loss"], rel=1e-5)
@@ -89,18 +91,18 @@ def test_padding_does_not_count_even_if_its_loss_is_infinite(split, params):
     # Padding has a class to which the network gives probability 0.
     batch = {"image": np.zeros((32, 16, 16, 1), np.uint8), "label": np.where(mask, 0, 9).astype(np.int32), "mask": mask}
     never_9 = {**params, "head": {**params["head"], "bias": jnp.asarray(params["head"]["bias"]).at[9].set(-jnp.inf)}}
-    found = evaluate(parts.evaluation_step, {"params": never_9}, [batch], parts.mesh)["params"]
+    found = evaluate(parts.evaluation_step, {"params": {"params": never_9}}, [batch], parts.mesh)["params"]
     assert (found.examples, found.class_examples.tolist()) == (3, [3] + [0] * 9)
     assert np.isfinite(found.loss)
     everything_masked = {**batch, "mask": np.zeros(32, bool)}
     with pytest.raises(ValueError, match="No image"):
-        evaluate(parts.evaluation_step, {"params": never_9}, [everything_masked], parts.mesh)
+        evaluate(parts.evaluation_step, {"params": {"params": never_9}}, [everything_masked], parts.mesh)
 
 
 def test_an_empty_split_is_refused(params):
     _, parts = open_and_make_parts(tiny(mesh=sharded(1, 1)), jax.devices()[:1])
     with pytest.raises(ValueError, match="no example"):
-        evaluate(parts.evaluation_step, {"params": params}, [], parts.mesh)
+        evaluate(parts.evaluation_step, {"params": {"params": params}}, [], parts.mesh)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])

@@ -100,6 +100,15 @@ def test_the_schedule_by_steps_is_the_schedule_by_epochs_in_between():
     assert float(schedule(22)) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * 0.55)) / 2)
 
 
+def test_a_constant_schedule_stays_at_its_peak_after_the_warmup():
+    config = OptimizerConfig(epochs=10, warmup_epochs=2, cooldown_epochs=1, schedule="constant")
+    schedule = make_schedule(config, steps_per_epoch=4, batch_size=1024)
+    assert float(schedule(0)) == pytest.approx(1e-6)
+    assert [float(schedule(step)) for step in (8, 39, 43)] == [pytest.approx(1e-3)] * 3
+    # Without a final rate to fall to, a smaller peak is no mistake.
+    make_schedule(dataclasses.replace(config, warmup_epochs=0), 4, batch_size=1)
+
+
 def test_the_learning_rate_grows_with_the_batch():
     config = OptimizerConfig(epochs=2, warmup_epochs=0)
     assert float(make_schedule(config, 10, 4096)(0)) == pytest.approx(4e-3)
