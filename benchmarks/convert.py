@@ -112,7 +112,7 @@ def round_trip(folder: Path, variant: str, layout: str) -> bool:
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, writes JSON, and returns 1 if a round trip lost a bit."""
     options = command_line.parse(_parser(), arguments)
-    console, machine = Console(), report.machine()
+    console, machine = report.create_console(), report.machine()
     with tempfile.TemporaryDirectory() as folder:
         measurements = _measure_all(Path(folder), options.variant, options.runs)
     _print(console, options.variant, measurements)

@@ -18,8 +18,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks import command_line, report
 from benchmarks.comparison import ROOT, Implementation, compare
 from benchmarks.inputs import write_inputs
@@ -34,7 +32,7 @@ TOLERANCE = 1e-4
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
     options = command_line.parse(_parser(), arguments)
-    console, machine, contests = Console(), report.machine(), []
+    console, machine, contests = report.create_console(), report.machine(), []
     for variant, batch in itertools.product(options.variants, options.batches):
         title = f"{variant}, batch {batch}, float32, {machine['cores']} cores"
         with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name:

@@ -12,8 +12,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks import command_line, report
 from benchmarks.comparison import Implementation, compare
 from benchmarks.inputs import write_inputs
@@ -32,7 +30,7 @@ TOLERANCE = 1e-3
 def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its table, writes JSON, and returns the exit code."""
     options = command_line.parse(_parser(), arguments)
-    console, machine = Console(), report.machine()
+    console, machine = report.create_console(), report.machine()
     title = f"training step, {options.variant}, batch {options.batch}, float32, {machine['cores']} cores"
     with tempfile.TemporaryDirectory(prefix="cpu-training-") as name:
         folder = Path(name)

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import command_line, report
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark, prints its tables, writes JSON, and returns the exit code."""
     options = command_line.parse(_parser(), arguments)
     device = device_name()
-    console, machine, contests = Console(), report.machine() | {"gpu": device}, []
+    console, machine, contests = report.create_console(), report.machine() | {"gpu": device}, []
     for variant, work in itertools.product(options.variants, options.work):
         config, batch = PoolFormerConfig.from_variant(variant), options.batch
         title = f"{work}, {variant}, batch {batch}, bfloat16, {device}"

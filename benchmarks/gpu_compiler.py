@@ -49,12 +49,12 @@ def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
     parsed = command_line.parse(_parser(), arguments)
     target, peak = device(parsed.gpu), PEAKS[parsed.gpu]
-    console = Console()
+    console = report.create_console()
     results, texts = {}, []
     for variant in parsed.variants:
         for work in parsed.work:
             step = Step(variant, parsed.batch, kernels=not parsed.no_kernels, fused=not parsed.plain)
-            with report.progress_console().status(
+            with report.create_console(stderr=True).status(
                 f"compiling {work} of {variant} for {parsed.gpu}; this takes minutes"
             ):
                 result, text = describe(_LOWER[work](step, target), parsed.top)

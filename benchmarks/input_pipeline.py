@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     options = command_line.parse(_parser(), arguments)
     if sys.platform != "linux" or shutil.which("taskset") is None:
         raise InputError("input-pipeline needs Linux and taskset: it pins processes and reads /proc.")
-    console = Console()
+    console = report.create_console()
     found = {"command": options.command, "machine": report.machine(), "batch": BATCH, "sets": {}}
     with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
         for name, sizes in SIZES.items():

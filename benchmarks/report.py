@@ -121,9 +121,10 @@ def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], l
         console.print(f"left out: {', '.join(affected)} ({reason})", highlight=False, markup=False)
 
 
-def progress_console() -> Console:
-    """The console for messages while a compiler works: stderr, without animation unless it is a terminal."""
-    return Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
+def create_console(stderr: bool = False) -> Console:
+    """The screen; without colours and animation unless it is a terminal, although FORCE_COLOR may be set."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, force_terminal=None if stream.isatty() else False)
 
 
 def _figure(milliseconds: float) -> str:

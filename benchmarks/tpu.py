@@ -19,8 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.compiled import tpu_program, tpu_schedules
 from benchmarks.compiled.tpu_chips import Chip, chip_of
 from benchmarks.compiled.tpu_program import Instruction
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = command_line.parse(_parser(), arguments)
     if importlib.util.find_spec("libtpu") is None:
         raise MissingDependencyError("The TPU compiler is not installed. Install it: pip install -e '.[train,tpu]'")
-    console = report.progress_console()
+    console = report.create_console(stderr=True)
     targets, results, texts = {}, {}, []
     with tpu_schedules.recorded() as schedules:
         for topology in parsed.topology:  # checked before the first compilation, which takes minutes
@@ -212,7 +210,7 @@ def _print(topology: str, work: str, result: dict[str, Any], parsed: argparse.Na
         for opcode, one in result["without_estimate"].items()
     }
     title = f"{parsed.variant}, {work}, {topology}: one chip, {parsed.images_per_chip} images, bfloat16"
-    console = Console()
+    console = report.create_console()
     table = report.table(title, ("", "compiler's figure"))
     for name, figure in (facts | parts | left_out).items():
         table.add_row(name, figure)
