@@ -21,6 +21,7 @@ from poolformer_jax.cli.arguments import waiting
 from poolformer_jax.cli.cam import label_index
 from poolformer_jax.images import imagenet_labels
 from poolformer_jax.inference.classifier import ImageClassifier
+from poolformer_jax.network import VARIANTS
 from poolformer_jax.weights import save_pretrained
 from small_networks import CONFIG, IMAGES, MODEL, PROCESSOR, VARIABLES
 
@@ -68,11 +69,12 @@ def test_list_shows_every_variant_with_the_published_numbers(capsys):
     assert main(["list"]) == 0
     output = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in output.splitlines() if line}
-    # Parameters of the published state dicts; top-1 from the README of sail-sg/poolformer.
-    assert rows["s12"][1:] == ["11,915,176", "1.82", "G", "77.2", "%", "2-2-6-2"]
-    assert rows["m48"][1:] == ["73,473,448", "11.59", "G", "82.5", "%", "8-8-24-8"]
-    assert "metaformer_ppff_s12_224" in rows
-    assert "sail-sg/poolformer" in output
+    # Parameters of the published state dicts; top-1 from the READMEs of sail-sg/poolformer and sail-sg/metaformer.
+    assert rows["s12"][1:] == ["11,915,176", "1.82", "G", "77.2", "-", "-", "-", "2-2-6-2"]
+    assert rows["m48"][1:] == ["73,473,448", "11.59", "G", "82.5", "-", "-", "-", "8-8-24-8"]
+    assert rows["caformer_s18"][1:] == ["26,341,656", "4.11", "G", "83.6", "85.0", "84.1", "85.4", "3-3-9-3"]
+    assert set(VARIANTS) <= rows.keys()
+    assert "sail-sg/poolformer" in output and "sail-sg/metaformer" in output
     assert max(map(len, output.splitlines())) <= 80
 
 

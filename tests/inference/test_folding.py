@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from network import family_weights
+from network.family_weights import KINDS
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, WeightsMismatch
-from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.folding import fold, fold_tree
 from poolformer_jax.inference.jax_operations import folded_apply, folded_features
+from poolformer_jax.network import merge_collections
 from small_networks import CONFIG, EVERY_MIXER, TINY, TWO_STAGES, VARIABLES, random_variables
 
 
@@ -165,3 +168,18 @@ def test_folding_refuses_weights_of_another_network(changes, message):
 def test_folding_refuses_a_tree_without_its_collection():
     with pytest.raises(ValueError, match=r"Expected {'params': tree}"):
         fold(CONFIG, VARIABLES["params"])
+
+
+@pytest.mark.parametrize("labels", [pytest.param(0, marks=pytest.mark.slow), 10])
+@pytest.mark.parametrize("kind", KINDS)
+def test_folding_is_exact_for_every_kind_of_the_second_paper(kind, labels):
+    config = family_weights.config("sail", f"{kind}_tiny", num_labels=labels)
+    with jax.enable_x64():
+        variables = family_weights.variables("sail", config, "float64")
+        pixels = jax.random.normal(jax.random.key(1), (2, 64, 64, 3), "float64")
+        model = PoolFormerForImageClassification(config, "float64")
+        expected = jax.jit(model.apply)(variables, pixels)
+        folded = fold_tree(config, merge_collections(variables))
+        logits, features = apply_folded(config, folded, pixels, "float64")
+    for found, wanted in zip((logits, *features), (expected.logits, *expected.hidden_states), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * float(np.abs(wanted).max()))
