@@ -1,0 +1,113 @@
+"""Training of the second paper's networks: what decays, what stays as it is, and whole runs of small ones."""
+
+import dataclasses
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from rich.console import Console
+
+from poolformer_jax import MetaFormerForImageClassification
+from small_networks import random_variables
+from train import loop
+from train.compute.optimizer import decay_mask, layer_scales
+from train.config import FreshNetwork
+from train.resume.record import read_record
+from training import first_state, sharded, share_programs, tiny, train
+
+TWO_STAGES = {
+    **{"depths": (1, 1), "patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1)},
+    **{"position_embeddings": (False,) * 2, "residual_scale_init_values": (None, 1.0), "drop_path_rate": 0.2},
+}
+RANDFORMER = FreshNetwork.from_variant(
+    "randformer_s12", **TWO_STAGES, hidden_sizes=(8, 16), token_mixers=("identity", "random"), image_size=16
+)
+CAFORMER = FreshNetwork.from_variant(
+    "caformer_s18",
+    **TWO_STAGES,
+    hidden_sizes=(8, 32),
+    token_mixers=("sep_conv", "attention"),
+    head_dropout_rate=0.4,
+)
+
+
+@pytest.fixture(autouse=True)
+def shared_programs(monkeypatch):
+    share_programs(monkeypatch)
+
+
+def run(config):
+    return loop.run(config, Console(file=io.StringIO()))
+
+
+def small(run_dir, **changes):
+    return tiny(run_dir, mesh=sharded(8, 1), save_every=1000, **changes)
+
+
+def fingerprints(run_dir, step):
+    return read_record(epath.Path(run_dir / "checkpoints"), step)["fingerprints"]
+
+
+def named(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+@pytest.mark.parametrize("network", [RANDFORMER, CAFORMER])
+def test_only_kernels_decay(network):
+    network = dataclasses.replace(network, num_labels=10)
+    decaying = {name for name, decays in named(decay_mask(random_variables(network)[1]["params"])).items() if decays}
+    mixers = {
+        RANDFORMER.token_mixers: (),
+        CAFORMER.token_mixers: (
+            *(f"stages_0/blocks_0/token_mixer/{layer}/kernel" for layer in ("pwconv1", "dwconv", "pwconv2")),
+            *(f"stages_1/blocks_0/token_mixer/{layer}/kernel" for layer in ("qkv", "proj")),
+        ),
+    }
+    head = ("head/kernel",) if network.head == "linear" else ("head/fc1/kernel", "head/fc2/kernel")
+    mlps = {f"stages_{stage}/blocks_0/mlp/{layer}/kernel" for stage in (0, 1) for layer in ("fc1", "fc2")}
+    convolutions = ("stem/conv/kernel", "stages_1/downsample/conv/kernel")
+    assert decaying == {*convolutions, *mlps, *mixers[network.token_mixers], *head}
+
+
+def test_layer_decay_takes_the_norms_around_a_convolution_and_the_mlp_head_along():
+    scales = named(layer_scales(random_variables(dataclasses.replace(CAFORMER, num_labels=10))[1]["params"], 0.5))
+    expected = {
+        "stem/norm/scale": 1 / 8,
+        "stages_0/blocks_0/token_mixer/act1/bias": 1 / 4,
+        "stages_1/downsample/norm/scale": 1 / 2,
+        "stages_1/blocks_0/residual_scale_2/scale": 1 / 2,
+        "norm/scale": 1.0,
+        "head/fc1/kernel": 1.0,
+        "head/norm/bias": 1.0,
+    }
+    assert {name: scales[name] for name in expected} == expected
+
+
+def test_head_dropout_is_between_the_norm_and_the_last_layer_of_the_head():
+    # With the identity as the last layer, the logits are what dropout returns.
+    network = dataclasses.replace(CAFORMER, num_labels=4 * 32, drop_path_rate=0.0, head_dropout_rate=0.5)
+    model, variables = MetaFormerForImageClassification(network), random_variables(network)[1]
+    head = variables["params"]["head"] | {"fc2": {"kernel": jnp.eye(128), "bias": jnp.zeros(128)}}
+    variables = {"params": variables["params"] | {"head": head}}
+    pixels = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
+    kept = jax.jit(model.apply)(variables, pixels).logits
+    train = jax.jit(lambda v, x: model.apply(v, x, train=True, rngs={"dropout": jax.random.key(0)}))
+    dropped = train(variables, pixels).logits
+    assert 0.3 < np.mean(dropped == 0) < 0.7
+    np.testing.assert_allclose(dropped, np.where(dropped == 0, 0, 2 * kept), rtol=1e-5)
+
+
+def test_steps_leave_random_matrices_as_they_are_and_nothing_is_kept_of_their_gradients():
+    config = tiny(model=RANDFORMER, mesh=sharded(1, 1), optimizer__weight_decay=0.5, optimizer__name="lamb")
+    first = first_state(config)
+    (matrix,) = jax.tree.leaves(first.constants)
+    np.testing.assert_allclose(matrix.sum(0), np.ones(4), rtol=1e-6)
+    state, _ = train(config, 2, jax.devices()[:1])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.constants), first.constants)
+    assert not any("random" in name for tree in (state.params, state.ema, state.optimizer) for name in named(tree))
+    assert not np.array_equal(state.params["head"]["kernel"], first.params["head"]["kernel"])
