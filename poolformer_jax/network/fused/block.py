@@ -34,7 +34,8 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.network.functional import gelu, over_channels, widen
 from poolformer_jax.network.fused import cpu_batching, tpu_layout
-from poolformer_jax.network.fused.kernels.base import POOL_SIZE, Kernels, Pass
+from poolformer_jax.network.fused.dispatch import run_pass
+from poolformer_jax.network.fused.kernels.base import POOL_SIZE, Kernels
 from poolformer_jax.network.fused.sharding_types import match_varying_axes, partition_spec, with_auto_sharding
 from poolformer_jax.network.fused.statistics import (
     Moments,
@@ -122,7 +123,7 @@ def _pooling_branch(
 ) -> tuple[_Map, Moments]:
     compute = partial(_xla_pooling_residual, pool_size)
     result: tuple[_Map, Moments]
-    result, _ = _run_pass(
+    result, _ = run_pass(
         kernels if pool_size == POOL_SIZE else None, "pooling_residual", compute, (x, x_moments, keep), gain
     )
     return result
@@ -151,7 +152,7 @@ def pooling_gradient(
 ) -> tuple[_Map, Moments, _PerChannel, _PerImage]:
     inputs, gain, outputs = residuals
     compute = partial(_xla_pooling_gradient, pool_size)
-    (dx, dvariance), dgain = _run_pass(
+    (dx, dvariance), dgain = run_pass(
         kernels if pool_size == POOL_SIZE else None, "pooling_gradient", compute, (*inputs, *outputs, *cotangents), gain
     )
     zeros = jnp.zeros_like(dvariance)
@@ -213,8 +214,13 @@ def _mlp_branch(
 ) -> tuple[_Map, Moments]:
     compute = partial(_xla_mlp_residual, activation)
     result: tuple[_Map, Moments]
-    result, _ = _run_pass(
-        kernels if activation is gelu else None, "mlp_residual", compute, (x, x_moments, keep), weights
+    result, _ = run_pass(
+        kernels if activation is gelu else None,
+        "mlp_residual",
+        compute,
+        (x, x_moments, keep),
+        weights,
+        hidden_features=len(weights.bias1),
     )
     return result
 
@@ -274,12 +280,13 @@ def mlp_gradient(
 ) -> tuple[_Map, Moments, MlpWeights, _PerImage]:
     inputs, weights, outputs, inner = residuals
     batched = (*inputs, *outputs, *cotangents)
-    (dx, dmoments), dweights = _run_pass(
+    (dx, dmoments), dweights = run_pass(
         kernels if activation is gelu else None,
         "mlp_gradient",
         partial(_xla_mlp_gradient, activation),
         batched,
         weights,
+        hidden_features=len(weights.bias1),
         saved=inner,
         # XLA fuses nothing with a GPU's matrix products. Without the checkpoint it would write and read what the
         # activation shares with its derivative, a float32 array of the hidden layer's size.
@@ -323,54 +330,6 @@ def _xla_mlp_gradient(
 
 
 _mlp_branch.defvjp(_mlp_forward, mlp_gradient)
-
-
-def _run_pass(
-    kernels: Kernels | None,
-    name: Pass,
-    compute: Callable[..., Any],
-    batched: Any,
-    replicated: Any,
-    saved: tuple[Any, ...] = (),
-    on_gpu: Callable[..., Any] | None = None,
-) -> Any:
-    """Runs a pass in the way that is fast on the platform that the program is compiled for.
-
-    Args:
-        kernels: used if they support the pass.
-        name: the pass.
-        compute: the pass for XLA: a function of (pixels in a group, arrays of some images, replicated).
-        batched: arrays whose first axis is the batch; the first is a feature map.
-        replicated: the parameters.
-        saved: further arrays like `batched`, which only the CPU's pass takes.
-        on_gpu: replaces `compute` on a GPU.
-
-    Returns:
-        Results for each image, and sums over all images.
-    """
-    x = batched[0]
-    pixels = tpu_layout.group_size(x.shape[2], x.shape[3], x.dtype)
-    hidden_features = len(replicated.bias1) if isinstance(replicated, MlpWeights) else None
-
-    def on_cpu(batched: Any, replicated: Any, saved: Any) -> Any:
-        return cpu_batching.microbatched(lambda images: compute(1, images, replicated), (*batched, *saved))
-
-    def on_tpu(batched: Any, replicated: Any, _: Any) -> Any:
-        return compute(pixels, batched, replicated)
-
-    def on_others(batched: Any, replicated: Any, _: Any) -> Any:
-        return (on_gpu or compute)(1, batched, replicated)
-
-    platforms = {"cpu": on_cpu, "tpu": on_tpu, "default": on_others}
-    if kernels is not None and kernels.supports(name, x.shape, x.dtype, hidden_features):
-
-        def run_kernel(batched: Any, replicated: Any, _: Any) -> Any:
-            return kernels.call(name, pixels, batched, replicated)
-
-        if kernels.interpret:
-            return run_kernel(batched, replicated, saved)
-        platforms[kernels.platform] = run_kernel
-    return lax.platform_dependent(batched, replicated, saved, **platforms)
 
 
 def _dense(
