@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.conversion import ArrayMapping
+from poolformer_jax.messages import first_few, printable, short_repr
 
 if TYPE_CHECKING:
     from convert.verification import Verification
@@ -26,9 +27,10 @@ def show_source(console: Console, source: Mapping[str, Any]) -> None:
     """Prints what the source is."""
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in source["dtypes"].items())
     lines = {
-        "container": source["container"] + (f", under the key {source['wrapping']!r}" if source["wrapping"] else ""),
+        "container": source["container"]
+        + (f", under the key {short_repr(source['wrapping'])}" if source["wrapping"] else ""),
         "arrays": f"{dtypes}, {_bytes(source['bytes'])}",
-        "also contains": ", ".join(source["beside_the_weights"]),
+        "also contains": first_few(source["beside_the_weights"], 20),
         "moving average": "yes, with --ema" if source["has_ema"] else "",
     }
     if "layout" in source:
@@ -71,6 +73,7 @@ def show_mappings(console: Console, mappings: list[ArrayMapping]) -> None:
     table.columns[0].overflow = "fold"
     table.columns[2].justify = "right"
     for (given, target, transform), count in groups.items():
+        given = printable(given)
         names = Text(given) if given == target else Text(f"{given}\n  {target}")
         table.add_row(names, transform, f"{count}")
     console.print(table)

@@ -1,4 +1,4 @@
-"""Checks and conversions for the fields of frozen config dataclasses, and values shortened for messages.
+"""Checks and conversions for the fields of frozen config dataclasses.
 
 A config reports everything that is wrong with it in one ValueError.
 """
@@ -7,7 +7,6 @@ import dataclasses
 import math
 import numbers
 import re
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from poolformer_jax.errors import InputError
+from poolformer_jax.messages import short_repr
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value", covariant=True)
-
-# A config.json may hold lists of any length; a message should not.
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-_SHORT.maxlist = _SHORT.maxtuple = 12
 
 
 def check_rules(config: object, rules: Sequence[tuple[str, object, str]]) -> None:
@@ -38,22 +33,6 @@ def check_rules(config: object, rules: Sequence[tuple[str, object, str]]) -> Non
     ]
     if problems:
         raise InputError(f"{type(config).__name__} cannot work:\n  " + "\n  ".join(problems))
-
-
-def short_repr(value: object) -> str:
-    """repr() shortened for an error message."""
-    return _SHORT.repr(value)
-
-
-def printable(text: str, limit: int = 100) -> str:
-    """Text from a file shortened for an error message, with escapes for what a terminal would act on."""
-    short = text if len(text) <= limit else text[:limit] + "..."
-    return short if short.isprintable() else ascii(short)
-
-
-def first_few(names: Sequence[str], count: int = 5) -> str:
-    """The first `count` names, and the number of the others: "a, b and 7 more"."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count:,} more" if len(names) > count else "")
 
 
 def is_none_or_positive(value: int | float | None) -> bool:

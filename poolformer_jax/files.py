@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, with the destination in the message of every failure."""
+"""Reading small JSON files, and writing files whole or not at all, with the file in the message of every failure."""
 
 import json
 import os
@@ -7,6 +7,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from poolformer_jax.errors import InputError
+
+# The most bytes of a JSON file. In memory JSON takes up to 25 times its size. The config of a network with the classes
+# of ImageNet-21k has 2 MB.
+_LARGEST_JSON = 1 << 22
+
+
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """The JSON object in a small file.
+
+    Raises:
+        InputError: naming the file and `expected`, if it is too large, not JSON, or not an object.
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        return parse_json(file.read(_LARGEST_JSON + 1), path, expected)
+
+
+def parse_json(text: str | bytes, path: Path, expected: str) -> dict[str, Any]:
+    """As `read_json`, for `text` from the file `path`."""
+    if len(text) > _LARGEST_JSON:
+        raise InputError(f"{path} has more than {_LARGEST_JSON:,} bytes of JSON. Expected {expected}.")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}). Expected {expected}.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is a {type(value).__name__}. Expected {expected}.")
+    return value
 
 
 @contextmanager

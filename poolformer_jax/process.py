@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from poolformer_jax.errors import PoolFormerError
+from poolformer_jax.messages import printable_message
 
 # Exit code of a program that Ctrl-C ended.
 INTERRUPTED = 128 + signal.SIGINT
@@ -71,7 +72,8 @@ def error_message(error: Exception) -> str | None:
     if isinstance(error, PoolFormerError):
         return str(error)
     if isinstance(error, OSError):
-        return str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+        named = str(error) if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+        return printable_message(named)
     return _missing_device(error)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.errors import MissingFileError
+from poolformer_jax.messages import printable
 from poolformer_jax.process import exit_on_interrupt
 
 _LAST_PORT = 65535
@@ -144,6 +145,7 @@ def waiting(message: str) -> Iterator[None]:
     if visible:
         # A wrapped line could not be erased.
         width = shutil.get_terminal_size().columns - len(" ...") - 1
+        message = printable(message, 2 * width)
         shown = message if len(message) <= width else f"{message[: width - 1]}…"
         print(f"{shown} ...", end="", file=sys.stderr, flush=True)
     try:

@@ -14,6 +14,7 @@ from poolformer_jax.cli.arguments import (
 )
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import replace_atomically
+from poolformer_jax.messages import printable
 
 NAME = "cam"
 HELP = "Write a picture of where an image shows a class (Grad-CAM)."
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         explanation = cam(arguments.image, label)
         with replace_atomically(output) as temporary:
             Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
-    print(f"{output}: {opened.labels[explanation.label]}, {100 * explanation.probability:.1f} %")
+    print(f"{output}: {printable(opened.labels[explanation.label])}, {100 * explanation.probability:.1f} %")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from poolformer_jax.cli.arguments import (
 )
 from poolformer_jax.errors import InputError, MissingDependencyError
 from poolformer_jax.files import replace_atomically
+from poolformer_jax.messages import printable_message
 
 NAME = "embed"
 HELP = "Write the features of images into a file."
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = _check_output(arguments)
     paths = image_files(arguments)
     with starting_jax():
-        from poolformer_jax.images import ImageError, printable
+        from poolformer_jax.images import ImageError
         from poolformer_jax.inference import ImageEmbedder
     with waiting(f"Loading {arguments.weights}"):
         embedder = ImageEmbedder.from_pretrained(
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         with waiting(f"Embedding image {number} of {len(paths)}"):
             result = next(results)
         if isinstance(result, ImageError):
-            print(f"error: {printable(path)}: {result}", file=sys.stderr)
+            print(printable_message(f"error: {os.fspath(path)}: {result}"), file=sys.stderr)
         embeddings.append(None if isinstance(result, ImageError) else result)
     read = [embedding for embedding in embeddings if embedding is not None]
     if not read:

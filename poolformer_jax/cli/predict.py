@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import sys
 
 from poolformer_jax.cli.arguments import (
@@ -17,6 +18,7 @@ from poolformer_jax.cli.arguments import (
     starting_jax,
     waiting,
 )
+from poolformer_jax.messages import MAX_MESSAGE, printable, printable_message
 
 NAME = "predict"
 HELP = "Print the most probable labels of images."
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints predictions as they are ready; returns the exit code."""
     paths = image_files(arguments)
     with starting_jax():
-        from poolformer_jax.images import ImageError, printable
+        from poolformer_jax.images import ImageError
         from poolformer_jax.inference import ImageClassifier
     with waiting(f"Loading {arguments.weights}"):
         classifier = ImageClassifier.from_pretrained(
@@ -73,15 +75,16 @@ def run(arguments: argparse.Namespace) -> int:
             result = next(results)
         if isinstance(result, ImageError):
             failed += 1
-            print(f"error: {printable(path)}: {result}", file=sys.stderr)
+            print(printable_message(f"error: {os.fspath(path)}: {result}"), file=sys.stderr)
             if arguments.json:
                 print(json.dumps({"image": str(path), "error": str(result)}))
         elif arguments.json:
             print(json.dumps({"image": str(path), "predictions": [prediction._asdict() for prediction in result]}))
         elif arguments.csv:
-            table.writerows([path, rank, *prediction] for rank, prediction in enumerate(result, start=1))
+            for rank, (label, probability) in enumerate(result, start=1):
+                table.writerow([printable(path, MAX_MESSAGE), rank, printable(label, MAX_MESSAGE), probability])
         else:
-            print(printable(path))
+            print(printable(path, MAX_MESSAGE))
             for label, probability in result:
-                print(f"  {100 * probability:5.1f} %  {label}")
+                print(f"  {100 * probability:5.1f} %  {printable(label, MAX_MESSAGE)}")
     return 1 if failed else 0

@@ -13,7 +13,6 @@ from .reading import (
     ImageError as ImageError,
     ImageLike as ImageLike,
     image_suffixes as image_suffixes,
-    printable as printable,
     raising_image_errors as raising_image_errors,
     read_image as read_image,
 )

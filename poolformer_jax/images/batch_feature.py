@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from poolformer_jax.errors import InputError, MissingDependencyError
-from poolformer_jax.fields import short_repr
+from poolformer_jax.messages import short_repr
 
 
 class BatchFeature(dict[str, Any]):

@@ -21,22 +21,13 @@ from PIL import Image
 
 from poolformer_jax import hub
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import (
-    BOOLEAN,
-    INTEGER,
-    NUMBER,
-    STRING,
-    FieldType,
-    check_rules,
-    convert_fields,
-    optional,
-    short_repr,
-)
+from poolformer_jax.fields import BOOLEAN, INTEGER, NUMBER, STRING, FieldType, check_rules, convert_fields, optional
 from poolformer_jax.files import write_json
 from poolformer_jax.images import processor_config
 from poolformer_jax.images.batch_feature import BatchFeature, as_tensor
 from poolformer_jax.images.reading import DATA_FORMATS, ImageError, ImageLike, read_image
 from poolformer_jax.images.transforms import center_crop, on_white, pad, to_8_bits, to_channels, unscaled_array
+from poolformer_jax.messages import short_repr
 
 # The published networks (default_cfg in the authors' poolformer.py, metaformer.py and metaformer_baselines.py).
 _CROP_PCT = {
@@ -50,6 +41,8 @@ _CROP_PCT = {
     },
     **{f"{family}_{size}": 1.0 for family in ("convformer", "caformer") for size in ("s18", "s36", "m36", "b36")},
 }
+# The most pixels of a side that a file may ask for: 4096 x 4096 pixels take 200 MB.
+_LARGEST_SIDE = 4096
 # Keywords of transformers that change no pixels: of its PyTorch backend, and of models with text.
 _WITHOUT_EFFECT = ("disable_grouping", "image_seq_length")
 
@@ -467,14 +460,19 @@ def _rules(processor: PoolFormerImageProcessor) -> list[tuple[str, bool, str]]:
     """(field, True if it is in range, what is expected)."""
 
     def sides(mapping: Mapping[str, int], *allowed: set[str]) -> bool:
-        return set(mapping) in allowed and all(side > 0 for side in mapping.values())
+        return set(mapping) in allowed and all(0 < side <= _LARGEST_SIDE for side in mapping.values())
 
-    two_sides = {"height", "width"}
+    two_sides, pixels = {"height", "width"}, f"of 1 to {_LARGEST_SIDE} pixels"
+    largest_share = max(processor.size.values(), default=0) / _LARGEST_SIDE
     channels = processor.image_mean
     return [
-        ("size", sides(processor.size, {"shortest_edge"}, two_sides), "shortest_edge, or height and width, in pixels"),
-        ("crop_size", sides(processor.crop_size, two_sides), "height and width, in pixels"),
-        ("crop_pct", processor.crop_pct is None or 0 < processor.crop_pct <= 1, "None or a share in (0, 1]"),
+        ("size", sides(processor.size, {"shortest_edge"}, two_sides), f"shortest_edge, or height and width, {pixels}"),
+        ("crop_size", sides(processor.crop_size, two_sides), f"height and width, {pixels}"),
+        (
+            "crop_pct",
+            processor.crop_pct is None or (0 < processor.crop_pct <= 1 and largest_share <= processor.crop_pct),
+            f"None or a share in (0, 1] by which size becomes at most {_LARGEST_SIDE} pixels",
+        ),
         ("resample", processor.resample in set(Image.Resampling), "a number of Pillow's filters, 0 to 5"),
         ("image_mean", len(channels) in (1, 3), "one value per channel, of 1 or 3 channels"),
         ("image_std", len(processor.image_std) == len(channels), "as many values as image_mean"),

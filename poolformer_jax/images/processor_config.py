@@ -4,7 +4,6 @@
 `pretrained_cfg` into config.json. Both become fields of `PoolFormerImageProcessor`.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 from PIL import Image
 
 from poolformer_jax.errors import InputError, MissingFileError
-from poolformer_jax.fields import short_repr
+from poolformer_jax.files import read_json
 from poolformer_jax.hub import Repository
+from poolformer_jax.messages import first_few, printable, short_repr
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 _TIMM_CONFIG = "config.json"
@@ -60,19 +60,19 @@ def _from_transformers(data: Mapping[str, Any], known: set[str]) -> dict[str, An
         both = data["do_resize_and_center_crop"]
         fields = {"do_resize": both, "do_center_crop": both, **fields}
     types = ("image_processor_type", "feature_extractor_type")
-    if wrong := [f"{name}={data[name]!r}" for name in types if data.get(name) not in (None, *_TYPES)]:
+    if wrong := [f"{name}={short_repr(data[name])}" for name in types if data.get(name) not in (None, *_TYPES)]:
         raise InputError(
             f"This {PREPROCESSOR_CONFIG} is of another model's preprocessing, {', '.join(wrong)}, which makes other "
             f"pixels. Expected one of {', '.join(_TYPES)}, or no such entry."
         )
     unknown = [
-        f"{name}={value!r}"
+        f"{printable(name)}={short_repr(value)}"
         for name, value in data.items()
         if value and name not in known and name not in (*_WITHOUT_EFFECT, *types) and not name.startswith("_")
     ]
     if unknown:
         raise InputError(
-            f"These entries of {PREPROCESSOR_CONFIG} are unknown: {', '.join(unknown)}. Expected only: "
+            f"These entries of {PREPROCESSOR_CONFIG} are unknown: {first_few(unknown)}. Expected only: "
             f"{', '.join(sorted(known))}. Remove them if they do not change the pixels."
         )
     return fields
@@ -82,10 +82,11 @@ def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
     """timm also resizes the shorter edge to floor(size / crop_pct) and crops the middle, under other names."""
     if missing := [name for name in ("input_size", "mean", "std") if not isinstance(data.get(name), list | tuple)]:
         raise InputError(f"timm's pretrained_cfg lacks {', '.join(missing)}. Expected a list for each.")
-    if data.get("crop_mode") not in (None, "center") or str(data["interpolation"]) not in _TIMM_FILTERS:
+    if data.get("crop_mode") not in (None, "center") or data["interpolation"] not in [*_TIMM_FILTERS]:
         raise InputError(
-            f"timm's crop_mode={data.get('crop_mode')!r} with interpolation={data['interpolation']!r} is not "
-            f"implemented. Expected crop_mode 'center' and one of {', '.join(_TIMM_FILTERS)}."
+            f"timm's crop_mode={short_repr(data.get('crop_mode'))} with interpolation="
+            f"{short_repr(data['interpolation'])} is not implemented. Expected crop_mode 'center' and one of "
+            f"{', '.join(_TIMM_FILTERS)}."
         )
     size = data["input_size"]
     if len(size) != 3 or size[1] != size[2]:  # timm resizes for an oblong crop in a way that is not implemented here
@@ -117,7 +118,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
         # missing.
         candidates = filter(None, (repository.find(*wanted) for wanted in (names, names[:1])))
     for candidate in candidates:
-        data = _json_object(candidate)
+        data = read_json(candidate, "an object, as PoolFormerImageProcessor(...).save_pretrained(folder) writes it")
         if candidate.name == PREPROCESSOR_CONFIG:
             return data
         if isinstance(timm := data.get("pretrained_cfg"), dict) and "interpolation" in timm:
@@ -126,14 +127,3 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
         f"{source} has no {PREPROCESSOR_CONFIG}, and no config.json of timm with a pretrained_cfg. Expected one of "
         "them beside the weights; PoolFormerImageProcessor(...).save_pretrained(folder) writes it."
     )
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    expected = "Expected an object, as PoolFormerImageProcessor(...).save_pretrained(folder) writes it"
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}). {expected}.") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is a {type(data).__name__}. {expected}.")
-    return data

@@ -35,6 +35,7 @@ from PIL import Image, UnidentifiedImageError
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import is_local
 from poolformer_jax.images.orientation import turn_upright
+from poolformer_jax.messages import printable
 
 # Anything that `read_image` accepts. Any, because the arrays of NumPy, jax and other libraries have no common type.
 ImageLike = Any
@@ -65,11 +66,6 @@ class ImageError(InputError):
     """A picture that cannot be read; the message says why."""
 
 
-def printable(name: str | bytes | os.PathLike[str]) -> str:
-    """A file's name as text in which bytes that are not UTF-8 are escaped, such as `\\xe9`."""
-    return os.fsencode(name).decode(errors="backslashreplace")
-
-
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """The suffixes of files that Pillow and its plugins can read, in lower case, with their dots."""
@@ -89,7 +85,7 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
         ImageError: if no rule covers the picture.
     """
     if isinstance(image, str | os.PathLike):
-        upright = _open(image, repr(str(os.fspath(image))))
+        upright = _open(image, printable(repr(os.fspath(image)), 400))
     elif isinstance(image, bytes | bytearray | memoryview):
         upright = _open(BytesIO(image), f"the {len(image)} bytes given")
     elif isinstance(image, Image.Image):
@@ -135,8 +131,8 @@ def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
         if not isinstance(file, BytesIO) and not Path(file).is_file():
             if is_local(os.fspath(file)):
                 raise ImageError(f"There is no image file {name}.")
-            url = re.sub(r"^(\w+):/+", r"\1://", os.fspath(file))  # a Path keeps one slash
-            raise ImageError(f"There is no image file {url!r}. URLs are not downloaded: pass the bytes instead.")
+            name = re.sub(r"^'(\w+):/+", r"'\1://", name)  # a Path keeps one slash
+            raise ImageError(f"There is no image file {name}. URLs are not downloaded: pass the bytes instead.")
         with Image.open(file) as image:
             return decode(image, name)
 

@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,10 @@ from poolformer_jax.fields import (
     convert_fields,
     optional,
     sequence_of,
-    short_repr,
 )
-from poolformer_jax.files import write_json
+from poolformer_jax.files import read_json, write_json
 from poolformer_jax.hub import Repository, push_to_hub
+from poolformer_jax.messages import first_few, printable, short_repr
 from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
 from poolformer_jax.network.variants import VARIANTS
 
@@ -48,6 +49,8 @@ CONVOLUTION_INITS = ("torch", "normal")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 CONFIG = "config.json"
+# A config.json is a small file: what it asks for is bounded before any work is done.
+_MOST_LABELS, _MOST_BLOCKS = 1_000_000, 10_000
 
 _Config = TypeVar("_Config", bound="MetaFormerConfig")
 _Class = TypeVar("_Class")
@@ -259,14 +262,7 @@ class MetaFormerConfig:
             path = repository.find(CONFIG) or path / CONFIG
         if not path.is_file():
             raise MissingFileError(f"There is no {path}. Expected the {CONFIG} of a PoolFormer or MetaFormer.")
-        try:
-            data = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path} is not JSON ({error}). Expected the {CONFIG} of a PoolFormer or MetaFormer."
-            ) from error
-        if not isinstance(data, dict):
-            raise InputError(f"{path} is a {type(data).__name__}. Expected an object, the {CONFIG} of one.")
+        data = read_json(path, f"an object, the {CONFIG} of a PoolFormer or MetaFormer")
         return cls.from_dict(data).with_changes(**changes)
 
     @classmethod
@@ -360,11 +356,11 @@ def _needs_second_paper(config: MetaFormerConfig) -> bool:
 
 def _fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The fields for arguments of the constructor, some of which only transformers has."""
-    if unknown := sorted(arguments.keys() - _ARGUMENTS):
+    if unknown := sorted(map(printable, arguments.keys() - _ARGUMENTS)):
         known = [field.name for field in dataclasses.fields(MetaFormerConfig)]
-        near = [close for name in unknown for close in difflib.get_close_matches(name, known, n=1)]
+        near = [close for name in unknown[:5] for close in difflib.get_close_matches(name, known, n=1)]
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"MetaFormerConfig has no field {', '.join(unknown)}.{hint} Its fields: {', '.join(known)}.")
+        raise InputError(f"MetaFormerConfig has no field {first_few(unknown)}.{hint} Its fields: {', '.join(known)}.")
     fields = {name: value for name, value in arguments.items() if name not in WITHOUT_EFFECT}
     stages, label2id = fields.pop("num_encoder_blocks", None), fields.pop("label2id", None)
     depths = fields.get("depths", MetaFormerConfig.depths)
@@ -379,6 +375,8 @@ def _fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
         defaults = {"token_mixers": ("pooling",) * len(depths), "position_embeddings": (False,) * len(depths)}
         fields = {**defaults, **fields}
     if fields.get("id2label") is None and isinstance(label2id, Mapping) and label2id:
+        if not all(isinstance(index, str | numbers.Integral) for index in label2id.values()):
+            raise InputError(f"label2id={short_repr(label2id)}: expected the index of each name.")
         fields["id2label"] = {_index(index): label for label, index in label2id.items()}
     if isinstance(names := fields.get("id2label"), Mapping | Sequence):
         fields.setdefault("num_labels", len(names))
@@ -442,10 +440,12 @@ def _refuse_other_models(data: Mapping[str, Any]) -> None:
         )
     if (model_type := data.get("model_type", "poolformer")) not in ("poolformer", "metaformer"):
         raise InputError(
-            f"This config.json describes a {model_type!r} model. Expected model_type 'poolformer' or 'metaformer'."
+            f"This config.json describes a {short_repr(model_type)} model. Expected model_type 'poolformer' or "
+            "'metaformer'."
         )
     classes = data.get("architectures") or ()
-    if not all(str(name).startswith(("PoolFormer", "MetaFormer")) for name in classes):
+    known = ("PoolFormer", "MetaFormer")
+    if not isinstance(classes, Sequence) or not all(isinstance(c, str) and c.startswith(known) for c in classes):
         raise InputError(
             f"This config.json has architectures={short_repr(classes)}. Expected those of PoolFormer or MetaFormer, "
             "such as ['PoolFormerForImageClassification']."
@@ -460,8 +460,8 @@ def _rules(config: MetaFormerConfig) -> list[tuple[str, bool, str]]:
     return [
         (
             "depths",
-            stages >= 1 and all(d >= 1 for d in config.depths),
-            "at least one stage, each of at least one block",
+            stages >= 1 and all(d >= 1 for d in config.depths) and sum(config.depths) <= _MOST_BLOCKS,
+            f"at least one stage, each of at least one block, and at most {_MOST_BLOCKS:,} blocks",
         ),
         ("num_channels", config.num_channels >= 1, "at least 1"),
         (
@@ -469,17 +469,21 @@ def _rules(config: MetaFormerConfig) -> list[tuple[str, bool, str]]:
             config.mlp_ratio > 0 and all(1 <= c * config.mlp_ratio < math.inf for c in config.hidden_sizes if c >= 1),
             "a positive number that gives every stage at least one hidden channel, and finitely many",
         ),
-        ("pool_size", config.pool_size >= 1 and config.pool_size % 2 == 1, "a positive odd number"),
+        ("pool_size", 1 <= config.pool_size < 256 and config.pool_size % 2 == 1, "a positive odd number below 256"),
         ("hidden_sizes", all(c >= 1 for c in config.hidden_sizes), "positive channel counts"),
         ("patch_sizes", all(p >= 1 for p in config.patch_sizes), "positive kernel sizes"),
         ("strides", all(s >= 1 for s in config.strides), "positive strides"),
-        ("padding", all(p >= 0 for p in config.padding), "padding of 0 or more"),
+        (
+            "padding",
+            all(0 <= p <= k for p, k in zip(config.padding, config.patch_sizes)),
+            "padding of 0 or more, and at most the kernel size in patch_sizes",
+        ),
         ("drop_path_rate", 0 <= config.drop_path_rate < 1, "a probability in [0, 1)"),
         ("dropout_rate", 0 <= config.dropout_rate < 1, "a probability in [0, 1)"),
         ("head_dropout_rate", 0 <= config.head_dropout_rate < 1, "a probability in [0, 1)"),
         ("norm_epsilon", config.norm_epsilon > 0, "a positive number"),
         ("head_norm_epsilon", config.head_norm_epsilon > 0, "a positive number"),
-        ("num_labels", config.num_labels >= 0, "0 (no head) or more"),
+        ("num_labels", 0 <= config.num_labels <= _MOST_LABELS, f"0 (no head) to {_MOST_LABELS:,}"),
         ("head", config.head in HEADS, f"one of {', '.join(HEADS)}"),
         ("convolution_init", config.convolution_init in CONVOLUTION_INITS, f"one of {', '.join(CONVOLUTION_INITS)}"),
         (
@@ -508,7 +512,7 @@ def _rules(config: MetaFormerConfig) -> list[tuple[str, bool, str]]:
         ),
         (
             "num_labels",
-            named is None or sorted(named) == list(range(config.num_labels)),
+            named is None or (len(named) == config.num_labels and sorted(named) == list(range(len(named)))),
             f"id2label to have a name for every index from 0 to num_labels - 1, but it has {len(named or ())}. Give "
             "both, or id2label=None",
         ),

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import printable
+from poolformer_jax.messages import printable
 
 _MOST_LINES = 20  # of each kind, in a message
 # Names that are compared to find the nearest one, and their characters: comparing takes time with the square of the

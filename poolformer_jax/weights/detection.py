@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import first_few, printable
+from poolformer_jax.messages import first_few, printable
 from poolformer_jax.network import MIXER_PARAMETERS, PoolFormerConfig, published_variant
 from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, Row, parameter_rows
 
@@ -85,7 +85,7 @@ def match_names(shapes: Mapping[str, Shape]) -> MatchedNames:
     losses = [name for name in shapes if _LOSS.search(name)]
     names = _unwrap(name for name in shapes if name not in set(losses))
     if losses:
-        warnings.warn(f"Leaves out arrays of a loss: {first_few(list(map(printable, losses)), 3)}.", stacklevel=2)
+        warnings.warn(f"Leaves out arrays of a loss: {first_few(losses, 3)}.", stacklevel=2)
     if any(name in names for name in _SECOND_PAPER):
         raise InputError(
             "These weights are of the second paper's networks (PoolFormerV2, IdentityFormer, RandFormer, ConvFormer, "

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import first_few
+from poolformer_jax.messages import first_few
 from poolformer_jax.network import (
     Parameter,
     ParameterRow,

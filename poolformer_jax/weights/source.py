@@ -5,7 +5,6 @@ config.json has three dialects: transformers', timm's, and this package's, which
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.errors import InputError, MissingFileError
-from poolformer_jax.fields import printable
+from poolformer_jax.files import parse_json, read_json
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor
+from poolformer_jax.messages import printable, short_repr
 from poolformer_jax.network import SIZES, PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.files import WeightsFile, is_index, open_weights, read_index
 from poolformer_jax.weights.detection import MatchedNames, infer_config
@@ -31,6 +31,7 @@ from poolformer_jax.weights.published import (
 from poolformer_jax.weights.transfer import ImportPlan, match_state_dict, plan_import, say_what_is_assumed
 
 CONFIG = "config.json"
+_EXPECTED = "an object, a PoolFormer's config.json"
 # In the order of preference. An index names shards that lie beside it.
 WEIGHTS = (
     "model.safetensors",
@@ -326,11 +327,11 @@ def _saved_config(files: ModelFiles, weights: WeightsFile) -> tuple[dict[str, An
     """The entries of config.json, or of the config in the weights' metadata; None if there is neither."""
     known = {"architecture", "architectures", "model_type", *(f.name for f in dataclasses.fields(PoolFormerConfig))}
     if files.config is not None:
-        data = _parse_config(files.config.read_bytes(), files.config)
+        data = read_json(files.config, _EXPECTED)
         if not known.isdisjoint(data):  # other programs write a config.json too, such as a trainer's settings
             return _check_model_type(data, files.config), files.config
     if text := weights.metadata.get(CONFIG_METADATA):
-        return _check_model_type(_parse_config(text, weights.path), weights.path), weights.path
+        return _check_model_type(parse_json(text, weights.path, _EXPECTED), weights.path), weights.path
     return None, weights.path
 
 
@@ -340,7 +341,7 @@ def read_config(path: Path) -> PoolFormerConfig | None:
     Raises:
         InputError: if it is not a JSON object, or not a PoolFormer's.
     """
-    data = _check_model_type(_parse_config(path.read_bytes(), path), path)
+    data = _check_model_type(read_json(path, _EXPECTED), path)
     return None if _is_timms(data) else _config_from_dict(data, path)
 
 
@@ -356,23 +357,11 @@ def _config_from_dict(data: Mapping[str, Any], path: Path) -> PoolFormerConfig:
         raise InputError(f"The config in {path} is malformed: {error}") from error
 
 
-def _parse_config(text: str | bytes, path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"The config in {path} is not JSON ({error}). Expected a PoolFormer's config.json.") from error
-    if not isinstance(data, dict):
-        raise InputError(
-            f"The config in {path} is a {type(data).__name__}. Expected an object, a PoolFormer's config.json."
-        )
-    return data
-
-
 def _check_model_type(data: dict[str, Any], path: Path) -> dict[str, Any]:
     if not _is_timms(data) and data.get("model_type") != "poolformer":
         raise InputError(
-            f"The config in {path} is of a {data.get('model_type')!r} model. Expected model_type 'poolformer', or "
-            "timm's config.json."
+            f"The config in {path} is of a {short_repr(data.get('model_type'))} model. Expected model_type "
+            "'poolformer', or timm's config.json."
         )
     return data
 
@@ -404,6 +393,7 @@ def _timms_labels(data: Mapping[str, Any]) -> dict[int, str] | None:
     return {int(index): str(texts.get(label, label)) for index, label in by_index}
 
 
+_NO_ENTRY = "no such entry"
 # Entries of timm's config.json that have no effect at inference.
 _TIMM_TRAINING = ("drop_rate", "drop_path_rate", "proj_drop_rate", "layer_scale_init_values")
 
@@ -420,14 +410,14 @@ def _check_timms_architecture(
         "dims": list(config.hidden_sizes),
     }
     wrong = [
-        f"{name}={value!r}: expected {repr(expected[name]) if name in expected else 'no such entry'}"
+        f"{printable(name)}={short_repr(value)}: expected {repr(expected[name]) if name in expected else _NO_ENTRY}"
         for name, value in given.items()
         if value is not None and value != expected.get(name) and name not in _TIMM_TRAINING
     ]
     variant = published_variant(config)
     known = [f"poolformer_{name}" for name in ([variant] if variant else SIZES)]
     if (architecture := architecture.split(".")[0]) not in known:
-        wrong.append(f"architecture={architecture!r}: expected {' or '.join(known)}")
+        wrong.append(f"architecture={short_repr(architecture)}: expected {' or '.join(known)}")
     if wrong:
         raise InputError(
             f"timm's config in {path} does not match these weights, or needs a network that is not implemented here:"

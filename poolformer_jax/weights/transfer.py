@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import first_few, printable
+from poolformer_jax.messages import first_few, printable, printable_message, short_repr
 from poolformer_jax.network import (
     PoolFormerConfig,
     WeightsMismatch,
@@ -118,8 +118,8 @@ def plan_import(
     if (blocks := sum(config.depths)) > len(matched.shapes):
         # A config may come from a hostile file: checked before its parameters are listed.
         raise InputError(
-            f"These weights have {len(matched.shapes)} arrays, and depths={str(config.depths)[:80]} in {config_source} "
-            f"makes {str(blocks)[:40]} blocks. Expected the config of these weights."
+            f"These weights have {len(matched.shapes)} arrays, and depths={short_repr(config.depths)} in "
+            f"{config_source} makes {short_repr(blocks)} blocks. Expected the config of these weights."
         )
     expected = leaves(config, matched.layout, classifier=matched.has_classifier)
     plan = ImportPlan(matched.layout, config, expected, matched.names, matched.has_classifier)
@@ -133,7 +133,9 @@ def plan_import(
     except WeightsMismatch as error:
         if error.unexpected and not error.missing:
             pattern = _pattern_of(matched.names[next(iter(error.unexpected))])
-            error.args = (f"{error}\nTo leave names out, pass ignore=[{pattern!r}] (--ignore {pattern!r}).",)
+            error.args = (
+                printable_message(f"{error}\nTo leave names out, pass ignore=[{pattern!r}] (--ignore {pattern!r})."),
+            )
         raise
     return plan
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from poolformer_jax.fields import first_few
 from poolformer_jax.images import ImageError, read_image
+from poolformer_jax.messages import first_few
 from train.commands.finding import Finding
 from train.config import TrainConfig
 from train.data import ArraySource, FolderSource, Source, TrainingTransform, describe_skipped, image_of

@@ -22,7 +22,8 @@ from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
-from poolformer_jax.images import printable, unit_mean_and_std
+from poolformer_jax.images import unit_mean_and_std
+from poolformer_jax.messages import MAX_MESSAGE, printable
 from poolformer_jax.weights import build_model, open_model
 from train.compute import (
     Evaluation,
@@ -224,7 +225,7 @@ def _report(
     kind, _, path = config.data.partition(":")
     split = data.evaluation_split
     scored = describe_split(path, split, data.held_out) if kind == "folder" else f"split {split}"
-    print(printable(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images"))
+    print(printable(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images", MAX_MESSAGE))
     top5 = f"top-5 {evaluation.top5:.2%}   " if len(evaluation.class_examples) > 5 else ""  # otherwise always 100 %
     print(f"top-1 {evaluation.top1:.2%}   {top5}loss {evaluation.loss:.4f}")
     if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
@@ -239,10 +240,10 @@ def _report(
     for heading in ("class", "images", "top-1"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for row in rows[:_MOST_ROWS]:
-        table.add_row(Text(row["class"]), f"{row['examples']:,}", f"{row['top1']:.1%}")
+        table.add_row(Text(printable(row["class"])), f"{row['examples']:,}", f"{row['top1']:.1%}")
     Console().print(table)
     if config.output is not None:
         subject = {"model": config.source, "data": config.data, "split": split, "scored": scored}
         write_json(config.output / "evaluation.json", {**subject, "left_out": left_out, **report})
         draw_confusion(evaluation, class_names, config.output / "confusion.png")
-        print(printable(f"Written to {config.output}"))
+        print(printable(f"Written to {config.output}", MAX_MESSAGE))

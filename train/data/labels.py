@@ -9,8 +9,8 @@ from jaxtyping import Int
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import first_few
 from poolformer_jax.images import imagenet_labels, imagenet_wordnet_ids
+from poolformer_jax.messages import first_few
 from poolformer_jax.weights import class_names as names_of_classes
 from train.data.sources.folders import natural_key
 

@@ -28,7 +28,8 @@ import numpy as np
 
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
-from poolformer_jax.images import ImageError, printable, read_image
+from poolformer_jax.images import ImageError, read_image
+from poolformer_jax.messages import MAX_MESSAGE, printable
 from train.data.fingerprint import (
     Fingerprint,
     check_fingerprint,
@@ -316,7 +317,9 @@ def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: _S
             if (reason := _why_unreadable(example)) is not None:
                 bad.append(f"{example['id']}: {reason}")
                 continue
-            name = printable(source.names[row].item()) if isinstance(source, FolderSource) else example["id"]
+            name = (
+                printable(source.names[row].item(), MAX_MESSAGE) if isinstance(source, FolderSource) else example["id"]
+            )
             record = {"image": example["image"], "label": example["label"], "file_name": name}
             writer.write(features.serialize_example(features.encode_example(record)))
     finally:

@@ -17,8 +17,8 @@ import jax
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import first_few
 from poolformer_jax.files import write_json
+from poolformer_jax.messages import first_few, printable, short_repr
 from train.compute import from_process_0, refuse_different_processes
 from train.config import TrainConfig, as_json
 from train.data import Source, choose_resizer
@@ -191,7 +191,7 @@ def describe_changes(
     """The differences between two runs, or two evaluations of `images`, as lines of a message."""
     changed = changed_fields(before["recipe"], now["recipe"], free)
     if before.get("resizer") != now.get("resizer"):
-        changed.append(f"data.augment.resizer: {before.get('resizer')!r} -> {now.get('resizer')!r}")
+        changed.append(f"data.augment.resizer: {short_repr(before.get('resizer'))} -> {short_repr(now.get('resizer'))}")
     if before["classes"] != now["classes"]:
         changed.append(f"classes: {_changed_classes(before['classes'], now['classes'])}")
     if before["images"] != now["images"]:
@@ -206,7 +206,7 @@ def changed_fields(before: dict[str, Any], now: dict[str, Any], free: tuple[str,
     """Fields of two `to_dict()`s that differ, as "name: before -> now", except those in `free`."""
     left, right = _flatten(before), _flatten(now)
     return [
-        f"{name}: {left.get(name)!r} -> {right.get(name)!r}"
+        f"{printable(name)}: {short_repr(left.get(name))} -> {short_repr(right.get(name))}"
         for name in {**left, **right}
         if left.get(name) != right.get(name) and not any(name == one or name.startswith(f"{one}.") for one in free)
     ]
@@ -221,7 +221,7 @@ def current_fields(saved: dict[str, Any], config: TrainConfig) -> tuple[dict[str
     """
     values, fields = _flatten(as_json(_defaults(config))) | _flatten(saved), _flatten(config.to_dict())
     known = {name: value for name, value in values.items() if name in fields}
-    return known, [f"{name}: {value!r}" for name, value in values.items() if name not in fields]
+    return known, [f"{printable(name)}: {short_repr(value)}" for name, value in values.items() if name not in fields]
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

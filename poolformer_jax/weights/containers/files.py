@@ -5,6 +5,7 @@ safetensors (one file, or shards with an index) through the `safetensors` librar
 read, and every size that a file claims is compared with the file's real size before memory is allocated.
 """
 
+import itertools
 import json
 import re
 import warnings
@@ -18,7 +19,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from poolformer_jax.errors import InputError, MissingFileError
-from poolformer_jax.fields import first_few, printable
+from poolformer_jax.files import read_json
+from poolformer_jax.messages import first_few, printable, short_repr
 from poolformer_jax.weights.containers import torch_files
 from poolformer_jax.weights.containers.pickle_names import Inert
 from poolformer_jax.weights.containers.storage import (
@@ -38,6 +40,7 @@ _WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "module")
 # Entries whose arrays are no weights: optimizer states have dicts of tensors, too.
 _NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|loop|callback|param_shapes|buffer", re.IGNORECASE)
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_MOST_OTHERS = 100  # entries before the first tensor of a state dict
 _SAFETENSORS_DTYPES = {name: dtype for _, name, dtype in DTYPES}
 
 
@@ -155,7 +158,7 @@ def _open_safetensors(path: Path) -> WeightsFile:
     tensors = {}
     for name, entry in header.items():
         if (dtype := _SAFETENSORS_DTYPES.get(entry["dtype"])) is None:
-            raise WeightsFileError(f"its tensor {name[:80]!r} is of type {entry['dtype']}, which is not supported")
+            raise WeightsFileError(f"its tensor {short_repr(name)} is of type {entry['dtype']}, which is not supported")
         shape = tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         storage = Storage(path, dtype.newbyteorder("<"), (end - begin) // dtype.itemsize, 8 + length + begin)
@@ -183,7 +186,9 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     for name, shard in _weight_map(path).items():
         # Shards lie beside their index. A hostile index could name any file of this machine.
         if Path(shard).name != shard or "\\" in shard or shard in ("", ".", ".."):
-            raise WeightsFileError(f"it places {name[:80]!r} in {shard[:80]!r}, expected the name of a file beside it")
+            raise WeightsFileError(
+                f"it places {short_repr(name)} in {short_repr(shard)}, expected the name of a file beside it"
+            )
         shards.setdefault(shard, set()).add(name)
     return shards
 
@@ -204,13 +209,11 @@ def _open_index(path: Path, use_ema: bool) -> WeightsFile:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    if path.stat().st_size > MAX_STRUCTURE:
-        raise WeightsFileError(f"it has more than {MAX_STRUCTURE} bytes, too many for an index")
+    expected = "an index of a sharded file, JSON with a 'weight_map'"
     try:
-        index = json.loads(path.read_bytes())
-        weight_map = index["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsFileError("it is not an index of a sharded file: expected JSON with a 'weight_map'") from error
+        weight_map = read_json(path, expected)["weight_map"]
+    except (InputError, KeyError) as error:
+        raise WeightsFileError(f"it is not {expected}") from error
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise WeightsFileError("its 'weight_map' is not a mapping from tensor names to file names")
     return weight_map
@@ -247,12 +250,16 @@ def _checkpoint(path: Path, container: str, loaded: Any, use_ema: bool, ignore: 
 
 def _state_dicts(loaded: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every dict of tensors in a checkpoint, or in one of its entries, that may be the weights; with its keys."""
+    seen: set[int] = set()  # a hostile pickle can place one dict under a hundred thousand keys
     for key, value in loaded.items():
         if not (isinstance(key, str) and isinstance(value, dict)) or key in _EMA_KEYS or _NO_WEIGHTS.search(key):
             continue
         if _holds_tensors(value):
             yield (key,), value
             continue
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         for inner, entry in value.items():
             if isinstance(inner, str) and _holds_tensors(entry) and not _NO_WEIGHTS.search(inner):
                 yield (key, inner), entry
@@ -268,8 +275,8 @@ def _choose(found: Mapping[str, Any], loaded: Mapping[Any, Any]) -> str | None:
             return None
         if rest := [key for key in conventional[1:] if found[key][1].keys() != found[chosen][1].keys()]:
             warnings.warn(
-                f"The checkpoint has several sets of arrays: {_some([chosen, *rest])}. Reads {chosen!r}; to read "
-                "another, save it alone.",
+                f"The checkpoint has several sets of arrays: {_some([chosen, *rest])}. Reads {short_repr(chosen)}; to "
+                "read another, save it alone.",
                 stacklevel=2,
             )
         return chosen
@@ -291,8 +298,8 @@ def _check_not_a_shard(loaded: Mapping[Any, Any]) -> None:
             "it is one shard of a DeepSpeed checkpoint, without whole arrays. Join the shards with the zero_to_fp32.py "
             "that DeepSpeed puts beside them"
         )
-    dicts = [loaded, *(value for value in loaded.values() if isinstance(value, dict))]
-    if any(_is_part(name, value) for one in dicts for name, value in one.items()):
+    dicts = {id(one): one for one in (loaded, *loaded.values()) if isinstance(one, dict)}
+    if any(_is_part(name, value) for one in dicts.values() for name, value in one.items()):
         raise WeightsFileError(
             "it is one shard of a distributed checkpoint (FSDP, DTensor), with a part of every array. Save the full "
             "state dict (torch.distributed.checkpoint.state_dict, full_state_dict=True)"
@@ -306,7 +313,10 @@ def _is_part(name: Any, value: Any) -> bool:
 
 
 def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(entry, StoredTensor) for entry in value.values())
+    # Optimizers put numbers before tensors. Looking at all of a hostile file's entries could take hours.
+    return isinstance(value, dict) and any(
+        isinstance(entry, StoredTensor) for entry in itertools.islice(value.values(), _MOST_OTHERS)
+    )
 
 
 def _state_dict(loaded: Mapping[Any, Any], ignore: Sequence[str]) -> dict[str, StoredTensor]:
@@ -351,4 +361,4 @@ def _kind(value: Any) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    return first_few([printable(name) for name in sorted(names)], 3) or "nothing"
+    return first_few(sorted(names), 3) or "nothing"

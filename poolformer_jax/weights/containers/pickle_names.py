@@ -20,6 +20,7 @@ from poolformer_jax.weights.containers.storage import (
     StoredTensor,
     WeightsFileError,
     contiguous_strides,
+    describe_view,
 )
 
 
@@ -44,7 +45,7 @@ class Inert:
         return "an object"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # repr() of a hostile shape would not end
 class PickledDtype:
     """A NumPy type. The pickle sets the byte order after it has created the type."""
 
@@ -69,7 +70,7 @@ class EncodedText:
     text: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # repr() of a hostile shape would not end
 class PickledArray:
     """A NumPy array. The pickle sets shape, type and numbers after it has created the array."""
 
@@ -132,6 +133,11 @@ def _tensor(
         )
     if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
         raise WeightsFileError("it builds a tensor from something other than a storage and sizes")
+    given = describe_view(size, stride, offset)
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
+        raise WeightsFileError(f"it has {given}, which is not a tensor's shape")
+    if any(type(number) is not int or not 0 <= number < 1 << 62 for number in (*size, *stride, offset)):
+        raise WeightsFileError(f"it has {given}: expected integers of 0 or more")
     return StoredTensor(storage, size, stride, offset)
 
 

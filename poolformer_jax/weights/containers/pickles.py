@@ -20,7 +20,7 @@ from poolformer_jax.weights.containers.storage import (
 )
 
 MAX_INSTRUCTIONS = 1_000_000  # m48 with AdamW's state and a moving average has some 80,000
-_LONGEST_NAME = 1000  # a pickle can join two long texts a million times
+_LONGEST_NAME = 300  # a pickle can join two long texts a million times
 _LARGEST_KEY = 1 << 60  # beyond it, integers can be chosen to collide in a dict
 
 _CONSTANTS: Mapping[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import printable
+from poolformer_jax.messages import short_repr
 
 # PyTorch's name of a type, safetensors' name, and NumPy's type.
 DTYPES: tuple[tuple[str, str, np.dtype[Any]], ...] = (
@@ -152,12 +152,7 @@ class StoredTensor:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        given = f"a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset}"
-        numbers = (*self.shape, *self.strides, self.offset)
-        if len(self.shape) != len(self.strides) or len(self.shape) > MAX_DIMENSIONS:
-            raise WeightsFileError(f"it has {printable(given, 200)}, which is not a tensor's shape")
-        if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
-            raise WeightsFileError(f"it has {printable(given, 200)}: expected integers of 0 or more")
+        given = describe_view(self.shape, self.strides, self.offset)
         if self.span and self.offset + self.span > self.storage.count:
             raise WeightsFileError(f"it has {given}, outside its {self.storage.count} stored numbers")
         reach = 0  # distance from the first to the last element along the dimensions visited so far
@@ -199,6 +194,11 @@ class StoredTensor:
             strides = [stride * itemsize for stride in self.strides]
             array = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def describe_view(shape: Any, strides: Any, offset: Any) -> str:
+    """What a file says of a tensor, for messages."""
+    return f"a tensor of shape {short_repr(shape)}, strides {short_repr(strides)} and offset {short_repr(offset)}"
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from poolformer_jax.fields import printable
+from poolformer_jax.messages import short_repr
 from poolformer_jax.weights.containers import pickles
 from poolformer_jax.weights.containers.pickle_names import StorageType
 from poolformer_jax.weights.containers.storage import MAX_STRUCTURE, BoundedReader, Storage, WeightsFileError
@@ -47,13 +47,15 @@ def read_zip(path: Path, file: io.BufferedIOBase, size: int) -> Any:
         key, declared = _reference(path, reference, order)
         record = records.get(f"{root}data/{key}")
         if record is None:
-            raise WeightsFileError(f"its pickle refers to the storage {key[:80]!r}, which the archive does not have")
+            raise WeightsFileError(
+                f"its pickle refers to the storage {short_repr(key)}, which the archive does not have"
+            )
         declared.position = _position(file, record, size)
         declared.checksum = _checksum(record)
         if record.file_size != declared.nbytes:
             raise WeightsFileError(
-                f"its storage {key!r} has {record.file_size} bytes, and its pickle declares {declared.count} numbers "
-                f"of type {declared.dtype.name}, {declared.nbytes} bytes"
+                f"its storage {short_repr(key)} has {record.file_size} bytes, and its pickle declares {declared.count} "
+                f"numbers of type {declared.dtype.name}, {declared.nbytes} bytes"
             )
         return _same(storages, key, declared)
 
@@ -84,11 +86,11 @@ def read_legacy(path: Path, file: io.BufferedIOBase, size: int) -> Any:
 
     pickles.load(stream, path, no_storage)  # the magic number, which the caller has checked
     if (version := pickles.load(stream, path, no_storage)) != 1001:
-        raise WeightsFileError(f"its legacy format has version {str(version)[:20]}, expected 1001")
+        raise WeightsFileError(f"its legacy format has version {short_repr(version)}, expected 1001")
     pickles.load(stream, path, no_storage)  # byte order and type sizes of the machine, without effect on the file
     result = pickles.load(stream, path, storage)
     keys = pickles.load(stream, path, no_storage)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
         raise WeightsFileError("the storages after its pickle are not the ones that the pickle refers to")
     for key in keys:
         _locate(file, storages[key], size)
@@ -120,18 +122,18 @@ def _records(file: io.BufferedIOBase) -> dict[str, zipfile.ZipInfo]:
 
 def _position(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int) -> int:
     """The byte at which a record's content begins. Raises unless the content is uncompressed and complete."""
-    name = printable(record.filename)
+    name = short_repr(record.filename)
     if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 or record.compress_size != record.file_size:
-        raise WeightsFileError(f"its record {name!r} is compressed or encrypted, and torch.save does neither")
+        raise WeightsFileError(f"its record {name} is compressed or encrypted, and torch.save does neither")
     # zipfile computes a negative offset for an archive that lost bytes in the middle.
     file.seek(max(record.header_offset, 0))
     header = file.read(_LOCAL_HEADER.size)
     if record.header_offset < 0 or len(header) < _LOCAL_HEADER.size or not header.startswith(ZIP_MAGIC):
-        raise WeightsFileError(f"its record {name!r} is not where the archive's directory places it")
+        raise WeightsFileError(f"its record {name} is not where the archive's directory places it")
     _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     position: int = record.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if position + record.file_size > size:
-        raise WeightsFileError(f"its record {name!r} ends after the file does")
+        raise WeightsFileError(f"its record {name} ends after the file does")
     return position
 
 
@@ -145,7 +147,7 @@ def _read_record(file: io.BufferedIOBase, record: zipfile.ZipInfo, size: int, li
     file.seek(position)
     content = BoundedReader(file, limit).read(record.file_size)
     if (checksum := _checksum(record)) is not None and zlib.crc32(content) != checksum:
-        raise WeightsFileError(f"its record {printable(record.filename)!r} is damaged: the checksum differs")
+        raise WeightsFileError(f"its record {short_repr(record.filename)} is damaged: the checksum differs")
     return content
 
 
@@ -157,7 +159,7 @@ def _reference(path: Path, reference: tuple[Any, ...], order: _ByteOrder) -> tup
     if not (isinstance(kind, StorageType) and isinstance(key, str) and type(count) is int):
         raise WeightsFileError("its pickle refers to a storage without a type, a name and a length")
     if not 0 <= count < 1 << 60:
-        raise WeightsFileError(f"its storage {key[:80]!r} claims {str(count)[:40]} numbers")
+        raise WeightsFileError(f"its storage {short_repr(key)} claims {short_repr(count)} numbers")
     return key, Storage(path, kind.dtype.newbyteorder(order), count)
 
 
@@ -165,7 +167,7 @@ def _same(storages: dict[str, Storage], key: str, declared: Storage) -> Storage:
     """The storage with the key `key`. Tensors that share one must declare it alike."""
     known = storages.setdefault(key, declared)
     if (known.dtype, known.count) != (declared.dtype, declared.count):
-        raise WeightsFileError(f"its pickle declares the storage {key[:80]!r} in two ways")
+        raise WeightsFileError(f"its pickle declares the storage {short_repr(key)} in two ways")
     return known
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from poolformer_jax.fields import first_few
+from poolformer_jax.messages import first_few
 from train.data.sources.source import SourceError
 
 _EXPECTED = "Expected a text file with one class name per line, in the order of the labels, or JSON {name: label}"

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from poolformer_jax.fields import first_few
-from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes, printable
+from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes
+from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from train.data.sources.source import Example, Source, SourceError, digest_of, held_out
 
 ALL_IMAGES = "train+validation"
@@ -77,7 +77,7 @@ class FolderSource:
         except OSError as error:
             self._check_root(error)
             image = ImageError(f"its file cannot be read: {error.strerror or error}")
-        return {"image": image, "label": int(self.labels[index]), "id": printable(path)}
+        return {"image": image, "label": int(self.labels[index]), "id": printable(path, MAX_MESSAGE)}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples; threads read the rest of them after the first slow read."""
@@ -242,7 +242,7 @@ def read_class_folders(
         root,
         np.array(files, dtype=np.bytes_),
         np.array(labels, np.int32),
-        tuple(map(printable, names_of)),
+        tuple(printable(name, MAX_MESSAGE) for name in names_of),
         {printable(suffix): count for suffix, count in skipped.items()},
     )
 
