@@ -18,6 +18,7 @@ from train.data import DataConfig
 from train.folders import expand_home
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
+BestMetric = Literal["top1", "loss", "balanced-accuracy", "f1"]
 OptimizerName = Literal["adamw", "lamb", "lion", "sgd"]
 # What None means for each optimizer.
 _OPTIMIZER_DEFAULTS: Mapping[OptimizerName, Mapping[str, float]] = {
@@ -228,6 +229,10 @@ class TrainConfig:
     """Steps per line of metrics."""
     evaluate_every: int = 1
     """Epochs between evaluations. The last step is always evaluated."""
+    keep_best: BestMetric | None = None
+    """Write the weights with the best held-out value of this metric as the model. None: write the last ones."""
+    patience: int | None = None
+    """End the run after this many evaluations in a row without a better keep_best. None: train to the end."""
     save_every: int | None = None
     """Steps between checkpoints. One is also written before each evaluation. Default: one epoch."""
     checkpoint_dir: str | None = None
@@ -263,6 +268,8 @@ class TrainConfig:
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
             ("log_every", self.log_every >= 1, "at least 1"),
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
+            ("patience", is_none_or_positive(self.patience), "at least 1, or None"),
+            ("patience", not self.patience or self.keep_best, "None without keep_best (--keep-best loss)"),
             ("save_every", is_none_or_positive(self.save_every), "at least 1, or None"),
             ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
             ("keep_every", is_none_or_positive(self.keep_every), "at least 1, or None"),

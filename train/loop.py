@@ -6,13 +6,26 @@ import itertools
 import logging
 import math
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 from rich.console import Console
 
 from poolformer_jax.errors import PoolFormerError
-from train.compute import Evaluation, StopRequest, TrainState, evaluate, initialize, process_part, to_devices
+from train.compute import (
+    Evaluation,
+    StopRequest,
+    TrainState,
+    current_weights,
+    evaluate,
+    evaluations_without_better,
+    initialize,
+    process_part,
+    to_devices,
+    update_best,
+    weights_to_publish,
+)
 from train.config import TrainConfig
 from train.data import (
     Batches,
@@ -40,7 +53,7 @@ class Outcome:
 
     Attributes:
         step: steps done.
-        evaluations: of the whole evaluation split at the end, by kind of weights; empty if the run was stopped.
+        evaluations: of the weights that it publishes, on the whole evaluation split, by kind; empty if it was stopped.
         stopped_by: the signal that stopped it, or None.
     """
 
@@ -57,8 +70,17 @@ class Timetable:
         self.total = config.total_steps(images)
         self.schedule_ends = self.total == config.optimizer.total_epochs * self.steps_per_epoch
         self._evaluate_every = config.evaluate_every * self.steps_per_epoch
+        self._patience = config.patience
         save_every = config.save_every or self.steps_per_epoch
         self._save_every = (save_every, config.keep_every or save_every, self._evaluate_every)
+
+    def is_over(self, state: TrainState) -> bool:
+        """True if `state` is the last one, because the steps are done or --patience is exhausted."""
+        return int(state.step) >= self.total or self.is_out_of_patience(state)
+
+    def is_out_of_patience(self, state: TrainState) -> bool:
+        """True after --patience evaluations in a row without a better --keep-best."""
+        return self._patience is not None and evaluations_without_better(state) >= self._patience
 
     def evaluates_at(self, step: int) -> bool:
         """True if `step` steps are a multiple of --evaluate-every."""
@@ -102,16 +124,20 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
                 evaluation_batches(config.data, held_out, repeat=True, **process_part(parts.mesh)) as split,
             ):
-                evaluate_state = functools.partial(
+                evaluate_weights = functools.partial(
                     _evaluate, parts=parts, batches=split, steps=evaluation_steps(config.data, held_out)
                 )
                 for step in itertools.count(start):
                     if step >= times.total or stop.at(step):
                         break
-                    # Before the step, so that a run that died during this evaluation evaluates when it resumes.
-                    if times.evaluates_at(step) and not journal.has_evaluation(step):
+                    # Before the step, so that a run that died during this evaluation evaluates when it resumes. The
+                    # saved state does not have the best weights of this step yet.
+                    if times.evaluates_at(step) and (state.best or not journal.has_evaluation(step)):
                         with journal.paused():
-                            journal.evaluation(step, evaluate_state(state))
+                            state, _ = _evaluate_state(state, config, journal, evaluate_weights)
+                        if times.is_out_of_patience(state):
+                            journal.say(f"Ended early: no better {config.keep_best} in {config.patience} evaluations.")
+                            break
                     with journal.waiting_for_data():
                         batch = next(batches)
                     state, metrics = parts.step(state, to_devices(parts.mesh, batch, ("image", "label")))
@@ -125,12 +151,15 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                             checkpoints.save(state)
                 _check_gradients(journal.flush(), config)
                 checkpoints.save(state, last=True)
-                if step < times.total:
+                if not times.is_over(state):
                     return Outcome(step, {}, stop.signal)
-                evaluations = evaluate_state(state)
-                journal.evaluation(step, evaluations)
+                if step >= times.total:
+                    state, evaluations = _evaluate_state(state, config, journal, evaluate_weights)
+                if config.keep_best is not None:
+                    evaluations = _evaluate_best(state, config, journal, evaluate_weights)
                 _check_held_out_loss(evaluations["params"], config)
-            write_results(config, parts, state, held_out, evaluations, finished=times.schedule_ends)
+            finished = times.schedule_ends or times.is_out_of_patience(state)
+            write_results(config, parts, state, held_out, evaluations, finished)
     return Outcome(step, evaluations, None)
 
 
@@ -155,11 +184,33 @@ def _warn_of_unused_kernels(parts: RunParts) -> None:
         _LOG.warning("%s", parts.kernel_verification.warning)
 
 
-def _evaluate(state: TrainState, parts: RunParts, batches: Batches, steps: int) -> dict[str, Evaluation]:
-    """Evaluates the parameters, and their running mean if the run keeps one, on the whole split."""
-    kinds = ("params",) if state.ema is None else ("params", "ema")
-    weights = {kind: state.variables(kind) for kind in kinds}
+def _evaluate(weights: Mapping[str, Any], parts: RunParts, batches: Batches, steps: int) -> dict[str, Evaluation]:
+    """Evaluates every kind of weights on the whole split."""
     return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh)
+
+
+_EvaluateWeights = Callable[[Mapping[str, Any]], dict[str, Evaluation]]
+
+
+def _evaluate_state(
+    state: TrainState, config: TrainConfig, journal: Journal, evaluate_weights: _EvaluateWeights
+) -> tuple[TrainState, dict[str, Evaluation]]:
+    """Evaluates and reports the parameters, and their running mean if there is one; the state with its best weights."""
+    evaluations = evaluate_weights(current_weights(state))
+    journal.evaluation(int(state.step), evaluations)
+    if config.keep_best is not None:
+        state = update_best(state, evaluations, config.keep_best)
+    return state, evaluations
+
+
+def _evaluate_best(
+    state: TrainState, config: TrainConfig, journal: Journal, evaluate_weights: _EvaluateWeights
+) -> dict[str, Evaluation]:
+    """Evaluates the best weights, which may be of different steps for different kinds, and says which steps."""
+    published = weights_to_publish(state)
+    steps = ", ".join(f"{step} ({kind})" for kind, (step, _) in published.items())
+    journal.say(f"The best {config.keep_best} was after step {steps}; these weights are published.")
+    return evaluate_weights({kind: variables for kind, (_, variables) in published.items()})
 
 
 def _check_gradients(records: Iterable[Record], config: TrainConfig) -> None:

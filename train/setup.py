@@ -91,8 +91,8 @@ def make_parts(
     keeps_ema = config.optimizer.ema_decay is not None
 
     def init(argument: Any) -> TrainState:
-        variables = network.make_variables(argument)
-        return new_state(variables["params"], optimizer, keeps_ema, variables.get("constants"))
+        variables, keeps_best = network.make_variables(argument), config.keep_best is not None
+        return new_state(variables["params"], optimizer, keeps_ema, variables.get("constants"), keeps_best)
 
     # Pretrained weights have the shapes of new parameters, and trace faster if they have been read.
     shapes = jax.eval_shape(init, jax.random.key(config.seed) if checkpoint_network else network.argument())

@@ -77,6 +77,54 @@ def test_lamb_and_a_running_mean_that_warms_up_resume_bit_for_bit(tmp_path):
     assert final_state("stopped", 2, 5) == whole
 
 
+def evaluations(run_dir, kind="evaluation"):
+    noted = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in noted if line["kind"] == kind}
+
+
+@pytest.mark.slow  # compiles a training step of its own
+def test_the_best_weights_are_published_and_a_stopped_run_keeps_the_same_ones(tmp_path, monkeypatch):
+    def train(name, *stops):
+        # Learning this fast, the network gets worse at times.
+        config = small(tmp_path / name, keep_best="top1", optimizer__learning_rate=0.1, save_every=1000)
+        for steps in stops:
+            with monkeypatch.context() as patch:
+                patch.setattr(StopRequest, "at", lambda stop, step, last=steps: step == last)
+                run(config)
+        fingerprints = read_record(epath.Path(tmp_path / name / "checkpoints"), 12)["fingerprints"]
+        assert any(name.startswith("best/ema/params/") for name in fingerprints)
+        return fingerprints
+
+    assert train("whole", 99) == train("stopped", 3, 7, 99)  # 3: the state is saved, and its evaluation is due
+    for folder, kind in (("model", "evaluation"), ("model-ema", "evaluation_ema")):
+        found = [
+            json.loads((tmp_path / name / folder / "evaluation.json").read_text()) for name in ("whole", "stopped")
+        ]
+        assert found[0] == found[1]
+        noted = evaluations(tmp_path / "whole", kind)
+        best = max(noted, key=lambda step: noted[step]["top1"])  # the first of the best
+        assert (found[0]["step"], found[0]["top1"]) == (best, noted[best]["top1"])
+        weights = [(tmp_path / name / folder / "flax_model.safetensors").read_bytes() for name in ("whole", "stopped")]
+        assert weights[0] == weights[1]
+    assert json.loads((tmp_path / "whole" / "model" / "evaluation.json").read_text())["step"] < 12
+
+
+@pytest.mark.slow  # compiles a training step of its own
+def test_a_run_without_a_better_evaluation_ends_early_and_is_finished(tmp_path):
+    config = small(tmp_path, keep_best="loss", patience=2, optimizer__learning_rate=0.3, optimizer__epochs=12)
+    first = run(config)
+    assert 6 < first.step < 36
+    # The step of the best loss, and the last one that it is kept for, by kind of weights.
+    best = {}
+    for kind in ("evaluation", "evaluation_ema"):
+        noted = evaluations(tmp_path, kind)
+        best[kind] = min(noted, key=lambda step: noted[step]["loss"])
+    assert first.step == max(best.values()) + 2 * 3  # 3 steps are an epoch
+    assert json.loads((tmp_path / "finished.json").read_text()) == {"step": first.step}
+    assert json.loads((tmp_path / "model" / "evaluation.json").read_text())["step"] == best["evaluation"]
+    assert run(config).step == first.step
+
+
 def test_a_run_that_dies_in_an_evaluation_has_saved_and_evaluates_when_resumed(tmp_path, monkeypatch):
     def die(*arguments):
         raise MemoryError

@@ -1,5 +1,6 @@
 """Several processes train as one run, and end together: real processes on this machine."""
 
+import json
 import shutil
 import signal
 import socket
@@ -44,6 +45,24 @@ def test_several_processes_train_as_one(tmp_path, uninterrupted, processes, devi
         outputs = [programs.finish(process) for process in together]
     assert "Held-out accuracy" in outputs[0]
     assert_close(train_losses(run_dir), train_losses(uninterrupted))
+
+
+@pytest.mark.slow
+def test_several_processes_keep_the_same_best_weights_and_end_early_together(tmp_path):
+    best = ["--keep-best", "top1", "--patience", "2", "--evaluate-every", "1", "--optimizer.ema-decay", "None"]
+    arguments = [*programs.TINY, *best, "--optimizer.epochs", "30", "--checkpoint-dir"]
+    commands = [[*arguments, str(tmp_path / "shared"), "--run-dir", str(tmp_path / f"host {host}")] for host in (0, 1)]
+    with programs.stopping(programs.start_together(commands, 2)) as started:
+        outputs = [programs.finish(process) for process in started]
+    programs.run([*arguments, str(tmp_path / "alone"), "--run-dir", str(tmp_path / "one")], devices=2)
+    ends = [json.loads((tmp_path / run / "finished.json").read_text()) for run in ("host 0", "one")]
+    assert ends[0] == ends[1]
+    assert ends[0]["step"] < 124
+    assert "Ended early: no better top1 in 2 evaluations." in outputs[0]
+    steps = [
+        json.loads((tmp_path / run / "model" / "evaluation.json").read_text())["step"] for run in ("host 0", "one")
+    ]
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.slow

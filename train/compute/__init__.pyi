@@ -1,3 +1,9 @@
+from .best import (
+    current_weights as current_weights,
+    evaluations_without_better as evaluations_without_better,
+    update_best as update_best,
+    weights_to_publish as weights_to_publish,
+)
 from .distributed import (
     from_process_0 as from_process_0,
     has_other_processes as has_other_processes,

@@ -34,6 +34,7 @@ class Evaluation:
         top5: share whose correct class is among the five most probable.
         class_examples: examples of each class, [classes].
         class_correct: those of them that top1 counts, [classes].
+        class_predicted: examples whose most probable class is this one, [classes].
         confusion: [correct class, most probable class] counts, or None with many classes.
     """
 
@@ -43,11 +44,31 @@ class Evaluation:
     top5: float
     class_examples: np.ndarray
     class_correct: np.ndarray
+    class_predicted: np.ndarray
     confusion: np.ndarray | None
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean accuracy of the classes that have examples, as in scikit-learn."""
+        there = self.class_examples > 0
+        return float(np.mean(self.class_correct[there] / self.class_examples[there]))
+
+    @property
+    def f1(self) -> float:
+        """The mean F1 of the classes that have examples or predictions, as scikit-learn's average="macro"."""
+        pairs = self.class_examples + self.class_predicted
+        return float(np.mean(2 * self.class_correct[pairs > 0] / pairs[pairs > 0]))
 
     def summary(self) -> dict[str, float]:
         """The figures without those of single classes."""
-        return {"examples": self.examples, "loss": self.loss, "top1": self.top1, "top5": self.top5}
+        return {
+            "examples": self.examples,
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "balanced_accuracy": self.balanced_accuracy,
+            "f1": self.f1,
+        }
 
 
 def make_evaluation_step(
@@ -76,6 +97,7 @@ def make_evaluation_step(
             "top5": hits.sum(),
             "class_examples": jnp.zeros(classes, jnp.int32).at[labels].add(mask),
             "class_correct": jnp.zeros(classes, jnp.int32).at[labels].add(hits[:, 0]),
+            "class_predicted": jnp.zeros(classes, jnp.int32).at[best[:, 0]].add(mask),
         }
         if classes <= _MOST_CONFUSION_CLASSES:
             totals["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[labels, best[:, 0]].add(mask)
@@ -120,6 +142,7 @@ def _evaluation(parts: Sequence[Mapping[str, np.ndarray]]) -> Evaluation:
         top5=int(total["top5"]) / examples,
         class_examples=total["class_examples"],
         class_correct=total["class_correct"],
+        class_predicted=total["class_predicted"],
         confusion=total.get("confusion"),
     )
 

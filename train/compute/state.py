@@ -6,7 +6,23 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
+
+
+class Best(flax.struct.PyTreeNode):
+    """The best weights of a run so far, with --keep-best.
+
+    Attributes:
+        params: a copy of the weights.
+        score: their metric on the whole held-out split, higher is better; minus infinity before the first evaluation.
+        step: the step after which they were evaluated.
+        evaluations_since: number of evaluations since then.
+    """
+
+    params: Any
+    score: Float[Array, ""]
+    step: Int[Array, ""]
+    evaluations_since: Int[Array, ""]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -20,6 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
         skipped: number of steps that were skipped because their gradient was not finite.
         skipped_in_a_row: length of the current series of skipped steps.
         constants: the network's arrays that are never trained (RandFormer's matrices), or None. Steps pass them on.
+        best: with --keep-best, the best weights by kind ("params", "ema"). Evaluations change it, steps do not.
     """
 
     step: Int[Array, ""]
@@ -29,6 +46,7 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
     constants: Any = None
+    best: dict[str, Best] | None = None
 
     def variables(self, weights: str = "params") -> dict[str, Any]:
         """What `model.apply` takes: the parameters, or with "ema" their running mean, and the constants."""
@@ -36,10 +54,23 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": getattr(self, weights), **constants}
 
 
-def new_state(params: Any, optimizer: optax.GradientTransformation, ema: bool, constants: Any = None) -> TrainState:
+def new_state(
+    params: Any, optimizer: optax.GradientTransformation, ema: bool, constants: Any = None, best: bool = False
+) -> TrainState:
     """The state before step 0."""
-    # A copy, because the step donates params and ema, and a buffer can be donated only once.
+    # Copies, because the step donates the state, and a buffer can be donated only once.
     running_mean = jax.tree.map(jnp.copy, params) if ema else None
+    kinds = {"params": params, "ema": running_mean} if ema else {"params": params}
+    bests = {kind: _no_best(weights) for kind, weights in kinds.items()} if best else None
     # Three arrays, for the same reason.
     zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    return TrainState(zeros[0], params, running_mean, optimizer.init(params), zeros[1], zeros[2], constants)
+    return TrainState(zeros[0], params, running_mean, optimizer.init(params), zeros[1], zeros[2], constants, bests)
+
+
+def _no_best(params: Any) -> Best:
+    return Best(
+        jax.tree.map(jnp.copy, params),
+        score=jnp.full((), -jnp.inf, jnp.float32),
+        step=jnp.zeros((), jnp.int32),
+        evaluations_since=jnp.zeros((), jnp.int32),
+    )

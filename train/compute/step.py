@@ -71,7 +71,9 @@ def make_train_step(
             return state.replace(params=params, ema=ema, optimizer=moments)
 
         # If the gradient is not finite, params, ema and optimizer stay as they were.
-        state = _update_if(finite, update, state, gradient).replace(
+        # The best weights stay outside, where no branch copies them.
+        state = _update_if(finite, update, state.replace(best=None), gradient).replace(
+            best=state.best,
             step=state.step + 1,
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),

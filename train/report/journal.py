@@ -45,6 +45,7 @@ class Journal:
         self._open = contextlib.ExitStack()
         self._metrics = self._open.enter_context(MetricsFile(config.run_dir, start))
         self._display = self._open.enter_context(Display(console, start, total, config.optimizer.total_epochs))
+        self.say = self._display.say
         if start >= total:
             end = "the end of --max-steps" if total == config.max_steps else "the end of its schedule"
             self._display.say(

@@ -16,7 +16,7 @@ from rich.console import Console
 from poolformer_jax import save_pretrained
 from poolformer_jax.files import write_json
 from poolformer_jax.images import ImageError, read_image
-from train.compute import Evaluation, TrainState, to_host
+from train.compute import Evaluation, TrainState, to_host, weights_to_publish
 from train.config import TrainConfig
 from train.data import Example, Source, image_of
 from train.report.journal import finite_or_null
@@ -41,16 +41,16 @@ def write_results(
     Args:
         config: the run.
         parts: its mesh and network.
-        state: the last state.
+        state: the last state, with the weights to publish.
         held_out: the evaluation split.
-        evaluations: of the whole split, by kind of weights.
-        finished: True if the whole schedule is done; finished.json is then written, last of all.
+        evaluations: of these weights on the whole split, by kind.
+        finished: True if the whole schedule is done, or patience ended it; finished.json is then written, last of all.
     """
-    for weights, evaluation in evaluations.items():
-        variables = to_host(parts.mesh, state.variables(weights))
+    for weights, (step, tree) in weights_to_publish(state).items():
+        variables, evaluation = to_host(parts.mesh, tree), evaluations[weights]
         if jax.process_index() == 0:
             _write_model(config.run_dir / _FOLDERS[weights], config, parts, variables, evaluation)
-            report = evaluation_report(evaluation, held_out.class_names)
+            report = {"step": step, **evaluation_report(evaluation, held_out.class_names)}
             write_json(config.run_dir / _FOLDERS[weights] / "evaluation.json", report)
     if jax.process_index() == 0:
         draw_confusion(evaluations["params"], held_out.class_names, config.run_dir / "confusion.png")

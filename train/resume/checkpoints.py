@@ -26,7 +26,7 @@ from train.resume.record import COUNTERS, Record, changed_arrays, check_fingerpr
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 # The items of a checkpoint that are trees of arrays, if the state has them; another item, "step", is the record.
-_TREES = ("params", "ema", "optimizer", "constants")
+_TREES = ("params", "ema", "optimizer", "constants", "best")
 _RESTORE_A_COPY = (
     "Restore an undamaged one from a copy, or start the run again in a new folder with --run-dir (and "
     "--checkpoint-dir, if you use it)."

@@ -36,6 +36,7 @@ FREE_TO_CHANGE = (
     "distributed",
     "log_every",
     "evaluate_every",
+    "patience",
     "save_every",
     "checkpoint_dir",
     "keep_checkpoints",

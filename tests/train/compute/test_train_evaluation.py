@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
 from rich.console import Console
 
 from poolformer_jax.network.functional import cross_entropy
@@ -69,6 +70,10 @@ def test_any_batch_and_mesh_gives_the_result_of_the_whole_split(split, params, b
     np.testing.assert_array_equal(found.confusion, confusion)
     np.testing.assert_array_equal(found.class_examples, np.bincount(by_hand["labels"], minlength=10))
     np.testing.assert_array_equal(found.class_correct, confusion.diagonal())
+    np.testing.assert_array_equal(found.class_predicted, confusion.sum(0))
+    answers = by_hand["labels"], by_hand["best"]
+    assert found.balanced_accuracy == pytest.approx(sklearn.metrics.balanced_accuracy_score(*answers))
+    assert found.f1 == pytest.approx(sklearn.metrics.f1_score(*answers, average="macro"))
 
 
 def test_all_kinds_of_weights_are_scored_on_one_pass_over_the_split(split, params, by_hand):

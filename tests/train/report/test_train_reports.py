@@ -13,7 +13,9 @@ from train.report import pictures
 from train.report.pictures import draw_confusion, draw_curves
 from train.report.results import evaluation_report, write_examples
 
-EVALUATION = Evaluation(4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([[2, 0], [1, 1]]))
+EVALUATION = Evaluation(
+    4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([3, 1]), np.array([[2, 0], [1, 1]])
+)
 
 
 def test_examples_leave_out_images_that_cannot_be_read(tmp_path):

@@ -45,6 +45,20 @@ def test_killed_many_times_lamb_and_a_running_mean_that_warms_up_end_with_the_sa
     assert evaluations[0] == evaluations[1]
 
 
+@pytest.mark.slow
+def test_killed_many_times_the_best_weights_are_those_of_an_uninterrupted_run(tmp_path):
+    best = ("--keep-best", "top1", "--patience", "100", "--evaluate-every", "1", "--optimizer.learning-rate", "0.05")
+    program = (*LONG, *best)
+    programs.run([*program, "--run-dir", str(tmp_path / "uninterrupted")])
+    kill_at_random_moments(tmp_path / "run", kills=10, seed=11, program=program)
+    for name in ("evaluation.json", "flax_model.safetensors"):
+        for folder in ("model", "model-ema"):
+            found = [(tmp_path / run / folder / name).read_bytes() for run in ("run", "uninterrupted")]
+            assert found[0] == found[1]
+    report = json.loads((tmp_path / "run" / "model" / "evaluation.json").read_text())
+    assert 0 < report["step"] < 124
+
+
 def kill_at_random_moments(run_dir: Path, kills: int, seed: int, program: Sequence[str] = programs.TINY) -> None:
     rng = random.Random(seed)
     arguments = [*program, "--run-dir", str(run_dir), "--save-every", "1"]
