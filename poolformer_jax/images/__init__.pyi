@@ -15,4 +15,5 @@ from .reading import (
     image_suffixes as image_suffixes,
     raising_image_errors as raising_image_errors,
     read_image as read_image,
+    read_image_file as read_image_file,
 )

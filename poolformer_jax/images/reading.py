@@ -21,6 +21,7 @@ import contextlib
 import functools
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -41,6 +42,7 @@ from poolformer_jax.messages import printable
 ImageLike = Any
 
 _CHANNELS = (1, 3, 4)
+_LARGEST_FILE = 1 << 28  # bytes: the most pixels that Pillow reads, in 24 bits without compression
 _DRAWINGS = ("EPS", "WMF")
 DATA_FORMATS = ("channels_last", "channels_first")
 # Formats that Pillow opens but cannot decode to pixels: drawings, measurements, films.
@@ -101,6 +103,22 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
             f"a Pillow image, or an array.{hint}"
         )
     return _to_mode(upright, "L" if num_channels == 1 else "RGB")
+
+
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file. Its folder may hold anything: a pipe would wait, and a device may have no end.
+
+    Raises:
+        ImageError: if it is not a file, or too large for an image.
+        OSError: if it cannot be read.
+    """
+    status = os.stat(path)  # noqa: PTH116 - a million times
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("it is not a file, but a folder, a pipe, a socket or a device")
+    if status.st_size > _LARGEST_FILE:
+        raise ImageError(f"it has {status.st_size:,} bytes, more than an image ({_LARGEST_FILE:,} at most)")
+    with Path(path).open("rb") as file:
+        return file.read(status.st_size)
 
 
 @contextmanager

@@ -66,6 +66,17 @@ def test_several_processes_keep_the_same_best_weights_and_end_early_together(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_with_one_image_for_each_process_trains(tmp_path, processes):
+    one_each = ["--data.batch-size", str(processes), "--data.mix.mixup", "0.8", "--max-steps", "3"]
+    together = programs.start_together([*programs.TINY, "--run-dir", str(tmp_path / "run"), *one_each], processes)
+    with programs.stopping(together):
+        for process in together:
+            programs.finish(process)
+    assert sorted(train_losses(tmp_path / "run")) == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
     run_dir = tmp_path / "run"
     # The checkpoints are all that hosts have to share.

@@ -34,6 +34,8 @@ from train.data.workers.start import initialize_worker, start_workers_without_ja
 Batch = dict[str, np.ndarray]
 _LOG = logging.getLogger(__name__)
 _MAX_BAD_IN_A_ROW = 100
+# Examples. Grain's own endless data set has too many for batches of one image.
+_ENDLESS = 1 << 62
 
 
 class BadImageError(InputError):
@@ -152,7 +154,7 @@ def train_batches(
     indices = (
         grain.MapDataset.range(len(source))
         .shuffle(seed=_shuffle_seed(config.seed))
-        .repeat()
+        .repeat(_ENDLESS // len(source))
         .map_with_index(_Place)
         .batch(size, batch_fn=list)
     )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import time
@@ -19,11 +20,15 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from poolformer_jax.fields import INTEGER
 from poolformer_jax.files import replace_atomically
 from train.compute import Evaluation
 from train.config import TrainConfig
 from train.report.pictures import draw_curves
 from train.report.progress import Display, Meter, Record
+
+_LOG = logging.getLogger(__name__)
+_LONGEST_LINE = 10_000  # bytes; a line has a dozen numbers
 
 
 class Journal:
@@ -182,12 +187,27 @@ def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without one that a killed process left incomplete."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
+    """The lines of metrics.jsonl, without damaged ones, such as one that a killed process left incomplete."""
+    lines, damaged = [], 0
+    for text in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text) if len(text) <= _LONGEST_LINE else None
+        except (ValueError, RecursionError):
+            line = None
+        if _is_line(line):
+            lines.append(line)
+        else:
+            damaged += 1
+    if damaged:
+        _LOG.warning("%s: leaves out damaged lines, %d of %d.", path, damaged, damaged + len(lines))
     return lines
+
+
+def _is_line(line: Any) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str) or not INTEGER.accepts(line.get("step")):
+        return False
+    values = [value for name, value in line.items() if name != "kind"]
+    return all(value is None or isinstance(value, int | float) for value in values)
 
 
 def _one_line(evaluations: Mapping[str, Evaluation], epoch: float) -> str:

@@ -64,9 +64,9 @@ def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
 
 def _curve(axes: Any, lines: Sequence[dict[str, Any]], name: str, label: str | None, color: str, **style: Any) -> None:
     if lines:
-        values = [line[name] for line in lines]
+        values = [line.get(name) for line in lines]  # a damaged line may lack it
         style.setdefault("marker", "o" if len(lines) == 1 else None)  # a line of one point is invisible
-        axes.plot([line["epoch"] for line in lines], values, label=label, color=color, markersize=4, **style)
+        axes.plot([line.get("epoch") for line in lines], values, label=label, color=color, markersize=4, **style)
 
 
 def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:

@@ -7,7 +7,6 @@ with the network, which the recipe may give only as a name.
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ import jax
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
-from poolformer_jax.files import write_json
-from poolformer_jax.messages import first_few, printable, short_repr
+from poolformer_jax.files import read_json, write_json
+from poolformer_jax.messages import first_few, printable, printable_message, short_repr
 from train.compute import from_process_0, refuse_different_processes
 from train.config import TrainConfig, as_json
 from train.data import Source, choose_resizer
@@ -162,15 +161,15 @@ def find_run(config: TrainConfig, source: Source) -> Run:
     step, saved = found
     recipe, unknown = current_fields(saved["recipe"], config)
     _refuse_changes(config.checkpoints, step, describe_changes(saved | {"recipe": recipe}, identity))
-    path = config.run_dir / "recipe.json"
-    if path.exists():  # only in process 0's folder, if each host has one
-        recipe, _ = current_fields(read_recipe(path), config)
-        _refuse_changes(config.run_dir, step, changed_fields(recipe, identity["recipe"]))
+    written, now = read_recipe(config.run_dir / "recipe.json"), _flatten(identity["recipe"])
+    both = [name for name in now if name in written]
+    before, after = ({name: values[name] for name in both} for values in (written, now))
+    _refuse_changes(config.run_dir, step, changed_fields(before, after))
     if unknown:
         _LOG.warning(
             "%s is of a run with fields that this version does not have. They are ignored: %s",
             config.checkpoints,
-            ", ".join(unknown),
+            first_few(unknown, 20),
         )
     return Run(config, identity, step, PoolFormerConfig.from_dict(saved["network"]))
 
@@ -226,22 +225,18 @@ def current_fields(saved: dict[str, Any], config: TrainConfig) -> tuple[dict[str
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The values in a run's recipe.json.
+    """The values in a run's recipe.json by full name ("data.seed"); none if it is missing or damaged.
 
-    Raises:
-        InputError: naming the file, if it does not hold a recipe.
+    A damaged file is logged and does not stop the run: the checkpoints hold the recipe too, and the run writes the file
+    again.
     """
+    if not path.is_file():  # only in process 0's folder, if each host has one
+        return {}
     try:
-        recipe = json.loads(path.read_text())
-        reason = f"it holds a {type(recipe).__name__}, not the fields of a recipe"
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        recipe, reason = None, str(error)
-    if not isinstance(recipe, dict):
-        raise InputError(
-            f"{path} is damaged: {reason}. Expected the recipe of the run as it was written. Restore it from a copy, "
-            "or move it away: the checkpoints hold the recipe too, and the file is then written again."
-        )
-    return recipe
+        return _flatten(read_json(path, "the recipe of the run as it was written"))
+    except (InputError, OSError, RecursionError) as error:
+        _LOG.warning("Ignores the damaged %s, and writes it again: %s", path, printable_message(str(error)))
+        return {}
 
 
 def _compare_processes(config: TrainConfig, source: Source, held_out: Source) -> None:
@@ -260,10 +255,9 @@ def _compare_processes(config: TrainConfig, source: Source, held_out: Source) ->
 
 
 def _refuse_forgotten_checkpoint_dir(config: TrainConfig) -> None:
-    path = config.run_dir / "recipe.json"
-    if not path.exists():
-        return
-    folder = read_recipe(path).get("checkpoint_dir") or str(config.run_dir / "checkpoints")
+    folder = read_recipe(config.run_dir / "recipe.json").get("checkpoint_dir")
+    if not isinstance(folder, str):
+        folder = str(config.run_dir / "checkpoints")
     if folder != config.checkpoints and (found := newest_run(folder)) is not None:
         raise InputError(
             f"The run in {config.run_dir} saves its checkpoints in {folder}, up to step {found[0]}; "

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 from PIL import Image
-from rich.console import Console
 
 from poolformer_jax import GpuKernels, TpuKernels, process
 from poolformer_jax.network.fused import Verification
 from poolformer_jax.network.fused.kernels import verification
-from train import loop, setup
+from train import setup
 from train.commands import doctor, resource_checks
 from train.commands.doctor import examine, print_findings
 from train.commands.finding import Finding
@@ -264,17 +263,14 @@ def test_a_folder_of_unreadable_checkpoints_is_a_failure(folder, tmp_path):
     assert "step 7: " in found.found
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
-def test_a_damaged_recipe_is_named_by_the_doctor_and_by_the_run(folder, tmp_path, content):
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "\xff", "[" * 100_000, '{"a":' * 900 + "1" + "}" * 900])
+def test_a_damaged_recipe_is_named_and_does_not_stop_the_run(folder, tmp_path, caplog, content):
     config = of_folder(folder, tmp_path)
     save_a_state(config)
     path = tmp_path / "run" / "recipe.json"
     path.write_text(content, encoding="latin-1")
-    (found,) = failures(config)
-    assert f"{path} is damaged" in found.found
-    with pytest.raises(ValueError, match=r"recipe\.json is damaged: .*Restore it from a copy"):
-        loop.run(config, Console(stderr=True))
-    assert path.read_text(encoding="latin-1") == content
+    assert not failures(config)
+    assert content in ("{}", '{"a":' * 900 + "1" + "}" * 900) or f"Ignores the damaged {path}" in caplog.text
 
 
 def in_megabytes(config):

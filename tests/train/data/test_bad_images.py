@@ -1,13 +1,17 @@
 """An unreadable image stops a run and is named, or is skipped and reported."""
 
 import dataclasses
+import os
 import shutil
+import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from poolformer_jax.images import ImageError
+from refusals import at_most
 from small_data import SMALL, assert_same, photographs, take, write_photographs
 from train.data import HostAugmentation, SourceError, open_source
 from train.data.pipeline import BadImageError, evaluation_batches, train_batches
@@ -36,6 +40,51 @@ def test_a_damaged_image_stops_training_and_is_named(damaged, workers):
     config = photographs(root, workers=workers)
     with pytest.raises(BadImageError, match=rf"The image {bad} cannot be read: .*\n.*--data.on-bad-image skip"):
         take(config, open_source(config, "train"), 5)
+
+
+def _nothing(path):
+    """What is called like an image and is none, by kind; none of them ends a run, takes its memory, or lets it wait."""
+    kind = path.stem
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(8 << 30)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind(str(path))
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "folder":  # becomes one after the folder was read
+        path.unlink()
+        path.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse", "socket", "loop", "folder"])
+def test_what_is_no_file_among_images_is_named_or_skipped(tmp_path, folder, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    root = Path("photos")
+    shutil.copytree(folder, root)
+    place = root / "class 0" / f"{kind}.jpg"
+    if kind == "folder":
+        place.touch()
+        source = open_source(photographs(root), "train")
+    _nothing(place)
+    if kind != "folder":
+        source = open_source(photographs(root), "train")
+    index = next(row for row in range(len(source)) if source.names[row].item().endswith(place.name.encode()))
+    with at_most(1 << 22):
+        assert isinstance(source[index]["image"], ImageError)
+    config = photographs(root, on_bad_image="skip")
+    with train_batches(config, source) as batches:
+        for _ in range(2 * len(source) // config.batch_size):
+            next(batches)
+        (bad,) = batches.bad_images
+    assert bad.endswith(f"{kind}.jpg")
+    with pytest.raises(BadImageError, match=rf"{kind}\.jpg cannot be read"):
+        take(photographs(root), source, 2 * len(source) // config.batch_size)
 
 
 def test_a_damaged_image_can_be_skipped_and_is_counted(damaged, folder, caplog):

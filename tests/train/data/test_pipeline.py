@@ -32,6 +32,15 @@ def test_processes_together_see_the_batches_of_one(folder, processes):
     assert_same(together, alone)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_process_may_have_a_single_image(folder, processes):
+    config = dataclasses.replace(photographs(folder), batch_size=processes)
+    source = open_source(config, "train")
+    for process in range(processes):
+        (batch,) = take(config, source, 1, process_index=process, process_count=processes)
+        assert batch["image"].shape == (1, 32, 32, 3)
+
+
 def test_workers_make_the_same_batches_in_the_same_order(folder):
     config = photographs(folder)
     source = open_source(config, "train")

@@ -1,21 +1,52 @@
 """Pictures, examples and reports of a run; an error in them does not end a run."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from small_data import photographs, write_photographs
 from train.compute.evaluation import Evaluation
 from train.data import ArraySource, open_source
 from train.report import pictures
+from train.report.journal import MetricsFile, last_logged_step
 from train.report.pictures import draw_confusion, draw_curves
 from train.report.results import evaluation_report, write_examples
 
 EVALUATION = Evaluation(
     4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([3, 1]), np.array([[2, 0], [1, 1]])
 )
+
+
+LINE = {"kind": "train", "step": 3, "epoch": 0.5, "loss": 1.0, "accuracy": None, "learning_rate": 0.1}
+DAMAGED = ["", "{", "[]", "\xff", "null", "[" * 100_000, "[]," * 10_000, '{"kind": "train"}', '{"kind": [], "step": 1}']
+DAMAGED += ['{"kind": "train", "step": null}', '{"kind": "train", "step": 1, "epoch": {}}', "1" * 5000]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_line_of_the_metrics_is_left_out(tmp_path, caplog, damaged):
+    path = tmp_path / "metrics.jsonl"
+    text = f"{json.dumps(LINE)}\n{damaged}\n" + json.dumps(LINE | {"step": 6}) + '\n{"kind": "tr'
+    path.write_text(text, encoding="latin-1")
+    assert last_logged_step(tmp_path) == 6
+    assert f"{path}: leaves out damaged lines, {2 if damaged else 1} of" in caplog.text or not damaged
+    with MetricsFile(tmp_path, 3) as metrics:
+        metrics.draw_curves()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [LINE]
+    assert (tmp_path / "curves.png").is_file()
+
+
+LINES = st.text(max_size=100).map(lambda text: json.dumps({"kind": text, "step": text}).encode())
+
+
+@given(st.binary(max_size=200) | LINES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_may_stand_in_the_metrics(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(json.dumps(LINE).encode() + b"\n" + content)
+    assert last_logged_step(tmp_path) >= 3
 
 
 def test_examples_leave_out_images_that_cannot_be_read(tmp_path):
@@ -78,7 +109,7 @@ def test_a_class_may_have_any_name_in_the_confusion(tmp_path, name, caplog):
 def test_a_picture_that_cannot_be_drawn_is_logged_and_the_run_continues(tmp_path, caplog):
     """Here because there is nothing to draw; in a run a font, the layout or the disk may be the cause."""
     draw_confusion(EVALUATION, (), tmp_path / "confusion.png")
-    draw_curves([{"kind": "train"}], tmp_path / "curves.png")
+    draw_curves([{}], tmp_path / "curves.png")
     expected = [record.getMessage() for record in caplog.records]
     assert len(expected) == 2
     for message, name in zip(expected, ("confusion.png", "curves.png")):

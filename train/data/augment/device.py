@@ -55,7 +55,7 @@ def augment_batch(
     mix_key, erase_key = jax.random.split(key)
     targets = smooth_one_hot(labels, num_classes, config.mix.label_smoothing)
     values = images.astype(jnp.float32)
-    if config.mix.mixes:
+    if config.mix.mixes and len(labels) > 1:  # a single image has no other to be mixed with
         values, targets = mix_groups(mix_key, images, targets, config.mix)
     pixels = _normalize(values, config)
     if config.mix.erase_probability > 0:

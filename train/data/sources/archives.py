@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from poolformer_jax.messages import MAX_MESSAGE, printable
 from train.data.sources.source import Example, SourceError, digest_of
 
 TRAIN, VALIDATION, KIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -50,7 +51,7 @@ class ArchiveSource:
         with self.archive.open("rb") as file:
             file.seek(int(self.offsets[index]))
             data = file.read(int(self.sizes[index]))
-        return {"image": data, "label": int(self.labels[index]), "id": os.fsdecode(bytes(self.names[index]))}
+        return {"image": data, "label": int(self.labels[index]), "id": printable(bytes(self.names[index]), MAX_MESSAGE)}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples."""

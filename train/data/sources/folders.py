@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes
+from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes, read_image_file
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from train.data.sources.source import Example, Source, SourceError, digest_of, held_out
 
@@ -73,7 +73,9 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         path = self._path(index)
         try:
-            image: bytes | ImageError = Path(path).read_bytes()
+            image: bytes | ImageError = read_image_file(path)
+        except ImageError as error:
+            image = error
         except OSError as error:
             self._check_root(error)
             image = ImageError(f"its file cannot be read: {error.strerror or error}")
