@@ -188,10 +188,11 @@ def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without damaged ones, such as one that a killed process left incomplete."""
-    lines, damaged = [], 0
+    lines: list[dict[str, Any]] = []
+    damaged = 0
     for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            line = json.loads(text) if len(text) <= _LONGEST_LINE else None
+            line: Any = json.loads(text) if len(text) <= _LONGEST_LINE else None
         except (ValueError, RecursionError):
             line = None
         if _is_line(line):
