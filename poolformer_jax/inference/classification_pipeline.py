@@ -64,7 +64,8 @@ class ImageClassificationPipeline:
             problems.append("The network has no head (num_labels=0): expected a label. Use ImageEmbedder instead.")
         if problems:
             raise InputError("\n".join(problems))
-        network = partial(folded_apply, config, dtype=dtype, images_at_once=images_at_once(Mesh(devices, ("batch",))))
+        at_once = images_at_once(config, Mesh(devices, ("batch",)))
+        network = partial(folded_apply, config, dtype=dtype, images_at_once=at_once)
         program = BatchProgram(partial(_logits, image_processor, network), fold(config, variables), batch_size, devices)
         self.config = config
         self.image_processor = image_processor

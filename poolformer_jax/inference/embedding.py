@@ -75,7 +75,7 @@ class ImageEmbedder:
         if problems := preprocessing_problems(config, image_processor):
             raise InputError("\n".join(problems))
         headless, backbone = _without_head(config, variables)
-        at_once = images_at_once(Mesh(np.asarray(devices), ("batch",)))
+        at_once = images_at_once(config, Mesh(np.asarray(devices), ("batch",)))
         apply = partial(_embed, headless, image_processor, dtype, feature_maps, at_once)
         program = BatchProgram(apply, fold(headless, backbone), batch_size, devices)
         self.config = config

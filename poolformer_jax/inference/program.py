@@ -41,7 +41,8 @@ _AXIS = "batch"
 Apply: TypeAlias = Callable[[Any, Array], Any]
 
 # Enough to keep a core busy, and few enough for a part's hidden layers to stay in its caches (docs/performance.md).
-_IMAGES_PER_CORE = 2
+# The hidden maps between the layers of a sep_conv mixer need more space.
+_IMAGES_PER_CORE, _IMAGES_PER_CORE_WITH_SEP_CONV = 2, 1
 
 
 class BatchProgram:
@@ -133,19 +134,20 @@ def fastest_network(
     if verification is not None and verification.problem:
         warnings.warn(f"{verification.warning} (kernels='off' skips this check.)", stacklevel=4)
     if chosen is None:
-        apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_at_once(mesh))
+        apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_at_once(config, mesh))
         return apply, fold(config, variables)
     return _trained_network(config, variables, dtype, chosen)
 
 
-def images_at_once(mesh: Mesh) -> int | None:
+def images_at_once(config: PoolFormerConfig, mesh: Mesh) -> int | None:
     """The number of images that each device of a mesh should compute at a time; None for all of its images.
 
     CPU devices share the cores that this process may use.
     """
     if not _is_cpu(mesh):
         return None
-    return _IMAGES_PER_CORE * max(1, available_cores() // mesh.size)
+    images = _IMAGES_PER_CORE_WITH_SEP_CONV if "sep_conv" in config.token_mixers else _IMAGES_PER_CORE
+    return images * max(1, available_cores() // mesh.size)
 
 
 def shard_on_cpu(apply: Apply, mesh: Mesh) -> Apply:
