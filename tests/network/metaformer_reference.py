@@ -73,40 +73,47 @@ def outputs(
         mistake: a key of SILENT_MISTAKES or LOUD_MISTAKES, or "dropout before fc1".
         dropout_mask: factors of the head's hidden features, [b, 4c], as dropout draws them.
     """
-    mixers, norm_kind = KINDS[kind]
-    if mistake in ("layer norm instead of group norm", "group norm instead of layer norm"):
-        norm_kind = mistake.split()[0]
-    block_epsilon = 1e-5 if mistake == "block epsilon 1e-5" else 1e-6
-    downsampling_epsilon = 1e-5 if mistake == "downsampling epsilon 1e-5" else 1e-6
-    downsampling_axes = (1, 2, 3) if mistake == "group norm at downsampling" else (1,)
     x, stages = pixels, []
-    for stage, mixer in enumerate(mixers):
-        name = f"downsample_layers.{stage}"
-        if stage:
-            x = _norm(x, downsampling_axes, downsampling_epsilon, state[f"{name}.pre_norm.weight"])
-        stride, padding = (2, 1) if stage else (4, 2)
-        x = _convolution(x, state[f"{name}.conv.weight"], stride, None if mistake == "SAME padding" else padding)
-        x = x + state[f"{name}.conv.bias"][:, None, None]
-        if stage == 0 and mistake != "no norm in the stem":
-            x = _norm(x, downsampling_axes, downsampling_epsilon, state[f"{name}.post_norm.weight"])
+    for stage, mixer in enumerate(KINDS[kind][0]):
+        x = _downsample(state, x, stage, mistake)
         block = 0
         while f"stages.{stage}.{block}.norm1.weight" in state:
-            name = f"stages.{stage}.{block}"
-            for number in (1, 2):
-                weight = state[f"{name}.norm{number}.weight"]
-                normed = _norm(x, (1, 2, 3) if norm_kind == "group" else (1,), block_epsilon, weight)
-                if number == 1:
-                    branch = _mix(state, normed, f"{name}.token_mixer", mixer, mistake)
-                else:
-                    hidden = _star_relu(
-                        state, _dense(normed, state[f"{name}.mlp.fc1.weight"]), f"{name}.mlp.act", mistake
-                    )
-                    branch = _dense(hidden, state[f"{name}.mlp.fc2.weight"])
-                scale = state[f"{name}.res_scale{number}.scale"][:, None, None] if stage >= 2 else 1.0
-                x = x + scale * branch if mistake == "residual scale on the branch" else scale * x + branch
+            x = _block(state, x, f"stages.{stage}.{block}", mixer, KINDS[kind][1], mistake)
             block += 1
         stages.append(x)
     return stages, _head(state, x, head_epsilon, mistake, dropout_mask)
+
+
+def _downsample(state: State, x: np.ndarray, stage: int, mistake: str | None) -> np.ndarray:
+    """The stem, or a norm and a convolution before a later stage."""
+    name, epsilon = f"downsample_layers.{stage}", 1e-5 if mistake == "downsampling epsilon 1e-5" else 1e-6
+    axes = (1, 2, 3) if mistake == "group norm at downsampling" else (1,)
+    if stage:
+        x = _norm(x, axes, epsilon, state[f"{name}.pre_norm.weight"])
+    stride, padding = (2, 1) if stage else (4, 2)
+    x = _convolution(x, state[f"{name}.conv.weight"], stride, None if mistake == "SAME padding" else padding)
+    x = x + state[f"{name}.conv.bias"][:, None, None]
+    if stage or mistake == "no norm in the stem":
+        return x
+    return _norm(x, axes, epsilon, state[f"{name}.post_norm.weight"])
+
+
+def _block(state: State, x: np.ndarray, name: str, mixer: str, norm: str, mistake: str | None) -> np.ndarray:
+    if mistake in ("layer norm instead of group norm", "group norm instead of layer norm"):
+        norm = mistake.split()[0]
+    axes, epsilon = (1, 2, 3) if norm == "group" else (1,), 1e-5 if mistake == "block epsilon 1e-5" else 1e-6
+
+    def residual(x: np.ndarray, branch: np.ndarray, number: int) -> np.ndarray:
+        if f"{name}.res_scale{number}.scale" not in state:
+            return x + branch
+        scale = state[f"{name}.res_scale{number}.scale"][:, None, None]
+        return x + scale * branch if mistake == "residual scale on the branch" else scale * x + branch
+
+    normed = _norm(x, axes, epsilon, state[f"{name}.norm1.weight"])
+    x = residual(x, _mix(state, normed, f"{name}.token_mixer", mixer, mistake), 1)
+    hidden = _dense(_norm(x, axes, epsilon, state[f"{name}.norm2.weight"]), state[f"{name}.mlp.fc1.weight"])
+    hidden = _star_relu(state, hidden, f"{name}.mlp.act", mistake)
+    return residual(x, _dense(hidden, state[f"{name}.mlp.fc2.weight"]), 2)
 
 
 def _mix(state: State, x: np.ndarray, name: str, mixer: str, mistake: str | None) -> np.ndarray:

@@ -11,6 +11,7 @@ from etils import epath
 from rich.console import Console
 
 from poolformer_jax import MetaFormerForImageClassification
+from poolformer_jax.network import all_parameters, initial_value
 from small_networks import random_variables
 from train import loop
 from train.compute.optimizer import decay_mask, layer_scales
@@ -55,6 +56,21 @@ def named(tree):
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
     }
+
+
+@pytest.mark.parametrize("variant", ["randformer_s12", "caformer_s18"])
+def test_a_new_network_starts_with_the_authors_values(variant):
+    # Not those of the first paper, whose convolutions keep PyTorch's default.
+    network = FreshNetwork.from_variant(variant, depths=(1,) * 4, hidden_sizes=(32,) * 4, num_labels=100)
+    for parameter in all_parameters(network):
+        values, name = np.asarray(initial_value(jax.random.key(0), parameter)), parameter.path.rpartition("/")[2]
+        if parameter.path.endswith("random/kernel"):
+            np.testing.assert_allclose(values.sum(0), np.ones(len(values)), rtol=1e-5)
+            assert 0.5 < values.min() * len(values) < values.max() * len(values) < 2
+        elif name == "kernel":
+            np.testing.assert_allclose([1 + values.mean(), values.std()], [1, 0.02], rtol=0.1, err_msg=parameter.path)
+        else:
+            np.testing.assert_array_equal(values, {"scale": 1, "bias": 0}[name], err_msg=parameter.path)
 
 
 @pytest.mark.parametrize("network", [RANDFORMER, CAFORMER])
