@@ -63,7 +63,8 @@ def random_arrays(shapes: Sequence[tuple[int, ...]], seed: int = 0) -> Iterator[
 
 def make_file(folder: Path, variant: str, layout: str) -> Path:
     """Writes a weights file of `layout`: in torch.save's format for sail and timm, safetensors for the others."""
-    config = PoolFormerConfig.from_variant(variant, head_order=LAYOUTS[layout].head_order or "norm_pool")
+    config = PoolFormerConfig.from_variant(variant)
+    config = PoolFormerConfig.from_variant(variant, **LAYOUTS[layout].fixed_fields(config))
     names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout)]
     torch = layout in ("sail", "timm")
     path = folder / f"{layout}_{variant}{'.pth' if torch else '.safetensors'}"

@@ -68,7 +68,7 @@ def describe_conversion(
         "destination": {
             "folder": str(destination),
             "layout": layout,
-            "head_order": LAYOUTS[layout].head_order or source.config.head_order,
+            **{"head_order": source.config.head_order, **LAYOUTS[layout].fixed_fields(source.config)},
             "dtype": "float32",
         },
         "arrays": [

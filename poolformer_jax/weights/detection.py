@@ -5,6 +5,7 @@ tables say it has (c channels, m hidden channels, ...), and the majority wins, s
 what the others say.
 """
 
+import dataclasses
 import math
 import re
 import warnings
@@ -20,16 +21,13 @@ import numpy as np
 from poolformer_jax.errors import InputError
 from poolformer_jax.messages import first_few, printable
 from poolformer_jax.network import MIXER_PARAMETERS, PoolFormerConfig, published_variant
-from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, Row, parameter_rows
+from poolformer_jax.weights.names import LAYOUTS, MLP, TRANSFORMS, Row, parameter_rows
 
 # transformers' PoolFormerModel saves the backbone without the prefix "poolformer.".
 _HF_BACKBONE = "encoder."
-# Networks of "MetaFormer Baselines for Vision" normalise before or after the stem, in timm's names and the authors'.
-_SECOND_PAPER = ("stem.norm.weight", "downsample_layers.0.conv.weight")
 # Names of the stem. What precedes them is the prefix of a wrapper (module., _orig_mod., backbone., ...).
-_STEM = (
-    *(row.name.removeprefix("poolformer.") for table in LAYOUTS.values() for row in table.rows if "stem" in row.path),
-    *_SECOND_PAPER,
+_STEM = tuple(
+    row.name.removeprefix("poolformer.") for table in LAYOUTS.values() for row in table.rows if "stem" in row.path
 )
 _SWA_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel saves it beside the weights
 # Parts of names that wrappers of a network, or of a part of it, insert: DistributedDataParallel, torch.compile, FSDP,
@@ -86,11 +84,6 @@ def match_names(shapes: Mapping[str, Shape]) -> MatchedNames:
     names = _unwrap(name for name in shapes if name not in set(losses))
     if losses:
         warnings.warn(f"Leaves out arrays of a loss: {first_few(losses, 3)}.", stacklevel=2)
-    if any(name in names for name in _SECOND_PAPER):
-        raise InputError(
-            "These weights are of the second paper's networks (PoolFormerV2, IdentityFormer, RandFormer, ConvFormer, "
-            "CAFormer), which this version does not have. Expected a PoolFormer or MetaFormer of the first paper."
-        )
     if batch_norm := next((name for name in names if _BATCH_NORM.search(name)), None):
         raise InputError(
             f"These weights have BatchNorm ({printable(batch_norm)}), such as the authors' ablation poolformer_bn_s12. "
@@ -102,8 +95,9 @@ def match_names(shapes: Mapping[str, Shape]) -> MatchedNames:
         shown = ", ".join(printable(name) for name in list(shapes)[:4]) or "nothing"
         raise InputError(
             f"These {len(shapes)} names are not those of a PoolFormer: {shown}, ... Expected names as in sail "
-            "('network.0.0.norm1.weight'), transformers ('poolformer.encoder.block.0.0.before_norm.weight'), timm "
-            "('stages.0.blocks.0.norm1.weight') or this package ('stages_0/blocks_0/norm1/scale')."
+            "('network.0.0.norm1.weight', 'stages.0.0.norm1.weight'), transformers "
+            "('poolformer.encoder.block.0.0.before_norm.weight'), timm ('stages.0.blocks.0.norm1.weight') or this "
+            "package ('stages_0/blocks_0/norm1/scale')."
         )
     return MatchedNames(layout, names, shapes, tuple(matches[layout]))
 
@@ -223,9 +217,11 @@ def _stages(matches: Sequence[_Match]) -> list[tuple[int | None, _Match]]:
 def _dimensions(match: _Match, symbols: tuple[str, ...]) -> list[tuple[str, int]]:
     """Symbol and size of each dimension of the array; empty if the number of dimensions is wrong."""
     placeholder = np.broadcast_to(np.int8(0), (1,) * len(symbols))
-    if len(match.shape) != TRANSFORMS[match.row.transform].to_layout(placeholder).ndim or 0 in match.shape:
+    key = match.row.transform
+    transform = TRANSFORMS[("linear" if len(match.shape) == len(symbols) else "pointwise") if key == MLP else key]
+    if len(match.shape) != transform.to_layout(placeholder).ndim or 0 in match.shape:
         return []
-    shape = TRANSFORMS[match.row.transform].to_tree(np.broadcast_to(np.int8(0), match.shape)).shape
+    shape = transform.to_tree(np.broadcast_to(np.int8(0), match.shape)).shape
     return list(zip(symbols, shape))
 
 
@@ -245,8 +241,7 @@ def _config(
             f"This state dict, in the layout {layout!r}, has {len(depths)} stages, and no array of stage "
             f"{', '.join(map(str, unknown))}. Expected arrays of every stage; give the file as it was saved."
         )
-    mixers = tuple(_mixer(conditions[stage]) for stage in stages)
-    embedded = tuple("position embedding" in conditions[stage] for stage in stages)
+    mixers = _mixers([conditions[stage] for stage in stages])
     patches = [winner(stage, "k") for stage in stages]
     architecture: dict[str, Any] = {
         "num_channels": winner(0, "i") or 3,
@@ -254,19 +249,42 @@ def _config(
         "hidden_sizes": tuple(widths),
         "mlp_ratio": _mlp_ratio([(c, m) for c, m in zip(widths, (winner(s, "m") for s in stages)) if c and m]),
         "token_mixers": mixers,
-        "position_embeddings": embedded,
-        # The published networks with attention normalise over channels, all others over the whole map. The arrays of
-        # both norms have the same shapes.
-        "norm": "layer_norm" if "attention" in mixers else "group_norm",
+        "position_embeddings": tuple("position embedding" in conditions[stage] for stage in stages),
         **_convolutions(patches),
+        **_block_and_head(mixers, [conditions[stage] for stage in stages]),
     }
     architecture |= {
-        "use_layer_scale": any("layer scale" in present for present in conditions.values()),
         "num_labels": winner(len(depths) - 1, "l") or 0,
-        "head_order": LAYOUTS[layout].head_order or "norm_pool",
         "image_size": _image_size(architecture["strides"], winner, stages),
     }
-    return _as_published(PoolFormerConfig(**architecture))
+    config = _as_published(PoolFormerConfig(**architecture))
+    return dataclasses.replace(config, **LAYOUTS[layout].fixed_fields(config))
+
+
+def _block_and_head(mixers: tuple[str, ...], conditions: Sequence[set[str]]) -> dict[str, Any]:
+    """The fields that say which optional parameters blocks, convolutions and head have."""
+    present = set().union(*conditions)
+    second_paper = not {"stem norm", "downsample norm"}.isdisjoint(present)
+    norm_bias = "norm bias" in present
+    # Both norms have parameters of the same shapes. The first paper's networks with attention normalise over channels,
+    # and of the second paper ConvFormer and CAFormer; all others over the whole map.
+    over_channels = {"attention", "sep_conv"} if second_paper else {"attention"}
+    scales = tuple(1.0 if "residual scale" in present_here else None for present_here in conditions)
+    mlp_head = second_paper and "linear head" not in present and not over_channels.isdisjoint(mixers)
+    return {
+        "norm": "group_norm" if over_channels.isdisjoint(mixers) else "layer_norm",
+        "norm_bias": norm_bias,
+        "norm_epsilon": 1e-5 if norm_bias else 1e-6,
+        "downsample_norm": second_paper,
+        "mlp_bias": "mlp bias" in present,
+        "hidden_act": "star_relu" if "star relu" in present else "gelu",
+        "attention_bias": "attention bias" in present if "attention" in mixers else not second_paper,
+        "use_layer_scale": "layer scale" in present,
+        "residual_scale_init_values": scales if any(scales) else None,
+        "head": "mlp" if mlp_head or "mlp head" in present else "linear",
+        "head_order": "pool_norm" if second_paper else "norm_pool",
+        "convolution_init": "normal" if second_paper else "torch",
+    }
 
 
 def _mlp_ratio(sizes: list[tuple[int, int]]) -> float:
@@ -276,9 +294,11 @@ def _mlp_ratio(sizes: list[tuple[int, int]]) -> float:
     return max(candidates, key=lambda ratio: sum(int(c * ratio) == m for c, m in sizes), default=4.0)
 
 
-def _mixer(conditions: set[str]) -> str:
-    # Pooling and identity have no parameters and look alike. Pooling is assumed.
-    return next((name for name in MIXER_PARAMETERS if name in conditions), "pooling")
+def _mixers(conditions: Sequence[set[str]]) -> tuple[str, ...]:
+    # Pooling and identity have no parameters and look alike. Beside random mixing, published networks have identity;
+    # otherwise pooling is assumed, which `transfer.say_what_is_assumed` reports.
+    known = [next((name for name in MIXER_PARAMETERS if name in present), None) for present in conditions]
+    return tuple(name or ("identity" if "random" in known else "pooling") for name in known)
 
 
 def _convolutions(patches: list[int | None]) -> dict[str, tuple[int, ...]]:
@@ -307,5 +327,5 @@ def _as_published(config: PoolFormerConfig) -> PoolFormerConfig:
     """The same network; for a published architecture, with the other fields as published (initial layer scale)."""
     if (variant := published_variant(config)) is None:
         return config
-    kept = ("num_labels", "head_order", "use_layer_scale", "image_size")
+    kept = ("num_labels", "use_layer_scale", "image_size", "head_order")
     return PoolFormerConfig.from_variant(variant, **{field: getattr(config, field) for field in kept})

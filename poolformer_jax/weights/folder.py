@@ -27,7 +27,7 @@ from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.model_card import GENERATED, MODEL_CARD, model_card
 from poolformer_jax.weights.names import LAYOUTS, leaves
-from poolformer_jax.weights.published import class_names, default_image_processor
+from poolformer_jax.weights.published import IN_TIMM, class_names, default_image_processor, timms_name
 from poolformer_jax.weights.source import CONFIG, CONFIG_METADATA, WEIGHTS
 
 # transformers would open model.safetensors with our names, and give all parameters random values.
@@ -60,17 +60,19 @@ def write_model(
     # Also refuses an unknown layout.
     names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout, classifier=classifier)]
     _check_supported(config, layout)
-    _warn_of_head_order(config, layout)
+    fixed = LAYOUTS[layout].fixed_fields(config)
+    _warn_of_fixed_fields(config, layout, fixed)
     processor = image_processor or default_image_processor(config)
     if processor is not None and processor.num_channels != config.num_channels:
         raise InputError(
             f"The preprocessing makes {processor.num_channels} channels, and this network takes {config.num_channels}. "
             "Expected a mean and a standard deviation for each channel, or no preprocessing."
         )
-    saved = dataclasses.replace(config, head_order=LAYOUTS[layout].head_order or config.head_order)
+    saved = dataclasses.replace(config, **fixed)
     config_json = _config_json(saved, layout, processor)
     if not classifier:
-        config_json["architectures"] = ["PoolFormerModel"]
+        classes = config_json["architectures"]
+        config_json["architectures"] = [name.replace("ForImageClassification", "Model") for name in classes]
     file = {"jax": _OUR_WEIGHTS, "sail": "model.pth.tar"}.get(layout, "model.safetensors")
     target = Path(folder).expanduser()
     with _staged(target, file) as stage:
@@ -91,34 +93,41 @@ def write_model(
 
 def _check_supported(config: PoolFormerConfig, layout: str) -> None:
     """Raises if the layout's model would compute something else with these parameters."""
-    stages = len(config.depths)
     wanted: dict[str, Any] = {}
-    if layout in ("hf", "timm"):
+    if layout in ("hf", "timm") and not config.downsample_norm:
+        stages = len(config.depths)
         wanted = {"token_mixers": ("pooling",) * stages, "norm": "group_norm", "position_embeddings": (False,) * stages}
-    if layout == "timm":
-        wanted |= {"pool_size": 3, "hidden_act": "gelu", "use_layer_scale": True}
-    if wrong := [
-        f"{name}={getattr(config, name)!r}" for name, value in wanted.items() if getattr(config, name) != value
-    ]:
+        if layout == "timm":
+            wanted |= {"pool_size": 3, "hidden_act": "gelu", "use_layer_scale": True}
+    if layout != "jax":
+        paper = PoolFormerConfig.from_variant("poolformerv2_s12" if config.downsample_norm else "s12")
+        wanted |= {name: getattr(paper, name) for name in _BUILT_IN}
+    if wrong := {name: value for name, value in wanted.items() if getattr(config, name) != value}:
+        given = ", ".join(f"{name}={getattr(config, name)!r}" for name in wrong)
         raise InputError(
-            f"The model of {layout} cannot compute a network with {', '.join(wrong)}. Expected "
-            f"{', '.join(f'{name}={value!r}' for name, value in wanted.items())}; 'jax' takes every network."
+            f"The model of {layout} cannot compute a network with {given}. Expected "
+            f"{', '.join(f'{name}={value!r}' for name, value in wrong.items())}; 'jax' takes every network."
         )
-    if layout == "timm" and _timm_variant(config) is None:
+    if layout == "timm" and _timm_variant(config) not in IN_TIMM:
         raise InputError(
-            f"timm.create_model has no network of depths {config.depths}, widths {config.hidden_sizes}. Expected "
-            "one of the published s12, s24, s36, m36 and m48; save this one as 'hf', 'sail' or 'jax'."
+            f"timm.create_model has no network of depths {config.depths}, widths {config.hidden_sizes} and token "
+            f"mixers {config.token_mixers}. Expected one of {', '.join(map(timms_name, IN_TIMM))}; save this one as "
+            "'sail' or 'jax'."
         )
 
 
-def _warn_of_head_order(config: PoolFormerConfig, layout: str) -> None:
-    there = LAYOUTS[layout].head_order
-    if there is not None and there != config.head_order:
-        warnings.warn(
-            f"This network has head_order={config.head_order!r}, and the model of {layout} computes {there!r}: its "
-            "logits will differ, with the same weights. python -m convert --verify computes by how much.",
-            stacklevel=4,
-        )
+# Fields of the blocks that are the same in every network of the first paper, and in every one of the second.
+_BUILT_IN = ("norm_bias", "norm_epsilon", "mlp_bias", "attention_bias")
+
+
+def _warn_of_fixed_fields(config: PoolFormerConfig, layout: str, fixed: Mapping[str, Any]) -> None:
+    for name, there in fixed.items():
+        if there != getattr(config, name):
+            warnings.warn(
+                f"This network has {name}={getattr(config, name)!r}, and the model of {layout} computes {there!r}: its "
+                "logits will differ, with the same weights. python -m convert --verify computes by how much.",
+                stacklevel=4,
+            )
 
 
 def _timm_variant(config: PoolFormerConfig) -> str | None:
@@ -142,7 +151,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
     preprocessing = {} if processor is None else _timm_preprocessing(processor)
     side = 224 if processor is None else processor.crop_size["height"]
     data: dict[str, Any] = {
-        "architecture": f"poolformer_{_timm_variant(config)}",
+        "architecture": timms_name(_timm_variant(config) or ""),
         "num_classes": config.num_labels,
         "num_features": config.hidden_sizes[-1],
         "global_pool": "avg",
@@ -150,7 +159,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
             "num_classes": config.num_labels,
             "input_size": [config.num_channels, side, side],
             "pool_size": [config.feature_sizes(side)[-1]] * 2,
-            "classifier": "head.fc",
+            "classifier": "head.fc.fc2" if config.head == "mlp" else "head.fc",
             **preprocessing,
         },
     }

@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import PoolFormerImageProcessor, imagenet_labels
-from poolformer_jax.network import PoolFormerConfig, published_variant
+from poolformer_jax.network import FAMILIES, SIZES, PoolFormerConfig, published_variant
 
 # The authors' ablations of a size whose arrays have the size's names and shapes (sail-sg/poolformer, README, Section 2,
 # and its issues 9 and 46), by the words that name them, and what differs. None: what this version cannot compute.
@@ -25,16 +25,30 @@ _NAME = re.compile(
     rf"(?<![a-z])(?:pool|meta)former[_-]?(?:(?P<before>[a-z]+)[_-])?(?P<size>[sm]\d\d)(?!\d)(?:[_-](?P<after>{_WORDS})(?![a-z]))?"
 )
 
+# The second paper's networks of which only a name says whether they pool.
+_SECOND_PAPER_NAME = re.compile(r"(?<![a-z])(poolformer[_-]?v2|identityformer)[_-]?([sm]\d\d)(?!\d)")
 
-def changes_named(text: str) -> Mapping[str, Any] | None:
-    """The fields in which the published network that `text` names differs from its size; None if it names none.
+
+def is_pooling_open(config: PoolFormerConfig) -> bool:
+    """True for a network inferred from arrays that PoolFormerV2 and IdentityFormer have alike."""
+    return config.downsample_norm and "pooling" in config.token_mixers
+
+
+def changes_named(text: str, config: PoolFormerConfig) -> Mapping[str, Any] | None:
+    """The fields in which the published network that `text` names differs from `config`; None if it names none.
 
     Args:
         text: the name of a file, a folder or an architecture, such as "poolformer_ln_s12.pth.tar".
+        config: the network that names and shapes of the arrays determine, with pooling where they leave it open.
 
     Raises:
         InputError: if it names a network with BatchNorm.
     """
+    if config.downsample_norm:
+        if not is_pooling_open(config):
+            return _SAME
+        family = _SECOND_PAPER_NAME.search(text.lower())
+        return None if family is None else _IDENTITY if family[1] == "identityformer" else _SAME
     match = _NAME.search(text.lower())
     if match is None or (word := match["before"] or match["after"] or "") not in _ABLATIONS:
         return None
@@ -50,9 +64,47 @@ def changes_named(text: str) -> Mapping[str, Any] | None:
 def published_config(name: str, **changes: Any) -> PoolFormerConfig:
     """As `PoolFormerConfig.from_variant`, with the ablations that differ in their norm ("poolformer_ln_s12") too."""
     match = _NAME.fullmatch(name)
-    if match and (named := changes_named(name)):
+    if match and (named := changes_named(name, PoolFormerConfig())):
         return PoolFormerConfig.from_variant(match["size"], **{**named, **changes})
     return PoolFormerConfig.from_variant(name, **changes)
+
+
+# timm has neither the ablations nor IdentityFormer and RandFormer.
+IN_TIMM = tuple(
+    name
+    for family in FAMILIES
+    if family.title in ("PoolFormer", "PoolFormerV2", "ConvFormer", "CAFormer")
+    for name in family.variants
+)
+# The files of the second paper's authors are in one repository on the Hub.
+AUTHORS_REPOSITORY = "sail/dl"
+# The second paper's checkpoints: what timm calls them, and the end of the authors' file name. Networks without an MLP
+# head have only the first.
+_CHECKPOINTS = {
+    "sail_in1k": "",
+    "sail_in1k_384": "_384",
+    "sail_in22k_ft_in1k": "_in21ft1k",
+    "sail_in22k_ft_in1k_384": "_384_in21ft1k",
+    "sail_in22k": "_in21k",
+}
+
+
+def timms_name(variant: str) -> str:
+    """The name of a published network for `timm.create_model`, if timm has it."""
+    return f"poolformer_{variant}" if variant in SIZES else variant
+
+
+def names_on_the_hub() -> set[str]:
+    """The published weights on the Hugging Face Hub: repositories, and files in the authors' repository `sail/dl`."""
+    names = {name for size in SIZES.values() for name in size.weights}
+    for family in FAMILIES:
+        for variant, fields in family.variants.items():
+            if fields.get("downsample_norm"):
+                kept = None if fields.get("head") == "mlp" else 1
+                for tag, ending in list(_CHECKPOINTS.items())[:kept]:
+                    names |= {f"timm/{variant}.{tag}"} if variant in IN_TIMM else set()
+                    names.add(f"{AUTHORS_REPOSITORY}/{variant.split('_')[0]}/{variant}{ending}.pth")
+    return names
 
 
 def _variant(config: PoolFormerConfig) -> str | None:
@@ -69,7 +121,16 @@ def class_names(config: PoolFormerConfig) -> dict[int, str]:
     return {index: f"class {index}" for index in range(config.num_labels)}
 
 
-def default_image_processor(config: PoolFormerConfig) -> PoolFormerImageProcessor | None:
-    """The preprocessing of the published variant of this architecture; None for other architectures."""
-    variant = _variant(config)
-    return None if variant is None else PoolFormerImageProcessor.for_variant(variant)
+def default_image_processor(config: PoolFormerConfig, names: Iterable[str] = ()) -> PoolFormerImageProcessor | None:
+    """The preprocessing of the published variant of this architecture; None for other architectures.
+
+    Args:
+        config: the network.
+        names: what the weights are called. Published names of networks trained with 384 pixels end so, or have it
+            before "_in21ft1k": the pictures have this size then, and otherwise 224.
+    """
+    if (variant := _variant(config)) is None:
+        return None
+    with_384 = re.compile(rf"{variant}[._](?:.*_)?384(?!\d)")
+    changes = {"size": 384, "crop_size": 384} if any(with_384.search(name.lower()) for name in names) else {}
+    return PoolFormerImageProcessor.for_variant(variant, **changes)

@@ -18,17 +18,27 @@ from poolformer_jax.files import parse_json, read_json
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor
 from poolformer_jax.messages import printable, short_repr
-from poolformer_jax.network import SIZES, PoolFormerConfig, published_variant
+from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.files import WeightsFile, is_index, open_weights, read_index
 from poolformer_jax.weights.detection import MatchedNames, infer_config
 from poolformer_jax.weights.names import LAYOUTS
 from poolformer_jax.weights.published import (
+    AUTHORS_REPOSITORY,
+    IN_TIMM,
     changes_named,
     class_names,
     default_image_processor,
+    names_on_the_hub,
     published_config,
+    timms_name,
 )
-from poolformer_jax.weights.transfer import ImportPlan, match_state_dict, plan_import, say_what_is_assumed
+from poolformer_jax.weights.transfer import (
+    ImportPlan,
+    check_head_epsilon,
+    match_state_dict,
+    plan_import,
+    say_what_is_assumed,
+)
 
 CONFIG = "config.json"
 _EXPECTED = "an object, a PoolFormer's config.json"
@@ -106,15 +116,20 @@ class OpenedModel:
             return None
 
     @cached_property
+    def default_image_processor(self) -> PoolFormerImageProcessor | None:
+        """The preprocessing of the published weights of this name and architecture; None for other architectures."""
+        return default_image_processor(self.config, _given_names(self.files, self.weights))
+
+    @cached_property
     def image_processor(self) -> PoolFormerImageProcessor:
-        """The preprocessing saved with the weights, or else that of the published variant of this architecture.
+        """The preprocessing saved with the weights, or else that of the published weights of this name.
 
         Raises:
             InputError: if there is neither, or it cannot be read.
         """
         remedy = "Or pass image_processor=PoolFormerImageProcessor(...)."
         try:
-            processor = self.saved_image_processor or default_image_processor(self.config)
+            processor = self.saved_image_processor or self.default_image_processor
         except NotInCache as error:
             raise InputError(f"{error} {remedy}") from error
         if processor is None:
@@ -165,7 +180,8 @@ def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> Mode
     """Finds the files of a model, and downloads them if `source` is a name on the Hub.
 
     Args:
-        source: a folder, a weights file, or a name on the Hub ("sail/poolformer_s12").
+        source: a folder, a weights file, or a name on the Hub ("sail/poolformer_s12"). The authors keep the weights of
+            the second paper in one repository: "sail/dl/caformer/caformer_s18.pth".
         hub_options: revision, cache_dir, local_files_only, token, as in `hub.Repository`.
 
     Raises:
@@ -178,6 +194,8 @@ def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> Mode
         path = _weights_in(path)
     elif not path.is_file():
         _check_meant_for_the_hub(str(source), path, hub_options)
+        if str(source).startswith(f"{AUTHORS_REPOSITORY}/"):
+            return _download_file(AUTHORS_REPOSITORY, str(source).removeprefix(f"{AUTHORS_REPOSITORY}/"), hub_options)
         return _download(Repository(str(source), (CONFIG, *WEIGHTS), **hub_options))
     config = path.with_name(CONFIG)
     return ModelFiles(str(source), path, config if config.is_file() else None)
@@ -189,9 +207,8 @@ def _check_meant_for_the_hub(source: str, path: Path, hub_options: Mapping[str, 
         name = re.match(r"https?:/{1,2}(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", source)
         meant = f"the name on the Hugging Face Hub, {name[1]!r}" if name else "a model folder or a weights file"
         raise MissingFileError(f"{source} is an address. Addresses are not downloaded. Expected {meant}.")
-    published = {name for size in SIZES.values() for name in size.weights}
     said = any(hub_options.get(name) for name in ("revision", "token", "local_files_only"))
-    if path.parent != Path() and path.parent.is_dir() and source not in published and not said:
+    if path.parent != Path() and path.parent.is_dir() and source not in names_on_the_hub() and not said:
         raise MissingFileError(
             f"There is no model at {source}: the folder {path.parent} has no {path.name}. Expected a model folder or a "
             "weights file. If the name is one on the Hugging Face Hub, pass its revision, such as 'main', too."
@@ -223,6 +240,17 @@ def _weights_in(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise InputError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")
     return found[0]
+
+
+def _download_file(name: str, file: str, hub_options: Mapping[str, Any]) -> ModelFiles:
+    repository = Repository(name, (file,), **hub_options)
+    weights = repository.find(file)
+    if weights is None:
+        raise MissingFileError(
+            f"{name} on the Hugging Face Hub has no {file}. Expected the path of a weights file in it, such as "
+            f"{name}/caformer/caformer_s18.pth."
+        )
+    return ModelFiles(f"{name}/{file}", weights, None)
 
 
 def _download(repository: Repository) -> ModelFiles:
@@ -263,10 +291,13 @@ def identify_model(
             raise InputError(f"config=... and variant={variant!r} were given. Expected one of them.")
         return OpenedModel(files, weights, plan_import(matched, config))
     if variant is not None:
-        found, _, _ = _config_of(files, weights, matched, by_name=False)
-        kept = {name: getattr(found, name) for name in ("num_labels", "id2label", "head_order", "problem_type")}
-        config = published_config(variant, **kept)
-        return OpenedModel(files, weights, plan_import(matched, config, f"the variant {variant!r}"))
+        found, _, certain = _config_of(files, weights, matched, by_name=False)
+        kept = ("num_labels", "id2label", "head_order", "head_norm_epsilon", "problem_type")
+        config = published_config(variant, **{name: getattr(found, name) for name in kept})
+        opened = OpenedModel(files, weights, plan_import(matched, config, f"the variant {variant!r}"))
+        if not certain:
+            check_head_epsilon(matched, config, str(files.weights))
+        return opened
     config, config_source, certain = _config_of(files, weights, matched)
     opened = OpenedModel(files, weights, plan_import(matched, config, config_source))
     if certain:
@@ -288,31 +319,41 @@ def _config_of(
             data = {**data, "num_labels": infer_config(matched).num_labels}
         return _config_from_dict(data, path), f"the config in {path}", True
     config = infer_config(matched)
-    changes = _named_changes(files, weights, data) if by_name else None
+    changes = _named_changes(files, weights, data, config) if by_name else None
     config = _with_changes(config, changes or {})
     if data is not None:
         config = _with_timms_config(config, data, path)
-    return config, "their names and shapes", changes is not None
+    return config, "their names and shapes", changes is not None and (matched.layout != "jax" or config.head != "mlp")
 
 
 def _named_changes(
-    files: ModelFiles, weights: WeightsFile, timms_config: Mapping[str, Any] | None
+    files: ModelFiles, weights: WeightsFile, timms_config: Mapping[str, Any] | None, config: PoolFormerConfig
 ) -> Mapping[str, Any] | None:
-    """In what the network differs from its size, by the first names that say so; None if no name does.
+    """In what the network differs from the inferred one, by the first names that say so; None if no name does.
 
     Raises:
         InputError: if the file and what it contains name different networks.
     """
     inside = [weights.architecture or "", str((timms_config or {}).get("architecture", ""))]
-    found = {text: changes for text in (*inside, files.weights.name) if (changes := changes_named(text)) is not None}
+    named = {text: changes_named(text, config) for text in (*inside, files.weights.name)}
+    found = {text: changes for text, changes in named.items() if changes is not None}
     if any(changes != next(iter(found.values())) for changes in found.values()):
         raise InputError(
             f"{files.weights} and what it contains name different networks: {', '.join(map(printable, found))}. Say "
             "which it is with config=... or variant=... (--variant)."
         )
-    around = (files.weights.resolve().parent.name, Path(files.source).name)
-    named = [*found.values(), *(changes for text in around if (changes := changes_named(text)) is not None)]
-    return named[0] if named else None
+    around = (changes_named(text, config) for text in _given_names(files, weights))
+    return next((changes for changes in (*found.values(), *around) if changes is not None), None)
+
+
+def _given_names(files: ModelFiles, weights: WeightsFile) -> tuple[str, ...]:
+    """What a model is called: in its file, by its file, by the folder of the file, and by the caller."""
+    return (
+        *([weights.architecture] if weights.architecture else []),
+        files.weights.name,
+        files.weights.resolve().parent.name,
+        Path(files.source).name,
+    )
 
 
 def _with_changes(config: PoolFormerConfig, changes: Mapping[str, Any]) -> PoolFormerConfig:
@@ -358,10 +399,10 @@ def _config_from_dict(data: Mapping[str, Any], path: Path) -> PoolFormerConfig:
 
 
 def _check_model_type(data: dict[str, Any], path: Path) -> dict[str, Any]:
-    if not _is_timms(data) and data.get("model_type") != "poolformer":
+    if not _is_timms(data) and data.get("model_type") not in ("poolformer", "metaformer"):
         raise InputError(
             f"The config in {path} is of a {short_repr(data.get('model_type'))} model. Expected model_type "
-            "'poolformer', or timm's config.json."
+            "'poolformer' or 'metaformer', or timm's config.json."
         )
     return data
 
@@ -376,10 +417,9 @@ def _with_timms_config(config: PoolFormerConfig, data: Mapping[str, Any], path: 
         raise InputError(f"timm's config in {path} is malformed: {error}") from error
     _check_timms_architecture(config, str(data["architecture"]), given, path)
     id2label = labels if labels and len(labels) == config.num_labels else None
-    # timm's model pools first, also with weights that have the authors' names.
-    return dataclasses.replace(
-        config, head_order=LAYOUTS["timm"].head_order or "", id2label=id2label, problem_type=data.get("problem_type")
-    )
+    # Timm's model also takes weights with the authors' names.
+    fixed = LAYOUTS["timm"].fixed_fields(config)
+    return dataclasses.replace(config, **fixed, id2label=id2label, problem_type=data.get("problem_type"))
 
 
 def _timms_labels(data: Mapping[str, Any]) -> dict[int, str] | None:
@@ -415,7 +455,7 @@ def _check_timms_architecture(
         if value is not None and value != expected.get(name) and name not in _TIMM_TRAINING
     ]
     variant = published_variant(config)
-    known = [f"poolformer_{name}" for name in ([variant] if variant else SIZES)]
+    known = [timms_name(name) for name in ([variant] if variant else IN_TIMM)]
     if (architecture := architecture.split(".")[0]) not in known:
         wrong.append(f"architecture={short_repr(architecture)}: expected {' or '.join(known)}")
     if wrong:

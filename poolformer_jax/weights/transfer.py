@@ -23,7 +23,8 @@ from poolformer_jax.network import (
 )
 from poolformer_jax.weights.containers.files import names_to_read
 from poolformer_jax.weights.detection import MatchedNames, infer_config, match_names
-from poolformer_jax.weights.names import TRANSFORMS, Leaf, leaves
+from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, Leaf, leaves
+from poolformer_jax.weights.published import is_pooling_open
 
 
 @runtime_checkable
@@ -149,8 +150,15 @@ def _pattern_of(name: str) -> str:
 def say_what_is_assumed(matched: MatchedNames, config: PoolFormerConfig, source: str) -> str | None:
     """Warns of what no array shows and the layout leaves open; returns the same in words, None if nothing is open.
 
-    transformers and timm have one norm and pooling. The authors' code has more, and our paths name any network.
+    transformers and timm have one norm and pooling for the first paper's networks. The authors' code has more, and our
+    paths name any network.
+
+    Raises:
+        InputError: if the second paper has two networks with these arrays.
     """
+    if config.downsample_norm:
+        _check_second_paper(matched, config, source)
+        return None
     if matched.layout not in ("sail", "jax"):
         return None
     assumed = f"norm={config.norm!r} and token_mixers={config.token_mixers}"
@@ -164,6 +172,31 @@ def say_what_is_assumed(matched: MatchedNames, config: PoolFormerConfig, source:
     return assumed
 
 
+def _check_second_paper(matched: MatchedNames, config: PoolFormerConfig, source: str) -> None:
+    variant = published_variant(config)
+    if is_pooling_open(config):
+        other = variant.replace("poolformerv2", "identityformer") if variant else ""
+        by_name = f"variant={variant!r} or variant={other!r} (--variant {other}), or with " if variant else ""
+        raise InputError(
+            f"PoolFormerV2 and IdentityFormer have arrays of the same names and shapes, and nothing about {source} "
+            f"says which it is. Say it with {by_name}config=MetaFormerConfig(...); a file or folder that is called "
+            f"{other or 'identityformer_s12'} says it, too."
+        )
+    check_head_epsilon(matched, config, source)
+
+
+def check_head_epsilon(matched: MatchedNames, config: PoolFormerConfig, source: str) -> None:
+    """Raises InputError if neither a config nor the layout says what the LayerNorm of an MLP head computes."""
+    fixed = LAYOUTS[matched.layout].fixed_fields(config)
+    if config.head == "mlp" and config.num_labels and "head_norm_epsilon" not in fixed:
+        raise InputError(
+            f"{source} has an MLP head, and no array shows the epsilon of its LayerNorm: 1e-5 in the authors' code, "
+            "1e-6 in timm. Expected the config.json that was saved with the weights, or "
+            f"config=MetaFormerConfig.from_variant({published_variant(config) or 'caformer_s18'!r}, "
+            "head_norm_epsilon=...)."
+        )
+
+
 def from_torch_state_dict(
     state_dict: Mapping[str, ArrayLike],
     config: PoolFormerConfig | None = None,
@@ -174,7 +207,8 @@ def from_torch_state_dict(
     """Turns a PyTorch state dict into a config and variables for `PoolFormerForImageClassification`.
 
     Layout (sail, transformers, timm), variant, number of classes and order of the head are inferred from names and
-    shapes; the order of the names does not matter. A prefix of a wrapper (`module.`) is ignored.
+    shapes; the order of the names does not matter. A prefix of a wrapper (`module.`) is ignored. PoolFormerV2 and
+    IdentityFormer have the same names and shapes, and need `config`.
 
     Some properties show in no array. They are assumed to be as published, with a warning for the authors' names, which
     ablations share (`poolformer_ln_s12`, `poolformer_id_s12`). Pass `config` for a network that differs:
@@ -192,8 +226,9 @@ def from_torch_state_dict(
             keeps the type of every array.
 
     Returns:
-        The config, and `{"params": tree}` of NumPy arrays. A state dict of the backbone alone (transformers'
-        PoolFormerModel) gives the tree of `PoolFormerModel`, and a config with num_labels=0.
+        The config, and `{"params": tree}` of NumPy arrays; RandFormer's matrices are in the collection "constants"
+        beside it. A state dict of the backbone alone (transformers' PoolFormerModel) gives the tree of
+        `PoolFormerModel`, and a config with num_labels=0.
 
     Raises:
         WeightsMismatch: naming everything that is missing, unexpected or misshaped.
@@ -224,9 +259,9 @@ def to_torch_state_dict(config: PoolFormerConfig, variables: Mapping[str, Any], 
 
     Args:
         config: the network.
-        variables: `{"params": tree}`, of the classifier or of the backbone alone.
-        layout: "sail", "hf" or "timm"; "jax" gives the '/'-joined paths of the tree. timm's model pools before it
-            normalises, so its logits differ from those of sail's and transformers' models with the same weights.
+        variables: `{"params": tree}`, of the classifier or of the backbone alone, with "constants" for RandFormer.
+        layout: "sail", "hf" or "timm"; "jax" gives the '/'-joined paths of the tree. timm's PoolFormer pools before
+            it normalises, so its logits differ from those of sail's and transformers' models with the same weights.
 
     Returns:
         Contiguous copies by name, in the order of that library's state dict.

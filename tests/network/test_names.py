@@ -9,7 +9,7 @@ import pytest
 from golden import published
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel
 from poolformer_jax.network import merge_collections
-from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, leaves, network_places, parameter_rows
+from poolformer_jax.weights.names import LAYOUTS, MLP, TRANSFORMS, leaves, network_places, parameter_rows
 
 TINY = {"depths": (1, 2), "hidden_sizes": (4, 6), "num_labels": 3}
 TINY |= {"patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1), "token_mixers": ("pooling",) * 2}
@@ -21,6 +21,13 @@ TINY |= {"position_embeddings": (False, False)}
 def test_names_shapes_and_their_order_are_those_of_the_state_dict(layout, variant):
     here = [(leaf.name, leaf.stored_shape) for leaf in leaves(PoolFormerConfig.from_variant(variant), layout)]
     assert here == list(published.shapes(layout, variant).items())
+
+
+@pytest.mark.parametrize("listing", sorted((published.FOLDER / "family").glob("*_s1[28].json")), ids=lambda p: p.stem)
+def test_names_shapes_and_their_order_are_those_of_the_second_papers_state_dicts(listing):
+    layout, variant = listing.stem.split("_", 1)
+    here = [(leaf.name, leaf.stored_shape) for leaf in leaves(PoolFormerConfig.from_variant(variant), layout)]
+    assert here == list(published.shapes(f"family/{layout}", variant).items())
 
 
 FAMILY = ("poolformerv2_s12", "randformer_s12", "convformer_s18", "caformer_s18")
@@ -40,14 +47,15 @@ def test_paths_and_shapes_are_those_of_the_model(variant):
         assert {leaf.path: leaf.shape for leaf in leaves(config, classifier=classifier)} == shapes
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_table_pairs_each_path_with_one_name(layout):
-    rows = LAYOUTS[layout].rows
+@pytest.mark.parametrize(("layout", "variant"), [*((layout, "m48") for layout in LAYOUTS), ("sail", "caformer_s18")])
+def test_a_table_pairs_each_path_with_one_name(layout, variant):
+    config = PoolFormerConfig.from_variant(variant)
+    rows = [row for group in LAYOUTS[layout].for_network(config).groups for row in group]
     assert max(Counter(row.path for row in rows).values()) == 1
     assert max(Counter(row.name for row in rows).values()) == 1
     assert {row.path for row in rows} <= parameter_rows().keys()
-    assert {row.transform for row in rows} <= TRANSFORMS.keys()
-    every = leaves(PoolFormerConfig.from_variant("m48"), layout)
+    assert {row.transform for row in rows} <= {*TRANSFORMS, MLP}
+    every = leaves(config, layout)
     assert len({leaf.name for leaf in every}) == len({leaf.path for leaf in every}) == len(every)
 
 
@@ -94,11 +102,17 @@ def test_absent_parameters_have_no_name(changes, absent):
     assert not absent & part
 
 
-@pytest.mark.parametrize("layout", ["hf", "timm"])
-def test_the_message_names_parameters_without_a_name_in_the_layout(layout):
-    config = PoolFormerConfig.from_variant("metaformer_pppa_s12_224")
-    with pytest.raises(ValueError, match=rf"'{layout}' has no name for stages_3/position_embedding, .* and 4 more"):
-        leaves(config, layout)
+@pytest.mark.parametrize(
+    ("layout", "variant", "message"),
+    [
+        ("hf", "metaformer_pppa_s12_224", "stages_3/position_embedding, .* and 4 more: .* has: 'sail', 'jax'"),
+        ("timm", "metaformer_pppa_s12_224", "stages_3/position_embedding, .*proj/bias: .* has: 'sail', 'jax'"),
+        ("hf", "caformer_s18", "stem/norm/scale, .* has: 'sail', 'timm', 'jax'"),
+    ],
+)
+def test_the_message_names_parameters_without_a_name_in_the_layout(layout, variant, message):
+    with pytest.raises(ValueError, match=f"'{layout}' has no name for {message}"):
+        leaves(PoolFormerConfig.from_variant(variant), layout)
 
 
 def test_the_message_for_an_unknown_layout_lists_the_known_ones():
