@@ -91,14 +91,16 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
         class_names: Sequence[str],
         examples: int,
         checkpoint_network: PoolFormerConfig | None = None,
+        class_weights: tuple[float, ...] | None = None,
     ) -> RunParts:
+        chosen: Any = {"checkpoint_network": checkpoint_network, "class_weights": class_weights}
         if setup.make_train_step is not _make_train_step:
-            return make_parts(config, class_names, examples, checkpoint_network=checkpoint_network)
+            return make_parts(config, class_names, examples, **chosen)
         if isinstance(config.model, FreshNetwork):
-            checkpoint_network = None  # the same network
+            chosen["checkpoint_network"] = None  # the same network
         usual = {field.name: field.default for field in dataclasses.fields(config) if field.name in _NOT_COMPILED}
         alike = dataclasses.replace(config, **usual, run_dir=Path("unused"), distributed=ALONE)
-        return _make_parts_once(alike, tuple(class_names), examples, checkpoint_network=checkpoint_network)
+        return _make_parts_once(alike, tuple(class_names), examples, **chosen)
 
     patch.setattr(loop, "make_parts", shared)
 

@@ -38,7 +38,7 @@ from train.data import (
 )
 from train.report import Journal, Profiler, Record, print_header, write_results
 from train.resume import open_run
-from train.setup import RunParts, make_parts
+from train.setup import RunParts, find_class_weights, make_parts
 
 _LOG = logging.getLogger(__name__)
 
@@ -109,7 +109,13 @@ def run(config: TrainConfig, console: Console) -> Outcome:
         found = open_run(config, source, held_out)
         stop.check_interrupt()
         _report_data(config, source, console)
-        parts = make_parts(config, source.class_names, len(source), checkpoint_network=found.network)
+        parts = make_parts(
+            config,
+            source.class_names,
+            len(source),
+            checkpoint_network=found.network,
+            class_weights=find_class_weights(config, source),
+        )
         _warn_of_unused_kernels(parts)
         print_header(config, console, parts, source, held_out)
         stop.check_interrupt()

@@ -33,7 +33,7 @@ from train.compute import (
     state_shardings,
 )
 from train.config import TrainConfig
-from train.data import augment_batch, normalize_batch
+from train.data import Source, augment_batch, balanced_weights, normalize_batch
 from train.network import Network, make_network
 
 
@@ -67,6 +67,7 @@ def make_parts(
     devices: Sequence[jax.Device] | None = None,
     fused: bool = True,
     checkpoint_network: PoolFormerConfig | None = None,
+    class_weights: tuple[float, ...] | None = None,
 ) -> RunParts:
     """The parts of a run.
 
@@ -77,6 +78,7 @@ def make_parts(
         devices: all devices by default.
         fused: False for blocks as the paper writes them, to compare.
         checkpoint_network: the network of the checkpoint to resume from; pretrained weights are then not read.
+        class_weights: of each class in the training loss; see `find_class_weights`.
 
     Raises:
         ValueError: if devices, batch, data and network do not fit each other.
@@ -101,7 +103,15 @@ def make_parts(
     augment = functools.partial(augment_batch, config=data, num_classes=len(class_names), dtype=dtype)
     normalize = functools.partial(normalize_batch, config=data, dtype=dtype)
     step = make_train_step(
-        network.model, optimizer, schedule, augment, config.optimizer, config.seed, mesh, shardings.params
+        network.model,
+        optimizer,
+        schedule,
+        augment,
+        config.optimizer,
+        config.seed,
+        mesh,
+        shardings.params,
+        class_weights,
     )
     return RunParts(
         mesh=mesh,
@@ -118,6 +128,15 @@ def make_parts(
         ),
         evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.variables()),
     )
+
+
+def find_class_weights(config: TrainConfig, source: Source) -> tuple[float, ...] | None:
+    """The weight of each class in the training loss; None without `--data.class-weights`.
+
+    Raises:
+        InputError: if a class has no image.
+    """
+    return tuple(balanced_weights(source).tolist()) if config.data.class_weights == "balanced" else None
 
 
 def _with_kernels(network: Network, config: TrainConfig, mesh: Mesh) -> tuple[Network, Verification | None]:

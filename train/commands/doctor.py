@@ -20,7 +20,7 @@ from train.compute import initialize
 from train.config import TrainConfig
 from train.data import Source, open_source
 from train.resume import CheckpointError, Run, find_run
-from train.setup import RunParts, make_parts
+from train.setup import RunParts, find_class_weights, make_parts
 
 _FEW_STEPS = 100
 
@@ -49,7 +49,13 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     run_folder, run = (unwritable, None) if unwritable else _check_run_folder(config, train)
     yield run_folder
     try:
-        parts = make_parts(config, train.class_names, len(train), checkpoint_network=run.network if run else None)
+        parts = make_parts(
+            config,
+            train.class_names,
+            len(train),
+            checkpoint_network=run.network if run else None,
+            class_weights=find_class_weights(config, train),
+        )
     except ValueError as error:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
         return

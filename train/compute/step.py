@@ -1,6 +1,6 @@
 """One training step: a pure function from a state and a batch to the next state and its metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ def make_train_step(
     seed: int,
     mesh: Mesh | None = None,
     shardings: Any = None,
+    class_weights: Sequence[float] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step function, not compiled.
 
@@ -49,6 +50,7 @@ def make_train_step(
         seed: of all random numbers on the device.
         mesh: devices that share the batch; needed with `accumulate`, to spread every part over all of them.
         shardings: of the parameters, for their gradients.
+        class_weights: of each class in the loss: the cross entropy's terms are multiplied with them, as in PyTorch.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -56,7 +58,7 @@ def make_train_step(
         augment_key, dropout_key = jax.random.split(key)
         pixels, targets = augment(augment_key, batch["image"], batch["label"])
         (loss, accuracy), gradient = _accumulated(
-            model, state.variables(), pixels, targets, dropout_key, config.accumulate, mesh
+            model, state.variables(), pixels, targets, dropout_key, config.accumulate, mesh, class_weights
         )
         if shardings is not None:
             gradient = lax.with_sharding_constraint(gradient, shardings)
@@ -130,12 +132,14 @@ def _accumulated(
     key: PRNGKeyArray,
     parts: int,
     mesh: Mesh | None,
+    class_weights: Sequence[float] | None,
 ) -> tuple[tuple[Array, Array], Any]:
     """((loss, accuracy), gradient) of the batch, computed in `parts` sequential parts."""
 
     def loss_and_accuracy(params: Any, pixels: Array, targets: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         with_params = {**variables, "params": params}
-        output: Any = model.apply(with_params, pixels, labels=targets, train=True, rngs={"dropout": key})
+        weighted = targets if class_weights is None else targets * jnp.asarray(class_weights, targets.dtype)
+        output: Any = model.apply(with_params, pixels, labels=weighted, train=True, rngs={"dropout": key})
         # Mixed images count as the class with the largest share.
         hits = jnp.argmax(output.logits, -1) == jnp.argmax(targets, -1)
         return output.loss, hits.mean(dtype=output.loss.dtype)

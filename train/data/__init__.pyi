@@ -2,6 +2,7 @@ from .augment.device import augment_batch as augment_batch, normalize_batch as n
 from .augment.jpeg_region import decodes_regions as decodes_regions
 from .augment.resizing import choose_resizer as choose_resizer
 from .augment.transforms import TrainingTransform as TrainingTransform
+from .balance import balanced_weights as balanced_weights, class_counts as class_counts
 from .config import (
     DIGITS as DIGITS,
     DataConfig as DataConfig,

@@ -131,6 +131,10 @@ class DataConfig:
     """Images in a training step, over all processes."""
     evaluation_batch_size: int | None = None
     """Images in an evaluation step, over all processes. Default: batch_size."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """uniform: every image once an epoch. balanced: every class equally often, images of small classes repeatedly."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weigh the training loss so that every class counts the same, however many images it has."""
     seed: int = 42
     """Seed of the order of the images and of every random change made on the host."""
     workers: int | None = None
@@ -162,6 +166,11 @@ class DataConfig:
             ("image_std", all(0 < std <= 1 for std in self.image_std), f"values above 0 and up to 1{_UNIT_RANGE}"),
             ("batch_size", self.batch_size > 0, "a positive number of images"),
             ("evaluation_batch_size", is_none_or_positive(self.evaluation_batch_size), "a positive number, or None"),
+            (
+                "sampling",
+                self.sampling == "uniform" or self.class_weights == "none",
+                "uniform with class_weights='balanced': together they would count small classes twice",
+            ),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
             ("workers", (self.workers or 0) >= 0, "0 or a positive number of processes"),
             ("worker_batches", self.worker_batches > 0, "a positive number of batches"),

@@ -3,6 +3,8 @@
     example indices -> shuffled anew every epoch, without end -> paired with their global position g
     -> local batches, of which process p of P takes every P-th, starting at p -> read, decoded, transformed by workers
 
+With balanced sampling the order of the first line is that of `balance.BalancedOrder`.
+
 Everything before the reading is index arithmetic, so starting at a late step costs nothing. A worker makes whole
 batches, and Grain returns them in the same order for any number of workers.
 """
@@ -26,6 +28,7 @@ from poolformer_jax.images import ImageError, PoolFormerImageProcessor
 from poolformer_jax.process import available_cores
 from train.data.augment.resizing import choose_resizer
 from train.data.augment.transforms import TrainingTransform
+from train.data.balance import BalancedOrder
 from train.data.config import DataConfig
 from train.data.sources.source import ArraySource, Example, Source, image_of
 from train.data.workers.failures import is_worker_failure, worker_error
@@ -151,13 +154,12 @@ def train_batches(
     """
     size = _local_size(config.batch_size, process_count)
     choose_resizer(config.augment.resizer)  # raises here rather than in a worker if it is not installed
-    indices = (
-        grain.MapDataset.range(len(source))
-        .shuffle(seed=_shuffle_seed(config.seed))
-        .repeat(_ENDLESS // len(source))
-        .map_with_index(_Place)
-        .batch(size, batch_fn=list)
-    )
+    numbers, epochs = grain.MapDataset.range(len(source)), _ENDLESS // len(source)
+    if config.sampling == "balanced":
+        places = numbers.repeat(epochs).map_with_index(_Balanced(BalancedOrder(source, config.seed)))
+    else:
+        places = numbers.shuffle(seed=_shuffle_seed(config.seed)).repeat(epochs).map_with_index(_Place)
+    indices = places.batch(size, batch_fn=list)
     local = indices[start_step * process_count + process_index :: process_count]
     return Batches(local.map(_MakeTrainingBatch(config, source)), config, source)
 
@@ -233,6 +235,16 @@ class _Place:
 
     position: int
     index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Balanced:
+    """Makes the place at a position of the balanced order."""
+
+    order: BalancedOrder
+
+    def __call__(self, position: int, _: int) -> _Place:
+        return _Place(position, self.order(position))
 
 
 @dataclasses.dataclass(frozen=True)

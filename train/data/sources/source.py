@@ -35,6 +35,10 @@ class Source(Protocol):
         """The name of every label, in the order of the labels."""
 
     @property
+    def labels(self) -> np.ndarray:
+        """The label of every example: int [n]. For data sets whose labels are stored with the images this is slow."""
+
+    @property
     def digest(self) -> str:
         """A hash of the examples and their order, which does not depend on where they are stored."""
 

@@ -5,6 +5,7 @@ from ImageNet's archives, and so does TFDS's download_and_prepare with file_form
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from train.data.sources.source import Example, SourceError, digest_of
 
+_LABELS_AT_ONCE = 256
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAMES_OF_IDS = ("file_name", "filename", "image/filename", "id")
 
@@ -29,6 +31,13 @@ class TfdsSource:
     digest: str
     new_labels: np.ndarray | None = None
     """The label of each label in the records, if they were changed: int32 [classes]."""
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """See `Source.labels`: reads every record."""
+        rows = range(len(self))
+        parts = (rows[start : start + _LABELS_AT_ONCE] for start in rows[::_LABELS_AT_ONCE])
+        return np.array([example["label"] for part in parts for example in self.__getitems__(part)], np.int32)
 
     def __len__(self) -> int:
         return len(self.records)
