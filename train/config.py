@@ -19,6 +19,7 @@ from train.folders import expand_home
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
 BestMetric = Literal["top1", "loss", "balanced-accuracy", "f1"]
+Tracker = Literal["wandb", "trackio"]
 OptimizerName = Literal["adamw", "lamb", "lion", "sgd"]
 # What None means for each optimizer.
 _OPTIMIZER_DEFAULTS: Mapping[OptimizerName, Mapping[str, float]] = {
@@ -247,6 +248,10 @@ class TrainConfig:
     """End the run after this step, in the middle of its schedule; for trials."""
     profile_steps: int = 0
     """Steps to trace with jax.profiler into run_dir/profile, after ten warm-up steps."""
+    log_to: tuple[Tracker, ...] = ()
+    """Experiment trackers that also get the metrics; install them with the extras wandb and trackio."""
+    push_to_hub: str | None = None
+    """At the end, upload the model to this repository of the Hugging Face Hub: OWNER/NAME."""
     example_images: int = 5
     """Images of the evaluation split to write into run_dir/examples, for trying the model."""
 

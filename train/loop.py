@@ -36,7 +36,7 @@ from train.data import (
     open_source,
     train_batches,
 )
-from train.report import Journal, Profiler, Record, print_header, write_results
+from train.report import Journal, Log, Profiler, Record, print_header, write_results
 from train.resume import open_run
 from train.setup import RunParts, find_class_weights, make_parts
 
@@ -91,8 +91,13 @@ class Timetable:
         return any(step % every == 0 for every in self._save_every)
 
 
-def run(config: TrainConfig, console: Console) -> Outcome:
+def run(config: TrainConfig, console: Console, log: Log | None = None) -> Outcome:
     """Trains as `config` says, resuming from the newest checkpoint in `config.run_dir` if it has one.
+
+    Args:
+        config: the run.
+        console: shows the progress.
+        log: on process 0, gets the figures of every interval and evaluation.
 
     Raises:
         InputError: if the recipe, the data, the devices and the run's folder do not fit each other.
@@ -125,7 +130,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
             stop.check_interrupt()
             start, times = int(state.step), Timetable(config, len(source))
             with (
-                Journal(config, console, start, times.total, times.steps_per_epoch) as journal,
+                Journal(config, console, start, times.total, times.steps_per_epoch, log) as journal,
                 Profiler(config, times.total - start) as profiler,
                 train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
                 evaluation_batches(config.data, held_out, repeat=True, **process_part(parts.mesh)) as split,
@@ -160,7 +165,7 @@ def run(config: TrainConfig, console: Console) -> Outcome:
                 if not times.is_over(state):
                     return Outcome(step, {}, stop.signal)
                 if step >= times.total:
-                    state, evaluations = _evaluate_state(state, config, journal, evaluate_weights)
+                    state, evaluations = _evaluate_state(state, config, journal, evaluate_weights, keep_logits=True)
                 if config.keep_best is not None:
                     evaluations = _evaluate_best(state, config, journal, evaluate_weights)
                 _check_held_out_loss(evaluations["params"], config)
@@ -190,19 +195,25 @@ def _warn_of_unused_kernels(parts: RunParts) -> None:
         _LOG.warning("%s", parts.kernel_verification.warning)
 
 
-def _evaluate(weights: Mapping[str, Any], parts: RunParts, batches: Batches, steps: int) -> dict[str, Evaluation]:
+def _evaluate(
+    weights: Mapping[str, Any], parts: RunParts, batches: Batches, steps: int, keep_logits: bool = False
+) -> dict[str, Evaluation]:
     """Evaluates every kind of weights on the whole split."""
-    return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh)
+    return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh, keep_logits)
 
 
-_EvaluateWeights = Callable[[Mapping[str, Any]], dict[str, Evaluation]]
+_EvaluateWeights = Callable[..., dict[str, Evaluation]]
 
 
 def _evaluate_state(
-    state: TrainState, config: TrainConfig, journal: Journal, evaluate_weights: _EvaluateWeights
+    state: TrainState,
+    config: TrainConfig,
+    journal: Journal,
+    evaluate_weights: _EvaluateWeights,
+    keep_logits: bool = False,
 ) -> tuple[TrainState, dict[str, Evaluation]]:
     """Evaluates and reports the parameters, and their running mean if there is one; the state with its best weights."""
-    evaluations = evaluate_weights(current_weights(state))
+    evaluations = evaluate_weights(current_weights(state), keep_logits=keep_logits)
     journal.evaluation(int(state.step), evaluations)
     if config.keep_best is not None:
         state = update_best(state, evaluations, config.keep_best)
@@ -216,7 +227,7 @@ def _evaluate_best(
     published = weights_to_publish(state)
     steps = ", ".join(f"{step} ({kind})" for kind, (step, _) in published.items())
     journal.say(f"The best {config.keep_best} was after step {steps}; these weights are published.")
-    return evaluate_weights({kind: variables for kind, (_, variables) in published.items()})
+    return evaluate_weights({kind: variables for kind, (_, variables) in published.items()}, keep_logits=True)
 
 
 def _check_gradients(records: Iterable[Record], config: TrainConfig) -> None:

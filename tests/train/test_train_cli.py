@@ -383,9 +383,10 @@ def test_a_run_leaves_everything_that_people_and_programs_need(uninterrupted):
     assert left == {
         *(".lock", "recipe.json", "metrics.jsonl", "curves.png", "confusion.png", "finished.json"),
         *("checkpoints", "examples", "model", "model-ema", "tensorboard"),
+        *("report.html", "predictions.csv", "mistakes.png"),
     }
     assert not list(uninterrupted.rglob("*partial*"))
-    for name in ("curves.png", "confusion.png"):
+    for name in ("curves.png", "confusion.png", "mistakes.png"):
         with Image.open(uninterrupted / name) as picture:
             picture.verify()
     recipe = json.loads((uninterrupted / "recipe.json").read_text())

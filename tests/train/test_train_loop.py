@@ -142,6 +142,30 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_evaluates_when_resumed(t
         assert metrics.has_evaluation(3)
 
 
+def test_a_run_reports_to_a_function_and_uploads_its_model_with_a_card_of_the_figures(tmp_path, monkeypatch, capsys):
+    def upload(repository, save):
+        folder = tmp_path / repository
+        folder.mkdir(parents=True)
+        save(folder)
+        return "https://the-address"
+
+    monkeypatch.setattr(results, "push_to_hub", upload)
+    logged = []
+    config = small(tmp_path / "run", max_steps=2, push_to_hub="me/digits")
+    loop.run(config, Console(file=io.StringIO()), lambda *line: logged.append(line))
+    noted = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [step for step, _ in logged] == [line["step"] for line in noted]
+    assert logged[0][1]["train/loss"] == noted[0]["loss"]
+    assert "https://the-address" in capsys.readouterr().out
+    uploaded = {path.name for path in (tmp_path / "me" / "digits").iterdir()}
+    assert uploaded > {"report.html", "evaluation.json", "flax_model.safetensors", "config.json"}
+    card = (tmp_path / "me" / "digits" / "README.md").read_text()
+    report = json.loads((tmp_path / "run" / "model" / "evaluation.json").read_text())
+    assert "# digits" in card
+    for name in ("top1", "f1", "calibration_error", "calibration_error_with_temperature"):
+        assert f"| {name} | {report[name]:.4g} |" in card
+
+
 @pytest.fixture
 def weights(tmp_path):
     """A model folder of three classes, with three channels and a stride of 8."""

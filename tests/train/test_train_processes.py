@@ -59,6 +59,11 @@ def test_several_processes_keep_the_same_best_weights_and_end_early_together(tmp
     assert ends[0] == ends[1]
     assert ends[0]["step"] < 124
     assert "Ended early: no better top1 in 2 evaluations." in outputs[0]
+    predictions = [(tmp_path / run / "predictions.csv").read_text().splitlines() for run in ("host 0", "one")]
+    places = [[line.split(",")[:3] for line in found[1:]] for found in predictions]  # index, image, class
+    assert places[0] == places[1]
+    assert [int(place[0]) for place in places[0]] == list(range(64))
+    assert not (tmp_path / "host 1" / "predictions.csv").exists()
     steps = [
         json.loads((tmp_path / run / "model" / "evaluation.json").read_text())["step"] for run in ("host 0", "one")
     ]

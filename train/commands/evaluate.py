@@ -51,7 +51,7 @@ from train.data import (
     open_source,
 )
 from train.folders import expand_home, refuse_run_folder
-from train.report import draw_confusion, evaluation_report
+from train.report import evaluation_report, write_report_files
 from train.resume import FREE_TO_DIFFER, describe_changes, network_to_dict
 
 # Classes in the printed table; evaluation.json has all of them.
@@ -89,7 +89,7 @@ class EvaluateConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the activations."""
     output: Path | None = None
-    """Folder for evaluation.json, with every class's accuracy, and for up to 100 classes confusion.png."""
+    """Folder for report.html, evaluation.json, predictions.csv, mistakes.png and, to 100 classes, confusion.png."""
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     """How the processes of several hosts find each other."""
 
@@ -139,11 +139,12 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
         split: Iterable[Any] = track(batches, "Evaluating", total=count, console=console, disable=hidden)
         if model_labels is not None:  # the data has some of the model's classes
             split = ({**batch, "label": model_labels[batch["label"]]} for batch in split)
-        evaluation = evaluate(step, {"params": variables}, split, mesh)["params"]
+        keep_logits = config.output is not None
+        evaluation = evaluate(step, {"params": variables}, split, mesh, keep_logits)["params"]
     if jax.process_index() == 0:
         # Not from `batches.bad_images`, which has only those of this process.
         left_out = len(source) - evaluation.examples
-        _report(config, data, evaluation, class_names, left_out, describe_skipped(source))
+        _report(config, data, evaluation, class_names, left_out, source)
     return evaluation
 
 
@@ -220,7 +221,7 @@ def _report(
     evaluation: Evaluation,
     class_names: Sequence[str],
     left_out: int,
-    skipped: str,
+    source: Source,
 ) -> None:
     kind, _, path = config.data.partition(":")
     split = data.evaluation_split
@@ -230,7 +231,7 @@ def _report(
     print(f"top-1 {evaluation.top1:.2%}   {top5}loss {evaluation.loss:.4f}")
     if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
         print(f"{there} of {len(class_names)} classes have images here; an answer of another class counts as wrong.")
-    if skipped:
+    if skipped := describe_skipped(source):
         print(skipped)
     if left_out:
         print(f"{left_out:,} images could not be read and are not in the score.")
@@ -245,5 +246,5 @@ def _report(
     if config.output is not None:
         subject = {"model": config.source, "data": config.data, "split": split, "scored": scored}
         write_json(config.output / "evaluation.json", {**subject, "left_out": left_out, **report})
-        draw_confusion(evaluation, class_names, config.output / "confusion.png")
+        write_report_files(config.output, f"{config.source} on {config.data}", evaluation, report, source)
         print(printable(f"Written to {config.output}", MAX_MESSAGE))

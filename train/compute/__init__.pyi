@@ -14,6 +14,7 @@ from .distributed import (
 from .evaluation import (
     Evaluation as Evaluation,
     EvaluationStep as EvaluationStep,
+    Predictions as Predictions,
     evaluate as evaluate,
     make_evaluation_step as make_evaluation_step,
 )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -19,8 +20,24 @@ from train.compute.sharding import batch_sharding, replicated, to_devices
 # With more classes the confusion matrix takes much memory and its picture is unreadable.
 _MOST_CONFUSION_CLASSES = 100
 
-EvaluationStep = Callable[[Any, Mapping[str, Array]], dict[str, Array]]
+# (variables, masked batch) -> sums over the batch, and the logits of its rows
+EvaluationStep = Callable[[Any, Mapping[str, Array]], tuple[dict[str, Array], Array]]
 Normalize = Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The outputs for all examples of a split that could be read, in its order.
+
+    Attributes:
+        index: each example's place in the split, int64 [n].
+        label: its correct class, int32 [n].
+        logits: float32 [n, classes].
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    logits: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +53,7 @@ class Evaluation:
         class_correct: those of them that top1 counts, [classes].
         class_predicted: examples whose most probable class is this one, [classes].
         confusion: [correct class, most probable class] counts, or None with many classes.
+        predictions: the logits of every example, if they were asked for.
     """
 
     examples: int
@@ -46,6 +64,7 @@ class Evaluation:
     class_correct: np.ndarray
     class_predicted: np.ndarray
     confusion: np.ndarray | None
+    predictions: "Predictions | None" = None
 
     @property
     def balanced_accuracy(self) -> float:
@@ -74,7 +93,7 @@ class Evaluation:
 def make_evaluation_step(
     model: PoolFormerForImageClassification, normalize: Normalize, mesh: Mesh, shardings: Any
 ) -> EvaluationStep:
-    """The compiled function from the model's variables and a masked batch to sums over the batch's real examples.
+    """The compiled function from the model's variables and a masked batch to sums over its real examples, and logits.
 
     Args:
         model: the network.
@@ -84,7 +103,7 @@ def make_evaluation_step(
     """
     classes = model.config.num_labels
 
-    def sums(variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+    def sums(variables: Any, batch: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
         labels, mask = batch["label"], batch["mask"]
         output: Any = model.apply(variables, normalize(batch["image"]))
         logits = output.logits
@@ -101,29 +120,69 @@ def make_evaluation_step(
         }
         if classes <= _MOST_CONFUSION_CLASSES:
             totals["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[labels, best[:, 0]].add(mask)
-        return totals
+        return totals, logits.astype(jnp.float32)
 
-    return jax.jit(sums, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    shares = batch_sharding(mesh)
+    return jax.jit(sums, in_shardings=(shardings, shares), out_shardings=(replicated(mesh), shares))
 
 
 def evaluate(
-    step: EvaluationStep, weights: Mapping[str, Any], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
+    step: EvaluationStep,
+    weights: Mapping[str, Any],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+    keep_logits: bool = False,
 ) -> dict[str, Evaluation]:
     """Runs `step` with every kind of weights on `batches`, this process's part of the split's.
 
-    `weights` has the model's variables by the kind of weights, such as "params" and "ema".
+    Args:
+        step: from `make_evaluation_step`.
+        weights: the model's variables by the kind of weights, such as "params" and "ema".
+        batches: with "image", "label", "mask" and "index".
+        mesh: devices that share each batch.
+        keep_logits: also return the predictions, whole on every process.
 
     Raises:
         ValueError: if the split has no example.
     """
     sums: dict[str, list[dict[str, Array]]] = {kind: [] for kind in weights}
+    rows: list[Mapping[str, np.ndarray]] = []
+    logits: dict[str, list[np.ndarray]] = {kind: [] for kind in weights}
     for batch in batches:
         shares = to_devices(mesh, batch, ("image", "label", "mask"))
         for kind, variables in weights.items():
-            sums[kind].append(step(variables, shares))
+            totals, outputs = step(variables, shares)
+            sums[kind].append(totals)
+            if keep_logits:
+                logits[kind].append(_local_rows(outputs))
+        if keep_logits:
+            rows.append({name: batch[name] for name in ("index", "label", "mask")})
         # So that the host does not fill the devices' memory with waiting batches.
         jax.block_until_ready([parts[-2:-1] for parts in sums.values()])
-    return {kind: _evaluation(jax.device_get(parts)) for kind, parts in sums.items()}
+    evaluations = {kind: _evaluation(jax.device_get(parts)) for kind, parts in sums.items()}
+    if not keep_logits:
+        return evaluations
+    return {
+        kind: dataclasses.replace(evaluation, predictions=_predictions(rows, logits[kind]))
+        for kind, evaluation in evaluations.items()
+    }
+
+
+def _local_rows(outputs: Array) -> np.ndarray:
+    """The rows of a sharded batch that this process's devices have, in order."""
+    shards = sorted(outputs.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _predictions(rows: Sequence[Mapping[str, np.ndarray]], logits: Sequence[np.ndarray]) -> Predictions:
+    """All processes' rows in the order of the split, without those that are masked."""
+    columns = {name: np.concatenate([row[name] for row in rows]) for name in ("index", "label", "mask")}
+    columns["logits"] = np.concatenate(logits)
+    if jax.process_count() > 1:  # every process has the same number of rows
+        columns = {name: np.concatenate(multihost_utils.process_allgather(value)) for name, value in columns.items()}
+    real = np.flatnonzero(columns.pop("mask"))
+    order = real[np.argsort(columns["index"][real], kind="stable")]
+    return Predictions(**{name: value[order] for name, value in columns.items()})
 
 
 def _evaluation(parts: Sequence[Mapping[str, np.ndarray]]) -> Evaluation:

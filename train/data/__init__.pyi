@@ -34,5 +34,6 @@ from .sources.source import (
     Source as Source,
     SourceError as SourceError,
     image_of as image_of,
+    read_example as read_example,
 )
 from .workers.failures import SHARED_MEMORY_ADVICE as SHARED_MEMORY_ADVICE, WorkerError as WorkerError

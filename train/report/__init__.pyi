@@ -1,5 +1,5 @@
 from .journal import Journal as Journal, last_logged_step as last_logged_step
-from .pictures import draw_confusion as draw_confusion
+from .page import write_report_files as write_report_files
 from .profile import Profiler as Profiler
 from .progress import Record as Record, create_console as create_console
 from .results import (
@@ -8,3 +8,4 @@ from .results import (
     print_summary as print_summary,
     write_results as write_results,
 )
+from .trackers import Log as Log

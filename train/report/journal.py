@@ -26,6 +26,7 @@ from train.compute import Evaluation
 from train.config import TrainConfig
 from train.report.pictures import draw_curves
 from train.report.progress import Display, Meter, Record
+from train.report.trackers import Log, open_trackers
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_LINE = 10_000  # bytes; a line has a dozen numbers
@@ -40,15 +41,26 @@ class Journal:
         start: the step that the run starts or resumes from.
         total: the step that it ends with.
         steps_per_epoch: to convert steps to epochs.
+        log: also gets every line of metrics.jsonl.
     """
 
-    def __init__(self, config: TrainConfig, console: Console, start: int, total: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        console: Console,
+        start: int,
+        total: int,
+        steps_per_epoch: int,
+        log: Log | None = None,
+    ) -> None:
         self._steps_per_epoch = steps_per_epoch
         self._meter = Meter(start, config.log_every, steps_per_epoch, config.data.batch_size)
         self.waiting_for_data = self._meter.waiting
         self.paused = self._meter.paused
         self._open = contextlib.ExitStack()
-        self._metrics = self._open.enter_context(MetricsFile(config.run_dir, start))
+        if jax.process_index() == 0:
+            log = self._open.enter_context(open_trackers(config, log))
+        self._metrics = self._open.enter_context(MetricsFile(config.run_dir, start, log))
         self._display = self._open.enter_context(Display(console, start, total, config.optimizer.total_epochs))
         self.say = self._display.say
         if start >= total:
@@ -113,9 +125,11 @@ class MetricsFile:
     Args:
         folder: the run's folder.
         start_step: the step that the run starts or resumes from.
+        log: called with the step and the figures of every line that is written.
     """
 
-    def __init__(self, folder: Path, start_step: int) -> None:
+    def __init__(self, folder: Path, start_step: int, log: Log | None = None) -> None:
+        self._log = log
         self._folder = folder
         self._path = folder / "metrics.jsonl"
         self._writes = jax.process_index() == 0
@@ -174,6 +188,8 @@ class MetricsFile:
             self._events.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._folder)) from error
+        if self._log is not None:
+            self._log(values["step"], figures)
 
 
 def last_logged_step(folder: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""The pictures of a run: curves.png and confusion.png."""
+"""The pictures of a run: curves.png, confusion.png and mistakes.png."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,6 +11,8 @@ from poolformer_jax.files import replace_atomically
 from train.compute import Evaluation
 
 _LOG = logging.getLogger(__name__)
+# Characters of a class name above a picture of an inch and a half.
+_LONGEST_NAME = 24
 
 
 def _draw(path: Path, paint: Callable[[], Any]) -> None:
@@ -75,9 +77,53 @@ def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
         _draw(path, lambda: _paint_confusion(counts, evaluation, class_names))
 
 
+def draw_mistakes(
+    pictures: Sequence[Any], answers: Sequence[tuple[int, int, float]], class_names: Sequence[str], path: Path
+) -> None:
+    """Wrong answers as a sheet of pictures, a PNG; the file of an evaluation before is removed if there are none.
+
+    Args:
+        pictures: Pillow images.
+        answers: for each of them the right class, the answer, and its probability.
+        class_names: by label.
+        path: of the PNG.
+    """
+    path.unlink(missing_ok=True)
+    if pictures:
+        _draw(path, lambda: _paint_mistakes(pictures, answers, class_names))
+
+
+def _paint_mistakes(
+    pictures: Sequence[Any], answers: Sequence[tuple[int, int, float]], class_names: Sequence[str]
+) -> Any:
+    labels = {label for right, answer, _ in answers for label in (right, answer)}
+    names = {label: _drawable(class_names[label])[:_LONGEST_NAME] for label in labels}
+    if (fonts := _fonts_for("".join(names.values()))) is None:
+        names, fonts = {label: str(label) for label in names}, []
+    columns = min(6, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = _figure(1.5 * columns, 1.875 * rows)
+    axes = figure.subplots()  # one for all pictures, because axes take long to draw
+    for place, (picture, (right, answer, probability)) in enumerate(zip(pictures, answers)):
+        left, top = place % columns, 1.25 * (place // columns)
+        edges = (left + 0.04, left + 0.96, top + 1.21, top + 0.29)
+        axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, extent=edges)
+        text = f"{names[answer]} {probability:.0%}\nis {names[right]}"
+        style = {"family": fonts} if fonts else {}
+        axes.text(left + 0.5, top + 0.27, text, ha="center", fontsize=7, parse_math=False, clip_on=True, **style)
+    axes.set(xlim=(0, columns), ylim=(1.25 * rows, 0), aspect="equal")
+    axes.set_axis_off()
+    return figure
+
+
+def _drawable(name: str) -> str:
+    """The name without bytes that are not UTF-8, which have no glyph."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Sequence[str]) -> Any:
-    # Bytes of a name that are not UTF-8 have no glyph. Without parse_math=False a dollar sign starts a formula.
-    names = [name.encode(errors="backslashreplace").decode() for name in class_names]
+    # Without parse_math=False a dollar sign starts a formula.
+    names = [_drawable(name) for name in class_names]
     fonts, order = _fonts_for("".join(names)), ""
     if fonts is None:
         names, fonts, order = (

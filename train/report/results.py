@@ -4,23 +4,24 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from poolformer_jax import save_pretrained
 from poolformer_jax.files import write_json
-from poolformer_jax.images import ImageError, read_image
+from poolformer_jax.hub import push_to_hub
+from poolformer_jax.images import ImageError
 from train.compute import Evaluation, TrainState, to_host, weights_to_publish
 from train.config import TrainConfig
-from train.data import Example, Source, image_of
+from train.data import Source, read_example
+from train.report.analysis import class_scores, measure_calibration
 from train.report.journal import finite_or_null
-from train.report.pictures import draw_confusion
+from train.report.page import write_report_files
 from train.setup import RunParts
 
 _FOLDERS = {"params": "model", "ema": "model-ema"}
@@ -47,19 +48,23 @@ def write_results(
         finished: True if the whole schedule is done, or patience ended it; finished.json is then written, last of all.
     """
     for weights, (step, tree) in weights_to_publish(state).items():
-        variables, evaluation = to_host(parts.mesh, tree), evaluations[weights]
+        variables = to_host(parts.mesh, tree)
         if jax.process_index() == 0:
-            _write_model(config.run_dir / _FOLDERS[weights], config, parts, variables, evaluation)
-            report = {"step": step, **evaluation_report(evaluation, held_out.class_names)}
-            write_json(config.run_dir / _FOLDERS[weights] / "evaluation.json", report)
+            report = {"step": step, **evaluation_report(evaluations[weights], held_out.class_names)}
+            _write_model(config.run_dir / _FOLDERS[weights], config, parts, variables, report)
+            if weights == "params":
+                model, model_report = variables, report
     if jax.process_index() == 0:
-        draw_confusion(evaluations["params"], held_out.class_names, config.run_dir / "confusion.png")
+        write_report_files(config.run_dir, f"Run {config.run_dir}", evaluations["params"], model_report, held_out)
         write_examples(config.run_dir / "examples", held_out, config.example_images)
         if finished:
             write_json(config.run_dir / "finished.json", {"step": int(state.step)})
+        if config.push_to_hub is not None:
+            _push_to_hub(config.push_to_hub, config, parts, model, model_report)
 
 
-def _write_model(folder: Path, config: TrainConfig, parts: RunParts, variables: Any, evaluation: Evaluation) -> None:
+def _write_model(folder: Path, config: TrainConfig, parts: RunParts, variables: Any, report: Mapping[str, Any]) -> None:
+    metrics = {name: value for name, value in report.items() if isinstance(value, int | float) and name != "step"}
     narrow = jax.tree.map(lambda array: array.astype(np.float32), variables)
     save_pretrained(
         folder,
@@ -67,8 +72,21 @@ def _write_model(folder: Path, config: TrainConfig, parts: RunParts, variables: 
         narrow,
         layout="jax",
         image_processor=config.data.image_processor(),
-        metrics=evaluation.summary(),
+        metrics=metrics,
     )
+    write_json(folder / "evaluation.json", report)
+
+
+def _push_to_hub(
+    repository: str, config: TrainConfig, parts: RunParts, variables: Any, report: Mapping[str, Any]
+) -> None:
+    """Uploads the model with its card, evaluation.json and report.html."""
+
+    def save(folder: Path) -> None:
+        _write_model(folder, config, parts, variables, report)  # anew, because the card names its folder
+        shutil.copy(config.run_dir / "report.html", folder)
+
+    print(f"Uploaded  {push_to_hub(repository, save)}")
 
 
 def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
@@ -80,7 +98,7 @@ def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
     for index in _spread(source, count):
         example = source[index]
         try:
-            picture = _picture(example)
+            picture = read_example(example)
         except ImageError:
             continue
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,21 +119,25 @@ def _file_name(class_name: str) -> str:
     return cleaned.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
 
 
-def _picture(example: Example) -> Image.Image:
-    image = image_of(example)
-    if isinstance(image, bytes):
-        return read_image(image)
-    pixels = np.asarray(image)
-    return read_image(pixels, 1 if pixels.ndim == 2 or pixels.shape[2] == 1 else 3, "channels_last")
-
-
 def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
-    """The content of evaluation.json: an evaluation with every class's accuracy, JSON-ready."""
-    classes = [
+    """The content of evaluation.json, JSON-ready: the figures, and those of every class.
+
+    With predictions, calibration is among them, and precision, recall and F1 of every class.
+    """
+    classes: list[dict[str, Any]] = [
         {"class": name, "examples": int(count), "top1": int(right) / int(count) if count else None}
         for name, count, right in zip(class_names, evaluation.class_examples, evaluation.class_correct)
     ]
-    return {**finite_or_null(evaluation.summary()), "classes": classes}
+    figures = evaluation.summary()
+    if evaluation.predictions is not None:
+        classes = [row | scores for row, scores in zip(classes, class_scores(evaluation.predictions))]
+        calibration = measure_calibration(evaluation.predictions)
+        figures |= {
+            "calibration_error": calibration.error,
+            "calibration_error_with_temperature": calibration.error_after,
+            "temperature": calibration.temperature,
+        }
+    return {**finite_or_null(figures), "classes": classes}
 
 
 def print_header(config: TrainConfig, console: Console, parts: RunParts, source: Source, held_out: Source) -> None:
@@ -158,8 +180,7 @@ def print_summary(config: TrainConfig, step: int, evaluations: dict[str, Evaluat
     if "ema" in evaluations:
         print(f"Running mean of the weights: {evaluations['ema'].top1:.2%}  ({run_dir / _FOLDERS['ema']})")
     print(f"Model     {run_dir / _FOLDERS['params']}\nCurves    {run_dir / 'curves.png'}")
-    if (run_dir / "confusion.png").exists():
-        print(f"Confusion {run_dir / 'confusion.png'}")
+    print(f"Report    {run_dir / 'report.html'}")
     if images := sorted((run_dir / "examples").glob("*.png")):
         image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
         print("\nNext, classify an image:")

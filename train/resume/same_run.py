@@ -43,6 +43,8 @@ FREE_TO_CHANGE = (
     "max_skipped",
     "max_steps",
     "profile_steps",
+    "log_to",
+    "push_to_hub",
     "example_images",
     "optimizer.accumulate",
     "remat",

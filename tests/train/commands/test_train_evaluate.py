@@ -81,7 +81,9 @@ def test_undivided_class_folders_are_scored_whole_unless_a_split_is_asked_for(
 def test_the_report_may_go_below_the_home(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     evaluate(model, f"folder:{write_classes(tmp_path / 'pool', ('ant', 'bee', 'cat'), images=2)}", output=Path("~/out"))
-    assert {path.name for path in (tmp_path / "home" / "out").iterdir()} == {"evaluation.json", "confusion.png"}
+    assert {path.name for path in (tmp_path / "home" / "out").iterdir()} == {
+        *("evaluation.json", "confusion.png", "mistakes.png", "predictions.csv", "report.html")
+    }
 
 
 @pytest.mark.parametrize("name", ["validation", "val"])

@@ -36,7 +36,9 @@ def evaluate_on(split, params, batch_size, data, fsdp):
     _, parts = open_and_make_parts(config, jax.devices()[: data * fsdp])
     placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state.params))
     with evaluation_batches(config.data, split) as batches:
-        return evaluate(parts.evaluation_step, {"params": {"params": placed}}, batches, parts.mesh)["params"]
+        return evaluate(parts.evaluation_step, {"params": {"params": placed}}, batches, parts.mesh, keep_logits=True)[
+            "params"
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,7 @@ def by_hand(split, params):
         "top1": hits[:, 0].mean(),
         "top5": hits[:, :5].any(1).mean(),
         "labels": batch["label"],
+        "logits": logits,
         "best": order[:, 0],
     }
 
@@ -71,6 +74,9 @@ def test_any_batch_and_mesh_gives_the_result_of_the_whole_split(split, params, b
     np.testing.assert_array_equal(found.class_examples, np.bincount(by_hand["labels"], minlength=10))
     np.testing.assert_array_equal(found.class_correct, confusion.diagonal())
     np.testing.assert_array_equal(found.class_predicted, confusion.sum(0))
+    assert found.predictions.index.tolist() == list(range(89))
+    np.testing.assert_array_equal(found.predictions.label, by_hand["labels"])
+    np.testing.assert_allclose(found.predictions.logits, by_hand["logits"], rtol=1e-4, atol=1e-5)
     answers = by_hand["labels"], by_hand["best"]
     assert found.balanced_accuracy == pytest.approx(sklearn.metrics.balanced_accuracy_score(*answers))
     assert found.f1 == pytest.approx(sklearn.metrics.f1_score(*answers, average="macro"))

@@ -12,9 +12,10 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from jaxtyping import Integer, UInt8
+from PIL import Image
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.images import ImageError
+from poolformer_jax.images import ImageError, read_image
 
 
 class Example(TypedDict):
@@ -67,6 +68,19 @@ def image_of(example: Example) -> Any:
     if isinstance(example["image"], ImageError):
         raise example["image"]
     return example["image"]
+
+
+def read_example(example: Example) -> Image.Image:
+    """An example's picture, whole and upright; grey images stay grey.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    image = image_of(example)
+    if isinstance(image, bytes):
+        return read_image(image)
+    pixels = np.asarray(image)
+    return read_image(pixels, 1 if pixels.ndim == 2 or pixels.shape[2] == 1 else 3, "channels_last")
 
 
 class SourceError(InputError):
