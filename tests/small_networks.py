@@ -28,6 +28,24 @@ TWO_STAGES = PoolFormerConfig(
 # One stage of each: what the published ablations combine.
 EVERY_MIXER = ("pooling", "identity", "attention", "spatial_fc")
 
+# A small network of each kind of the second paper, for images of 64 x 64 pixels.
+FAMILY = {
+    kind: PoolFormerConfig.from_variant(
+        variant,
+        depths=(1, 1, 1, 1),
+        hidden_sizes=(32, 32, 64, 64),
+        num_labels=7,
+        **({"image_size": 64} if kind == "randformer" else {}),
+    )
+    for kind, variant in (
+        ("poolformerv2", "poolformerv2_s12"),
+        ("identityformer", "identityformer_s12"),
+        ("randformer", "randformer_s12"),
+        ("convformer", "convformer_s18"),
+        ("caformer", "caformer_s18"),
+    )
+}
+
 
 @lru_cache
 def random_variables(config, key=0):

@@ -57,7 +57,8 @@ def export_model(
         image_processor: the preprocessing that the metadata describes.
         id2label: class names by index, for the metadata.
         image_size: height and width of the input in pixels. By default those of the images that `image_processor`
-            makes, and an ONNX file of a network without attention and spatial_fc takes images of any size.
+            makes, and an ONNX file takes images of any size unless the network has parameters for every position
+            (position embeddings, spatial_fc, random).
         dtype: type that feature maps are computed in; ONNX takes float32 only.
 
     Returns:

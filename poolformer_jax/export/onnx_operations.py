@@ -39,11 +39,11 @@ def network_graph(config: PoolFormerConfig, folded: Parameters, image_size: tupl
 
 
 def takes_any_size(config: PoolFormerConfig) -> bool:
-    """True if no node of the graph depends on height and width, as those of attention and spatial_fc do."""
+    """True if the network has no parameters for every position and its mixers are known to take any size."""
     return config.image_size is None and set(config.token_mixers) <= _MIXERS_OF_ANY_SIZE
 
 
-_MIXERS_OF_ANY_SIZE = {"pooling", "identity", "sep_conv"}
+_MIXERS_OF_ANY_SIZE = {"pooling", "identity", "attention", "sep_conv"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,15 +165,15 @@ class OnnxOperations(Operations[Value]):
         return self._node("Conv", x, kernel.transpose(3, 2, 0, 1), group=kernel.shape[3], pads=pads)
 
     def attention(self, qkv: Value, head_dim: int) -> Value:
-        channels, (height, width) = qkv.shape[0] // 3, qkv.shape[1:]
-        split = np.array([0, 3, channels // head_dim, head_dim, height * width])
-        parts = self._node("Reshape", qkv, split)
+        channels = qkv.shape[0] // 3
+        parts = self._node("Reshape", qkv, np.array([0, 3, channels // head_dim, head_dim, -1]))
         query, key, value = (self._node("Gather", parts, np.array(index), axis=1) for index in range(3))
         query = self._node("Mul", query, head_dim**-0.5)
         scores = self._node("MatMul", self._node("Transpose", query, perm=[0, 1, 3, 2]), key)
         weights = self._node("Transpose", self._node("Softmax", scores, axis=-1), perm=[0, 1, 3, 2])
-        shape = (channels, height, width)
-        return self._node("Reshape", self._node("MatMul", value, weights), np.array([0, *shape]), shape=shape)
+        # Height and width are those of the images that the file is run with.
+        shape = self._node("Concat", np.array([0, channels]), self._node("Shape", qkv, start=2), axis=0)
+        return self._node("Reshape", self._node("MatMul", value, weights), shape, shape=(channels, *qkv.shape[1:]))
 
     def mix_positions(self, x: Value, kernel: np.ndarray) -> Value:
         tokens = self._node("Reshape", x, np.array([0, x.shape[0], len(kernel)]))

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ import pytest
 from poolformer_jax import ExportError, InputError, PoolFormerConfig, PoolFormerImageProcessor, export_model
 from poolformer_jax.export.metadata import metadata
 from poolformer_jax.export.onnx_file import run_onnx, to_onnx
+from poolformer_jax.export.onnx_operations import takes_any_size
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.network.config import HIDDEN_ACTS
-from small_networks import EVERY_MIXER, LABELS, PROCESSOR, TINY, TWO_STAGES, random_variables
+from small_networks import EVERY_MIXER, FAMILY, LABELS, PROCESSOR, TINY, TWO_STAGES, random_variables
 
 SMALL = {**TINY, "depths": (1, 1, 1, 1)}
 CONFIGS = {
@@ -110,16 +111,44 @@ def test_onnx_has_every_activation(activation):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@lru_cache
+def second_paper(kind):
+    """An ONNX file made for 64 x 64 pixels, images of another size if the network takes one, and their logits."""
+    config = FAMILY[kind]
+    model, variables = random_variables(config)
+    size = (64, 64) if kind == "randformer" else (33, 70)
+    pixels = np.random.default_rng(3).standard_normal((3, *size, 3)).astype(np.float32)
+    with jax.disable_jit():  # compiling takes longer
+        logits = np.asarray(model.apply(variables, pixels).logits)
+    return to_onnx(config, fold(config, variables), (64, 64), {}, any_size=takes_any_size(config)), pixels, logits
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_onnx_runtime_computes_every_network_of_the_second_paper(kind):
+    pytest.importorskip("onnxruntime")
+    assert takes_any_size(FAMILY[kind]) == (kind != "randformer")
+    data, pixels, expected = second_paper(kind)
+    np.testing.assert_allclose(run_onnx(data, pixels), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILY if kind != "caformer"), "caformer"]
+)
+def test_stablehlo_has_every_network_of_the_second_paper(kind, tmp_path):
+    variables = random_variables(FAMILY[kind])[1]
+    assert 0 < export_model(tmp_path / "network.stablehlo", FAMILY[kind], variables, PROCESSOR, LABELS) < 1e-5
+
+
 # In a separate process, because importing OpenVINO forks.
 OPENVINO = """
-import sys
+import pathlib, sys
 import numpy, openvino
 
-folder = sys.argv[1]
-network = openvino.Core().compile_model(f"{folder}/network.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-for batch in (1, 3):
-    pixels = numpy.load(f"{folder}/pixels.npy")[:batch]
-    numpy.save(f"{folder}/logits_{batch}.npy", network({"pixel_values": pixels})["logits"])
+for folder in map(pathlib.Path, sys.argv[1:]):
+    network = openvino.Core().compile_model(folder / "network.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for batch in (1, 3):
+        pixels = numpy.load(folder / "pixels.npy")[:batch]
+        numpy.save(folder / f"logits_{batch}.npy", network({"pixel_values": pixels})["logits"])
 """
 
 
@@ -143,6 +172,35 @@ def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     variables, pixels, expected = pixels_and_logits(CONFIGS[name])
     export_model(tmp_path / "network.onnx", CONFIGS[name], variables, PROCESSOR, LABELS)
     np.save(tmp_path / "pixels.npy", pixels)
+    subprocess.run([sys.executable, "-c", OPENVINO, str(tmp_path)], check=True)
+    check_logits_in(tmp_path, expected)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_openvino_computes_every_network_of_the_second_paper(tmp_path):
+    for kind in FAMILY:
+        data, pixels, _ = second_paper(kind)
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "network.onnx").write_bytes(data)
+        np.save(tmp_path / kind / "pixels.npy", pixels)
+    subprocess.run([sys.executable, "-c", OPENVINO, *(str(tmp_path / kind) for kind in FAMILY)], check=True)
+    for kind in FAMILY:
+        check_logits_in(tmp_path / kind, second_paper(kind)[2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+@pytest.mark.parametrize("variant", ["caformer_s18", "convformer_s18", "poolformerv2_s12"])
+def test_onnx_runtime_and_openvino_compute_published_networks(variant, tmp_path):
+    pytest.importorskip("onnxruntime")
+    config = PoolFormerConfig.from_variant(variant)
+    model, variables = random_variables(config)
+    pixels = np.random.default_rng(3).standard_normal((3, 224, 224, 3)).astype(np.float32)
+    expected = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
+    data = to_onnx(config, fold(config, variables), (224, 224), {}, any_size=True)
+    (tmp_path / "network.onnx").write_bytes(data)
+    np.save(tmp_path / "pixels.npy", pixels)
+    np.testing.assert_allclose(run_onnx(data, pixels), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     subprocess.run([sys.executable, "-c", OPENVINO, str(tmp_path)], check=True)
     check_logits_in(tmp_path, expected)
 
