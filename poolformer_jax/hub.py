@@ -82,7 +82,7 @@ class Repository:
                 missing = f"revision {self._options['revision']!r} of {self.name}" if wrong_revision else self.name
                 raise MissingFileError(
                     f"There is no {missing} on the Hugging Face Hub, and no file or folder of that name here. Expected "
-                    "a name such as 'sail/poolformer_s12'; a private model needs token=..."
+                    "a name such as 'sail/poolformer_s12'; a private model needs a token (hf auth login)"
                 ) from error
             except errors.LocalEntryNotFoundError as error:
                 if self._cached(file) is None:
@@ -97,7 +97,7 @@ class Repository:
             problem = f"{self.name!r} is not a file or folder here, and not in the Hub's cache"
         raise NotInCache(
             f"{problem}. The Hub was not asked or cannot be reached. Connect, without local_files_only and "
-            "HF_HUB_OFFLINE, or pass the cache_dir=... that has it."
+            "HF_HUB_OFFLINE, or name the cache that has it (HF_HOME, cache_dir=..., --cache-dir)."
         ) from unknown
 
     def _cached(self, file: str) -> Any:

@@ -34,6 +34,7 @@ from poolformer_jax.files import replace_atomically, write_json
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference import fold
 from poolformer_jax.network import PoolFormerConfig, check_dtype
+from poolformer_jax.weights import class_names
 
 FORMATS = (".stablehlo", ".onnx")
 
@@ -43,7 +44,7 @@ def export_model(
     config: PoolFormerConfig,
     variables: Mapping[str, Any],
     image_processor: PoolFormerImageProcessor,
-    id2label: Mapping[int, str],
+    id2label: Mapping[int, str] | None = None,
     *,
     image_size: tuple[int, int] | None = None,
     dtype: Dtype = jnp.float32,
@@ -55,7 +56,8 @@ def export_model(
         config: the architecture.
         variables: `{"params": tree}`.
         image_processor: the preprocessing that the metadata describes.
-        id2label: class names by index, for the metadata.
+        id2label: class names by index, for the metadata; None for the config's, or ImageNet's for a published
+            network with 1000 classes, or "class 0", "class 1", ...
         image_size: height and width of the input in pixels. By default those of the images that `image_processor`
             makes, and an ONNX file takes images of any size unless the network has parameters for every position
             (position embeddings, spatial_fc, random).
@@ -83,7 +85,7 @@ def export_model(
     if size is None:
         raise InputError("The preprocessing makes images of many sizes. Pass image_size=(height, width) in pixels.")
     any_size = ending == ".onnx" and image_size is None and takes_any_size(config)
-    facts = metadata(config, image_processor, id2label, size, any_size=any_size)
+    facts = metadata(config, image_processor, id2label or class_names(config), size, any_size=any_size)
     folded = fold(config, variables)
     try:
         if ending == ".onnx":

@@ -150,7 +150,9 @@ def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
             if is_local(os.fspath(file)):
                 raise ImageError(f"There is no image file {name}.")
             name = re.sub(r"^'(\w+):/+", r"'\1://", name)  # a Path keeps one slash
-            raise ImageError(f"There is no image file {name}. URLs are not downloaded: pass the bytes instead.")
+            raise ImageError(
+                f"There is no image file {name}. URLs are not downloaded. Expected a file, or in Python its bytes."
+            )
         with Image.open(file) as image:
             return decode(image, name)
 

@@ -18,11 +18,10 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
-from poolformer_jax.inference.folding import fold
-from poolformer_jax.inference.jax_operations import folded_apply
-from poolformer_jax.inference.program import Apply, BatchProgram, images_at_once, normalized
+from poolformer_jax.inference.program import Apply, BatchProgram, fastest_network, normalized
 from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, preprocessing_problems
-from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig, check_dtype, describe_network
+from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights import (
     FlaxPoolFormerForImageClassification,
@@ -54,24 +53,30 @@ class ImageClassificationPipeline:
         *,
         dtype: Dtype,
         batch_size: int,
+        kernels: KernelMode,
         top_k: int | None,
         function_to_apply: FunctionToApply | None,
     ) -> None:
         devices, threads = jax.local_devices(), available_cores()
+        check_dtype(dtype)
         check_at_least_one(batch_size=batch_size)
         problems = preprocessing_problems(config, image_processor)
         if config.num_labels == 0:
             problems.append("The network has no head (num_labels=0): expected a label. Use ImageEmbedder instead.")
         if problems:
             raise InputError("\n".join(problems))
-        at_once = images_at_once(config, Mesh(devices, ("batch",)))
-        network = partial(folded_apply, config, dtype=dtype, images_at_once=at_once)
-        program = BatchProgram(partial(_logits, image_processor, network), fold(config, variables), batch_size, devices)
+        mesh, size = Mesh(np.asarray(devices), ("batch",)), image_processor.output_size
+        assert size is not None, "preprocessing_problems checks it"
+        network, params = fastest_network(config, variables, mesh, dtype, size, kernels)
+        program = BatchProgram(partial(_logits, image_processor, network), params, batch_size, devices)
         self.config = config
         self.image_processor = image_processor
         self._labels = id2label
         self._images = ImageStream(program, image_processor, threads)
         self._defaults = {"top_k": top_k, "function_to_apply": function_to_apply}
+
+    def __repr__(self) -> str:
+        return f"ImageClassificationPipeline({describe_network(self.config)})"
 
     def __call__(self, images: ImageLike, **options: Any) -> Scores | list[Scores] | Iterator[Scores]:
         """The labels of one image or of several, with their scores.
@@ -111,6 +116,7 @@ def pipeline(
     function_to_apply: FunctionToApply | None = None,
     dtype: Dtype = jnp.float32,
     batch_size: int = 32,
+    kernels: KernelMode = "auto",
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -131,6 +137,7 @@ def pipeline(
             otherwise "softmax".
         dtype: type that feature maps are computed in, float32 or bfloat16.
         batch_size: images per batch, rounded up to a multiple of the number of devices.
+        kernels: "auto", "on" or "off", as in `ImageClassifier`.
         revision: branch, tag or commit on the Hub.
         cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
         local_files_only: use the cache without asking the Hub.
@@ -164,6 +171,7 @@ def pipeline(
         labels,
         dtype=dtype,
         batch_size=batch_size,
+        kernels=kernels,
         top_k=top_k,
         function_to_apply=function_to_apply,
     )

@@ -18,7 +18,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import CompiledClassifier
 from poolformer_jax.inference.streaming import OPEN_OPTIONS, ImageStream, check_at_least_one, preprocessing_problems
-from poolformer_jax.network import PoolFormerConfig, names_by_index
+from poolformer_jax.network import PoolFormerConfig, describe_network, names_by_index
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights import build_model, class_names, open_model
@@ -94,6 +94,9 @@ class ImageClassifier:
         )
         self.batch_sizes = self._probabilities.batch_sizes
         self._images = ImageStream(self._probabilities, image_processor, threads)
+
+    def __repr__(self) -> str:
+        return f"ImageClassifier({describe_network(self.config)}, batches of {self.batch_sizes[-1]})"
 
     @classmethod
     def from_pretrained(

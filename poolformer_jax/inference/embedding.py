@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +18,16 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head, in_parts
-from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized
+from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized, working_kernels
 from poolformer_jax.inference.streaming import OPEN_OPTIONS, ImageStream, check_at_least_one, preprocessing_problems
-from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.network import (
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    check_dtype,
+    check_variables,
+    describe_network,
+)
+from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
 from poolformer_jax.weights import build_model, open_model
 
@@ -49,11 +56,12 @@ class ImageEmbedder:
         feature_maps: whether to return the feature map of every stage too.
         dtype: type that feature maps are computed in, float32 or bfloat16.
         batch_size: images per batch, rounded up to a multiple of the number of devices.
+        kernels: "auto", "on" or "off", as in `ImageClassifier`.
         devices: the devices to compute on; by default all devices of this process.
         decode_threads: threads that decode and resize; by default one per core that this process may use.
 
     Raises:
-        ValueError: if the preprocessing does not fit the network.
+        ValueError: if the preprocessing does not fit the network, or for another dtype.
         WeightsMismatch: if the variables do not match the config.
     """
 
@@ -66,21 +74,34 @@ class ImageEmbedder:
         feature_maps: bool = False,
         dtype: Dtype = jnp.float32,
         batch_size: int = 32,
+        kernels: KernelMode = "auto",
         devices: Sequence[jax.Device] | None = None,
         decode_threads: int | None = None,
     ) -> None:
         devices = jax.local_devices() if devices is None else devices
         threads = available_cores() if decode_threads is None else decode_threads
+        check_dtype(dtype)
         check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
         if problems := preprocessing_problems(config, image_processor):
             raise InputError("\n".join(problems))
         headless, backbone = _without_head(config, variables)
-        at_once = images_at_once(config, Mesh(np.asarray(devices), ("batch",)))
-        apply = partial(_embed, headless, image_processor, dtype, feature_maps, at_once)
-        program = BatchProgram(apply, fold(headless, backbone), batch_size, devices)
+        mesh, size = Mesh(np.asarray(devices), ("batch",)), image_processor.output_size
+        assert size is not None, "preprocessing_problems checks it"
+        chosen = working_kernels(headless, mesh, dtype, size, kernels)
+        if chosen is None:
+            network, params = partial(_folded, headless, dtype), fold(headless, backbone)
+        else:
+            check_variables(headless, backbone)
+            model = PoolFormerForImageClassification(headless, dtype, kernels=chosen)
+            network, params = partial(_with_kernels, model), backbone
+        apply = partial(_embed, network, image_processor, feature_maps, images_at_once(headless, mesh))
+        program = BatchProgram(apply, params, batch_size, devices)
         self.config = config
         self.image_processor = image_processor
         self._images = ImageStream(program, image_processor, threads)
+
+    def __repr__(self) -> str:
+        return f"ImageEmbedder({describe_network(self.config)})"
 
     @classmethod
     def from_pretrained(
@@ -144,19 +165,32 @@ def _without_head(config: PoolFormerConfig, variables: Mapping[str, Any]) -> tup
     return dataclasses.replace(config, num_labels=0, id2label=None), {**variables, "params": params}
 
 
+def _folded(config: PoolFormerConfig, dtype: Dtype, params: Any, values: Array) -> tuple[Array, tuple[Array, ...]]:
+    """Pooled features and feature maps, by the folded network."""
+    maps = folded_features(config, params, values, dtype)
+    return folded_head(config, params, maps[-1]), maps
+
+
+def _with_kernels(
+    model: PoolFormerForImageClassification, variables: Any, values: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    """The same by the network as it was trained, whose blocks have kernels."""
+    output: Any = model.apply(variables, values)
+    return output.logits, output.hidden_states
+
+
 def _embed(
-    config: PoolFormerConfig,
+    network: Callable[[Any, Array], tuple[Array, tuple[Array, ...]]],
     image_processor: PoolFormerImageProcessor,
-    dtype: Dtype,
     feature_maps: bool,
     at_once: int | None,
     params: Any,
     pixels: UInt8[Array, "b h w c"],
 ) -> Any:
     def embed(values: Array) -> tuple[Array, tuple[Array, ...]]:
-        maps = folded_features(config, params, values, dtype)
+        features, maps = network(params, values)
         chosen = tuple(x.astype(jnp.float32) for x in maps) if feature_maps else ()
-        return folded_head(config, params, maps[-1]).astype(jnp.float32), chosen
+        return features.astype(jnp.float32), chosen
 
     values = normalized(image_processor, pixels)
     if at_once is None or len(values) <= at_once:

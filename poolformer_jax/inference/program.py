@@ -128,15 +128,23 @@ def fastest_network(
         ValueError: if kernels is "on" and there are none for these devices and this type.
         WeightsMismatch: if the variables are not those of such a network.
     """
-    chosen, verification = choose_kernels(
-        kernels, mesh, mesh.axis_names, dtype, kernel_stages(config, image_size, train=False), gradients=False
-    )
-    if verification is not None and verification.problem:
-        warnings.warn(f"{verification.warning} (kernels='off' skips this check.)", stacklevel=4)
+    chosen = working_kernels(config, mesh, dtype, image_size, kernels)
     if chosen is None:
         apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_at_once(config, mesh))
         return apply, fold(config, variables)
     return _trained_network(config, variables, dtype, chosen)
+
+
+def working_kernels(
+    config: PoolFormerConfig, mesh: Mesh, dtype: Dtype, image_size: tuple[int, int], mode: KernelMode
+) -> Kernels | None:
+    """The kernels to use, or None. The arguments and errors are those of `fastest_network`."""
+    chosen, verification = choose_kernels(
+        mode, mesh, mesh.axis_names, dtype, kernel_stages(config, image_size, train=False), gradients=False
+    )
+    if verification is not None and verification.problem:
+        warnings.warn(f"{verification.warning} (kernels='off' skips this check.)", stacklevel=5)
+    return chosen
 
 
 def images_at_once(config: PoolFormerConfig, mesh: Mesh) -> int | None:

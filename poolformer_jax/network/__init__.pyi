@@ -3,6 +3,7 @@ from .config import (
     HIDDEN_ACTS as HIDDEN_ACTS,
     MetaFormerConfig as MetaFormerConfig,
     PoolFormerConfig as PoolFormerConfig,
+    describe_network as describe_network,
     names_by_index as names_by_index,
     published_variant as published_variant,
 )

@@ -560,6 +560,12 @@ def published_variant(config: MetaFormerConfig) -> str | None:
     return _published_architectures().get(_architecture(config))
 
 
+def describe_network(config: MetaFormerConfig) -> str:
+    """The published name or the sizes of a network, and its number of labels: "s12, 1000 labels"."""
+    sizes = published_variant(config) or f"depths {config.depths}, hidden sizes {config.hidden_sizes}"
+    return f"{sizes}, {config.num_labels} labels" if config.num_labels else sizes
+
+
 @functools.cache
 def _published_architectures() -> dict[tuple[Any, ...], str]:
     return {_architecture(MetaFormerConfig.from_variant(name)): name for name in VARIANTS}

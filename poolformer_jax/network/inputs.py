@@ -14,10 +14,19 @@ from poolformer_jax.network.config import PoolFormerConfig
 Pixels = Num[Array | np.ndarray, "..."]
 
 
+def check_config(config: Any) -> None:
+    """Raises ValueError unless this is a config."""
+    if not isinstance(config, PoolFormerConfig):
+        raise InputError(
+            f"config={config!r}: expected a PoolFormerConfig, such as PoolFormerConfig.from_variant('s12')."
+        )
+
+
 def check_dtype(dtype: Dtype) -> None:
-    """Raises ValueError unless `dtype` is a floating-point type, which feature maps need."""
+    """Raises ValueError unless feature maps can be computed in `dtype`. float64 needs JAX_ENABLE_X64=1."""
     try:
-        fits = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)  # NumPy takes None for float64
+        # NumPy takes None for float64.
+        fits = dtype is not None and jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16, jnp.float64)
     except TypeError:
         fits = False
     if not fits:

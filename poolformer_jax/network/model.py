@@ -19,7 +19,7 @@ from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import DOWNSAMPLE_EPSILON, drop_path_rates, layer_norm
 from poolformer_jax.network.fused import Kernels, convolve, convolve_with_default_gradient, moments_of
 from poolformer_jax.network.heads import Labels, classify, mean_loss
-from poolformer_jax.network.inputs import Pixels, check_dtype, check_pixel_values
+from poolformer_jax.network.inputs import Pixels, check_config, check_dtype, check_pixel_values
 from poolformer_jax.network.layers import Params, declare
 from poolformer_jax.network.parameter_table import NETWORK, STAGE
 from poolformer_jax.network.parameters import subtree
@@ -141,6 +141,7 @@ class _Network(nn.Module):
     kernels: Kernels | None = None
 
     def __post_init__(self) -> None:
+        check_config(self.config)
         check_dtype(self.dtype)
         super().__post_init__()
 

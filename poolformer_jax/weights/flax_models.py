@@ -28,6 +28,7 @@ from poolformer_jax.network import (
     PoolFormerForImageClassification,
     PoolFormerModel,
     PoolFormerModelOutput,
+    describe_network,
     leaves_by_path,
     subtree,
 )
@@ -71,6 +72,9 @@ class _FlaxPoolFormer:
         self._params: Params | None = None
         if _do_init:
             self._params = self.init_weights(jax.random.key(seed), self.input_shape)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe_network(self.config)})"
 
     @classmethod
     def from_pretrained(

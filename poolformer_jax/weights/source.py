@@ -127,7 +127,7 @@ class OpenedModel:
         Raises:
             InputError: if there is neither, or it cannot be read.
         """
-        remedy = "Or pass image_processor=PoolFormerImageProcessor(...)."
+        remedy = "Or in Python pass image_processor=PoolFormerImageProcessor(...)."
         try:
             processor = self.saved_image_processor or self.default_image_processor
         except NotInCache as error:

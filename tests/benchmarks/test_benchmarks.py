@@ -36,6 +36,7 @@ from paths import ROOT
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import write_json
+from poolformer_jax.version import __version__
 
 pytestmark = pytest.mark.usefixtures("optimised")
 TINY = PoolFormerConfig(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 16, 16), num_labels=5)
@@ -75,6 +76,12 @@ def test_help_lists_every_benchmark_in_80_columns(capsys, monkeypatch):
         assert (ROOT / "benchmarks" / f"{benchmark.module}.py").exists()
     assert "example:" in printed
     assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"poolformer-jax {__version__}\n")
 
 
 @pytest.mark.parametrize("name", program.BENCHMARKS)

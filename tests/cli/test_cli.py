@@ -25,6 +25,7 @@ from poolformer_jax.network import VARIANTS
 from poolformer_jax.weights import save_pretrained
 from small_networks import CONFIG, IMAGES, MODEL, PROCESSOR, VARIABLES
 
+LN_S12 = "the variant 'poolformer_ln_s12'"
 CAT, COFFEE = str(IMAGES / "chelsea.jpg"), str(IMAGES / "coffee.jpg")
 
 
@@ -168,6 +169,15 @@ def test_an_export_with_wrong_logits_exits_with_1(folder, capsys, tmp_path, monk
         (["summary", "no/such/network"], "There is no model at no/such/network"),
         (["export", "{folder}", "network.pb"], ".stablehlo or .onnx"),
         (["summary", "s13"], "no variant 's13'"),
+        (["predict", CAT, "--weights", "{folder}", "--variant", "poolformer_ln_s12"], LN_S12),
+        (["embed", CAT, "--weights", "{folder}", "--output", "f.npy", "--variant", "poolformer_ln_s12"], LN_S12),
+        (["cam", CAT, "--weights", "{folder}", "--variant", "poolformer_ln_s12"], LN_S12),
+        (["export", "{folder}", "network.onnx", "--variant", "poolformer_ln_s12"], LN_S12),
+        (["demo", "--weights", "{folder}", "--variant", "poolformer_ln_s12"], LN_S12),
+        (["predict", CAT, "--weights", "{folder}", "--ignore", "head/bias"], "missing: head/bias"),
+        (["embed", CAT, "--weights", "{folder}", "--output", "f.npy", "--ignore", "head/bias"], "missing: head/bias"),
+        (["cam", CAT, "--weights", "{folder}", "--ignore", "head/b*"], "missing: head/bias"),
+        (["export", "{folder}", "network.onnx", "--ignore", "head/bias"], "missing: head/bias"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from failing_kernels import FAILURES, devices_with_kernels
-from poolformer_jax import GpuKernels, ImageClassifier, InputError, PoolFormerImageProcessor
+from poolformer_jax import (
+    FlaxPoolFormerForImageClassification,
+    GpuKernels,
+    ImageClassifier,
+    ImageEmbedder,
+    InputError,
+    PoolFormerImageProcessor,
+    pipeline,
+)
 from poolformer_jax.network.fused.kernels import gpu_narrow, verification
 from small_networks import TWO_STAGES, random_variables
 
@@ -55,6 +63,28 @@ def test_on_uses_kernels_unchecked_and_off_uses_none(monkeypatch):
     assert has_kernels(classifier(kernels="on"))
     assert not has_kernels(classifier(kernels="off"))
     assert not has_kernels(classifier(dtype="float32"))
+
+
+def test_the_embedder_and_the_pipeline_use_kernels_too(monkeypatch):
+    monkeypatch.setattr(verification, "verify_kernels", lambda *_, **__: pytest.fail("checked"))
+    variables = random_variables(CONFIG)[1]
+    flax_model = FlaxPoolFormerForImageClassification(CONFIG, _do_init=False)
+    flax_model.params = variables["params"]
+
+    def answers(kernels):
+        options = {"dtype": "bfloat16", "batch_size": 1, "kernels": kernels}
+        embedder = ImageEmbedder(CONFIG, variables, PROCESSOR, feature_maps=True, devices=jax.devices()[:1], **options)
+        pipe = pipeline("image-classification", flax_model, image_processor=PROCESSOR, **options)
+        used = [
+            "norm1" in str(jax.tree.structure(one._images._program._programs[1].params)) for one in (embedder, pipe)
+        ]
+        features, maps = embedder(PIXELS)
+        return used, [features, *maps, [row["score"] for row in sorted(pipe(PIXELS), key=lambda row: row["label"])]]
+
+    (with_kernels, ours), (without, theirs) = answers("on"), answers("off")
+    assert (with_kernels, without) == ([True] * 2, [False] * 2)
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.05 * np.abs(expected).max())
 
 
 def test_on_is_refused_in_float32():

@@ -25,6 +25,11 @@ def expected():
     return np.asarray(output.logits), [np.asarray(feature_map) for feature_map in output.hidden_states]
 
 
+def test_a_type_that_feature_maps_cannot_have_is_refused():
+    with pytest.raises(ValueError, match="dtype='float16': expected float32 or bfloat16"):
+        ImageEmbedder(TWO_STAGES, VARIABLES, PROCESSOR, dtype="float16")
+
+
 @pytest.mark.parametrize(("config", "variables"), [(TWO_STAGES, VARIABLES), (HEADLESS, WITHOUT_HEAD)])
 def test_features_and_feature_maps_are_the_networks_with_and_without_a_head(config, variables):
     embedder = ImageEmbedder(config, variables, PROCESSOR, batch_size=8, feature_maps=True)

@@ -31,6 +31,7 @@ from poolformer_jax.network import (
 )
 from poolformer_jax.network.functional import NORMS
 from poolformer_jax.network.heads import mean_loss
+from poolformer_jax.network.inputs import check_config
 from small_networks import EVERY_MIXER, TWO_STAGES, random_variables
 
 TINY = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(8, 16, 24, 32), num_labels=5)
@@ -258,11 +259,16 @@ def test_pixels_of_a_wrong_shape_get_one_clear_message(model, shape, message):
         model.init(jax.random.key(0), jnp.zeros(shape))
 
 
-@pytest.mark.parametrize("dtype", ["junk", "int8", np.uint8, None])
+@pytest.mark.parametrize("dtype", ["junk", "int8", "float16", np.uint8, None])
 @pytest.mark.parametrize("model", [PoolFormerModel, PoolFormerForImageClassification])
-def test_a_dtype_that_is_not_floating_point_is_refused(model, dtype):
+def test_a_dtype_that_feature_maps_cannot_have_is_refused(model, dtype):
     with pytest.raises(ValueError, match=r"dtype=.*: expected float32 or bfloat16"):
         model(TINY, dtype=dtype)
+
+
+def test_a_name_in_place_of_a_config_is_refused():
+    with pytest.raises(ValueError, match=r"config='s12': expected a PoolFormerConfig.*from_variant\('s12'\)"):
+        check_config("s12")  # as the networks do, whose annotation refuses it here
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -75,7 +75,9 @@ def test_the_published_preprocessing_is_used_only_if_the_repository_is_known_to_
     files = [tmp_path / "model" / name for name in ("config.json", "flax_model.safetensors")]
     cache = make_cache(tmp_path, "someone/tiny", files)
     opened = open_model("someone/tiny", cache_dir=cache, local_files_only=True)
-    with pytest.raises(ValueError, match=r"no preprocessor_config\.json\. The Hub was not.*Or pass image_processor="):
+    with pytest.raises(
+        ValueError, match=r"no preprocessor_config\.json\. The Hub was not.*Or in Python pass image_processor="
+    ):
         _ = opened.image_processor
     mark_as_missing(cache, "preprocessor_config.json")
     opened = open_model("someone/tiny", cache_dir=cache, local_files_only=True)

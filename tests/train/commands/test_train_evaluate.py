@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 import programs
 from pictures import IMAGES
@@ -335,3 +336,35 @@ def test_a_multi_label_network_is_refused(tmp_path):
         ValueError, match=r"problem_type='multi_label_classification'\. Expected a network for one label"
     ):
         evaluate(saved, "digits")
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_top_5_is_printed_for_more_than_five_classes(tmp_path, capsys, classes):
+    names = tuple("abcdef"[:classes])
+    path = write_model(tmp_path / "model", names)
+    evaluate(path, f"folder:{write_classes(tmp_path / 'data', names, images=1)}")
+    assert ("top-5" in capsys.readouterr().out) == (classes == 6)
+
+
+def test_the_network_and_names_to_leave_out_can_be_given(model, tmp_path):
+    data = f"folder:{write_classes(tmp_path / 'data', ('ant', 'bee', 'cat'), images=1)}"
+    shutil.copytree(model, tmp_path / "more")
+    weights = tmp_path / "more" / "flax_model.safetensors"
+    arrays = load_file(weights)
+    save_file({**arrays, "metric.total": arrays["head/bias"]}, weights)
+    with pytest.raises(ValueError, match=r"unexpected: metric\.total"):
+        evaluate(str(tmp_path / "more"), data)
+    assert evaluate(str(tmp_path / "more"), data, ignore=("metric.*",)).examples == 3
+    with pytest.raises(ValueError, match="the variant 'poolformer_ln_s12'"):
+        evaluate(model, data, variant="poolformer_ln_s12")
+
+
+def test_fine_tuning_starts_from_the_given_network_without_the_names_to_leave_out(model, tmp_path):
+    config = tiny(tmp_path)
+    for options, message in (
+        ({"variant": "poolformer_ln_s12"}, "the variant 'poolformer_ln_s12'"),
+        ({"ignore": ("norm/*",)}, "missing: norm/"),
+    ):
+        pretrained = dataclasses.replace(config, model=PretrainedNetwork(source=model, **options))
+        with pytest.raises(ValueError, match=message):
+            make_network(pretrained, ("ant", "bee"))

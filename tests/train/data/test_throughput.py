@@ -27,6 +27,13 @@ def test_a_missing_data_set_is_an_error():
         throughput.main(["--source", "folder:/nowhere"])
 
 
+def test_a_closed_output_is_not_an_error():
+    command = f"{sys.executable} -m train.commands.throughput --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage:")
+
+
 @pytest.mark.slow
 def test_the_benchmark_program_answers_every_line():
     command = [sys.executable, "-m", "benchmarks.input_peers.ours", *SMALL]

@@ -14,7 +14,8 @@ from train.data import ArraySource, open_source
 from train.report import pictures
 from train.report.journal import MetricsFile, last_logged_step
 from train.report.pictures import draw_confusion, draw_curves
-from train.report.results import evaluation_report, write_examples
+from train.report.results import evaluation_report, print_summary, write_examples
+from training import tiny
 
 EVALUATION = Evaluation(
     4, 0.5, 0.75, 1.0, np.array([2, 2]), np.array([2, 1]), np.array([3, 1]), np.array([[2, 0], [1, 1]])
@@ -139,3 +140,18 @@ def test_the_curves_of_one_interval_show_its_point_and_different_ticks():
     figure.draw_without_rendering()
     ticks = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     assert len(set(ticks)) == len(ticks)
+
+
+def test_the_summary_names_the_pictures_that_exist(tmp_path, capsys):
+    config = tiny(tmp_path / "run")
+    print_summary(config, 7, {"params": EVALUATION})
+    assert "Confusion" not in capsys.readouterr().out
+    config.run_dir.mkdir(exist_ok=True)
+    (config.run_dir / "confusion.png").touch()
+    print_summary(config, 7, {"params": EVALUATION})
+    said = capsys.readouterr().out
+    assert (
+        f"Confusion {config.run_dir / 'confusion.png'}" in said and f"Held-out accuracy {EVALUATION.top1:.2%}" in said
+    )
+    print_summary(config, 7, {})
+    assert "Stopped after step 7" in capsys.readouterr().out
