@@ -1,15 +1,20 @@
 """Reading small JSON files, and writing files whole or not at all, with the file in the message of every failure."""
 
+import importlib.util
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from poolformer_jax.errors import InputError
 
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # Windows has none
+
+_STAGING = ".poolformer-jax-"
 # The most bytes of a JSON file. In memory JSON takes up to 25 times its size. The config of a network with the classes
 # of ImageNet-21k has 2 MB.
 _LARGEST_JSON = 1 << 22
@@ -56,22 +61,80 @@ def naming_destination(destination: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, with the same ending. When the block ends, the file replaces `path`.
+    """Yields a temporary file name that ends like `path`. When the block ends, the file replaces `path`.
 
-    The folder is created if needed. If the block fails, the temporary file is removed and `path` stays as it was.
+    The folder is created if needed. If the block fails, the temporary file is removed and `path` stays as it was. The
+    new file is on the disk before it gets its name, and its name is there when this returns.
 
     Raises:
         OSError: naming `path`, if it cannot be written.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    with naming_destination(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_destination(path), staging_folder(path.parent) as stage:
+        temporary = stage / path.name
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+
+
+@contextmanager
+def staging_folder(parent: Path, undo: Callable[[Path], None] = lambda stage: None) -> Iterator[Path]:
+    """A temporary folder inside `parent`, removed when the block ends. `parent` is created if needed.
+
+    Removes those that killed programs left, too. Each program holds a lock on its own, which ends with the program.
+
+    Args:
+        parent: on the file system of the destination, so that files can be renamed into place.
+        undo: called with a folder before it is removed, to put back what is in it; also with those of killed programs.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(parent, undo)
+    stage = parent / f"{_STAGING}{uuid.uuid4().hex}"
+    stage.mkdir()
+    with _locked(stage):
         try:
-            yield temporary
-            temporary.replace(path)
+            yield stage
         finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            undo(stage)
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path, undo: Callable[[Path], None] = lambda stage: None) -> None:
+    """Removes the temporary folders inside `parent` that no program holds; for the arguments see `staging_folder`."""
+    for path in list(parent.glob(f"{_STAGING}*")):
+        with suppress(OSError), _locked(path) as is_abandoned:
+            if is_abandoned and not path.is_symlink():
+                undo(path)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a folder; False if another program does, or the system has no such locks."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError:  # held elsewhere, or a file system without locks
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would survive a loss of power."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,17 +1,15 @@
 """Writes model folders for each layout, whole or not at all.
 
-A new folder appears by one rename. In an existing folder, files are replaced one by one: the old weights are removed
-first and the new ones moved in last. A program that is killed in between leaves a folder without weights, never one
-with parts of two models.
+A new folder appears by one rename. In an existing folder, files are replaced one by one: the old weights are moved away
+first and the new ones moved in last. After an error the old files are moved back. A program that is killed in between
+leaves a folder without weights, never one with parts of two models; the next save there first moves the old ones back.
 """
 
 import dataclasses
 import json
 import os
-import shutil
-import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from poolformer_jax.errors import InputError, PoolFormerError
-from poolformer_jax.files import naming_destination, write_json
+from poolformer_jax.files import naming_destination, remove_abandoned, staging_folder, sync, write_json
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.files import open_weights
@@ -201,7 +199,7 @@ def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
 
 @contextmanager
 def _staged(target: Path, weights: str) -> Iterator[Path]:
-    """A temporary folder. When the block ends it becomes `target`, or its files replace those in `target`."""
+    """A folder for the model's files. When the block ends it becomes `target`, or they replace those in `target`."""
     with naming_destination(target):
         existing = [name for name in WEIGHTS if (target / name).exists()]
         replaced = [name for name in existing if name == weights or _is_former_name(target / name, weights)]
@@ -213,23 +211,59 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
         place = target.resolve()
         # In the target or beside it: on its file system, where files can be renamed into place.
         where = place if place.exists() else place.parent
-        where.mkdir(parents=True, exist_ok=True)
-        stage = where / f".{place.name}.{uuid.uuid4().hex}"
-        stage.mkdir()
-        try:
-            yield stage
+        if where == place:
+            remove_abandoned(place.parent, _put_back)  # of a program that was killed when it had made `place`
+        with staging_folder(where, _put_back) as stage:
+            model = stage / _MODEL
+            model.mkdir()
+            yield model
+            remove_abandoned(model)
+            for file in (*model.iterdir(), model):
+                sync(file)
             if where == place:
                 if _is_users(place / MODEL_CARD):
-                    (stage / MODEL_CARD).unlink(missing_ok=True)
-                if replaced:
-                    for name in (*replaced, PREPROCESSOR_CONFIG):
-                        (place / name).unlink(missing_ok=True)
-                for file in sorted(stage.iterdir(), key=lambda file: file.name == weights):
-                    file.replace(place / file.name)
+                    (model / MODEL_CARD).unlink(missing_ok=True)
+                _move_in(stage, [*replaced, PREPROCESSOR_CONFIG] if replaced else [], weights)
             else:
-                stage.rename(place)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+                model.rename(place)
+            sync(where)
+
+
+# What a staging folder holds: the new model, and while it replaces an old one that model's files, and the names of the
+# new files.
+_MODEL, _OLD, _NAMES, _DONE = "model", "old", "names", "done"
+
+
+def _move_in(stage: Path, removed: Sequence[str], weights: str) -> None:
+    """Replaces the files of the model around `stage`: the old weights go first and the new ones come last."""
+    place = stage.parent
+    new = sorted((file.name for file in (stage / _MODEL).iterdir()), key=lambda name: name == weights)
+    (stage / _OLD).mkdir()
+    (stage / _NAMES).mkdir()
+    for name in new:
+        (stage / _NAMES / name).touch()
+    for name in dict.fromkeys([*removed, *new]):
+        if (place / name).exists():
+            (place / name).replace(stage / _OLD / name)
+    for name in new:
+        (stage / _MODEL / name).replace(place / name)
+    sync(place)
+    (stage / _NAMES).rename(stage / _DONE)  # from here on the new model counts
+
+
+def _put_back(stage: Path) -> None:
+    """Puts back the files of an old model that `_move_in` did not replace to the end; the new files go first."""
+    parts = [stage / name for name in (_MODEL, _OLD, _NAMES)]
+    # A stranger's model folder may hold anything.
+    if not all(part.is_dir() and not part.is_symlink() for part in parts):
+        return
+    waiting, kept, new = ([file.name for file in part.iterdir()] for part in parts)
+    for name in sorted(set(new).difference(waiting), key=lambda name: name not in WEIGHTS):
+        (stage.parent / name).unlink(missing_ok=True)
+    for name in sorted(kept, key=lambda name: name in WEIGHTS):
+        (stage / _OLD / name).replace(stage.parent / name)
+    sync(stage.parent)
+    (stage / _NAMES).rename(stage / _DONE)
 
 
 def _is_former_name(file: Path, weights: str) -> bool:

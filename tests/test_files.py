@@ -1,0 +1,192 @@
+"""Files and model folders are whole after an I/O error, a kill and a loss of power, and nothing temporary stays."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from paths import ROOT
+from poolformer_jax import PoolFormerForImageClassification, load_pretrained, save_pretrained
+from poolformer_jax.files import write_json
+from saved_models import CONFIG, PROCESSOR, make_variables, same, save
+
+# Waits inside of the block that writes, until it is killed.
+WRITER = """
+import sys, time
+from pathlib import Path
+from poolformer_jax.files import replace_atomically
+with replace_atomically(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half of i")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def start_a_writer(path: Path) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", WRITER, path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_the_next_write_clears_what_a_killed_program_left_and_no_others(tmp_path):
+    killed, running = (start_a_writer(tmp_path / "a.json") for _ in range(2))
+    try:
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        assert len(list(tmp_path.iterdir())) == 2
+        write_json(tmp_path / "b.json", {})
+        assert sorted(content(tmp_path)) == [f"{next(tmp_path.glob('.*')).name}/a.json", "b.json"]
+    finally:
+        running.kill()
+        running.communicate()
+    write_json(tmp_path / "b.json", {})
+    assert sorted(content(tmp_path)) == ["b.json"]
+
+
+def test_a_staging_folder_of_a_stranger_reads_and_removes_nothing_outside(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "model"
+    for path in (outside / "secret", outside / "model" / "x", outside / "old" / "y", outside / "names" / "z"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("dear to me")
+    before = content(outside)
+    save(folder)
+    (folder / ".poolformer-jax-1").symlink_to(outside)
+    (folder / ".poolformer-jax-2").mkdir()
+    for part in ("model", "old", "names"):
+        (folder / ".poolformer-jax-2" / part).symlink_to(outside / part)
+    save(folder)
+    assert content(outside) == before
+    assert not (folder / "y").exists()
+
+
+class Disk:
+    """Which bytes of which files are on the disk: those before the last fsync of the file; names by its folder's."""
+
+    def __init__(self, patch):
+        self.synced: dict[int, bytes | list[str]] = {}
+        self.renamed: list[Path] = []
+        fsync, replace, rename = os.fsync, Path.replace, Path.rename
+
+        def recorded_fsync(descriptor):
+            fsync(descriptor)
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            self.synced[path.stat().st_ino] = self.content(path)
+
+        def recorded(move):
+            def recorded_move(path, target):
+                if not Path(target).name.startswith((".", "old", "done")) and "old" not in Path(target).parts:
+                    self.check(path)
+                    self.renamed.append(Path(target))
+                return move(path, target)
+
+            return recorded_move
+
+        patch.setattr(os, "fsync", recorded_fsync)
+        patch.setattr(Path, "replace", recorded(replace))
+        patch.setattr(Path, "rename", recorded(rename))
+
+    def content(self, path):
+        if path.is_file():
+            return path.read_bytes()
+        return sorted(inside.name for inside in path.iterdir() if not inside.name.startswith("."))
+
+    def check(self, path):
+        """Fails if a loss of power would drop a part of `path`."""
+        for part in (path, *path.rglob("*")):
+            assert self.synced.get(part.stat().st_ino) == self.content(part), f"{part} is not on the disk"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
+def test_a_loss_of_power_drops_nothing_that_has_its_name(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    write_json(tmp_path / "a.json", {"a": 1})
+    for _ in range(2):  # a new folder, and one that is replaced
+        save(tmp_path / "model", image_processor=PROCESSOR)
+        disk.check(tmp_path / "model")
+    assert {path.name for path in disk.renamed} >= {"a.json", "model", "config.json", "flax_model.safetensors"}
+    assert disk.synced[tmp_path.stat().st_ino] is not None
+
+
+class Faults:
+    """Raises an I/O error at the n-th call of the system that changes something."""
+
+    def __init__(self):
+        self.calls, self.fails_at = 0, None
+
+    def count(self):
+        if self.fails_at is not None:
+            self.calls += 1
+            if self.calls == self.fails_at:
+                raise OSError(5, "Input/output error")
+
+
+FAULTS = Faults()
+CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
+
+
+def _count(event, arguments):
+    if FAULTS.fails_at is not None and event in CHANGES:
+        if event == "open" and not str(arguments[0]).startswith(str(FAULTS.folder)):
+            return
+        FAULTS.count()
+
+
+sys.addaudithook(_count)
+
+
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (FAULTS.count(), fsync(descriptor)))
+    FAULTS.folder = tmp_path
+
+    def fail_at(number):
+        FAULTS.fails_at = number
+        FAULTS.calls = 0 if number else FAULTS.calls
+
+    yield fail_at
+    FAULTS.fails_at = None
+
+
+def save_scaled(folder, factor):
+    variables = jax.tree.map(lambda array: array * np.float32(factor), make_variables(CONFIG))
+    save_pretrained(folder, PoolFormerForImageClassification(CONFIG), variables, image_processor=PROCESSOR)
+    return variables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replaces", [False, True])
+def test_an_error_at_any_call_while_a_model_is_saved_loses_nothing(tmp_path, failing, replaces):
+    for number in itertools.count(1):
+        folder = tmp_path / f"{number}" / "model"
+        folder.parent.mkdir()
+        if replaces:
+            save_scaled(folder, 1)
+        before = content(folder)
+        failing(number)
+        try:
+            new = save_scaled(folder, 2)
+        except OSError as error:
+            assert str(error).startswith(f"Cannot write {folder}: Input/output error.")
+            assert "\n" not in str(error)
+            failing(None)
+            left = {name: bytes for name, bytes in content(folder).items() if "/" not in name}
+            assert left == before or load_pretrained(folder)  # the old model, or after the last call the new one
+            new = save_scaled(folder, 2)
+        failing(None)
+        assert same(load_pretrained(folder)[1], new)
+        save_scaled(folder, 2)  # removes what an error in the clean-up left
+        assert not list(folder.parent.rglob(".poolformer-jax-*"))
+        if FAULTS.calls < number:
+            break
+    assert number > 20
