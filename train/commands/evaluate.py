@@ -65,11 +65,15 @@ class EvaluateConfig:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), or a file of weights."""
     data: str
-    """folder:PATH (class folders), tfds:NAME or tfds:PATH, digits, or synthetic."""
+    """folder:PATH (class folders), labels:FILE, parquet:PATH, tfds:NAME or tfds:PATH, digits, or synthetic."""
     split: str | None = None
     """The split; TFDS's slices work for tfds: "validation[:5000]". Default: validation, or all of undivided folders."""
     data_dir: Path | None = None
     """Where TFDS keeps its data sets. Default: TFDS's own."""
+    image_column: str | None = None
+    """Column of the images in labels: and parquet: sources. Default: as in training."""
+    label_column: str = "label"
+    """Column of the classes in them."""
     held_out: float | None = None
     """Share of every class that makes a missing --split validation. Default: training's, digits 0.2 and others 0.1."""
     class_map: Path | None = None
@@ -203,6 +207,8 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
     return DataConfig(
         source=config.data,
         data_dir=config.data_dir,
+        image_column=config.image_column,
+        label_column=config.label_column,
         class_map=config.class_map,
         evaluation_split=_split(config),
         held_out=default_share if config.held_out is None else config.held_out,

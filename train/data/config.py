@@ -13,6 +13,7 @@ from poolformer_jax.images import PoolFormerImageProcessor
 from train.data.augment.random_augment import RandAugment
 
 _LOCAL = "a local path; mount a bucket on every host (gcsfuse, for example) and give the folder where it is mounted"
+FILE_SOURCES = ("folder", "labels", "parquet", "tfds")  # each with a path after a colon
 _UNIT_RANGE = ", for pixels in 0..1; divide statistics of pixels in 0..255 by 255"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
@@ -106,11 +107,16 @@ class DataConfig:
     """The data set, how it is read, and how its images are changed."""
 
     source: str = "digits"
-    """digits, folder:PATH (a folder per class), tfds:NAME or tfds:PATH (see `python -m train prepare`), synthetic."""
+    """digits, synthetic, folder:PATH (a folder per class), labels:FILE (paths and labels in CSV or JSONL), parquet:PATH
+    (as of Hugging Face datasets), tfds:NAME or tfds:PATH (see `python -m train prepare`)."""
     data_dir: Path | None = None
     """Folder of TFDS's data sets, for "tfds:NAME". Default: TFDS's."""
     class_map: Path | None = None
     """File with the class names in the order of their labels: one per line, or JSON {name: label}. Default: sorted."""
+    image_column: str | None = None
+    """Column of the images. Default: file_name in labels: sources, image in parquet: sources."""
+    label_column: str = "label"
+    """Column of the classes in labels: and parquet: sources."""
     train_split: str = "train"
     """Split to train on; slices such as "train[:90%]" work for tfds sources."""
     evaluation_split: str = "validation"
@@ -152,9 +158,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         kind, _, argument = self.source.partition(":")
-        known = (kind in ("folder", "tfds") and argument) or self.source in ("digits", "synthetic")
+        known = (kind in FILE_SOURCES and argument) or self.source in ("digits", "synthetic")
         rules = [
-            ("source", known, "digits, synthetic, folder:PATH, tfds:NAME or tfds:PATH"),
+            ("source", known, "digits, synthetic, folder:PATH, labels:FILE, parquet:PATH, tfds:NAME or tfds:PATH"),
             ("source", is_local(argument) and not argument.startswith("//"), _LOCAL),  # "//": of https://...
             ("data_dir", is_local(self.data_dir), _LOCAL),
             ("class_map", is_local(self.class_map), "the path of a local file"),

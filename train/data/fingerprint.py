@@ -14,6 +14,7 @@ import numpy as np
 from poolformer_jax.files import write_json
 from train.data.sources.archives import ArchiveSource
 from train.data.sources.folders import FolderSource
+from train.data.sources.parquet import ParquetSource
 from train.data.sources.source import Source, SourceError, digest_of
 
 Fingerprint = dict[str, Any]
@@ -63,9 +64,11 @@ def check_fingerprint(folder: Path, source: str, fingerprint: Fingerprint, found
 
 
 def _sizes(source: Source, threads: int) -> np.ndarray:
-    """Bytes of every image file: int64 [n]."""
+    """Bytes of every image file, or of every Parquet file: int64."""
     if isinstance(source, ArchiveSource):
         return source.sizes
+    if isinstance(source, ParquetSource):
+        return source.file_sizes
     assert isinstance(source, FolderSource)
     with ThreadPoolExecutor(threads) as pool:
         return np.fromiter(pool.map(source.size_of, range(len(source))), np.int64, len(source))

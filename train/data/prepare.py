@@ -39,11 +39,15 @@ from train.data.fingerprint import (
     write_fingerprint,
 )
 from train.data.sources.archives import open_imagenet
+from train.data.sources.class_map import relabel_by_map
 from train.data.sources.folders import FolderSource, ListImages, describe_skipped, open_folder, read_class_folders
+from train.data.sources.label_files import open_label_file
+from train.data.sources.parquet import open_parquet
 from train.data.sources.source import Example, Source, SourceError, check_not_empty, image_of
 from train.folders import lock_folder
 
 _VERSION = "1.0.0"
+_SOURCES = ("folder", "labels", "parquet", "imagenet")
 _SHUFFLE_SEED = 0
 _LEFT_OUT = "left_out"
 # One record per group, so that random access reads nothing else; JPEGs do not compress further.
@@ -55,13 +59,20 @@ class PrepareConfig:
     """What to pack, and where."""
 
     source: str
-    """"folder:PATH" (class folders) or "imagenet:PATH" (a folder with the three archives of ILSVRC2012)."""
+    """"folder:PATH" (class folders), "labels:FILE" (CSV or JSONL), "parquet:PATH", or "imagenet:PATH" (the folder of
+    the three archives of ILSVRC2012)."""
     output: Path
     """Folder for data sets; the result is in NAME/1.0.0 below it."""
     name: str | None = None
     """Name of the data set. Default: the folder's, or ilsvrc2012."""
     held_out: float = 0.1
-    """Share of every class for validation if class folders have no validation split."""
+    """Share of every class for validation if the source has no validation split."""
+    image_column: str | None = None
+    """Column of the images. Default: file_name in labels: sources, image in parquet: sources."""
+    label_column: str = "label"
+    """Column of the classes in labels: and parquet: sources."""
+    class_map: Path | None = None
+    """File with the class names in the order of their labels: one per line, or JSON {name: label}. Default: sorted."""
     images_per_shard: int = 1024
     """Images in a file. A thousand photographs of ImageNet make 120 MB."""
     threads: int = 8
@@ -72,7 +83,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         kind, _, path = self.source.partition(":")
         rules = [
-            ("source", kind in ("folder", "imagenet") and path, "folder:PATH or imagenet:PATH"),
+            ("source", kind in _SOURCES and path, "folder:PATH, labels:FILE, parquet:PATH or imagenet:PATH"),
             ("output", is_local(self.output), "a local folder, or one of a mounted bucket"),
             ("name", re.fullmatch(r"[a-z]\w*", self.dataset_name), "a lower-case letter, then letters, digits and _"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
@@ -93,7 +104,9 @@ class PrepareConfig:
             return self.name
         if self.source.startswith("imagenet:"):
             return "ilsvrc2012"  # TFDS already has an imagenet2012
-        cleaned = re.sub(r"\W+", "_", self.path.resolve().name.lower()).strip("_")
+        cleaned = re.sub(
+            r"\W+", "_", (self.path.stem if self.path.is_file() else self.path.resolve().name).lower()
+        ).strip("_")
         return cleaned if cleaned[:1].isalpha() else f"images_{cleaned}"
 
     @property
@@ -213,11 +226,21 @@ def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]
         sources: Mapping[str, Source] = open_imagenet(config.path, lambda count: on_progress(Progress(count, None)))
     else:
         list_images = _list_once(on_progress)
-        splits = ("train", "validation")
-        sources = {split: open_folder(config.path, split, config.held_out, list_images) for split in splits}
+        sources = {split: _open(config, split, list_images) for split in ("train", "validation")}
     for split, source in sources.items():
         check_not_empty(source, config.source, split)
-    return sources
+    if config.class_map is None:
+        return sources
+    return {split: relabel_by_map(source, config.class_map, config.source) for split, source in sources.items()}
+
+
+def _open(config: PrepareConfig, split: str, list_images: ListImages) -> Source:
+    columns = (config.image_column, config.label_column)
+    if config.source.startswith("labels:"):
+        return open_label_file(str(config.path), split, config.held_out, *columns)
+    if config.source.startswith("parquet:"):
+        return open_parquet(str(config.path), split, config.held_out, *columns)
+    return open_folder(config.path, split, config.held_out, list_images)
 
 
 def _list_once(on_progress: Callable[[Progress], None]) -> ListImages:

@@ -51,6 +51,8 @@ FREE_TO_CHANGE = (
     "kernels",
     "data.source",  # the images are compared instead
     "data.data_dir",
+    "data.image_column",
+    "data.label_column",
     "data.class_map",  # the classes are compared instead
     "data.workers",
     "data.worker_batches",

@@ -356,7 +356,7 @@ def test_a_finished_data_set_without_a_fingerprint_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "tfds:x"}, "expected folder:PATH or imagenet:PATH"),
+        ({"source": "tfds:x"}, "expected folder:PATH, labels:FILE, parquet:PATH or imagenet:PATH"),
         ({"name": "My Photos"}, "expected a lower-case letter, then letters, digits and _"),
         ({"images_per_shard": 0}, "images_per_shard=0: expected a positive number"),
     ],

@@ -57,6 +57,10 @@ class ArchiveSource:
         """Several examples."""
         return [self[index] for index in indices]
 
+    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "ArchiveSource":
+        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
+        return dataclasses.replace(self, class_names=class_names, labels=new_labels[self.labels])
+
 
 class Classes(NamedTuple):
     """The classes, from the development kit."""

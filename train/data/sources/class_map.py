@@ -46,6 +46,16 @@ def labels_by_map(path: Path, class_map: tuple[str, ...], data: str, class_names
     return np.array([label_of[name] for name in class_names], np.int32)
 
 
+def relabel_by_map(source: Any, path: Path, data: str) -> Any:
+    """A source with the classes and labels of the class map.
+
+    Raises:
+        SourceError: if the map cannot be read, or lacks classes of the source.
+    """
+    names = read_class_map(path)
+    return source.relabel(names, labels_by_map(path, names, data, source.class_names))
+
+
 def _names_in_json(value: Any) -> list[str]:
     if not isinstance(value, dict) or not all(type(label) is int for label in value.values()):
         raise ValueError("it is not an object whose values are whole numbers")

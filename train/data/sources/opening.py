@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.data.config import DataConfig
-from train.data.sources.class_map import labels_by_map, read_class_map
+from train.data.sources.class_map import relabel_by_map
 from train.data.sources.folders import FolderSource, open_folder
+from train.data.sources.label_files import open_label_file
 from train.data.sources.memory import open_digits, open_synthetic
+from train.data.sources.parquet import ParquetSource, open_parquet
 from train.data.sources.source import ArraySource, Source, SourceError, check_not_empty
 
 if TYPE_CHECKING:
@@ -24,11 +26,10 @@ def open_source(config: DataConfig, split: str) -> Source:
     check_not_empty(source, config.source, split, remedy)
     if config.class_map is None:
         return source
-    names = read_class_map(config.class_map)
-    return source.relabel(names, labels_by_map(config.class_map, names, config.source, source.class_names))
+    return relabel_by_map(source, config.class_map, config.source)
 
 
-def _open(config: DataConfig, split: str) -> "ArraySource | FolderSource | TfdsSource":
+def _open(config: DataConfig, split: str) -> "ArraySource | FolderSource | ParquetSource | TfdsSource":
     kind, _, argument = config.source.partition(":")
     if argument == "PATH" and not Path(argument).exists():
         raise SourceError("No images were given. Expected --data.source folder:PATH, with the path of your images.")
@@ -39,6 +40,11 @@ def _open(config: DataConfig, split: str) -> "ArraySource | FolderSource | TfdsS
         from train.data.sources.tfds import open_tfds
 
         return open_tfds(argument, split, config.data_dir)
+    columns = (config.image_column, config.label_column)
+    if kind == "labels":
+        return open_label_file(argument, split, config.held_out, *columns)
+    if kind == "parquet":
+        return open_parquet(argument, split, config.held_out, *columns)
     if kind == "digits":
         return open_digits(split, config.held_out)
     return open_synthetic(split, config.synthetic_examples, config.image_size, config.num_channels)

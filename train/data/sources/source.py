@@ -17,6 +17,15 @@ from PIL import Image
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, read_image
 
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+"""The names of files and columns' values, and the splits that they mean."""
+
 
 class Example(TypedDict):
     """One image of a data set."""

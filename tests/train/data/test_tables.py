@@ -1,0 +1,171 @@
+"""Labels in CSV and JSONL files, and Parquet as Hugging Face `datasets` writes it: their images, splits and classes."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from small_data import assert_same, take
+from train.data import DataConfig, HostAugmentation, PrepareConfig, SourceError, open_source, prepare_data
+
+NAMES = ("bee", "ant", "class 10", "class 2")
+CLASSES = ("ant", "bee", "class 2", "class 10")  # sorted, numbers by value
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Forty images, whose label is in their colour: file number % 4."""
+    root = tmp_path_factory.mktemp("pictures")
+    (root / "photos").mkdir()
+    for number in range(40):
+        Image.new("RGB", (12, 10), (60 * (number % 4), number, 0)).save(root / "photos" / f"{number:02d}.png")
+    return root
+
+
+def rows(numbers):
+    return [{"file_name": f"photos/{number:02d}.png", "label": NAMES[number % 4]} for number in numbers]
+
+
+def write_csv(path, lines):
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def write_jsonl(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_parquet(path, folder, numbers, named=True):
+    images = [{"bytes": (folder / f"photos/{n:02d}.png").read_bytes(), "path": f"{n:02d}.png"} for n in numbers]
+    labels = [CLASSES.index(NAMES[number % 4]) for number in numbers] if named else [NAMES[n % 4] for n in numbers]
+    table = pa.table({"image": images, "label": labels})
+    features = {"image": {"_type": "Image"}, "label": {"names": list(CLASSES), "_type": "ClassLabel"}}
+    if named:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(table, path, row_group_size=7)
+
+
+def config(source, **changes):
+    augment = HostAugmentation(randaugment="none")
+    return dataclasses.replace(
+        DataConfig(source=source, image_size=8, batch_size=8, workers=0, held_out=0.2, augment=augment), **changes
+    )
+
+
+def assert_labelled(source):
+    """Every label is that of its image."""
+    assert source.class_names == CLASSES
+    for example in source.__getitems__(range(len(source))):
+        with Image.open(io.BytesIO(example["image"])) as image:
+            red = image.getpixel((0, 0))[0]
+        assert CLASSES[example["label"]] == NAMES[red // 60]
+
+
+@pytest.fixture(params=["one csv", "one jsonl", "split column", "csv of each split", "metadata", "parquet", "names"])
+def source(request, folder):
+    """A data set of 32 training and 8 held-out images in each layout."""
+    root = folder.parent / request.param.replace(" ", "-")
+    (root).mkdir(exist_ok=True)
+    if not (root / "photos").exists():
+        (root / "photos").symlink_to(folder / "photos")
+    train, validation = range(32), range(32, 40)
+    match request.param:
+        case "one csv":
+            write_csv(root / "labels.csv", rows(range(40)))
+            return f"labels:{root}/labels.csv"
+        case "one jsonl":
+            write_jsonl(root / "labels.jsonl", rows(range(40)))
+            return f"labels:{root}/labels.jsonl"
+        case "split column":
+            parts = [{**row, "split": "train" if place < 32 else "val"} for place, row in enumerate(rows(range(40)))]
+            write_csv(root / "all.csv", parts)
+            return f"labels:{root}/all.csv"
+        case "csv of each split":
+            write_csv(root / "train.csv", rows(train))
+            write_csv(root / "val.csv", rows(validation))
+            return f"labels:{root}"
+        case "metadata":
+            for split, numbers in (("train", train), ("validation", validation)):
+                there = [{**row, "file_name": f"../{row['file_name']}"} for row in rows(numbers)]
+                write_csv(root / split / "metadata.csv", there)
+            return f"labels:{root}"
+        case _:
+            named = request.param == "parquet"
+            write_parquet(root / "data" / "train-00000-of-00002.parquet", folder, range(20), named)
+            write_parquet(root / "data" / "train-00001-of-00002.parquet", folder, range(20, 32), named)
+            write_parquet(root / "data" / "validation-00000-of-00001.parquet", folder, validation, named)
+            return f"parquet:{root}"
+
+
+def test_every_layout_gives_the_same_images_and_labels(source):
+    train, validation = (open_source(config(source), split) for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (32, 8)
+    assert (
+        len({example["id"] for part in (train, validation) for example in map(part.__getitem__, range(len(part)))})
+        == 40
+    )
+    assert_labelled(train)
+    assert_labelled(validation)
+    assert len(open_source(config(source), "train+validation")) == 40
+
+
+@pytest.mark.parametrize("kind", ["labels", "parquet"])
+def test_batches_are_the_same_on_any_number_of_processes_and_workers(folder, tmp_path, kind):
+    write_csv(folder / "labels.csv", rows(range(40)))
+    write_parquet(tmp_path / "train.parquet", folder, range(40))
+    chosen = config(f"labels:{folder}/labels.csv" if kind == "labels" else f"parquet:{tmp_path}")
+    source = open_source(chosen, "train")
+    alone = take(chosen, source, 5)
+    parts = [take(chosen, source, 5, process_index=p, process_count=2) for p in range(2)]
+    together = [{name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts)]
+    assert_same(together, alone)
+    assert_same(take(dataclasses.replace(chosen, workers=1), source, 2, start_step=3), alone[3:])
+
+
+def test_a_class_map_gives_the_order_of_the_labels_also_in_packed_data(folder, tmp_path):
+    (tmp_path / "map.txt").write_text("class 2\nclass 10\nzebra\nbee\nant\n")
+    write_parquet(tmp_path / "train.parquet", folder, range(40))
+    mapped = config(f"parquet:{tmp_path}", class_map=tmp_path / "map.txt")
+    train = open_source(mapped, "train")
+    assert train.class_names == ("class 2", "class 10", "zebra", "bee", "ant")
+    packed = prepare_data(
+        PrepareConfig(f"parquet:{tmp_path}", tmp_path / "packed", held_out=0.2, class_map=tmp_path / "map.txt")
+    )
+    again = open_source(config(f"tfds:{packed.folder}"), "train")
+    assert (again.class_names, len(again)) == (train.class_names, len(train))
+    pairs = [
+        {(example["image"], example["label"]) for example in map(part.__getitem__, range(len(part)))}
+        for part in (train, again)
+    ]
+    assert pairs[0] == pairs[1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"path": "a.png", "label": "x"}], "no column 'file_name'. It has: path, label"),
+        ([{"file_name": "a.png", "label": ""}, {"file_name": "b.png", "label": "x"}], "row 1 has no 'label'"),
+        ([{"file_name": "a.png", "label": "x", "split": "odd"}], "no split 'train2'. It has: odd"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(tmp_path, lines, message):
+    write_csv(tmp_path / "labels.csv", lines)
+    with pytest.raises(SourceError, match=message.replace(".", r"\.")):
+        open_source(config(f"labels:{tmp_path}/labels.csv"), "train2")
+
+
+def test_an_unknown_class_in_validation_is_refused(tmp_path):
+    write_csv(tmp_path / "train.csv", [{"file_name": "a.png", "label": "x"}])
+    write_csv(tmp_path / "validation.csv", [{"file_name": "b.png", "label": "y"}])
+    with pytest.raises(SourceError, match=r"training does not have: y"):
+        open_source(config(f"labels:{tmp_path}"), "validation")

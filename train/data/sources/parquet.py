@@ -1,0 +1,216 @@
+"""Parquet as Hugging Face `datasets` writes it: a column of images {bytes, path} and a column of labels.
+
+    PATH/data/train-00000-of-00002.parquet  PATH/data/validation-00000-of-00001.parquet    push_to_hub
+    PATH/train.parquet  PATH/validation.parquet                                             to_parquet
+    PATH/default/train/0000.parquet                                                          the Hub's converted branch
+
+The names of the classes are in the metadata of the schema (`ClassLabel`), which `datasets` writes; else they are the
+column's values. Reading a row reads its row group as a whole: `datasets` writes a hundred images into each. For fast
+random access pack large data sets with `python -m train prepare`.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poolformer_jax.errors import MissingDependencyError
+from poolformer_jax.images import ImageError
+from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
+from train.data.sources.columns import class_names_of, labels_of, require_values
+from train.data.sources.folders import ALL_IMAGES
+from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out
+
+_GROUPS_KEPT = 2  # in memory, for reading in order
+_READING = threading.Lock()  # a ParquetFile has one position in its file, which threads must not share
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetSource:
+    """Rows of Parquet files. Every process opens the files when it reads them."""
+
+    files: tuple[Path, ...]
+    groups: np.ndarray
+    """int64 [groups, 3]: the file, the row group in it, and the first of its rows."""
+    rows: np.ndarray
+    """int64 [n], the examples' rows, counted over all files."""
+    labels: np.ndarray
+    """int32 [n]."""
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    image_column: str
+
+    @property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        return digest_of([self.class_names, self.ids], self.rows, self.labels)
+
+    @property
+    def file_sizes(self) -> np.ndarray:
+        """Bytes of each file: int64 [files]."""
+        return np.array([file.stat().st_size for file in self.files], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several examples; a row group is read once for all of its rows."""
+        groups = np.searchsorted(self.groups[:, 2], self.rows[list(indices)], side="right") - 1
+        examples: dict[int, Example] = {}
+        for place in np.argsort(groups, kind="stable"):
+            index, (file, group, first) = indices[place], self.groups[groups[place]]
+            images = _read_group(self.files[file], int(group), self.image_column)
+            image = _image_bytes(images[int(self.rows[index] - first)].as_py())
+            examples[int(place)] = {"image": image, "label": int(self.labels[index]), "id": self.ids[index]}
+        return [examples[place] for place in range(len(indices))]
+
+    def select(self, rows: np.ndarray) -> "ParquetSource":
+        """The source with only the examples `rows`."""
+        ids = tuple(self.ids[row] for row in rows)
+        return dataclasses.replace(self, rows=self.rows[rows], labels=self.labels[rows], ids=ids)
+
+    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "ParquetSource":
+        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
+        return dataclasses.replace(self, class_names=class_names, labels=new_labels[self.labels])
+
+
+def open_parquet(
+    path: str, split: str, held_out_share: float, image_column: str | None, label_column: str
+) -> ParquetSource:
+    """The split named `split` of the Parquet files below `path`.
+
+    Args:
+        path: a file, or a folder of files that are named after their splits, or lie in folders that are.
+        split: its name; "train+validation" for all rows.
+        held_out_share: share of every class for validation, if no file has it.
+        image_column: the column of the images, {bytes, path} or bytes. Default: image.
+        label_column: the column of the labels: numbers of classes, or their names.
+
+    Raises:
+        SourceError: if there is no such file, split or column, or if rows lack labels.
+        MissingDependencyError: if pyarrow is not installed.
+    """
+    _pyarrow()
+    root = Path(path).expanduser().resolve()
+    splits = _files_of_splits(root)
+    every_file = tuple(file for files in splits.values() for file in files)
+    if not every_file:
+        raise SourceError(f"parquet:{path}: expected a .parquet file, or a folder with such files.")
+    train = splits.get("train", every_file)
+    named = _class_names(train[0], label_column)
+    columns = (image_column or "image", label_column)
+    if split == ALL_IMAGES:
+        return _open(root, every_file, columns, named)
+    if split in splits and (split != "train" or "validation" in splits):
+        classes = named or _open(root, train, columns, None).class_names
+        return _open(root, splits[split], columns, classes)
+    if split not in ("train", "validation"):
+        raise SourceError(f"parquet:{path} has no split {split!r}. It has: {', '.join(splits) or 'train, validation'}.")
+    pool = _open(root, train, columns, named)
+    chosen = held_out(pool.ids, pool.labels.tolist(), held_out_share)
+    return pool.select(np.flatnonzero(chosen == (split == "validation")))
+
+
+def _files_of_splits(root: Path) -> Mapping[str, tuple[Path, ...]]:
+    """The sorted files of each split by its name, "" if their names are not those of splits."""
+    if root.is_file():
+        return {"": (root,)}
+    splits: dict[str, tuple[Path, ...]] = {}
+    for file in sorted(root.rglob("*.parquet")):
+        name = re.split(r"[-._]", file.name)[0]
+        split = SPLIT_NAMES.get(name) or SPLIT_NAMES.get(file.parent.name) or ""
+        splits[split] = (*splits.get(split, ()), file)
+    if len(splits) > 1 and "" in splits:
+        raise SourceError(
+            f"{root} has files whose names are not those of splits, such as {splits[''][0].name}, beside others. "
+            f"Expected names that begin with one of {', '.join(SPLIT_NAMES)}."
+        )
+    return splits
+
+
+def _open(
+    root: Path, files: tuple[Path, ...], columns: tuple[str, str], class_names: tuple[str, ...] | None
+) -> ParquetSource:
+    groups: list[tuple[int, int, int]] = []
+    ids: list[str] = []
+    values: list[Any] = []
+    for number, file in enumerate(files):
+        parquet = _open_file(file)
+        if missing := [column for column in columns if column not in parquet.schema_arrow.names]:
+            raise SourceError(
+                f"{file} has no column {missing[0]!r}. It has: {first_few(parquet.schema_arrow.names)}. Name the "
+                "columns with --data.image-column and --data.label-column."
+            )
+        first = len(values)
+        for group in range(parquet.num_row_groups):
+            groups.append((number, group, first))
+            first += parquet.metadata.row_group(group).num_rows
+        ids += _ids(parquet, columns[0], printable(str(file.relative_to(root.parent if root.is_file() else root))))
+        values += parquet.read([columns[1]])[columns[1]].to_pylist()
+        require_values(values, columns[1], str(file))
+    if class_names is None or any(isinstance(value, str) for value in values):
+        class_names = class_names or class_names_of(values)
+        labels = labels_of(values, class_names, str(root))
+    else:
+        labels = np.array(values, np.int32)
+    rows = np.arange(len(values))
+    return ParquetSource(files, np.array(groups, np.int64), rows, labels, tuple(ids), class_names, columns[0])
+
+
+def _ids(parquet: Any, column: str, file: str) -> list[str]:
+    """The place of every row, and the name of its image if the column has it."""
+    paths: list[Any] = [None] * parquet.metadata.num_rows
+    if parquet.schema_arrow.field(column).type.num_fields:
+        images = parquet.read([f"{column}.path"])
+        paths = [image.get("path") for image in images[column].to_pylist()] if column in images.column_names else paths
+    return [f"{file}[{row}]{f' {printable(path)}' if path else ''}" for row, path in enumerate(paths)]
+
+
+def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
+    """The names that `datasets` writes into the metadata of the schema; None without."""
+    metadata = _open_file(file).schema_arrow.metadata or {}
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(printable(str(name), MAX_MESSAGE) for name in names)
+
+
+def _image_bytes(value: Any) -> bytes | ImageError:
+    found = value.get("bytes") if isinstance(value, dict) else value
+    return found if isinstance(found, bytes) else ImageError("its row has no bytes of an image")
+
+
+@functools.lru_cache(maxsize=64)
+def _open_file(file: Path) -> Any:
+    pyarrow, parquet = _pyarrow()
+    try:
+        return parquet.ParquetFile(file, memory_map=True)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise SourceError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+@functools.lru_cache(maxsize=_GROUPS_KEPT)
+def _read_group(file: Path, group: int, column: str) -> Any:
+    with _READING:
+        return _open_file(file).read_row_group(group, [column], use_threads=False)[column]
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Reading Parquet needs pyarrow. Install it with: pip install -e '.[parquet]'"
+        ) from error
+    return pyarrow, parquet
