@@ -32,6 +32,7 @@ from train.data.balance import BalancedOrder
 from train.data.config import DataConfig
 from train.data.sources.source import ArraySource, Example, Source, image_of
 from train.data.workers.failures import is_worker_failure, worker_error
+from train.data.workers.segments import segment_prefix
 from train.data.workers.start import initialize_worker, start_workers_without_jax
 
 Batch = dict[str, np.ndarray]
@@ -358,4 +359,4 @@ def _prefetch(
         return dataset
     start_workers_without_jax()
     multiprocessing = grain.MultiprocessingOptions(workers, per_worker_buffer_size=config.worker_batches)
-    return dataset.mp_prefetch(multiprocessing, worker_init_fn=initialize_worker)
+    return dataset.mp_prefetch(multiprocessing, worker_init_fn=functools.partial(initialize_worker, segment_prefix()))

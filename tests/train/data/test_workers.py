@@ -16,6 +16,7 @@ import pytest
 from programs import ROOT, alive, wait_for_the_end_of, workers_of
 from small_data import SMALL
 from train.data import WorkerError, evaluation_batches, max_shared_batches, open_source, train_batches
+from train.data.workers import segments as segments_module
 from train.data.workers.failures import is_worker_failure
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads processes and shared memory from /proc and /dev")
@@ -48,14 +49,16 @@ PROGRAM = """
 
 
 @contextlib.contextmanager
-def program_with_workers(tmp_path, *start):
+def program_with_workers(tmp_path, *start, session=False):
     (tmp_path / "package").mkdir()
     for path in (tmp_path / "program.py", tmp_path / "package" / "__main__.py"):
         path.write_text(textwrap.dedent(PROGRAM))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, *(start or ("program.py",))]
-    with subprocess.Popen(command, text=True, cwd=tmp_path, env=environment, **pipes) as program:
+    with subprocess.Popen(
+        command, text=True, cwd=tmp_path, env=environment, start_new_session=session, **pipes
+    ) as program:
         try:
             yield program
         finally:
@@ -99,6 +102,45 @@ def test_workers_end_when_the_program_is_killed(tmp_path):
         program.kill()
         program.wait()
     wait_for_the_end_of(workers)
+
+
+def segments():
+    return {path.name for path in Path("/dev/shm").glob("*poolformer-jax-*")}
+
+
+@pytest.mark.slow
+def test_the_next_run_frees_the_shared_memory_of_one_that_was_killed_with_all_its_processes(tmp_path):
+    before = segments()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "running").mkdir()
+    with (
+        program_with_workers(tmp_path / "killed", session=True) as killed,
+        program_with_workers(tmp_path / "running") as running,
+    ):
+        killed.stdout.readline()
+        name = min(segments() - before, key=len)  # the lock file's
+        running.stdout.readline()
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        abandoned = {path for path in segments() if name in path}
+        assert f"sem.{name}" in {path[: len("sem.") + len(name)] for path in abandoned}
+        assert any(path.startswith(f"{name}-") for path in abandoned)
+        segments_module.free_abandoned_segments()
+        assert not segments() & abandoned
+        assert len(segments() - before) > 1, "those of the run that goes on"
+        running.communicate("\n", timeout=60)
+    assert not segments() - before
+
+
+def test_shared_memory_of_a_run_that_has_ended_is_freed_and_that_of_a_living_one_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments_module, "_FOLDER", tmp_path)
+    mine = segments_module.segment_prefix.__wrapped__()
+    dead = "poolformer-jax-0123456789abcdef"
+    kept = {mine, f"{mine}-00", "psm_1234", "poolformer-jax-note"}
+    for name in (*kept, dead, f"{dead}-00", "poolformer-jax-fedcba9876543210-00"):
+        (tmp_path / name).touch()
+    segments_module.free_abandoned_segments()
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_no_more_workers_start_than_there_are_batches():

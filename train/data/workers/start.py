@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import Any
 
+from train.data.workers.segments import name_segments
+
 _WORKER_NAME = "grain-process-prefetch"
 
 
@@ -34,9 +36,17 @@ def start_workers_without_jax() -> None:
     multiprocessing.spawn.get_preparation_data = get_worker_preparation_data
 
 
-def initialize_worker(worker: int, workers: int) -> None:
-    """Ignores the signals that ask a program to stop, because the program stops its workers; exits if it is killed."""
+def initialize_worker(prefix: str, worker: int, workers: int) -> None:
+    """Ignores the signals that ask a program to stop, because the program stops its workers; exits if it is killed.
+
+    Args:
+        prefix: how the names of its shared memory begin.
+        worker: its number.
+        workers: how many there are.
+    """
     del worker, workers
+    if prefix:
+        name_segments(prefix)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
