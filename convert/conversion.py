@@ -40,12 +40,16 @@ class ArrayMapping:
     @property
     def transform(self) -> str:
         """How its dimensions are rearranged, such as "OIHW -> HWIO", or "as it is"."""
-        kinds = {self.source.transform, self.target.transform}
-        if len(kinds) == 1:
+        if self.source.transform == self.target.transform:
             return "as it is"
-        (kind,) = kinds - {"same"}  # one of the two layouts is ours
-        pytorch, jax = TRANSFORMS[kind].description.split(" <-> ")
-        return f"{pytorch} -> {jax}" if self.source.transform == kind else f"{jax} -> {pytorch}"
+        # "same" is our layout, or an array that no layout rearranges.
+        known = {leaf.transform for leaf in (self.source, self.target)} - {"same"}
+        tree = TRANSFORMS[next(iter(known))].description.split(" <-> ")[1]
+        there, here = (
+            tree if leaf.transform == "same" else TRANSFORMS[leaf.transform].description.split(" <-> ")[0]
+            for leaf in (self.source, self.target)
+        )
+        return f"{there} -> {here}"
 
 
 def identify_source(files: ModelFiles, weights: WeightsFile, variant: str | None = None) -> OpenedModel:
@@ -69,7 +73,7 @@ def identify_source(files: ModelFiles, weights: WeightsFile, variant: str | None
 
 
 def saved_image_processor(source: OpenedModel) -> PoolFormerImageProcessor | None:
-    """The preprocessing to convert; None without one, or if `PoolFormerImageProcessor` lacks its channels."""
+    """The preprocessing saved with the source; None without one, or for other channels than it can have."""
     return source.saved_image_processor if source.config.num_channels in (1, 3) else None
 
 
@@ -110,7 +114,10 @@ def convert(
             yield TRANSFORMS[mapping.target.transform].to_layout(ours)
             on_progress(tensor.nbytes)
 
-    write_model(destination, source.config, layout, arrays(), saved_image_processor(source))
+    processor = saved_image_processor(source)
+    if processor is None and source.config.num_channels == 3:
+        processor = source.default_image_processor
+    write_model(destination, source.config, layout, arrays(), processor)
     return mappings
 
 

@@ -92,7 +92,7 @@ def show_verification(console: Console, result: "Verification") -> None:
         console.print(f"  differs: {name}")
     if result.head_order_difference is not None:
         console.print(
-            "The layout's model pools and normalises in another order: its logits differ from the source's by "
+            "The head of the layout's model has another order or epsilon: its logits differ from the source's by "
             f"{result.head_order_difference:.1e} of the largest value."
         )
     if result.not_verified:

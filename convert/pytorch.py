@@ -15,6 +15,8 @@ def reason_not_to_compare(source: OpenedModel) -> str | None:
     if missing:
         return f"{' and '.join(missing)} not installed"
     config = source.config
+    if config.downsample_norm:
+        return "transformers has no model of the second paper's networks"
     if not set(config.token_mixers) <= {"pooling", "identity"} or any(config.position_embeddings):
         return "transformers has no model with these token mixers"
     return None

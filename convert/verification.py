@@ -25,7 +25,7 @@ class Verification:
         not_compared: why the outputs were not compared with PyTorch's; None if they were.
         not_verified: what no array shows, so that PyTorch computed the same assumption; None if nothing was assumed.
         head_order_difference: largest difference of the folder's logits from the source's, relative to the largest, if
-            the layout's model pools and normalises in another order; None if it does not.
+            the head of the layout's model has another order or epsilon; None if it is alike.
         tolerance: the largest difference of equal outputs.
     """
 
@@ -85,8 +85,8 @@ def _differences(source: OpenedModel, written: OpenedModel) -> dict[str, float]:
 
 
 def _head_order_difference(source: OpenedModel, written: OpenedModel) -> float | None:
-    """How far the logits of the folder's model are from those of the source's, whose head has another order."""
-    if written.config.head_order == source.config.head_order:
+    """How far the folder's logits are from the source's if its head has another order or epsilon; None if not."""
+    if all(getattr(written.config, name) == getattr(source.config, name) for name in _HEAD_FIELDS):
         return None
     pixel_values = _pixel_values(source)
     logits = []
@@ -94,6 +94,9 @@ def _head_order_difference(source: OpenedModel, written: OpenedModel) -> float |
         model, variables = build_model(opened)
         logits.append(np.asarray(jax.jit(model.apply)(variables, pixel_values).logits))
     return relative_difference(*logits)
+
+
+_HEAD_FIELDS = ("head_order", "head_norm_epsilon")  # what the code of a layout fixes
 
 
 def _pixel_values(source: OpenedModel) -> np.ndarray:

@@ -33,6 +33,7 @@ from poolformer_jax.network import (
     subtree,
 )
 from poolformer_jax.weights.folder import write_model
+from poolformer_jax.weights.pretrained import kept_of_head
 from poolformer_jax.weights.source import open_model
 from poolformer_jax.weights.transfer import stored_views
 
@@ -130,11 +131,11 @@ class _FlaxPoolFormer:
                     f"{source} has a head for {opened.config.num_labels} classes, and the config has num_labels="
                     f"{model.config.num_labels} ({wrong}). Pass ignore_mismatched_sizes=True to start with a new head."
                 )
-            del params["head"]
+            params["head"] = kept_of_head(params["head"])
             warnings.warn(f"The head is new and must be trained: {source} has another one ({wrong}).", stacklevel=2)
         elif missing := sorted(wanted.keys() - params.keys()):
             warnings.warn(f"{' and '.join(missing)} are new and must be trained: {source} lacks them.", stacklevel=2)
-        if wanted.keys() - params.keys():
+        if wanted.keys() - params.keys() or wanted.get("head", {}).keys() - params.get("head", {}).keys():
             params = model.init_weights(jax.random.key(seed), model.input_shape, params)
         params = jax.tree.map(jnp.asarray, params)
         if not _do_init:
@@ -370,5 +371,6 @@ def _cast(params: Mapping[str, Any], dtype: Dtype, mask: Mapping[str, Any] | Non
 
 def _other_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The arrays of a head that have another shape, with both shapes; empty if there are none."""
-    pairs = [(name, np.shape(found[name]), tuple(wanted[name].shape)) for name in sorted(wanted)]
+    given, expected = flatten_dict(found, sep="/"), flatten_dict(wanted, sep="/")
+    pairs = [(name, np.shape(given.get(name)), tuple(expected[name].shape)) for name in sorted(expected)]
     return ", ".join(f"head/{name} {list(has)} instead of {list(want)}" for name, has, want in pairs if has != want)

@@ -24,10 +24,11 @@ _LOADING = {
     "timm": ("timm", 'import timm\n\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)'),
     "sail": (
         "pytorch",
-        "import torch\n\n# model: a PoolFormer of sail-sg/poolformer\n"
+        "import torch\n\n# model: {network} of {repository}\n"
         'model.load_state_dict(torch.load("{folder}/model.pth.tar"))',
     ),
 }
+_UNPUBLISHED = "A MetaFormer (PoolFormer family)"
 # The same for a backbone without norm and head, which two layouts have.
 _LOADING_BACKBONE = {
     "jax": (
@@ -57,7 +58,10 @@ def model_card(
     """
     library, code = (_LOADING if classifier else _LOADING | _LOADING_BACKBONE)[layout]
     variant = published_variant(config)
-    network = f"PoolFormer {variant}" if variant else "A MetaFormer (PoolFormer family)"
+    network = f"{'MetaFormer' if config.downsample_norm else 'PoolFormer'} {variant}" if variant else _UNPUBLISHED
+    model, repository = ("a PoolFormer", "sail-sg/poolformer")
+    if config.downsample_norm:
+        model, repository = ("a MetaFormer", "sail-sg/metaformer, metaformer_baselines.py")
     has_labels = classifier and config.num_labels > 0
     classes = f"{config.num_labels} classes" if has_labels else "pooled features" if classifier else "feature maps"
     lines = [
@@ -65,7 +69,7 @@ def model_card(
         f"library_name: {library}",
         f"pipeline_tag: {'image-classification' if has_labels else 'image-feature-extraction'}",
         "tags:",
-        "- poolformer",
+        f"- {'metaformer' if config.downsample_norm else 'poolformer'}",
         *(["- jax"] if layout == "jax" else []),
         "---",
         "",
@@ -80,7 +84,7 @@ def model_card(
         "",
         "```python",
         f'# "{folder}" stands for the path of this folder, or the name of its repository on the Hub: "OWNER/{folder}".',
-        code.format(folder=folder),
+        code.format(folder=folder, network=model, repository=repository),
         "```",
         "",
     ]

@@ -46,14 +46,16 @@ def load_pretrained(
 
     Args:
         source: a name on the Hugging Face Hub ("sail/poolformer_s12", "timm/poolformer_s12.sail_in1k"), a folder, or
-            a weights file (.safetensors, .bin, .pth, .pth.tar).
+            a weights file (.safetensors, .bin, .pth, .pth.tar). "sail/dl/caformer/caformer_s18.pth" is a file in the
+            repository of the second paper's authors.
         num_labels: the expected number of classes; None for the number in the file.
-        reset_head: replace the head by a new one with random weights, for `num_labels` classes.
+        reset_head: replace the head by a new one with random weights, for `num_labels` classes. Of the MLP head of
+            ConvFormer and CAFormer only the last layer is replaced, as in timm.
         key: random key for the weights of the new head; None for `jax.random.key(0)`.
         dtype: type that the model computes in, float32 or bfloat16. Parameters are float32.
         config: the network, for weights whose arrays do not determine it (`poolformer_ln_s12` has the names and shapes
             of s12); None to take it from config.json or from the weights.
-        variant: or the name of a published network ("s12", "poolformer_ln_s12", "metaformer_id_s12").
+        variant: or the name of a published network ("s12", "poolformer_ln_s12", "identityformer_s12").
         ignore: patterns ("criterion.*") of names in the weights file to leave out, as in the shell.
         use_ema: take the moving average of the weights from a training checkpoint.
         revision: branch, tag or commit on the Hub.
@@ -62,7 +64,8 @@ def load_pretrained(
         token: for private models on the Hub.
 
     Returns:
-        The model, with the config of the files, and variables `{"params": tree}` for `model.apply`.
+        The model, with the config of the files, and variables `{"params": tree}` for `model.apply`; RandFormer's
+        matrices are in the collection "constants" beside it.
 
     Raises:
         FileNotFoundError: if there is no such model.
@@ -123,7 +126,10 @@ def _check_head(opened: OpenedModel, num_labels: int | None) -> None:
 def _with_new_head(
     config: PoolFormerConfig, params: Mapping[str, Any], num_labels: int | None, key: PRNGKeyArray | None
 ) -> tuple[PoolFormerConfig, dict[str, Any]]:
-    """The network with a newly initialised head, and with a new norm if there was none."""
+    """The network with a newly initialised head, and with a new norm if there was none.
+
+    Of an MLP head only the last layer is new, as in timm.
+    """
     labels = config.num_labels if num_labels is None else num_labels
     config = dataclasses.replace(config, num_labels=labels, id2label=None)  # checks the number
     key = jax.random.key(0) if key is None else key
@@ -132,7 +138,14 @@ def _with_new_head(
         {name: branch for name, branch in subtree(config, NETWORK).items() if name in ("norm", "head")},
         is_leaf=lambda branch: isinstance(branch, Parameter),
     )
+    if "head" in fresh:
+        fresh["head"] |= kept_of_head(params.get("head", {}))
     return config, {**fresh, **{name: branch for name, branch in params.items() if name != "head"}}
+
+
+def kept_of_head(head: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a head that do not depend on the classes: the hidden layer of an MLP head, and its norm."""
+    return {name: head[name] for name in ("fc1", "norm") if name in head}
 
 
 def save_pretrained(
@@ -152,10 +165,11 @@ def save_pretrained(
             been written. If the program is killed during the replacement, the folder has no weights, and never parts
             of two models.
         model: the model; only its config is used.
-        variables: `{"params": tree}`.
+        variables: as `load_pretrained` returns them.
         layout: "jax" (paths of the parameter tree), "hf" (for `transformers`' from_pretrained), "timm" (for
             `timm.create_model(..., checkpoint_path=folder/model.safetensors)`), or "sail" (`model.pth.tar` for
-            torch.load and a strict load_state_dict).
+            torch.load and a strict load_state_dict). transformers has no network of the second paper, and timm has
+            no IdentityFormer and no RandFormer.
         image_processor: the preprocessing to save; None for that of the published variant of this architecture, or
             for none if there is no such variant.
         metrics: measured quality of the weights by name, for the model card: {"top-1 accuracy, %": 77.2}.

@@ -7,7 +7,7 @@ from typing import Any
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import PoolFormerImageProcessor, imagenet_labels
-from poolformer_jax.network import FAMILIES, SIZES, PoolFormerConfig, published_variant
+from poolformer_jax.network import FAMILIES, SIZES, VARIANTS, PoolFormerConfig, published_variant
 
 # The authors' ablations of a size whose arrays have the size's names and shapes (sail-sg/poolformer, README, Section 2,
 # and its issues 9 and 46), by the words that name them, and what differs. None: what this version cannot compute.
@@ -92,6 +92,15 @@ _CHECKPOINTS = {
 def timms_name(variant: str) -> str:
     """The name of a published network for `timm.create_model`, if timm has it."""
     return f"poolformer_{variant}" if variant in SIZES else variant
+
+
+def variants_like(config: PoolFormerConfig) -> tuple[str, ...]:
+    """The published network with this architecture; if there is none, those of the same paper and token mixers."""
+    if variant := published_variant(config):
+        return (variant,)
+    each = {name: PoolFormerConfig.from_variant(name) for name in VARIANTS}
+    kind = (config.token_mixers, config.downsample_norm)
+    return tuple(name for name, one in each.items() if (one.token_mixers, one.downsample_norm) == kind) or IN_TIMM
 
 
 def names_on_the_hub() -> set[str]:

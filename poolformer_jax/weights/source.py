@@ -18,19 +18,19 @@ from poolformer_jax.files import parse_json, read_json
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor
 from poolformer_jax.messages import printable, short_repr
-from poolformer_jax.network import PoolFormerConfig, published_variant
+from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.weights.containers.files import WeightsFile, is_index, open_weights, read_index
 from poolformer_jax.weights.detection import MatchedNames, infer_config
 from poolformer_jax.weights.names import LAYOUTS
 from poolformer_jax.weights.published import (
     AUTHORS_REPOSITORY,
-    IN_TIMM,
     changes_named,
     class_names,
     default_image_processor,
     names_on_the_hub,
     published_config,
     timms_name,
+    variants_like,
 )
 from poolformer_jax.weights.transfer import (
     ImportPlan,
@@ -454,8 +454,7 @@ def _check_timms_architecture(
         for name, value in given.items()
         if value is not None and value != expected.get(name) and name not in _TIMM_TRAINING
     ]
-    variant = published_variant(config)
-    known = [timms_name(name) for name in ([variant] if variant else IN_TIMM)]
+    known = [timms_name(name) for name in variants_like(config)]
     if (architecture := architecture.split(".")[0]) not in known:
         wrong.append(f"architecture={short_repr(architecture)}: expected {' or '.join(known)}")
     if wrong:

@@ -4,7 +4,7 @@ All names and shapes that do not fit are reported in one error, with the nearest
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -133,18 +133,44 @@ def plan_import(
         )
     except WeightsMismatch as error:
         if error.unexpected and not error.missing:
-            pattern = _pattern_of(matched.names[next(iter(error.unexpected))])
-            error.args = (
-                printable_message(f"{error}\nTo leave names out, pass ignore=[{pattern!r}] (--ignore {pattern!r})."),
-            )
+            error.args = (printable_message(f"{error}\n{_how_to_leave_out(matched, list(error.unexpected))}"),)
         raise
     return plan
 
 
-def _pattern_of(name: str) -> str:
-    """A pattern for `ignore` that matches `name` and the names beside it."""
-    parent, dot, _ = name.partition(".")
-    return printable(f"{parent}.*" if dot else name)
+def _how_to_leave_out(matched: MatchedNames, unexpected: Sequence[str]) -> str:
+    """What to do about names that the network has no place for, such as those of a head of another kind."""
+    some = [matched.names[name] for name in unexpected[:_MOST_NAMES]]
+    kept = {match.given for match in matched.matches} - set(some)
+    patterns = list(dict.fromkeys(_pattern_of(name, kept) for name in some))[:3]
+    options = " ".join(f"--ignore {pattern!r}" for pattern in patterns)
+    how = f"To leave names out, pass ignore={patterns} ({options})."
+    if any(match.row.path.startswith("head/") for match in matched.matches):
+        return how
+    kind = next((kind for part, kind in _OTHER_HEADS.items() if any(part in name for name in some)), "of another kind")
+    return (
+        f"No name is that of a linear or MLP head; the names above may be of a head {kind}, which this package does "
+        f"not have. {how} For a new head also pass num_labels=N and reset_head=True."
+    )
+
+
+# Parts of names by which heads that replace the published ones are known, and what these are called.
+_OTHER_HEADS = {
+    "decoder.embed_fc": "with ML-Decoder",
+    "decoder.duplicate_pooling": "with ML-Decoder",
+    "attnpool": "with attention pooling",
+    "attention_pool": "with attention pooling",
+    "attn_pool": "with attention pooling",
+}
+_MOST_NAMES, _MOST_PARTS = 50, 20  # that are looked at for a pattern
+
+
+def _pattern_of(name: str, kept: Collection[str]) -> str:
+    """A pattern for `ignore` that matches `name` and the names beside it, and none of `kept`."""
+    parts = name.split(".", _MOST_PARTS)
+    parents = (".".join(parts[:count]) + "." for count in range(1, len(parts)))
+    free = (parent for parent in parents if not any(other.startswith(parent) for other in kept))
+    return printable(f"{parent}*" if (parent := next(free, "")) else name)
 
 
 def say_what_is_assumed(matched: MatchedNames, config: PoolFormerConfig, source: str) -> str | None:
