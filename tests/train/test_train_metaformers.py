@@ -10,14 +10,18 @@ import pytest
 from etils import epath
 from rich.console import Console
 
-from poolformer_jax import MetaFormerForImageClassification
+from poolformer_jax import MetaFormerForImageClassification, load_pretrained, save_pretrained
 from poolformer_jax.network import all_parameters, initial_value
 from small_networks import random_variables
 from train import loop
+from train.commands.doctor import examine
+from train.compute import evaluate
 from train.compute.optimizer import decay_mask, layer_scales
-from train.config import FreshNetwork
+from train.config import FreshNetwork, PretrainedNetwork
+from train.data import DataConfig, evaluation_batches, open_source
+from train.network import make_network
 from train.resume.record import read_record
-from training import first_state, sharded, share_programs, tiny, train
+from training import first_state, open_and_make_parts, sharded, share_programs, tiny, train
 
 TWO_STAGES = {
     **{"depths": (1, 1), "patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1)},
@@ -33,6 +37,16 @@ CAFORMER = FreshNetwork.from_variant(
     token_mixers=("sep_conv", "attention"),
     head_dropout_rate=0.4,
 )
+FOUR_STAGES = {
+    "depths": (1, 1, 1, 1),
+    "hidden_sizes": (8, 16, 32, 64),
+    "patch_sizes": (7, 3, 3, 3),
+    "strides": (4, 2, 2, 2),
+    "padding": (2, 1, 1, 1),
+    "token_mixers": ("sep_conv", "sep_conv", "attention", "attention"),
+    "position_embeddings": (False,) * 4,
+    "residual_scale_init_values": (None, None, 1.0, 1.0),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +141,54 @@ def test_steps_leave_random_matrices_as_they_are_and_nothing_is_kept_of_their_gr
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.constants), first.constants)
     assert not any("random" in name for tree in (state.params, state.ema, state.optimizer) for name in named(tree))
     assert not np.array_equal(state.params["head"]["kernel"], first.params["head"]["kernel"])
+
+
+@pytest.mark.parametrize("layout", ["jax", "sail"])
+def test_fine_tuning_starts_with_the_saved_weights_and_a_new_last_layer(tmp_path, layout):
+    config = dataclasses.replace(CAFORMER, **FOUR_STAGES, num_labels=7)
+    model, saved = MetaFormerForImageClassification(config), random_variables(config)[1]
+    save_pretrained(tmp_path / "model", model, saved, layout=layout)
+    source = next((tmp_path / "model").glob("*.pth.tar"), tmp_path / "model")
+    wanted = PretrainedNetwork(str(source), drop_path_rate=0.3, head_dropout_rate=0.25)
+    network = make_network(tiny(model=wanted, data=DataConfig()), ("ant", "bee", "cat"))
+    found = network.model.config
+    assert (found.head, found.num_labels, found.head_dropout_rate, found.drop_path_rate) == ("mlp", 3, 0.25, 0.3)
+    before, after = (named(tree["params"]) for tree in (saved, network.argument()))
+    new = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {"head/fc2/kernel", "head/fc2/bias"} <= new
+    assert all(name.startswith("head/") for name in new)
+
+
+@pytest.mark.slow  # compiles a training step of its own
+def test_random_matrices_pass_through_checkpoints_and_into_the_saved_models(tmp_path):
+    config = small(tmp_path / "run", model=RANDFORMER, max_steps=5)
+    _, parts = open_and_make_parts(config)
+    (matrix,) = jax.tree.leaves(jax.device_get(parts.init(parts.network.argument()).constants))
+    run(dataclasses.replace(config, max_steps=2))
+    outcome = run(config)
+    assert "constants/stages_1/blocks_0/token_mixer/random/kernel" in fingerprints(tmp_path / "run", 5)
+    run(dataclasses.replace(config, run_dir=tmp_path / "whole"))
+    assert fingerprints(tmp_path / "whole", 5) == fingerprints(tmp_path / "run", 5)
+    for folder, weights in (("model", "params"), ("model-ema", "ema")):
+        _, variables = load_pretrained(tmp_path / "run" / folder)
+        (found,) = jax.tree.leaves(variables["constants"])
+        np.testing.assert_array_equal(found, matrix)
+        with evaluation_batches(config.data, open_source(config.data, "validation")) as batches:
+            alone = evaluate(parts.evaluation_step, {"saved": variables}, batches, parts.mesh)["saved"]
+        assert alone.loss == pytest.approx(outcome.evaluations[weights].loss, rel=1e-5)
+
+
+@pytest.mark.slow  # compiles two training steps of its own
+def test_a_caformer_is_trained_with_lamb_and_fine_tuned_with_layer_decay(tmp_path):
+    config = small(tmp_path / "run", model=CAFORMER, optimizer__name="lamb", optimizer__ema_warmup=True)
+    levels = {finding.subject: finding.level for finding in examine(config)}
+    assert "failure" not in levels.values()
+    run(dataclasses.replace(config, max_steps=2))
+    run(dataclasses.replace(config, max_steps=5))
+    run(dataclasses.replace(config, max_steps=5, run_dir=tmp_path / "whole"))
+    assert fingerprints(tmp_path / "run", 5) == fingerprints(tmp_path / "whole", 5)
+    wanted = PretrainedNetwork(str(tmp_path / "run" / "model-ema"), keep_head=True, head_dropout_rate=0.25)
+    tuning = small(tmp_path / "tuned", model=wanted, max_steps=3, optimizer__layer_decay=0.75)
+    assert run(tuning).evaluations.keys() == {"params", "ema"}
+    tuned = load_pretrained(tmp_path / "tuned" / "model")[0].config
+    assert (tuned.head, tuned.head_dropout_rate, tuned.token_mixers) == ("mlp", 0.25, CAFORMER.token_mixers)
