@@ -16,6 +16,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poolformer_jax.errors import PoolFormerError
@@ -55,6 +56,10 @@ def _run(arguments: Sequence[str]) -> int:
     if name == "--version":
         print(f"poolformer-jax {__version__}")
         return 0
+    if (file := _recipe_file(arguments)) is not None:
+        with exit_on_interrupt("stopped"):
+            from train import loop
+        return _train(*file)
     if name.startswith("-"):
         name, rest = _DEFAULT, list(arguments)
     with exit_on_interrupt("stopped"):
@@ -68,6 +73,14 @@ def _run(arguments: Sequence[str]) -> int:
     known = ", ".join([*_recipe_groups(), *COMMANDS])
     print(f"There is no recipe or command {name!r}. Expected one of: {known}.", file=sys.stderr)
     return 2
+
+
+def _recipe_file(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
+    """The file of `--recipe FILE ...` and the arguments after it; None without."""
+    first, *rest = arguments or [""]
+    if first == "--recipe" and rest:
+        return Path(rest[0]), rest[1:]
+    return (Path(first.partition("=")[2]), rest) if first.startswith("--recipe=") else None
 
 
 def _has_no_reader() -> bool:
@@ -129,8 +142,8 @@ def _missing_package(error: ImportError) -> str | None:
     return f"{error}\nInstall what training needs with: pip install -e '.[train]' (for gs:// buckets '.[train,gcs]')"
 
 
-def _train(name: str, arguments: Sequence[str]) -> int:
-    config = _recipe(name, arguments, f"python -m train {name}")
+def _train(name: str | Path, arguments: Sequence[str]) -> int:
+    config = _recipe(name, arguments, "python -m train")
     from train import loop
     from train.report import create_console, print_summary
 
@@ -139,18 +152,22 @@ def _train(name: str, arguments: Sequence[str]) -> int:
     return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
 
 
-def _recipe(name: str, arguments: Sequence[str], program: str) -> "TrainConfig":
+def _recipe(name: str | Path, arguments: Sequence[str], program: str) -> "TrainConfig":
+    """The recipe of this name or in this file, changed by flags."""
     import tyro
 
-    from train.config import TrainConfig
+    from train.config import TrainConfig, read_recipe_file
     from train.recipes import RECIPES
 
-    recipe = RECIPES[name]
+    if isinstance(name, Path):
+        recipe, details, chosen = read_recipe_file(name), f"The recipe in {name}", f"--recipe {name}"
+    else:
+        recipe, details, chosen = RECIPES[name].config, _fill(RECIPES[name].details), name
     return tyro.cli(
         TrainConfig,
-        prog=program,
-        description=_fill(recipe.details),
-        default=_fit_warmup(recipe.config, arguments),
+        prog=f"{program} {chosen}",
+        description=details,
+        default=_fit_warmup(recipe, arguments),
         args=list(arguments),
         config=(tyro.conf.AvoidSubcommands,),
     )
@@ -248,15 +265,15 @@ def _doctor(arguments: Sequence[str]) -> int:
     """
     from train.recipes import RECIPES
 
-    name = arguments[0] if arguments else ""
+    name, rest = _recipe_file(arguments) or (arguments[0] if arguments else "", list(arguments[1:]))
     if name in ("-h", "--help"):
         print("usage: python -m train doctor RECIPE [--FIELD VALUE ...]\n\n" + _fill(_doctor.__doc__ or ""))
         print("\n" + _fill(f"Recipes: {', '.join(_recipe_groups())}. The flags are those of the recipe."))
         return 0
-    if name not in RECIPES:
+    if isinstance(name, str) and name not in RECIPES:
         print(f"doctor {name!r}: expected a recipe, one of: {', '.join(_recipe_groups())}.", file=sys.stderr)
         return 2
-    config = _recipe(name, arguments[1:], f"python -m train doctor {name}")
+    config = _recipe(name, rest, "python -m train doctor")
     from train.commands import examine, print_findings
     from train.report import create_console
 
@@ -278,14 +295,19 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 def _overview() -> int:
     groups = _recipe_groups()
     width = max(map(len, COMMANDS)) + 2
-    print("usage: python -m train [RECIPE] [--FIELD VALUE ...]\n       python -m train COMMAND ...\n\nrecipes:")
+    print(
+        "usage: python -m train [RECIPE] [--FIELD VALUE ...]\n"
+        "       python -m train --recipe FILE [--FIELD VALUE ...]\n"
+        "       python -m train COMMAND ...\n\nrecipes:"
+    )
     for names, summary in groups.items():
         print(f"  {names:<{width}}{summary}" if len(names) < width else f"  {names}\n  {'':<{width}}{summary}")
     print("\ncommands:")
     for name, (summary, _) in COMMANDS.items():
         print(f"  {name:<{width}}{summary}")
     print(
-        "\nWithout a recipe: digits. Every field of a recipe is a flag, listed by\n"
+        "\nWithout a recipe: digits. FILE is a recipe.json that a run wrote.\n"
+        "Every field of a recipe is a flag, listed by\n"
         "  python -m train imagenet-s12 --help\n"
         "example:\n"
         "  python -m train digits --run-dir runs/mine --optimizer.epochs 30"

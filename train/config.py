@@ -6,14 +6,18 @@ Every field is a flag of `python -m train RECIPE`. What a run reads and how it c
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 from poolformer_jax import PoolFormerConfig
+from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
+from poolformer_jax.files import read_json
+from poolformer_jax.messages import first_few, short_repr
 from train.data import DataConfig
 from train.folders import expand_home
 
@@ -304,6 +308,81 @@ class TrainConfig:
         data = as_json(dataclasses.asdict(dataclasses.replace(self, optimizer=self.optimizer.with_defaults())))
         data["model"]["kind"] = type(self.model).__name__
         return data
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The config that `to_dict` wrote; a field that is missing has its default.
+
+        Raises:
+            InputError: naming the field, if a value is not one of its type, or there is no such field.
+        """
+        return _from_json(cls, values, "")
+
+
+def read_recipe_file(path: Path) -> TrainConfig:
+    """The recipe in a file such as the recipe.json of a run.
+
+    Raises:
+        InputError: naming the file, if it holds no recipe of this version.
+        OSError: if it cannot be read.
+    """
+    values = read_json(path, "a recipe, such as recipe.json in the folder of a run")
+    try:
+        return TrainConfig.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path} is not a recipe of this version: {error}") from error
+
+
+def _from_json(kind: Any, value: Any, name: str) -> Any:
+    """The value of the field `name`, of the type `kind`, from its form in JSON."""
+    options = get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from_json(kind, value, name)
+    if get_origin(kind) in (Union, types.UnionType):
+        return _union_from_json(options, value, name)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        repeated = options[1:] == (...,)
+        if repeated or len(value) == len(options):
+            kinds = options[:1] * len(value) if repeated else options
+            return tuple(_from_json(one, item, name) for one, item in zip(kinds, value))
+    if get_origin(kind) is Literal and value in options:
+        return value
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise InputError(f"{name}={short_repr(value)}. Expected {kind.__name__ if isinstance(kind, type) else kind}.")
+
+
+def _dataclass_from_json(kind: Any, value: Any, name: str) -> Any:
+    prefix = f"{name}." if name else ""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name}={short_repr(value)}. Expected an object with the fields of {kind.__name__}.")
+    if unknown := [prefix + one for one in value if one not in fields]:
+        raise InputError(f"It has fields that do not exist: {first_few(unknown)}. Expected it without them.")
+    if issubclass(kind, PoolFormerConfig):  # checks and converts its fields itself
+        return kind(**value)
+    hints = get_type_hints(kind)
+    try:
+        return kind(**{one: _from_json(hints[one], item, prefix + one) for one, item in value.items()})
+    except TypeError as error:
+        raise InputError(f"{name or 'the recipe'} is not complete: {error}") from error
+
+
+def _union_from_json(kinds: Sequence[Any], value: Any, name: str) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    if isinstance(value, Mapping):  # the network
+        named = {kind.__name__: kind for kind in kinds}
+        if value.get("kind") not in named:
+            raise InputError(f"{name}.kind={short_repr(value.get('kind'))}. Expected one of: {', '.join(named)}.")
+        rest = {one: item for one, item in value.items() if one != "kind"}
+        return _from_json(named[value["kind"]], rest, name)
+    (kind,) = [one for one in kinds if one is not types.NoneType][:1]
+    return _from_json(kind, value, name)
 
 
 def as_json(values: dict[str, Any]) -> dict[str, Any]:

@@ -91,13 +91,34 @@ class Timetable:
         return any(step % every == 0 for every in self._save_every)
 
 
-def run(config: TrainConfig, console: Console, log: Log | None = None) -> Outcome:
+def fit(config: TrainConfig, log: Log | None = None) -> Outcome:
+    """Trains as `python -m train` does, in this process: with checkpoints, resuming, evaluations and the report.
+
+    A run whose folder, `config.run_dir`, has a checkpoint resumes from it. Ctrl-C stops the run and saves its state. On
+    several hosts, call `jax.distributed.initialize()` before; `config.distributed` is not used.
+
+    Args:
+        config: the run, such as `RECIPES["digits"].config` with `dataclasses.replace`.
+        log: called as log(step, {"train/loss": 0.5, ...}) with the figures of every interval and evaluation; on process
+            0 of several.
+
+    Returns:
+        The step, and the evaluations of the weights in `config.run_dir / "model"`, by kind of weights.
+
+    Raises:
+        InputError, DivergedError, CheckpointError: as the program reports them.
+    """
+    return run(config, Console(stderr=True), log, join=False)
+
+
+def run(config: TrainConfig, console: Console, log: Log | None = None, join: bool = True) -> Outcome:
     """Trains as `config` says, resuming from the newest checkpoint in `config.run_dir` if it has one.
 
     Args:
         config: the run.
         console: shows the progress.
         log: on process 0, gets the figures of every interval and evaluation.
+        join: whether to join the run's other processes, as `config.distributed` says.
 
     Raises:
         InputError: if the recipe, the data, the devices and the run's folder do not fit each other.
@@ -105,7 +126,8 @@ def run(config: TrainConfig, console: Console, log: Log | None = None) -> Outcom
         CheckpointError: if states cannot be written or read.
     """
     with StopRequest() as stop:
-        initialize(config.distributed)
+        if join:
+            initialize(config.distributed)
         stop.listen_for_sigterm()
 
         source = open_source(config.data, config.data.train_split)

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 from rich.console import Console
 
+import train
 from poolformer_jax import PoolFormerConfig, save_pretrained
 from small_networks import random_variables
 from train import loop
@@ -142,7 +143,7 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_evaluates_when_resumed(t
         assert metrics.has_evaluation(3)
 
 
-def test_a_run_reports_to_a_function_and_uploads_its_model_with_a_card_of_the_figures(tmp_path, monkeypatch, capsys):
+def test_fit_reports_to_a_function_and_uploads_the_model_with_a_card_of_the_figures(tmp_path, monkeypatch, capsys):
     def upload(repository, save):
         folder = tmp_path / repository
         folder.mkdir(parents=True)
@@ -152,7 +153,9 @@ def test_a_run_reports_to_a_function_and_uploads_its_model_with_a_card_of_the_fi
     monkeypatch.setattr(results, "push_to_hub", upload)
     logged = []
     config = small(tmp_path / "run", max_steps=2, push_to_hub="me/digits")
-    loop.run(config, Console(file=io.StringIO()), lambda *line: logged.append(line))
+    outcome = train.fit(config, lambda *line: logged.append(line))
+    assert (outcome.step, outcome.evaluations["params"].examples) == (2, 96)
+    assert train.read_recipe_file(tmp_path / "run" / "recipe.json").to_dict() == config.to_dict()
     noted = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [step for step, _ in logged] == [line["step"] for line in noted]
     assert logged[0][1]["train/loss"] == noted[0]["loss"]
