@@ -6,7 +6,6 @@ the README's drop-path rates; sail-sg/metaformer, the defaults of train.py and s
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from poolformer_jax import PoolFormerImageProcessor
 from poolformer_jax.network import FAMILIES
@@ -31,7 +30,7 @@ _RESULTS = {name: results for family in FAMILIES for name, results in family.res
 
 
 def _imagenet(
-    variant: str, optimizer: OptimizerConfig, drop_path_rate: float, head_dropout_rate: float = 0.0, **data: Any
+    variant: str, batch_size: int, optimizer: OptimizerConfig, drop_path_rate: float, head_dropout_rate: float = 0.0
 ) -> Recipe:
     """The authors' training of a published network on ImageNet-1k."""
     network = FreshNetwork.from_variant(variant, drop_path_rate=drop_path_rate, head_dropout_rate=head_dropout_rate)
@@ -51,8 +50,13 @@ def _imagenet(
         config=TrainConfig(
             run_dir=Path(f"runs/imagenet-{variant}"),
             model=network,
-            # Each of the authors' GPUs drew one mixing ratio for the 128 images of a forward pass.
-            data=DataConfig(source="tfds:imagenet2012", mix=DeviceAugmentation(mix_group=128), **data),
+            data=DataConfig(
+                source="tfds:imagenet2012",
+                crop_pct=PoolFormerImageProcessor.for_variant(variant).crop_pct,
+                batch_size=batch_size,
+                # Each of the authors' GPUs drew one mixing ratio for the 128 images of a forward pass.
+                mix=DeviceAugmentation(mix_group=128),
+            ),
             optimizer=optimizer,
             # The authors use float16 (--apex-amp); bfloat16 needs no loss scaling.
             dtype="bfloat16",
@@ -254,16 +258,8 @@ _SMOKE = Recipe(
 
 RECIPES: dict[str, Recipe] = {
     "digits": DIGITS_RECIPE,
-    **{
-        f"imagenet-{size}": _imagenet(
-            size, OptimizerConfig(), rate, crop_pct=PoolFormerImageProcessor.for_variant(size).crop_pct
-        )
-        for size, rate in _DROP_PATH.items()
-    },
-    **{
-        f"imagenet-{variant}": _imagenet(variant, *settings, batch_size=4096, crop_pct=1.0)
-        for variant, settings in _SECOND_PAPER.items()
-    },
+    **{f"imagenet-{size}": _imagenet(size, 1024, OptimizerConfig(), rate) for size, rate in _DROP_PATH.items()},
+    **{f"imagenet-{variant}": _imagenet(variant, 4096, *settings) for variant, settings in _SECOND_PAPER.items()},
     **{f"imagenet-{variant}_384": _imagenet_384(variant, *settings) for variant, settings in _AT_384.items()},
     "finetune": _FINETUNE,
     "smoke": _SMOKE,

@@ -378,6 +378,17 @@ def test_a_missing_field_has_its_default_and_an_unknown_one_is_named():
     assert unknown == ["remat_policy: 'all'", "mesh_kind: 'cube'"]
 
 
+def test_a_run_of_a_version_with_adamw_alone_resumes_and_records_hold_the_values_that_are_used():
+    before = tiny().to_dict()
+    assert (before["optimizer"]["beta2"], before["optimizer"]["epsilon"]) == (0.999, 1e-8)
+    for name in ("name", "schedule", "ema_warmup"):
+        del before["optimizer"][name]
+    values, _ = current_fields(before, tiny())
+    assert changed_fields(values, tiny().to_dict()) == []
+    lamb = tiny(optimizer__name="lamb").to_dict()["optimizer"]
+    assert (lamb["beta2"], lamb["epsilon"], lamb["clip_norm"]) == (0.999, 1e-6, 1.0)
+
+
 def test_a_run_leaves_everything_that_people_and_programs_need(uninterrupted):
     left = {path.relative_to(uninterrupted).parts[0] for path in uninterrupted.rglob("*")}
     assert left == {
