@@ -154,16 +154,18 @@ def test_a_push_keeps_the_readme_of_an_existing_repository(hub):
     assert hub.files["me/model", "main"]["config.json"] == b"{}"
 
 
-def test_an_image_processor_is_pushed_as_its_file(hub):
+def test_an_image_processor_is_saved_and_pushed_as_its_file(hub, tmp_path):
     processor = PoolFormerImageProcessor.for_variant("m36")
-    processor.push_to_hub("me/processor", token="hf_secret")
+    processor.save_pretrained(tmp_path / "processor", push_to_hub=True, token="hf_secret")
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "processor") == processor
     ((name, content),) = hub.files["me/processor", "main"].items()
     assert name == "preprocessor_config.json"
     assert PoolFormerImageProcessor.from_dict(json.loads(content)) == processor
 
 
-def test_a_config_is_pushed_as_its_file(hub):
-    CONFIG.push_to_hub("me/config", token="hf_secret")
+def test_a_config_is_saved_and_pushed_as_its_file(hub, tmp_path):
+    CONFIG.save_pretrained(tmp_path / "config", push_to_hub=True, repo_id="me/config", token="hf_secret")
+    assert PoolFormerConfig.from_pretrained(tmp_path / "config") == CONFIG
     ((name, content),) = hub.files["me/config", "main"].items()
     assert name == "config.json"
     assert PoolFormerConfig.from_dict(json.loads(content)) == CONFIG

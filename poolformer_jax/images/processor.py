@@ -351,9 +351,21 @@ class PoolFormerImageProcessor:
         """The text of preprocessor_config.json as `transformers` writes it: two spaces of indentation, sorted names."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes preprocessor_config.json into `folder`, whole or not at all."""
-        write_json(Path(folder).expanduser() / processor_config.PREPROCESSOR_CONFIG, self.to_dict())
+    def to_json_file(self, file: str | os.PathLike[str]) -> None:
+        """Writes preprocessor_config.json under any name, whole or not at all."""
+        write_json(Path(file).expanduser(), self.to_dict())
+
+    def save_pretrained(self, folder: str | os.PathLike[str], push_to_hub: bool = False, **hub_options: Any) -> None:
+        """Writes preprocessor_config.json into `folder`, whole or not at all.
+
+        Args:
+            folder: the folder, created if needed.
+            push_to_hub: also upload it, to `repo_id` of `hub_options` or a repository with the folder's name.
+            hub_options: as in `push_to_hub`.
+        """
+        self.to_json_file(Path(folder) / processor_config.PREPROCESSOR_CONFIG)
+        if push_to_hub:
+            self.push_to_hub(hub_options.pop("repo_id", Path(folder).name), **hub_options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads preprocessor_config.json to the Hugging Face Hub.

@@ -263,14 +263,20 @@ class MetaFormerConfig:
         if not path.is_file():
             raise MissingFileError(f"There is no {path}. Expected the {CONFIG} of a PoolFormer or MetaFormer.")
         data = read_json(path, f"an object, the {CONFIG} of a PoolFormer or MetaFormer")
-        return cls.from_dict(data).with_changes(**changes)
+        return cls.from_dict(data, **changes)
 
     @classmethod
-    def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
+    def from_json_file(cls: type[_Config], file: str | os.PathLike[str]) -> _Config:
+        """Reads a `config.json`; the errors are those of `from_pretrained`."""
+        return cls.from_pretrained(file)
+
+    @classmethod
+    def from_dict(cls: type[_Config], data: Mapping[str, Any], **changes: Any) -> _Config:
         """Reads what `to_dict` wrote, or the `config.json` of a PoolFormer from `transformers`.
 
         If `model_type` is given, unknown entries are ignored as other models' in `transformers`. As there, the number
-        of labels is 2 in a file of `transformers` that gives neither a number nor names.
+        of labels is 2 in a file of `transformers` that gives neither a number nor names. Keyword arguments are those of
+        `with_changes`.
 
         Raises:
             ValueError: if `data` describes another architecture, or if a field is out of range.
@@ -283,7 +289,7 @@ class MetaFormerConfig:
                 arguments.setdefault("num_labels", 2)
         elif isinstance(labels, Mapping):
             arguments["id2label"] = {index: str(label) for index, label in labels.items()}
-        return cls(**arguments)
+        return cls(**arguments).with_changes(**changes)
 
     def with_changes(self: _Config, **changes: Any) -> _Config:
         """A copy with other fields, as `from_pretrained(name, **changes)` of `transformers` changes a config.
@@ -317,9 +323,21 @@ class MetaFormerConfig:
         """The text of `config.json`."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `config.json` into a folder, which is made if it does not exist."""
-        write_json(Path(folder).expanduser() / CONFIG, self.to_dict())
+    def to_json_file(self, file: str | os.PathLike[str]) -> None:
+        """Writes `config.json` under any name."""
+        write_json(Path(file).expanduser(), self.to_dict())
+
+    def save_pretrained(self, folder: str | os.PathLike[str], push_to_hub: bool = False, **hub_options: Any) -> None:
+        """Writes `config.json` into a folder, which is made if it does not exist.
+
+        Args:
+            folder: the folder.
+            push_to_hub: also upload it, to `repo_id` of `hub_options` or a repository with the folder's name.
+            hub_options: as in `push_to_hub`.
+        """
+        self.to_json_file(Path(folder) / CONFIG)
+        if push_to_hub:
+            self.push_to_hub(hub_options.pop("repo_id", Path(folder).name), **hub_options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads `config.json` to the Hugging Face Hub. The options and the result are those of `hub.push_to_hub`."""

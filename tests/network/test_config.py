@@ -125,6 +125,13 @@ def test_an_unknown_argument_is_refused_with_the_nearest_name():
         PoolFormerConfig(hidden_size=64)
 
 
+def test_a_config_is_written_to_and_read_from_any_file(tmp_path):
+    config = PoolFormerConfig.from_variant("m36", num_labels=3)
+    config.to_json_file(tmp_path / "mine.json")
+    assert PoolFormerConfig.from_json_file(tmp_path / "mine.json") == config
+    assert PoolFormerConfig.from_dict(config.to_dict(), drop_path_rate=0.5).drop_path_rate == 0.5
+
+
 def test_a_config_is_saved_and_read_from_a_folder_with_changes(tmp_path):
     config = PoolFormerConfig.from_variant("s24", id2label=["cat", "dog"], problem_type="multi_label_classification")
     config.save_pretrained(tmp_path / "new")
