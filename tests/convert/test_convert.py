@@ -16,10 +16,12 @@ import archives
 from convert.command_line import main
 from convert.conversion import convert
 from convert.verification import relative_difference, verify
+from golden import published
 from golden.fixture_values import parameter
 from paths import ROOT, TESTS
 from poolformer_jax import PoolFormerConfig
-from poolformer_jax.weights import load_pretrained, open_model, open_weights
+from poolformer_jax.network import VARIANTS
+from poolformer_jax.weights import leaves, load_pretrained, open_model, open_weights
 from saved_models import CONFIG, save
 
 FIXTURES = TESTS / "fixtures"
@@ -322,6 +324,50 @@ def test_outputs_that_are_all_zeros_are_compared():
     zeros = np.zeros((2, 3), np.float32)
     assert relative_difference(zeros, zeros) == 0
     assert np.isnan(relative_difference(zeros, zeros + np.nan)) and np.isnan(relative_difference(zeros + np.nan, zeros))
+
+
+@pytest.mark.parametrize("kind", ["poolformerv2", "identityformer", "randformer", "convformer", "caformer"])
+def test_the_second_papers_weights_convert_from_both_layouts_and_back(tmp_path, capsys, kind):
+    """Through folders of this package; networks of this size are not published, so there is no folder for timm."""
+    original = published.state_dict("family/sail", f"{kind}_tiny")
+    name = next(variant for variant in VARIANTS if variant.startswith(kind))
+    source = archives.checkpoint(tmp_path / f"{name}.pth", {"state_dict": original})
+    assert run(source, tmp_path / "ours", "--verify") == 0
+    said = capsys.readouterr()
+    assert f"{len(original)} of {len(original)} arrays are the source's, bit for bit" in said.out and not said.err
+    assert run(tmp_path / "ours", tmp_path / "theirs", "--to", "sail") == 0
+    back = open_weights(tmp_path / "theirs" / "model.pth.tar").tensors
+    assert list(back) == list(original)
+    for name, array in original.items():
+        np.testing.assert_array_equal(np.asarray(back[name]), array, strict=True)
+    assert run(tmp_path / "ours", tmp_path / "hf", "--to", "hf") == 1
+    assert "has no name for stem/norm/scale" in capsys.readouterr().err
+
+
+def test_the_authors_second_layout_converts_to_timms_with_its_dimensions(tmp_path, capsys):
+    config = PoolFormerConfig.from_variant("caformer_s18", num_labels=2)
+    arrays = {leaf.name: np.zeros(leaf.stored_shape, np.float16) for leaf in leaves(config, "sail")}
+    source = archives.checkpoint(tmp_path / "caformer_s18_384.pth", arrays)
+    assert run(source, tmp_path / "timm", "--to", "timm") == 0
+    assert "head_norm_epsilon=1e-05, and the model of timm computes 1e-06" in " ".join(capsys.readouterr().err.split())
+    report = report_of(tmp_path / "timm")
+    transform = {array["source"]: array["transform"] for array in report["arrays"]}
+    assert transform["stages.0.0.mlp.fc1.weight"] == "OI -> OI11"
+    assert transform["stages.2.0.mlp.fc1.weight"] == transform["head.fc2.weight"] == "as it is"
+    assert report["destination"]["head_norm_epsilon"] == 1e-6
+    written = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert (written["architecture"], written["pretrained_cfg"]["input_size"]) == ("caformer_s18", [3, 384, 384])
+    assert open_model(tmp_path / "timm").image_processor.crop_size["height"] == 384
+
+
+def test_a_network_that_no_name_determines_is_converted_with_its_variant(tmp_path, capsys):
+    config = PoolFormerConfig.from_variant("identityformer_s12", num_labels=2)
+    arrays = {leaf.name: np.zeros(leaf.stored_shape, np.float16) for leaf in leaves(config, "sail")}
+    source = archives.checkpoint(tmp_path / "best.pth", arrays)
+    assert run(source, tmp_path / "model") == 1
+    assert "(--variant identityformer_s12)" in capsys.readouterr().err
+    assert run(source, tmp_path / "model", "--variant", "identityformer_s12") == 0
+    assert load_pretrained(tmp_path / "model")[0].config == config
 
 
 def test_our_layout_converts_to_hf_bit_for_bit(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from convert.command_line import main
+from golden import published
 from paths import ROOT, TESTS
 from poolformer_jax import WeightsMismatch, from_torch_state_dict, to_torch_state_dict
 from poolformer_jax.weights import LAYOUTS, open_weights, write_torch
@@ -28,6 +29,10 @@ def named_files(tmp_path, monkeypatch):
         shutil.copy(FIXTURES / "sail_checkpoint_legacy.pth.tar", tmp_path / name)
     shutil.copy(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "checkpoint.pth.tar")
     write_detector(tmp_path / "retinanet_poolformer_s12.pth")
+    caformer = published.state_dict("family/sail", "caformer_tiny")
+    for name in ("timm/caformer_s18.sail_in22k_ft_in1k/model.pth", "sail/dl/caformer/caformer_s18_384.pth"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write_torch(tmp_path / name, [(key, array.shape) for key, array in caformer.items()], caformer.values())
     monkeypatch.chdir(tmp_path)
 
 

@@ -10,8 +10,11 @@ import threading
 
 import pytest
 
+import archives
+from golden import published
 from paths import ROOT, TESTS
 from poolformer_jax import PoolFormerImageProcessor
+from poolformer_jax.weights import write_safetensors
 
 pytest.importorskip("huggingface_hub")
 
@@ -23,7 +26,9 @@ from poolformer_jax import load_pretrained
 for name, options in json.loads(sys.argv[1]):
     try:
         model, variables = load_pretrained(name, **options)
-        result = {"labels": dict(model.config.id2label), "bias": variables["params"]["head"]["bias"].tolist()}
+        head = variables["params"]["head"]
+        result = {"labels": dict(model.config.id2label or {}), "bias": head.get("fc2", head)["bias"].tolist()}
+        result["network"] = [model.config.token_mixers[-1], model.config.head_norm_epsilon]
     except (FileNotFoundError, ValueError) as error:
         result = {"error": str(error)}
     print(json.dumps(result))
@@ -75,6 +80,29 @@ class Hub:
             request.wfile.write(content)
 
 
+def _of_timm(folder, architecture):
+    """The files of timm's repository, with a small network of this kind."""
+    arrays = published.state_dict("family/timm", f"{architecture.split('_')[0]}_tiny")
+    names = [(name, array.shape) for name, array in arrays.items()]
+    write_safetensors(folder / "model.safetensors", names, arrays.values(), {"format": "pt"})
+    cfg = {"input_size": [3, 384, 384], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
+    cfg |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "classifier": "head.fc.fc2", "num_classes": 10}
+    labels = [f"label {index}" for index in range(10)]
+    config = {"architecture": architecture, "num_classes": 10, "label_names": labels, "pretrained_cfg": cfg}
+    (folder / "config.json").write_text(json.dumps(config))
+    return {path.name: path for path in folder.iterdir()}
+
+
+def _of_the_authors(folder):
+    """Files of the authors' repository, with small networks of these kinds."""
+    served = {}
+    for variant in ("caformer_s18", "identityformer_s12"):
+        kind = variant.split("_")[0]
+        arrays = published.state_dict("family/sail", f"{kind}_tiny")
+        served[f"{kind}/{variant}.pth"] = archives.checkpoint(folder / f"{kind}.pth", arrays)
+    return served
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     index = tmp_path_factory.mktemp("hostile") / "model.safetensors.index.json"
@@ -93,6 +121,9 @@ def hub(tmp_path_factory):
             },
             "someone/empty": {"config.json": config},
             "someone/hostile": {"config.json": config, index.name: index},
+            "timm/caformer_s18.sail_in22k_ft_in1k": _of_timm(tmp_path_factory.mktemp("timm"), "caformer_s18"),
+            "timm/poolformerv2_s12.sail_in1k": _of_timm(tmp_path_factory.mktemp("timm"), "poolformerv2_s12"),
+            "sail/dl": _of_the_authors(tmp_path_factory.mktemp("sail")),
         }
     )
     yield served
@@ -135,6 +166,26 @@ def test_an_old_repository_of_pickles_and_a_revision_are_found(hub, load, tmp_pa
     offline = cache | {"local_files_only": True}
     assert PoolFormerImageProcessor.from_pretrained("someone/old", **offline).image_mean == (0.5, 0.5, 0.5)
     assert (tmp_path / "cache" / "models--someone--old" / "refs" / "v1").is_file()
+
+
+def test_the_second_papers_weights_are_found_at_timm_and_in_the_authors_repository(hub, load, tmp_path):
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    names = ("timm/caformer_s18.sail_in22k_ft_in1k", "timm/poolformerv2_s12.sail_in1k")
+    files = ("sail/dl/caformer/caformer_s18.pth", "sail/dl/identityformer/identityformer_s12.pth")
+    offline = cache | {"local_files_only": True}
+    requests = [(name, cache) for name in (*names, *files, "sail/dl/caformer/caformer_s99.pth")]
+    *loaded, missing, again = load(*requests, (files[0], offline))
+    assert [one["network"] for one in loaded] == [
+        ["attention", 1e-6],
+        ["pooling", 1e-5],
+        ["attention", 1e-5],
+        ["identity", 1e-5],
+    ]
+    assert [len(one["bias"]) for one in loaded] == [10] * 4
+    assert loaded[0]["labels"]["9"] == "label 9"
+    assert PoolFormerImageProcessor.from_pretrained(names[0], **offline).crop_size == {"height": 384, "width": 384}
+    assert again == loaded[2]
+    assert missing["error"].startswith("sail/dl on the Hugging Face Hub has no caformer/caformer_s99.pth. Expected")
 
 
 def test_missing_repositories_revisions_and_weights_are_reported(load):
