@@ -112,6 +112,8 @@ class OptimizerConfig:
     """Clip the gradient to this global norm; inf: no clipping. None: 1 for lamb, no clipping for the others."""
     layer_decay: float | None = None
     """Multiply the learning rate by this for every block further from the head, for fine-tuning. None: off."""
+    freeze: tuple[str, ...] = ()
+    """What is not learnt: backbone (all but the head), stem, stages_0, ..., norm, or patterns of names: "*/norm*"."""
     accumulate: int = 1
     """Compute the gradient in this many parts of the batch, for less memory; changes drop path's random numbers."""
     ema_decay: float | None = None

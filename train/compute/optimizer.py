@@ -5,6 +5,8 @@ timm, scheduler/cosine_lr.py and optim/lamb.py; AdamW: arXiv 1711.05101; LAMB: a
 layer-wise decay: arXiv 2106.08254, section 3.2.
 """
 
+import fnmatch
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from poolformer_jax.errors import InputError
+from poolformer_jax.messages import first_few
 from train.config import OptimizerConfig
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -68,10 +72,47 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     parts = _OPTIMIZERS[config.name](config)
     if config.clip_norm is not None:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.freeze:  # frozen parameters have no state, and their gradients, which are zeros, pass through
+        parts = [optax.masked(optax.chain(*parts), lambda params: jax.tree.map(operator.not_, frozen(params, config)))]
     if config.layer_decay is not None:
         decay = config.layer_decay
         parts.append(optax.stateless(lambda updates, params: _scale_by_depth(updates, decay)))
     return optax.chain(*parts)
+
+
+def frozen(params: Any, config: OptimizerConfig) -> Any:
+    """True for every parameter that `config.freeze` keeps as it is.
+
+    Raises:
+        InputError: if one of its patterns names no parameter, or they leave nothing to learn.
+    """
+    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    unused = [pattern for pattern in config.freeze if not any(_is_in(name, pattern) for name in names)]
+    if unused or all(any(_is_in(name, pattern) for pattern in config.freeze) for name in names):
+        problem = f"no parameter is named {first_few(unused)}" if unused else "nothing is left to learn"
+        parts = dict.fromkeys(name.partition("/")[0] for name in names)
+        raise InputError(
+            f"optimizer.freeze={' '.join(config.freeze)}: {problem}. Expected parts of the network (backbone, "
+            f"{', '.join(parts)}) or patterns of names such as {names[0]}, with * for any text; and something to learn."
+        )
+    return jax.tree.map_with_path(lambda path, _: any(_is_in(_name(path), one) for one in config.freeze), params)
+
+
+def stop_gradients(params: Any, config: OptimizerConfig) -> Any:
+    """The parameters, of which frozen ones have no gradient, so that the backward pass ends where all are frozen."""
+    if not config.freeze:
+        return params
+    return jax.tree.map(lambda p, stops: lax.stop_gradient(p) if stops else p, params, frozen(params, config))
+
+
+def _is_in(name: str, pattern: str) -> bool:
+    if pattern == "backbone":
+        return not name.startswith("head/")
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _adamw(config: OptimizerConfig) -> list[optax.GradientTransformation]:
@@ -121,13 +162,13 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
     The stem is layer 0 and every block is a layer; a stage's downsampling and position embedding belong to its first
     block. The final norm and the head are the last layer, with factor 1.
     """
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
+    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     blocks = sorted({found for name in names if (found := _block(name)) is not None})
     number = {block: index + 1 for index, block in enumerate(blocks)}
     last = len(blocks) + 1
 
     def scale(path: Any, _: Any) -> float:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _name(path)
         block = _block(name)
         layer = number[block] if block is not None else 0 if name.startswith("stem/") else last
         return float(layer_decay ** (last - layer))

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from poolformer_jax import PoolFormerForImageClassification
-from train.compute.optimizer import Schedule
+from train.compute.optimizer import Schedule, frozen, stop_gradients
 from train.compute.sharding import BATCH_AXES
 from train.compute.state import TrainState
 from train.config import OptimizerConfig
@@ -46,7 +46,7 @@ def make_train_step(
         optimizer: from `make_optimizer`.
         schedule: from `make_schedule`.
         augment: changes a batch of images at random, and returns its targets.
-        config: for `accumulate`, `ema_decay` and `ema_warmup`.
+        config: for `accumulate`, `freeze`, `ema_decay` and `ema_warmup`.
         seed: of all random numbers on the device.
         mesh: devices that share the batch; needed with `accumulate`, to spread every part over all of them.
         shardings: of the parameters, for their gradients.
@@ -58,7 +58,7 @@ def make_train_step(
         augment_key, dropout_key = jax.random.split(key)
         pixels, targets = augment(augment_key, batch["image"], batch["label"])
         (loss, accuracy), gradient = _accumulated(
-            model, state.variables(), pixels, targets, dropout_key, config.accumulate, mesh, class_weights
+            model, state.variables(), pixels, targets, dropout_key, config, mesh, class_weights
         )
         if shardings is not None:
             gradient = lax.with_sharding_constraint(gradient, shardings)
@@ -69,7 +69,7 @@ def make_train_step(
         def update(state: TrainState, gradient: Any) -> TrainState:
             updates, moments = optimizer.update(gradient, state.optimizer, state.params)
             params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
-            ema = _running_mean(state.ema, params, _ema_decay(config, state.step))
+            ema = _running_mean(state.ema, params, config, state.step)
             return state.replace(params=params, ema=ema, optimizer=moments)
 
         # If the gradient is not finite, params, ema and optimizer stay as they were.
@@ -118,10 +118,14 @@ def _ema_decay(config: OptimizerConfig, step: Int[Array, ""]) -> Float[Array, ""
     return jnp.minimum(config.ema_decay, 1 - (1.0 + step) ** (-2 / 3))
 
 
-def _running_mean(mean: Any, params: Any, decay: Float[Array, ""] | float | None) -> Any:
-    if decay is None:
+def _running_mean(mean: Any, params: Any, config: OptimizerConfig, step: Int[Array, ""]) -> Any:
+    if (decay := _ema_decay(config, step)) is None:
         return mean
-    return jax.tree.map(lambda m, p: (m * decay + p * (1 - decay)).astype(m.dtype), mean, params)
+
+    def update(m: Array, p: Array, stays: bool = False) -> Array:
+        return m if stays else (m * decay + p * (1 - decay)).astype(m.dtype)  # a frozen one would be rounded
+
+    return jax.tree.map(update, mean, params, *([frozen(params, config)] if config.freeze else []))
 
 
 def _accumulated(
@@ -130,14 +134,15 @@ def _accumulated(
     pixels: Float[Array, "b h w c"],
     targets: Float[Array, "b labels"],
     key: PRNGKeyArray,
-    parts: int,
+    config: OptimizerConfig,
     mesh: Mesh | None,
     class_weights: Sequence[float] | None,
 ) -> tuple[tuple[Array, Array], Any]:
-    """((loss, accuracy), gradient) of the batch, computed in `parts` sequential parts."""
+    """((loss, accuracy), gradient) of the batch, computed in `config.accumulate` sequential parts."""
+    parts = config.accumulate
 
     def loss_and_accuracy(params: Any, pixels: Array, targets: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        with_params = {**variables, "params": params}
+        with_params = {**variables, "params": stop_gradients(params, config)}
         weighted = targets if class_weights is None else targets * jnp.asarray(class_weights, targets.dtype)
         output: Any = model.apply(with_params, pixels, labels=weighted, train=True, rngs={"dropout": key})
         # Mixed images count as the class with the largest share.

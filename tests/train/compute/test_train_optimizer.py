@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from golden import make_optimizers
 from paths import TESTS
@@ -221,6 +222,72 @@ def test_lamb_without_weight_decay_is_adamw():
     gradient = {"kernel": np.full((2, 3), 0.1, np.float32)}
     updates = [first_update(OptimizerConfig(name, **common), gradient, gradient)[0] for name in ("adamw", "lamb")]
     np.testing.assert_array_equal(updates[0]["kernel"], updates[1]["kernel"])
+
+
+def a_step_with(**changes):
+    """A state of four small parts of a network, and the state after one step of `changes` to the optimizer."""
+    config = OptimizerConfig(warmup_epochs=0, ema_decay=0.9, **changes)
+    optimizer = make_optimizer(config)
+    names = ("stem/kernel", "stages_0/blocks_0/norm1/scale", "stages_1/blocks_0/norm1/scale", "head/kernel")
+    params = unflatten_dict({tuple(name.split("/")): jnp.full((2, 2), 0.1) for name in names})
+    slopes = jax.tree.map(lambda array: 0.3 * array, params)
+    start = new_state(params, optimizer, ema=True)
+    step = make_train_step(Linear(), optimizer, lambda s: 0.01, lambda key, x, y: (x, y), config, seed=0)
+    return start, step(start, {"image": slopes, "label": np.zeros((1, 2))})[0]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "learnt"),
+    [
+        (("backbone",), {"head/kernel"}),
+        (("stem", "stages_0"), {"stages_1/blocks_0/norm1/scale", "head/kernel"}),
+        (("*/norm?",), {"stem/kernel", "head/kernel"}),
+        (("stages_*/scale", "head/kernel"), {"stem/kernel"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
+def test_frozen_parameters_keep_every_bit_and_have_no_moments(name, freeze, learnt):
+    start, after = a_step_with(name=name, freeze=freeze)
+    for tree, before in ((after.params, start.params), (after.ema, start.ema)):
+        values, first = named(tree), named(before)
+        assert {one for one in values if not np.array_equal(values[one], first[one])} == learnt
+    moments = {one.rsplit("/", 3)[-1] for one in named(after.optimizer) if one.endswith(("kernel", "scale"))}
+    assert moments == {one.rsplit("/", 1)[-1] for one in learnt}
+
+
+def test_a_frozen_gradient_does_not_count_in_the_norm_that_is_clipped():
+    _, clipped = a_step_with(name="sgd", weight_decay=0.0, freeze=("backbone",), clip_norm=0.06)
+    _, free = a_step_with(name="sgd", weight_decay=0.0, freeze=("backbone",))
+    # The head's gradient alone has a norm of 0.06.
+    np.testing.assert_allclose(named(clipped.params)["head/kernel"], named(free.params)["head/kernel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "problem"),
+    [(("stage_0",), "no parameter is named stage_0"), (("backbone", "head"), "nothing is left to learn")],
+)
+def test_freezing_nothing_or_everything_is_refused(freeze, problem):
+    with pytest.raises(ValueError, match=problem):
+        a_step_with(freeze=freeze)
+
+
+@pytest.mark.slow  # compiles two training steps
+def test_the_backward_pass_ends_where_everything_below_is_frozen(params, optimised):
+    def flops(**changes):
+        config = OptimizerConfig(warmup_epochs=0, **changes)
+        optimizer = make_optimizer(config)
+        step = make_train_step(
+            PoolFormerForImageClassification(NETWORK),
+            optimizer,
+            lambda s: 0.01,
+            lambda key, x, y: (x, jax.nn.one_hot(y, 10)),
+            config,
+            seed=0,
+        )
+        state = jax.eval_shape(lambda p: new_state(p, optimizer, ema=False), params)
+        return jax.jit(step).lower(state, batch()).compile().cost_analysis()["flops"]
+
+    assert flops(freeze=("backbone",)) < 0.5 * flops()
 
 
 @pytest.fixture(scope="module")
