@@ -22,6 +22,9 @@ from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
 from poolformer_jax.network import ImageClassifierOutput, PoolFormerConfig, check_dtype, check_pixel_values
 
+# Token mixers whose results depend on more than a few neighbouring rows.
+_MIX_ALL_POSITIONS = {"attention", "spatial_fc", "random"}
+
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPerDevice:
@@ -57,8 +60,8 @@ class HeightShardedModel:
         dtype: type that feature maps are computed in, float32 or bfloat16.
 
     Raises:
-        ValueError: if the config's strides, kernels and padding give maps without equal bands, for another dtype, or
-            without devices.
+        ValueError: for several devices if the network has attention, spatial_fc or random mixers; if the config's
+            strides, kernels and padding give maps without equal bands; for another dtype; or without devices.
         WeightsMismatch: if the variables are not those of such a network.
     """
 
@@ -74,6 +77,11 @@ class HeightShardedModel:
         devices = jax.local_devices() if devices is None else devices
         if not devices:
             raise InputError("devices is empty. Expected at least one, or None for all devices of this process.")
+        if len(devices) > 1 and (unsharded := sorted(_MIX_ALL_POSITIONS & set(config.token_mixers))):
+            raise InputError(
+                f"The token mixer {' and '.join(unsharded)} reads every position of a map for each of its results, so "
+                "that every device would hold whole maps. Expected one device, or a network without it."
+            )
         mesh = Mesh(np.asarray(devices), ("height",))
         self.config, self._mesh = config, mesh
         self._rows, replicated = NamedSharding(mesh, P(None, "height")), NamedSharding(mesh, P())

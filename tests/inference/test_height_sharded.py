@@ -6,7 +6,7 @@ import pytest
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.inference.height_sharded import HeightShardedModel
-from small_networks import TINY, random_variables
+from small_networks import FAMILY, TINY, random_variables
 
 CONFIG = PoolFormerConfig(**TINY)
 
@@ -21,8 +21,12 @@ def four(variables):
     return HeightShardedModel(CONFIG, variables[1], devices=jax.local_devices()[:4])
 
 
-def test_four_devices_compute_what_the_model_computes_on_one(variables, four):
+@pytest.mark.parametrize("kind", [None, "convformer", pytest.param("poolformerv2", marks=pytest.mark.slow)])
+def test_four_devices_compute_what_the_model_computes_on_one(kind, variables, four):
     model, params = variables
+    if kind is not None:
+        model, params = random_variables(FAMILY[kind])
+        four = HeightShardedModel(FAMILY[kind], params, devices=jax.local_devices()[:4])
     pixels = np.random.default_rng(0).standard_normal((1, 256, 128, 3)).astype(np.float32)
     expected = jax.jit(model.apply)(params, pixels)
     output = four(pixels)
@@ -82,3 +86,9 @@ def test_a_network_whose_maps_have_unequal_bands_at_every_height_is_refused():
         ValueError, match=r"of 128 pixels are \(31, 15, 7, 3\) pixels high, which cannot be divided equally"
     ):
         HeightShardedModel(config, random_variables(config)[1], devices=jax.local_devices()[:4])
+
+
+@pytest.mark.parametrize(("kind", "mixer"), [("caformer", "attention"), ("randformer", "random")])
+def test_mixers_that_need_every_position_are_refused_on_several_devices(kind, mixer):
+    with pytest.raises(ValueError, match=rf"mixer {mixer} reads every position .* Expected one device"):
+        HeightShardedModel(FAMILY[kind], random_variables(FAMILY[kind])[1], devices=jax.local_devices()[:4])
