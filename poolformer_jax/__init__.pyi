@@ -1,11 +1,12 @@
 from .errors import InputError as InputError, PoolFormerError as PoolFormerError
-from .export import ExportError as ExportError, export_model as export_model
+from .export import export_model as export_model
 from .images import (
     ImageError as ImageError,
     PoolFormerFeatureExtractor as PoolFormerFeatureExtractor,
     PoolFormerImageProcessor as PoolFormerImageProcessor,
 )
 from .inference import (
+    ExportError as ExportError,
     GradCam as GradCam,
     HeightShardedModel as HeightShardedModel,
     ImageClassifier as ImageClassifier,

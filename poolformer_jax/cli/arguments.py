@@ -131,6 +131,16 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Adds what computes the network."""
+    parser.add_argument(
+        "--runtime",
+        choices=("jax", "openvino", "onnxruntime"),
+        default="jax",
+        help="what computes the network; the other two are faster on CPUs (default: %(default)s)",
+    )
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1, as a `type` of argparse."""
     if not text.isdecimal() or int(text) < 1:

@@ -4,7 +4,15 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import add_weights, files_of, network_options, port, starting_jax, waiting
+from poolformer_jax.cli.arguments import (
+    add_runtime,
+    add_weights,
+    files_of,
+    network_options,
+    port,
+    starting_jax,
+    waiting,
+)
 from poolformer_jax.errors import MissingFileError
 
 NAME = "demo"
@@ -18,6 +26,7 @@ _MOST_SAMPLES = 12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_weights(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--samples",
         metavar="FOLDER",
@@ -37,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     with waiting(f"Loading {arguments.weights}"):
         opened = open_model(arguments.weights, **network_options(arguments))
         model, variables = build_model(opened)
-        classifier = ImageClassifier(model.config, variables, opened.image_processor, batch_size=1)
+        classifier = ImageClassifier(
+            model.config, variables, opened.image_processor, batch_size=1, runtime=arguments.runtime
+        )
         cam = GradCam(model.config, variables, opened.image_processor)
         page = build_page(classifier, cam, f"PoolFormer: {arguments.weights}", samples=samples)
     serve(page, arguments.host, arguments.port)

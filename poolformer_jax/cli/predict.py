@@ -10,6 +10,7 @@ from poolformer_jax.cli.arguments import (
     add_dtype,
     add_hub_options,
     add_images,
+    add_runtime,
     add_weights,
     hub_options,
     image_files,
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive, default=32, metavar="N", help="images computed at once (default: %(default)s)"
     )
     add_dtype(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--compilation-cache", metavar="FOLDER", help="keep compiled programs there, for a faster next start"
     )
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         classifier = ImageClassifier.from_pretrained(
             arguments.weights,
             dtype=arguments.dtype,
+            runtime=arguments.runtime,
             batch_size=min(arguments.batch_size, max(len(paths), 1)),
             compilation_cache_dir=arguments.compilation_cache,
             **hub_options(arguments),

@@ -1,2 +1,1 @@
 from .model_file import FORMATS as FORMATS, export_model as export_model
-from .verification import ExportError as ExportError

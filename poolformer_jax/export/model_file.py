@@ -26,13 +26,10 @@ from flax.typing import Dtype
 
 from poolformer_jax.errors import InputError, MissingDependencyError, MissingFileError
 from poolformer_jax.export.metadata import metadata
-from poolformer_jax.export.onnx_file import run_onnx, to_onnx
-from poolformer_jax.export.onnx_operations import takes_any_size
 from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
-from poolformer_jax.export.verification import TOLERANCES, difference_from_network
 from poolformer_jax.files import replace_atomically, write_json
 from poolformer_jax.images import PoolFormerImageProcessor
-from poolformer_jax.inference import fold
+from poolformer_jax.inference import TOLERANCES, difference_from_network, fold, run_onnx, takes_any_size, to_onnx
 from poolformer_jax.network import PoolFormerConfig, check_dtype
 from poolformer_jax.weights import class_names
 

@@ -12,4 +12,12 @@ from .folding import fold as fold
 from .grad_cam import VISIBLE_SIDE as VISIBLE_SIDE, GradCam as GradCam
 from .height_sharded import HeightShardedModel as HeightShardedModel
 from .jax_operations import folded_apply as folded_apply
+from .onnx_model import run_onnx as run_onnx, to_onnx as to_onnx
+from .onnx_operations import takes_any_size as takes_any_size
 from .program import fastest_network as fastest_network, shard_on_cpu as shard_on_cpu
+from .runtimes import RUNTIMES as RUNTIMES
+from .verification import (
+    TOLERANCES as TOLERANCES,
+    ExportError as ExportError,
+    difference_from_network as difference_from_network,
+)

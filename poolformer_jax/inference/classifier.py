@@ -17,6 +17,7 @@ from PIL import Image
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import CompiledClassifier
+from poolformer_jax.inference.runtimes import RuntimeClassifier, check_runtime
 from poolformer_jax.inference.streaming import OPEN_OPTIONS, ImageStream, check_at_least_one, preprocessing_problems
 from poolformer_jax.network import PoolFormerConfig, describe_network, names_by_index
 from poolformer_jax.network.fused import KernelMode
@@ -53,9 +54,13 @@ class ImageClassifier:
             a warning if they differ; "on" does not compare; "off" uses none.
         devices: the devices to compute on; by default all devices of this process.
         decode_threads: threads that decode and resize; by default one per core that this process may use.
+        runtime: what computes the network: "jax", or on a CPU "openvino" or "onnxruntime", which are faster there. For
+            these the network is exported and compared with JAX once, and then kept in a cache (`runtimes`). They take
+            none of dtype, fold_parameters, kernels and devices.
 
     Raises:
         ValueError: if the network has fewer than two labels, or the preprocessing does not fit it.
+        ModuleNotFoundError: if the runtime is not installed.
         WeightsMismatch: if the variables do not match the config.
     """
 
@@ -72,7 +77,15 @@ class ImageClassifier:
         kernels: KernelMode = "auto",
         devices: Sequence[jax.Device] | None = None,
         decode_threads: int | None = None,
+        runtime: str = "jax",
     ) -> None:
+        check_runtime(
+            runtime,
+            dtype=dtype not in ("float32", jnp.float32),
+            fold_parameters=not fold_parameters,
+            kernels=kernels == "on",
+            devices=devices is not None,
+        )
         devices = jax.local_devices() if devices is None else devices
         threads = available_cores() if decode_threads is None else decode_threads
         names = class_names(config) if id2label is None else names_by_index(id2label)
@@ -82,16 +95,20 @@ class ImageClassifier:
         self.image_processor = image_processor
         self.id2label = names
         self.decode_threads = threads
-        self._probabilities = CompiledClassifier(
-            config,
-            variables,
-            image_processor,
-            dtype=dtype,
-            batch_size=batch_size,
-            fold_parameters=fold_parameters,
-            kernels=kernels,
-            devices=devices,
-        )
+        self._probabilities: CompiledClassifier | RuntimeClassifier
+        if runtime == "jax":
+            self._probabilities = CompiledClassifier(
+                config,
+                variables,
+                image_processor,
+                dtype=dtype,
+                batch_size=batch_size,
+                fold_parameters=fold_parameters,
+                kernels=kernels,
+                devices=devices,
+            )
+        else:
+            self._probabilities = RuntimeClassifier(runtime, config, variables, image_processor, batch_size=batch_size)
         self.batch_sizes = self._probabilities.batch_sizes
         self._images = ImageStream(self._probabilities, image_processor, threads)
 

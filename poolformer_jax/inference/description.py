@@ -2,7 +2,7 @@
 
 `feature_maps` and `classify` walk the parameters that `folding.fold` returns, and call one method of an `Operations`
 for every step. The three implementations of `Operations` compute arrays (`jax_operations`), write ONNX nodes
-(`export.onnx_operations`) and count multiplications (`cost_operations`).
+(`onnx_operations`) and count multiplications (`cost_operations`).
 
 To add a token mixer, add an entry to `TOKEN_MIXERS`; to add an activation, add one to `ACTIVATIONS`. Then all three
 implementations have it. Training computes with `network`.

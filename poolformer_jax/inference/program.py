@@ -61,7 +61,7 @@ class BatchProgram:
     def __init__(self, apply: Apply, params: Any, batch_size: int, devices: Sequence[jax.Device]) -> None:
         mesh = Mesh(np.asarray(devices), (_AXIS,))
         single = mesh.size > 1 and _is_cpu(mesh)
-        self.batch_sizes = _batch_sizes(batch_size, mesh.size, single)
+        self.batch_sizes = batch_sizes_up_to(batch_size, mesh.size, single)
         meshes = {size: Mesh(mesh.devices[:1], (_AXIS,)) if single and size == 1 else mesh for size in self.batch_sizes}
         programs = {mesh: _program(apply, params, mesh) for mesh in set(meshes.values())}
         self._programs = {size: programs[mesh] for size, mesh in meshes.items()}
@@ -206,7 +206,7 @@ def _program(apply: Apply, params: Any, mesh: Mesh) -> _Program:
     return _Program(compiled, jax.device_put(params, replicated), mesh)
 
 
-def _batch_sizes(batch_size: int, devices: int, single: bool) -> tuple[int, ...]:
+def batch_sizes_up_to(batch_size: int, devices: int = 1, single: bool = False) -> tuple[int, ...]:
     """The batch sizes to compile for: multiples of the number of devices, each four times the one before.
 
     `single` adds 1, for an image that one device computes.

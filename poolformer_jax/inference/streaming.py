@@ -17,6 +17,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import INTEGER
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image, read_image
 from poolformer_jax.inference.program import BatchProgram
+from poolformer_jax.inference.runtimes import RuntimeClassifier
 from poolformer_jax.network import PoolFormerConfig
 
 # The options of `from_pretrained` that are passed to `open_model`.
@@ -32,7 +33,9 @@ class ImageStream:
         decode_threads: threads that decode and resize.
     """
 
-    def __init__(self, program: BatchProgram, image_processor: PoolFormerImageProcessor, decode_threads: int) -> None:
+    def __init__(
+        self, program: BatchProgram | RuntimeClassifier, image_processor: PoolFormerImageProcessor, decode_threads: int
+    ) -> None:
         self._program, self._image_processor, self._decode_threads = program, image_processor, decode_threads
 
     def one(self, image: ImageLike) -> Any:

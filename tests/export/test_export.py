@@ -16,9 +16,9 @@ import pytest
 
 from poolformer_jax import ExportError, InputError, PoolFormerConfig, PoolFormerImageProcessor, export_model
 from poolformer_jax.export.metadata import metadata
-from poolformer_jax.export.onnx_file import run_onnx, to_onnx
-from poolformer_jax.export.onnx_operations import takes_any_size
 from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.onnx_model import run_onnx, to_onnx
+from poolformer_jax.inference.onnx_operations import takes_any_size
 from poolformer_jax.network.config import HIDDEN_ACTS
 from small_networks import EVERY_MIXER, FAMILY, LABELS, PROCESSOR, TINY, TWO_STAGES, random_variables
 

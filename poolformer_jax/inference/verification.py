@@ -9,6 +9,7 @@ import numpy as np
 from flax.typing import Dtype
 
 from poolformer_jax.errors import InputError
+from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.network import PoolFormerConfig, PoolFormerForImageClassification
 
 # By type of the feature maps, relative to the largest logit. Rounding stays well below; a wrong operation does not.
@@ -25,6 +26,8 @@ def difference_from_network(
     variables: Mapping[str, Any],
     image_size: tuple[int, int],
     dtype: Dtype,
+    *,
+    normalization: PoolFormerImageProcessor | None = None,
 ) -> float | None:
     """How much the converted logits of two random images differ from the float32 model's, which is not folded.
 
@@ -34,6 +37,7 @@ def difference_from_network(
         variables: `{"params": tree}`.
         image_size: height and width of the input in pixels.
         dtype: type that the converted network computes feature maps in.
+        normalization: the converted network takes uint8 pixels and normalises them as this processor does.
 
     Returns:
         The largest difference, relative to the largest logit (absolute if all logits are 0); None if `run` returned
@@ -43,8 +47,13 @@ def difference_from_network(
         ValueError: if the network's own logits are not finite.
         ExportError: if the difference is too large for rounding.
     """
-    pixels = np.random.default_rng(0).standard_normal((2, *image_size, config.num_channels), np.float32)
-    logits = run(pixels)
+    rng, shape = np.random.default_rng(0), (2, *image_size, config.num_channels)
+    if normalization is None:
+        pixels = rng.standard_normal(shape, np.float32)
+        logits = run(pixels)
+    else:
+        images = rng.integers(0, 256, shape, np.uint8)
+        logits, pixels = run(images), normalization.normalize(images)
     if logits is None:
         return None
     output: Any = jax.jit(PoolFormerForImageClassification(config).apply)(variables, pixels)

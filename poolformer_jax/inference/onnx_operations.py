@@ -11,30 +11,45 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from poolformer_jax.inference import Operations, Parameters, classify, feature_maps
+from poolformer_jax.images import PoolFormerImageProcessor
+from poolformer_jax.inference.description import Operations, Parameters, classify, feature_maps
 from poolformer_jax.network import PoolFormerConfig, check_pixel_values
 
 
-def network_graph(config: PoolFormerConfig, folded: Parameters, image_size: tuple[int, int]) -> "Graph":
+def network_graph(
+    config: PoolFormerConfig,
+    folded: Parameters,
+    image_size: tuple[int, int],
+    *,
+    normalization: PoolFormerImageProcessor | None = None,
+    probabilities: bool = False,
+) -> "Graph":
     """The network from "pixel_values" to "logits".
 
     Args:
         config: the architecture.
         folded: what `fold` returns, as NumPy arrays.
         image_size: height and width of the input in pixels.
+        normalization: the graph takes uint8 pixels and rescales and normalises them as this processor does; None if
+            they are float32 and normalised.
+        probabilities: append the output "probabilities".
 
     Returns:
-        A graph that takes float32 [batch, height, width, num_channels], normalised, for a batch of any size, and gives
-        what `folded_apply` does.
+        A graph that takes [batch, height, width, num_channels], for a batch of any size, and gives what `folded_apply`
+        does.
 
     Raises:
         ValueError: for an image size that the network does not take.
     """
     check_pixel_values(config, (1, *image_size, config.num_channels))
     ops = OnnxOperations(Graph())
-    maps = feature_maps(ops, config, folded, ops.input("pixel_values", (*image_size, config.num_channels)))
-    classify(ops, config, folded, maps[-1])
+    x = ops.input("pixel_values", (*image_size, config.num_channels), normalization)
+    classify(ops, config, folded, feature_maps(ops, config, folded, x)[-1])
     ops.graph.nodes[-1] = dataclasses.replace(ops.graph.nodes[-1], output="logits")
+    if probabilities:
+        independent = config.problem_type == "multi_label_classification"
+        operation, attributes = ("Sigmoid", {}) if independent else ("Softmax", {"axis": -1})
+        ops.graph.nodes.append(Node(operation, operation, ("logits",), "probabilities", attributes))
     return ops.graph
 
 
@@ -43,6 +58,7 @@ def takes_any_size(config: PoolFormerConfig) -> bool:
     return config.image_size is None and set(config.token_mixers) <= _MIXERS_OF_ANY_SIZE
 
 
+_FLOAT32 = 1  # TensorProto.FLOAT
 _MIXERS_OF_ANY_SIZE = {"pooling", "identity", "attention", "sep_conv"}
 
 
@@ -82,10 +98,15 @@ class OnnxOperations(Operations[Value]):
     def at(self, place: str) -> "OnnxOperations":
         return dataclasses.replace(self, place=f"{place}/")
 
-    def input(self, name: str, shape: tuple[int, int, int]) -> Value:
-        """The graph's input, [batch, height, width, channels]."""
+    def input(
+        self, name: str, shape: tuple[int, int, int], normalization: PoolFormerImageProcessor | None = None
+    ) -> Value:
+        """The graph's input, [batch, height, width, channels], normalised."""
         height, width, channels = shape
-        return self._node("Transpose", Value(name, shape), shape=(channels, height, width), perm=[0, 3, 1, 2])
+        x = self._node("Transpose", Value(name, shape), shape=(channels, height, width), perm=[0, 3, 1, 2])
+        if normalization is None:
+            return x
+        return self.affine(self._node("Cast", x, to=_FLOAT32), *normalization.scale_and_shift())
 
     def _node(
         self,

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
-from poolformer_jax.export.onnx_operations import network_graph
-from poolformer_jax.inference import Parameters
+from poolformer_jax.images import PoolFormerImageProcessor
+from poolformer_jax.inference.description import Parameters
+from poolformer_jax.inference.onnx_operations import network_graph
 from poolformer_jax.network import PoolFormerConfig
 
 # Old enough for the runtimes of phones and browsers. The network needs no newer operator.
@@ -23,6 +24,8 @@ def to_onnx(
     metadata: Mapping[str, str],
     *,
     any_size: bool = False,
+    normalization: PoolFormerImageProcessor | None = None,
+    probabilities: bool = False,
 ) -> bytes:
     """An ONNX model with the input "pixel_values", for a batch of any size, and the output "logits".
 
@@ -32,6 +35,8 @@ def to_onnx(
         image_size: height and width of the input in pixels.
         metadata: the model's metadata_props.
         any_size: leave height and width free as well, for a network that `takes_any_size`.
+        normalization: take uint8 pixels, and rescale and normalise them as this processor does.
+        probabilities: add the output "probabilities".
 
     Raises:
         ValueError: for an image size that the network does not take.
@@ -40,21 +45,22 @@ def to_onnx(
     import onnx
     from onnx import helper, numpy_helper
 
-    graph = network_graph(config, jax.tree.map(np.asarray, folded), image_size)
+    parameters = jax.tree.map(np.asarray, folded)
+    graph = network_graph(config, parameters, image_size, normalization=normalization, probabilities=probabilities)
     nodes = [
         helper.make_node(node.operation, node.inputs, [node.output], node.name, **node.attributes)
         for node in graph.nodes
     ]
-    shapes = {
-        "pixel_values": ("batch", *(("height", "width") if any_size else image_size), config.num_channels),
-        "logits": ("batch", config.num_labels or config.hidden_sizes[-1]),
-    }
-    pixels, logits = (
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)] for name, shape in shapes.items()
-    )
+    float32, uint8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+    shape = ("batch", *(("height", "width") if any_size else image_size), config.num_channels)
+    pixels = helper.make_tensor_value_info("pixel_values", float32 if normalization is None else uint8, shape)
+    outputs = [
+        helper.make_tensor_value_info(name, float32, ("batch", config.num_labels or config.hidden_sizes[-1]))
+        for name in ("logits", "probabilities")[: 1 + probabilities]
+    ]
     constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items()]
     model = helper.make_model(
-        helper.make_graph(nodes, "poolformer", pixels, logits, constants),
+        helper.make_graph(nodes, "poolformer", [pixels], outputs, constants),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
     )
@@ -63,12 +69,14 @@ def to_onnx(
     return bytes(model.SerializeToString())
 
 
-def run_onnx(data: bytes, pixel_values: Float32[np.ndarray, "b h w c"]) -> Float32[np.ndarray, "b labels"] | None:
+def run_onnx(
+    data: bytes, pixel_values: Float32[np.ndarray, "b h w c"] | UInt8[np.ndarray, "b h w c"]
+) -> Float32[np.ndarray, "b labels"] | None:
     """The logits that ONNX Runtime computes on the CPU; None if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"pixel_values": pixel_values})
+    (logits,) = session.run(["logits"], {"pixel_values": pixel_values})
     return np.asarray(logits)

@@ -1,0 +1,178 @@
+"""The network in ONNX Runtime or OpenVINO instead of JAX: exported once, compared with JAX, and kept in a cache.
+
+The cache is a folder inside jax's compilation cache, or the user's cache if jax has none. A file's name is a hash of
+everything that it was made from, and of the runtime. A file appears only after this runtime has computed the network's
+own logits with it, so a file that is found is used without another comparison.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from poolformer_jax.errors import InputError, MissingDependencyError
+from poolformer_jax.files import replace_atomically
+from poolformer_jax.images import PoolFormerImageProcessor
+from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.onnx_model import to_onnx
+from poolformer_jax.inference.program import batch_sizes_up_to
+from poolformer_jax.inference.verification import difference_from_network
+from poolformer_jax.network import PoolFormerConfig, check_variables
+from poolformer_jax.process import available_cores
+from poolformer_jax.version import __version__
+
+_Pixels = UInt8[np.ndarray, "b h w c"]
+# From uint8 pixels and the name of an output to this output.
+_Run = Callable[[_Pixels, str], Float32[np.ndarray, "b labels"]]
+
+
+class RuntimeClassifier:
+    """Probabilities of all classes, float32 [batch, labels], by another runtime on the CPU.
+
+    It is used as `program.CompiledClassifier`, and returns when the batch is computed.
+
+    Args:
+        runtime: a key of `RUNTIMES` other than "jax".
+        config: the architecture.
+        variables: `{"params": tree}`.
+        image_processor: the preprocessing.
+        batch_size: images per batch, at most.
+
+    Raises:
+        ModuleNotFoundError: naming the package to install.
+        ExportError: if the runtime computes other logits than JAX.
+        OSError: if the cache cannot be written.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        config: PoolFormerConfig,
+        variables: Mapping[str, Any],
+        image_processor: PoolFormerImageProcessor,
+        *,
+        batch_size: int,
+    ) -> None:
+        self.batch_sizes = batch_sizes_up_to(batch_size)
+        self._run = _verified(runtime, config, variables, image_processor)
+
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float32[np.ndarray, "b labels"]:
+        """The probabilities of at most `batch_sizes[-1]` images, in order, and then rows of the padding."""
+        size = next(size for size in self.batch_sizes if size >= len(images))
+        padded = np.zeros((size, *images[0].shape), np.uint8)
+        padded[: len(images)] = images
+        return self._run(padded, "probabilities")
+
+
+def _verified(
+    runtime: str, config: PoolFormerConfig, variables: Mapping[str, Any], image_processor: PoolFormerImageProcessor
+) -> _Run:
+    """The exported network, loaded by the runtime, after it has computed the network's own logits once."""
+    load, size = _LOADERS[runtime], image_processor.output_size
+    assert size is not None, "ImageClassifier checks it"
+    try:
+        version = importlib.import_module(runtime).__version__
+        check_variables(config, variables)
+        path = _cache_folder() / f"{_content_hash(runtime, version, config, variables, image_processor)}.onnx"
+        if path.is_file():
+            return load(path)
+        data = to_onnx(config, fold(config, variables), size, {}, normalization=image_processor, probabilities=True)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"runtime={runtime!r} needs a package that is not installed ({error}). "
+            f"Install: pip install {runtime} onnx; or use runtime='jax'."
+        ) from error
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(data)
+        run = load(temporary)
+        difference_from_network(
+            lambda pixels: run(pixels, "logits"), config, variables, size, jnp.float32, normalization=image_processor
+        )
+    return run
+
+
+def _content_hash(
+    runtime: str,
+    version: str,
+    config: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    image_processor: PoolFormerImageProcessor,
+) -> str:
+    facts = [__version__, runtime, version, config.to_dict(), image_processor.to_dict()]
+    content = hashlib.sha256(json.dumps(facts, default=str).encode())
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        content.update(jax.tree_util.keystr(path).encode())
+        content.update(np.ascontiguousarray(jax.device_get(leaf)).data)
+    return content.hexdigest()[:32]
+
+
+def _cache_folder() -> Path:
+    compiled: str | None = jax.config.read("jax_compilation_cache_dir")
+    if compiled:
+        return Path(compiled) / "exported"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poolformer_jax" / "exported"
+
+
+def _load_onnxruntime(path: Path) -> _Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cores()
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def run(pixels: _Pixels, output: str) -> Float32[np.ndarray, "b labels"]:
+        (result,) = session.run([output], {"pixel_values": pixels})
+        return np.asarray(result)
+
+    return run
+
+
+def _load_openvino(path: Path) -> _Run:
+    """OpenVINO is fastest with a fixed batch, so the network is compiled for every batch size when it is first used."""
+    import openvino
+
+    core, content = openvino.Core(), path.read_bytes()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on processors that have it
+        "INFERENCE_NUM_THREADS": available_cores(),
+    }
+    requests: dict[tuple[int, ...], Any] = {}
+
+    def run(pixels: _Pixels, output: str) -> Float32[np.ndarray, "b labels"]:
+        if pixels.shape not in requests:
+            network = core.read_model(content, b"")
+            network.reshape(pixels.shape)
+            requests[pixels.shape] = core.compile_model(network, "CPU", settings).create_infer_request()
+        results = requests[pixels.shape].infer([pixels], share_inputs=True)
+        return np.array(results[output])
+
+    return run
+
+
+_LOADERS: Mapping[str, Callable[[Path], _Run]] = {"openvino": _load_openvino, "onnxruntime": _load_onnxruntime}
+RUNTIMES = ("jax", *_LOADERS)
+
+
+def check_runtime(runtime: str, **options: Any) -> None:
+    """Raises InputError for an unknown runtime, or for options that only JAX has.
+
+    Args:
+        runtime: what the caller gave.
+        options: by name, whether an option differs from what the other runtimes do.
+    """
+    if runtime not in RUNTIMES:
+        raise InputError(f"runtime={runtime!r}. Expected one of {', '.join(RUNTIMES)}.")
+    if runtime != "jax" and (changed := sorted(name for name, differs in options.items() if differs)):
+        raise InputError(
+            f"runtime={runtime!r} computes the folded network in float32 on the CPU. Expected no {', '.join(changed)}, "
+            "or runtime='jax'."
+        )

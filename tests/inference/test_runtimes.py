@@ -1,0 +1,106 @@
+"""ImageClassifier in another runtime gives JAX's labels, from a file that is exported and compared once."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from poolformer_jax import ExportError, ImageClassifier
+from poolformer_jax.cli import main
+from poolformer_jax.images import ImageError
+from poolformer_jax.inference import fold, runtimes
+from poolformer_jax.weights import save_pretrained
+from small_networks import CONFIG, FAMILY, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
+
+RUNTIMES = [runtime for runtime in runtimes.RUNTIMES if runtime != "jax"]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """An empty cache."""
+    monkeypatch.setattr(runtimes, "_cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=4)(PHOTOGRAPHS, top_k=7)
+
+
+def check_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [label for label, _ in ours] == [label for label, _ in theirs]
+        np.testing.assert_allclose([p for _, p in ours], [p for _, p in theirs], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_labels_order_and_errors_are_those_of_jax(runtime, expected):
+    pytest.importorskip(runtime)
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=4, runtime=runtime)
+    assert classifier.batch_sizes == (1, 4)
+    results = list(classifier.stream([PHOTOGRAPHS[0], "missing.jpg", *PHOTOGRAPHS[1:]], top_k=7))
+    assert isinstance(results.pop(1), ImageError)
+    check_same(results, expected)
+    check_same([classifier(PHOTOGRAPHS[0], top_k=7)], expected[:1])
+
+
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
+def test_networks_of_the_second_paper_and_independent_labels(problem_type):
+    pytest.importorskip("onnxruntime")
+    config = dataclasses.replace(FAMILY["caformer"], problem_type=problem_type)
+    variables = random_variables(FAMILY["caformer"])[1]
+    ours, expected = (
+        ImageClassifier(config, variables, PROCESSOR, batch_size=1, runtime=runtime)(PHOTOGRAPHS[:1], top_k=7)
+        for runtime in ("onnxruntime", "jax")
+    )
+    check_same(ours, expected)
+
+
+def test_the_network_is_exported_and_compared_once_and_again_for_other_parameters(monkeypatch, cache):
+    pytest.importorskip("onnxruntime")
+    compared = []
+    compare = runtimes.difference_from_network
+    monkeypatch.setattr(
+        runtimes, "difference_from_network", lambda *args, **options: compared.append(compare(*args, **options))
+    )
+    for _ in range(2):
+        ImageClassifier(CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime")
+    assert len(compared) == 1 and 0 < compared[0] < 1e-5
+    other = jax.tree.map(lambda leaf: leaf * 1.01, VARIABLES)
+    ImageClassifier(CONFIG, other, PROCESSOR, runtime="onnxruntime")
+    ImageClassifier(CONFIG, VARIABLES, dataclasses.replace(PROCESSOR, image_mean=(0.5,) * 3), runtime="onnxruntime")
+    assert len(compared) == len(list(cache.iterdir())) == 3
+
+
+def test_a_runtime_that_computes_other_logits_is_not_used_and_not_cached(monkeypatch, cache):
+    pytest.importorskip("onnxruntime")
+    wrong = lambda config, variables: jax.tree.map(lambda leaf: leaf * 1.1, fold(config, variables))  # noqa: E731
+    monkeypatch.setattr(runtimes, "fold", wrong)
+    with pytest.raises(ExportError, match="computes other logits"):
+        ImageClassifier(CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime")
+    assert not list(cache.iterdir())
+
+
+def test_unknown_runtimes_options_of_jax_and_missing_packages_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"runtime='tensorrt'\. Expected one of jax, openvino, onnxruntime"):
+        ImageClassifier(CONFIG, VARIABLES, PROCESSOR, runtime="tensorrt")
+    with pytest.raises(ValueError, match=r"Expected no devices, dtype, or runtime='jax'"):
+        ImageClassifier(
+            CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime", dtype="bfloat16", devices=jax.local_devices()[:1]
+        )
+    monkeypatch.setattr(runtimes.importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install onnxruntime onnx; or use runtime='jax'"):
+        ImageClassifier(CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime")
+
+
+def missing(name):
+    raise ModuleNotFoundError(f"No module named {name!r}")
+
+
+def test_predict_takes_the_runtime(tmp_path, capsys, expected):
+    pytest.importorskip("onnxruntime")
+    save_pretrained(tmp_path / "model", MODEL, VARIABLES, image_processor=PROCESSOR)
+    weights = ["--weights", str(tmp_path / "model"), "--top-k", "1", "--runtime", "onnxruntime"]
+    assert main(["predict", str(PHOTOGRAPHS[0]), *weights]) == 0
+    assert expected[0][0].label in capsys.readouterr().out
