@@ -13,7 +13,7 @@ from poolformer_jax.network.fused import Kernels, Moments, StageShape, fold_mlp,
 from poolformer_jax.network.layers import DropPath, Params, declare
 from poolformer_jax.network.parameter_table import BLOCK
 from poolformer_jax.network.parameters import subtree
-from poolformer_jax.network.token_mixers import TOKEN_MIXERS
+from poolformer_jax.network.token_mixers import FUSED_TOKEN_MIXERS, TOKEN_MIXERS
 
 _Map = Float[Array, "b h w c"]
 _DropPaths = tuple[Callable[[Array], Array], Callable[[Array], Array]]
@@ -38,6 +38,7 @@ class MetaFormerBlock(nn.Module):
     stage: int
     drop_path_rate: float = 0.0
     kernels: Kernels | None = None
+    fused: bool = True
 
     @nn.compact
     def __call__(self, x: _Map, moments: Moments | None, train: bool) -> tuple[_Map, Moments | None]:
@@ -49,7 +50,8 @@ class MetaFormerBlock(nn.Module):
         if moments is not None:
             return _fused_block(config, self.kernels, params, x, moments, (drop_path_1, drop_path_2))
         dropout = nn.Dropout(config.dropout_rate, deterministic=not train, name="dropout")
-        mixer = partial(TOKEN_MIXERS[config.token_mixers[self.stage]], config)
+        mixers = {**TOKEN_MIXERS, **FUSED_TOKEN_MIXERS} if self.fused else TOKEN_MIXERS
+        mixer = partial(mixers[config.token_mixers[self.stage]], config)
         return _plain_block(config, mixer, params, x, (drop_path_1, drop_path_2), dropout), None
 
 

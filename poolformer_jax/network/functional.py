@@ -222,11 +222,14 @@ def attention(qkv: Float[Array, "b h w c3"], head_dim: int) -> Float[Array, "b h
         head_dim: channels of a head.
     """
     batch, height, width, channels = qkv.shape
-    heads = qkv.reshape(batch, height * width, 3, channels // 3 // head_dim, head_dim)
+    # Axes are merged, and split, one pair at a time: jax does no more to arrays with explicit shardings.
+    tokens = qkv.reshape(batch, height * width, channels)
+    heads = tokens.reshape(batch, height * width, 3, channels // 3 // head_dim, head_dim)
     query, key, value = jnp.moveaxis(heads, 2, 0)  # each [b, h * w, heads, head_dim]
     scores = jnp.einsum("bqhd,bkhd->bhqk", query * head_dim**-0.5, key)
     weights = jax.nn.softmax(widen(scores)).astype(qkv.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, height, width, channels // 3)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, height * width, channels // 3)
+    return mixed.reshape(batch, height, width, channels // 3)
 
 
 def mix_positions(x: Float[Array, "b h w c"], kernel: Float[Array, "n n"]) -> Float[Array, "b h w c"]:

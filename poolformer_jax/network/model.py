@@ -97,7 +97,8 @@ class Stage(nn.Module):
             x = x + params["position_embedding"][None].astype(x.dtype)
         moments = moments_of(x) if self.fused and can_fuse(config, index, train) else None
         for number, rate in enumerate(drop_path_rates(config.drop_path_rate, config.depths)[index]):
-            x, moments = MetaFormerBlock(config, index, rate, self.kernels, name=f"blocks_{number}")(x, moments, train)
+            block = MetaFormerBlock(config, index, rate, self.kernels, self.fused, name=f"blocks_{number}")
+            x, moments = block(x, moments, train)
         return x
 
 

@@ -7,6 +7,7 @@ sail-sg/metaformer, metaformer_baselines.py.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from jaxtyping import Array, Float
 
@@ -14,6 +15,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import dense, depthwise_convolution, pooling_mixer, star_relu
+from poolformer_jax.network.fused import convolve_depthwise
 from poolformer_jax.network.layers import Params
 
 HEAD_DIM = 32  # channels of a head of the attention mixer
@@ -51,13 +53,18 @@ def random(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
     return functional.mix_positions(x, params["random"]["kernel"])
 
 
-def sep_conv(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
+def sep_conv(
+    _: PoolFormerConfig,
+    params: Params,
+    x: _Map,
+    convolution: Callable[[Array, Array], Array] = depthwise_convolution,
+) -> _Map:
     """ConvFormer's mixer: MobileNetV2's inverted separable convolution, 7 x 7, with StarReLU before the convolution.
 
     The zero padding follows the activation, so that it is of zeros and not of the activation's bias.
     """
     hidden = star_relu(dense(x, **params["pwconv1"]), **params["act1"])
-    return dense(depthwise_convolution(hidden, **params["dwconv"]), **params["pwconv2"])
+    return dense(convolution(hidden, params["dwconv"]["kernel"]), **params["pwconv2"])
 
 
 TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
@@ -67,4 +74,9 @@ TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
     "spatial_fc": spatial_fc,
     "random": random,
     "sep_conv": sep_conv,
+}
+
+# Those with a faster form that has no forward-mode derivative.
+FUSED_TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
+    "sep_conv": partial(sep_conv, convolution=convolve_depthwise),
 }

@@ -12,8 +12,8 @@ from network import family_weights
 from network.family_weights import KINDS
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, WeightsMismatch
 from poolformer_jax.inference.folding import fold, fold_tree
-from poolformer_jax.inference.jax_operations import JaxOperations, folded_apply, folded_features
-from poolformer_jax.network import depthwise_convolution, merge_collections
+from poolformer_jax.inference.jax_operations import folded_apply, folded_features
+from poolformer_jax.network import merge_collections
 from small_networks import CONFIG, EVERY_MIXER, TINY, TWO_STAGES, VARIABLES, random_variables
 
 
@@ -183,15 +183,3 @@ def test_folding_is_exact_for_every_kind_of_the_second_paper(kind, labels):
         logits, features = apply_folded(config, folded, pixels, "float64")
     for found, wanted in zip((logits, *features), (expected.logits, *expected.hidden_states), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * float(np.abs(wanted).max()))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_depthwise_convolution_on_a_cpu_is_that_of_xla(dtype):
-    pixels, kernel = (
-        jax.random.normal(jax.random.key(key), shape) for key, shape in ((0, (2, 9, 5, 8)), (1, (7, 7, 1, 8)))
-    )
-    expected = depthwise_convolution(pixels.astype(dtype), kernel)
-    found = jax.jit(JaxOperations().depthwise_convolution)(pixels.astype(dtype), kernel)
-    assert found.dtype == dtype
-    rounding = float(jnp.finfo(dtype).eps) * float(jnp.abs(expected).max())
-    np.testing.assert_allclose(found.astype("float32"), expected.astype("float32"), rtol=0, atol=4 * rounding)

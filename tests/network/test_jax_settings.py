@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from network import family_weights
 from poolformer_jax import (
     ImageClassifier,
     PoolFormerConfig,
@@ -36,6 +37,8 @@ SETTINGS = {
 NETWORKS = {
     "fused": (TWO_STAGES, {"dtype": jnp.bfloat16}),
     "every mixer": (MIXERS, {"fused": False}),
+    "CAFormer": (family_weights.config("timm", "caformer_tiny"), {"dtype": jnp.bfloat16}),
+    "RandFormer": (family_weights.config("timm", "randformer_tiny"), {"fused": False}),
     "without a head": (dataclasses.replace(TWO_STAGES, num_labels=0, norm="layer_norm"), {"dtype": jnp.bfloat16}),
 }
 
@@ -43,7 +46,8 @@ NETWORKS = {
 @pytest.mark.parametrize(
     ("network", "setting"),
     [
-        *((network, setting) for network in ("fused", "every mixer") for setting in SETTINGS),
+        *((network, setting) for network in ("fused", "every mixer", "CAFormer") for setting in SETTINGS),
+        ("RandFormer", "types"),
         ("without a head", "types"),
     ],
 )

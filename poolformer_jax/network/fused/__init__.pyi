@@ -5,6 +5,7 @@ from .block import (
     pooling_residual as pooling_residual,
 )
 from .cpu_batching import largest_divisor as largest_divisor
+from .depthwise_convolution import convolve_depthwise as convolve_depthwise
 from .kernels import (
     GpuKernels as GpuKernels,
     KernelMode as KernelMode,

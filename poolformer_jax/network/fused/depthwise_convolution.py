@@ -1,0 +1,130 @@
+"""The depthwise convolution of sep_conv mixers, with a custom gradient rule, for CPUs.
+
+XLA's convolution with `feature_group_count` takes ten to thirty times as long on a CPU as these sums, and its gradient
+by the kernel more. On other platforms this is XLA's convolution with its gradients.
+
+A convolution is a sum of shifted maps, each multiplied with one entry of the kernel, and so is its gradient by the map.
+The gradient by the kernel is a sum of windows of the map, one for each position, multiplied with the gradient at that
+position: again a sum of products that are vectors over channels.
+"""
+
+import functools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from poolformer_jax.network import functional
+from poolformer_jax.network.functional import over_channels, widen
+from poolformer_jax.network.fused.cpu_batching import largest_divisor
+from poolformer_jax.network.fused.sharding_types import match_varying_axes, partition_spec, with_auto_sharding
+
+_Map = Float[Array, "b h w c"]
+_Kernel = Float[Array, "k k 1 c"]
+
+# The gradient by the kernel is summed in tiles of so many columns, positions and channels, whose windows fit into the
+# first cache. XLA fuses the copy of a tile into a sum of up to 15 terms, which then takes ten times as long; and with
+# more channels, maps of 1024 of them have all pixels at the same place of the cache.
+_TILE_COLUMNS, _TILE_POSITIONS, _TILE_CHANNELS = 7, 28, 128
+
+
+def convolve_depthwise(x: _Map, kernel: _Kernel) -> _Map:
+    """`functional.depthwise_convolution`, which also has a forward-mode derivative; this has none.
+
+    Args:
+        x: feature maps.
+        kernel: [size, size, 1, channels], float32; the size is odd.
+    """
+    return with_auto_sharding(_convolve, x, kernel, specs=PartitionSpec(*partition_spec(x)))
+
+
+@jax.custom_vjp
+def _convolve(x: _Map, kernel: _Kernel) -> _Map:
+    y: Array = lax.platform_dependent(x, kernel, cpu=_convolve_on_cpu, default=functional.depthwise_convolution)
+    return y
+
+
+def _forward(x: _Map, kernel: _Kernel) -> tuple[_Map, tuple[_Map, _Kernel]]:
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _backward(residuals: tuple[_Map, _Kernel], dy: _Map) -> tuple[_Map, _Kernel]:
+    gradients: tuple[Array, Array]
+    gradients = lax.platform_dependent(*residuals, dy, cpu=_gradients_on_cpu, default=_gradients_of_xla)
+    return gradients
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _convolve_on_cpu(x: _Map, kernel: _Kernel) -> _Map:
+    (_, height, width, _), size = x.shape, len(kernel)
+    padded, kernel = _pad(x, size // 2), widen(kernel)
+    products = (
+        padded[:, i : i + height, j : j + width] * over_channels(kernel[i, j, 0], padded)
+        for i in range(size)
+        for j in range(size)
+    )
+    return _sum(products).astype(x.dtype)
+
+
+def _gradients_of_xla(x: _Map, kernel: _Kernel, dy: _Map) -> tuple[_Map, _Kernel]:
+    _, vjp = jax.vjp(functional.depthwise_convolution, x, kernel)
+    dx, dkernel = vjp(dy)
+    return dx, dkernel
+
+
+def _gradients_on_cpu(x: _Map, kernel: _Kernel, dy: _Map) -> tuple[_Map, _Kernel]:
+    return _convolve_on_cpu(dy, kernel[::-1, ::-1]), _kernel_gradient_on_cpu(x, dy, len(kernel)).astype(kernel.dtype)
+
+
+def _kernel_gradient_on_cpu(x: _Map, dy: _Map, size: int) -> _Kernel:
+    images, height, width, channels = x.shape
+    columns = _even_parts(width, _TILE_COLUMNS)
+    rows = _even_parts(height, -(-_TILE_POSITIONS // columns))
+    across, down, deep = -(-width // columns), -(-height // rows), largest_divisor(channels, _TILE_CHANNELS)
+    # Whole tiles: the gradient is zero outside the map.
+    missing = (down * rows - height, across * columns - width)
+    padded = _pad(x, size // 2, missing)
+    dy = lax.optimization_barrier(_pad(dy, 0, missing))
+
+    def of_channels(block: Array) -> Array:
+        def add_tile(total: Array, tile: Array) -> tuple[Array, None]:
+            image, place = tile // (down * across), tile % (down * across)
+            start = (image, place // across * rows, place % across * columns, block * deep)
+            windows = lax.dynamic_slice(padded, start, (1, rows + size - 1, columns + size - 1, deep))[0]
+            gradient = lax.dynamic_slice(dy, start, (1, rows, columns, deep))[0]
+            products = (
+                windows[i : i + size, j : j + size] * gradient[i : i + 1, j : j + 1]
+                for i in range(rows)
+                for j in range(columns)
+            )
+            return _sum((total, *products)), None
+
+        zeros, _ = match_varying_axes((jnp.zeros((size, size, deep), padded.dtype), padded))
+        total: Array
+        total, _ = lax.scan(add_tile, zeros, jnp.arange(images * down * across))
+        return total
+
+    blocks = lax.map(of_channels, jnp.arange(channels // deep))
+    return jnp.moveaxis(blocks, 0, 2).reshape(size, size, 1, channels)
+
+
+def _pad(x: _Map, margin: int, more: tuple[int, int] = (0, 0)) -> Float[Array, "b h2 w2 c"]:
+    """A wider copy with zeros around it; without the barrier, every read would compare its position with the edges."""
+    sides = [(margin, margin + extra) for extra in more]
+    padded: Array = lax.optimization_barrier(jnp.pad(widen(x), [(0, 0), *sides, (0, 0)]))
+    return padded
+
+
+def _even_parts(length: int, limit: int) -> int:
+    """The length of the parts if `length` is divided into as few parts of up to `limit` as possible."""
+    return -(-length // -(-length // limit))
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    total: Array = functools.reduce(jnp.add, terms)
+    return total
