@@ -56,16 +56,14 @@ class MetaFormerBlock(nn.Module):
 
 
 def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
-    """True if the blocks of a stage can be computed in the passes of `fused`: those of the first paper's PoolFormer."""
+    """True if the blocks of a stage can be computed in the passes of `fused`.
+
+    These are PoolFormer's, and PoolFormerV2's in the stages without residual scales.
+    """
     pools = config.token_mixers[stage] == "pooling" and config.norm == "group_norm"
-    first_paper = (
-        config.norm_bias
-        and config.norm_epsilon == EPSILON
-        and config.mlp_bias
-        and config.hidden_act != "star_relu"
-        and config.residual_scale_init_values is None
-    )
-    return pools and first_paper and not (train and config.dropout_rate)
+    scales = config.residual_scale_init_values
+    plain_trunk = scales is None or scales[stage] is None
+    return pools and plain_trunk and not (train and config.dropout_rate)
 
 
 def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, train: bool) -> list[StageShape]:
@@ -78,6 +76,8 @@ def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, trai
     """
     heights, widths = map(config.feature_sizes, image_size)
     shapes = map(StageShape, heights, widths, config.hidden_sizes, config.mlp_hidden_sizes)
+    if config.hidden_act == "star_relu":  # the kernels of the MLP have GELU
+        return []
     return [shape for stage, shape in enumerate(shapes) if can_fuse(config, stage, train)]
 
 
@@ -116,9 +116,33 @@ def _fused_block(
 
     # norm1's bias has no effect: it is constant over the image, and the mixer subtracts it again.
     gain = params["norm1"]["scale"].astype(wide) * scale1.astype(wide)
-    x, moments = pooling_residual(config.pool_size, x, moments, gain, keep1, kernels)
+    x, moments = pooling_residual(config.pool_size, x, _with_epsilon(config, moments), gain, keep1, kernels)
     norm, fc1, fc2 = params["norm2"], params["mlp"]["fc1"], params["mlp"]["fc2"]
+    activation = ACTIVATIONS[config.hidden_act]
+    if "act" in params["mlp"]:
+        activation, fc2 = ACTIVATIONS["relu2"], _fold_star_relu(params["mlp"]["act"], fc2)
     weights = fold_mlp(
-        norm["scale"], norm["bias"], fc1["kernel"], fc1["bias"], fc2["kernel"], fc2["bias"], scale2, dtype=wide
+        norm["scale"],
+        norm.get("bias", jnp.zeros(x.shape[-1])),
+        fc1["kernel"],
+        fc1.get("bias", jnp.zeros(fc1["kernel"].shape[1])),
+        fc2["kernel"],
+        fc2.get("bias", jnp.zeros(x.shape[-1])),
+        scale2,
+        dtype=wide,
     )
-    return mlp_residual(ACTIVATIONS[config.hidden_act], x, moments, weights, keep2, kernels)
+    return mlp_residual(activation, x, _with_epsilon(config, moments), weights, keep2, kernels)
+
+
+def _with_epsilon(config: PoolFormerConfig, moments: Moments) -> Moments:
+    """Moments for which the passes, whose epsilon is `EPSILON`, compute norms with the config's epsilon."""
+    if config.norm_epsilon == EPSILON:
+        return moments
+    return Moments(moments.mean, moments.variance + (config.norm_epsilon - EPSILON))
+
+
+def _fold_star_relu(act: Params, dense: Params) -> Params:
+    """The dense layer after a StarReLU, for the squared ReLU alone: `(scale * r + bias) @ K + b`."""
+    kernel = dense["kernel"]
+    bias = act["bias"] * kernel.sum(0)
+    return {"kernel": act["scale"] * kernel, "bias": bias + dense["bias"] if "bias" in dense else bias}
