@@ -215,6 +215,25 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _probe(arguments: Sequence[str]) -> int:
+    """How well the features of a network separate classes: a linear probe and k-NN, with scikit-learn.
+
+    Each image is computed once, without augmentation, on this host. With --output the linear probe becomes the head of
+    a model folder, which is the quickest way to a classifier of your own classes.
+
+    Example:  python -m train probe sail/poolformer_s12 --data folder:/data/flowers
+    """
+    import tyro
+
+    from train.commands import ProbeConfig, run_probe
+    from train.report import create_console
+
+    description = _fill(_probe.__doc__ or "")
+    config = tyro.cli(ProbeConfig, prog="python -m train probe", description=description, args=list(arguments))
+    run_probe(config, create_console())
+    return 0
+
+
 def _prepare(arguments: Sequence[str]) -> int:
     """Pack class folders, or ImageNet's archives, into shards for fast random access.
 
@@ -287,6 +306,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "evaluate": ("top-1, top-5 and loss of any model over a whole split", _evaluate),
+    "probe": ("linear probe and k-NN on a network's features, without training it", _probe),
     "prepare": ("pack folders or ImageNet's archives for fast random access", _prepare),
     "doctor": ("check a recipe, its data and this machine before a long run", _doctor),
 }
