@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poolformer_jax.errors import PoolFormerError
+from poolformer_jax.messages import printable
 from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt
 from poolformer_jax.version import __version__
 
@@ -97,6 +98,8 @@ def _message(error: Exception) -> str | None:
     """The message to print instead of a traceback; None if this looks like a bug."""
     if isinstance(error, ImportError) and not isinstance(error, PoolFormerError):
         return _missing_package(error)
+    if (message := _lost_process(error)) is not None:
+        return message
     if isinstance(error, MemoryError):
         return f"This host has run out of memory. {error}".rstrip() + f"\n{_LESS_MEMORY}"
     if isinstance(error, OSError) and not isinstance(error, PoolFormerError) and error.filename is None:
@@ -107,9 +110,7 @@ def _message(error: Exception) -> str | None:
 
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return None
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return f"A device has run out of memory. {error}\n{_LESS_MEMORY}"
-    return _lost_process(error)
+    return f"A device has run out of memory. {error}\n{_LESS_MEMORY}" if _OUT_OF_MEMORY in str(error) else None
 
 
 def _code(error: Exception) -> int:
@@ -124,16 +125,23 @@ _LESS_MEMORY = (
 )
 
 
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+
+
 def _lost_process(error: Exception) -> str | None:
     """With several processes, a failed computation most often means that another process has ended."""
-    from train.compute import has_other_processes
-
-    if not has_other_processes():
+    compute = sys.modules.get("train.compute")  # missing if the error came before its import
+    if compute is None or not compute.has_other_processes():
         return None
-    return (
-        f"Another process of the run has ended, or cannot be reached: {error}\nIts output says why. Once that is "
-        "fixed, the same command on all hosts resumes from the newest checkpoint."
-    )
+    import jax
+
+    causes: list[BaseException] = [error]
+    while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(before)
+    failed = [one for one in causes if isinstance(one, jax.errors.JaxRuntimeError) or "Gloo" in str(one)]
+    if not failed or _OUT_OF_MEMORY in str(failed[-1]):
+        return None
+    return str(compute.lost_process_message(printable(str(failed[-1]), 200)))
 
 
 def _missing_package(error: ImportError) -> str | None:

@@ -1,7 +1,10 @@
 """The examples of docs/inference.md print what the guide shows."""
 
 import doctest
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -29,3 +32,14 @@ def test_the_examples_print_what_the_guide_shows():
     result = doctest.testfile(str(GUIDE), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 40
     assert result.failed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder_with_a_model")
+def test_the_program_that_serves_from_several_processes_runs(tmp_path):
+    section = GUIDE.read_text().partition("## Several processes")[2]
+    (tmp_path / "serve.py").write_text(section.partition("```python\n")[2].partition("```")[0])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "serve.py"], env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("['class ")

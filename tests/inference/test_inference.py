@@ -373,3 +373,23 @@ class TestFeatures:
         head = VARIABLES["params"]["head"]
         logits = apply(VARIABLES, pixels).logits
         np.testing.assert_allclose(embedding @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("use", ["call", "stream"])
+def test_in_a_forked_process_a_classifier_says_so_instead_of_hanging(classifier, use):
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            classifier(PHOTOGRAPHS[0]) if use == "call" else next(classifier.stream(PHOTOGRAPHS))
+        except BaseException as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as pipe:
+        message = pipe.read()
+    assert f"made in process {os.getpid()}, and process {child} was forked from it" in message
+    assert 'multiprocessing.get_context("spawn")' in message
+    assert classifier(PHOTOGRAPHS[0])

@@ -82,6 +82,20 @@ def test_a_run_with_one_image_for_each_process_trains(tmp_path, processes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_lost_ends_the_others_with_one_sentence(tmp_path, lost):
+    endless = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--optimizer.epochs", "90000"]
+    with programs.stopping(programs.start_together(endless, 2)) as started:
+        programs.wait_until(lambda: lines(tmp_path / "run") >= 3, started[0])
+        started[lost].kill()
+        programs.finish(started[lost], code=-signal.SIGKILL)
+        output = programs.finish(started[1 - lost], code=1)
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Another process of the run has ended or cannot be reached" in last
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
     run_dir = tmp_path / "run"
     # The checkpoints are all that hosts have to share.

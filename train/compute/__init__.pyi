@@ -8,6 +8,7 @@ from .distributed import (
     from_process_0 as from_process_0,
     has_other_processes as has_other_processes,
     initialize as initialize,
+    lost_process_message as lost_process_message,
     processes_where as processes_where,
     refuse_different_processes as refuse_different_processes,
 )

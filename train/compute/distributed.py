@@ -5,10 +5,12 @@ else flags give the address of process 0.
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -28,6 +30,16 @@ _PROBE_SECONDS = 5
 _NOTICE_SECONDS = 10
 # jax aborts the interpreter when its timeout is over, so ours has to be shorter.
 _JAX_EXTRA_SECONDS = 60
+# Without a sign of life for so long, a process is lost.
+_LOST_SECONDS = 40
+
+
+def lost_process_message(reason: str) -> str:
+    """The sentence for a process that lost another one."""
+    return (
+        f"Another process of the run has ended or cannot be reached ({reason}); its output says why, and once that is "
+        "fixed, the same command on all hosts resumes from the newest checkpoint."
+    )
 
 
 def initialize(config: DistributedConfig) -> None:
@@ -39,6 +51,8 @@ def initialize(config: DistributedConfig) -> None:
     if config.mode == "off" or jax.distributed.is_initialized():
         return
     _join(config)
+    if jax.distributed.is_initialized():
+        _exit_when_jax_aborts()
     if _is_alone_on_its_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
         # Under Slurm and Open MPI jax gives every process a single GPU, even the only process on its host.
         for vendor in ("cuda", "rocm"):
@@ -55,11 +69,14 @@ def _join(config: DistributedConfig) -> None:
                 config.num_processes,
                 config.process_id,
                 initialization_timeout=config.timeout + _JAX_EXTRA_SECONDS,
+                heartbeat_timeout_seconds=_LOST_SECONDS,
             )
         return
     try:
         with _exit_after(config):
-            jax.distributed.initialize(initialization_timeout=config.timeout + _JAX_EXTRA_SECONDS)
+            jax.distributed.initialize(
+                initialization_timeout=config.timeout + _JAX_EXTRA_SECONDS, heartbeat_timeout_seconds=_LOST_SECONDS
+            )
     except ValueError as error:
         # jax's error where no environment names other processes. Any other error must not start a run per host.
         if "coordinator_address" not in str(error):
@@ -95,6 +112,27 @@ def _exit_after(config: DistributedConfig) -> Iterator[None]:
         yield
     finally:
         joined.set()
+
+
+def _exit_when_jax_aborts() -> None:
+    """Makes SIGABRT exit with code 1 and one sentence.
+
+    When jax loses another process, it prints a native stack trace and aborts the interpreter from a thread of its own,
+    which no handler of Python sees.
+    """
+    system = ctypes.CDLL(None)
+    system.signal.argtypes = [ctypes.c_int, _Handler]
+    system.signal.restype = ctypes.c_void_p
+    system.signal(signal.SIGABRT, _ABORT_HANDLER)
+
+
+def _exit_after_abort(number: int) -> None:
+    os.write(sys.stderr.fileno(), f"\nerror: {lost_process_message('jax aborted this one')}\n".encode())
+    os._exit(1)
+
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_ABORT_HANDLER = _Handler(_exit_after_abort)  # kept, because the system calls it at any time
 
 
 def _is_alone_on_its_host() -> bool:
