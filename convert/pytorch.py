@@ -1,4 +1,4 @@
-"""The same network in PyTorch, by `transformers`, to compare a conversion with."""
+"""The same network in PyTorch, to compare a conversion with: by `timm` for its own layout, else by `transformers`."""
 
 import importlib.util
 from typing import Any
@@ -9,8 +9,10 @@ from convert.conversion import map_arrays
 from poolformer_jax.weights import TRANSFORMS, OpenedModel
 
 
-def reason_not_to_compare(source: OpenedModel) -> str | None:
-    """Why a network cannot be compared with PyTorch's; None if it can."""
+def reason_not_to_compare(source: OpenedModel, head_order: str) -> str | None:
+    """Why a network cannot be compared with PyTorch's, in this order of the head; None if it can."""
+    if _timm_model(source, head_order) is not None:
+        return None
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} not installed"
@@ -29,13 +31,45 @@ def outputs(source: OpenedModel, pixel_values: np.ndarray, head_order: str) -> d
     """
     import torch
 
-    model = _model(source)
     pixels = torch.from_numpy(np.ascontiguousarray(pixel_values.transpose(0, 3, 1, 2)))
     with torch.no_grad():
-        stages = model.poolformer(pixels, output_hidden_states=True).hidden_states
-        logits = model.classifier(_pooled(model.norm, stages[-1], head_order))
+        if (timm_model := _timm_model(source, head_order)) is not None:
+            stages, logits = _timm_outputs(timm_model, pixels)
+        else:
+            model = _model(source)
+            stages = model.poolformer(pixels, output_hidden_states=True).hidden_states
+            logits = model.classifier(_pooled(model.norm, stages[-1], head_order))
     found = {f"stage {index}": stage.numpy().transpose(0, 2, 3, 1) for index, stage in enumerate(stages)}
     return {**found, "logits": logits.numpy()}
+
+
+def _timm_model(source: OpenedModel, head_order: str) -> Any:
+    """timm's model with the source's arrays; None for another layout or network, or if timm cannot be imported."""
+    variant = source.plan.variant
+    if source.plan.layout != "timm" or head_order != "pool_norm" or variant is None:
+        return None
+    try:
+        import timm
+        import torch
+    except ImportError:  # timm needs torchvision
+        return None
+    name = variant if "_" in variant else f"poolformer_{variant}"
+    if not timm.is_model(name):
+        return None
+    model = timm.create_model(name, num_classes=source.config.num_labels, in_chans=source.config.num_channels).eval()
+    arrays = {one.source.name: source.weights.tensors[one.given_name] for one in map_arrays(source, "timm")}
+    model.load_state_dict(
+        {name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()}, strict=True
+    )
+    return model
+
+
+def _timm_outputs(model: Any, pixels: Any) -> tuple[list[Any], Any]:
+    """The feature maps and the logits."""
+    stages = [model.stem(pixels)]
+    for stage in model.stages:
+        stages.append(stage(stages[-1]))
+    return stages[1:], model.forward_head(stages[-1])
 
 
 def _pooled(norm: Any, features: Any, head_order: str) -> Any:

@@ -52,7 +52,7 @@ def verify(source: OpenedModel, destination: Path, mappings: list[ArrayMapping])
     """Reads the folder `destination` again and compares it with `source`."""
     written = open_model(destination)
     different = _different_arrays(source, written, mappings)
-    reason = pytorch.reason_not_to_compare(source)
+    reason = pytorch.reason_not_to_compare(source, written.config.head_order)
     return Verification(
         len(mappings),
         different,
