@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 import re
 import shlex
 
@@ -59,7 +60,16 @@ def stop_after_parsing(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping_after(argparse.ArgumentParser.parse_args))
 
 
-@pytest.mark.usefixtures("stop_after_parsing")
+@pytest.fixture
+def files_of_runs(tmp_path, monkeypatch):
+    """A folder with the recipe of a run, which a command line may name."""
+    (tmp_path / "runs" / "flowers").mkdir(parents=True)
+    recipe = json.dumps(RECIPES["finetune"].config.to_dict())
+    (tmp_path / "runs" / "flowers" / "recipe.json").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("stop_after_parsing", "files_of_runs")
 @pytest.mark.parametrize(("program", "arguments"), list(documented_commands()))
 def test_a_documented_command_can_be_parsed(program, arguments):
     with pytest.raises(Parsed):
