@@ -20,8 +20,9 @@ from train.compute.optimizer import decay_mask, layer_scales
 from train.config import FreshNetwork, PretrainedNetwork
 from train.data import DataConfig, evaluation_batches, open_source
 from train.network import make_network
+from train.recipes import RECIPES
 from train.resume.record import read_record
-from training import first_state, open_and_make_parts, sharded, share_programs, tiny, train
+from training import ALONE, first_state, open_and_make_parts, sharded, share_programs, tiny, train
 
 TWO_STAGES = {
     **{"depths": (1, 1), "patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1)},
@@ -191,3 +192,22 @@ def test_a_caformer_is_trained_with_lamb_and_fine_tuned_with_layer_decay(tmp_pat
     assert run(tuning).evaluations.keys() == {"params", "ema"}
     tuned = load_pretrained(tmp_path / "tuned" / "model")[0].config
     assert (tuned.head, tuned.head_dropout_rate, tuned.token_mixers) == ("mlp", 0.25, CAFORMER.token_mixers)
+
+
+@pytest.mark.slow  # compiles a training step for each
+@pytest.mark.parametrize("kind", ["poolformerv2_s12", "randformer_s12", "convformer_s18", "caformer_s18"])
+def test_a_recipe_trains_a_small_network_of_its_kind(tmp_path, kind):
+    recipe = RECIPES[f"imagenet-{kind}"].config
+    small_layers = {"depths": (1,) * 4, "hidden_sizes": (8, 16, 32, 64)}
+    if recipe.model.image_size is not None:
+        small_layers["image_size"] = 64
+    images = {"source": "synthetic", "image_size": 64, "batch_size": 16, "synthetic_examples": 32, "workers": 0}
+    config = dataclasses.replace(
+        recipe,
+        run_dir=tmp_path,
+        model=dataclasses.replace(recipe.model, **small_layers),
+        data=dataclasses.replace(recipe.data, **images, mix=dataclasses.replace(recipe.data.mix, mix_group=16)),
+        distributed=ALONE,
+        max_steps=2,
+    )
+    assert np.isfinite(run(config).evaluations["params"].loss)
