@@ -20,6 +20,7 @@ from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.onnx_model import run_onnx, to_onnx
 from poolformer_jax.inference.onnx_operations import takes_any_size
 from poolformer_jax.network.config import HIDDEN_ACTS
+from poolformer_jax.weights import class_names
 from small_networks import EVERY_MIXER, FAMILY, LABELS, PROCESSOR, TINY, TWO_STAGES, random_variables
 
 SMALL = {**TINY, "depths": (1, 1, 1, 1)}
@@ -61,10 +62,12 @@ def pixels_and_logits(config, batch=3):
     return variables, pixels, np.asarray(jax.jit(model.apply)(variables, pixels).logits)
 
 
-def test_stablehlo_has_every_token_mixer(tmp_path):
+def test_stablehlo_has_every_token_mixer_and_by_default_the_networks_labels(tmp_path):
     config = CONFIGS["ablation"]
     _, variables = random_variables(config)
-    assert 0 < export_model(tmp_path / "network.stablehlo", config, variables, PROCESSOR, LABELS) < 1e-5
+    assert 0 < export_model(tmp_path / "network.stablehlo", config, variables, PROCESSOR) < 1e-5
+    facts = json.loads((tmp_path / "network.stablehlo.json").read_text())
+    assert json.loads(facts["id2label"]) == {str(index): name for index, name in class_names(config).items()}
 
 
 def test_stablehlo_runs_without_this_package(tmp_path):

@@ -107,6 +107,12 @@ def test_a_mixed_stream_stays_in_order_and_compiles_a_bounded_number_of_programs
     assert len(compilations) - before <= len(classifier.batch_sizes) - 1
 
 
+def test_a_classifier_shows_its_network(classifier):
+    assert repr(classifier) == (
+        "ImageClassifier(depths (1, 1, 1, 1), hidden sizes (8, 8, 16, 16), 7 labels, batches of 16)"
+    )
+
+
 def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
     make = lambda size, devices: ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=size, devices=devices)  # noqa: E731
     assert make(32, jax.devices()[:1]).batch_sizes == (1, 4, 16, 32)

@@ -116,6 +116,12 @@ def test_a_backbone_is_loaded_from_a_classifier_and_saved_alone(folder, tmp_path
     assert_close(classifier(PIXELS, output_hidden_states=True).hidden_states[-1], last)
 
 
+def test_a_model_shows_its_network():
+    config = PoolFormerConfig.from_variant("s12")
+    assert repr(FlaxPoolFormerModel(config, _do_init=False)) == "FlaxPoolFormerModel(s12, 1000 labels)"
+    assert repr(FlaxPoolFormerForImageClassification(CONFIG, _do_init=False)).endswith("(8, 12), 5 labels)")
+
+
 def test_weights_of_pytorch_are_loaded():
     model = FlaxPoolFormerForImageClassification.from_pretrained(FIXTURES / "hf_sharded", from_pt=True)
     assert model.config.id2label[2] == "axolotl"
