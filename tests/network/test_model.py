@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from golden.published import FOLDER as GOLDEN
+from network import family_weights
 from poolformer_jax import (
     ImageClassifierOutput,
+    MetaFormerForImageClassification,
     PoolFormerConfig,
     PoolFormerForImageClassification,
     PoolFormerModel,
@@ -24,10 +26,12 @@ from poolformer_jax.network import (
     MIXER_PARAMETERS,
     TOKEN_MIXERS,
     VARIANTS,
+    all_parameters,
     check_variables,
     config as named,
     count_parameters,
     cross_entropy,
+    initial_value,
 )
 from poolformer_jax.network.functional import NORMS
 from poolformer_jax.network.heads import mean_loss
@@ -380,3 +384,31 @@ def test_one_compilation_serves_every_call_of_a_shape():
     for seed in range(3):
         calls(variables, pixels(2, 64, 64, 3, seed=seed))
     assert calls._cache_size() == 1
+
+
+def test_the_second_paper_starts_from_the_authors_initial_values():
+    config = family_weights.config("sail", "randformer_tiny", head="mlp", token_mixers=("sep_conv",) * 3 + ("random",))
+    values = {p.path: np.asarray(initial_value(jax.random.key(0), p)) for p in all_parameters(config)}
+    for path in ("stem/conv/kernel", "stages_1/blocks_0/token_mixer/dwconv/kernel", "head/fc1/kernel"):
+        np.testing.assert_allclose(values[path].std(), 0.02, rtol=0.1)
+    for path, expected in {
+        "stem/conv/bias": 0,
+        "stages_3/downsample/conv/bias": 0,
+        "stages_3/blocks_0/residual_scale_2/scale": 1,
+        "stages_0/blocks_0/token_mixer/act1/scale": 1,
+        "stages_0/blocks_0/mlp/act/bias": 0,
+        "head/norm/scale": 1,
+    }.items():
+        assert np.all(values[path] == expected), path
+    matrix = values["stages_3/blocks_0/token_mixer/random/kernel"]
+    assert matrix.min() > 0
+    np.testing.assert_allclose(matrix.sum(0), 1, rtol=1e-6)  # each position takes a mean over all positions
+
+
+def test_random_matrices_fix_the_number_of_positions():
+    config = family_weights.config("sail", "randformer_tiny")
+    variables = family_weights.variables("sail", config, "float32")
+    model = MetaFormerForImageClassification(config)
+    jax.eval_shape(model.apply, variables, pixels(1, 32, 128, 3))  # as many positions in other places
+    with pytest.raises(ValueError, match=r"images of 64 by 64 pixels\. Resize the images"):
+        jax.eval_shape(model.apply, variables, pixels(1, 96, 96, 3))
