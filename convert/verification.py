@@ -1,5 +1,6 @@
 """Compares a converted folder with its source: every bit, and every stage's output with PyTorch's."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def _different_arrays(source: OpenedModel, written: OpenedModel, mappings: list[
 
 def _differences(source: OpenedModel, written: OpenedModel) -> dict[str, float]:
     model, variables = build_model(written)
+    # PyTorch computes with the source's epsilon; `_head_order_difference` says what another one changes.
+    config = dataclasses.replace(model.config, head_norm_epsilon=source.config.head_norm_epsilon)
+    model = model.clone(config=config)
     pixel_values = _pixel_values(source)
     theirs = pytorch.outputs(source, pixel_values, model.config.head_order)
     output = jax.jit(model.apply)(variables, pixel_values)

@@ -57,7 +57,8 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variant",
         metavar="NAME",
-        help="the published network, if the arrays do not determine it: poolformer_ln_s12 looks like s12",
+        help="the published network, if the arrays do not determine it: poolformer_ln_s12 looks like s12, and "
+        "identityformer_s12 like poolformerv2_s12",
     )
     parser.add_argument(
         "--ignore",

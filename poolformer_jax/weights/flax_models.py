@@ -22,12 +22,14 @@ from poolformer_jax import hub
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.network import (
+    CONSTANTS,
     NETWORK,
     ImageClassifierOutput,
     PoolFormerConfig,
     PoolFormerForImageClassification,
     PoolFormerModel,
     PoolFormerModelOutput,
+    count_parameters,
     describe_network,
     leaves_by_path,
     subtree,
@@ -66,6 +68,11 @@ class _FlaxPoolFormer:
         dtype: Dtype = jnp.float32,
         _do_init: bool = True,
     ) -> None:
+        if count_parameters(config, CONSTANTS):
+            raise InputError(
+                f"{type(self).__name__} holds trained parameters only, and this network has matrices beside them that "
+                "are not trained (RandFormer). Expected another network; load_pretrained returns this one."
+            )
         side = config.image_size or config.smallest_side
         self.config, self.dtype = config, dtype
         self.input_shape = input_shape or (1, side, side, config.num_channels)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import archives
-from golden import published
+from golden import fixture_values, published
 from poolformer_jax import (
     FlaxPoolFormerForImageClassification,
     MetaFormerConfig,
@@ -21,7 +21,14 @@ from poolformer_jax import (
 )
 from poolformer_jax.images import imagenet_labels
 from poolformer_jax.network import CONSTANTS, VARIANTS, MetaFormerForImageClassification
-from poolformer_jax.weights import default_image_processor, leaves, open_model, write_model, write_safetensors
+from poolformer_jax.weights import (
+    class_names,
+    default_image_processor,
+    leaves,
+    open_model,
+    write_model,
+    write_safetensors,
+)
 from poolformer_jax.weights.transfer import match_state_dict, plan_import
 from saved_models import same
 
@@ -84,13 +91,16 @@ QUICK = (("timm", "caformer"), ("sail", "randformer"))
 PARITY = [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in EACH]
 
 
-def compare(config, variables, golden, size):
+def float64_logits(config, variables, pixels):
     with jax.enable_x64():
         variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
-        expected = golden[f"{size}/logits"]
-        pixels = published.pixel_values(size)[: len(expected)].astype(np.float64)
         model = MetaFormerForImageClassification(config, dtype="float64")
-        logits = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
+        return np.asarray(jax.jit(model.apply)(variables, pixels.astype(np.float64)).logits)
+
+
+def compare(config, variables, golden, size):
+    expected = golden[f"{size}/logits"]
+    logits = float64_logits(config, variables, published.pixel_values(size)[: len(expected)])
     assert np.abs(logits - expected).max() < 1e-9 * np.abs(expected).max()
 
 
@@ -108,6 +118,20 @@ def test_loaded_weights_of_published_size_compute_what_pytorch_computes(home, ki
     config = MetaFormerConfig.from_variant(variant) if kind in ALIKE else None
     loaded = from_torch_state_dict(published.state_dict(f"family/{home}", variant), config)
     compare(*loaded, published.arrays(f"family/{home}", variant), "224x224")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("kind", ["convformer", "caformer"])
+def test_loaded_weights_take_384_pixels_and_21841_classes(kind):
+    golden = published.arrays("family/timm", f"{kind}_s18_384_and_in22k")
+    compare(*from_torch_state_dict(published.state_dict("family/timm", f"{kind}_s18")), golden, "384x384")
+    listing = published.shapes("family/timm", f"{kind}_s18")
+    listing |= {"head.fc.fc2.weight": (21841, 2048), "head.fc.fc2.bias": (21841,)}
+    loaded = from_torch_state_dict({name: fixture_values.parameter(name, shape) for name, shape in listing.items()})
+    index, value = (golden[f"224x224/in22k_logits/{key}"] for key in ("index", "value"))
+    found = float64_logits(*loaded, published.pixel_values("224x224")[:1]).ravel()[index]
+    assert np.abs(found - value).max() < 1e-9 * np.abs(value).max()
 
 
 @pytest.mark.parametrize("listing", sorted((published.FOLDER / "family").glob("*_s1[28].json")), ids=lambda p: p.stem)
@@ -252,6 +276,21 @@ def test_a_head_of_another_kind_is_named_and_can_be_left_out(tmp_path, home):
     model, variables = load_pretrained(path, ignore=[pattern], num_labels=5, reset_head=True)
     assert model.config == config_of(home, "caformer", num_labels=5)
     np.testing.assert_array_equal(variables["params"]["norm"]["bias"], original[f"{final}bias"])
+
+
+def test_a_checkpoint_for_imagenet_21k_has_its_classes_without_names():
+    listing = published.shapes("family/timm", "caformer_s18")
+    listing |= {"head.fc.fc2.weight": (21841, 2048), "head.fc.fc2.bias": (21841,)}
+    arrays = {name: np.broadcast_to(np.float16(0), shape) for name, shape in listing.items()}
+    plan = plan_import(match_state_dict(arrays))
+    assert (plan.variant, plan.config.num_labels) == ("caformer_s18", 21841)
+    assert class_names(plan.config)[21840] == "class 21840"
+
+
+def test_the_interface_of_transformers_refuses_matrices_that_are_not_trained(tmp_path):
+    path = archives.checkpoint(tmp_path / "randformer_s12.pth", state_dict("sail", "randformer"))
+    with pytest.raises(ValueError, match=r"holds trained parameters only.*\(RandFormer\)\. .*load_pretrained returns"):
+        FlaxPoolFormerForImageClassification.from_pretrained(path)
 
 
 def processor_of(side):
