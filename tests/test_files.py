@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from faults import failing
 from paths import ROOT
 from poolformer_jax import PoolFormerForImageClassification, load_pretrained, save_pretrained
 from poolformer_jax.files import write_json
@@ -117,47 +118,6 @@ def test_a_loss_of_power_drops_nothing_that_has_its_name(tmp_path, monkeypatch):
     assert disk.synced[tmp_path.stat().st_ino] is not None
 
 
-class Faults:
-    """Raises an I/O error at the n-th call of the system that changes something."""
-
-    def __init__(self):
-        self.calls, self.fails_at = 0, None
-
-    def count(self):
-        if self.fails_at is not None:
-            self.calls += 1
-            if self.calls == self.fails_at:
-                raise OSError(5, "Input/output error")
-
-
-FAULTS = Faults()
-CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
-
-
-def _count(event, arguments):
-    if FAULTS.fails_at is not None and event in CHANGES:
-        if event == "open" and not str(arguments[0]).startswith(str(FAULTS.folder)):
-            return
-        FAULTS.count()
-
-
-sys.addaudithook(_count)
-
-
-@pytest.fixture
-def failing(tmp_path, monkeypatch):
-    fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (FAULTS.count(), fsync(descriptor)))
-    FAULTS.folder = tmp_path
-
-    def fail_at(number):
-        FAULTS.fails_at = number
-        FAULTS.calls = 0 if number else FAULTS.calls
-
-    yield fail_at
-    FAULTS.fails_at = None
-
-
 def save_scaled(folder, factor):
     variables = jax.tree.map(lambda array: array * np.float32(factor), make_variables(CONFIG))
     save_pretrained(folder, PoolFormerForImageClassification(CONFIG), variables, image_processor=PROCESSOR)
@@ -166,27 +126,29 @@ def save_scaled(folder, factor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replaces", [False, True])
-def test_an_error_at_any_call_while_a_model_is_saved_loses_nothing(tmp_path, failing, replaces):
+def test_an_error_at_any_call_while_a_model_is_saved_loses_nothing(tmp_path, replaces):
     for number in itertools.count(1):
         folder = tmp_path / f"{number}" / "model"
         folder.parent.mkdir()
         if replaces:
             save_scaled(folder, 1)
         before = content(folder)
-        failing(number)
-        try:
-            new = save_scaled(folder, 2)
-        except OSError as error:
-            assert str(error).startswith(f"Cannot write {folder}: Input/output error.")
-            assert "\n" not in str(error)
-            failing(None)
-            left = {name: bytes for name, bytes in content(folder).items() if "/" not in name}
+        with failing(tmp_path, number) as faults:
+            try:
+                new = save_scaled(folder, 2)
+            except OSError as raised:
+                error = str(raised)
+            else:
+                error = None
+        if error is not None:
+            assert error.startswith(f"Cannot write {folder}: Input/output error.")
+            assert "\n" not in error
+            left = {name: value for name, value in content(folder).items() if "/" not in name}
             assert left == before or load_pretrained(folder)  # the old model, or after the last call the new one
             new = save_scaled(folder, 2)
-        failing(None)
         assert same(load_pretrained(folder)[1], new)
         save_scaled(folder, 2)  # removes what an error in the clean-up left
         assert not list(folder.parent.rglob(".poolformer-jax-*"))
-        if FAULTS.calls < number:
+        if not faults.happened:
             break
     assert number > 20

@@ -1,6 +1,7 @@
 """The results of a finished run: model folders, evaluation.json, confusion.png, and images to try the model on."""
 
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -58,6 +59,8 @@ def write_results(
         write_report_files(config.run_dir, f"Run {config.run_dir}", evaluations["params"], model_report, held_out)
         write_examples(config.run_dir / "examples", held_out, config.example_images)
         if finished:
+            if hasattr(os, "sync"):  # not on Windows
+                os.sync()  # what finished.json vouches for is on the disk before it
             write_json(config.run_dir / "finished.json", {"step": int(state.step)})
         if config.push_to_hub is not None:
             _push_to_hub(config.push_to_hub, config, parts, model, model_report)

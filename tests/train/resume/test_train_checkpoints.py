@@ -1,10 +1,12 @@
 """A saved state is restored bit for bit, on any devices, or reported as damaged."""
 
+import itertools
 import json
 import logging
 import os
 import random
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from faults import failing
 from train.compute.state import TrainState
 from train.resume.checkpoints import CheckpointError, Checkpoints, newest_run
 from training import disk, first_state, open_and_make_parts, sharded, tiny
@@ -61,6 +64,33 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, parts, states):
     with open_in(tmp_path) as checkpoints:
         assert checkpoints.steps == [1, 2, 3]
         assert_equal(checkpoints.restore(parts.abstract_state), states[-1])
+
+
+@pytest.mark.slow
+def test_an_error_at_any_call_while_a_state_is_saved_loses_none_before_it(tmp_path, parts, states):
+    for number in itertools.count(1):
+        folder = tmp_path / f"{number}"
+        save(folder, states[:1])
+        with failing(folder, number) as faults:
+            try:
+                with open_in(folder) as checkpoints:
+                    checkpoints.save(states[1], last=True)
+            except (CheckpointError, OSError) as raised:
+                error = str(raised)
+            else:
+                error = None
+        assert error is None or "Input/output error" in error
+        if error is not None:
+            time.sleep(0.5)  # TensorStore's threads may still write; a program would have ended
+        with open_in(folder) as checkpoints:
+            kept = checkpoints.restore(parts.abstract_state)
+            checkpoints.save(states[2], last=True)
+        assert_equal(kept, states[0] if int(kept.step) == 1 else states[1])
+        assert error is not None or int(kept.step) == 2
+        assert not list(folder.glob("*tmp*"))
+        if not faults.happened:
+            break
+    assert number > 10
 
 
 def test_an_empty_folder_has_no_state(tmp_path, parts):
