@@ -279,6 +279,11 @@ class TrainConfig:
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
             ("log_every", self.log_every >= 1, "at least 1"),
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
+            (
+                "keep_best",
+                self.keep_best in (None, "loss") or not self.data.has_target_vectors,
+                f"loss with data.problem_type={self.data.problem_type!r}",
+            ),
             ("patience", is_none_or_positive(self.patience), "at least 1, or None"),
             ("patience", not self.patience or self.keep_best, "None without keep_best (--keep-best loss)"),
             ("save_every", is_none_or_positive(self.save_every), "at least 1, or None"),

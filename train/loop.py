@@ -14,7 +14,7 @@ from rich.console import Console
 
 from poolformer_jax.errors import PoolFormerError
 from train.compute import (
-    Evaluation,
+    AnyEvaluation,
     StopRequest,
     TrainState,
     current_weights,
@@ -58,7 +58,7 @@ class Outcome:
     """
 
     step: int
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, AnyEvaluation]
     stopped_by: signal.Signals | None
 
 
@@ -219,12 +219,13 @@ def _warn_of_unused_kernels(parts: RunParts) -> None:
 
 def _evaluate(
     weights: Mapping[str, Any], parts: RunParts, batches: Batches, steps: int, keep_logits: bool = False
-) -> dict[str, Evaluation]:
+) -> dict[str, AnyEvaluation]:
     """Evaluates every kind of weights on the whole split."""
-    return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh, keep_logits)
+    problem = parts.network.model.config.problem_type
+    return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh, keep_logits, problem)
 
 
-_EvaluateWeights = Callable[..., dict[str, Evaluation]]
+_EvaluateWeights = Callable[..., dict[str, AnyEvaluation]]
 
 
 def _evaluate_state(
@@ -233,7 +234,7 @@ def _evaluate_state(
     journal: Journal,
     evaluate_weights: _EvaluateWeights,
     keep_logits: bool = False,
-) -> tuple[TrainState, dict[str, Evaluation]]:
+) -> tuple[TrainState, dict[str, AnyEvaluation]]:
     """Evaluates and reports the parameters, and their running mean if there is one; the state with its best weights."""
     evaluations = evaluate_weights(current_weights(state), keep_logits=keep_logits)
     journal.evaluation(int(state.step), evaluations)
@@ -244,7 +245,7 @@ def _evaluate_state(
 
 def _evaluate_best(
     state: TrainState, config: TrainConfig, journal: Journal, evaluate_weights: _EvaluateWeights
-) -> dict[str, Evaluation]:
+) -> dict[str, AnyEvaluation]:
     """Evaluates the best weights, which may be of different steps for different kinds, and says which steps."""
     published = weights_to_publish(state)
     steps = ", ".join(f"{step} ({kind})" for kind, (step, _) in published.items())
@@ -264,7 +265,7 @@ def _check_gradients(records: Iterable[Record], config: TrainConfig) -> None:
             )
 
 
-def _check_held_out_loss(evaluation: Evaluation, config: TrainConfig) -> None:
+def _check_held_out_loss(evaluation: AnyEvaluation, config: TrainConfig) -> None:
     """Raises DivergedError if the weights are finite but useless."""
     if not math.isfinite(evaluation.loss):
         raise DivergedError(

@@ -59,7 +59,7 @@ def make_network(
     Raises:
         ValueError: if there are fewer than two classes, or the weights are of a network for other images or classes.
     """
-    if len(class_names) < 2:
+    if len(class_names) < 2 and not config.data.has_target_vectors:
         raise InputError(
             f"The data has {len(class_names)} class, {', '.join(class_names)}: every answer would be right. Expected "
             "two or more; of class folders name the folder that holds one folder per class."
@@ -83,6 +83,8 @@ def make_network(
         id2label=dict(enumerate(class_names)),
         num_channels=channels,
     )
+    if config.data.has_target_vectors:
+        architecture = dataclasses.replace(architecture, problem_type=config.data.problem_type)
     model = PoolFormerForImageClassification(architecture, dtype=dtype, remat=config.remat, fused=fused)
 
     def make_variables(argument: Any) -> Any:
@@ -117,7 +119,7 @@ def _load(
         drop_path_rate=wanted.drop_path_rate,
         dropout_rate=wanted.dropout_rate,
         head_dropout_rate=wanted.head_dropout_rate,
-        problem_type=None,  # a run trains for one label per image
+        problem_type=None,  # the data says what the run trains for
     )
     # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
     return config, jax.tree.map(np.asarray, variables)

@@ -5,7 +5,7 @@ On ImageNet this command reproduces the paper's table from the published weights
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from poolformer_jax.images import unit_mean_and_std
 from poolformer_jax.messages import MAX_MESSAGE, printable
 from poolformer_jax.weights import build_model, open_model
 from train.compute import (
+    AnyEvaluation,
     Evaluation,
     evaluate,
     from_process_0,
@@ -40,6 +41,7 @@ from train.config import DistributedConfig, MeshConfig, as_json
 from train.data import (
     ALL_IMAGES,
     DataConfig,
+    DeviceAugmentation,
     Source,
     check_same_classes,
     describe_skipped,
@@ -106,7 +108,7 @@ class EvaluateConfig:
         check_rules(self, rules)
 
 
-def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
+def run_evaluation(config: EvaluateConfig, console: Console) -> AnyEvaluation:
     """Evaluates, prints the result, and writes it to `config.output` if given.
 
     Raises:
@@ -116,18 +118,14 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
     mesh = make_mesh(MeshConfig())
     refuse_run_folder(config.source)
     opened = open_model(config.source, variant=config.variant, ignore=config.ignore, use_ema=config.use_ema)
-    if opened.config.problem_type not in (None, "single_label_classification"):
-        raise InputError(
-            f"{config.source} has problem_type={opened.config.problem_type!r}. Expected a network for one label per "
-            "image: accuracy and loss are defined for these."
-        )
     model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
     processor = opened.image_processor
-    data = _data_config(config, processor, mesh.devices.size)
+    data = _data_config(config, processor, mesh.devices.size, opened.config.problem_type)
     source = open_source(data, data.evaluation_split)
     _compare_processes(config, data, source, model.config, processor)
     class_names = source.class_names
-    model_labels = None if config.class_map else match_labels(model.config, class_names)
+    has_map = config.class_map is not None or data.has_target_vectors
+    model_labels = None if has_map else match_labels(model.config, class_names)
     if model_labels is None:
         remedy = "fine-tune the model to these classes with python -m train finetune"
         check_same_classes(config.source, model.config, config.data, class_names, remedy, config.class_map is not None)
@@ -144,7 +142,7 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> Evaluation:
         if model_labels is not None:  # the data has some of the model's classes
             split = ({**batch, "label": model_labels[batch["label"]]} for batch in split)
         keep_logits = config.output is not None
-        evaluation = evaluate(step, {"params": variables}, split, mesh, keep_logits)["params"]
+        evaluation = evaluate(step, {"params": variables}, split, mesh, keep_logits, data.problem_type)["params"]
     if jax.process_index() == 0:
         # Not from `batches.bad_images`, which has only those of this process.
         left_out = len(source) - evaluation.examples
@@ -191,7 +189,7 @@ def _split(config: EvaluateConfig) -> str:
     return ALL_IMAGES if kind == "folder" and config.held_out is None and is_pool(path) else "validation"
 
 
-def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, devices: int) -> DataConfig:
+def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, devices: int, problem: Any) -> DataConfig:
     """The data, normalised as by the model's preprocessing, which resizes and crops the images.
 
     Raises:
@@ -209,6 +207,8 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
         data_dir=config.data_dir,
         image_column=config.image_column,
         label_column=config.label_column,
+        problem_type=problem or "single_label_classification",
+        mix=DeviceAugmentation(cutmix=0.0, label_smoothing=0.0),  # unused; regression refuses the defaults
         class_map=config.class_map,
         evaluation_split=_split(config),
         held_out=default_share if config.held_out is None else config.held_out,
@@ -221,10 +221,23 @@ def _data_config(config: EvaluateConfig, processor: PoolFormerImageProcessor, de
     )
 
 
+def _report_targets(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
+    """Prints the figures of every class or number, and writes evaluation.json."""
+    figures = [name for name in report["classes"][0] if name != "class"]
+    table = Table(*("class", *figures))
+    for row in report["classes"][:_MOST_ROWS]:
+        table.add_row(
+            Text(printable(row["class"])), *(f"{row[name]:.4g}" if row[name] is not None else "" for name in figures)
+        )
+    Console().print(table)
+    if config.output is not None:
+        write_json(config.output / "evaluation.json", {"model": config.source, "data": config.data, **report})
+
+
 def _report(
     config: EvaluateConfig,
     data: DataConfig,
-    evaluation: Evaluation,
+    evaluation: AnyEvaluation,
     class_names: Sequence[str],
     left_out: int,
     source: Source,
@@ -233,15 +246,17 @@ def _report(
     split = data.evaluation_split
     scored = describe_split(path, split, data.held_out) if kind == "folder" else f"split {split}"
     print(printable(f"{config.source} on {config.data}, {scored}: {evaluation.examples:,} images", MAX_MESSAGE))
-    top5 = f"top-5 {evaluation.top5:.2%}   " if len(evaluation.class_examples) > 5 else ""  # otherwise always 100 %
-    print(f"top-1 {evaluation.top1:.2%}   {top5}loss {evaluation.loss:.4f}")
-    if (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
+    print(f"{evaluation.headline}   loss {evaluation.loss:.4f}")
+    if isinstance(evaluation, Evaluation) and (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
         print(f"{there} of {len(class_names)} classes have images here; an answer of another class counts as wrong.")
     if skipped := describe_skipped(source):
         print(skipped)
     if left_out:
         print(f"{left_out:,} images could not be read and are not in the score.")
     report = evaluation_report(evaluation, class_names)
+    if not isinstance(evaluation, Evaluation):
+        _report_targets(config, report)
+        return
     rows = sorted((row for row in report["classes"] if row["examples"]), key=lambda row: row["top1"])
     table = Table(title=f"The {_MOST_ROWS} worst classes" if len(rows) > _MOST_ROWS else None)
     for heading in ("class", "images", "top-1"):

@@ -13,6 +13,7 @@ from .distributed import (
     refuse_different_processes as refuse_different_processes,
 )
 from .evaluation import (
+    AnyEvaluation as AnyEvaluation,
     Evaluation as Evaluation,
     EvaluationStep as EvaluationStep,
     Predictions as Predictions,
@@ -34,3 +35,4 @@ from .sharding import (
 )
 from .state import TrainState as TrainState, new_state as new_state
 from .step import make_train_step as make_train_step
+from .target_evaluation import TargetEvaluation as TargetEvaluation

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.compute.evaluation import Evaluation
+from train.compute.evaluation import AnyEvaluation
 from train.compute.state import Best, TrainState
 from train.config import BestMetric
 
 # Higher is better.
-_SCORES: Mapping[BestMetric, Callable[[Evaluation], float]] = {
+_SCORES: Mapping[BestMetric, Callable[[Any], float]] = {
     "top1": lambda evaluation: evaluation.top1,
     "loss": lambda evaluation: -evaluation.loss,
     "balanced-accuracy": lambda evaluation: evaluation.balanced_accuracy,
@@ -23,7 +23,7 @@ _SCORES: Mapping[BestMetric, Callable[[Evaluation], float]] = {
 }
 
 
-def update_best(state: TrainState, evaluations: Mapping[str, Evaluation], metric: BestMetric) -> TrainState:
+def update_best(state: TrainState, evaluations: Mapping[str, AnyEvaluation], metric: BestMetric) -> TrainState:
     """The state with its current weights as the best ones where `metric` is better than before.
 
     If two evaluations are equally good, the first one counts.

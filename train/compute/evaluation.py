@@ -16,9 +16,12 @@ from poolformer_jax import PoolFormerForImageClassification
 from poolformer_jax.errors import InputError
 from poolformer_jax.network import cross_entropy
 from train.compute.sharding import batch_sharding, replicated, to_devices
+from train.compute.target_evaluation import TargetEvaluation, evaluate_targets
 
 # With more classes the confusion matrix takes much memory and its picture is unreadable.
 _MOST_CONFUSION_CLASSES = 100
+_NO_EXAMPLE = "The evaluation split has no example. Expected at least one."
+_NO_IMAGE = "No image of the evaluation split could be read. Expected at least one."
 
 # (variables, masked batch) -> sums over the batch, and the logits of its rows
 EvaluationStep = Callable[[Any, Mapping[str, Array]], tuple[dict[str, Array], Array]]
@@ -31,7 +34,7 @@ class Predictions:
 
     Attributes:
         index: each example's place in the split, int64 [n].
-        label: its correct class, int32 [n].
+        label: its correct class, int32 [n], or its targets, float32 [n, classes].
         logits: float32 [n, classes].
     """
 
@@ -78,6 +81,11 @@ class Evaluation:
         pairs = self.class_examples + self.class_predicted
         return float(np.mean(2 * self.class_correct[pairs > 0] / pairs[pairs > 0]))
 
+    @property
+    def headline(self) -> str:
+        """The accuracies in words; top-5 only with more than five classes, because it is 100 % otherwise."""
+        return f"top-1 {self.top1:.2%}" + (f"  top-5 {self.top5:.2%}" if len(self.class_examples) > 5 else "")
+
     def summary(self) -> dict[str, float]:
         """The figures without those of single classes."""
         return {
@@ -88,6 +96,9 @@ class Evaluation:
             "balanced_accuracy": self.balanced_accuracy,
             "f1": self.f1,
         }
+
+
+AnyEvaluation = Evaluation | TargetEvaluation
 
 
 def make_evaluation_step(
@@ -101,12 +112,14 @@ def make_evaluation_step(
         mesh: devices that share the batch.
         shardings: of the variables.
     """
-    classes = model.config.num_labels
+    classes, problem = model.config.num_labels, model.config.problem_type
 
     def sums(variables: Any, batch: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
         labels, mask = batch["label"], batch["mask"]
         output: Any = model.apply(variables, normalize(batch["image"]))
         logits = output.logits
+        if problem in ("multi_label_classification", "regression"):  # all figures follow from the outputs
+            return {}, logits.astype(jnp.float32)
         best = lax.top_k(logits, min(5, classes))[1]
         hits = (best == labels[:, None]) & mask[:, None]
         totals = {
@@ -132,7 +145,8 @@ def evaluate(
     batches: Iterable[Mapping[str, np.ndarray]],
     mesh: Mesh,
     keep_logits: bool = False,
-) -> dict[str, Evaluation]:
+    problem: str | None = None,
+) -> dict[str, AnyEvaluation]:
     """Runs `step` with every kind of weights on `batches`, this process's part of the split's.
 
     Args:
@@ -141,10 +155,13 @@ def evaluate(
         batches: with "image", "label", "mask" and "index".
         mesh: devices that share each batch.
         keep_logits: also return the predictions, whole on every process.
+        problem: the network's `problem_type`.
 
     Raises:
         ValueError: if the split has no example.
     """
+    has_targets = problem in ("multi_label_classification", "regression")
+    keep_logits = keep_logits or has_targets
     sums: dict[str, list[dict[str, Array]]] = {kind: [] for kind in weights}
     rows: list[Mapping[str, np.ndarray]] = []
     logits: dict[str, list[np.ndarray]] = {kind: [] for kind in weights}
@@ -159,9 +176,11 @@ def evaluate(
             rows.append({name: batch[name] for name in ("index", "label", "mask")})
         # So that the host does not fill the devices' memory with waiting batches.
         jax.block_until_ready([parts[-2:-1] for parts in sums.values()])
+    if has_targets:
+        return {kind: _target_evaluation(problem, rows, logits[kind]) for kind in weights}
     evaluations = {kind: _evaluation(jax.device_get(parts)) for kind, parts in sums.items()}
     if not keep_logits:
-        return evaluations
+        return dict(evaluations)
     return {
         kind: dataclasses.replace(evaluation, predictions=_predictions(rows, logits[kind]))
         for kind, evaluation in evaluations.items()
@@ -185,15 +204,26 @@ def _predictions(rows: Sequence[Mapping[str, np.ndarray]], logits: Sequence[np.n
     return Predictions(**{name: value[order] for name, value in columns.items()})
 
 
+def _target_evaluation(
+    problem: Any, rows: Sequence[Mapping[str, np.ndarray]], logits: Sequence[np.ndarray]
+) -> TargetEvaluation:
+    if not rows:
+        raise InputError(_NO_EXAMPLE)
+    found = _predictions(rows, logits)
+    if len(found.label) == 0:
+        raise InputError(_NO_IMAGE)
+    return evaluate_targets(problem, found.logits, found.label)
+
+
 def _evaluation(parts: Sequence[Mapping[str, np.ndarray]]) -> Evaluation:
     """The sums of single batches, added up."""
     if not parts:
-        raise InputError("The evaluation split has no example. Expected at least one.")
+        raise InputError(_NO_EXAMPLE)
     # Counts are added as int64 and the loss in float64 on the host: exact for any split.
     total = jax.tree.map(lambda *values: np.sum(np.stack(values), 0, dtype=_wide(values[0])), *parts)
     examples = int(total["class_examples"].sum())
     if examples == 0:
-        raise InputError("No image of the evaluation split could be read. Expected at least one.")
+        raise InputError(_NO_IMAGE)
     return Evaluation(
         examples=examples,
         loss=float(total["loss"] / examples),

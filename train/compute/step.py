@@ -18,9 +18,9 @@ from train.config import OptimizerConfig
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
-# (key, images, labels) -> (pixel values, one probability per class)
+# (key, images, labels) -> (pixel values, targets)
 Augment = Callable[
-    [PRNGKeyArray, UInt8[Array, "b h w c"], Int[Array, " b"]],
+    [PRNGKeyArray, UInt8[Array, "b h w c"], Int[Array, " b"] | Float[Array, "b labels"]],
     tuple[Float[Array, "b h2 w2 c"], Float[Array, "b labels"]],
 ]
 
@@ -145,9 +145,7 @@ def _accumulated(
         with_params = {**variables, "params": stop_gradients(params, config)}
         weighted = targets if class_weights is None else targets * jnp.asarray(class_weights, targets.dtype)
         output: Any = model.apply(with_params, pixels, labels=weighted, train=True, rngs={"dropout": key})
-        # Mixed images count as the class with the largest share.
-        hits = jnp.argmax(output.logits, -1) == jnp.argmax(targets, -1)
-        return output.loss, hits.mean(dtype=output.loss.dtype)
+        return output.loss, _accuracy(model, output.logits, targets).astype(output.loss.dtype)
 
     value_and_grad, params = jax.value_and_grad(loss_and_accuracy, has_aux=True), variables["params"]
     if parts == 1:
@@ -163,6 +161,19 @@ def _accumulated(
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     total, _ = lax.scan(add_part, zeros, shares)
     return jax.tree.map(lambda value: value / parts, total)
+
+
+def _accuracy(
+    model: PoolFormerForImageClassification, logits: Float[Array, "b k"], targets: Float[Array, "b k"]
+) -> Float[Array, ""]:
+    """The share of right answers: of images, or for several classes per image of their classes; NaN for regression."""
+    match model.config.problem_type:
+        case "regression":
+            return jnp.full((), jnp.nan)
+        case "multi_label_classification":
+            return jnp.mean((logits > 0) == (targets > 0.5))
+        case _:  # mixed images count as the class with the largest share
+            return jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(targets, -1))
 
 
 def _interleaved(x: Float[Array, "b ..."], parts: int, mesh: Mesh | None) -> Float[Array, "parts b2 ..."]:

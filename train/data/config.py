@@ -14,6 +14,7 @@ from train.data.augment.random_augment import RandAugment
 
 _LOCAL = "a local path; mount a bucket on every host (gcsfuse, for example) and give the folder where it is mounted"
 FILE_SOURCES = ("folder", "labels", "parquet", "tfds")  # each with a path after a colon
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 _UNIT_RANGE = ", for pixels in 0..1; divide statistics of pixels in 0..255 by 255"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
@@ -116,7 +117,9 @@ class DataConfig:
     image_column: str | None = None
     """Column of the images. Default: file_name in labels: sources, image in parquet: sources."""
     label_column: str = "label"
-    """Column of the classes in labels: and parquet: sources."""
+    """Column of the classes in labels: and parquet: sources. Several targets: their columns, separated by commas."""
+    problem_type: ProblemType = "single_label_classification"
+    """One class per image; any number of classes per image; or numbers. The last two need labels: or parquet:."""
     train_split: str = "train"
     """Split to train on; slices such as "train[:90%]" work for tfds sources."""
     evaluation_split: str = "validation"
@@ -177,12 +180,42 @@ class DataConfig:
                 self.sampling == "uniform" or self.class_weights == "none",
                 "uniform with class_weights='balanced': together they would count small classes twice",
             ),
+            *self._rules_of_targets(),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
             ("workers", (self.workers or 0) >= 0, "0 or a positive number of processes"),
             ("worker_batches", self.worker_batches > 0, "a positive number of batches"),
             ("synthetic_examples", self.synthetic_examples > 0, "a positive number of images"),
         ]
         check_rules(self, rules)
+
+    def _rules_of_targets(self) -> list[tuple[str, object, str]]:
+        """What multi-label classification and regression do not define."""
+        if not self.has_target_vectors:
+            return []
+        tables = self.source.startswith(("labels:", "parquet:"))
+        numbers = self.problem_type == "regression"
+        why = f" with problem_type={self.problem_type!r}"
+        return [
+            ("source", tables, f"labels:FILE or parquet:PATH{why}: other sources have one class per image"),
+            ("class_map", self.class_map is None, f"None{why}"),
+            ("sampling", self.sampling == "uniform", f"uniform{why}: an image has no single class"),
+            ("class_weights", self.class_weights == "none", f"none{why}: an image has no single class"),
+            (
+                "mix",
+                not numbers or self.mix.label_smoothing == 0,
+                f"--data.mix.label-smoothing 0{why}",
+            ),
+            (
+                "mix",
+                not numbers or self.mix.cutmix == 0,
+                f"--data.mix.cutmix 0{why}; mixup mixes the numbers",
+            ),
+        ]
+
+    @property
+    def has_target_vectors(self) -> bool:
+        """True if an image has a vector of targets, not the index of a class."""
+        return self.problem_type != "single_label_classification"
 
     @property
     def num_channels(self) -> int:

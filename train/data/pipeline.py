@@ -16,7 +16,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import grain
 import numpy as np
@@ -144,8 +144,8 @@ def train_batches(
     """This process's part of the training batches, without end, starting at `start_step`.
 
     Every batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int64 [b]} with b = batch_size /
-    process_count; index is the example's place in the source. A batch is a pure function of (config.seed, step), as the
-    package's docstring describes.
+    process_count; index is the example's place in the source. For several classes per image, or regression, "label" is
+    the targets, float32 [b, k]. A batch is a pure function of (config.seed, step), as the package's docstring says.
 
     Raises:
         ValueError: if the batch size is not a multiple of process_count, or the resizer is not installed.
@@ -258,7 +258,7 @@ class _MakeTrainingBatch:
     def __call__(self, places: Sequence[_Place]) -> Batch:
         transform = TrainingTransform(self.config)
         examples = self.source.__getitems__([place.index for place in places])
-        batch = _empty_batch(self.config, len(places), (self.config.image_size, self.config.image_size))
+        batch = _empty_batch(self.config, self.source, len(places), (self.config.image_size, self.config.image_size))
         for row, (place, example) in enumerate(zip(places, examples)):
             index = place.index
             while True:
@@ -277,7 +277,7 @@ class _MakeTrainingBatch:
                         ) from error
                     index += 1
                     example = self.source[index % len(self.source)]
-            batch["label"][row] = _label(example, self.source, self.config.train_split)
+            batch["label"][row] = _label(example, self.source, self.config, self.config.train_split)
             batch["index"][row] = index % len(self.source)
         return batch
 
@@ -293,11 +293,11 @@ class _MakeEvaluationBatch:
     def __call__(self, indices: Sequence[int]) -> Batch:
         real = [index for index in indices if index < len(self.source)]
         assert self.image_processor.output_size is not None
-        batch = _empty_batch(self.config, len(indices), self.image_processor.output_size)
+        batch = _empty_batch(self.config, self.source, len(indices), self.image_processor.output_size)
         batch["mask"] = np.zeros(len(indices), bool)
         for row, (index, example) in enumerate(zip(real, self.source.__getitems__(real))):
             batch["index"][row] = index
-            batch["label"][row] = _label(example, self.source, self.config.evaluation_split)
+            batch["label"][row] = _label(example, self.source, self.config, self.config.evaluation_split)
             try:
                 batch["image"][row] = self.image_processor.resize_and_crop(image_of(example))
                 batch["mask"][row] = True
@@ -307,17 +307,20 @@ class _MakeEvaluationBatch:
         return batch
 
 
-def _empty_batch(config: DataConfig, size: int, image_size: tuple[int, int]) -> Batch:
+def _empty_batch(config: DataConfig, source: Source, size: int, image_size: tuple[int, int]) -> Batch:
+    targets = np.zeros((size, len(source.class_names)), np.float32)
     return {
         "image": np.zeros((size, *image_size, config.num_channels), np.uint8),
-        "label": np.zeros(size, np.int32),
+        "label": targets if config.has_target_vectors else np.zeros(size, np.int32),
         "index": np.full(size, -1, np.int64),
         "bad": np.full(size, -1, np.int64),
     }
 
 
-def _label(example: Example, source: Source, split: str) -> int:
+def _label(example: Example, source: Source, config: DataConfig, split: str) -> Any:
     label, classes = example["label"], len(source.class_names)
+    if config.has_target_vectors:
+        return label  # checked when the source was opened
     if not 0 <= label < classes:
         # Indexing with a negative label would silently count from the end.
         raise LabelError(

@@ -30,6 +30,7 @@ from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
 from poolformer_jax.images import ImageError, read_image
 from poolformer_jax.messages import MAX_MESSAGE, printable
+from train.data.config import ProblemType
 from train.data.fingerprint import (
     Fingerprint,
     check_fingerprint,
@@ -47,6 +48,7 @@ from train.data.sources.source import Example, Source, SourceError, check_not_em
 from train.folders import lock_folder
 
 _VERSION = "1.0.0"
+_ONE_CLASS: ProblemType = "single_label_classification"
 _SOURCES = ("folder", "labels", "parquet", "imagenet")
 _SHUFFLE_SEED = 0
 _LEFT_OUT = "left_out"
@@ -235,7 +237,7 @@ def _open_sources(config: PrepareConfig, on_progress: Callable[[Progress], None]
 
 
 def _open(config: PrepareConfig, split: str, list_images: ListImages) -> Source:
-    columns = (config.image_column, config.label_column)
+    columns = (config.image_column, config.label_column, _ONE_CLASS)
     if config.source.startswith("labels:"):
         return open_label_file(str(config.path), split, config.held_out, *columns)
     if config.source.startswith("parquet:"):

@@ -22,7 +22,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from poolformer_jax.fields import INTEGER
 from poolformer_jax.files import replace_atomically
-from train.compute import Evaluation
+from train.compute import AnyEvaluation, Evaluation
 from train.config import TrainConfig
 from train.report.pictures import draw_curves
 from train.report.progress import Display, Meter, Record
@@ -102,7 +102,7 @@ class Journal:
         """True if metrics.jsonl has an evaluation at `step`; the same on all processes."""
         return bool(multihost_utils.broadcast_one_to_all(np.asarray(self._metrics.has_evaluation(step))))
 
-    def evaluation(self, step: int, evaluations: Mapping[str, Evaluation]) -> None:
+    def evaluation(self, step: int, evaluations: Mapping[str, AnyEvaluation]) -> None:
         """Reports an evaluation of the whole split, by kind of weights."""
         epoch = step / self._steps_per_epoch
         for weights, evaluation in evaluations.items():
@@ -165,7 +165,7 @@ class MetricsFile:
         """True if an evaluation at `step` is written; only process 0 knows."""
         return self._writes and ("evaluation", step) in self._written
 
-    def evaluation(self, step: int, epoch: float, weights: str, evaluation: Evaluation) -> None:
+    def evaluation(self, step: int, epoch: float, weights: str, evaluation: AnyEvaluation) -> None:
         """Writes an evaluation of the parameters ("params") or their running mean ("ema")."""
         kind = "evaluation" if weights == "params" else f"evaluation_{weights}"
         self._write(kind, {"step": step, "epoch": epoch, **evaluation.summary()})
@@ -227,12 +227,9 @@ def _is_line(line: Any) -> bool:
     return all(value is None or isinstance(value, int | float) for value in values)
 
 
-def _one_line(evaluations: Mapping[str, Evaluation], epoch: float) -> str:
+def _one_line(evaluations: Mapping[str, AnyEvaluation], epoch: float) -> str:
     params = evaluations["params"]
-    line = f"held out after epoch {epoch:.1f}: top-1 {params.top1:.2%}  "
-    if len(params.class_examples) > 5:  # otherwise top-5 is always 100 %
-        line += f"top-5 {params.top5:.2%}  "
-    line += f"loss {params.loss:.3f}"
-    if "ema" in evaluations:
-        line += f"  EMA top-1 {evaluations['ema'].top1:.2%}"
+    line = f"held out after epoch {epoch:.1f}: {params.headline}  loss {params.loss:.3f}"
+    if (ema := evaluations.get("ema")) is not None:
+        line += f"  EMA {f'top-1 {ema.top1:.2%}' if isinstance(ema, Evaluation) else ema.headline}"
     return line

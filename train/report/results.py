@@ -17,9 +17,9 @@ from poolformer_jax import save_pretrained
 from poolformer_jax.files import write_json
 from poolformer_jax.hub import push_to_hub
 from poolformer_jax.images import ImageError
-from train.compute import Evaluation, TrainState, to_host, weights_to_publish
+from train.compute import AnyEvaluation, Evaluation, TrainState, to_host, weights_to_publish
 from train.config import TrainConfig
-from train.data import Source, read_example
+from train.data import Example, Source, read_example
 from train.report.analysis import class_scores, measure_calibration
 from train.report.journal import finite_or_null
 from train.report.page import write_report_files
@@ -35,7 +35,7 @@ def write_results(
     parts: RunParts,
     state: TrainState,
     held_out: Source,
-    evaluations: dict[str, Evaluation],
+    evaluations: dict[str, AnyEvaluation],
     finished: bool,
 ) -> None:
     """Writes the results into `config.run_dir`; collective: all processes call it, and process 0 writes.
@@ -56,7 +56,9 @@ def write_results(
             if weights == "params":
                 model, model_report = variables, report
     if jax.process_index() == 0:
-        write_report_files(config.run_dir, f"Run {config.run_dir}", evaluations["params"], model_report, held_out)
+        result = evaluations["params"]
+        if isinstance(result, Evaluation):
+            write_report_files(config.run_dir, f"Run {config.run_dir}", result, model_report, held_out)
         write_examples(config.run_dir / "examples", held_out, config.example_images)
         if finished:
             if hasattr(os, "sync"):  # not on Windows
@@ -87,7 +89,8 @@ def _push_to_hub(
 
     def save(folder: Path) -> None:
         _write_model(folder, config, parts, variables, report)  # anew, because the card names its folder
-        shutil.copy(config.run_dir / "report.html", folder)
+        if (page := config.run_dir / "report.html").exists():
+            shutil.copy(page, folder)
 
     print(f"Uploaded  {push_to_hub(repository, save)}")
 
@@ -105,10 +108,19 @@ def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
         except ImageError:
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{_file_name(source.class_names[example['label']])}-{index}.png"
+        path = folder / f"{_file_name(_label_text(source, example))}-{index}.png"
         picture.save(path)
         paths.append(path)
     return paths
+
+
+def _label_text(source: Source, example: Example) -> str:
+    """The name of an image's class; with several targets, those that are not 0."""
+    label = example["label"]
+    if isinstance(label, int):
+        return source.class_names[label]
+    parts = [f"{name}={value:g}" for name, value in zip(source.class_names, label) if value]
+    return ",".join(parts).replace("=1", "") or "none"
 
 
 def _spread(source: Source, count: int) -> Sequence[int]:
@@ -122,11 +134,14 @@ def _file_name(class_name: str) -> str:
     return cleaned.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
 
 
-def evaluation_report(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
+def evaluation_report(evaluation: AnyEvaluation, class_names: Sequence[str]) -> dict[str, Any]:
     """The content of evaluation.json, JSON-ready: the figures, and those of every class.
 
     With predictions, calibration is among them, and precision, recall and F1 of every class.
     """
+    if not isinstance(evaluation, Evaluation):
+        rows = [{"class": name, **row} for name, row in zip(class_names, evaluation.targets)]
+        return {**finite_or_null(evaluation.summary()), "classes": rows}
     classes: list[dict[str, Any]] = [
         {"class": name, "examples": int(count), "top1": int(right) / int(count) if count else None}
         for name, count, right in zip(class_names, evaluation.class_examples, evaluation.class_correct)
@@ -165,7 +180,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def print_summary(config: TrainConfig, step: int, evaluations: dict[str, Evaluation]) -> None:
+def print_summary(config: TrainConfig, step: int, evaluations: dict[str, AnyEvaluation]) -> None:
     """Prints, on process 0, the accuracy, where the files are, and a command that classifies an image.
 
     Args:
@@ -179,11 +194,18 @@ def print_summary(config: TrainConfig, step: int, evaluations: dict[str, Evaluat
         print(f"\nStopped after step {step}; its state is saved. The same command resumes it.")
         return
     run_dir, result = config.run_dir, evaluations["params"]
-    print(f"\nHeld-out accuracy {result.top1:.2%} ({result.examples:,} images), loss {result.loss:.3f}")
-    if "ema" in evaluations:
-        print(f"Running mean of the weights: {evaluations['ema'].top1:.2%}  ({run_dir / _FOLDERS['ema']})")
+    headline = (
+        f"Held-out accuracy {result.top1:.2%}" if isinstance(result, Evaluation) else f"Held out: {result.headline}"
+    )
+    print(f"\n{headline} ({result.examples:,} images), loss {result.loss:.3f}")
+    if (ema := evaluations.get("ema")) is not None:
+        text = f"{ema.top1:.2%}" if isinstance(ema, Evaluation) else ema.headline
+        print(f"Running mean of the weights: {text}  ({run_dir / _FOLDERS['ema']})")
     print(f"Model     {run_dir / _FOLDERS['params']}\nCurves    {run_dir / 'curves.png'}")
-    print(f"Report    {run_dir / 'report.html'}")
+    if isinstance(result, Evaluation):
+        print(f"Report    {run_dir / 'report.html'}")
+    if config.data.problem_type == "regression":
+        return
     if images := sorted((run_dir / "examples").glob("*.png")):
         image, model = shlex.quote(str(images[0])), shlex.quote(str(run_dir / _FOLDERS["params"]))
         print("\nNext, classify an image:")

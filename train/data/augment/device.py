@@ -30,7 +30,7 @@ _TABLE = 4097  # points of a distribution function
 def augment_batch(
     key: Key[Array, ""],
     images: UInt8[Array, "b h w c"],
-    labels: Int[Array, " b"],
+    labels: Int[Array, " b"] | Float[Array, "b k"],
     config: DataConfig,
     *,
     num_classes: int,
@@ -41,19 +41,20 @@ def augment_batch(
     Args:
         key: the step's random key.
         images: 8-bit pixels.
-        labels: from 0 to num_classes - 1.
-        config: uses `mix`, `image_mean` and `image_std`.
+        labels: from 0 to num_classes - 1; for several classes per image, or for regression, the targets.
+        config: uses `mix`, `image_mean`, `image_std` and `problem_type`.
         num_classes: k.
         dtype: of the returned pixels. The arithmetic is float32.
 
     Returns:
-        Normalised pixels of `dtype`, and for every image a distribution over the classes, float32.
+        Normalised pixels of `dtype`, and for every image its targets, float32: a distribution over the classes,
+        the probability of each class, or for regression numbers. Mixed images have mixed targets.
 
     Raises:
         ValueError: when traced, if the batch size is not a multiple of the group size.
     """
     mix_key, erase_key = jax.random.split(key)
-    targets = smooth_one_hot(labels, num_classes, config.mix.label_smoothing)
+    targets = make_targets(labels, num_classes, config)
     values = images.astype(jnp.float32)
     if config.mix.mixes and len(labels) > 1:  # a single image has no other to be mixed with
         values, targets = mix_groups(mix_key, images, targets, config.mix)
@@ -68,6 +69,18 @@ def normalize_batch(
 ) -> Float[Array, "b h w c"]:
     """The network's input for evaluation: equals the image processor's `normalize` up to float32 rounding."""
     return _normalize(images.astype(jnp.float32), config).astype(dtype)
+
+
+def make_targets(
+    labels: Int[Array, " b"] | Float[Array, "b k"], num_classes: int, config: DataConfig
+) -> Float[Array, "b k"]:
+    """The targets before mixing, smoothed: those of several classes as y * (1 - smoothing) + smoothing / 2."""
+    smoothing = config.mix.label_smoothing
+    if config.problem_type == "single_label_classification":
+        return smooth_one_hot(labels, num_classes, smoothing)
+    if config.problem_type == "multi_label_classification":
+        return labels * (1 - smoothing) + smoothing / 2
+    return labels
 
 
 def smooth_one_hot(labels: Int[Array, " b"], num_classes: int, smoothing: float) -> Float[Array, "b k"]:

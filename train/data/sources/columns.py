@@ -1,36 +1,98 @@
-"""Labels from the column of a table, such as a CSV file or Parquet."""
+"""Labels and targets from the columns of a table, such as a CSV file or Parquet."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from poolformer_jax.messages import first_few
+from poolformer_jax.messages import first_few, short_repr
+from train.data.config import ProblemType
 from train.data.sources.folders import natural_key
 from train.data.sources.source import SourceError
 
-
-def class_names_of(values: Sequence[Any]) -> tuple[str, ...]:
-    """The classes in a column of names or numbers, sorted as class folders are: numbers by value."""
-    return tuple(sorted({str(value) for value in values}, key=natural_key))
+_SEPARATOR = "|"
 
 
-def labels_of(values: Sequence[Any], class_names: tuple[str, ...], where: str) -> np.ndarray:
-    """The label of each value of a column: int32 [n].
+def read_labels(
+    values: Sequence[Sequence[Any]],
+    columns: Sequence[str],
+    class_names: tuple[str, ...] | None,
+    problem: ProblemType,
+    where: str,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The labels of a table's rows and the names of the classes.
 
     Args:
-        values: names of classes.
-        class_names: the classes, in the order of their labels.
+        values: of each column, by row. One class per image: a name, or its number. Several: a list of names or numbers,
+            or names separated by "|"; with more than one column, 0 or 1 for the class that the column is named after.
+            Regression: numbers.
+        columns: their names.
+        class_names: the classes in the order of their labels. None: those of the rows, sorted as class folders are.
+        problem: whether an image has one class, several, or numbers.
         where: the table, for messages.
 
+    Returns:
+        int32 [n], or for several classes or numbers float32 [n, k]; and the classes, or for regression the columns.
+
     Raises:
-        SourceError: with the values that are not classes, or if a row has no value.
+        SourceError: with the values that are not classes or numbers.
     """
-    label_of = {name: label for label, name in enumerate(class_names)}
-    names = [str(value) for value in values]
-    if unknown := sorted(set(names) - label_of.keys(), key=natural_key):
-        raise SourceError(f"{where} has classes that training does not have: {first_few(unknown)}.")
-    return np.array([label_of[name] for name in names], np.int32)
+    if problem != "multi_label_classification" or len(columns) > 1:  # else no name means no class
+        for column, found in zip(columns, values):
+            require_values(found, column, where)
+    if problem == "regression" or (problem == "multi_label_classification" and len(columns) > 1):
+        targets = np.stack([_numbers(column, name, where) for column, name in zip(values, columns)], axis=1)
+        if problem == "multi_label_classification" and not np.isin(targets, (0, 1)).all():
+            raise SourceError(f"{where}: the columns {first_few(list(columns))} hold other numbers than 0 and 1.")
+        return targets, tuple(columns)
+    if len(columns) > 1:
+        raise SourceError(f"{where}: expected one column of labels for one class per image, not {first_few(columns)}.")
+    rows: list[Sequence[Any]] = [
+        [value] if problem == "single_label_classification" else _several(value) for value in values[0]
+    ]
+    flat = [value for row in rows for value in row]
+    if class_names is not None and not any(isinstance(value, str) for value in flat):
+        # A negative number marks a split without labels; reading a batch raises the error for it.
+        labels, names = np.array(flat, np.int32), class_names
+        if labels.size and labels.max() >= len(names):
+            raise SourceError(f"{where} has the label {labels.max()}. Expected 0 to {len(names) - 1}.")
+    else:
+        texts = [str(value) for value in flat]
+        names = class_names or tuple(sorted(set(texts), key=natural_key))
+        label_of = {name: label for label, name in enumerate(names)}
+        if unknown := sorted(set(texts) - label_of.keys(), key=natural_key):
+            raise SourceError(f"{where} has classes that training does not have: {first_few(unknown)}.")
+        labels = np.array([label_of[text] for text in texts], np.int32)
+    if problem == "single_label_classification":
+        return labels, names
+    targets = np.zeros((len(rows), len(names)), np.float32)
+    targets[np.repeat(np.arange(len(rows)), [len(row) for row in rows]), labels] = 1
+    return targets, names
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """The classes of an image: a list, or names in one text."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(_SEPARATOR) if name.strip()]
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _numbers(values: Sequence[Any], column: str, where: str) -> np.ndarray:
+    try:
+        numbers = np.array([float(value) for value in values], np.float32)
+    except (TypeError, ValueError):
+        numbers = np.array([np.nan])
+    if not np.isfinite(numbers).all():
+        wrong = next((value for value in values if not _is_number(value)), None)
+        raise SourceError(f"{where}: the column {column!r} holds {short_repr(wrong)}. Expected finite numbers.")
+    return numbers
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except (TypeError, ValueError):
+        return False
 
 
 def require_values(values: Sequence[Any], column: str, where: str) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes, read_image_file
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
-from train.data.sources.source import Example, Source, SourceError, digest_of, held_out
+from train.data.sources.source import Example, Source, SourceError, digest_of, held_out, label_at
 
 ALL_IMAGES = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
@@ -57,7 +57,7 @@ class FolderSource:
     names: np.ndarray
     """File names relative to root, as the file system's bytes: [n], dtype S."""
     labels: np.ndarray
-    """int32 [n]."""
+    """int32 [n], or the targets of each image, float32 [n, k]."""
     class_names: tuple[str, ...]
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """The number of files and folders in the class folders that were passed over, by ending or kind."""
@@ -79,7 +79,7 @@ class FolderSource:
         except OSError as error:
             self._check_root(error)
             image = ImageError(f"its file cannot be read: {error.strerror or error}")
-        return {"image": image, "label": int(self.labels[index]), "id": printable(path, MAX_MESSAGE)}
+        return {"image": image, "label": label_at(self.labels, index), "id": printable(path, MAX_MESSAGE)}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples; threads read the rest of them after the first slow read."""

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
-from train.data.sources.columns import class_names_of, labels_of, require_values
+from train.data.config import ProblemType
+from train.data.sources.columns import read_labels, require_values
 from train.data.sources.folders import ALL_IMAGES, FolderSource
-from train.data.sources.source import SPLIT_NAMES, SourceError, held_out
+from train.data.sources.source import SPLIT_NAMES, SourceError, held_out_rows
 
 SUFFIXES = (".csv", ".jsonl")
 _SPLIT_COLUMN = "split"
@@ -28,7 +29,7 @@ Rows = list[dict[str, Any]]
 
 
 def open_label_file(
-    path: str, split: str, held_out_share: float, image_column: str | None, label_column: str
+    path: str, split: str, held_out_share: float, image_column: str | None, label_column: str, problem: ProblemType
 ) -> FolderSource:
     """The split named `split` of the images that the file, or the files of the folder, `path` names.
 
@@ -37,25 +38,26 @@ def open_label_file(
         split: its name; "train+validation" for all rows.
         held_out_share: share of every class for validation, if no rows are.
         image_column: the column of the images' paths. Default: file_name.
-        label_column: the column of the classes' names.
+        label_column: the column of the classes' names, or of the targets; several, separated by commas.
+        problem: whether an image has one class, several, or numbers.
 
     Raises:
         SourceError: if there is no such file, split or column, or if rows lack values.
     """
     root, image_column = Path(path).expanduser().resolve(), image_column or "file_name"
-    splits = _rows_of_splits(root, path, (image_column, label_column))
+    columns = (image_column, *label_column.split(","))
+    splits = _rows_of_splits(root, path, columns)
     all_rows = [row for rows in splits.values() for row in rows]
     train = splits.get("train", all_rows)
-    classes = class_names_of([row[label_column] for row in (all_rows if split == ALL_IMAGES else train)])
+    pool = _source(root, all_rows if split == ALL_IMAGES else train, None, columns, problem, path)
     if split == ALL_IMAGES:
-        return _source(root, all_rows, classes, image_column, label_column, path)
+        return pool
     if split in splits and (split != "train" or "validation" in splits):
-        return _source(root, splits[split], classes, image_column, label_column, path)
+        return _source(root, splits[split], pool.class_names, columns, problem, path)
     if split not in ("train", "validation"):
         raise SourceError(f"labels:{path} has no split {split!r}. It has: {', '.join(splits) or 'train, validation'}.")
-    pool = _source(root, train, classes, image_column, label_column, path)
     names = [os.fsdecode(bytes(name)) for name in pool.names]
-    chosen = held_out(names, pool.labels.tolist(), held_out_share)
+    chosen = held_out_rows(names, pool.labels, held_out_share)
     return pool.select(np.flatnonzero(chosen == (split == "validation")))
 
 
@@ -113,16 +115,22 @@ def _read(file: Path, columns: Sequence[str], root: Path) -> Rows:
                 f"{file} has no column {column!r}. It has: {first_few(list(map(str, rows[0])))}. Name the columns with "
                 "--data.image-column and --data.label-column."
             )
-        require_values([row.get(column) for row in rows], column, str(file))
+    require_values([row.get(columns[0]) for row in rows], columns[0], str(file))
     inside = file.parent.relative_to(root)
     return [{**row, columns[0]: os.path.normpath(inside / str(row[columns[0]]))} for row in rows]
 
 
 def _source(
-    root: Path, rows: Rows, classes: tuple[str, ...], image_column: str, label_column: str, path: str
+    root: Path,
+    rows: Rows,
+    classes: tuple[str, ...] | None,
+    columns: tuple[str, ...],
+    problem: ProblemType,
+    path: str,
 ) -> FolderSource:
-    labels = labels_of([row[label_column] for row in rows], classes, f"labels:{path}")
-    names = np.array([os.fsencode(row[image_column]) for row in rows], dtype=np.bytes_)
+    values = [[row.get(column) for row in rows] for column in columns[1:]]
+    labels, classes = read_labels(values, columns[1:], classes, problem, f"labels:{path}")
+    names = np.array([os.fsencode(row[columns[0]]) for row in rows], dtype=np.bytes_)
     return FolderSource(
         root if root.is_dir() else root.parent, names, labels, tuple(printable(name, MAX_MESSAGE) for name in classes)
     )

@@ -40,7 +40,7 @@ def _open(config: DataConfig, split: str) -> "ArraySource | FolderSource | Parqu
         from train.data.sources.tfds import open_tfds
 
         return open_tfds(argument, split, config.data_dir)
-    columns = (config.image_column, config.label_column)
+    columns = (config.image_column, config.label_column, config.problem_type)
     if kind == "labels":
         return open_label_file(argument, split, config.held_out, *columns)
     if kind == "parquet":

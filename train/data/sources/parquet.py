@@ -23,9 +23,10 @@ import numpy as np
 from poolformer_jax.errors import MissingDependencyError
 from poolformer_jax.images import ImageError
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
-from train.data.sources.columns import class_names_of, labels_of, require_values
+from train.data.config import ProblemType
+from train.data.sources.columns import read_labels
 from train.data.sources.folders import ALL_IMAGES
-from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out
+from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out_rows, label_at
 
 _GROUPS_KEPT = 2  # in memory, for reading in order
 _READING = threading.Lock()  # a ParquetFile has one position in its file, which threads must not share
@@ -41,7 +42,7 @@ class ParquetSource:
     rows: np.ndarray
     """int64 [n], the examples' rows, counted over all files."""
     labels: np.ndarray
-    """int32 [n]."""
+    """int32 [n], or the targets of each image, float32 [n, k]."""
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
     image_column: str
@@ -70,7 +71,7 @@ class ParquetSource:
             index, (file, group, first) = indices[place], self.groups[groups[place]]
             images = _read_group(self.files[file], int(group), self.image_column)
             image = _image_bytes(images[int(self.rows[index] - first)].as_py())
-            examples[int(place)] = {"image": image, "label": int(self.labels[index]), "id": self.ids[index]}
+            examples[int(place)] = {"image": image, "label": label_at(self.labels, index), "id": self.ids[index]}
         return [examples[place] for place in range(len(indices))]
 
     def select(self, rows: np.ndarray) -> "ParquetSource":
@@ -84,7 +85,7 @@ class ParquetSource:
 
 
 def open_parquet(
-    path: str, split: str, held_out_share: float, image_column: str | None, label_column: str
+    path: str, split: str, held_out_share: float, image_column: str | None, label_column: str, problem: ProblemType
 ) -> ParquetSource:
     """The split named `split` of the Parquet files below `path`.
 
@@ -93,7 +94,8 @@ def open_parquet(
         split: its name; "train+validation" for all rows.
         held_out_share: share of every class for validation, if no file has it.
         image_column: the column of the images, {bytes, path} or bytes. Default: image.
-        label_column: the column of the labels: numbers of classes, or their names.
+        label_column: the column of the labels, numbers of classes or their names; several, separated by commas.
+        problem: whether an image has one class, several, or numbers.
 
     Raises:
         SourceError: if there is no such file, split or column, or if rows lack labels.
@@ -106,17 +108,17 @@ def open_parquet(
     if not every_file:
         raise SourceError(f"parquet:{path}: expected a .parquet file, or a folder with such files.")
     train = splits.get("train", every_file)
-    named = _class_names(train[0], label_column)
-    columns = (image_column or "image", label_column)
+    named = _class_names(train[0], label_column) if problem != "regression" else None
+    columns = (image_column or "image", *label_column.split(","))
     if split == ALL_IMAGES:
-        return _open(root, every_file, columns, named)
+        return _open(root, every_file, columns, named, problem)
     if split in splits and (split != "train" or "validation" in splits):
-        classes = named or _open(root, train, columns, None).class_names
-        return _open(root, splits[split], columns, classes)
+        classes = named or _open(root, train, columns, None, problem).class_names
+        return _open(root, splits[split], columns, classes, problem)
     if split not in ("train", "validation"):
         raise SourceError(f"parquet:{path} has no split {split!r}. It has: {', '.join(splits) or 'train, validation'}.")
-    pool = _open(root, train, columns, named)
-    chosen = held_out(pool.ids, pool.labels.tolist(), held_out_share)
+    pool = _open(root, train, columns, named, problem)
+    chosen = held_out_rows(pool.ids, pool.labels, held_out_share)
     return pool.select(np.flatnonzero(chosen == (split == "validation")))
 
 
@@ -138,11 +140,15 @@ def _files_of_splits(root: Path) -> Mapping[str, tuple[Path, ...]]:
 
 
 def _open(
-    root: Path, files: tuple[Path, ...], columns: tuple[str, str], class_names: tuple[str, ...] | None
+    root: Path,
+    files: tuple[Path, ...],
+    columns: tuple[str, ...],
+    class_names: tuple[str, ...] | None,
+    problem: ProblemType,
 ) -> ParquetSource:
     groups: list[tuple[int, int, int]] = []
     ids: list[str] = []
-    values: list[Any] = []
+    values: list[list[Any]] = [[] for _ in columns[1:]]
     for number, file in enumerate(files):
         parquet = _open_file(file)
         if missing := [column for column in columns if column not in parquet.schema_arrow.names]:
@@ -150,19 +156,15 @@ def _open(
                 f"{file} has no column {missing[0]!r}. It has: {first_few(parquet.schema_arrow.names)}. Name the "
                 "columns with --data.image-column and --data.label-column."
             )
-        first = len(values)
+        first = len(ids)
         for group in range(parquet.num_row_groups):
             groups.append((number, group, first))
             first += parquet.metadata.row_group(group).num_rows
         ids += _ids(parquet, columns[0], printable(str(file.relative_to(root.parent if root.is_file() else root))))
-        values += parquet.read([columns[1]])[columns[1]].to_pylist()
-        require_values(values, columns[1], str(file))
-    if class_names is None or any(isinstance(value, str) for value in values):
-        class_names = class_names or class_names_of(values)
-        labels = labels_of(values, class_names, str(root))
-    else:
-        labels = np.array(values, np.int32)
-    rows = np.arange(len(values))
+        for column, found in zip(columns[1:], values):
+            found += parquet.read([column])[column].to_pylist()
+    labels, class_names = read_labels(values, columns[1:], class_names, problem, str(root))
+    rows = np.arange(len(ids))
     return ParquetSource(files, np.array(groups, np.int64), rows, labels, tuple(ids), class_names, columns[0])
 
 
@@ -179,8 +181,9 @@ def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
     """The names that `datasets` writes into the metadata of the schema; None without."""
     metadata = _open_file(file).schema_arrow.metadata or {}
     try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        names = feature.get("feature", feature)["names"]  # a list of classes has the feature of its items
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return tuple(printable(str(name), MAX_MESSAGE) for name in names)
 

@@ -32,7 +32,8 @@ class Example(TypedDict):
 
     image: Any
     """The bytes of an image file, an array uint8 [h, w] or [h, w, c], or the ImageError of an unreadable file."""
-    label: int
+    label: Any
+    """The number of its class, or its targets, float32 [k]."""
     id: str
     """A name by which a user finds the image, such as its path."""
 
@@ -66,6 +67,16 @@ def digest_of(description: Any, *columns: np.ndarray) -> str:
     for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
+
+
+def label_at(labels: np.ndarray, index: int) -> Any:
+    """The label of an example: an int, or its targets float32 [k] if `labels` is [n, k]."""
+    return int(labels[index]) if labels.ndim == 1 else labels[index]
+
+
+def held_out_rows(ids: Sequence[str], labels: np.ndarray, share: float) -> np.ndarray:
+    """`held_out` for labels [n], or for targets [n, k], of which the share is taken regardless of the targets."""
+    return held_out(ids, labels.tolist() if labels.ndim == 1 else [0] * len(ids), share)
 
 
 def image_of(example: Example) -> Any:
