@@ -290,17 +290,9 @@ def _doctor(arguments: Sequence[str]) -> int:
 
     Example:  python -m train doctor imagenet-s12 --data.source tfds:/data/packed/ilsvrc2012/1.0.0
     """
-    from train.recipes import RECIPES
-
-    name, rest = _recipe_file(arguments) or (arguments[0] if arguments else "", list(arguments[1:]))
-    if name in ("-h", "--help"):
-        print("usage: python -m train doctor RECIPE [--FIELD VALUE ...]\n\n" + _fill(_doctor.__doc__ or ""))
-        print("\n" + _fill(f"Recipes: {', '.join(_recipe_groups())}. The flags are those of the recipe."))
-        return 0
-    if isinstance(name, str) and name not in RECIPES:
-        print(f"doctor {name!r}: expected a recipe, one of: {', '.join(_recipe_groups())}.", file=sys.stderr)
-        return 2
-    config = _recipe(name, rest, "python -m train doctor")
+    config = _recipe_of_command("doctor", _doctor.__doc__ or "", arguments)
+    if isinstance(config, int):
+        return config
     from train.commands import examine, print_findings
     from train.report import create_console
 
@@ -312,10 +304,42 @@ def _doctor(arguments: Sequence[str]) -> int:
     return print_findings(examine(config), show, console.width)
 
 
+def _show(arguments: Sequence[str]) -> int:
+    """Write a sheet of augmented pictures with their targets, as the network sees them.
+
+    The sheet is augmented.png in the recipe's --run-dir; its pictures are of the first batch.
+
+    Example:  python -m train show finetune --data.source folder:flowers --run-dir runs/flowers
+    """
+    config = _recipe_of_command("show", _show.__doc__ or "", arguments)
+    if isinstance(config, int):
+        return config
+    from train.commands import show_batch
+
+    print(f"Written to {show_batch(config)}")
+    return 0
+
+
+def _recipe_of_command(command: str, description: str, arguments: Sequence[str]) -> "TrainConfig | int":
+    """The recipe that a command's arguments name, with their flags; or an exit code, after printing why."""
+    from train.recipes import RECIPES
+
+    name, rest = _recipe_file(arguments) or (arguments[0] if arguments else "", list(arguments[1:]))
+    if name in ("-h", "--help"):
+        print(f"usage: python -m train {command} RECIPE [--FIELD VALUE ...]\n\n" + _fill(description))
+        print("\n" + _fill(f"Recipes: {', '.join(_recipe_groups())}. The flags are those of the recipe."))
+        return 0
+    if isinstance(name, str) and name not in RECIPES:
+        print(f"{command} {name!r}: expected a recipe, one of: {', '.join(_recipe_groups())}.", file=sys.stderr)
+        return 2
+    return _recipe(name, rest, f"python -m train {command}")
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "evaluate": ("top-1, top-5 and loss of any model over a whole split", _evaluate),
     "probe": ("linear probe and k-NN on a network's features, without training it", _probe),
     "prepare": ("pack folders or ImageNet's archives for fast random access", _prepare),
+    "show": ("write a sheet of augmented pictures with their targets", _show),
     "doctor": ("check a recipe, its data and this machine before a long run", _doctor),
 }
 

@@ -37,6 +37,10 @@ class HostAugmentation:
     """Decode JPEGs at 1/4 or 1/8 if the crop shrinks at least as much: faster, pixels differ a little."""
     horizontal_flip: float = 0.5
     """Probability of mirroring left and right."""
+    vertical_flip: float = 0.0
+    """Probability of mirroring top and bottom, for images without a fixed "up"."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Strengths of random brightness, contrast, saturation and hue, as in torchvision (timm: 0.4 0.4 0.4 0)."""
     randaugment: str = "rand-m9-mstd0.5-inc1"
     """RandAugment in timm's notation (m magnitude, mstd its noise, n operations, p probability, inc1), or "none"."""
     max_shift: float = 0.0
@@ -49,6 +53,9 @@ class HostAugmentation:
             ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "0 < smallest <= largest <= 1"),
             ("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "0 < smallest <= largest"),
             ("horizontal_flip", 0 <= self.horizontal_flip <= 1, "a probability from 0 to 1"),
+            ("vertical_flip", 0 <= self.vertical_flip <= 1, "a probability from 0 to 1"),
+            ("color_jitter", min(self.color_jitter) >= 0, "0 or positive numbers"),
+            ("color_jitter", self.color_jitter[3] <= 0.5, "at most 0.5 for hue, half the colour circle"),
             ("max_shift", 0 <= self.max_shift < 1, "a share in [0, 1)"),
             ("max_rotation", 0 <= self.max_rotation <= 180, "degrees from 0 to 180"),
         ]

@@ -93,6 +93,19 @@ def draw_mistakes(
         _draw(path, lambda: _paint_mistakes(pictures, answers, class_names))
 
 
+def draw_sheet(pictures: Sequence[Any], captions: Sequence[Sequence[tuple[str, str]]], path: Path) -> None:
+    """Pictures with captions as a sheet, a PNG.
+
+    Args:
+        pictures: Pillow images, or uint8 [h, w, c].
+        captions: of each picture up to two lines, each a class's name and a text.
+        path: of the PNG.
+    """
+    lines = [[f"{_drawable(name)[:_LONGEST_NAME]} {text}" for name, text in caption] for caption in captions]
+    fonts = _fonts_for("".join(line for caption in lines for line in caption))
+    _draw(path, lambda: _paint_sheet(pictures, ["\n".join(caption) for caption in lines], fonts or []))
+
+
 def _paint_mistakes(
     pictures: Sequence[Any], answers: Sequence[tuple[int, int, float]], class_names: Sequence[str]
 ) -> Any:
@@ -100,15 +113,19 @@ def _paint_mistakes(
     names = {label: _drawable(class_names[label])[:_LONGEST_NAME] for label in labels}
     if (fonts := _fonts_for("".join(names.values()))) is None:
         names, fonts = {label: str(label) for label in names}, []
+    captions = [f"{names[answer]} {probability:.0%}\nis {names[right]}" for right, answer, probability in answers]
+    return _paint_sheet(pictures, captions, fonts)
+
+
+def _paint_sheet(pictures: Sequence[Any], captions: Sequence[str], fonts: Sequence[str]) -> Any:
     columns = min(6, len(pictures))
     rows = -(-len(pictures) // columns)
     figure = _figure(1.5 * columns, 1.875 * rows)
     axes = figure.subplots()  # one for all pictures, because axes take long to draw
-    for place, (picture, (right, answer, probability)) in enumerate(zip(pictures, answers)):
+    for place, (picture, text) in enumerate(zip(pictures, captions)):
         left, top = place % columns, 1.25 * (place // columns)
         edges = (left + 0.04, left + 0.96, top + 1.21, top + 0.29)
         axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, extent=edges)
-        text = f"{names[answer]} {probability:.0%}\nis {names[right]}"
         style = {"family": fonts} if fonts else {}
         axes.text(left + 0.5, top + 0.27, text, ha="center", fontsize=7, parse_math=False, clip_on=True, **style)
     axes.set(xlim=(0, columns), ylim=(1.25 * rows, 0), aspect="equal")

@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from poolformer_jax.images import read_image
+from train.data.augment.color_jitter import jitter_colors
 from train.data.augment.crops import Box, random_resized_box, shift_and_rotate
 from train.data.augment.decode import decode_crop
 from train.data.augment.random_augment import RandAugment
@@ -21,7 +22,7 @@ _FILTERS = {
 
 
 class TrainingTransform:
-    """Random crop, flip, RandAugment, shift and rotation; all random numbers come from the given generator."""
+    """Random crop, flips, RandAugment, colour jitter, shift and rotation; all random numbers are the generator's."""
 
     def __init__(self, config: DataConfig) -> None:
         augment = config.augment
@@ -49,11 +50,16 @@ class TrainingTransform:
         pixels = self._crop(image, rng)
         if rng.random() < self._augment.horizontal_flip:
             pixels = _mirror(pixels)
-        if self._policy is None and self._augment.max_shift == self._augment.max_rotation == 0:
+        if self._augment.vertical_flip and rng.random() < self._augment.vertical_flip:
+            pixels = np.ascontiguousarray(pixels[::-1])
+        jitters = any(self._augment.color_jitter)
+        if self._policy is None and not jitters and self._augment.max_shift == self._augment.max_rotation == 0:
             return pixels
         picture = to_picture(pixels)
         if self._policy is not None:
             picture = self._policy(picture, rng)
+        if jitters:
+            picture = jitter_colors(picture, self._augment.color_jitter, rng)
         return to_pixels(shift_and_rotate(picture, self._augment.max_shift, self._augment.max_rotation, rng))
 
     def _crop(self, image: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
