@@ -328,12 +328,12 @@ def test_processes_with_the_same_number_of_other_images_all_end(model, tmp_path)
         assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
 
 
-def test_a_multi_label_network_is_refused(tmp_path):
+def test_a_multi_label_network_needs_data_with_several_labels(tmp_path):
     saved = write_model(tmp_path / "model", ("ant", "bee", "cat"))
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": "multi_label_classification"}))
     with pytest.raises(
-        ValueError, match=r"problem_type='multi_label_classification'\. Expected a network for one label"
+        ValueError, match=r"source='digits': expected labels:FILE or parquet:PATH with problem_type"
     ):
         evaluate(saved, "digits")
 
