@@ -332,9 +332,7 @@ def test_a_multi_label_network_needs_data_with_several_labels(tmp_path):
     saved = write_model(tmp_path / "model", ("ant", "bee", "cat"))
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": "multi_label_classification"}))
-    with pytest.raises(
-        ValueError, match=r"source='digits': expected labels:FILE or parquet:PATH with problem_type"
-    ):
+    with pytest.raises(ValueError, match=r"source='digits': expected labels:FILE or parquet:PATH with problem_type"):
         evaluate(saved, "digits")
 
 
