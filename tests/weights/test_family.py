@@ -14,6 +14,7 @@ from poolformer_jax import (
     FlaxPoolFormerForImageClassification,
     MetaFormerConfig,
     PoolFormerImageProcessor,
+    WeightsMismatch,
     from_torch_state_dict,
     load_pretrained,
     save_pretrained,
@@ -396,3 +397,53 @@ def test_a_network_is_not_saved_for_a_library_that_lacks_it(tmp_path, layout, va
     with pytest.raises(ValueError, match=message):
         write_model(tmp_path / "model", config, layout, ())
     assert not list(tmp_path.iterdir())
+
+
+# A random matrix that is lost leaves no trace of the mixer. The largest networks take seconds.
+DAMAGED = [
+    pytest.param(home, kind, marks=() if kind == "poolformerv2" else pytest.mark.slow)
+    for home, kind in EACH
+    if kind != "randformer"
+]
+
+
+@pytest.mark.parametrize(("home", "kind"), DAMAGED)
+def test_the_network_is_inferred_in_spite_of_one_damaged_array(home, kind):
+    whole = state_dict(home, kind)
+    for name, array in whole.items():
+        with pytest.raises(WeightsMismatch) as raised:
+            plan_import(match_state_dict({other: whole[other] for other in whole if other != name}))
+        assert raised.value.missing == {name: array.shape} and not raised.value.unexpected
+        with pytest.raises(WeightsMismatch) as raised:
+            plan_import(match_state_dict(whole | {name: np.zeros((11, 13, 1), np.float32)}))
+        assert raised.value.misshaped == {name: ((11, 13, 1), array.shape)}
+
+
+@pytest.mark.parametrize("home", ["sail", "timm"])
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (r"^", "module._orig_mod."),
+        (r"^(?!head)", "model.backbone."),  # the head is outside of the wrapper
+        (r"^(stages\.\d)\.", r"\1._checkpoint_wrapped_module."),
+        (r"^(?!head)", "encoder.model."),
+    ],
+)
+def test_wrappers_of_a_network_and_of_its_parts_are_ignored(home, pattern, replacement):
+    original = state_dict(home, "caformer")
+    wrapped = {re.sub(pattern, replacement, name): array for name, array in original.items()}
+    assert wrapped.keys() != original.keys()
+    config, variables = from_torch_state_dict({**wrapped, "module.n_averaged": np.zeros((), np.int64)})
+    back = to_torch_state_dict(config, variables, home)
+    assert all(np.array_equal(back[name], array) for name, array in original.items())
+
+
+def test_a_training_checkpoint_of_timm_gives_its_moving_average_on_request(tmp_path):
+    original = state_dict("timm", "convformer")
+    average = {name: array + 1 for name, array in original.items()}
+    content = {"epoch": 3, "arch": "convformer_s18", "state_dict": original, "state_dict_ema": average}
+    path = archives.checkpoint(tmp_path / "last.pth.tar", content)
+    for options, expected in (({}, original), ({"use_ema": True}, average)):
+        opened = quietly(path, **options)
+        found = to_torch_state_dict(opened.config, opened.read_variables(), "timm")
+        assert all(np.array_equal(found[name], array) for name, array in expected.items())
