@@ -4,7 +4,8 @@ ours: the folded network that ImageClassifier compiles, from normalised pixels t
 the batch, one CPU device per core computes a part of it; otherwise one device computes it with all cores. This
 benchmark sets JAX_NUM_CPU_DEVICES itself. PyTorch: transformers' PoolFormer, eager and torch.compile, with and without
 channels_last. ONNX Runtime and OpenVINO: the file that torch.onnx makes of that model for a fixed batch, and the file
-that `python -m poolformer_jax export` makes of ours.
+that `python -m poolformer_jax export` makes of ours. runtime="...": ImageClassifier's runtimes, from 8-bit pixels to
+probabilities.
 
 The weights are random, scaled so that every branch affects the logits. The logits are compared before anything is
 timed. Each implementation runs in its own process on all cores, one at a time.
@@ -58,6 +59,17 @@ def implementations(folder: Path) -> list[Implementation]:
         Implementation("ours", "benchmarks.peers.ours:inference", inputs, ours=True, environment=cpu),
         Implementation("ours, exported, in ONNX Runtime", f"{onnx}:onnx_runtime", exported, ours=True),
         Implementation("ours, exported, in OpenVINO", f"{onnx}:openvino", exported, ours=True),
+        *(
+            Implementation(
+                f'ours, runtime="{runtime}"',
+                "benchmarks.peers.ours:runtime",
+                inputs | {"runtime": runtime},
+                ours=True,
+                comparable=False,
+                environment=cpu,
+            )
+            for runtime in ("onnxruntime", "openvino")
+        ),
         Implementation("PyTorch", torch, inputs),
         Implementation("PyTorch, channels_last", torch, inputs | last),
         Implementation("torch.compile", torch, inputs | {"compiled": True}),

@@ -1,6 +1,7 @@
 """poolformer_jax: the network that ImageClassifier compiles, and the step that `python -m train` compiles."""
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import poolformer_jax
 from benchmarks.compiled import gpu_program
 from benchmarks.workload import Workload, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.inference import fastest_network, shard_on_cpu
+from poolformer_jax.inference import RuntimeClassifier, fastest_network, shard_on_cpu
 from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import KernelMode, choose_kernels
 from poolformer_jax.process import available_cores
@@ -46,6 +47,24 @@ def inference(folder: str, dtype: str = "float32", kernels: KernelMode = "auto")
         return jax.block_until_ready(compiled(params, images))
 
     return Workload(call, np.asarray(call()), VERSIONS, cores, _cost(compiled, platform))
+
+
+def runtime(folder: str, runtime: str) -> Workload:
+    """Probabilities of a batch of 8-bit images, as ImageClassifier computes them with `runtime`.
+
+    They are compared with JAX's when the network is exported, and not with the other implementations' logits.
+    """
+    images = np.random.default_rng(2).integers(0, 256, read_pixels(folder).shape, np.uint8)
+    model, variables = load_pretrained(folder)
+    processor = poolformer_jax.PoolFormerImageProcessor.for_variant("s12")
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        classifier = RuntimeClassifier(runtime, model.config, variables, processor, batch_size=len(images))
+
+    def call() -> np.ndarray:
+        return classifier(images)
+
+    return Workload(call, call(), VERSIONS, available_cores())
 
 
 def training(

@@ -9,12 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from poolformer_jax.cli import cam, demo, embed, export, predict, summary, variants
+from poolformer_jax.cli import cam, demo, embed, export, predict, summary, variants, verify
 from poolformer_jax.cli.arguments import HelpFormatter as HelpFormatter, add_network as add_network
 from poolformer_jax.process import INTERRUPTED, error_message
 from poolformer_jax.version import __version__
 
-COMMANDS = (predict, embed, variants, summary, cam, export, demo)
+COMMANDS = (predict, embed, variants, summary, cam, export, verify, demo)
 
 # Exit codes. argparse exits with 2 on wrong usage.
 DONE, FAILED = 0, 1

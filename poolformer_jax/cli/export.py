@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import (
-    add_dtype,
     add_hub_options,
     add_weights,
     hub_options,
@@ -16,9 +15,10 @@ from poolformer_jax.cli.arguments import (
 from poolformer_jax.errors import InputError
 
 NAME = "export"
-HELP = "Write a network as StableHLO (for jax) or ONNX (for other runtimes)."
+HELP = "Write a network as StableHLO (for jax), OpenVINO IR, or ONNX (for others)."
 EXAMPLE = """  python -m poolformer_jax export sail/poolformer_s12 s12.onnx
   python -m poolformer_jax export runs/digits/model digits.stablehlo
+  python -m poolformer_jax export sail/poolformer_s12 s12.xml --dtype float16
 
 The ending chooses the format. Load the first with
 onnxruntime.InferenceSession(FILE), the second with
@@ -30,14 +30,21 @@ Needs: pip install -e '.[export]'"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_weights(parser, positional=True)
-    parser.add_argument("file", metavar="FILE", help="what to write; ends in .stablehlo or .onnx")
+    parser.add_argument("file", metavar="FILE", help="what to write; ends in .stablehlo, .onnx or .xml (OpenVINO)")
     parser.add_argument(
         "--image-size",
         type=positive,
         metavar="PIXELS",
         help="side of the input (default: the preprocessing's)",
     )
-    add_dtype(parser)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="bfloat16: computed so (.stablehlo); float16: numbers stored so (.onnx, .xml) (default: %(default)s)",
+    )
+    parser.add_argument("--uint8", action="store_true", help="take 8-bit pixels, and normalise them in the network")
+    parser.add_argument("--probabilities", action="store_true", help="also give the probabilities")
     add_hub_options(parser)
 
 
@@ -61,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             opened.labels,
             image_size=size,
             dtype=arguments.dtype,
+            uint8=arguments.uint8,
+            probabilities=arguments.probabilities,
         )
     megabytes = Path(arguments.file).expanduser().stat().st_size / 1e6
     if difference is None:

@@ -24,10 +24,13 @@ def metadata(
     image_size: tuple[int, int],
     *,
     any_size: bool = False,
+    dtype: str = "float32",
+    uint8: bool = False,
+    probabilities: bool = False,
 ) -> dict[str, str]:
     """The metadata of an exported file. Every value is text; values with parts are JSON.
 
-    Keys: `config`, `preprocessor_config` (both as on the Hub), `id2label`, `input`, `output`, `producer`.
+    Keys: `config`, `preprocessor_config` (both as on the Hub), `id2label`, `input`, `output`, `dtype`, `producer`.
     """
     sides = f"height, width, {config.num_channels}]; any size from {config.smallest_side} pixels; " if any_size else ""
     sides = sides or f"{image_size[0]}, {image_size[1]}, {config.num_channels}], "
@@ -36,13 +39,17 @@ def metadata(
         output = f"logits: float32 [batch, {config.num_labels}]; {_PROBABILITIES[config.problem_type]}"
     else:
         output = f"logits: float32 [batch, {config.hidden_sizes[-1]}]; pooled and normalised, there is no head"
+    if probabilities:
+        output += "; and the probabilities, float32 of the same shape"
     return {
         "config": json.dumps(config.to_dict()),
         "preprocessor_config": json.dumps(_with_output_size(image_processor, image_size).to_dict()),
         "id2label": json.dumps({str(index): label for index, label in sorted(id2label.items())}),
-        "input": f"pixel_values: float32 [batch, {sides}resized, cropped, rescaled and normalised as "
+        "input": f"pixel_values: {'uint8' if uint8 else 'float32'} [batch, {sides}"
+        f"resized{' and cropped' if uint8 else ', cropped, rescaled and normalised'} as "
         f"preprocessor_config says; channels last, {colours}",
         "output": output,
+        "dtype": dtype,
         "producer": f"poolformer-jax {__version__}",
     }
 

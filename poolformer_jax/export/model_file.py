@@ -1,8 +1,9 @@
-"""The network as one file that runs without this package: StableHLO for jax, ONNX for everything else.
+"""The network as a file that runs without this package: StableHLO for jax, OpenVINO's IR, ONNX for everything else.
 
-Both hold the folded network with its parameters: float32 `pixel_values` [batch, height, width, channels], normalised,
+All hold the folded network with its parameters: float32 `pixel_values` [batch, height, width, channels], normalised,
 to float32 `logits` [batch, num_labels], for a batch of any size. Preprocessing and labels travel along as metadata (see
-`metadata`): in ONNX as metadata_props, for StableHLO in a JSON file beside it. Without this package, run
+`metadata`): in ONNX as metadata_props, in OpenVINO as rt_info, for StableHLO in a JSON file beside it. Without this
+package, run
 
     network = jax.export.deserialize(bytearray(open("s12.stablehlo", "rb").read()))
     logits = network.call(pixel_values)
@@ -15,25 +16,31 @@ to float32 `logits` [batch, num_labels], for a batch of any size. Preprocessing 
 Before a file appears, its logits are compared with those of the network that is not folded.
 """
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype
 
 from poolformer_jax.errors import InputError, MissingDependencyError, MissingFileError
 from poolformer_jax.export.metadata import metadata
+from poolformer_jax.export.openvino_file import run_openvino, to_openvino
 from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
-from poolformer_jax.files import replace_atomically, write_json
+from poolformer_jax.files import replace_atomically
 from poolformer_jax.images import PoolFormerImageProcessor
-from poolformer_jax.inference import TOLERANCES, difference_from_network, fold, run_onnx, takes_any_size, to_onnx
-from poolformer_jax.network import PoolFormerConfig, check_dtype
+from poolformer_jax.inference import difference_from_network, fold, run_onnx, takes_any_size, to_onnx
+from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.weights import class_names
 
-FORMATS = (".stablehlo", ".onnx")
+FORMATS = (".stablehlo", ".onnx", ".xml")
+# The types that each format can be written in. ONNX and OpenVINO store float16, and compute in float32 on CPUs.
+_DTYPES = {".stablehlo": ("float32", "bfloat16"), ".onnx": ("float32", "float16"), ".xml": ("float32", "float16")}
+_NAMES = {".stablehlo": "StableHLO", ".onnx": "ONNX", ".xml": "OpenVINO"}
 
 
 def export_model(
@@ -45,11 +52,14 @@ def export_model(
     *,
     image_size: tuple[int, int] | None = None,
     dtype: Dtype = jnp.float32,
+    uint8: bool = False,
+    probabilities: bool = False,
 ) -> float | None:
     """Writes the network to `file`, completely or not at all.
 
     Args:
-        file: ends in .onnx, or in .stablehlo (a second file, `file` + ".json", has the metadata); case does not matter.
+        file: ends in .onnx, in .xml (OpenVINO; a second file ends in .bin), or in .stablehlo (a second file, `file` +
+            ".json", has the metadata); case does not matter.
         config: the architecture.
         variables: `{"params": tree}`.
         image_processor: the preprocessing that the metadata describes.
@@ -58,7 +68,10 @@ def export_model(
         image_size: height and width of the input in pixels. By default those of the images that `image_processor`
             makes, and an ONNX file takes images of any size unless the network has parameters for every position
             (position embeddings, spatial_fc, random).
-        dtype: type that feature maps are computed in; ONNX takes float32 only.
+        dtype: float32, or bfloat16 for feature maps in StableHLO, or float16 for the stored numbers in ONNX and
+            OpenVINO.
+        uint8: the file takes 8-bit pixels, resized and cropped, and normalises them.
+        probabilities: the file also gives the probabilities, as a second output.
 
     Returns:
         The largest difference from the network's own logits, relative to the largest of these; None for ONNX if ONNX
@@ -75,46 +88,90 @@ def export_model(
     ending = path.suffix.lower()
     if ending not in FORMATS:
         raise InputError(f"The file {os.fspath(file)!r} names no format. Expected it to end in {' or '.join(FORMATS)}.")
-    metadata_path = path.with_name(f"{path.name}.json") if ending == ".stablehlo" else None
-    _check_paths(path, metadata_path)  # before a conversion that can take minutes
-    _check_dtype(ending, dtype)
+    second = {".stablehlo": path.with_name(f"{path.name}.json"), ".xml": path.with_suffix(".bin")}.get(ending)
+    _check_paths(path, second)  # before a conversion that can take minutes
+    precision = _check_dtype(ending, dtype)
+    if probabilities and (config.num_labels == 0 or config.problem_type == "regression"):
+        raise InputError("probabilities=True: this network has no probabilities. Expected a classifier.")
     size = image_size or image_processor.output_size
     if size is None:
         raise InputError("The preprocessing makes images of many sizes. Pass image_size=(height, width) in pixels.")
-    any_size = ending == ".onnx" and image_size is None and takes_any_size(config)
-    facts = metadata(config, image_processor, id2label or class_names(config), size, any_size=any_size)
+    any_size = ending != ".stablehlo" and image_size is None and takes_any_size(config)
+    facts = metadata(
+        config,
+        image_processor,
+        id2label or class_names(config),
+        size,
+        any_size=any_size,
+        dtype=precision,
+        uint8=uint8,
+        probabilities=probabilities,
+    )
+    normalization = image_processor if uint8 else None
+    options: Any = {"normalization": normalization, "probabilities": probabilities}
     folded = fold(config, variables)
     try:
-        if ending == ".onnx":
-            data = to_onnx(config, folded, size, facts, any_size=any_size)
-            run: Any = partial(run_onnx, data)
+        if ending == ".stablehlo":
+            converted = _Converted.stablehlo(to_stablehlo(config, folded, size, dtype, **options), facts)
         else:
-            data = to_stablehlo(config, folded, size, dtype)
-            run = partial(run_stablehlo, data)
+            half = precision == "float16"
+            onnx = to_onnx(config, folded, size, facts, any_size=any_size, half_precision=half, **options)
+            converted = _Converted.openvino(onnx, facts, half) if ending == ".xml" else _Converted.onnx(onnx)
     except ImportError as error:
+        package = " and openvino" if ending == ".xml" else ""
         raise MissingDependencyError(
-            f"Exporting needs a package that is not installed ({error}). Install: pip install -e '.[export]'"
+            f"Exporting needs a package that is not installed ({error}). Install: pip install -e '.[export]'{package}"
         ) from error
-    difference = difference_from_network(run, config, variables, size, dtype)
+    difference = difference_from_network(converted.run, config, variables, size, precision, normalization=normalization)
     with replace_atomically(path) as temporary:
-        temporary.write_bytes(data)
-        if metadata_path is not None:  # written before `path` appears: a network never lacks its metadata
-            write_json(metadata_path, facts)
+        temporary.write_bytes(converted.data)
+        if second is not None:  # before `path` appears: a network never lacks its metadata or its numbers
+            with replace_atomically(second) as temporary_second:
+                temporary_second.write_bytes(converted.second)
     return difference
 
 
-def _check_paths(path: Path, metadata_path: Path | None) -> None:
+class _Converted(NamedTuple):
+    """The contents of the file and of the one beside it, and a function from pixels to the logits that they compute."""
+
+    data: bytes
+    second: bytes
+    run: Callable[[np.ndarray], np.ndarray | None]
+
+    @classmethod
+    def stablehlo(cls, data: bytes, facts: Mapping[str, str]) -> "_Converted":
+        return cls(data, f"{json.dumps(facts, indent=2)}\n".encode(), partial(run_stablehlo, data))
+
+    @classmethod
+    def openvino(cls, onnx: bytes, facts: Mapping[str, str], half_precision: bool) -> "_Converted":
+        xml, numbers = to_openvino(onnx, facts, half_precision=half_precision)
+        return cls(xml, numbers, partial(run_openvino, xml, numbers))
+
+    @classmethod
+    def onnx(cls, data: bytes) -> "_Converted":
+        return cls(data, b"", partial(run_onnx, data))
+
+
+def _check_paths(path: Path, second: Path | None) -> None:
     if not path.parent.is_dir():
         raise MissingFileError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
-    for file in (path, metadata_path):
+    for file in (path, second):
         if file is not None and file.is_dir():
             raise InputError(f"{file} is a folder. Expected the name of a file to write.")
 
 
-def _check_dtype(ending: str, dtype: Dtype) -> None:
-    check_dtype(dtype)
-    name = jnp.dtype(dtype).name
-    if name not in TOLERANCES:
-        raise InputError(f"dtype={name} cannot be exported. Expected {' or '.join(TOLERANCES)}.")
-    if ending == ".onnx" and name != "float32":
-        raise InputError(f"dtype={name} cannot be exported to ONNX. Expected float32.")
+def _check_dtype(ending: str, dtype: Dtype) -> str:
+    """The name of `dtype`.
+
+    Raises:
+        InputError: unless the format has it.
+    """
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in _DTYPES[ending]:
+        raise InputError(
+            f"dtype={name} cannot be exported to {_NAMES[ending]}. Expected {' or '.join(_DTYPES[ending])}."
+        )
+    return name

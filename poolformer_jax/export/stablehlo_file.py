@@ -1,22 +1,27 @@
 """The folded network as StableHLO, the format of `jax.export`."""
 
-from functools import partial
-
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Float32
+from jaxtyping import Array, Float32
 
-from poolformer_jax.inference import Parameters, folded_apply
-from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.images import PoolFormerImageProcessor
+from poolformer_jax.inference import Parameters, folded_apply, normalized
+from poolformer_jax.network import PoolFormerConfig, probabilities as to_probabilities
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_stablehlo(
-    config: PoolFormerConfig, folded: Parameters, image_size: tuple[int, int], dtype: Dtype = jnp.float32
+    config: PoolFormerConfig,
+    folded: Parameters,
+    image_size: tuple[int, int],
+    dtype: Dtype = jnp.float32,
+    *,
+    normalization: PoolFormerImageProcessor | None = None,
+    probabilities: bool = False,
 ) -> bytes:
     """What `jax.export.deserialize` reads: the network for every one of `PLATFORMS`, with a symbolic batch.
 
@@ -27,17 +32,27 @@ def to_stablehlo(
         folded: what `fold` returns.
         image_size: height and width of the input in pixels.
         dtype: type that feature maps are computed in.
+        normalization: take uint8 pixels, and rescale and normalise them as this processor does.
+        probabilities: return the logits and the probabilities.
 
     Raises:
         ValueError: for an image size that the network does not take.
         ImportError: without flatbuffers.
     """
     (batch,) = jax.export.symbolic_shape("batch")
-    pixels = jax.ShapeDtypeStruct((batch, *image_size, config.num_channels), jnp.float32)
-    network = jax.jit(partial(folded_apply, config, folded, dtype=dtype))
-    return bytes(jax.export.export(network, platforms=PLATFORMS)(pixels).serialize())
+    pixels = jax.ShapeDtypeStruct(
+        (batch, *image_size, config.num_channels), jnp.float32 if normalization is None else jnp.uint8
+    )
+
+    def network(x: Array) -> Array | tuple[Array, Array]:
+        x = x if normalization is None else normalized(normalization, x)
+        logits = folded_apply(config, folded, x, dtype=dtype)
+        return (logits, to_probabilities(config, logits)) if probabilities else logits
+
+    return bytes(jax.export.export(jax.jit(network), platforms=PLATFORMS)(pixels).serialize())
 
 
-def run_stablehlo(data: bytes, pixel_values: Float32[np.ndarray, "b h w c"]) -> Float32[np.ndarray, "b labels"]:
+def run_stablehlo(data: bytes, pixel_values: np.ndarray) -> Float32[np.ndarray, "b labels"]:
     """The logits that the exported network computes here."""
-    return np.asarray(jax.export.deserialize(bytearray(data)).call(pixel_values))
+    outputs = jax.export.deserialize(bytearray(data)).call(pixel_values)
+    return np.asarray(outputs[0] if isinstance(outputs, tuple | list) else outputs)

@@ -14,8 +14,14 @@ from .height_sharded import HeightShardedModel as HeightShardedModel
 from .jax_operations import folded_apply as folded_apply
 from .onnx_model import run_onnx as run_onnx, to_onnx as to_onnx
 from .onnx_operations import takes_any_size as takes_any_size
-from .program import fastest_network as fastest_network, shard_on_cpu as shard_on_cpu
-from .runtimes import RUNTIMES as RUNTIMES
+from .program import fastest_network as fastest_network, normalized as normalized, shard_on_cpu as shard_on_cpu
+from .runtimes import (
+    RUNTIMES as RUNTIMES,
+    RuntimeClassifier as RuntimeClassifier,
+    import_runtime as import_runtime,
+    load_onnxruntime as load_onnxruntime,
+    load_openvino as load_openvino,
+)
 from .verification import (
     TOLERANCES as TOLERANCES,
     ExportError as ExportError,

@@ -15,6 +15,8 @@ from poolformer_jax.network import PoolFormerConfig
 _OPSET = 18
 # Version of the file format when that operator set came out (ONNX 1.13).
 _IR_VERSION = 8
+# Numbers from which an array is worth storing in 16 bits.
+_LARGE = 1024
 
 
 def to_onnx(
@@ -26,6 +28,7 @@ def to_onnx(
     any_size: bool = False,
     normalization: PoolFormerImageProcessor | None = None,
     probabilities: bool = False,
+    half_precision: bool = False,
 ) -> bytes:
     """An ONNX model with the input "pixel_values", for a batch of any size, and the output "logits".
 
@@ -37,6 +40,8 @@ def to_onnx(
         any_size: leave height and width free as well, for a network that `takes_any_size`.
         normalization: take uint8 pixels, and rescale and normalise them as this processor does.
         probabilities: add the output "probabilities".
+        half_precision: store the kernels in float16. They are cast to float32 before they are used, because squared
+            activations and the norms' sums can exceed float16's largest number.
 
     Raises:
         ValueError: for an image size that the network does not take.
@@ -58,9 +63,15 @@ def to_onnx(
         helper.make_tensor_value_info(name, float32, ("batch", config.num_labels or config.hidden_sizes[-1]))
         for name in ("logits", "probabilities")[: 1 + probabilities]
     ]
-    constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items()]
+    constants, casts = [], []
+    for name, value in graph.constants.items():
+        stored = name
+        if half_precision and value.size >= _LARGE:
+            stored, value = f"{name}/float16", value.astype(np.float16)
+            casts.append(helper.make_node("Cast", [stored], [name], f"{name}/cast", to=float32))
+        constants.append(numpy_helper.from_array(value, stored))
     model = helper.make_model(
-        helper.make_graph(nodes, "poolformer", [pixels], outputs, constants),
+        helper.make_graph([*casts, *nodes], "poolformer", [pixels], outputs, constants),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
     )

@@ -9,12 +9,12 @@ import hashlib
 import importlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -29,8 +29,8 @@ from poolformer_jax.network import PoolFormerConfig, check_variables
 from poolformer_jax.process import available_cores
 from poolformer_jax.version import __version__
 
-_Pixels = UInt8[np.ndarray, "b h w c"]
-# From uint8 pixels and the name of an output to this output.
+_Pixels = UInt8[np.ndarray, "b h w c"] | Float32[np.ndarray, "b h w c"]
+# From pixels, of the type that the file takes, and the name of an output to this output.
 _Run = Callable[[_Pixels, str], Float32[np.ndarray, "b labels"]]
 
 
@@ -79,7 +79,7 @@ def _verified(
     load, size = _LOADERS[runtime], image_processor.output_size
     assert size is not None, "ImageClassifier checks it"
     try:
-        version = importlib.import_module(runtime).__version__
+        version = import_runtime(runtime).__version__
         check_variables(config, variables)
         path = _cache_folder() / f"{_content_hash(runtime, version, config, variables, image_processor)}.onnx"
         if path.is_file():
@@ -94,7 +94,7 @@ def _verified(
         temporary.write_bytes(data)
         run = load(temporary)
         difference_from_network(
-            lambda pixels: run(pixels, "logits"), config, variables, size, jnp.float32, normalization=image_processor
+            lambda pixels: run(pixels, "logits"), config, variables, size, "float32", normalization=image_processor
         )
     return run
 
@@ -115,13 +115,24 @@ def _content_hash(
 
 
 def _cache_folder() -> Path:
-    compiled: str | None = jax.config.read("jax_compilation_cache_dir")
+    compiled: str | None = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 - jax declares no type
     if compiled:
         return Path(compiled) / "exported"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poolformer_jax" / "exported"
 
 
-def _load_onnxruntime(path: Path) -> _Run:
+def import_runtime(name: str) -> Any:
+    """The package of a runtime.
+
+    Importing OpenVINO forks in order to start another program, which jax would warn of.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return importlib.import_module(name)
+
+
+def load_onnxruntime(path: Path) -> _Run:
+    """An ONNX file in ONNX Runtime: a function of pixels and the name of an output."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -135,11 +146,13 @@ def _load_onnxruntime(path: Path) -> _Run:
     return run
 
 
-def _load_openvino(path: Path) -> _Run:
-    """OpenVINO is fastest with a fixed batch, so the network is compiled for every batch size when it is first used."""
-    import openvino
+def load_openvino(path: Path) -> _Run:
+    """An ONNX or IR file in OpenVINO: a function of pixels and the name of an output.
 
-    core, content = openvino.Core(), path.read_bytes()
+    OpenVINO is fastest with a fixed batch, so the network is compiled for every batch size when it is first used.
+    """
+    core = import_runtime("openvino").Core()
+    network = core.read_model(path)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on processors that have it
@@ -149,16 +162,16 @@ def _load_openvino(path: Path) -> _Run:
 
     def run(pixels: _Pixels, output: str) -> Float32[np.ndarray, "b labels"]:
         if pixels.shape not in requests:
-            network = core.read_model(content, b"")
-            network.reshape(pixels.shape)
-            requests[pixels.shape] = core.compile_model(network, "CPU", settings).create_infer_request()
+            resized = network.clone()
+            resized.reshape(pixels.shape)
+            requests[pixels.shape] = core.compile_model(resized, "CPU", settings).create_infer_request()
         results = requests[pixels.shape].infer([pixels], share_inputs=True)
         return np.array(results[output])
 
     return run
 
 
-_LOADERS: Mapping[str, Callable[[Path], _Run]] = {"openvino": _load_openvino, "onnxruntime": _load_onnxruntime}
+_LOADERS: Mapping[str, Callable[[Path], _Run]] = {"openvino": load_openvino, "onnxruntime": load_onnxruntime}
 RUNTIMES = ("jax", *_LOADERS)
 
 

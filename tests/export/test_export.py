@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 
 from poolformer_jax import ExportError, InputError, PoolFormerConfig, PoolFormerImageProcessor, export_model
+from poolformer_jax.cli import main
+from poolformer_jax.export.exported_file import open_exported
 from poolformer_jax.export.metadata import metadata
+from poolformer_jax.inference import load_onnxruntime, load_openvino
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.onnx_model import run_onnx, to_onnx
 from poolformer_jax.inference.onnx_operations import takes_any_size
 from poolformer_jax.network.config import HIDDEN_ACTS
-from poolformer_jax.weights import class_names
+from poolformer_jax.weights import class_names, save_pretrained
 from small_networks import EVERY_MIXER, FAMILY, LABELS, PROCESSOR, TINY, TWO_STAGES, random_variables
 
+NEEDS_OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 SMALL = {**TINY, "depths": (1, 1, 1, 1)}
 CONFIGS = {
     "published": PoolFormerConfig(**SMALL),
@@ -169,7 +173,7 @@ def test_onnx_fixes_the_image_size_if_asked_to_or_if_the_network_does(tmp_path):
     assert all(isinstance(side, int) for side in input_shape("ablation")[1:])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+@NEEDS_OPENVINO
 @pytest.mark.parametrize("name", ["published", pytest.param("ablation", marks=pytest.mark.slow)])
 def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     variables, pixels, expected = pixels_and_logits(CONFIGS[name])
@@ -179,7 +183,7 @@ def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     check_logits_in(tmp_path, expected)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+@NEEDS_OPENVINO
 def test_openvino_computes_every_network_of_the_second_paper(tmp_path):
     for kind in FAMILY:
         data, pixels, _ = second_paper(kind)
@@ -192,7 +196,7 @@ def test_openvino_computes_every_network_of_the_second_paper(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+@NEEDS_OPENVINO
 @pytest.mark.parametrize("variant", ["caformer_s18", "convformer_s18", "poolformerv2_s12"])
 def test_onnx_runtime_and_openvino_compute_published_networks(variant, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -246,10 +250,59 @@ def test_bfloat16_is_exported_to_stablehlo_but_not_to_onnx(tmp_path):
     _, variables = random_variables(config)
     options = {"dtype": jnp.bfloat16}
     assert 1e-5 < export_model(tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS, **options) < 5e-2
-    with pytest.raises(ValueError, match="dtype='junk': expected float32 or bfloat16"):
+    with pytest.raises(ValueError, match=r"dtype='junk' cannot be exported to ONNX\. Expected float32 or float16"):
         export_model(tmp_path / "n.onnx", config, variables, PROCESSOR, LABELS, dtype="junk")
     with pytest.raises(ValueError, match="bfloat16 cannot be exported to ONNX"):
         export_model(tmp_path / "N.ONNX", config, variables, PROCESSOR, LABELS, **options)
+
+
+@pytest.mark.parametrize("ending", [".stablehlo", ".onnx", pytest.param(".xml", marks=NEEDS_OPENVINO)])
+def test_a_file_takes_8_bit_pixels_and_gives_probabilities_on_request(ending, tmp_path):
+    pytest.importorskip("onnxruntime")
+    config = TWO_STAGES
+    model, variables = random_variables(config)
+    path = tmp_path / f"n{ending}"
+    assert 0 < export_model(path, config, variables, PROCESSOR, LABELS, uint8=True, probabilities=True) < 1e-5
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    if ending == ".stablehlo":
+        _, probabilities = jax.export.deserialize(bytearray(path.read_bytes())).call(pixels)
+    else:
+        probabilities = (load_openvino if ending == ".xml" else load_onnxruntime)(path)(pixels, "probabilities")
+    expected = jax.nn.softmax(jax.jit(model.apply)(variables, PROCESSOR.normalize(pixels)).logits)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
+    assert open_exported(path).facts["input"].startswith("pixel_values: uint8 [batch, ")
+    with pytest.raises(InputError, match="no probabilities"):
+        export_model(path, dataclasses.replace(config, num_labels=0), {}, PROCESSOR, {}, probabilities=True)
+
+
+@pytest.mark.parametrize("ending", [".onnx", pytest.param(".xml", marks=NEEDS_OPENVINO)])
+def test_float16_halves_the_file_and_keeps_the_logits(ending, tmp_path):
+    pytest.importorskip("onnxruntime")
+    config = FAMILY["identityformer"]
+    variables = random_variables(config)[1]
+    sizes = []
+    for dtype in ("float32", "float16"):
+        difference = export_model(tmp_path / f"{dtype}{ending}", config, variables, PROCESSOR, LABELS, dtype=dtype)
+        assert 0 < difference < (1e-5 if dtype == "float32" else 2e-3)
+        sizes.append(max(file.stat().st_size for file in tmp_path.glob(f"{dtype}.*")))
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+@NEEDS_OPENVINO
+def test_verify_compares_every_exported_file_of_a_folder_with_its_network(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    model, variables = random_variables(TWO_STAGES)
+    save_pretrained(tmp_path, model, variables, image_processor=PROCESSOR)
+    other = jax.tree.map(lambda leaf: leaf * 1.01, variables)
+    for name, exported in {"a.onnx": variables, "b.xml": variables, "c.stablehlo": variables, "d.onnx": other}.items():
+        export_model(tmp_path / name, TWO_STAGES, exported, PROCESSOR, LABELS, uint8=name == "b.xml")
+    assert main(["verify", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    names = ("a.onnx", "b.xml", "c.stablehlo", "d.onnx")
+    assert [line.partition(":")[0] for line in lines] == [str(tmp_path / name) for name in names]
+    assert all("logits within" in line for line in lines[:3]) and "computes other logits" in lines[3]
+    (tmp_path / "d.onnx").unlink()
+    assert main(["verify", str(tmp_path)]) == 0
 
 
 def test_no_file_is_written_if_the_converted_logits_differ(tmp_path, monkeypatch):
@@ -316,7 +369,7 @@ def test_a_failed_write_leaves_neither_file_and_touches_no_other_file(tmp_path, 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("poolformer_jax.export.model_file.write_json", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     (tmp_path / ".n.stablehlo.tmp").write_text("another process's")
     config = TWO_STAGES
     with pytest.raises(OSError, match=r"Cannot write .*n\.stablehlo: No space left on device"):
@@ -325,7 +378,7 @@ def test_a_failed_write_leaves_neither_file_and_touches_no_other_file(tmp_path, 
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Expected it to end in \.stablehlo or \.onnx"):
+    with pytest.raises(ValueError, match=r"Expected it to end in \.stablehlo or \.onnx or \.xml"):
         export_model(tmp_path / "network.pb", CONFIGS["published"], {}, PROCESSOR, LABELS)
 
 

@@ -1,6 +1,7 @@
 """ImageClassifier in another runtime gives JAX's labels, from a file that is exported and compared once."""
 
 import dataclasses
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -17,10 +18,20 @@ RUNTIMES = [runtime for runtime in runtimes.RUNTIMES if runtime != "jax"]
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    """An empty cache."""
-    monkeypatch.setattr(runtimes, "_cache_folder", lambda: tmp_path / "cache")
-    return tmp_path / "cache"
+def cache(tmp_path):
+    """An empty cache, inside jax's."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path / "exported"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_without_a_compilation_cache_the_files_are_in_the_users_cache(monkeypatch, tmp_path):
+    pytest.importorskip("onnxruntime")
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    ImageClassifier(CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime")
+    assert len(list((tmp_path / "user" / "poolformer_jax" / "exported").glob("*.onnx"))) == 1
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +47,8 @@ def check_same(found, expected):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_labels_order_and_errors_are_those_of_jax(runtime, expected):
-    pytest.importorskip(runtime)
+    if find_spec(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
     classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=4, runtime=runtime)
     assert classifier.batch_sizes == (1, 4)
     results = list(classifier.stream([PHOTOGRAPHS[0], "missing.jpg", *PHOTOGRAPHS[1:]], top_k=7))
@@ -89,7 +101,7 @@ def test_unknown_runtimes_options_of_jax_and_missing_packages_are_refused(monkey
         ImageClassifier(
             CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime", dtype="bfloat16", devices=jax.local_devices()[:1]
         )
-    monkeypatch.setattr(runtimes.importlib, "import_module", missing)
+    monkeypatch.setattr(runtimes, "import_runtime", missing)
     with pytest.raises(ModuleNotFoundError, match=r"pip install onnxruntime onnx; or use runtime='jax'"):
         ImageClassifier(CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime")
 
