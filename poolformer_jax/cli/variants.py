@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a row per variant, family by family; returns the exit code."""
     with starting_jax():
         from poolformer_jax.inference import count_macs
-        from poolformer_jax.network import FAMILIES, PoolFormerConfig, count_parameters
+        from poolformer_jax.network import BASELINES, FAMILIES, PoolFormerConfig, count_parameters
     print(f"{'':49}top-1     after 21k")
     print(f"{'variant':24}{'parameters':>12}{'MACs':>9}" + "".join(f"{size:6}" for size, _ in _COLUMNS) + "  depths")
     for family in FAMILIES:
@@ -33,6 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
             accuracies = "".join(f"{_accuracy(family.results.get(name, ()), column):>6}" for column in _COLUMNS)
             depths = "-".join(map(str, fields["depths"]))
             print(f"{name:24}{parameters:12,}{macs / 1e9:7.2f} G{accuracies}  {depths}")
+    print("\nThe first paper's abstract compares m36 with these; they are not in this package")
+    for name, other in BASELINES.items():
+        print(f"{name:24}{other.parameters:12,}{other.macs / 1e9:7.2f} G{other.top_1:6}")
     print("\nParameters with 1000 labels; RandFormer also stores matrices that it does not")
     print("learn. MACs of a 224 x 224 image by fvcore's rules, which leave out the norms of")
     print("the second paper. Top-1: percent of ImageNet-1k at 224 and 384 pixels, trained")

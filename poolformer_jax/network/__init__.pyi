@@ -60,4 +60,10 @@ from .parameters import (
     variables_of as variables_of,
 )
 from .token_mixers import HEAD_DIM as HEAD_DIM, TOKEN_MIXERS as TOKEN_MIXERS
-from .variants import FAMILIES as FAMILIES, SIZES as SIZES, SOURCE as SOURCE, VARIANTS as VARIANTS
+from .variants import (
+    BASELINES as BASELINES,
+    FAMILIES as FAMILIES,
+    SIZES as SIZES,
+    SOURCE as SOURCE,
+    VARIANTS as VARIANTS,
+)

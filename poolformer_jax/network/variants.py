@@ -218,3 +218,24 @@ FAMILIES: tuple[Family, ...] = (
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     name: fields for family in FAMILIES for name, fields in family.variants.items()
 }
+
+
+class Baseline(NamedTuple):
+    """A network of others that the first paper's abstract compares with PoolFormer-M36, at 224 x 224 pixels.
+
+    Attributes:
+        parameters: their number with 1000 labels.
+        macs: multiply-accumulate operations by fvcore's rules.
+        top_1: ImageNet-1k accuracy in percent, as the paper cites it.
+    """
+
+    parameters: int
+    macs: int
+    top_1: float
+
+
+# timm's deit_base_patch16_224; and ResMLP-B24 with patches of 16 pixels. timm's resmlp_big_24_224 has patches of 8.
+BASELINES: Mapping[str, Baseline] = {
+    "DeiT-B": Baseline(86_567_656, 17_582_740_224, 81.8),
+    "ResMLP-B24": Baseline(115_736_776, 23_020_713_984, 81.0),
+}
