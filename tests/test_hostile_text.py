@@ -17,8 +17,10 @@ from poolformer_jax.images import ImageError, read_image
 from poolformer_jax.messages import MAX_MESSAGE, printable, printable_message, short_repr
 from poolformer_jax.weights import find_model_files, identify_model, open_weights
 from refusals import OVERHEAD, at_most
+from train.data.sources.class_map import read_class_map
+from train.resume.same_run import read_recipe
 
-CHEAP = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+CHEAP = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 # Texts as a hostile file has them: escapes for terminals, directions, lone surrogates, lines, lengths.
 TEXTS = st.one_of(
@@ -265,3 +267,25 @@ def test_an_image_name_gets_a_short_message(tmp_path, name, content):
     with pytest.raises(ImageError) as error:
         read_image(tmp_path / name)
     check(str(error.value))
+
+
+@CHEAP
+@given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_a_recipe_gets_a_short_message(tmp_path, caplog, content):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(content)
+    with short_messages(len(content)):
+        assert isinstance(read_recipe(path), dict)
+    for record in caplog.records:
+        check(record.getMessage())
+
+
+@CHEAP
+@given(
+    st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()) | st.just(b"[" * 100_000),
+    st.sampled_from(["map.json", "map.txt"]),
+)
+def test_a_class_map_gets_a_short_message(tmp_path, content, name):
+    (tmp_path / name).write_bytes(content)
+    with short_messages(len(content)):
+        read_class_map(tmp_path / name)

@@ -3,7 +3,6 @@
 Without it, shards of other files or settings would count as finished.
 """
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from poolformer_jax.files import write_json
+from poolformer_jax.files import read_json, write_json
 from train.data.sources.archives import ArchiveSource
 from train.data.sources.folders import FolderSource
 from train.data.sources.parquet import ParquetSource
@@ -40,7 +39,7 @@ def file_sizes(splits: Mapping[str, Source], threads: int) -> Fingerprint:
 def read_fingerprint(folder: Path) -> Fingerprint | None:
     """The fingerprint in a folder; None if it has none."""
     path = folder / _FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path, "the fingerprint that prepare writes") if path.is_file() else None
 
 
 def write_fingerprint(folder: Path, fingerprint: Fingerprint) -> None:

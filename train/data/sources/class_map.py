@@ -1,6 +1,7 @@
 """A file that says which label each class has, for data whose order of classes is not the model's."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from poolformer_jax.messages import first_few
 from train.data.sources.source import SourceError
 
 _EXPECTED = "Expected a text file with one class name per line, in the order of the labels, or JSON {name: label}"
+_LARGEST = 1 << 22  # characters
 
 
 def read_class_map(path: Path) -> tuple[str, ...]:
@@ -20,15 +22,18 @@ def read_class_map(path: Path) -> tuple[str, ...]:
     """
     path = path.expanduser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST:,} characters")
         names = _names_in_json(json.loads(text)) if path.suffix.lower() == ".json" else text.splitlines()
     except OSError as error:
         raise SourceError(f"The class map {path} cannot be read: {error.strerror}. {_EXPECTED}.") from error
-    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError, or from _names_in_json
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError and JSONDecodeError
         raise SourceError(f"The class map {path} cannot be read: {error}. {_EXPECTED}.") from error
     names = [name.strip() for name in names if name.strip()]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise SourceError(f"The class map {path} has {', '.join(repeated[:5])} more than once. {_EXPECTED}.")
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise SourceError(f"The class map {path} has {first_few(repeated)} more than once. {_EXPECTED}.")
     return tuple(names)
 
 
