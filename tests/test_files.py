@@ -152,3 +152,40 @@ def test_an_error_at_any_call_while_a_model_is_saved_loses_nothing(tmp_path, rep
         if not faults.happened:
             break
     assert number > 20
+
+
+# Kills itself before the n-th move of a file, of those that put a model in the place of another.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from saved_models import save
+folder, moves, move = Path(sys.argv[1]), int(sys.argv[2]), Path.replace
+def replace(path, target):
+    global moves
+    if folder in (path.parent, target.parent):
+        moves -= 1
+        if moves < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return move(path, target)
+Path.replace = replace
+save(folder)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moves", [0, 1, 3, 4, 6])
+def test_the_next_save_clears_what_a_killed_one_left_and_the_old_model_is_not_lost(tmp_path, moves):
+    folder = tmp_path / "model"
+    old = save_scaled(folder, 3)
+    before = content(folder)
+    killed = subprocess.run([sys.executable, "-c", KILLED, folder, str(moves)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(folder.glob(".poolformer-jax-*"))
+    with pytest.raises(OSError, match="Cannot write"), failing(folder, 30) as faults:
+        save_scaled(folder, 4)
+    assert faults.happened
+    assert same(load_pretrained(folder)[1], old)
+    assert {name: value for name, value in content(folder).items() if "/" not in name} == before
+    save_scaled(folder, 4)
+    assert sorted(content(folder)) == sorted(before)
