@@ -86,6 +86,14 @@ class EvaluateConfig:
     """The published network, if the arrays do not determine it: poolformer_ln_s12 looks like s12."""
     ignore: tuple[str, ...] = ()
     """Names of arrays in the weights file to leave out, as patterns: 'criterion.*'."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the Hub."""
+    cache_dir: Path | None = None
+    """The Hub's cache. Default: huggingface_hub's, HF_HOME."""
+    token: str | None = None
+    """For private models. Default: the one stored by hf auth login."""
+    local_files_only: bool = False
+    """Use the cache without asking the Hub."""
     batch_size: int = 256
     """Images in a step, over all processes; rounded up to a multiple of the devices."""
     workers: int | None = None
@@ -100,7 +108,7 @@ class EvaluateConfig:
     """How the processes of several hosts find each other."""
 
     def __post_init__(self) -> None:
-        expand_home(self, "output")
+        expand_home(self, "output", "cache_dir")
         rules = [
             ("batch_size", self.batch_size >= 1, "a positive number of images"),
             ("output", is_local(self.output), "a folder of this machine, or of a bucket that is mounted"),
@@ -117,7 +125,8 @@ def run_evaluation(config: EvaluateConfig, console: Console) -> AnyEvaluation:
     initialize(config.distributed)
     mesh = make_mesh(MeshConfig())
     refuse_run_folder(config.source)
-    opened = open_model(config.source, variant=config.variant, ignore=config.ignore, use_ema=config.use_ema)
+    hub = {name: getattr(config, name) for name in ("revision", "cache_dir", "token", "local_files_only")}
+    opened = open_model(config.source, variant=config.variant, ignore=config.ignore, use_ema=config.use_ema, **hub)
     model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
     processor = opened.image_processor
     data = _data_config(config, processor, mesh.devices.size, opened.config.problem_type)

@@ -366,3 +366,9 @@ def test_fine_tuning_starts_from_the_given_network_without_the_names_to_leave_ou
         pretrained = dataclasses.replace(config, model=PretrainedNetwork(source=model, **options))
         with pytest.raises(ValueError, match=message):
             make_network(pretrained, ("ant", "bee"))
+
+
+def test_a_model_on_the_hub_is_looked_for_as_the_flags_say(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(FileNotFoundError, match="not in the Hub's cache"):
+        evaluate("someone/tiny", "digits", cache_dir=tmp_path, local_files_only=True)
