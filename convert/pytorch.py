@@ -1,4 +1,7 @@
-"""The same network in PyTorch, to compare a conversion with: by `timm` for its own layout, else by `transformers`."""
+"""The same network in PyTorch, to compare a conversion with.
+
+By `timm` for its own layout and for the second paper's networks, else by `transformers`.
+"""
 
 import importlib.util
 from typing import Any
@@ -18,7 +21,7 @@ def reason_not_to_compare(source: OpenedModel, head_order: str) -> str | None:
         return f"{' and '.join(missing)} not installed"
     config = source.config
     if config.downsample_norm:
-        return "transformers has no model of the second paper's networks"
+        return "timm is not installed, or has no such network; transformers has none of the second paper"
     if not set(config.token_mixers) <= {"pooling", "identity"} or any(config.position_embeddings):
         return "transformers has no model with these token mixers"
     return None
@@ -45,8 +48,9 @@ def outputs(source: OpenedModel, pixel_values: np.ndarray, head_order: str) -> d
 
 def _timm_model(source: OpenedModel, head_order: str) -> Any:
     """timm's model with the source's arrays; None for another layout or network, or if timm cannot be imported."""
-    variant = source.plan.variant
-    if source.plan.layout != "timm" or head_order != "pool_norm" or variant is None:
+    variant, config = source.plan.variant, source.config
+    by_timm = source.plan.layout == "timm" or config.downsample_norm
+    if not by_timm or head_order != "pool_norm" or variant is None:
         return None
     try:
         import timm
@@ -56,11 +60,17 @@ def _timm_model(source: OpenedModel, head_order: str) -> Any:
     name = variant if "_" in variant else f"poolformer_{variant}"
     if not timm.is_model(name):
         return None
-    model = timm.create_model(name, num_classes=source.config.num_labels, in_chans=source.config.num_channels).eval()
-    arrays = {one.source.name: source.weights.tensors[one.given_name] for one in map_arrays(source, "timm")}
-    model.load_state_dict(
-        {name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()}, strict=True
-    )
+    model = timm.create_model(name, num_classes=config.num_labels, in_chans=config.num_channels).eval()
+    if config.head == "mlp" and config.num_labels:
+        model.head.fc.norm.eps = config.head_norm_epsilon  # the authors' is another one
+    state_dict = {}
+    for one in map_arrays(source, "timm"):
+        array = np.array(source.weights.tensors[one.given_name], np.float32)
+        if source.plan.layout == "jax":
+            array = np.ascontiguousarray(TRANSFORMS[one.target.transform].to_layout(array))
+        # The authors' dense layers are 1 x 1 convolutions in timm.
+        state_dict[one.target.name] = torch.from_numpy(array.reshape(one.target.stored_shape))
+    model.load_state_dict(state_dict, strict=True)
     return model
 
 

@@ -37,14 +37,18 @@ def test_every_network_with_the_names_of_a_size_is_compared_with_pytorch(tmp_pat
         assert not verify(wrong, tmp_path / "model", mappings).passed
 
 
-@pytest.mark.parametrize("variant", ["s12", "caformer_s18"])
-def test_weights_in_timms_layout_are_compared_with_timm(tmp_path, monkeypatch, variant):
+@pytest.mark.parametrize(
+    ("variant", "layout"),
+    [("s12", "timm"), ("caformer_s18", "timm"), ("caformer_s18", "sail"), ("caformer_s18", "jax")],
+)
+def test_weights_of_timms_networks_are_compared_with_timm(tmp_path, monkeypatch, variant, layout):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     peers.timm()
-    config = PoolFormerConfig.from_variant(variant, num_labels=3, head_order="pool_norm", head_norm_epsilon=1e-6)
+    epsilon = 1e-6 if layout == "timm" else 1e-5
+    config = PoolFormerConfig.from_variant(variant, num_labels=3, head_order="pool_norm", head_norm_epsilon=epsilon)
     variables = make_variables(config)
-    save_pretrained(tmp_path / "theirs", PoolFormerForImageClassification(config), variables, "timm")
+    save_pretrained(tmp_path / "theirs", PoolFormerForImageClassification(config), variables, layout)
     source = open_model(tmp_path / "theirs")
     mappings = convert(source, tmp_path / "model", "jax", lambda _: None)
     monkeypatch.setattr(pytorch, "_model", lambda source: pytest.fail("compared with transformers"))
