@@ -152,11 +152,15 @@ def _missing_package(error: ImportError) -> str | None:
 
 def _train(name: str | Path, arguments: Sequence[str]) -> int:
     config = _recipe(name, arguments, "python -m train")
+    import jax
+
     from train import loop
     from train.report import create_console, print_summary
 
     outcome = loop.run(config, create_console())
     print_summary(config, outcome.step, outcome.evaluations)
+    if name == "smoke" and outcome.evaluations and jax.process_index() == 0:
+        print("\nPassed: images, training, checkpoints, evaluation and results work here. The accuracy means nothing.")
     return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
 
 

@@ -496,3 +496,12 @@ def test_a_run_starts_with_its_devices_images_network_and_folder(tmp_path):
     assert "64 to train on" in header[1]
     assert re.fullmatch(r"Network   [\d,]+ parameters, images of 16 x 16 pixels", header[2])
     assert header[3] == f"Run       {tmp_path}, 5 epochs, 1 step of 16 images"
+
+
+@pytest.mark.parametrize(("name", "finished"), [("smoke", True), ("smoke", False), ("digits", True)])
+def test_only_a_finished_smoke_run_says_that_it_passed(name, finished, tmp_path, monkeypatch, capsys):
+    outcome = loop.Outcome(step=1, evaluations={"params": None} if finished else {}, stopped_by=None)
+    monkeypatch.setattr(loop, "run", lambda config, console: outcome)
+    monkeypatch.setattr("train.report.print_summary", lambda *_: None)
+    assert main([name, "--run-dir", str(tmp_path)]) == 0
+    assert ("Passed: images, training" in capsys.readouterr().out) == (name == "smoke" and finished)
