@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=("float32", "bfloat16", "float16", "int8"),
         default="float32",
-        help="bfloat16: computed so (.stablehlo); float16: numbers stored so (.onnx, .xml) (default: %(default)s)",
+        help="bfloat16: computed (.stablehlo); float16 (.onnx, .xml), int8 (.onnx): stored (default: %(default)s)",
     )
     parser.add_argument("--uint8", action="store_true", help="take 8-bit pixels, and normalise them in the network")
     parser.add_argument("--probabilities", action="store_true", help="also give the probabilities")
@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file and prints its difference from the network; returns the exit code."""
     with starting_jax():
+        import jax
+
         from poolformer_jax.export import FORMATS, export_model
         from poolformer_jax.weights import build_model, open_model
     if Path(arguments.file).suffix.lower() not in FORMATS:
@@ -71,10 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
             uint8=arguments.uint8,
             probabilities=arguments.probabilities,
         )
-    megabytes = Path(arguments.file).expanduser().stat().st_size / 1e6
+    file = Path(arguments.file).expanduser()
+    written = file.stat().st_size + (file.with_suffix(".bin").stat().st_size if file.suffix.lower() == ".xml" else 0)
+    float32 = 4 * sum(leaf.size for branch in variables.values() for leaf in jax.tree.leaves(branch))
     if difference is None:
         exactness = "not compared with the network, which needs onnxruntime"
     else:
         exactness = f"logits within {difference:.1e} of the network's, relative to the largest"
-    print(f"{arguments.file}: {megabytes:.1f} MB, {exactness}")
+    share = f"{100 * written / float32:.0f} % of the parameters in float32"
+    print(f"{arguments.file}: {written / 1e6:.1f} MB, {share}, {exactness}")
     return 0

@@ -33,13 +33,17 @@ from poolformer_jax.export.openvino_file import run_openvino, to_openvino
 from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
 from poolformer_jax.files import replace_atomically
 from poolformer_jax.images import PoolFormerImageProcessor
-from poolformer_jax.inference import difference_from_network, fold, run_onnx, takes_any_size, to_onnx
+from poolformer_jax.inference import difference_from_network, fold, quantize_int8, run_onnx, takes_any_size, to_onnx
 from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.weights import class_names
 
 FORMATS = (".stablehlo", ".onnx", ".xml")
 # The types that each format can be written in. ONNX and OpenVINO store float16, and compute in float32 on CPUs.
-_DTYPES = {".stablehlo": ("float32", "bfloat16"), ".onnx": ("float32", "float16"), ".xml": ("float32", "float16")}
+_DTYPES = {
+    ".stablehlo": ("float32", "bfloat16"),
+    ".onnx": ("float32", "float16", "int8"),
+    ".xml": ("float32", "float16"),
+}
 _NAMES = {".stablehlo": "StableHLO", ".onnx": "ONNX", ".xml": "OpenVINO"}
 
 
@@ -69,7 +73,7 @@ def export_model(
             makes, and an ONNX file takes images of any size unless the network has parameters for every position
             (position embeddings, spatial_fc, random).
         dtype: float32, or bfloat16 for feature maps in StableHLO, or float16 for the stored numbers in ONNX and
-            OpenVINO.
+            OpenVINO, or int8 for the kernels in ONNX (`quantize_int8`).
         uint8: the file takes 8-bit pixels, resized and cropped, and normalises them.
         probabilities: the file also gives the probabilities, as a second output.
 
@@ -116,6 +120,7 @@ def export_model(
         else:
             half = precision == "float16"
             onnx = to_onnx(config, folded, size, facts, any_size=any_size, half_precision=half, **options)
+            onnx = quantize_int8(onnx) if precision == "int8" else onnx
             converted = _Converted.openvino(onnx, facts, half) if ending == ".xml" else _Converted.onnx(onnx)
     except ImportError as error:
         package = " and openvino" if ending == ".xml" else ""

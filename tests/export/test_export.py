@@ -288,6 +288,19 @@ def test_float16_halves_the_file_and_keeps_the_logits(ending, tmp_path):
     assert sizes[1] < 0.6 * sizes[0]
 
 
+def test_int8_takes_at_most_two_fifths_of_the_size_and_says_so(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    config = FAMILY["identityformer"].with_changes(hidden_sizes=(64, 64, 128, 128))
+    model, variables = random_variables(config)
+    save_pretrained(tmp_path / "model", model, variables, image_processor=PROCESSOR)
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "model" / "n.onnx"), "--dtype", "int8"]) == 0
+    share = (tmp_path / "model" / "n.onnx").stat().st_size / sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+    assert share < 0.4
+    assert f"{100 * share:.0f} % of the parameters in float32" in capsys.readouterr().out
+    assert open_exported(tmp_path / "model" / "n.onnx").facts["dtype"] == "int8"
+    assert main(["verify", str(tmp_path / "model")]) == 0
+
+
 @NEEDS_OPENVINO
 def test_verify_compares_every_exported_file_of_a_folder_with_its_network(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
