@@ -102,7 +102,12 @@ AnyEvaluation = Evaluation | TargetEvaluation
 
 
 def make_evaluation_step(
-    model: PoolFormerForImageClassification, normalize: Normalize, mesh: Mesh, shardings: Any
+    model: PoolFormerForImageClassification,
+    normalize: Normalize,
+    mesh: Mesh,
+    shardings: Any,
+    flip: bool = False,
+    kept_classes: Sequence[int] | None = None,
 ) -> EvaluationStep:
     """The compiled function from the model's variables and a masked batch to sums over its real examples, and logits.
 
@@ -111,13 +116,21 @@ def make_evaluation_step(
         normalize: makes pixel values of the batch's images.
         mesh: devices that share the batch.
         shardings: of the variables.
+        flip: average the logits of every image and of its mirror image.
+        kept_classes: the classes to choose from, all by default; the logits of others become minus infinity.
     """
     classes, problem = model.config.num_labels, model.config.problem_type
 
     def sums(variables: Any, batch: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
         labels, mask = batch["label"], batch["mask"]
-        output: Any = model.apply(variables, normalize(batch["image"]))
+        pixels = normalize(batch["image"])
+        output: Any = model.apply(variables, pixels)
         logits = output.logits
+        if flip:
+            mirrored: Any = model.apply(variables, pixels[:, :, ::-1])
+            logits = (logits + mirrored.logits) / 2
+        if kept_classes is not None:
+            logits = jnp.where(np.isin(np.arange(classes), kept_classes), logits, -jnp.inf)
         if problem in ("multi_label_classification", "regression"):  # all figures follow from the outputs
             return {}, logits.astype(jnp.float32)
         best = lax.top_k(logits, min(5, classes))[1]
