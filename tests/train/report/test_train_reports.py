@@ -142,16 +142,11 @@ def test_the_curves_of_one_interval_show_its_point_and_different_ticks():
     assert len(set(ticks)) == len(ticks)
 
 
-def test_the_summary_names_the_pictures_that_exist(tmp_path, capsys):
+def test_the_summary_names_the_report_and_the_accuracy(tmp_path, capsys):
     config = tiny(tmp_path / "run")
     print_summary(config, 7, {"params": EVALUATION})
-    assert "Confusion" not in capsys.readouterr().out
-    config.run_dir.mkdir(exist_ok=True)
-    (config.run_dir / "confusion.png").touch()
-    print_summary(config, 7, {"params": EVALUATION})
     said = capsys.readouterr().out
-    assert (
-        f"Confusion {config.run_dir / 'confusion.png'}" in said and f"Held-out accuracy {EVALUATION.top1:.2%}" in said
-    )
+    assert f"Report    {config.run_dir / 'report.html'}" in said
+    assert f"Held-out accuracy {EVALUATION.top1:.2%}" in said
     print_summary(config, 7, {})
     assert "Stopped after step 7" in capsys.readouterr().out
