@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -114,8 +113,10 @@ def test_a_wrong_name_is_wrong_usage(arguments, capsys):
 
 
 def test_a_missing_package_is_named_with_the_extra_that_installs_it(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    monkeypatch.delitem(sys.modules, "benchmarks.cpu_inference", raising=False)
+    def import_module(name):
+        raise ModuleNotFoundError("No module named 'rich.console'", name="rich.console")
+
+    monkeypatch.setattr(program.importlib, "import_module", import_module)
     assert program.main(["cpu-inference"]) == program.FAILED
     printed = capsys.readouterr().err
     assert "rich.console" in printed

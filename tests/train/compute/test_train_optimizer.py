@@ -162,6 +162,8 @@ def test_clipping_bounds_the_gradient_before_the_moments():
 class Linear:
     """A network whose loss has the "pixels", a tree like the parameters, as its gradient."""
 
+    config = PoolFormerConfig(num_labels=2)
+
     def apply(self, variables, pixels, **_):
         products = jax.tree.map(lambda parameter, slope: (parameter * slope).sum(), variables["params"], pixels)
         return SimpleNamespace(loss=sum(jax.tree.leaves(products)), logits=jnp.zeros((1, 2)))

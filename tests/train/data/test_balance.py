@@ -84,9 +84,11 @@ def test_labels_that_are_not_classes_are_refused(source):
 class Linear:
     """A model whose logits are the pixels plus a bias."""
 
+    config = PoolFormerConfig(num_labels=3)
+
     def apply(self, variables, pixels, labels, train, rngs):
         logits = pixels + variables["params"]["bias"]
-        return SimpleNamespace(logits=logits, loss=mean_loss(PoolFormerConfig(num_labels=3), logits, labels))
+        return SimpleNamespace(logits=logits, loss=mean_loss(self.config, logits, labels))
 
 
 def test_the_weighted_loss_is_the_mean_of_the_weighted_cross_entropies():
