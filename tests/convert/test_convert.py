@@ -41,8 +41,22 @@ def report_of(folder):
     return json.loads((folder / "report.json").read_text())
 
 
-@pytest.mark.parametrize("layout", ["jax", "hf", "sail"])
-@pytest.mark.parametrize("file", ["hf_sharded", "sail_checkpoint_legacy.pth.tar", "timm_checkpoint.pth.tar"])
+@pytest.mark.parametrize(
+    ("file", "layout"),
+    [
+        ("hf_sharded", "jax"),
+        ("sail_checkpoint_legacy.pth.tar", "hf"),
+        ("timm_checkpoint.pth.tar", "sail"),
+        *(
+            pytest.param(file, layout, marks=pytest.mark.slow)
+            for file, layout in (
+                *(("hf_sharded", layout) for layout in ("hf", "sail")),
+                *(("sail_checkpoint_legacy.pth.tar", layout) for layout in ("jax", "sail")),
+                *(("timm_checkpoint.pth.tar", layout) for layout in ("jax", "hf")),
+            )
+        ),
+    ],
+)
 def test_every_source_converts_to_every_layout_with_the_same_weights(tmp_path, capsys, file, layout):
     assert run(FIXTURES / file, tmp_path / "model", "--to", layout, "--verify") == 0
     model, variables = load_pretrained(tmp_path / "model")

@@ -59,6 +59,7 @@ def test_the_commands_run():
     assert {path.name for path in Path("for-transformers").iterdir()} >= {"model.safetensors", "report.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("named_files")
 def test_the_python_examples_run():
     blocks = [block for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "torch.load" not in block]

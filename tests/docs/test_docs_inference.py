@@ -26,6 +26,7 @@ def folder_with_a_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("folder_with_a_model")
 def test_the_examples_print_what_the_guide_shows():

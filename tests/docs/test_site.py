@@ -47,7 +47,11 @@ def test_every_public_name_has_a_reference_entry_and_an_example(name):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("page", REFERENCE, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in ("models", "inference"))) for page in REFERENCE],
+    ids=[page.stem for page in REFERENCE],
+)
 def test_the_examples_of_the_reference_are_true(page):
     source = "\n".join(blocks(page, "pycon"))
     test = doctest.DocTestParser().get_doctest(source, {}, page.name, str(page), 0)

@@ -74,6 +74,7 @@ def test_stablehlo_has_every_token_mixer_and_by_default_the_networks_labels(tmp_
     assert json.loads(facts["id2label"]) == {str(index): name for index, name in class_names(config).items()}
 
 
+@pytest.mark.slow
 def test_stablehlo_runs_without_this_package(tmp_path):
     config = CONFIGS["published"]
     variables, pixels, expected = pixels_and_logits(config)
@@ -130,7 +131,9 @@ def second_paper(kind):
     return to_onnx(config, fold(config, variables), (64, 64), {}, any_size=takes_any_size(config)), pixels, logits
 
 
-@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "caformer")) for kind in FAMILY]
+)
 def test_onnx_runtime_computes_every_network_of_the_second_paper(kind):
     pytest.importorskip("onnxruntime")
     assert takes_any_size(FAMILY[kind]) == (kind != "randformer")
@@ -138,6 +141,7 @@ def test_onnx_runtime_computes_every_network_of_the_second_paper(kind):
     np.testing.assert_allclose(run_onnx(data, pixels), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILY if kind != "caformer"), "caformer"]
 )
@@ -301,6 +305,7 @@ def test_int8_takes_at_most_two_fifths_of_the_size_and_says_so(tmp_path, capsys)
     assert main(["verify", str(tmp_path / "model")]) == 0
 
 
+@pytest.mark.slow
 @NEEDS_OPENVINO
 def test_verify_compares_every_exported_file_of_a_folder_with_its_network(tmp_path, capsys):
     pytest.importorskip("onnxruntime")

@@ -65,6 +65,7 @@ def test_on_uses_kernels_unchecked_and_off_uses_none(monkeypatch):
     assert not has_kernels(classifier(dtype="float32"))
 
 
+@pytest.mark.slow
 def test_the_embedder_and_the_pipeline_use_kernels_too(monkeypatch):
     monkeypatch.setattr(verification, "verify_kernels", lambda *_, **__: pytest.fail("checked"))
     variables = random_variables(CONFIG)[1]

@@ -35,6 +35,7 @@ def assert_same_function(config, size, batch=2, tolerance=1e-5):
 
 
 # s24 and s36 have the widths of s12, m48 has those of m36; only the number of blocks differs.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["s12", pytest.param("m36", marks=pytest.mark.slow)])
 def test_folding_keeps_logits_and_maps_of_every_published_width(name):
     assert_same_function(PoolFormerConfig.from_variant(name, depths=(1, 1, 2, 1), num_labels=50), 64)
@@ -66,6 +67,7 @@ def test_folding_keeps_logits_and_maps_with_every_setting(changes):
     assert_same_function(PoolFormerConfig(**{**TINY, **changes}), 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 64), pytest.param((65, 97), marks=pytest.mark.slow)])
 def test_a_single_image_has_the_features_it_has_in_a_batch(size):
     """Its last feature maps have fewer positions than channels, so that their convolutions become matrix products."""
@@ -96,6 +98,7 @@ def test_folding_is_exact_in_float64():
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-7 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_folding_in_bfloat16_is_as_close_to_float32_as_the_model_in_bfloat16():
     config = PoolFormerConfig(**TINY)
     model, variables = random_variables(config)

@@ -21,6 +21,7 @@ def four(variables):
     return HeightShardedModel(CONFIG, variables[1], devices=jax.local_devices()[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, "convformer", pytest.param("poolformerv2", marks=pytest.mark.slow)])
 def test_four_devices_compute_what_the_model_computes_on_one(kind, variables, four):
     model, params = variables

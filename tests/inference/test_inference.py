@@ -94,6 +94,7 @@ def test_one_image_gives_one_list_and_several_give_a_list_of_lists(classifier):
     assert classifier([]) == []
 
 
+@pytest.mark.slow
 def test_a_mixed_stream_stays_in_order_and_compiles_a_bounded_number_of_programs(compilations):
     images = random_images(150)
     classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=32)

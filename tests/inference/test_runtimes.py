@@ -57,6 +57,7 @@ def test_labels_order_and_errors_are_those_of_jax(runtime, expected):
     check_same([classifier(PHOTOGRAPHS[0], top_k=7)], expected[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
 def test_networks_of_the_second_paper_and_independent_labels(problem_type):
     pytest.importorskip("onnxruntime")

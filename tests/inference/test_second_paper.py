@@ -13,7 +13,7 @@ PHOTOGRAPH = IMAGES / "chelsea.jpg"
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("caformer", "randformer"))) for kind in FAMILY]
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "caformer")) for kind in FAMILY]
 )
 def test_a_saved_network_classifies_embeds_and_explains(kind, tmp_path, capsys):
     model, variables = random_variables(FAMILY[kind])

@@ -177,7 +177,7 @@ def compare_gradients(home, variant, size, golden):
 @pytest.mark.parametrize(
     ("home", "kind"),
     [
-        pytest.param(home, kind, marks=() if (home, kind) in {("sail", "caformer"), ("sail", "randformer")} else slow)
+        pytest.param(home, kind, marks=() if (home, kind) == ("sail", "caformer") else slow)
         for home in HEAD_EPSILON
         for kind in KINDS
     ],

@@ -46,9 +46,17 @@ NETWORKS = {
 @pytest.mark.parametrize(
     ("network", "setting"),
     [
-        *((network, setting) for network in ("fused", "every mixer", "CAFormer") for setting in SETTINGS),
+        *(("fused", setting) for setting in SETTINGS),
+        ("every mixer", "types"),
         ("RandFormer", "types"),
-        ("without a head", "types"),
+        *(
+            pytest.param(network, setting, marks=pytest.mark.slow)
+            for network, setting in (
+                *(("every mixer", setting) for setting in SETTINGS if setting != "types"),
+                *(("CAFormer", setting) for setting in SETTINGS),
+                ("without a head", "types"),
+            )
+        ),
     ],
 )
 def test_the_network_and_its_gradients_compute(network, setting):

@@ -204,6 +204,7 @@ def test_drop_path_and_dropout_act_in_training_only_and_follow_their_key(fused):
     np.testing.assert_array_equal(logits(1, False), logits(2, False))
 
 
+@pytest.mark.slow
 def test_rematerialised_stages_compute_the_same_loss_and_gradient():
     config = dataclasses.replace(TWO_STAGES, drop_path_rate=0.3)
     variables = random_variables(config)[1]
@@ -386,6 +387,7 @@ def test_one_compilation_serves_every_call_of_a_shape():
     assert calls._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_the_second_paper_starts_from_the_authors_initial_values():
     config = family_weights.config("sail", "randformer_tiny", head="mlp", token_mixers=("sep_conv",) * 3 + ("random",))
     values = {p.path: np.asarray(initial_value(jax.random.key(0), p)) for p in all_parameters(config)}

@@ -97,6 +97,7 @@ def test_the_ablations_are_those_of_the_authors(variant, dtype):
     compare(config, variables, published.arrays("sail", variant), "224x224", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "dtype"),
     [

@@ -27,6 +27,7 @@ def run_dir(tmp_path_factory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_a_short_run_recognises_most_held_out_digits(run_dir):
     report = json.loads((run_dir / "model" / "evaluation.json").read_text())
     # A fifth of 1,797 scans, rounded in every class.

@@ -126,6 +126,7 @@ def test_a_run_without_a_better_evaluation_ends_early_and_is_finished(tmp_path):
     assert run(config).step == first.step
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_in_an_evaluation_has_saved_and_evaluates_when_resumed(tmp_path, monkeypatch):
     def die(*arguments):
         raise MemoryError
@@ -192,6 +193,7 @@ def test_a_fine_tuning_run_resumes_without_its_pretrained_weights(tmp_path, weig
         run(fine_tuning(tmp_path / "new", weights, seed=7))  # not one of the programs above
 
 
+@pytest.mark.slow
 def test_a_run_without_its_checkpoints_says_that_it_starts_again(tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "at", lambda stop, step: step == 4)
@@ -243,6 +245,7 @@ def test_keep_every_saves_checkpoints_that_are_never_deleted(tmp_path):
     assert saved(tmp_path) == [4, 8, 9]
 
 
+@pytest.mark.slow
 def test_saving_within_an_interval_does_not_split_it(tmp_path):
     run(small(tmp_path, max_steps=8, save_every=3))  # two steps are an interval
     assert list(train_losses(tmp_path)) == [2, 4, 6, 8]
@@ -267,6 +270,7 @@ def test_finished_json_is_written_last_at_the_end_of_the_schedule(tmp_path, monk
     assert json.loads(finished.read_text()) == {"step": 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_profile_is_written_even_if_the_run_ends_during_it(tmp_path, steps, caplog):
     run(small(tmp_path, max_steps=12, profile_steps=steps, save_every=1000, evaluate_every=1000))

@@ -86,6 +86,7 @@ def test_bfloat16_is_no_less_accurate_than_the_plain_blocks():
         assert distance(fast(*arguments), exact(*arguments)) <= distance(plain(*arguments), exact(*arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "hidden_layers"), [(8, 0), (cpu_batching.SAVE_HIDDEN_CHANNELS, 1)])
 def test_the_forward_pass_saves_the_hidden_layer_only_with_many_channels(channels, hidden_layers):
     hidden = channels + 1

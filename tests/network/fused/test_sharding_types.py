@@ -70,6 +70,7 @@ def training_step():
     return jax.jit(jax.value_and_grad(partial(loss, train=True, remat=True), argnums=(0, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axis_types", "batch_axes"),
     [
@@ -88,6 +89,7 @@ def test_along_explicit_axes(axis_types, batch_axes, variables, of_one_device):
     assert_close(found, of_one_device, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)])
 def test_inside_shard_map(axis_type):
     variables = random_variables(ONE_STAGE)[1]

@@ -97,6 +97,7 @@ def test_real_labels_need_the_names_of_validation_images(model, folder, tmp_path
         evaluate(model, f"folder:{folder}", real_labels=tmp_path / "real.json")
 
 
+@pytest.mark.slow
 def test_flipped_evaluation_does_not_depend_on_left_and_right(model, folder, logits, tmp_path):
     mirrored = write_class_folders(tmp_path / "mirrored", mirrored=True)
     one = evaluate(model, f"folder:{folder}", flip=True, output=tmp_path / "one").predictions.logits

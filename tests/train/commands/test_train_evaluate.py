@@ -111,18 +111,14 @@ def test_classes_and_folders_may_have_any_name(tmp_path, capsys):
     assert (tmp_path / "out" / "confusion.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"size": {"height": 32, "width": 32}},  # squashed
-        *(
-            pytest.param(changes, marks=pytest.mark.slow)
-            for changes in (
-                {"size": {"height": 40, "width": 48}, "do_center_crop": False, "resample": 1},
-                {"do_rescale": False, "image_mean": (124.0, 116.0, 104.0), "image_std": (58.0, 57.0, 57.0)},
-                {"do_normalize": False, "crop_size": {"height": 40, "width": 56}},
-            )
-        ),
+        {"size": {"height": 40, "width": 48}, "do_center_crop": False, "resample": 1},
+        {"do_rescale": False, "image_mean": (124.0, 116.0, 104.0), "image_std": (58.0, 57.0, 57.0)},
+        {"do_normalize": False, "crop_size": {"height": 40, "width": 56}},
     ],
     ids=["squash", "a rectangle, Lanczos", "pixels of 0..255", "a margin, not normalised"],
 )

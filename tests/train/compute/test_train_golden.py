@@ -48,6 +48,7 @@ def smooth_labels(key, image, label):
     return image, 0.9 * jax.nn.one_hot(label, 10, dtype=jnp.float64) + 0.1 / 10
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")  # float64 convolutions run ten times as fast
 def test_twenty_steps_equal_the_golden_run(golden):
     names = {key.removeprefix("final_l2/"): None for key in golden if key.startswith("final_l2/")}

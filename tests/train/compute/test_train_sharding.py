@@ -32,6 +32,7 @@ def float64_losses_of_one_device():
         return losses(tiny(mesh=sharded(1, 1), dtype="float64"), jax.devices()[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_any_mesh_gives_the_losses_of_one_device_in_float64(mesh, float64_losses_of_one_device):
     with jax.enable_x64(True):

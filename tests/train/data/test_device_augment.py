@@ -172,6 +172,7 @@ def test_the_key_decides_the_result_and_dtype_the_pixels_type():
     np.testing.assert_allclose(targets.sum(-1), 1.0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [8, 0])
 def test_sharded_batches_give_the_same_and_need_no_communication(group):
     """Also if a group is spread over several devices, which have eight images each."""

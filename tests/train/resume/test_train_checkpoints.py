@@ -104,6 +104,7 @@ def test_only_the_newest_states_are_kept(tmp_path, states):
         assert checkpoints.steps == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_state_of_eight_devices_is_restored_on_one_and_four(tmp_path, states):
     _, eight = open_and_make_parts(tiny(mesh=sharded(4, 2)))
     spread = jax.device_put(states[0], jax.tree.map(lambda leaf: leaf.sharding, eight.abstract_state))

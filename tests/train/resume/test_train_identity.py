@@ -61,6 +61,7 @@ def test_a_run_does_not_resume_from_another_runs_checkpoints(tmp_path, uninterru
     assert expected in run([*arguments, "--max-steps", "20"])
 
 
+@pytest.mark.slow
 def test_a_run_does_not_resume_with_other_classes_or_images(tmp_path, run):
     pool, run_dir = tmp_path / "pool", tmp_path / "run"
     class_folders(pool, 8)
@@ -120,6 +121,7 @@ def test_a_run_does_not_resume_with_another_resizer(tmp_path, monkeypatch, first
     find_run(named(first), source)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_start_again_if_its_checkpoint_dir_is_forgotten(tmp_path, run):
     run_dir, states = tmp_path / "run", tmp_path / "states"
     arguments = [*programs.TINY, "--run-dir", str(run_dir)]

@@ -86,6 +86,7 @@ def resume(monkeypatch, capsys):
     return resume
 
 
+@pytest.mark.slow
 def test_killed_while_a_state_is_written_it_resumes_from_the_one_before(tmp_path, uninterrupted, resume):
     run_dir = tmp_path / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir)]
@@ -101,6 +102,7 @@ def test_killed_while_a_state_is_written_it_resumes_from_the_one_before(tmp_path
     assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted, resume):
     run_dir = tmp_path / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--save-every", "1000"]
@@ -220,6 +222,7 @@ def test_a_full_disk_stops_the_run_which_resumes_when_there_is_space(small_disk,
     assert train_losses(run_dir) == train_losses(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_stays_infinite_stops_the_run_and_keeps_the_last_good_state(tmp_path, capsys):
     run_dir = tmp_path / "run"
     # The second step's learning rate overflows the weights.
