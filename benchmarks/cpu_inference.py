@@ -2,10 +2,10 @@
 
 ours: the folded network that ImageClassifier compiles, from normalised pixels to logits. If the number of cores divides
 the batch, one CPU device per core computes a part of it; otherwise one device computes it with all cores. This
-benchmark sets JAX_NUM_CPU_DEVICES itself. PyTorch: transformers' PoolFormer, eager and torch.compile, with and without
-channels_last. ONNX Runtime and OpenVINO: the file that torch.onnx makes of that model for a fixed batch, and the file
-that `python -m poolformer_jax export` makes of ours. runtime="...": ImageClassifier's runtimes, from 8-bit pixels to
-probabilities.
+benchmark sets JAX_NUM_CPU_DEVICES itself. PyTorch: transformers' PoolFormer, or timm's network of the second paper,
+eager and torch.compile, with and without channels_last. ONNX Runtime and OpenVINO: the file that torch.onnx makes of
+that model for a fixed batch, and the file that `python -m poolformer_jax export` makes of ours. runtime="...":
+ImageClassifier's runtimes, from 8-bit pixels to probabilities.
 
 The weights are random, scaled so that every branch affects the logits. The logits are compared before anything is
 timed. Each implementation runs in its own process on all cores, one at a time.
@@ -21,10 +21,9 @@ from pathlib import Path
 
 from benchmarks import command_line, report
 from benchmarks.comparison import ROOT, Implementation, compare
-from benchmarks.inputs import write_inputs
+from benchmarks.inputs import LIBRARY_OF, write_inputs
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.files import write_json
-from poolformer_jax.network import SIZES
 
 # Float32 sums in another order. The largest differences seen are 2e-6 (s12) and 1e-5 (m36).
 TOLERANCE = 1e-4
@@ -35,13 +34,15 @@ def main(arguments: Sequence[str]) -> int:
     options = command_line.parse(_parser(), arguments)
     console, machine, contests = report.create_console(), report.machine(), []
     for variant, batch in itertools.product(options.variants, options.batches):
+        library = LIBRARY_OF[variant]
         title = f"{variant}, batch {batch}, float32, {machine['cores']} cores"
         with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name:
             folder = Path(name)
             with console.status(f"{title}: writing the weights and the ONNX files"):
-                write_inputs(folder, PoolFormerConfig.from_variant(variant), batch)
-                export_onnx(folder)
-            found = compare(console, title, implementations(folder), options, images=batch, tolerance=TOLERANCE)
+                write_inputs(folder, PoolFormerConfig.from_variant(variant), batch, library)
+                export_onnx(folder, library)
+            compared = implementations(folder, library)
+            found = compare(console, title, compared, options, images=batch, tolerance=TOLERANCE)
         contests.append({"variant": variant, "batch": batch} | found)
         # After every pair, because the next one can take long.
         write_json(options.json, {"command": options.command, "machine": machine, "contests": contests})
@@ -49,11 +50,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def implementations(folder: Path) -> list[Implementation]:
+def implementations(folder: Path, library: str = "transformers") -> list[Implementation]:
     """Ours first: the logits of the others are compared with ours."""
     inputs = {"folder": str(folder)}
     torch, onnx = "benchmarks.peers.pytorch:inference", "benchmarks.peers.onnx_runtimes"
-    last, exported = {"channels_last": True}, inputs | {"ours": True}
+    exported, eager = inputs | {"ours": True}, inputs | {"library": library}
+    last, compiled = {"channels_last": True}, {"compiled": True}
     cpu = {"JAX_PLATFORMS": "cpu"}
     return [
         Implementation("ours", "benchmarks.peers.ours:inference", inputs, ours=True, environment=cpu),
@@ -70,26 +72,33 @@ def implementations(folder: Path) -> list[Implementation]:
             )
             for runtime in ("onnxruntime", "openvino")
         ),
-        Implementation("PyTorch", torch, inputs),
-        Implementation("PyTorch, channels_last", torch, inputs | last),
-        Implementation("torch.compile", torch, inputs | {"compiled": True}),
-        Implementation("torch.compile, channels_last", torch, inputs | {"compiled": True} | last),
+        Implementation("PyTorch", torch, eager),
+        Implementation("PyTorch, channels_last", torch, eager | last),
+        Implementation("torch.compile", torch, eager | compiled),
+        Implementation("torch.compile, channels_last", torch, eager | compiled | last),
         Implementation("ONNX Runtime", f"{onnx}:onnx_runtime", inputs),
         Implementation("OpenVINO", f"{onnx}:openvino", inputs),
     ]
 
 
-def export_onnx(folder: Path) -> None:
+def export_onnx(folder: Path, library: str) -> None:
     """PyTorch writes model.onnx and we write ours.onnx, each in a process. A missing file is reported by its reader."""
-    code = "import sys; from benchmarks.peers.pytorch import export_onnx; export_onnx(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True)
+    code = "import sys; from benchmarks.peers.pytorch import export_onnx; export_onnx(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, str(folder), library], cwd=ROOT, capture_output=True)
     export = ["-m", "poolformer_jax", "export", str(folder), str(folder / "ours.onnx")]
     subprocess.run([sys.executable, *export], cwd=ROOT, capture_output=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("cpu-inference", __doc__, example="--variants s12 --batches 1 --rounds 3")
-    parser.add_argument("--variants", nargs="+", choices=SIZES, default=["s12", "m36"], help="default: s12 m36")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=LIBRARY_OF,
+        metavar="NAME",
+        default=["s12", "m36"],
+        help="networks, such as s12 and caformer_s18 (default: s12 m36)",
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images per call (default: 1 16)")
     command_line.add_turns(parser, rounds=9, seconds=1.0)
     return parser

@@ -13,21 +13,36 @@ import numpy as np
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, save_pretrained
 from poolformer_jax.inference import parameter_shapes
+from poolformer_jax.network import SIZES, VARIANTS
 
 IMAGE_SIZE = 224
 
 
-def write_inputs(folder: Path, config: PoolFormerConfig, batch: int, image_size: int = IMAGE_SIZE) -> None:
-    """Writes a model folder for `transformers` and `load_pretrained`, with pixels.npy and labels.npy."""
-    model = PoolFormerForImageClassification(config)
-    save_pretrained(folder, model, {"params": random_parameters(config)}, layout="hf")
+# The networks that PyTorch libraries have, and the library: transformers has the first paper's alone.
+LIBRARY_OF = dict.fromkeys(SIZES, "transformers") | {
+    name: "timm" for name in VARIANTS if name.startswith(("poolformerv2", "convformer", "caformer"))
+}
+
+
+def write_inputs(
+    folder: Path,
+    config: PoolFormerConfig,
+    batch: int,
+    library: str = "transformers",
+    image_size: int = IMAGE_SIZE,
+) -> None:
+    """Writes a model folder for `library` and for `load_pretrained`, with pixels.npy and labels.npy."""
+    if library == "timm":
+        config = replace(config, head_norm_epsilon=1e-6)
+    model, layout = PoolFormerForImageClassification(config), "timm" if library == "timm" else "hf"
+    save_pretrained(folder, model, {"params": random_parameters(config)}, layout=layout)
     rng = np.random.default_rng(1)
     np.save(folder / "pixels.npy", rng.standard_normal((batch, image_size, image_size, 3), np.float32))
     np.save(folder / "labels.npy", rng.integers(config.num_labels, size=batch))
 
 
 def write_timm_weights(folder: Path, config: PoolFormerConfig) -> None:
-    """Writes the same parameters for timm, into the subfolder `timm`."""
+    """Writes the same parameters of a network of the first paper for timm, into the subfolder `timm`."""
     model = PoolFormerForImageClassification(replace(config, head_order="pool_norm"))
     save_pretrained(folder / "timm", model, {"params": random_parameters(config)}, layout="timm")
 

@@ -1,4 +1,4 @@
-"""PyTorch: the PoolFormer of transformers, and timm's if it is installed, eager and with torch.compile."""
+"""PyTorch: the PoolFormer of transformers and the networks of timm, eager and with torch.compile."""
 
 import contextlib
 import importlib.metadata
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch.nn.functional import cross_entropy
 
 from benchmarks.workload import Workload, read_labels, read_pixels
@@ -73,9 +72,9 @@ def training(
     return Workload(call, losses, _versions(library), torch.get_num_threads())
 
 
-def export_onnx(folder: str) -> None:
-    """Writes transformers' network to model.onnx in the folder, for the batch size of the pixels."""
-    model, pixels = _prepare(folder, channels_last=False, library="transformers", device="cpu")
+def export_onnx(folder: str, library: str) -> None:
+    """Writes the library's network to model.onnx in the folder, for the batch size of the pixels."""
+    model, pixels = _prepare(folder, channels_last=False, library=library, device="cpu")
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
     torch.onnx.export(_Logits(model.eval()), (pixels,), str(Path(folder) / "model.onnx"), dynamo=True, **names)
 
@@ -105,15 +104,18 @@ def _prepare(folder: str, channels_last: bool, library: str, device: str) -> tup
 
 
 def _transformers(folder: Path) -> torch.nn.Module:
+    import transformers
+
     return transformers.PoolFormerForImageClassification.from_pretrained(folder)
 
 
 def _timm(folder: Path) -> torch.nn.Module:
-    """timm's network with the same weights. It averages before the last norm, so its logits differ."""
+    """timm's network with the same weights. Of the first paper's, it averages before the last norm: other logits."""
     import timm
 
-    name = json.loads((folder / "timm" / "config.json").read_text())["architecture"]
-    return timm.create_model(name, checkpoint_path=folder / "timm" / "model.safetensors")
+    source = folder / "timm" if (folder / "timm").exists() else folder
+    name = json.loads((source / "config.json").read_text())["architecture"]
+    return timm.create_model(name, checkpoint_path=source / "model.safetensors")
 
 
 _LIBRARIES: dict[str, Callable[[Path], torch.nn.Module]] = {"transformers": _transformers, "timm": _timm}

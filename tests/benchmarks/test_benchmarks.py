@@ -279,6 +279,15 @@ def test_our_implementation_must_start():
         measure([Implementation("ours", "absent:workload", {}, ours=True)], rounds=1, seconds=0, tolerance=0)
 
 
+@pytest.mark.slow
+def test_the_second_papers_networks_are_written_for_timm(tmp_path):
+    config = PoolFormerConfig.from_variant("caformer_s18")
+    assert cpu_inference.LIBRARY_OF["caformer_s18"] == "timm"
+    write_inputs(tmp_path, config, batch=1, library="timm", image_size=64)
+    with started(Implementation("ours", f"{OURS}:inference", {"folder": str(tmp_path)}, environment=CPU)) as worker:
+        assert worker.result.shape == (1, 1000)
+
+
 def test_the_gpu_benchmark_needs_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
     assert program.main(["gpu"]) == program.FAILED
