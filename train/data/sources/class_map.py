@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from train.data.sources.source import SourceError
 
 _EXPECTED = "Expected a text file with one class name per line, in the order of the labels, or JSON {name: label}"
 _LARGEST = 1 << 22  # characters
+_PART = 1 << 16  # characters
 
 
 def read_class_map(path: Path) -> tuple[str, ...]:
@@ -23,7 +26,9 @@ def read_class_map(path: Path) -> tuple[str, ...]:
     path = path.expanduser()
     try:
         with path.open(encoding="utf-8-sig") as file:
-            text = file.read(_LARGEST + 1)
+            # In parts: read(n) takes memory for n characters, whatever the file holds.
+            parts = iter(partial(file.read, _PART), "")
+            text = "".join(islice(parts, _LARGEST // _PART + 1))
         if len(text) > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST:,} characters")
         names = _names_in_json(json.loads(text)) if path.suffix.lower() == ".json" else text.splitlines()
