@@ -154,7 +154,7 @@ def test_an_error_at_any_call_while_a_model_is_saved_loses_nothing(tmp_path, rep
     assert number > 20
 
 
-# Kills itself before the n-th move of a file, of those that put a model in the place of another.
+# Saves a model over another one, and kills itself before the n-th move of a file.
 KILLED = """
 import os, signal, sys
 from pathlib import Path

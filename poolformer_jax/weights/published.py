@@ -95,7 +95,7 @@ def timms_name(variant: str) -> str:
 
 
 def variants_like(config: PoolFormerConfig) -> tuple[str, ...]:
-    """The published network with this architecture; if there is none, those of the same paper and token mixers."""
+    """The published network with this architecture, or all networks of the same paper with the same token mixers."""
     if variant := published_variant(config):
         return (variant,)
     each = {name: PoolFormerConfig.from_variant(name) for name in VARIANTS}

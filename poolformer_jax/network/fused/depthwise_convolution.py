@@ -25,7 +25,7 @@ from poolformer_jax.network.fused.sharding_types import match_varying_axes, part
 _Map = Float[Array, "b h w c"]
 _Kernel = Float[Array, "k k 1 c"]
 
-# The gradient by the kernel is summed in tiles of so many columns, positions and channels, whose windows fit into the
+# Columns, positions and channels of the tiles in which the kernel's gradient is summed. A tile's windows fit into the
 # first cache. XLA fuses the copy of a tile into a sum of up to 15 terms, which then takes ten times as long; and with
 # more channels, maps of 1024 of them have all pixels at the same place of the cache.
 _TILE_COLUMNS, _TILE_POSITIONS, _TILE_CHANNELS = 7, 28, 128
