@@ -1,5 +1,6 @@
 """Several classes per image, and regression: from a table of targets to a model and its figures."""
 
+import csv
 import dataclasses
 import json
 
@@ -8,15 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import average_precision_score, mean_squared_error
+from scipy.special import expit
+from sklearn.metrics import (
+    average_precision_score,
+    mean_absolute_error,
+    mean_squared_error,
+    precision_recall_fscore_support,
+    r2_score,
+)
 
 from poolformer_jax import load_pretrained
 from poolformer_jax.errors import InputError
 from small_data import assert_same, take
 from train.command_line import main
+from train.compute import Predictions
 from train.compute.target_evaluation import evaluate_targets
 from train.config import TrainConfig
-from train.data import DataConfig, DeviceAugmentation, HostAugmentation, SourceError, augment_batch, open_source
+from train.data import (
+    ArraySource,
+    DataConfig,
+    DeviceAugmentation,
+    HostAugmentation,
+    SourceError,
+    augment_batch,
+    open_source,
+)
+from train.report.analysis import largest_errors
+from train.report.page import write_report_files
+from train.report.results import evaluation_report
 from training import NETWORK, OPTIMIZER, tiny
 
 NO_MIX = DeviceAugmentation(mixup=0.0, cutmix=0.0, label_smoothing=0.0, erase_probability=0.0)
@@ -85,20 +105,86 @@ def test_target_batches_are_the_same_on_any_number_of_processes(folder):
         np.testing.assert_array_equal(batch["label"], source.labels[batch["index"]])
 
 
-def test_figures_equal_those_of_scikit_learn():
+def figures(problem, logits, targets):
+    return evaluate_targets(problem, Predictions(np.arange(len(targets)), targets, logits))
+
+
+def test_multi_label_figures_equal_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     targets = (rng.random((200, 7)) < 0.3).astype(np.float32)
     logits = np.round(rng.normal(size=(200, 7)) + targets, 1).astype(np.float32)  # with ties
-    found = evaluate_targets("multi_label_classification", logits, targets)
+    logits[:, 6] = -1  # a class that is never predicted
+    found = figures("multi_label_classification", logits, targets)
     assert found.figures["map"] == pytest.approx(average_precision_score(targets, logits, average="macro"), abs=1e-12)
-    targets[:, 2] = 0  # a class without a positive has no precision
-    found = evaluate_targets("multi_label_classification", logits, targets)
-    assert found.targets[2] == {"examples": 0, "average_precision": None}
+    scores = precision_recall_fscore_support(targets, logits > 0, zero_division=np.nan)
+    assert found.figures["f1"] == pytest.approx(np.nanmean(scores[2]), abs=1e-12)
+    for row, (precision, recall, f1, examples) in zip(found.targets[:6], zip(*scores)):
+        assert (row["precision"], row["recall"], row["f1"]) == pytest.approx((precision, recall, f1), abs=1e-12)
+        assert row["examples"] == examples
+    assert (found.targets[6]["precision"], found.targets[6]["recall"]) == (None, 0)
+    targets[:, 2] = 0  # a class without a positive has no average precision
+    found = figures("multi_label_classification", logits, targets)
+    assert (found.targets[2]["average_precision"], found.targets[2]["recall"]) == (None, None)
     others = np.delete(np.arange(7), 2)
     expected = average_precision_score(targets[:, others], logits[:, others], average="macro")
     assert found.figures["map"] == pytest.approx(expected, abs=1e-12)
-    numbers = evaluate_targets("regression", logits, targets)
-    assert numbers.figures["mse"] == pytest.approx(mean_squared_error(targets, logits), rel=1e-6)
+
+
+def test_regression_figures_equal_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=(50, 3)).astype(np.float32)
+    numbers = (targets + rng.normal(size=(50, 3)) / 2).astype(np.float32)
+    found = figures("regression", numbers, targets).figures
+    squared = mean_squared_error(targets, numbers)
+    expected = (squared, squared**0.5, mean_absolute_error(targets, numbers), r2_score(targets, numbers))
+    assert (found["mse"], found["rmse"], found["mae"], found["r2"]) == pytest.approx(expected, rel=1e-6)
+    targets[:, 0] = 1  # a number that does not vary has no R²
+    found = figures("regression", numbers, targets)
+    assert found.targets[0]["r2"] is None
+    assert found.figures["r2"] == pytest.approx(r2_score(targets[:, 1:], numbers[:, 1:]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("problem", "metric", "expected"),
+    [
+        ("multi_label_classification", "top1", "one of map, f1, loss"),
+        ("regression", "map", "one of loss, mae, r2"),
+        ("single_label_classification", "r2", "one of top1, loss, balanced-accuracy, f1"),
+    ],
+)
+def test_metrics_of_other_targets_are_refused_with_those_that_fit(problem, metric, expected):
+    chosen = tiny().data
+    if problem != "single_label_classification":
+        chosen = dataclasses.replace(chosen, source="labels:x.csv", problem_type=problem, mix=NO_MIX)
+    with pytest.raises(InputError, match=f"keep_best='{metric}': expected {expected} with"):
+        tiny(data=chosen, keep_best=metric)
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_the_report_has_every_image_and_the_worst_mistakes(problem, tmp_path):
+    rng = np.random.default_rng(0)
+    several = problem == "multi_label_classification"
+    targets = rng.random((5, 2)).astype(np.float32).round(int(not several) * 3)
+    source = ArraySource(np.zeros((6, 8, 8), np.uint8), np.zeros(6, int), tuple("abcdef"), ("red", "<b>"))
+    logits = (8 * targets - 4 if several else targets).astype(np.float32)
+    logits[3, 1] = 2 if several else 9
+    targets[3, 1] = 0
+    index = np.array([0, 1, 2, 3, 5])
+    evaluation = evaluate_targets(problem, Predictions(index, targets, logits))
+    report = evaluation_report(evaluation, source.class_names)
+    write_report_files(tmp_path, "Targets", evaluation, report, source)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["a", "b", "c", "d", "f"]
+    assert float(rows[3]["<b> prediction"]) == pytest.approx(expit(2) if several else 9, rel=1e-4)
+    assert (float(rows[3]["<b>"]), float(rows[0]["red"])) == (0, pytest.approx(targets[0, 0]))
+    worst = largest_errors(expit(logits) if several else logits, targets, np.ones(2), 3, 0.5)
+    assert worst == {3: 1}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png") == (1 if several else 2)
+    assert (tmp_path / "scatter.png").exists() != several
+    assert "&lt;b&gt;" in page
+    assert "Calibration error" not in page
 
 
 def test_mixing_and_smoothing_change_targets_as_they_change_images():
@@ -160,3 +246,4 @@ def test_a_run_learns_its_targets_and_evaluate_gives_its_figures(folder, tmp_pat
     again = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     for name, value in found.summary().items():
         assert again[name] == pytest.approx(value, rel=1e-4)
+    assert (tmp_path / "out" / "report.html").exists()

@@ -119,7 +119,7 @@ class EvaluateConfig:
     results_file: Path | None = None
     """CSV file to add a row to, with the columns of timm's validate.py; by ReaL labels if they are given."""
     output: Path | None = None
-    """Folder for report.html, evaluation.json, predictions.csv, mistakes.png and, to 100 classes, confusion.png."""
+    """Folder for report.html, evaluation.json, predictions.csv, and the pictures that report.html shows."""
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     """How the processes of several hosts find each other."""
 
@@ -332,17 +332,15 @@ def _data_config(
     )
 
 
-def _report_targets(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
-    """Prints the figures of every class or number, and writes evaluation.json."""
+def _print_targets(report: Mapping[str, Any]) -> None:
+    """Prints the figures of every class or number."""
     figures = [name for name in report["classes"][0] if name != "class"]
-    table = Table(*("class", *figures))
+    table = Table("number" if "mse" in report else "class", *figures)
     for row in report["classes"][:_MOST_ROWS]:
         table.add_row(
             Text(printable(row["class"])), *(f"{row[name]:.4g}" if row[name] is not None else "" for name in figures)
         )
     Console().print(table)
-    if config.output is not None:
-        write_json(config.output / "evaluation.json", {"model": config.source, "data": config.data, **report})
 
 
 def _report(config: EvaluateConfig, scored: _Scored) -> None:
@@ -362,9 +360,18 @@ def _report(config: EvaluateConfig, scored: _Scored) -> None:
     if left_out:
         print(f"{left_out:,} images could not be read and are not in the score.")
     report = evaluation_report(evaluation, class_names)
-    if not isinstance(evaluation, Evaluation):
-        _report_targets(config, report)
-        return
+    if isinstance(evaluation, Evaluation):
+        _print_worst_classes(report)
+    else:
+        _print_targets(report)
+    if config.output is not None:
+        subject = {"model": config.source, "data": config.data, "split": split, "scored": part}
+        write_json(config.output / "evaluation.json", {**subject, "left_out": left_out, **report})
+        write_report_files(config.output, f"{config.source} on {config.data}", evaluation, report, source)
+        print(printable(f"Written to {config.output}", MAX_MESSAGE))
+
+
+def _print_worst_classes(report: Mapping[str, Any]) -> None:
     rows = sorted((row for row in report["classes"] if row["examples"]), key=lambda row: row["top1"])
     table = Table(title=f"The {_MOST_ROWS} worst classes" if len(rows) > _MOST_ROWS else None)
     for heading in ("class", "images", "top-1"):
@@ -372,8 +379,3 @@ def _report(config: EvaluateConfig, scored: _Scored) -> None:
     for row in rows[:_MOST_ROWS]:
         table.add_row(Text(printable(row["class"])), f"{row['examples']:,}", f"{row['top1']:.1%}")
     Console().print(table)
-    if config.output is not None:
-        subject = {"model": config.source, "data": config.data, "split": split, "scored": part}
-        write_json(config.output / "evaluation.json", {**subject, "left_out": left_out, **report})
-        write_report_files(config.output, f"{config.source} on {config.data}", evaluation, report, source)
-        print(printable(f"Written to {config.output}", MAX_MESSAGE))

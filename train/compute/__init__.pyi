@@ -16,11 +16,11 @@ from .evaluation import (
     AnyEvaluation as AnyEvaluation,
     Evaluation as Evaluation,
     EvaluationStep as EvaluationStep,
-    Predictions as Predictions,
     evaluate as evaluate,
     make_evaluation_step as make_evaluation_step,
 )
 from .optimizer import make_optimizer as make_optimizer, make_schedule as make_schedule
+from .predictions import Predictions as Predictions
 from .preemption import StopRequest as StopRequest
 from .sharding import (
     BATCH_AXES as BATCH_AXES,

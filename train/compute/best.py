@@ -4,7 +4,7 @@ They are a part of the state, so checkpoints hold them: a run that is killed res
 processes see the same evaluations, so they keep the same weights and stop at the same step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,13 +14,7 @@ from train.compute.evaluation import AnyEvaluation
 from train.compute.state import Best, TrainState
 from train.config import BestMetric
 
-# Higher is better.
-_SCORES: Mapping[BestMetric, Callable[[Any], float]] = {
-    "top1": lambda evaluation: evaluation.top1,
-    "loss": lambda evaluation: -evaluation.loss,
-    "balanced-accuracy": lambda evaluation: evaluation.balanced_accuracy,
-    "f1": lambda evaluation: evaluation.f1,
-}
+_LOWER_IS_BETTER = ("loss", "mae")
 
 
 def update_best(state: TrainState, evaluations: Mapping[str, AnyEvaluation], metric: BestMetric) -> TrainState:
@@ -31,11 +25,12 @@ def update_best(state: TrainState, evaluations: Mapping[str, AnyEvaluation], met
     Args:
         state: with `best`.
         evaluations: of its weights, by kind.
-        metric: top1, loss, balanced-accuracy or f1.
+        metric: one of `BEST_METRICS` for the problem.
     """
     assert state.best is not None
+    sign, name = -1 if metric in _LOWER_IS_BETTER else 1, metric.replace("-", "_")
     best = {
-        kind: _better(state.best[kind], getattr(state, kind), state.step, _SCORES[metric](evaluation))
+        kind: _better(state.best[kind], getattr(state, kind), state.step, sign * evaluation.summary()[name])
         for kind, evaluation in evaluations.items()
     }
     return state.replace(best=best)

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from poolformer_jax import PoolFormerForImageClassification
 from poolformer_jax.errors import InputError
 from poolformer_jax.network import cross_entropy
+from train.compute.predictions import Predictions
 from train.compute.sharding import batch_sharding, replicated, to_devices
 from train.compute.target_evaluation import TargetEvaluation, evaluate_targets
 
@@ -26,21 +27,6 @@ _NO_IMAGE = "No image of the evaluation split could be read. Expected at least o
 # (variables, masked batch) -> sums over the batch, and the logits of its rows
 EvaluationStep = Callable[[Any, Mapping[str, Array]], tuple[dict[str, Array], Array]]
 Normalize = Callable[[Array], Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """The outputs for all examples of a split that could be read, in its order.
-
-    Attributes:
-        index: each example's place in the split, int64 [n].
-        label: its correct class, int32 [n], or its targets, float32 [n, classes].
-        logits: float32 [n, classes].
-    """
-
-    index: np.ndarray
-    label: np.ndarray
-    logits: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +53,7 @@ class Evaluation:
     class_correct: np.ndarray
     class_predicted: np.ndarray
     confusion: np.ndarray | None
-    predictions: "Predictions | None" = None
+    predictions: Predictions | None = None
 
     @property
     def balanced_accuracy(self) -> float:
@@ -225,7 +211,7 @@ def _target_evaluation(
     found = _predictions(rows, logits)
     if len(found.label) == 0:
         raise InputError(_NO_IMAGE)
-    return evaluate_targets(problem, found.logits, found.label)
+    return evaluate_targets(problem, found)
 
 
 def _evaluation(parts: Sequence[Mapping[str, np.ndarray]]) -> Evaluation:

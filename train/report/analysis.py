@@ -91,3 +91,25 @@ def confident_mistakes(predictions: Predictions, count: int) -> Int[np.ndarray, 
     wrong: Bool[np.ndarray, " n"] = predictions.logits.argmax(1) != predictions.label
     rows = np.flatnonzero(wrong)
     return rows[np.argsort(-probability[rows], kind="stable")[:count]]
+
+
+def largest_errors(
+    answers: Float[np.ndarray, "n k"],
+    targets: Float[np.ndarray, "n k"],
+    scale: Float[np.ndarray, " k"],
+    count: int,
+    above: float,
+) -> dict[int, int]:
+    """At most `count` rows with the largest error of one target, the largest first, each with that target's column.
+
+    Args:
+        answers: probabilities or numbers.
+        targets: what is right.
+        scale: divides the errors of each column; a column with 0 is left out.
+        count: the most rows.
+        above: only errors larger than this.
+    """
+    errors = np.abs(answers - targets) / np.where(scale > 0, scale, np.inf)
+    worst = errors.max(1)
+    rows = np.argsort(-worst, kind="stable")[:count]
+    return {int(row): int(errors[row].argmax()) for row in rows if worst[row] > above}

@@ -1,28 +1,37 @@
-"""The report of an evaluation: predictions.csv, mistakes.png, confusion.png and report.html, which holds all of it."""
+"""The report of an evaluation: predictions.csv, mistakes.png, confusion.png and report.html, which holds all of it.
+
+For regression scatter.png replaces confusion.png; for several classes per image there is neither.
+"""
 
 import base64
+import contextlib
 import csv
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from poolformer_jax.files import replace_atomically
 from poolformer_jax.images import ImageError
-from train.compute import Evaluation, Predictions
+from train.compute import AnyEvaluation, Evaluation, Predictions
 from train.data import ArraySource, FolderSource, Source, read_example
-from train.report.analysis import confident_mistakes
-from train.report.pictures import draw_confusion, draw_mistakes
+from train.report.analysis import confident_mistakes, largest_errors
+from train.report.pictures import draw_confusion, draw_mistakes, draw_scatter, draw_sheet
 
 _MOST_MISTAKES = 18
 _PICTURES = {
     "curves.png": "Training",
     "confusion.png": "Confusion",
+    "scatter.png": "Predictions by target",
     "mistakes.png": "Most confident mistakes",
 }
+_CALIBRATION = (
+    "<p>Calibration error: how much the probability of the answer differs from how often it is right, over 15 bins. "
+    "With temperature: the same after dividing the logits by one number, fitted on the other half of the images.</p>"
+)
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; } td, th { padding: 0.2rem 0.8rem; text-align: right; }
@@ -32,7 +41,7 @@ img { max-width: 100%; }
 
 
 def write_report_files(
-    folder: Path, title: str, evaluation: Evaluation, report: Mapping[str, Any], source: Source
+    folder: Path, title: str, evaluation: AnyEvaluation, report: Mapping[str, Any], source: Source
 ) -> None:
     """Writes the files of one evaluation into `folder`.
 
@@ -43,11 +52,23 @@ def write_report_files(
         report: its figures, from `evaluation_report`; "classes" are the network's, by label.
         source: the split.
     """
-    assert evaluation.predictions is not None
+    predictions = evaluation.predictions
+    assert predictions is not None
     class_names = [row["class"] for row in report["classes"]]
-    draw_confusion(evaluation, class_names, folder / "confusion.png")
-    draw_mistakes(*_mistakes(evaluation.predictions, source), class_names, folder / "mistakes.png")
-    _write_predictions(folder / "predictions.csv", evaluation.predictions, source, class_names)
+    mistakes = folder / "mistakes.png"
+    mistakes.unlink(missing_ok=True)  # of the evaluation before
+    if isinstance(evaluation, Evaluation):
+        draw_confusion(evaluation, class_names, folder / "confusion.png")
+        draw_mistakes(*_mistakes(predictions, source), class_names, mistakes)
+        columns, rows = _class_predictions(predictions, class_names)
+    else:
+        is_regression = "mse" in evaluation.figures
+        answers = predictions.logits if is_regression else expit(predictions.logits)
+        if is_regression:
+            draw_scatter(predictions, class_names, folder / "scatter.png")
+        _draw_target_mistakes(answers, predictions, is_regression, class_names, source, mistakes)
+        columns, rows = _target_predictions(answers, predictions, class_names)
+    _write_predictions(folder / "predictions.csv", predictions, source, columns, rows)
     with replace_atomically(folder / "report.html") as temporary:
         temporary.write_text(_page(folder, title, report), encoding="utf-8", errors="backslashreplace")
 
@@ -55,31 +76,76 @@ def write_report_files(
 def _mistakes(predictions: Predictions, source: Source) -> tuple[list[Any], list[tuple[int, int, float]]]:
     """The pictures of the most confident mistakes, and (right class, answer, its probability) of each."""
     probabilities = softmax(predictions.logits.astype(np.float64), axis=1)
-    pictures, answers = [], []
-    for row in confident_mistakes(predictions, _MOST_MISTAKES):
-        answer = int(probabilities[row].argmax())
-        try:
-            pictures.append(read_example(source[int(predictions.index[row])]))
-        except ImageError:  # it was readable a moment ago
-            continue
-        answers.append((int(predictions.label[row]), answer, float(probabilities[row, answer])))
-    return pictures, answers
+    rows, pictures = _pictures_of(confident_mistakes(predictions, _MOST_MISTAKES), predictions, source)
+    best = probabilities.argmax(1)
+    return pictures, [(int(predictions.label[r]), int(best[r]), float(probabilities[r, best[r]])) for r in rows]
 
 
-def _write_predictions(path: Path, predictions: Predictions, source: Source, class_names: Sequence[str]) -> None:
-    """A line for every image: its place in the split, its name, its class, the answer, and its probability."""
+def _draw_target_mistakes(
+    answers: np.ndarray,
+    predictions: Predictions,
+    is_regression: bool,
+    class_names: Sequence[str],
+    source: Source,
+    path: Path,
+) -> None:
+    """A sheet of the images with the largest errors, each with its worst class or number."""
+    scale = predictions.label.std(0) if is_regression else np.ones(len(class_names))
+    column_of = largest_errors(answers, predictions.label, scale, _MOST_MISTAKES, 0.0 if is_regression else 0.5)
+    rows, pictures = _pictures_of(column_of, predictions, source)
+    captions = []
+    for row in rows:
+        answer, right = answers[row, column_of[row]], predictions.label[row, column_of[row]]
+        texts = (
+            (f"{answer:.3g}", f"{right:.3g}") if is_regression else (f"{answer:.0%}", "there" if right else "absent")
+        )
+        captions.append([(class_names[column_of[row]], texts[0]), ("is", texts[1])])
+    if pictures:
+        draw_sheet(pictures, captions, path)
+
+
+def _pictures_of(rows: Iterable[int], predictions: Predictions, source: Source) -> tuple[list[int], list[Any]]:
+    """The rows whose images can still be read, and their pictures."""
+    pictures: dict[int, Any] = {}
+    for row in rows:
+        with contextlib.suppress(ImageError):  # it was readable a moment ago
+            pictures[int(row)] = read_example(source[int(predictions.index[row])])
+    return list(pictures), list(pictures.values())
+
+
+_Rows = Iterator[Sequence[Any]]
+
+
+def _class_predictions(predictions: Predictions, class_names: Sequence[str]) -> tuple[Sequence[str], _Rows]:
+    """The class of every image, the answer, and its probability."""
     probabilities = softmax(predictions.logits.astype(np.float64), axis=1)
-    answers = probabilities.argmax(1)
+    rows = (
+        (class_names[label], class_names[row.argmax()], f"{row.max():.6f}", int(label == row.argmax()))
+        for label, row in zip(predictions.label, probabilities)
+    )
+    return ("class", "prediction", "probability", "correct"), rows
+
+
+def _target_predictions(
+    answers: np.ndarray, predictions: Predictions, class_names: Sequence[str]
+) -> tuple[Sequence[str], _Rows]:
+    """For every class or number, what is right, and the answer: a probability, or a number."""
+    columns = [column for name in class_names for column in (name, f"{name} prediction")]
+    pairs = np.stack([predictions.label, answers], axis=2).reshape(len(answers), -1)
+    return columns, ([f"{value:.6g}" for value in row] for row in pairs)
+
+
+def _write_predictions(
+    path: Path, predictions: Predictions, source: Source, columns: Sequence[str], rows: _Rows
+) -> None:
+    """A line for every image: its place in the split, its name, and a row of `rows`."""
     with (
         replace_atomically(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         lines = csv.writer(file)
-        lines.writerow(["index", "image", "class", "prediction", "probability", "correct"])
-        for row, (index, label, answer) in enumerate(zip(predictions.index, predictions.label, answers)):
-            names = class_names[label], class_names[answer]
-            probability = f"{probabilities[row, answer]:.6f}"
-            lines.writerow([index, _name(source, int(index)), *names, probability, int(label == answer)])
+        lines.writerow(["index", "image", *columns])
+        lines.writerows([index, _name(source, int(index)), *row] for index, row in zip(predictions.index, rows))
 
 
 def _name(source: Source, index: int) -> str:
@@ -97,16 +163,15 @@ def _page(folder: Path, title: str, report: Mapping[str, Any]) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",
         _table(("figure", "value"), figures),
-        "<p>Calibration error: how much the probability of the answer differs from how often it is right, over 15 bins."
-        " With temperature: the same after dividing the logits by one number, fitted on the other half of the images."
-        "</p>",
     ]
+    if "calibration_error" in report:
+        parts.append(_CALIBRATION)
     for name, heading in _PICTURES.items():
         if (folder / name).exists():
             data = base64.b64encode((folder / name).read_bytes()).decode()
             parts.append(f'<h2>{heading}</h2><img alt="{heading}" src="data:image/png;base64,{data}">')
     rows = [[row[column] for column in columns] for row in report["classes"]]
-    parts += ["<h2>Classes</h2>", _table(columns, rows), "</html>"]
+    parts += [f"<h2>{'Numbers' if 'mse' in report else 'Classes'}</h2>", _table(columns, rows), "</html>"]
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a run: curves.png, confusion.png and mistakes.png."""
+"""The pictures of a run: curves.png, confusion.png or scatter.png, and mistakes.png."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax.files import replace_atomically
-from train.compute import Evaluation
+from train.compute import Evaluation, Predictions
 
 _LOG = logging.getLogger(__name__)
 # Characters of a class name above a picture of an inch and a half.
 _LONGEST_NAME = 24
+_MOST_PLOTS = 12
+# The figure of an evaluation that curves.png shows: the first that the run has.
+_MAIN_FIGURES = {"top1": "Top-1 accuracy", "map": "Mean average precision", "r2": "R²"}
 
 
 def _draw(path: Path, paint: Callable[[], Any]) -> None:
@@ -33,7 +36,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss, accuracy and learning rate over the epochs, side by side, as a PNG."""
+    """Loss, the main held-out figure and learning rate over the epochs, side by side, as a PNG."""
     _draw(path, lambda: _paint_curves(lines))
 
 
@@ -42,23 +45,27 @@ def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
 
     train = [line for line in lines if line["kind"] == "train"]
     figure = _figure(12, 3.6)
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, middle, rate = figure.subplots(1, 3)
+    main = next((name for name in _MAIN_FIGURES if any(name in line for line in lines)), "top1")
     _curve(loss, train, "loss", "training", "tab:blue")
-    _curve(accuracy, train, "accuracy", "training", "tab:blue")
+    if main == "top1":
+        _curve(middle, train, "accuracy", "training", "tab:blue")
     for kind, name, color in (
         ("evaluation", "held out", "tab:orange"),
         ("evaluation_ema", "EMA, held out", "tab:green"),
     ):
         chosen = [line for line in lines if line["kind"] == kind]
         _curve(loss, chosen, "loss", name, color, marker="o")
-        _curve(accuracy, chosen, "top1", name, color, marker="o")
+        _curve(middle, chosen, main, name, color, marker="o")
     _curve(rate, train, "learning_rate", None, "tab:gray")
-    for axes, title in ((loss, "Loss (nats)"), (accuracy, "Top-1 accuracy"), (rate, "Learning rate")):
+    titles = ("Loss" if main == "r2" else "Loss (nats)", _MAIN_FIGURES[main], "Learning rate")
+    for axes, title in zip((loss, middle, rate), titles):
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))  # as many decimals as the ticks need to differ
-    for axes in (loss, accuracy):
+    if main != "r2":
+        middle.yaxis.set_major_formatter(PercentFormatter(1))  # as many decimals as the ticks need to differ
+    for axes in (loss, middle):
         if axes.has_data():
             axes.legend()
     return figure
@@ -80,7 +87,7 @@ def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
 def draw_mistakes(
     pictures: Sequence[Any], answers: Sequence[tuple[int, int, float]], class_names: Sequence[str], path: Path
 ) -> None:
-    """Wrong answers as a sheet of pictures, a PNG; the file of an evaluation before is removed if there are none.
+    """Wrong answers as a sheet of pictures, a PNG, if there are any.
 
     Args:
         pictures: Pillow images.
@@ -88,9 +95,31 @@ def draw_mistakes(
         class_names: by label.
         path: of the PNG.
     """
-    path.unlink(missing_ok=True)
     if pictures:
         _draw(path, lambda: _paint_mistakes(pictures, answers, class_names))
+
+
+def draw_scatter(predictions: Predictions, names: Sequence[str], path: Path) -> None:
+    """The predictions of a regression by their targets as a PNG, one plot for each of the first dozen numbers."""
+    _draw(path, lambda: _paint_scatter(predictions, names[:_MOST_PLOTS]))
+
+
+def _paint_scatter(predictions: Predictions, names: Sequence[str]) -> Any:
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    names = [_drawable(name)[:_LONGEST_NAME] for name in names]
+    fonts = _fonts_for("".join(names))
+    style = {"family": fonts} if fonts else {}
+    figure = _figure(3 * columns, 3 * rows)
+    for column, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, column + 1)
+        right, answers = predictions.label[:, column], predictions.logits[:, column]
+        axes.axline((right.mean(), right.mean()), slope=1, color="tab:gray", linewidth=1)
+        axes.scatter(right, answers, s=8, alpha=min(1, max(0.1, 300 / len(right))), linewidths=0, rasterized=True)
+        axes.set_title(str(column) if fonts is None else name, parse_math=False, **style)
+        axes.set(xlabel="target", ylabel="prediction")
+        axes.grid(alpha=0.3)
+    return figure
 
 
 def draw_sheet(pictures: Sequence[Any], captions: Sequence[Sequence[tuple[str, str]]], path: Path) -> None:

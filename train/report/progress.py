@@ -36,7 +36,8 @@ class Record:
         step: the interval's last step.
         epoch: that step in epochs.
         loss: mean training loss in nats, on augmented images and smoothed targets.
-        accuracy: share of augmented images classified as their (largest) target.
+        accuracy: share of augmented images classified as their (largest) target; for several classes per image, of
+            right decisions; NaN for regression.
         learning_rate: of the last step.
         gradient_norm: mean global norm of the gradient.
         images_per_second: over all processes, without evaluations and waits for checkpoints. The first interval
@@ -211,10 +212,8 @@ class Display:
 
     def show(self, record: Record) -> None:
         """Shows the numbers of an interval."""
-        learning = (
-            f"loss {record.loss:.3f}  accuracy {record.accuracy:6.1%}  lr {record.learning_rate:.1e}  "
-            f"norm {record.gradient_norm:.3g}"
-        )
+        accuracy = "" if np.isnan(record.accuracy) else f"accuracy {record.accuracy:6.1%}  "  # none of regression
+        learning = f"loss {record.loss:.3f}  {accuracy}lr {record.learning_rate:.1e}  norm {record.gradient_norm:.3g}"
         speed = f"{record.images_per_second:,.0f} images/s  data wait {record.data_wait:.0%}"
         if record.skipped:
             speed += f"  skipped {record.skipped}"

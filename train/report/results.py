@@ -1,4 +1,4 @@
-"""The results of a finished run: model folders, evaluation.json, confusion.png, and images to try the model on."""
+"""The results of a finished run: model folders, evaluation.json, the report, and images to try the model on."""
 
 import math
 import os
@@ -57,8 +57,7 @@ def write_results(
                 model, model_report = variables, report
     if jax.process_index() == 0:
         result = evaluations["params"]
-        if isinstance(result, Evaluation):
-            write_report_files(config.run_dir, f"Run {config.run_dir}", result, model_report, held_out)
+        write_report_files(config.run_dir, f"Run {config.run_dir}", result, model_report, held_out)
         write_examples(config.run_dir / "examples", held_out, config.example_images)
         if finished:
             if hasattr(os, "sync"):  # not on Windows
@@ -140,7 +139,7 @@ def evaluation_report(evaluation: AnyEvaluation, class_names: Sequence[str]) -> 
     With predictions, calibration is among them, and precision, recall and F1 of every class.
     """
     if not isinstance(evaluation, Evaluation):
-        rows = [{"class": name, **row} for name, row in zip(class_names, evaluation.targets)]
+        rows = [{"class": name, **row} for name, row in zip(class_names, evaluation.targets)]  # or the numbers
         return {**finite_or_null(evaluation.summary()), "classes": rows}
     classes: list[dict[str, Any]] = [
         {"class": name, "examples": int(count), "top1": int(right) / int(count) if count else None}
@@ -202,8 +201,7 @@ def print_summary(config: TrainConfig, step: int, evaluations: dict[str, AnyEval
         text = f"{ema.top1:.2%}" if isinstance(ema, Evaluation) else ema.headline
         print(f"Running mean of the weights: {text}  ({run_dir / _FOLDERS['ema']})")
     print(f"Model     {run_dir / _FOLDERS['params']}\nCurves    {run_dir / 'curves.png'}")
-    if isinstance(result, Evaluation):
-        print(f"Report    {run_dir / 'report.html'}")
+    print(f"Report    {run_dir / 'report.html'}")
     if config.data.problem_type == "regression":
         return
     if images := sorted((run_dir / "examples").glob("*.png")):
