@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from small_data import assert_same, take
 from train.data import DataConfig, HostAugmentation, PrepareConfig, SourceError, open_source, prepare_data
+from train.data.sources.parquet import _GroupCache
 
 NAMES = ("bee", "ant", "class 10", "class 2")
 CLASSES = ("ant", "bee", "class 2", "class 10")  # sorted, numbers by value
@@ -169,3 +170,16 @@ def test_an_unknown_class_in_validation_is_refused(tmp_path):
     write_csv(tmp_path / "validation.csv", [{"file_name": "b.png", "label": "y"}])
     with pytest.raises(SourceError, match=r"training does not have: y"):
         open_source(config(f"labels:{tmp_path}"), "validation")
+
+
+def test_the_row_groups_read_last_stay_in_memory_within_a_limit(tmp_path):
+    names, size = [], 1000
+    for number in range(3):
+        names.append(tmp_path / f"{number}.parquet")
+        parquet.write_table(pa.table({"image": [bytes([number]) * size]}), names[-1])
+    cache = _GroupCache(limit=2 * size + 500)
+    for file in (names[0], names[1], names[0], names[2]):
+        assert cache.read(file, 0, "image")[0].as_py() == bytes([int(file.stem)]) * size
+    assert [(file, 0, "image") in cache for file in names] == [True, False, True]
+    small = _GroupCache(limit=1)
+    assert small.read(names[0], 0, "image") is small.read(names[0], 0, "image")

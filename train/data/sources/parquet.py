@@ -5,8 +5,9 @@
     PATH/default/train/0000.parquet                                                          the Hub's converted branch
 
 The names of the classes are in the metadata of the schema (`ClassLabel`), which `datasets` writes; else they are the
-column's values. Reading a row reads its row group as a whole: `datasets` writes a hundred images into each. For fast
-random access pack large data sets with `python -m train prepare`.
+column's values. Reading a row reads its row group as a whole: `datasets` writes a hundred images and more into each,
+often as one page, which cannot be read in part. The groups read last stay in memory. For fast random access pack larger
+data sets with `python -m train prepare`.
 """
 
 import dataclasses
@@ -28,8 +29,7 @@ from train.data.sources.columns import read_labels
 from train.data.sources.folders import ALL_IMAGES
 from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out_rows, label_at
 
-_GROUPS_KEPT = 2  # in memory, for reading in order
-_READING = threading.Lock()  # a ParquetFile has one position in its file, which threads must not share
+_CACHE_BYTES = 2**28  # in every worker process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +65,21 @@ class ParquetSource:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples; a row group is read once for all of its rows."""
-        groups = np.searchsorted(self.groups[:, 2], self.rows[list(indices)], side="right") - 1
-        examples: dict[int, Example] = {}
-        for place in np.argsort(groups, kind="stable"):
-            index, (file, group, first) = indices[place], self.groups[groups[place]]
-            images = _read_group(self.files[file], int(group), self.image_column)
-            image = _image_bytes(images[int(self.rows[index] - first)].as_py())
-            examples[int(place)] = {"image": image, "label": label_at(self.labels, index), "id": self.ids[index]}
-        return [examples[place] for place in range(len(indices))]
+        places_of: dict[tuple[Path, int, str], list[tuple[int, int]]] = {}
+        for place, number in enumerate(np.searchsorted(self.groups[:, 2], self.rows[list(indices)], side="right") - 1):
+            file, group, first = self.groups[number].tolist()
+            row = int(self.rows[indices[place]]) - first
+            places_of.setdefault((self.files[file], group, self.image_column), []).append((place, row))
+        images: list[bytes | ImageError] = [b""] * len(indices)
+        # Those in memory first, before others displace them.
+        for key in sorted(places_of, key=_CACHE.__contains__, reverse=True):
+            column = _CACHE.read(*key)
+            for place, row in places_of[key]:
+                images[place] = _image_bytes(column[row].as_py())
+        return [
+            {"image": image, "label": label_at(self.labels, index), "id": self.ids[index]}
+            for image, index in zip(images, indices)
+        ]
 
     def select(self, rows: np.ndarray) -> "ParquetSource":
         """The source with only the examples `rows`."""
@@ -202,10 +209,30 @@ def _open_file(file: Path) -> Any:
         raise SourceError(f"{file} cannot be read as Parquet: {error}") from error
 
 
-@functools.lru_cache(maxsize=_GROUPS_KEPT)
-def _read_group(file: Path, group: int, column: str) -> Any:
-    with _READING:
-        return _open_file(file).read_row_group(group, [column], use_threads=False)[column]
+class _GroupCache:
+    """The images of the row groups that were read last: up to `limit` bytes, and at least one group."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._groups: dict[tuple[Path, int, str], Any] = {}  # the one used last is the last
+        self._lock = threading.Lock()  # also because a ParquetFile has one position in its file
+
+    def __contains__(self, key: tuple[Path, int, str]) -> bool:
+        return key in self._groups
+
+    def read(self, file: Path, group: int, column: str) -> Any:
+        """The column of images of a row group."""
+        key = (file, group, column)
+        with self._lock:
+            if (images := self._groups.pop(key, None)) is None:
+                images = _open_file(file).read_row_group(group, [column], use_threads=False)[column]
+            self._groups[key] = images
+            while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > self._limit:
+                del self._groups[next(iter(self._groups))]
+            return images
+
+
+_CACHE = _GroupCache(_CACHE_BYTES)
 
 
 def _pyarrow() -> tuple[Any, Any]:
