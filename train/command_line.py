@@ -179,7 +179,7 @@ def _recipe(name: str | Path, arguments: Sequence[str], program: str) -> "TrainC
         TrainConfig,
         prog=f"{program} {chosen}",
         description=details,
-        default=_fit_warmup(recipe, arguments),
+        default=_change_optimizer(_fit_warmup(recipe, arguments), arguments),
         args=list(arguments),
         config=(tyro.conf.AvoidSubcommands,),
     )
@@ -199,6 +199,28 @@ def _fit_warmup(recipe: "TrainConfig", arguments: Sequence[str]) -> "TrainConfig
         file=sys.stderr,
     )
     optimizer = dataclasses.replace(recipe.optimizer, warmup_epochs=epochs - 1)
+    return dataclasses.replace(recipe, optimizer=optimizer)
+
+
+_OF_ONE_OPTIMIZER = ("learning_rate", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm")
+
+
+def _change_optimizer(recipe: "TrainConfig", arguments: Sequence[str]) -> "TrainConfig":
+    """The recipe with the defaults of the optimizer in `--optimizer.name`; prints what it keeps of another optimizer.
+
+    What the recipe sets to other values than the defaults of its optimizer stays, as do learning rate and decay.
+    """
+    line = " ".join(arguments).replace("_", "-")
+    given = re.findall(r"--optimizer\.name[ =](\S+)", line)
+    before = recipe.optimizer.name
+    if not given or given[-1] == before:
+        return recipe
+    optimizer = recipe.optimizer.without_defaults()
+    flags = {name: f"--optimizer.{name.replace('_', '-')}" for name in _OF_ONE_OPTIMIZER}
+    values = {flag: getattr(optimizer, name) for name, flag in flags.items() if flag not in line}
+    kept = "".join(f"\n  {flag} {value}" for flag, value in values.items() if value is not None)
+    if kept:
+        print(f"These values of the recipe, which are for {before}, stay with {given[-1]}:{kept}", file=sys.stderr)
     return dataclasses.replace(recipe, optimizer=optimizer)
 
 

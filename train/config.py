@@ -18,11 +18,17 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
 from poolformer_jax.files import read_json
 from poolformer_jax.messages import first_few, short_repr
-from train.data import DataConfig
+from train.data import DataConfig, ProblemType
 from train.folders import expand_home
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
-BestMetric = Literal["top1", "loss", "balanced-accuracy", "f1"]
+BestMetric = Literal["top1", "loss", "balanced-accuracy", "f1", "map", "mae", "r2"]
+# What an evaluation measures, by the kind of targets.
+BEST_METRICS: Mapping[ProblemType, tuple[BestMetric, ...]] = {
+    "single_label_classification": ("top1", "loss", "balanced-accuracy", "f1"),
+    "multi_label_classification": ("map", "f1", "loss"),
+    "regression": ("loss", "mae", "r2"),
+}
 Tracker = Literal["wandb", "trackio"]
 OptimizerName = Literal["adamw", "lamb", "lion", "sgd"]
 # What None means for each optimizer.
@@ -152,6 +158,12 @@ class OptimizerConfig:
         missing: dict[str, Any] = {name: value for name, value in defaults if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)
 
+    def without_defaults(self) -> "OptimizerConfig":
+        """The same values, with None for those that are the optimizer's defaults."""
+        defaults = _OPTIMIZER_DEFAULTS[self.name].items()
+        unset: dict[str, Any] = {name: None for name, value in defaults if getattr(self, name) == value}
+        return dataclasses.replace(self, **unset)
+
     @property
     def total_epochs(self) -> int:
         """Length of the run: the cool-down follows `epochs`, as in timm (300 + 10 = 310)."""
@@ -237,7 +249,8 @@ class TrainConfig:
     evaluate_every: int = 1
     """Epochs between evaluations. The last step is always evaluated."""
     keep_best: BestMetric | None = None
-    """Write the weights with the best held-out value of this metric as the model. None: write the last ones."""
+    """Write the weights with the best held-out value of this metric as the model. None: write the last ones. top1 and
+    balanced-accuracy need one class per image, map several, mae and r2 numbers."""
     patience: int | None = None
     """End the run after this many evaluations in a row without a better keep_best. None: train to the end."""
     save_every: int | None = None
@@ -263,7 +276,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         expand_home(self, "run_dir", "checkpoint_dir")
-        states = self.checkpoint_dir or ""
+        states, metrics = self.checkpoint_dir or "", BEST_METRICS[self.data.problem_type]
         rules = [
             (
                 "run_dir",
@@ -281,8 +294,8 @@ class TrainConfig:
             ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
             (
                 "keep_best",
-                self.keep_best in (None, "loss") or not self.data.has_target_vectors,
-                f"loss with data.problem_type={self.data.problem_type!r}",
+                self.keep_best is None or self.keep_best in metrics,
+                f"one of {', '.join(metrics)} with data.problem_type={self.data.problem_type!r}",
             ),
             ("patience", is_none_or_positive(self.patience), "at least 1, or None"),
             ("patience", not self.patience or self.keep_best, "None without keep_best (--keep-best loss)"),

@@ -54,3 +54,26 @@ def test_flags_change_a_recipe_from_a_file(tmp_path, monkeypatch, capsys):
     assert seen == [dataclasses.replace(expected, optimizer=expected.optimizer.with_defaults())] * 2
     assert main(["--recipe", str(tmp_path / "missing.json")]) == 1
     assert "missing.json" in capsys.readouterr().err
+
+
+def test_another_optimizer_gets_its_defaults_and_says_what_it_keeps_of_the_former(tmp_path, monkeypatch, capsys):
+    def optimizer(*arguments):
+        assert main([*arguments, "--run-dir", str(tmp_path / "new")]) == 0
+        return seen.pop().optimizer.with_defaults(), capsys.readouterr().err
+
+    seen = []
+    monkeypatch.setattr(loop, "run", lambda config, console: seen.append(config) or loop.Outcome(0, {}, None))
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(tiny(optimizer__beta1=0.8).to_dict()))
+    lamb, message = optimizer("--recipe", str(path), "--optimizer.name", "lamb", "--optimizer.learning-rate", "0.01")
+    assert (lamb.epsilon, lamb.clip_norm, lamb.beta1, lamb.learning_rate) == (1e-6, 1.0, 0.8, 0.01)
+    assert "which are for adamw, stay with lamb:\n" in message
+    assert "--optimizer.beta1 0.8\n" in message + "\n"
+    assert "learning-rate" not in message
+    path.write_text(json.dumps(tiny(optimizer=lamb).to_dict()))
+    adamw, _ = optimizer(f"--recipe={path}", "--optimizer.name=adamw")
+    assert (adamw.epsilon, adamw.clip_norm) == (1e-8, None)
+    _, message = optimizer("finetune", "--optimizer.name", "sgd")
+    assert "--optimizer.learning-rate 0.0005\n" in message
+    assert "--optimizer.clip-norm 1.0" in message
+    assert "which are for" not in optimizer("finetune", "--optimizer.name", "adamw")[1]
