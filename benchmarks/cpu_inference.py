@@ -5,7 +5,7 @@ the batch, one CPU device per core computes a part of it; otherwise one device c
 benchmark sets JAX_NUM_CPU_DEVICES itself. PyTorch: transformers' PoolFormer, or timm's network of the second paper,
 eager and torch.compile, with and without channels_last. ONNX Runtime and OpenVINO: the file that torch.onnx makes of
 that model for a fixed batch, and the file that `python -m poolformer_jax export` makes of ours. runtime="...":
-ImageClassifier's runtimes, from 8-bit pixels to probabilities.
+ImageClassifier's runtimes, from 8-bit pixels to probabilities. ZeroModels: its PoolFormer in Keras 3 on JAX, jitted.
 
 The weights are random, scaled so that every branch affects the logits. The logits are compared before anything is
 timed. Each implementation runs in its own process on all cores, one at a time.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks import command_line, report
 from benchmarks.comparison import ROOT, Implementation, compare
-from benchmarks.inputs import LIBRARY_OF, write_inputs
+from benchmarks.inputs import LIBRARY_OF, write_inputs, write_timm_weights
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.files import write_json
 
@@ -39,7 +39,10 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="cpu-inference-") as name:
             folder = Path(name)
             with console.status(f"{title}: writing the weights and the ONNX files"):
-                write_inputs(folder, PoolFormerConfig.from_variant(variant), batch, library)
+                config = PoolFormerConfig.from_variant(variant)
+                write_inputs(folder, config, batch, library)
+                if library == "transformers":
+                    write_timm_weights(folder, config)  # ZeroModels reads them
                 export_onnx(folder, library)
             compared = implementations(folder, library)
             found = compare(console, title, compared, options, images=batch, tolerance=TOLERANCE)
@@ -57,6 +60,13 @@ def implementations(folder: Path, library: str = "transformers") -> list[Impleme
     exported, eager = inputs | {"ours": True}, inputs | {"library": library}
     last, compiled = {"channels_last": True}, {"compiled": True}
     cpu = {"JAX_PLATFORMS": "cpu"}
+    keras = Implementation(
+        "ZeroModels (Keras, JAX)",
+        "benchmarks.peers.zeromodels:inference",
+        inputs,
+        comparable=False,  # it averages before the last norm
+        environment=cpu | {"KERAS_BACKEND": "jax"},
+    )
     return [
         Implementation("ours", "benchmarks.peers.ours:inference", inputs, ours=True, environment=cpu),
         Implementation("ours, exported, in ONNX Runtime", f"{onnx}:onnx_runtime", exported, ours=True),
@@ -78,6 +88,7 @@ def implementations(folder: Path, library: str = "transformers") -> list[Impleme
         Implementation("torch.compile, channels_last", torch, eager | compiled | last),
         Implementation("ONNX Runtime", f"{onnx}:onnx_runtime", inputs),
         Implementation("OpenVINO", f"{onnx}:openvino", inputs),
+        *([keras] if library == "transformers" else []),
     ]
 
 

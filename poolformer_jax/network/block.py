@@ -4,12 +4,26 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import ACTIVATIONS, EPSILON, NORMS, dense, over_channels, wide_type
-from poolformer_jax.network.fused import Kernels, Moments, StageShape, fold_mlp, mlp_residual, pooling_residual
+from poolformer_jax.network.fused import (
+    Kernels,
+    Moments,
+    StageShape,
+    dense as fused_dense,
+    fold_mlp,
+    microbatched,
+    mlp_residual,
+    partition_spec,
+    pooling_residual,
+    with_auto_sharding,
+)
 from poolformer_jax.network.layers import DropPath, Params, declare
 from poolformer_jax.network.parameter_table import BLOCK
 from poolformer_jax.network.parameters import subtree
@@ -17,6 +31,7 @@ from poolformer_jax.network.token_mixers import FUSED_TOKEN_MIXERS, TOKEN_MIXERS
 
 _Map = Float[Array, "b h w c"]
 _DropPaths = tuple[Callable[[Array], Array], Callable[[Array], Array]]
+_Keeps = tuple[Float[Array, " b"] | None, Float[Array, " b"] | None]
 
 
 class MetaFormerBlock(nn.Module):
@@ -30,8 +45,8 @@ class MetaFormerBlock(nn.Module):
     by path: `norm1`, `token_mixer`, `layer_scale_1`, `residual_scale_1`, `norm2`, `mlp/fc1`, `mlp/act`, `mlp/fc2`, ...
     They are in the collection "params", but for the matrix of a "random" mixer, which is in "constants".
 
-    With `moments` the block runs in the passes of `fused`; without, as the paper writes it. Both compute the same
-    function. `can_fuse` says which blocks have fused passes.
+    With `moments` the block runs in the passes of `fused`; without, as the paper writes it, and if `fused` is set a few
+    images at a time on a CPU. All compute the same function. `can_fuse` says which blocks have fused passes.
     """
 
     config: PoolFormerConfig
@@ -49,10 +64,15 @@ class MetaFormerBlock(nn.Module):
         )
         if moments is not None:
             return _fused_block(config, self.kernels, params, x, moments, (drop_path_1, drop_path_2))
-        dropout = nn.Dropout(config.dropout_rate, deterministic=not train, name="dropout")
         mixers = {**TOKEN_MIXERS, **FUSED_TOKEN_MIXERS} if self.fused else TOKEN_MIXERS
         mixer = partial(mixers[config.token_mixers[self.stage]], config)
-        return _plain_block(config, mixer, params, x, (drop_path_1, drop_path_2), dropout), None
+        if not self.fused or (train and config.dropout_rate):
+            dropout = nn.Dropout(config.dropout_rate, deterministic=not train, name="dropout")
+            return _plain_block(config, mixer, params, x, (drop_path_1, drop_path_2), dropout), None
+        ones = jnp.ones(len(x), x.dtype)
+        drops = train and self.drop_path_rate > 0
+        keeps = (drop_path_1(ones), drop_path_2(ones)) if drops else (None, None)
+        return _batched_block(config, mixer, params, x, keeps), None
 
 
 def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
@@ -87,7 +107,8 @@ def _plain_block(
     params: Params,
     x: _Map,
     drop_paths: _DropPaths,
-    dropout: Callable[[Array], Array],
+    dropout: Callable[[Array], Array] = lambda x: x,
+    dense: Callable[..., Array] = dense,
 ) -> _Map:
     norm, mlp = partial(NORMS[config.norm], epsilon=config.norm_epsilon), params["mlp"]
     mixed = mixer(params.get("token_mixer", {}), norm(x, **params["norm1"]))
@@ -95,6 +116,41 @@ def _plain_block(
     hidden = ACTIVATIONS[config.hidden_act](dense(norm(x, **params["norm2"]), **mlp["fc1"]), **mlp.get("act", {}))
     out = dropout(dense(dropout(hidden), **mlp["fc2"]))
     return _scaled(params, "residual_scale_2", x) + drop_paths[1](_scaled(params, "layer_scale_2", out))
+
+
+def _batched_block(
+    config: PoolFormerConfig, mixer: Callable[[Params, Array], Array], params: Params, x: _Map, keeps: _Keeps
+) -> _Map:
+    """The plain block; on a CPU a few images at a time.
+
+    There the gradient computes a few images again instead of reading what the forward pass saved: their maps are in the
+    caches then, and XLA's matrix products are faster than the memory.
+
+    Args:
+        config: the architecture.
+        mixer: the token mixer.
+        params: the block's parameters.
+        x: feature maps.
+        keeps: drop path's factor for each image, for each branch; None without drop path.
+    """
+
+    def compute(params: Params, x: _Map, keeps: _Keeps) -> _Map:
+        drop_paths = partial(_scale_images, keeps[0]), partial(_scale_images, keeps[1])
+        return _plain_block(config, mixer, params, x, drop_paths, dense=fused_dense)
+
+    def on_cpu(params: Params, x: _Map, keeps: _Keeps) -> _Map:
+        some_images = jax.checkpoint(lambda images: compute(params, *images))
+        y: Array
+        y, _ = microbatched(lambda images: (some_images(images), ()), (x, keeps))
+        return y
+
+    run = partial(lax.platform_dependent, cpu=on_cpu, default=compute)
+    y: Array = with_auto_sharding(run, params, x, keeps, specs=PartitionSpec(*partition_spec(x)))
+    return y
+
+
+def _scale_images(factors: Float[Array, " b"] | None, x: _Map) -> _Map:
+    return x if factors is None else x * factors[:, None, None, None]
 
 
 def _scaled(params: Params, name: str, x: _Map) -> _Map:

@@ -157,8 +157,8 @@ class MetaFormerModel(_Network):
         config: the architecture.
         dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
         remat: keeps only the stages' inputs for the gradient, and computes the rest again.
-        fused: computes the blocks that `block.can_fuse` names in the passes of `fused`, and depthwise convolutions by
-            a custom rule; False computes everything as the papers write it, which has a forward-mode derivative.
+        fused: computes the blocks that `block.can_fuse` names in the passes of `fused`, and the others with custom
+            gradients; False computes everything as the papers write it, which has a forward-mode derivative.
         kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
 
@@ -185,8 +185,8 @@ class MetaFormerForImageClassification(_Network):
         config: the architecture.
         dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
         remat: keeps only the stages' inputs for the gradient, and computes the rest again.
-        fused: computes the blocks that `block.can_fuse` names in the passes of `fused`, and depthwise convolutions by
-            a custom rule; False computes everything as the papers write it, which has a forward-mode derivative.
+        fused: computes the blocks that `block.can_fuse` names in the passes of `fused`, and the others with custom
+            gradients; False computes everything as the papers write it, which has a forward-mode derivative.
         kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
     """
 

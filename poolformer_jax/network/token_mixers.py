@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from poolformer_jax.errors import InputError
 from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.functional import dense, depthwise_convolution, pooling_mixer, star_relu
-from poolformer_jax.network.fused import convolve_depthwise
+from poolformer_jax.network.functional import depthwise_convolution, pooling_mixer, star_relu
+from poolformer_jax.network.fused import convolve_depthwise, dense as fused_dense
 from poolformer_jax.network.layers import Params
 
 HEAD_DIM = 32  # channels of a head of the attention mixer
@@ -33,7 +33,7 @@ def identity(_: PoolFormerConfig, __: Params, x: _Map) -> _Map:
     return x
 
 
-def attention(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
+def attention(_: PoolFormerConfig, params: Params, x: _Map, dense: Callable[..., Array] = functional.dense) -> _Map:
     """Multi-head self-attention over all positions; query, key and value have no bias."""
     if (channels := x.shape[-1]) % HEAD_DIM:
         raise InputError(
@@ -57,6 +57,7 @@ def sep_conv(
     _: PoolFormerConfig,
     params: Params,
     x: _Map,
+    dense: Callable[..., Array] = functional.dense,
     convolution: Callable[[Array, Array], Array] = depthwise_convolution,
 ) -> _Map:
     """ConvFormer's mixer: MobileNetV2's inverted separable convolution, 7 x 7, with StarReLU before the convolution.
@@ -78,5 +79,6 @@ TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
 
 # Those with a faster form that has no forward-mode derivative.
 FUSED_TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
-    "sep_conv": partial(sep_conv, convolution=convolve_depthwise),
+    "attention": partial(attention, dense=fused_dense),
+    "sep_conv": partial(sep_conv, dense=fused_dense, convolution=convolve_depthwise),
 }

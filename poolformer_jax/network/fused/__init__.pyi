@@ -4,7 +4,8 @@ from .block import (
     mlp_residual as mlp_residual,
     pooling_residual as pooling_residual,
 )
-from .cpu_batching import largest_divisor as largest_divisor
+from .cpu_batching import largest_divisor as largest_divisor, microbatched as microbatched
+from .dense_layer import dense as dense
 from .depthwise_convolution import convolve_depthwise as convolve_depthwise
 from .kernels import (
     GpuKernels as GpuKernels,
@@ -19,4 +20,5 @@ from .kernels import (
     verify_kernels as verify_kernels,
 )
 from .patch_convolution import convolve as convolve, convolve_with_default_gradient as convolve_with_default_gradient
+from .sharding_types import partition_spec as partition_spec, with_auto_sharding as with_auto_sharding
 from .statistics import Moments as Moments, moments_of as moments_of
