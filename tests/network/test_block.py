@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import FAMILY
 
 from poolformer_jax.network.block import MetaFormerBlock
 from poolformer_jax.network.fused import cpu_batching
+from small_networks import FAMILY
 
 
 @pytest.mark.parametrize(
