@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
-# Garbage collection took a tenth of the time: the imported modules are many objects, none of which becomes garbage.
+# With Python's thresholds, garbage collection takes a tenth of the time.
 gc.set_threshold(50_000, 20, 20)
 
 # Ignored where a shell started pytest in the background, and then by the programs that tests interrupt.
@@ -30,11 +30,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Assertions in these files show their values, as in the tests themselves.
 pytest.register_assert_rewrite("refusals", "small_data")
-
-
-def pytest_collection_finish() -> None:
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="module")
