@@ -187,6 +187,7 @@ def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     check_logits_in(tmp_path, expected)
 
 
+@pytest.mark.slow
 @NEEDS_OPENVINO
 def test_openvino_computes_every_network_of_the_second_paper(tmp_path):
     for kind in FAMILY:

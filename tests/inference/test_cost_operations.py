@@ -79,7 +79,14 @@ def test_parameters_of_the_layers_add_up_to_those_of_the_network(name):
     assert sum(row.parameters for row in layer_table(config)) == count_parameters(config)
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith(("metaformer", "s12"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("s12", "metaformer_ppaa_s12_224") else pytest.mark.slow)
+        for name in VARIANTS
+        if name.startswith(("metaformer", "s12"))
+    ],
+)
 def test_macs_are_the_multiplications_that_jax_runs_and_five_per_normalised_number(name):
     config = PoolFormerConfig.from_variant(name)
     params = parameter_shapes(config)

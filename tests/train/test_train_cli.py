@@ -144,7 +144,10 @@ def test_an_error_is_one_message_without_a_traceback(tmp_path, capsys):
     [
         ("sklearn.datasets", ["digits"], "pip install -e '.[train]'"),
         ("tensorflow_datasets", ["smoke", "--data.source", "tfds:flowers"], "pip install -e '.[train]'"),
-        ("huggingface_hub", ["finetune", "--data.source", "synthetic"], "pip install -e '.[hub]'"),
+        pytest.param(
+            *("huggingface_hub", ["finetune", "--data.source", "synthetic"], "pip install -e '.[hub]'"),
+            marks=pytest.mark.slow,  # takes five seconds
+        ),
         ("gcsfs", ["smoke", "--checkpoint-dir", "gs://bucket/run"], "'.[train,gcs]'"),
     ],
 )

@@ -228,6 +228,7 @@ def test_a_split_smaller_than_a_batch_and_files_that_are_passed_over_are_reporte
     ]
 
 
+@pytest.mark.slow
 def test_the_checkpoints_may_lie_in_the_folder_of_the_run_itself(tmp_path):
     run_dir = tmp_path / "run"
     config = small(run_dir, max_steps=2, checkpoint_dir=f"{tmp_path}/other/../run")
