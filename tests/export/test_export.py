@@ -113,8 +113,7 @@ def test_onnx_has_every_activation(activation):
     config = dataclasses.replace(ONE_BLOCK, hidden_act=activation)
     model, variables = random_variables(config)
     pixels = 4 * np.random.default_rng(3).standard_normal((1, 8, 8, 3)).astype(np.float32)
-    with jax.disable_jit():  # compiling takes longer
-        expected = model.apply(variables, pixels).logits
+    expected = jax.jit(model.apply)(variables, pixels).logits
     logits = run_onnx(to_onnx(config, fold(config, variables), (8, 8), {}), pixels)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -126,8 +125,7 @@ def second_paper(kind):
     model, variables = random_variables(config)
     size = (64, 64) if kind == "randformer" else (33, 70)
     pixels = np.random.default_rng(3).standard_normal((3, *size, 3)).astype(np.float32)
-    with jax.disable_jit():  # compiling takes longer
-        logits = np.asarray(model.apply(variables, pixels).logits)
+    logits = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
     return to_onnx(config, fold(config, variables), (64, 64), {}, any_size=takes_any_size(config)), pixels, logits
 
 
