@@ -31,8 +31,7 @@ def test_a_saved_network_classifies_embeds_and_explains(kind, tmp_path, capsys):
         np.testing.assert_allclose(ours, theirs[0], rtol=0, atol=1e-5 * np.abs(theirs).max())
     headless = PoolFormerForImageClassification(FAMILY[kind].with_changes(num_labels=0))
     backbone = {name: branch for name, branch in variables["params"].items() if name != "head"}
-    with jax.disable_jit():
-        features = headless.apply({**variables, "params": backbone}, pixels).logits[0]
+    features = jax.jit(headless.apply)({**variables, "params": backbone}, pixels).logits[0]
     np.testing.assert_allclose(embedding.features, features, rtol=0, atol=1e-5 * np.abs(features).max())
 
     loaded, stored = load_pretrained(tmp_path)
