@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import os
-import warnings
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,13 +122,19 @@ def _cache_folder() -> Path:
 
 
 def import_runtime(name: str) -> Any:
-    """The package of a runtime.
+    """The package of a runtime; OpenVINO without its telemetry.
 
-    Importing OpenVINO forks in order to start another program, which jax would warn of.
+    OpenVINO sends usage data from a fork of this process, in which jax's threads are missing. It leaves that out where
+    the package of its telemetry cannot be imported.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+    telemetry = "openvino_telemetry"
+    if telemetry in sys.modules:
         return importlib.import_module(name)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # importing it raises ImportError
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules[telemetry]
 
 
 def load_onnxruntime(path: Path) -> _Run:

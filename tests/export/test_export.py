@@ -259,7 +259,6 @@ def test_bfloat16_is_exported_to_stablehlo_but_not_to_onnx(tmp_path):
         export_model(tmp_path / "N.ONNX", config, variables, PROCESSOR, LABELS, **options)
 
 
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # OpenVINO may fork some time after its import
 @pytest.mark.parametrize("ending", [".stablehlo", ".onnx", pytest.param(".xml", marks=NEEDS_OPENVINO)])
 def test_a_file_takes_8_bit_pixels_and_gives_probabilities_on_request(ending, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -279,7 +278,6 @@ def test_a_file_takes_8_bit_pixels_and_gives_probabilities_on_request(ending, tm
         export_model(path, dataclasses.replace(config, num_labels=0), {}, PROCESSOR, {}, probabilities=True)
 
 
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # as above
 @pytest.mark.parametrize("ending", [".onnx", pytest.param(".xml", marks=NEEDS_OPENVINO)])
 def test_float16_halves_the_file_and_keeps_the_logits(ending, tmp_path):
     pytest.importorskip("onnxruntime")
