@@ -92,8 +92,13 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
         examples: int,
         checkpoint_network: PoolFormerConfig | None = None,
         class_weights: tuple[float, ...] | None = None,
+        use_features: bool = False,
     ) -> RunParts:
-        chosen: Any = {"checkpoint_network": checkpoint_network, "class_weights": class_weights}
+        chosen: Any = {
+            "checkpoint_network": checkpoint_network,
+            "class_weights": class_weights,
+            "use_features": use_features,
+        }
         if setup.make_train_step is not _make_train_step:
             return make_parts(config, class_names, examples, **chosen)
         if isinstance(config.model, FreshNetwork):

@@ -21,20 +21,17 @@ from train.compute import (
     evaluate,
     evaluations_without_better,
     initialize,
-    process_part,
+    open_batches,
     to_devices,
     update_best,
     weights_to_publish,
 )
 from train.config import TrainConfig
 from train.data import (
-    Batches,
     Source,
     describe_skipped,
-    evaluation_batches,
     evaluation_steps,
     open_source,
-    train_batches,
 )
 from train.report import Journal, Log, Profiler, Record, print_header, write_results
 from train.resume import open_run
@@ -142,6 +139,7 @@ def run(config: TrainConfig, console: Console, log: Log | None = None, join: boo
             len(source),
             checkpoint_network=found.network,
             class_weights=find_class_weights(config, source),
+            use_features=True,
         )
         _warn_of_unused_kernels(parts)
         print_header(config, console, parts, source, held_out)
@@ -154,8 +152,10 @@ def run(config: TrainConfig, console: Console, log: Log | None = None, join: boo
             with (
                 Journal(config, console, start, times.total, times.steps_per_epoch, log) as journal,
                 Profiler(config, times.total - start) as profiler,
-                train_batches(config.data, source, start_step=start, **process_part(parts.mesh)) as batches,
-                evaluation_batches(config.data, held_out, repeat=True, **process_part(parts.mesh)) as split,
+                open_batches(config, source, held_out, parts.mesh, start, parts.feature_step, state.variables()) as (
+                    batches,
+                    split,
+                ),
             ):
                 evaluate_weights = functools.partial(
                     _evaluate, parts=parts, batches=split, steps=evaluation_steps(config.data, held_out)
@@ -218,7 +218,11 @@ def _warn_of_unused_kernels(parts: RunParts) -> None:
 
 
 def _evaluate(
-    weights: Mapping[str, Any], parts: RunParts, batches: Batches, steps: int, keep_logits: bool = False
+    weights: Mapping[str, Any],
+    parts: RunParts,
+    batches: Iterable[Mapping[str, Any]],
+    steps: int,
+    keep_logits: bool = False,
 ) -> dict[str, AnyEvaluation]:
     """Evaluates every kind of weights on the whole split."""
     problem = parts.network.model.config.problem_type

@@ -12,17 +12,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from poolformer_jax import PoolFormerConfig
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import Verification, choose_kernels
 from train.compute import (
     BATCH_AXES,
     EvaluationStep,
+    FeatureClassifier,
+    FeatureStep,
     TrainState,
     batch_sharding,
     check_batch,
+    learns_from_features,
     make_evaluation_step,
+    make_feature_step,
     make_mesh,
     make_optimizer,
     make_schedule,
@@ -33,7 +37,7 @@ from train.compute import (
     state_shardings,
 )
 from train.config import TrainConfig
-from train.data import Source, augment_batch, balanced_weights, normalize_batch
+from train.data import DataConfig, Source, augment_batch, balanced_weights, make_targets, normalize_batch
 from train.network import Network, make_network
 
 
@@ -49,6 +53,8 @@ class RunParts:
         init: compiled; makes the state from `network.argument()`, sharded.
         step: the compiled training step, (state, `Batch`) -> (state, `Metrics`); the state is donated.
         evaluation_step: the compiled sums over an evaluation batch.
+        feature_step: compiled; from the variables and images to features. If it is not None, both other steps take
+            features as images.
     """
 
     mesh: Mesh
@@ -58,6 +64,7 @@ class RunParts:
     init: Callable[[Any], TrainState]
     step: jax.stages.Wrapped
     evaluation_step: EvaluationStep
+    feature_step: FeatureStep | None = None
 
 
 def make_parts(
@@ -68,6 +75,7 @@ def make_parts(
     fused: bool = True,
     checkpoint_network: PoolFormerConfig | None = None,
     class_weights: tuple[float, ...] | None = None,
+    use_features: bool = False,
 ) -> RunParts:
     """The parts of a run.
 
@@ -79,6 +87,7 @@ def make_parts(
         fused: False for blocks as the paper writes them, to compare.
         checkpoint_network: the network of the checkpoint to resume from; pretrained weights are then not read.
         class_weights: of each class in the training loss; see `find_class_weights`.
+        use_features: train on features that are computed once, if only the head is learnt and nothing is augmented.
 
     Raises:
         ValueError: if devices, batch, data and network do not fit each other.
@@ -100,10 +109,17 @@ def make_parts(
     shapes = jax.eval_shape(init, jax.random.key(config.seed) if checkpoint_network else network.argument())
     shardings = state_shardings(mesh, shapes, config.mesh.fsdp_min_size)
     dtype = jnp.dtype(config.dtype)
-    augment = functools.partial(augment_batch, config=data, num_classes=len(class_names), dtype=dtype)
-    normalize = functools.partial(normalize_batch, config=data, dtype=dtype)
+    augment: Any = functools.partial(augment_batch, config=data, num_classes=len(class_names), dtype=dtype)
+    normalize: Any = functools.partial(normalize_batch, config=data, dtype=dtype)
+    feature_step = None
+    model: PoolFormerForImageClassification | FeatureClassifier = network.model
+    if use_features and learns_from_features(config, model.config, shapes.params, examples):
+        feature_step = make_feature_step(network.model, normalize, mesh, shardings.variables())
+        model = FeatureClassifier(model.config)
+        augment = functools.partial(_make_targets, config=data, num_classes=len(class_names))
+        normalize = _as_it_is
     step = make_train_step(
-        network.model,
+        model,
         optimizer,
         schedule,
         augment,
@@ -126,8 +142,20 @@ def make_parts(
             donate_argnums=0,
             compiler_options=compiler_options(mesh.devices.flat[0].platform, training=True),
         ),
-        evaluation_step=make_evaluation_step(network.model, normalize, mesh, shardings.variables()),
+        evaluation_step=make_evaluation_step(model, normalize, mesh, shardings.variables()),
+        feature_step=feature_step,
     )
+
+
+def _make_targets(
+    key: jax.Array, features: jax.Array, labels: jax.Array, config: DataConfig, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """`augment_batch` for features, which stay as they are."""
+    return features, make_targets(labels, num_classes, config)
+
+
+def _as_it_is(features: jax.Array) -> jax.Array:
+    return features
 
 
 def find_class_weights(config: TrainConfig, source: Source) -> tuple[float, ...] | None:

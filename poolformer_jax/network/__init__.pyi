@@ -25,7 +25,11 @@ from .functional import (
     star_relu as star_relu,
     widen as widen,
 )
-from .heads import probabilities as probabilities
+from .heads import (
+    classify_features as classify_features,
+    mean_loss as mean_loss,
+    probabilities as probabilities,
+)
 from .inputs import Pixels as Pixels, check_dtype as check_dtype, check_pixel_values as check_pixel_values
 from .layers import initial_value as initial_value
 from .mismatch import WeightsMismatch as WeightsMismatch, check_names_and_shapes as check_names_and_shapes

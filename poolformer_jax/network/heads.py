@@ -39,13 +39,21 @@ def classify(
     else:
         pooled = layer_norm(features.mean((1, 2)), **params["norm"], epsilon=POOLED_EPSILON)
     pooled = widen(pooled)
-    if "head" not in params:
-        return pooled
+    return classify_features(config, params["head"], pooled, dropout) if "head" in params else pooled
+
+
+def classify_features(
+    config: PoolFormerConfig,
+    head: Params,
+    features: Float[Array, "b c"],
+    dropout: Callable[[Array], Array] = lambda x: x,
+) -> Float[Array, "b labels"]:
+    """The logits of pooled, normalised features; the arguments are as in `classify`."""
     if config.head == "linear":
-        return dense(dropout(pooled), **params["head"])
-    hidden = jnp.square(jax.nn.relu(dense(pooled, **params["head"]["fc1"])))
-    normed = layer_norm(hidden, **params["head"]["norm"], epsilon=config.head_norm_epsilon)
-    return dense(dropout(normed), **params["head"]["fc2"])
+        return dense(dropout(features), **head)
+    hidden = jnp.square(jax.nn.relu(dense(features, **head["fc1"])))
+    normed = layer_norm(hidden, **head["norm"], epsilon=config.head_norm_epsilon)
+    return dense(dropout(normed), **head["fc2"])
 
 
 def mean_loss(

@@ -19,6 +19,13 @@ from .evaluation import (
     evaluate as evaluate,
     make_evaluation_step as make_evaluation_step,
 )
+from .features import (
+    FeatureClassifier as FeatureClassifier,
+    FeatureStep as FeatureStep,
+    learns_from_features as learns_from_features,
+    make_feature_step as make_feature_step,
+    open_batches as open_batches,
+)
 from .optimizer import make_optimizer as make_optimizer, make_schedule as make_schedule
 from .predictions import Predictions as Predictions
 from .preemption import StopRequest as StopRequest

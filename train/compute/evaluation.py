@@ -12,11 +12,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from poolformer_jax import PoolFormerForImageClassification
 from poolformer_jax.errors import InputError
 from poolformer_jax.network import cross_entropy
 from train.compute.predictions import Predictions
 from train.compute.sharding import batch_sharding, replicated, to_devices
+from train.compute.state import Classifier
 from train.compute.target_evaluation import TargetEvaluation, evaluate_targets
 
 # With more classes the confusion matrix takes much memory and its picture is unreadable.
@@ -88,7 +88,7 @@ AnyEvaluation = Evaluation | TargetEvaluation
 
 
 def make_evaluation_step(
-    model: PoolFormerForImageClassification,
+    model: Classifier,
     normalize: Normalize,
     mesh: Mesh,
     shardings: Any,
@@ -170,7 +170,7 @@ def evaluate(
             totals, outputs = step(variables, shares)
             sums[kind].append(totals)
             if keep_logits:
-                logits[kind].append(_local_rows(outputs))
+                logits[kind].append(local_rows(outputs))
         if keep_logits:
             rows.append({name: batch[name] for name in ("index", "label", "mask")})
         # So that the host does not fill the devices' memory with waiting batches.
@@ -181,18 +181,18 @@ def evaluate(
     if not keep_logits:
         return dict(evaluations)
     return {
-        kind: dataclasses.replace(evaluation, predictions=_predictions(rows, logits[kind]))
+        kind: dataclasses.replace(evaluation, predictions=gather_predictions(rows, logits[kind]))
         for kind, evaluation in evaluations.items()
     }
 
 
-def _local_rows(outputs: Array) -> np.ndarray:
+def local_rows(outputs: Array) -> np.ndarray:
     """The rows of a sharded batch that this process's devices have, in order."""
     shards = sorted(outputs.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def _predictions(rows: Sequence[Mapping[str, np.ndarray]], logits: Sequence[np.ndarray]) -> Predictions:
+def gather_predictions(rows: Sequence[Mapping[str, np.ndarray]], logits: Sequence[np.ndarray]) -> Predictions:
     """All processes' rows in the order of the split, without those that are masked."""
     columns = {name: np.concatenate([row[name] for row in rows]) for name in ("index", "label", "mask")}
     columns["logits"] = np.concatenate(logits)
@@ -208,7 +208,7 @@ def _target_evaluation(
 ) -> TargetEvaluation:
     if not rows:
         raise InputError(_NO_EXAMPLE)
-    found = _predictions(rows, logits)
+    found = gather_predictions(rows, logits)
     if len(found.label) == 0:
         raise InputError(_NO_IMAGE)
     return evaluate_targets(problem, found)

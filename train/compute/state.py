@@ -1,12 +1,27 @@
 """The training state, and its initial value."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+from poolformer_jax import PoolFormerConfig
+
+
+class Classifier(Protocol):
+    """What steps and evaluations need of a linen network: `apply` gives an `ImageClassifierOutput`."""
+
+    @property
+    def config(self) -> PoolFormerConfig:
+        """Its architecture."""
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """As of a linen module."""
 
 
 class Best(flax.struct.PyTreeNode):

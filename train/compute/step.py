@@ -10,10 +10,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
-from poolformer_jax import PoolFormerForImageClassification
 from train.compute.optimizer import Schedule, frozen, stop_gradients
 from train.compute.sharding import BATCH_AXES
-from train.compute.state import TrainState
+from train.compute.state import Classifier, TrainState
 from train.config import OptimizerConfig
 
 Batch = Mapping[str, Array]
@@ -26,7 +25,7 @@ Augment = Callable[
 
 
 def make_train_step(
-    model: PoolFormerForImageClassification,
+    model: Classifier,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     augment: Augment,
@@ -129,7 +128,7 @@ def _running_mean(mean: Any, params: Any, config: OptimizerConfig, step: Int[Arr
 
 
 def _accumulated(
-    model: PoolFormerForImageClassification,
+    model: Classifier,
     variables: Mapping[str, Any],
     pixels: Float[Array, "b h w c"],
     targets: Float[Array, "b labels"],
@@ -163,9 +162,7 @@ def _accumulated(
     return jax.tree.map(lambda value: value / parts, total)
 
 
-def _accuracy(
-    model: PoolFormerForImageClassification, logits: Float[Array, "b k"], targets: Float[Array, "b k"]
-) -> Float[Array, ""]:
+def _accuracy(model: Classifier, logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, ""]:
     """The share of right answers: of images, or for several classes per image of their classes; NaN for regression."""
     match model.config.problem_type:
         case "regression":

@@ -1,4 +1,8 @@
-from .augment.device import augment_batch as augment_batch, normalize_batch as normalize_batch
+from .augment.device import (
+    augment_batch as augment_batch,
+    make_targets as make_targets,
+    normalize_batch as normalize_batch,
+)
 from .augment.jpeg_region import decodes_regions as decodes_regions
 from .augment.resizing import choose_resizer as choose_resizer
 from .augment.transforms import TrainingTransform as TrainingTransform
@@ -18,6 +22,7 @@ from .pipeline import (
     evaluation_steps as evaluation_steps,
     max_shared_batches as max_shared_batches,
     train_batches as train_batches,
+    train_places as train_places,
     worker_count as worker_count,
 )
 from .prepare import PrepareConfig as PrepareConfig, prepare_data as prepare_data

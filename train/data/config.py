@@ -63,6 +63,12 @@ class HostAugmentation:
         if self.randaugment != "none":
             RandAugment.from_notation(self.randaugment)  # raises if it is invalid
 
+    @property
+    def is_random(self) -> bool:
+        """True if images are ever changed otherwise than in evaluation."""
+        strengths = (self.horizontal_flip, self.vertical_flip, *self.color_jitter, self.max_shift, self.max_rotation)
+        return self.crop != "evaluation" or self.randaugment != "none" or any(strengths)
+
 
 @dataclasses.dataclass(frozen=True)
 class DeviceAugmentation:
@@ -218,6 +224,11 @@ class DataConfig:
                 f"--data.mix.cutmix 0{why}; mixup mixes the numbers",
             ),
         ]
+
+    @property
+    def augments(self) -> bool:
+        """True if training changes images at random."""
+        return self.augment.is_random or self.mix.mixes or self.mix.erase_probability > 0
 
     @property
     def has_target_vectors(self) -> bool:

@@ -13,6 +13,7 @@ import atexit
 import dataclasses
 import functools
 import gc
+import itertools
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ import grain
 import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
+from jaxtyping import Int
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, PoolFormerImageProcessor
@@ -153,16 +155,31 @@ def train_batches(
         LabelError: from next(), for a label that is not a class.
         WorkerError: from next(), if a worker process failed.
     """
-    size = _local_size(config.batch_size, process_count)
     choose_resizer(config.augment.resizer)  # raises here rather than in a worker if it is not installed
+    local = _local_places(config, source, start_step, process_index, process_count)
+    return Batches(local.map(_MakeTrainingBatch(config, source)), config, source)
+
+
+def train_places(
+    config: DataConfig, source: Source, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
+) -> Iterator[Int[np.ndarray, " b"]]:
+    """The places in `source` of the examples of each batch of `train_batches`."""
+    local = _local_places(config, source, start_step, process_index, process_count)
+    return (np.array([place.index for place in local[step]]) for step in itertools.count())
+
+
+def _local_places(
+    config: DataConfig, source: Source, start_step: int, process_index: int, process_count: int
+) -> grain.MapDataset[list["_Place"]]:
+    """The examples of this process's part of each training batch."""
+    size = _local_size(config.batch_size, process_count)
     numbers, epochs = grain.MapDataset.range(len(source)), _ENDLESS // len(source)
     if config.sampling == "balanced":
         places = numbers.repeat(epochs).map_with_index(_Balanced(BalancedOrder(source, config.seed)))
     else:
         places = numbers.shuffle(seed=_shuffle_seed(config.seed)).repeat(epochs).map_with_index(_Place)
     indices = places.batch(size, batch_fn=list)
-    local = indices[start_step * process_count + process_index :: process_count]
-    return Batches(local.map(_MakeTrainingBatch(config, source)), config, source)
+    return indices[start_step * process_count + process_index :: process_count]
 
 
 def evaluation_batches(

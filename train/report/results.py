@@ -166,12 +166,14 @@ def print_header(config: TrainConfig, console: Console, parts: RunParts, source:
     size, batch_size = config.data.image_size, config.data.batch_size
     epochs = _count(config.optimizer.total_epochs, "epoch")
     steps = _count(config.total_steps(len(source)), "step")
-    lines = (
+    lines = [
         f"Devices   {len(devices)} x {devices[0].device_kind}, {config.dtype}",
         f"Images    {len(source):,} to train on, {len(held_out):,} held out, {len(source.class_names):,} classes",
         f"Network   {parameters:,} parameters, images of {size} x {size} pixels",
         f"Run       {config.run_dir}, {epochs}, {steps} of {batch_size:,} images",
-    )
+    ]
+    if parts.feature_step is not None:
+        lines.append("Features  computed once: only the head is learnt, and nothing is augmented")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
