@@ -5,6 +5,7 @@ everything that it was made from, and of the runtime. A file appears only after 
 own logits with it, so a file that is found is used without another comparison.
 """
 
+import functools
 import hashlib
 import importlib
 import json
@@ -26,12 +27,17 @@ from poolformer_jax.inference.onnx_model import to_onnx
 from poolformer_jax.inference.program import batch_sizes_up_to
 from poolformer_jax.inference.verification import difference_from_network
 from poolformer_jax.network import PoolFormerConfig, check_variables
+from poolformer_jax.network.fused import largest_divisor
 from poolformer_jax.process import available_cores
 from poolformer_jax.version import __version__
 
 _Pixels = UInt8[np.ndarray, "b h w c"] | Float32[np.ndarray, "b h w c"]
 # From pixels, of the type that the file takes, and the name of an output to this output.
 _Run = Callable[[_Pixels, str], Float32[np.ndarray, "b labels"]]
+
+
+# Images that a core computes at a time in OpenVINO.
+_IMAGES_PER_STREAM = 2
 
 
 class RuntimeClassifier:
@@ -155,24 +161,39 @@ def load_onnxruntime(path: Path) -> _Run:
 def load_openvino(path: Path) -> _Run:
     """An ONNX or IR file in OpenVINO: a function of pixels and the name of an output.
 
-    OpenVINO is fastest with a fixed batch, so the network is compiled for every batch size when it is first used.
+    All cores share the work on a single image. In a larger batch each core computes other images, a few at a time
+    (docs/notes/speed.md). OpenVINO is fastest with a fixed batch, so the network is compiled for every number of images
+    at a time when it is first used.
     """
-    core = import_runtime("openvino").Core()
+    openvino = import_runtime("openvino")
+    core, cores = openvino.Core(), available_cores()
     network = core.read_model(path)
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on processors that have it
-        "INFERENCE_NUM_THREADS": available_cores(),
-    }
-    requests: dict[tuple[int, ...], Any] = {}
+
+    @functools.cache
+    def compiled(shape: tuple[int, ...], streams: int) -> Any:
+        settings = {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": cores,
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on processors that have it
+        }
+        resized = network.clone()
+        resized.reshape(shape)
+        return openvino.AsyncInferQueue(core.compile_model(resized, "CPU", settings), streams)
 
     def run(pixels: _Pixels, output: str) -> Float32[np.ndarray, "b labels"]:
-        if pixels.shape not in requests:
-            resized = network.clone()
-            resized.reshape(pixels.shape)
-            requests[pixels.shape] = core.compile_model(resized, "CPU", settings).create_infer_request()
-        results = requests[pixels.shape].infer([pixels], share_inputs=True)
-        return np.array(results[output])
+        images = len(pixels)
+        streams = min(images, cores)
+        parts = np.split(pixels, images // largest_divisor(images, min(images // streams, _IMAGES_PER_STREAM)))
+        queue, results = compiled(parts[0].shape, streams), {}
+
+        def keep(request: Any, part: int) -> None:
+            results[part] = np.array(request.get_tensor(output).data)
+
+        queue.set_callback(keep)
+        for part, some in enumerate(parts):
+            queue.start_async([some], part, share_inputs=True)
+        queue.wait_all()
+        return np.concatenate([results[part] for part in range(len(parts))])
 
     return run
 
