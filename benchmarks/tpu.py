@@ -7,6 +7,8 @@ report counts them.
 
 The compiler does not estimate Pallas kernels. For each, the report uses the length of its schedule
 (benchmarks/compiled/tpu_schedules.py) or the time its bytes and operations need at least, whichever is longer.
+
+`--peer torchax` compiles timm's network instead (pip install torchax timm).
 """
 
 import argparse
@@ -39,7 +41,7 @@ from benchmarks.compiled.training_step import SIZE, Step, lower_training, operat
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.errors import InputError, MissingDependencyError
 from poolformer_jax.files import write_json
-from poolformer_jax.network import SIZES
+from poolformer_jax.network import SIZES, VARIANTS
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         for topology, (chip, devices) in targets.items():
             for work in parsed.work:
                 with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):
-                    result, text = _describe(_RUNS[work](parsed, devices), parsed.top, chip, schedules)
+                    lower = _lower_peer if parsed.peer else _RUNS[work]
+                    result, text = _describe(lower(parsed, work, devices), parsed.top, chip, schedules)
                 result |= _speed(result, work, parsed, chip)
                 results[f"{topology} {work}"] = result
                 texts.append(text)
@@ -70,10 +73,9 @@ def main(arguments: Sequence[str]) -> int:
     content = {
         "command": parsed.command,
         "variant": parsed.variant,
-        "fused": not parsed.plain,
-        "kernels": not (parsed.plain or parsed.no_kernels),
+        **_implementation(parsed),
         "images_per_chip": parsed.images_per_chip,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax", "optax")},
+        "versions": {name: importlib.metadata.version(name) for name in _packages(parsed)},
         "estimates_not_measurements": results,
     }
     write_json(parsed.json, content)
@@ -81,22 +83,33 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _implementation(parsed: argparse.Namespace) -> dict[str, Any]:
+    if parsed.peer:
+        return {"peer": parsed.peer}
+    return {"fused": not parsed.plain, "kernels": not (parsed.plain or parsed.no_kernels)}
+
+
+def _packages(parsed: argparse.Namespace) -> tuple[str, ...]:
+    return ("jax", "jaxlib", "libtpu", "optax", *(("torch", "torchax", "timm") if parsed.peer else ("flax",)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("tpu", __doc__, example="--topology v5e:16x16 --work training")
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
-    parser.add_argument("--variant", choices=SIZES, default="s12", help="network (default s12)")
+    parser.add_argument("--variant", choices=VARIANTS, default="s12", help="network (default s12)")
     parser.add_argument("--images-per-chip", type=int, default=64, help="images per chip (default 64)")
     parser.add_argument("--fsdp", type=int, default=1, help="chips that share one copy of the weights (default 1)")
     parser.add_argument("--augment", action="store_true", help="include mixup, cutmix and random erasing")
     parser.add_argument("--plain", action="store_true", help="compile the blocks as the paper writes them")
     parser.add_argument("--no-kernels", action="store_true", help="compile everything by XLA")
+    parser.add_argument("--peer", choices=["torchax"], help="compile timm's network through torchax instead of ours")
     parser.add_argument("--top", type=int, default=12, help="costly instructions to list (default 12)")
     parser.add_argument("--text", type=Path, help="also write the compiled programs to this file")
     return parser
 
 
-def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+def _lower_forward(parsed: argparse.Namespace, _: str, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """Logits and loss of evaluation, the batch sharded over all chips."""
     mesh = Mesh(np.asarray(devices), ("batch",))
     model = PoolFormerForImageClassification(
@@ -119,7 +132,7 @@ def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) ->
     return jax.jit(forward).lower(variables, pixels, labels)
 
 
-def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+def _lower_training(parsed: argparse.Namespace, _: str, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     step = Step(
         parsed.variant,
         parsed.images_per_chip,
@@ -129,6 +142,13 @@ def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -
         fused=not parsed.plain,
     )
     return lower_training(step, devices)
+
+
+def _lower_peer(parsed: argparse.Namespace, work: str, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+    from benchmarks.peers import torchax_timm
+
+    name = f"poolformer_{parsed.variant}" if parsed.variant in SIZES else parsed.variant
+    return torchax_timm.lower(name, parsed.images_per_chip, devices, work == "training")
 
 
 _RUNS = {"forward": _lower_forward, "training": _lower_training}
