@@ -1,12 +1,11 @@
 """The training loop, from a recipe to a trained model."""
 
 import dataclasses
-import functools
 import itertools
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ from train.data import (
     open_source,
 )
 from train.report import Journal, Log, Profiler, Record, print_header, write_results
-from train.resume import open_run
+from train.resume import Run, open_run
 from train.setup import RunParts, find_class_weights, make_parts
 
 _LOG = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class Timetable:
     def __init__(self, config: TrainConfig, images: int) -> None:
         self.steps_per_epoch = config.steps_per_epoch(images)
         self.total = config.total_steps(images)
-        self.schedule_ends = self.total == config.optimizer.total_epochs * self.steps_per_epoch
+        self._schedule_ends = self.total == config.optimizer.total_epochs * self.steps_per_epoch
         self._evaluate_every = config.evaluate_every * self.steps_per_epoch
         self._patience = config.patience
         save_every = config.save_every or self.steps_per_epoch
@@ -74,6 +73,10 @@ class Timetable:
     def is_over(self, state: TrainState) -> bool:
         """True if `state` is the last one, because the steps are done or --patience is exhausted."""
         return int(state.step) >= self.total or self.is_out_of_patience(state)
+
+    def is_finished(self, state: TrainState) -> bool:
+        """True if the last `state` ends the whole schedule or exhausts --patience; False if --max-steps ended it."""
+        return self._schedule_ends or self.is_out_of_patience(state)
 
     def is_out_of_patience(self, state: TrainState) -> bool:
         """True after --patience evaluations in a row without a better --keep-best."""
@@ -109,71 +112,35 @@ def fit(config: TrainConfig, log: Log | None = None) -> Outcome:
 
 
 def run(config: TrainConfig, console: Console, log: Log | None = None, join: bool = True) -> Outcome:
-    """Trains as `config` says, resuming from the newest checkpoint in `config.run_dir` if it has one.
-
-    Args:
-        config: the run.
-        console: shows the progress.
-        log: on process 0, gets the figures of every interval and evaluation.
-        join: whether to join the run's other processes, as `config.distributed` says.
-
-    Raises:
-        InputError: if the recipe, the data, the devices and the run's folder do not fit each other.
-        DivergedError: if too many gradients in a row are not finite, or the final held-out loss is not.
-        CheckpointError: if states cannot be written or read.
-    """
+    """Trains as `fit` does, shows the progress on `console`, and first joins the other processes if `join`."""
     with StopRequest() as stop:
         if join:
             initialize(config.distributed)
         stop.listen_for_sigterm()
-
-        source = open_source(config.data, config.data.train_split)
-        held_out = open_source(config.data, config.data.evaluation_split)
-        stop.check_interrupt()
-        found = open_run(config, source, held_out)
-        stop.check_interrupt()
-        _report_data(config, source, console)
-        parts = make_parts(
-            config,
-            source.class_names,
-            len(source),
-            checkpoint_network=found.network,
-            class_weights=find_class_weights(config, source),
-            use_features=True,
-        )
-        _warn_of_unused_kernels(parts)
-        print_header(config, console, parts, source, held_out)
-        stop.check_interrupt()
-
+        source, held_out, found, parts = _prepare(config, console, stop)
         with found.open_checkpoints(parts.network.model.config) as checkpoints:
             state = checkpoints.restore(parts.abstract_state) or parts.init(parts.network.argument())
             stop.check_interrupt()
-            start, times = int(state.step), Timetable(config, len(source))
+            start, times, mesh = int(state.step), Timetable(config, len(source)), parts.mesh
             with (
                 Journal(config, console, start, times.total, times.steps_per_epoch, log) as journal,
                 Profiler(config, times.total - start) as profiler,
-                open_batches(config, source, held_out, parts.mesh, start, parts.feature_step, state.variables()) as (
-                    batches,
-                    split,
-                ),
+                open_batches(config, source, held_out, mesh, start, parts.feature_step, state.variables()) as data,
             ):
-                evaluate_weights = functools.partial(
-                    _evaluate, parts=parts, batches=split, steps=evaluation_steps(config.data, held_out)
-                )
-                for step in itertools.count(start):
-                    if step >= times.total or stop.at(step):
+                batches, split = data
+                evaluator = _Evaluator(config, parts, journal, split, evaluation_steps(config.data, held_out))
+                for step in range(start, times.total):
+                    if stop.at(step):
                         break
-                    # Before the step, so that a run that died during this evaluation evaluates when it resumes. The
-                    # saved state does not have the best weights of this step yet.
-                    if times.evaluates_at(step) and (state.best or not journal.has_evaluation(step)):
-                        with journal.paused():
-                            state, _ = _evaluate_state(state, config, journal, evaluate_weights)
+                    # Before the step, so that a run that died during this evaluation evaluates when it resumes.
+                    if times.evaluates_at(step):
+                        state = evaluator.evaluate_unless_resumed(state, step)
                         if times.is_out_of_patience(state):
                             journal.say(f"Ended early: no better {config.keep_best} in {config.patience} evaluations.")
                             break
                     with journal.waiting_for_data():
                         batch = next(batches)
-                    state, metrics = parts.step(state, to_devices(parts.mesh, batch, ("image", "label")))
+                    state, metrics = parts.step(state, to_devices(mesh, batch, ("image", "label")))
                     profiler.step(metrics)
                     saves = times.saves_at(step + 1)
                     # The journal before the checkpoint, so that a resumed run has all lines up to its state.
@@ -185,15 +152,34 @@ def run(config: TrainConfig, console: Console, log: Log | None = None, join: boo
                 _check_gradients(journal.flush(), config)
                 checkpoints.save(state, last=True)
                 if not times.is_over(state):
-                    return Outcome(step, {}, stop.signal)
-                if step >= times.total:
-                    state, evaluations = _evaluate_state(state, config, journal, evaluate_weights, keep_logits=True)
-                if config.keep_best is not None:
-                    evaluations = _evaluate_best(state, config, journal, evaluate_weights)
-                _check_held_out_loss(evaluations["params"], config)
-            finished = times.schedule_ends or times.is_out_of_patience(state)
-            write_results(config, parts, state, held_out, evaluations, finished)
-    return Outcome(step, evaluations, None)
+                    return Outcome(int(state.step), {}, stop.signal)
+                state, evaluations = evaluator.evaluate_at_end(state, trained_to_end=int(state.step) >= times.total)
+            write_results(config, parts, state, held_out, evaluations, times.is_finished(state))
+    return Outcome(int(state.step), evaluations, None)
+
+
+def _prepare(config: TrainConfig, console: Console, stop: StopRequest) -> tuple[Source, Source, Run, RunParts]:
+    """Opens the training and the held-out images, checks the run's folders, and makes the compiled functions."""
+    source = open_source(config.data, config.data.train_split)
+    held_out = open_source(config.data, config.data.evaluation_split)
+    stop.check_interrupt()
+    found = open_run(config, source, held_out)
+    stop.check_interrupt()
+    _report_data(config, source, console)
+    weights = find_class_weights(config, source)
+    parts = make_parts(
+        config,
+        source.class_names,
+        len(source),
+        checkpoint_network=found.network,
+        class_weights=weights,
+        use_features=True,
+    )
+    if parts.kernel_verification is not None and parts.kernel_verification.problem:
+        _LOG.warning("%s", parts.kernel_verification.warning)
+    print_header(config, console, parts, source, held_out)
+    stop.check_interrupt()
+    return source, held_out, found, parts
 
 
 def _report_data(config: TrainConfig, source: Source, console: Console) -> None:
@@ -212,49 +198,66 @@ def _report_data(config: TrainConfig, source: Source, console: Console) -> None:
         )
 
 
-def _warn_of_unused_kernels(parts: RunParts) -> None:
-    if parts.kernel_verification is not None and parts.kernel_verification.problem:
-        _LOG.warning("%s", parts.kernel_verification.warning)
+@dataclasses.dataclass(frozen=True)
+class _Evaluator:
+    """Evaluates weights on the held-out split, `batches` of which `steps` are one pass, and reports to the journal."""
 
+    config: TrainConfig
+    parts: RunParts
+    journal: Journal
+    batches: Iterable[Mapping[str, Any]]
+    steps: int
 
-def _evaluate(
-    weights: Mapping[str, Any],
-    parts: RunParts,
-    batches: Iterable[Mapping[str, Any]],
-    steps: int,
-    keep_logits: bool = False,
-) -> dict[str, AnyEvaluation]:
-    """Evaluates every kind of weights on the whole split."""
-    problem = parts.network.model.config.problem_type
-    return evaluate(parts.evaluation_step, weights, itertools.islice(batches, steps), parts.mesh, keep_logits, problem)
+    def evaluate_unless_resumed(self, state: TrainState, step: int) -> TrainState:
+        """The state with its best weights, evaluated unless the run resumed from this step and had evaluated it.
 
+        With --keep-best it evaluates then too: the state is saved before its evaluation, without this step's score.
+        """
+        if not state.best and self.journal.has_evaluation(step):
+            return state
+        with self.journal.paused():
+            return self._evaluate_state(state, keep_logits=False)[0]
 
-_EvaluateWeights = Callable[..., dict[str, AnyEvaluation]]
+    def evaluate_at_end(self, state: TrainState, trained_to_end: bool) -> tuple[TrainState, dict[str, AnyEvaluation]]:
+        """The state with its best weights, and the evaluations of the weights to publish, with logits.
 
+        Args:
+            state: the last one.
+            trained_to_end: False if --patience ended the run, right after an evaluation of `state`.
 
-def _evaluate_state(
-    state: TrainState,
-    config: TrainConfig,
-    journal: Journal,
-    evaluate_weights: _EvaluateWeights,
-    keep_logits: bool = False,
-) -> tuple[TrainState, dict[str, AnyEvaluation]]:
-    """Evaluates and reports the parameters, and their running mean if there is one; the state with its best weights."""
-    evaluations = evaluate_weights(current_weights(state), keep_logits=keep_logits)
-    journal.evaluation(int(state.step), evaluations)
-    if config.keep_best is not None:
-        state = update_best(state, evaluations, config.keep_best)
-    return state, evaluations
+        Raises:
+            DivergedError: if the weights are finite but useless.
+        """
+        if trained_to_end:
+            state, evaluations = self._evaluate_state(state, keep_logits=True)
+        if self.config.keep_best is not None:
+            evaluations = self._evaluate_best(state)
+        if not math.isfinite(evaluations["params"].loss):
+            raise DivergedError(
+                "The loss on the held-out images is not finite: the training diverged. Expected a lower "
+                "--optimizer.learning-rate, or --optimizer.clip-norm 1, and another folder than "
+                f"{self.config.run_dir}, whose checkpoints may hold the diverged weights."
+            )
+        return state, evaluations
 
+    def _evaluate_state(self, state: TrainState, keep_logits: bool) -> tuple[TrainState, dict[str, AnyEvaluation]]:
+        """Evaluates and reports the parameters, and their running mean if there is one."""
+        evaluations = self._evaluate(current_weights(state), keep_logits)
+        self.journal.evaluation(int(state.step), evaluations)
+        if self.config.keep_best is not None:
+            state = update_best(state, evaluations, self.config.keep_best)
+        return state, evaluations
 
-def _evaluate_best(
-    state: TrainState, config: TrainConfig, journal: Journal, evaluate_weights: _EvaluateWeights
-) -> dict[str, AnyEvaluation]:
-    """Evaluates the best weights, which may be of different steps for different kinds, and says which steps."""
-    published = weights_to_publish(state)
-    steps = ", ".join(f"{step} ({kind})" for kind, (step, _) in published.items())
-    journal.say(f"The best {config.keep_best} was after step {steps}; these weights are published.")
-    return evaluate_weights({kind: variables for kind, (_, variables) in published.items()}, keep_logits=True)
+    def _evaluate_best(self, state: TrainState) -> dict[str, AnyEvaluation]:
+        """Evaluates the best weights, which may be of different steps for different kinds, and says which steps."""
+        published = weights_to_publish(state)
+        steps = ", ".join(f"{step} ({kind})" for kind, (step, _) in published.items())
+        self.journal.say(f"The best {self.config.keep_best} was after step {steps}; these weights are published.")
+        return self._evaluate({kind: variables for kind, (_, variables) in published.items()}, keep_logits=True)
+
+    def _evaluate(self, weights: Mapping[str, Any], keep_logits: bool) -> dict[str, AnyEvaluation]:
+        batches, problem = itertools.islice(self.batches, self.steps), self.parts.network.model.config.problem_type
+        return evaluate(self.parts.evaluation_step, weights, batches, self.parts.mesh, keep_logits, problem)
 
 
 def _check_gradients(records: Iterable[Record], config: TrainConfig) -> None:
@@ -267,13 +270,3 @@ def _check_gradients(records: Iterable[Record], config: TrainConfig) -> None:
                 f"any, are in {config.checkpoints}. Try a lower --optimizer.learning-rate, --optimizer.clip-norm 1, or "
                 "--dtype float32."
             )
-
-
-def _check_held_out_loss(evaluation: AnyEvaluation, config: TrainConfig) -> None:
-    """Raises DivergedError if the weights are finite but useless."""
-    if not math.isfinite(evaluation.loss):
-        raise DivergedError(
-            "The loss on the held-out images is not finite: the training diverged. Expected a lower "
-            f"--optimizer.learning-rate, or --optimizer.clip-norm 1, and another folder than {config.run_dir}, whose "
-            "checkpoints may hold the diverged weights."
-        )
