@@ -17,9 +17,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Most tests run what they compile once. Those that compute much take `optimised`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older code generator for CPUs compiles three times as fast. XLA aborts on a flag that it does not know.
-if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # With Python's thresholds, garbage collection takes a tenth of the time.
 gc.set_threshold(50_000, 20, 20)
@@ -30,6 +27,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Assertions in these files show their values, as in the tests themselves.
 pytest.register_assert_rewrite("refusals", "small_data")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The default tests use XLA's older code generator for CPUs, which compiles three times as fast; others do not."""
+    # XLA aborts on a flag that it does not know.
+    if "not slow" in config.option.markexpr and version("jaxlib").startswith("0.10."):
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 
 @pytest.fixture(scope="module")
