@@ -156,6 +156,7 @@ def test_a_class_map_gives_the_order_of_the_labels_also_in_packed_data(folder, t
     [
         ([{"path": "a.png", "label": "x"}], "no column 'file_name'. It has: path, label"),
         ([{"file_name": "a.png", "label": ""}, {"file_name": "b.png", "label": "x"}], "row 1 has no 'label'"),
+        ([{"file_name": "a.png", "label": "x|y"}], "row 1 has several classes in 'label'"),
         ([{"file_name": "a.png", "label": "x", "split": "odd"}], "no split 'train2'. It has: odd"),
     ],
 )

@@ -47,6 +47,8 @@ def read_labels(
         return targets, tuple(columns)
     if len(columns) > 1:
         raise SourceError(f"{where}: expected one column of labels for one class per image, not {first_few(columns)}.")
+    if problem == "single_label_classification":
+        _refuse_several(values[0], columns[0], where)
     rows: list[Sequence[Any]] = [
         [value] if problem == "single_label_classification" else _several(value) for value in values[0]
     ]
@@ -68,6 +70,16 @@ def read_labels(
     targets = np.zeros((len(rows), len(names)), np.float32)
     targets[np.repeat(np.arange(len(rows)), [len(row) for row in rows]), labels] = 1
     return targets, names
+
+
+def _refuse_several(values: Sequence[Any], column: str, where: str) -> None:
+    """Raises SourceError at the first value with several classes, which would become one class with a long name."""
+    for row, value in enumerate(values, 1):
+        if isinstance(value, list) or (isinstance(value, str) and _SEPARATOR in value):
+            raise SourceError(
+                f"{where}: row {row} has several classes in {column!r}: {short_repr(value)}. Expected one class per "
+                "image; train with --data.problem-type multi_label_classification for several."
+            )
 
 
 def _several(value: Any) -> Sequence[Any]:
