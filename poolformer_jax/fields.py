@@ -16,6 +16,7 @@ import numpy as np
 from poolformer_jax.errors import InputError
 from poolformer_jax.messages import short_repr
 
+_LARGEST = 1 << 63  # NumPy and jax have no larger integers, and JSON has them of any length
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value", covariant=True)
 
@@ -115,11 +116,13 @@ def optional(kind: FieldType) -> FieldType:
 
 
 def _is_finite_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+    if isinstance(value, numbers.Integral):  # of hundreds of digits, math.isfinite would raise
+        return _is_integer(value)
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and abs(int(value)) < _LARGEST
 
 
 INTEGER = FieldType("a whole number", _is_integer, int)

@@ -15,7 +15,7 @@ import tyro
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
+from poolformer_jax.fields import INTEGER, NUMBER, check_rules, is_local, is_none_or_positive
 from poolformer_jax.files import read_json
 from poolformer_jax.messages import first_few, short_repr
 from train.data import DataConfig, ProblemType
@@ -367,11 +367,13 @@ def _from_json(kind: Any, value: Any, name: str) -> Any:
             return tuple(_from_json(one, item, name) for one, item in zip(kinds, value))
     if get_origin(kind) is Literal and value in options:
         return value
-    if kind is float and type(value) in (int, float):
+    if kind is float and NUMBER.accepts(value):
         return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind in (int, bool, str) and type(value) is kind:
+    if kind is int and INTEGER.accepts(value):
+        return value
+    if kind in (bool, str) and type(value) is kind:
         return value
     raise InputError(f"{name}={short_repr(value)}. Expected {kind.__name__ if isinstance(kind, type) else kind}.")
 

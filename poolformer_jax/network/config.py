@@ -50,7 +50,8 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 CONFIG = "config.json"
 # A config.json is a small file: what it asks for is bounded before any work is done.
-_MOST_LABELS, _MOST_BLOCKS = 1_000_000, 10_000
+_MOST_LABELS, _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_KERNEL, _LARGEST_IMAGE = 1_000_000, 1_000, 65_536, 1_024, 16_384
+_MOST_POSITIONS = 16_384  # of a mixer that has a parameter for every pair of positions
 
 _Config = TypeVar("_Config", bound="MetaFormerConfig")
 _Class = TypeVar("_Class")
@@ -481,16 +482,25 @@ def _rules(config: MetaFormerConfig) -> list[tuple[str, bool, str]]:
             stages >= 1 and all(d >= 1 for d in config.depths) and sum(config.depths) <= _MOST_BLOCKS,
             f"at least one stage, each of at least one block, and at most {_MOST_BLOCKS:,} blocks",
         ),
-        ("num_channels", config.num_channels >= 1, "at least 1"),
+        ("num_channels", 1 <= config.num_channels <= _MOST_CHANNELS, f"1 to {_MOST_CHANNELS:,}"),
         (
             "mlp_ratio",
-            config.mlp_ratio > 0 and all(1 <= c * config.mlp_ratio < math.inf for c in config.hidden_sizes if c >= 1),
-            "a positive number that gives every stage at least one hidden channel, and finitely many",
+            config.mlp_ratio > 0
+            and all(1 <= c * config.mlp_ratio <= 16 * _MOST_CHANNELS for c in config.hidden_sizes if c >= 1),
+            f"a positive number that gives every stage 1 to {16 * _MOST_CHANNELS:,} hidden channels",
         ),
         ("pool_size", 1 <= config.pool_size < 256 and config.pool_size % 2 == 1, "a positive odd number below 256"),
-        ("hidden_sizes", all(c >= 1 for c in config.hidden_sizes), "positive channel counts"),
-        ("patch_sizes", all(p >= 1 for p in config.patch_sizes), "positive kernel sizes"),
-        ("strides", all(s >= 1 for s in config.strides), "positive strides"),
+        (
+            "hidden_sizes",
+            all(1 <= c <= _MOST_CHANNELS for c in config.hidden_sizes),
+            f"channel counts of 1 to {_MOST_CHANNELS:,}",
+        ),
+        (
+            "patch_sizes",
+            all(1 <= p <= _LARGEST_KERNEL for p in config.patch_sizes),
+            f"kernel sizes of 1 to {_LARGEST_KERNEL:,}",
+        ),
+        ("strides", all(1 <= s <= _LARGEST_KERNEL for s in config.strides), f"strides of 1 to {_LARGEST_KERNEL:,}"),
         (
             "padding",
             all(0 <= p <= k for p, k in zip(config.padding, config.patch_sizes)),
@@ -519,8 +529,15 @@ def _rules(config: MetaFormerConfig) -> list[tuple[str, bool, str]]:
         ("head_order", config.head_order in HEAD_ORDERS, f"one of {', '.join(HEAD_ORDERS)}"),
         (
             "image_size",
-            config.image_size is None or config.image_size >= config.smallest_side,
-            f"None, or at least {config.smallest_side} pixels, the smallest side that the network accepts",
+            config.image_size is None or config.smallest_side <= config.image_size <= _LARGEST_IMAGE,
+            f"None, or {short_repr(config.smallest_side)} (the smallest side that the network accepts) to "
+            f"{_LARGEST_IMAGE:,} pixels",
+        ),
+        (
+            "image_size",
+            _most_paired_positions(config) <= _MOST_POSITIONS,
+            f"at most {_MOST_POSITIONS:,} positions in the stages with spatial_fc or random, which have a parameter "
+            "for every pair of positions",
         ),
         (
             "image_size",
@@ -550,6 +567,14 @@ def _rules(config: MetaFormerConfig) -> list[tuple[str, bool, str]]:
             if name != "depths"
         ),
     ]
+
+
+def _most_paired_positions(config: MetaFormerConfig) -> int:
+    """The most positions in a stage whose mixer has a parameter for every pair of them."""
+    if not config.image_size or not all(s >= 1 for s in config.strides):
+        return 0
+    sizes = zip(config.token_mixers, config.feature_sizes(config.image_size))
+    return max((side * side for mixer, side in sizes if mixer in ("spatial_fc", "random")), default=0)
 
 
 def _is_activation(name: str) -> bool:
