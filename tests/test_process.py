@@ -100,6 +100,7 @@ def test_without_groups_there_is_no_limit(tmp_path, monkeypatch):
     assert (process.core_limit(), process.available_memory()) == (math.inf, math.inf)
 
 
+@pytest.mark.slow
 def test_a_missing_gpu_is_one_line_that_names_the_extra(tmp_path):
     program = ["train", "smoke", "--run-dir", str(tmp_path)]
     environment = {**os.environ, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}

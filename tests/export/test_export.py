@@ -259,7 +259,9 @@ def test_bfloat16_is_exported_to_stablehlo_but_not_to_onnx(tmp_path):
         export_model(tmp_path / "N.ONNX", config, variables, PROCESSOR, LABELS, **options)
 
 
-@pytest.mark.parametrize("ending", [".stablehlo", ".onnx", pytest.param(".xml", marks=NEEDS_OPENVINO)])
+@pytest.mark.parametrize(
+    "ending", [pytest.param(".stablehlo", marks=pytest.mark.slow), ".onnx", pytest.param(".xml", marks=NEEDS_OPENVINO)]
+)
 def test_a_file_takes_8_bit_pixels_and_gives_probabilities_on_request(ending, tmp_path):
     pytest.importorskip("onnxruntime")
     config = TWO_STAGES

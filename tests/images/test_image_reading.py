@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, features
 
 from pictures import IMAGES, RAW, encode, raw
 from poolformer_jax.images import ImageError, image_suffixes, is_upright, read_image
+from selection import slow_after
 
 
 def test_greyscale_is_repeated_and_a_network_with_one_channel_gets_luma():
@@ -95,7 +96,7 @@ NO_ORIENTATION = [(3, 1, 0), (3, 1, 9), (2, 1, ord("6")), (5, 1, 2**32 - 1), (4,
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of damaged entries
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("kind", [*range(14), 16, 0xFFFF])
+@pytest.mark.parametrize("kind", slow_after(5, [0, 2, 7, 12, 0xFFFF, *set(range(14)) - {0, 2, 7, 12}, 16]))
 def test_a_whole_photo_is_turned_whatever_else_its_exif_holds(kind, order):
     tags = (0x010F, 0x011A, 0x0128, 0x8769, 0x8825, 0x9204, 0xA005, 0xFFFF)
     for tag, count, value in itertools.product(tags, (1, 2**31), (0, 38)):

@@ -14,6 +14,7 @@ from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, W
 from poolformer_jax.inference.folding import fold, fold_tree
 from poolformer_jax.inference.jax_operations import folded_apply, folded_features
 from poolformer_jax.network import merge_collections
+from selection import slow_after
 from small_networks import CONFIG, EVERY_MIXER, TINY, TWO_STAGES, VARIABLES, random_variables
 
 
@@ -174,7 +175,7 @@ def test_folding_refuses_a_tree_without_its_collection():
 
 
 @pytest.mark.parametrize("labels", [pytest.param(0, marks=pytest.mark.slow), 10])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_after(2, reversed(KINDS)))
 def test_folding_is_exact_for_every_kind_of_the_second_paper(kind, labels):
     config = family_weights.config("sail", f"{kind}_tiny", num_labels=labels)
     with jax.enable_x64():

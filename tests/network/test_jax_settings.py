@@ -46,13 +46,15 @@ NETWORKS = {
 @pytest.mark.parametrize(
     ("network", "setting"),
     [
-        *(("fused", setting) for setting in SETTINGS),
-        ("every mixer", "types"),
+        ("fused", "types"),
+        ("fused", "leaks"),
         ("RandFormer", "types"),
         *(
             pytest.param(network, setting, marks=pytest.mark.slow)
             for network, setting in (
-                *(("every mixer", setting) for setting in SETTINGS if setting != "types"),
+                ("fused", "ranks"),
+                ("fused", "64 bits"),
+                *(("every mixer", setting) for setting in SETTINGS),
                 *(("CAFormer", setting) for setting in SETTINGS),
                 ("without a head", "types"),
             )

@@ -144,6 +144,7 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_and_evaluates_when_resumed(t
         assert metrics.has_evaluation(3)
 
 
+@pytest.mark.slow
 def test_fit_reports_to_a_function_and_uploads_the_model_with_a_card_of_the_figures(tmp_path, monkeypatch, capsys):
     def upload(repository, save):
         folder = tmp_path / repository

@@ -16,6 +16,7 @@ from poolformer_jax import PoolFormerConfig, WeightsMismatch, from_torch_state_d
 from poolformer_jax.network.variants import VARIANTS
 from poolformer_jax.weights import leaves
 from poolformer_jax.weights.transfer import match_state_dict, plan_import
+from selection import slow_after
 
 SMALL = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(2, 4, 6, 8), num_labels=3)
 
@@ -141,7 +142,7 @@ def test_all_mismatches_are_reported_at_once_with_the_nearest_name():
     assert "misshaped: head.fc.bias [4], expected [3]" in message
 
 
-@pytest.mark.parametrize("layout", ["sail", "hf", "timm"])
+@pytest.mark.parametrize("layout", slow_after(1, ["sail", "hf", "timm"]))
 def test_the_network_is_inferred_in_spite_of_one_damaged_array(layout):
     # Every parameter outside of blocks, and those of one block.
     whole = state_dict(SMALL, layout)

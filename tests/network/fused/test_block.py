@@ -12,6 +12,7 @@ from poolformer_jax import PoolFormerForImageClassification
 from poolformer_jax.network import functional
 from poolformer_jax.network.fused import block, cpu_batching
 from poolformer_jax.network.fused.statistics import moments_of
+from selection import slow_after
 from small_networks import TWO_STAGES, distance, random_variables
 
 CONFIG = dataclasses.replace(TWO_STAGES, depths=(1, 1), drop_path_rate=0.4, layer_scale_init_value=0.5)
@@ -45,10 +46,13 @@ def test_both_paths_have_the_same_parameters_and_initial_values():
 
 @pytest.mark.parametrize(
     "config",
-    [
-        dataclasses.replace(CONFIG, hidden_sizes=(8, cpu_batching.SAVE_HIDDEN_CHANNELS)),
-        dataclasses.replace(CONFIG, use_layer_scale=False, pool_size=5, hidden_act="silu"),
-    ],
+    slow_after(
+        1,
+        [
+            dataclasses.replace(CONFIG, hidden_sizes=(8, cpu_batching.SAVE_HIDDEN_CHANNELS)),
+            dataclasses.replace(CONFIG, use_layer_scale=False, pool_size=5, hidden_act="silu"),
+        ],
+    ),
     ids=["hidden layer recomputed, then saved", "another window and activation"],
 )
 def test_loss_and_gradients_are_those_of_the_plain_blocks(config):

@@ -14,6 +14,7 @@ from jax import lax
 from poolformer_jax.network import functional
 from poolformer_jax.network.fused import block, tpu_layout
 from poolformer_jax.network.fused.statistics import moments_of
+from selection import slow_after
 
 RNG = np.random.default_rng(0)
 
@@ -64,13 +65,16 @@ def test_the_transpose_is_the_gradient_of_pooling(pool_size):
 
 @pytest.mark.parametrize(
     ("width", "channels", "kernel", "stride", "padding"),
-    [
-        (32, (3, 64), 7, 4, 2),  # the stem: groups in its output
-        (16, (64, 128), 3, 2, 1),  # the downsampling: groups in its input
-        (16, (32, 64), 3, 2, 1),  # both
-        (16, (64, 64), 3, 1, 1),
-        (16, (64, 128), 5, 2, 0),  # the last column of pixels reaches no window
-    ],
+    slow_after(
+        2,
+        [
+            (32, (3, 64), 7, 4, 2),  # the stem: groups in its output
+            (16, (64, 128), 3, 2, 1),  # the downsampling: groups in its input
+            (16, (32, 64), 3, 2, 1),  # both
+            (16, (64, 64), 3, 1, 1),
+            (16, (64, 128), 5, 2, 0),  # the last column of pixels reaches no window
+        ],
+    ),
 )
 def test_convolutions_in_groups(on_tpu, monkeypatch, width, channels, kernel, stride, padding):
     monkeypatch.setattr(tpu_layout, "group_size", lambda w, c, dtype: 1 if 128 % c or w % (128 // c) else 128 // c)

@@ -19,6 +19,7 @@ from pictures import IMAGES
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
 from poolformer_jax.images import imagenet_labels
 from poolformer_jax.weights import published
+from selection import slow_after
 from small_networks import random_variables
 from train.commands.evaluate import EvaluateConfig, run_evaluation
 from train.config import PretrainedNetwork
@@ -62,12 +63,15 @@ def evaluate(model, data, **options):
 
 @pytest.mark.parametrize(
     ("options", "images", "said"),
-    [
-        ({}, 60, "all images of its class folders"),
-        ({"split": "validation"}, 6, "split validation (10 % of every class, which training holds out)"),
-        ({"split": "train"}, 54, "split train (without the 10 % of every class that training holds out)"),
-        ({"held_out": 0.25}, 15, "split validation (25 % of every class, which training holds out)"),
-    ],
+    slow_after(
+        2,
+        [
+            ({}, 60, "all images of its class folders"),
+            ({"split": "validation"}, 6, "split validation (10 % of every class, which training holds out)"),
+            ({"split": "train"}, 54, "split train (without the 10 % of every class that training holds out)"),
+            ({"held_out": 0.25}, 15, "split validation (25 % of every class, which training holds out)"),
+        ],
+    ),
 )
 def test_undivided_class_folders_are_scored_whole_unless_a_split_is_asked_for(
     model, tmp_path, capsys, options, images, said

@@ -12,6 +12,7 @@ import sklearn.metrics
 from rich.console import Console
 
 from poolformer_jax.network.functional import cross_entropy
+from selection import slow_after
 from train import loop
 from train.compute.evaluation import evaluate
 from train.data import evaluation_batches, evaluation_steps, normalize_batch, open_source
@@ -62,7 +63,7 @@ def by_hand(split, params):
     }
 
 
-@pytest.mark.parametrize(("batch_size", "data", "fsdp"), [(32, 1, 1), (8, 1, 1), (64, 4, 2), (96, 1, 8)])
+@pytest.mark.parametrize(("batch_size", "data", "fsdp"), slow_after(2, [(32, 1, 1), (64, 4, 2), (8, 1, 1), (96, 1, 8)]))
 def test_any_batch_and_mesh_gives_the_result_of_the_whole_split(split, params, by_hand, batch_size, data, fsdp):
     found = evaluate_on(split, params, batch_size, data, fsdp)
     assert found.examples == 89

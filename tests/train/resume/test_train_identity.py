@@ -145,6 +145,7 @@ def test_the_model_of_a_finished_run_is_not_replaced(tmp_path, uninterrupted, ru
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_tilde_in_run_dir_and_checkpoint_dir_is_the_home(tmp_path, monkeypatch, run):
     """Shells leave the "~" of --run-dir=~/run as it is."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -21,6 +21,7 @@ from poolformer_jax.network.fused import block
 from poolformer_jax.network.fused.kernels import kernels_for, tpu_mlp, tpu_pooling
 from poolformer_jax.network.fused.statistics import Moments, moments_of
 from poolformer_jax.network.variants import VARIANTS
+from selection import slow_after
 from small_networks import TWO_STAGES, distance
 
 INTERPRETED = TpuKernels(interpret=True)
@@ -163,11 +164,14 @@ def test_several_devices_compute_what_one_does(variables, kernels):
 @both
 @pytest.mark.parametrize(
     "change",
-    [
-        {"dtype": jnp.float32},
-        {"pixels": PIXELS[:3], "labels": LABELS[:3]},
-        {"config": dataclasses.replace(CONFIG, pool_size=5, hidden_act="silu")},
-    ],
+    slow_after(
+        1,
+        [
+            {"dtype": jnp.float32},
+            {"pixels": PIXELS[:3], "labels": LABELS[:3]},
+            {"config": dataclasses.replace(CONFIG, pool_size=5, hidden_act="silu")},
+        ],
+    ),
     ids=["float32", "three images", "another window and activation"],
 )
 def test_xla_computes_what_the_kernels_do_not_support(variables, kernels, change):
