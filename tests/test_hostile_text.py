@@ -17,6 +17,7 @@ from poolformer_jax.images import ImageError, read_image
 from poolformer_jax.messages import MAX_MESSAGE, printable, printable_message, short_repr
 from poolformer_jax.weights import find_model_files, identify_model, open_weights
 from refusals import OVERHEAD, at_most
+from train.config import TrainConfig
 from train.data.sources.class_map import read_class_map
 from train.resume.same_run import read_recipe
 
@@ -238,6 +239,43 @@ def test_a_config_beside_weights_gets_a_short_message(tmp_path, data, timms):
     with short_messages(path.stat().st_size):
         files = find_model_files(tmp_path)
         identify_model(files, open_weights(files.weights))
+
+
+CONFIG_SIZES = [
+    *("num_channels", "depths", "hidden_sizes", "mlp_ratio", "pool_size", "patch_sizes", "strides", "padding"),
+    *("num_labels", "dropout_rate", "image_size"),
+]
+
+
+@pytest.mark.parametrize("field", CONFIG_SIZES)
+def test_a_size_that_no_network_has_is_refused(field):
+    for number in (10**9, 10**400, -(10**400), 1e308):
+        for value in (number, [number] * 4):
+            with at_most(OVERHEAD), pytest.raises(PoolFormerError) as error:
+                PoolFormerConfig.from_dict({"model_type": "poolformer", field: value})
+            check(str(error.value))
+
+
+def test_mixers_with_a_parameter_for_every_pair_of_positions_take_small_images():
+    for mixer in ("spatial_fc", "random"):
+        assert PoolFormerConfig(image_size=512, token_mixers=(mixer,) * 4).image_size == 512
+        with pytest.raises(PoolFormerError, match="at most 16,384 positions"):
+            PoolFormerConfig(image_size=4096, token_mixers=(mixer,) * 4)
+
+
+@pytest.mark.parametrize("field", ["size", "crop_size", "crop_pct", "rescale_factor", "image_mean", "image_std"])
+@pytest.mark.parametrize("value", [10**400, [10**400] * 3, {"height": 10**400, "width": 10**400}])
+def test_a_size_that_no_picture_has_is_refused(field, value):
+    with at_most(OVERHEAD), pytest.raises(PoolFormerError) as error:
+        PoolFormerImageProcessor.from_dict({field: value})
+    check(str(error.value))
+
+
+@pytest.mark.parametrize("values", [{"data": {"seed": 10**400}}, {"optimizer": {"learning_rate": 10**400}}])
+def test_a_number_that_no_recipe_has_is_refused(values):
+    with pytest.raises(PoolFormerError) as error:
+        TrainConfig.from_dict(values)
+    check(str(error.value))
 
 
 PROCESSOR_FIELDS = (
