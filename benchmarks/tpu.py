@@ -54,7 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     with tpu_schedules.recorded() as schedules:
         for topology in parsed.topology:  # checked before the first compilation, which takes minutes
             try:
-                devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+                devices = topologies.get_topology_desc(
+                    platform="tpu", topology_name=topology, num_slices=parsed.slices
+                ).devices
                 targets[topology] = chip_of(topology), devices
             except (ValueError, RuntimeError) as error:
                 raise InputError(f"Cannot compile for topology {topology}: {error}") from error
@@ -96,6 +98,7 @@ def _packages(parsed: argparse.Namespace) -> tuple[str, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("tpu", __doc__, example="--topology v5e:16x16 --work training")
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
+    parser.add_argument("--slices", type=int, default=1, help="slices of that topology in one run (default 1)")
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
     parser.add_argument("--variant", choices=VARIANTS, default="s12", help="network (default s12)")
     parser.add_argument("--images-per-chip", type=int, default=64, help="images per chip (default 64)")

@@ -14,6 +14,8 @@ from benchmarks.compiled.tpu_chips import Chip
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Slices of a multislice run exchange arrays over the data center's network, through their hosts.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _KERNEL = "tpu_custom_call"
 _COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"\d+","bytes_accessed":"(\d+)"')
 _LOOPS = re.compile(r'kernel_metadata=\{\s*"rounds":"(\d+)",\s*"tiles":"(\d+)"')
@@ -77,14 +79,20 @@ def _instruction(line: Line, times: int) -> Instruction:
     cycles = _CYCLES.search(line.text)
     return Instruction(
         name=line.name,
-        # The TPU compiler writes a reduce-scatter as a fusion.
-        opcode="reduce-scatter" if "calls=%all-reduce-scatter" in line.text else line.opcode,
+        opcode=_opcode(line),
         shape=line.shape,
         source=line.source,
         cycles=int(cycles[1]) if cycles else None,
         times=times,
         kernel=_kernel_cost(line.text),
     )
+
+
+def _opcode(line: Line) -> str:
+    if line.opcode == "send" and (transfer := _BETWEEN_SLICES.search(line.text)):
+        return f"{transfer[1].lower().replace('_', '-')}-between-slices"
+    # The TPU compiler writes a reduce-scatter as a fusion.
+    return "reduce-scatter" if "calls=%all-reduce-scatter" in line.text else line.opcode
 
 
 def _kernel_cost(line: str) -> KernelCost | None:
@@ -127,12 +135,14 @@ def without_estimate(program: list[Instruction]) -> dict[str, dict[str, int]]:
 
 def collectives(program: list[Instruction]) -> list[Instruction]:
     """Every collective, once: an asynchronous one at its start."""
-    names = {f"{kind}{suffix}" for kind in _COLLECTIVES for suffix in ("", "-start")}
+    names = {f"{kind}{suffix}" for kind in _COLLECTIVES for suffix in ("", "-start", "-between-slices")}
     return [instruction for instruction in program if instruction.opcode in names]
 
 
 def collective_bytes(instruction: Instruction) -> int:
-    """The bytes of a collective's result on one chip."""
+    """The bytes of a collective's result on one chip; between slices, the bytes that the chip sends."""
+    if instruction.opcode.endswith("-between-slices"):
+        return array_bytes(instruction.shape)[0]
     # An asynchronous all-gather or permute returns (operand, result), an all-reduce only its result.
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         sizes = array_bytes(instruction.shape)

@@ -37,11 +37,13 @@ model = dataclasses.replace(
     recipe.model, depths=(1, 1), hidden_sizes=(64, 128), patch_sizes=(7, 3), strides=(4, 2), padding=(2, 1),
     token_mixers=("pooling",) * 2, position_embeddings=(False,) * 2,
 )
-# The images of all four chips share one mixing ratio, like those of two chips in the recipe.
-data = dataclasses.replace(recipe.data, batch_size=128, image_size=32)
+# The images of four chips share one mixing ratio, like those of two chips in the recipe.
+data = dataclasses.replace(recipe.data, batch_size=128 * int(sys.argv[2]), image_size=32)
 mesh = MeshConfig(fsdp=int(sys.argv[1]))
 recipe = dataclasses.replace(recipe, model=model, data=data, dtype="bfloat16", mesh=mesh, kernels="on")
-devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+devices = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:2x2", num_slices=int(sys.argv[2])
+).devices
 parts = make_parts(recipe, [str(n) for n in range(10)], 1024, devices)
 sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
 size = recipe.data.image_size, recipe.data.image_size, recipe.data.num_channels
@@ -80,8 +82,8 @@ def run_python(*arguments):
     return finished.stdout
 
 
-def compiled_step(fsdp):
-    return json.loads(run_python("-c", COMPILE, str(fsdp)).splitlines()[-1])
+def compiled_step(fsdp, slices=1):
+    return json.loads(run_python("-c", COMPILE, str(fsdp), str(slices)).splitlines()[-1])
 
 
 @needs_libtpu
@@ -125,6 +127,17 @@ def test_sharded_training_gathers_weights_and_scatters_gradients():
     assert total.total() < 4 * step["gradient_bytes"]
 
 
+@needs_libtpu
+@pytest.mark.slow
+def test_two_slices_exchange_gradients_alone():
+    """Each chip sends its quarter of the large ones to the other slice. Weights are gathered inside a slice."""
+    step = compiled_step(fsdp=4, slices=2)
+    between = [c for c in step["collectives"] if c["kind"].endswith("-between-slices")]
+    assert {c["kind"] for c in between} == {"all-reduce-between-slices"}
+    assert 1 / 4 <= sum(c["bytes"] for c in between) / step["gradient_bytes"] < 1
+    assert "all-gather" in {c["kind"] for c in step["collectives"]}
+
+
 PROGRAM = """
 HloModule step, is_scheduled=true
 
@@ -144,6 +157,7 @@ ENTRY %main.1 (p0: f32[8]) -> f32[8] {
 "rounds":"3",
 "tiles":"5"
 }}, metadata={op_name="jit(f)/stages_1/kernel"}, backend_config={"custom_call_config":{"body":"AbC","cost_estimate":{"flops":"1000","transcendentals":"0","bytes_accessed":"64"}}}
+  %send.1 = (f32[6,8]{1,0}, u32[], token[]) send(%x, %after-all), is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   %conditional.1 = (f32[8]) conditional(%p, %t, %t), branch_computations={%body.1, %branch.1}
   %all-gather-start.1 = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%q)
   %all-gather-done.1 = f32[8,8]{1,0} all-gather-done(%all-gather-start.1)
@@ -157,7 +171,7 @@ def test_loop_bodies_count_once_per_iteration_and_of_branches_the_costliest_one(
     assert tpu_program.total_cycles(program) == 7 * 10 + 100 + 30
     assert [i.name for i in tpu_program.costliest(program, 3)] == ["fusion.1", "add.1", "fusion.2"]
     sizes = [(c.opcode, tpu_program.collective_bytes(c)) for c in tpu_program.collectives(program)]
-    assert sizes == [("all-gather-start", 256), ("all-reduce", 32 + 6)]
+    assert sizes == [("all-reduce-between-slices", 192), ("all-gather-start", 256), ("all-reduce", 32 + 6)]
     assert tpu_program.without_estimate(program)["custom-call"] == {"count": 1, "bytes": 64}
     assert tpu_program.cycles_by_part(program)["stages_1 backward"] == 100
 

@@ -28,7 +28,9 @@ _FEW_STEPS = 100
 def examine(config: TrainConfig) -> Iterator[Finding]:
     """The findings, in the order in which a run would meet them; ends early if later checks need a failed one."""
     initialize(config.distributed)
-    yield Finding("fine", "devices", f"{jax.device_count()} of kind {jax.devices()[0].device_kind}")
+    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    in_slices = f", in {slices} slices" if slices > 1 else ""
+    yield Finding("fine", "devices", f"{jax.device_count()} of kind {jax.devices()[0].device_kind}{in_slices}")
     sources: dict[str, Source] = {}
     for split in (config.data.train_split, config.data.evaluation_split):
         try:

@@ -1,6 +1,7 @@
 """A run computes the same on any mesh of devices."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -70,6 +71,26 @@ def test_bfloat16_stays_close_and_keeps_float32_weights(float32_losses_of_one_de
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
     # bfloat16 has 8 bits, so a relative rounding error of 2^-9 for each operation.
     np.testing.assert_allclose([row["loss"] for row in rows], float32_losses_of_one_device[:, 0], rtol=1e-2)
+
+
+@dataclass(frozen=True)
+class Chip:
+    id: int
+    slice_index: int
+    platform = "cpu"
+    device_kind = ""
+
+    @property
+    def process_index(self):
+        return self.slice_index
+
+
+def test_fsdp_stays_inside_a_slice_and_data_goes_over_the_slices():
+    """Two slices of four chips, listed alternately."""
+    devices = [Chip(id=n, slice_index=n % 2) for n in range(8)]
+    for fsdp, slices in ((1, [[0]] * 4 + [[1]] * 4), (4, [[0] * 4, [1] * 4]), (8, [[0] * 4 + [1] * 4])):
+        mesh = make_mesh(MeshConfig(fsdp=fsdp), devices)
+        assert [[device.slice_index for device in row] for row in mesh.devices] == slices
 
 
 def test_the_largest_divisible_axis_is_sharded_and_small_arrays_are_replicated():
