@@ -51,7 +51,7 @@ def read_real_labels(path: Path) -> list[list[int]]:
     """
     try:
         labels = json.loads(path.expanduser().read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}. Expected real.json of google-research.") from error
     if not isinstance(labels, list) or not all(isinstance(row, list) for row in labels):
         raise InputError(f"{path} is not a list with a list of labels for each image. Expected real.json.")

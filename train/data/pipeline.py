@@ -34,7 +34,7 @@ from train.data.balance import BalancedOrder
 from train.data.config import DataConfig
 from train.data.sources.source import ArraySource, Example, Source, image_of
 from train.data.workers.failures import is_worker_failure, worker_error
-from train.data.workers.segments import segment_prefix
+from train.data.workers.segments import free_abandoned_segments, segment_prefix
 from train.data.workers.start import initialize_worker, start_workers_without_jax
 
 Batch = dict[str, np.ndarray]
@@ -376,6 +376,7 @@ def _prefetch(
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else config.worker_batches)
     dataset = (batches.repeat() if repeat else batches).to_iter_dataset(options)
     if workers == 0:
+        free_abandoned_segments()  # of a killed run with workers
         return dataset
     start_workers_without_jax()
     multiprocessing = grain.MultiprocessingOptions(workers, per_worker_buffer_size=config.worker_batches)

@@ -166,6 +166,12 @@ def test_tables_that_cannot_be_used_are_refused(tmp_path, lines, message):
         open_source(config(f"labels:{tmp_path}/labels.csv"), "train2")
 
 
+def test_json_that_is_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "labels.jsonl").write_text("[" * 100_000)
+    with pytest.raises(SourceError, match="cannot be read: maximum recursion depth exceeded"):
+        open_source(config(f"labels:{tmp_path}/labels.jsonl"), "train")
+
+
 def test_an_unknown_class_in_validation_is_refused(tmp_path):
     write_csv(tmp_path / "train.csv", [{"file_name": "a.png", "label": "x"}])
     write_csv(tmp_path / "validation.csv", [{"file_name": "b.png", "label": "y"}])

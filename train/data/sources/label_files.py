@@ -103,7 +103,7 @@ def _read(file: Path, columns: Sequence[str], root: Path) -> Rows:
                 raise SourceError(f"labels:{file}: expected a file that ends in {' or '.join(SUFFIXES)}, or a folder.")
     except OSError as error:
         raise SourceError(f"labels:{file} cannot be read: {error.strerror}.") from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, csv.Error, RecursionError) as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"labels:{file} cannot be read: {error}. Expected CSV with a header, or JSONL.") from error

@@ -190,7 +190,7 @@ def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
         names = feature.get("feature", feature)["names"]  # a list of classes has the feature of its items
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     return tuple(printable(str(name), MAX_MESSAGE) for name in names)
 

@@ -41,6 +41,8 @@ def segment_prefix() -> str:
 
 def free_abandoned_segments() -> None:
     """Removes the segments whose run has ended, and its lock file."""
+    if fcntl is None or not _FOLDER.is_dir():
+        return
     for path in list(_FOLDER.iterdir()):
         with suppress(OSError):  # of another user, or already removed
             if (match := _NAME.fullmatch(path.name)) and not _is_held(_FOLDER / match[1]):
