@@ -15,7 +15,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import depthwise_convolution, pooling_mixer, star_relu
-from poolformer_jax.network.fused import convolve_depthwise, dense as fused_dense
+from poolformer_jax.network.fused import convolve_depthwise, dense as fused_dense, self_attention
 from poolformer_jax.network.layers import Params
 
 HEAD_DIM = 32  # channels of a head of the attention mixer
@@ -33,14 +33,24 @@ def identity(_: PoolFormerConfig, __: Params, x: _Map) -> _Map:
     return x
 
 
-def attention(_: PoolFormerConfig, params: Params, x: _Map, dense: Callable[..., Array] = functional.dense) -> _Map:
+def _attend(x: _Map, kernel: Float[Array, "c c3"], head_dim: int) -> _Map:
+    return functional.attention(functional.dense(x, kernel), head_dim)
+
+
+def attention(
+    _: PoolFormerConfig,
+    params: Params,
+    x: _Map,
+    attend: Callable[..., Array] = _attend,
+    dense: Callable[..., Array] = functional.dense,
+) -> _Map:
     """Multi-head self-attention over all positions; query, key and value have no bias."""
     if (channels := x.shape[-1]) % HEAD_DIM:
         raise InputError(
             f"Attention splits channels into heads of {HEAD_DIM}, and this stage has {channels} channels. "
             f"Expected a multiple of {HEAD_DIM} in hidden_sizes."
         )
-    return dense(functional.attention(dense(x, **params["qkv"]), HEAD_DIM), **params["proj"])
+    return dense(attend(x, params["qkv"]["kernel"], HEAD_DIM), **params["proj"])
 
 
 def spatial_fc(_: PoolFormerConfig, params: Params, x: _Map) -> _Map:
@@ -79,6 +89,6 @@ TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
 
 # Those with a faster form that has no forward-mode derivative.
 FUSED_TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
-    "attention": partial(attention, dense=fused_dense),
+    "attention": partial(attention, attend=self_attention, dense=fused_dense),
     "sep_conv": partial(sep_conv, dense=fused_dense, convolution=convolve_depthwise),
 }

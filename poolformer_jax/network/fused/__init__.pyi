@@ -20,5 +20,6 @@ from .kernels import (
     verify_kernels as verify_kernels,
 )
 from .patch_convolution import convolve as convolve, convolve_with_default_gradient as convolve_with_default_gradient
+from .self_attention import self_attention as self_attention
 from .sharding_types import partition_spec as partition_spec, with_auto_sharding as with_auto_sharding
 from .statistics import Moments as Moments, moments_of as moments_of
