@@ -120,8 +120,10 @@ def test_the_next_run_frees_the_shared_memory_of_one_that_was_killed_with_all_it
         killed.stdout.readline()
         name = min(segments() - before, key=len)  # the lock file's
         running.stdout.readline()
+        workers = workers_of(killed.pid)
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
+        wait_for_the_end_of(workers)  # they hold the lock as long as they live
         abandoned = {path for path in segments() if name in path}
         assert f"sem.{name}" in {path[: len("sem.") + len(name)] for path in abandoned}
         assert any(path.startswith(f"{name}-") for path in abandoned)
