@@ -113,24 +113,20 @@ def test_the_next_run_frees_the_shared_memory_of_one_that_was_killed_with_all_it
     before = segments()
     (tmp_path / "killed").mkdir()
     (tmp_path / "running").mkdir()
-    with (
-        program_with_workers(tmp_path / "killed", session=True) as killed,
-        program_with_workers(tmp_path / "running") as running,
-    ):
+    with program_with_workers(tmp_path / "killed", session=True) as killed:
         killed.stdout.readline()
         name = min(segments() - before, key=len)  # the lock file's
-        running.stdout.readline()
-        workers = workers_of(killed.pid)
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.wait()
-        wait_for_the_end_of(workers)  # they hold the lock as long as they live
-        abandoned = {path for path in segments() if name in path}
-        assert f"sem.{name}" in {path[: len("sem.") + len(name)] for path in abandoned}
-        assert any(path.startswith(f"{name}-") for path in abandoned)
-        segments_module.free_abandoned_segments()
-        assert not segments() & abandoned
-        assert len(segments() - before) > 1, "those of the run that goes on"
-        running.communicate("\n", timeout=60)
+        with program_with_workers(tmp_path / "running") as running:
+            running.stdout.readline()
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.wait()
+            abandoned = {path for path in segments() if name in path}
+            assert f"sem.{name}" in {path[: len("sem.") + len(name)] for path in abandoned}
+            assert any(path.startswith(f"{name}-") for path in abandoned)
+            segments_module.free_abandoned_segments()
+            assert not segments() & abandoned
+            assert len(segments() - before) > 1, "those of the run that goes on"
+            running.communicate("\n", timeout=60)
     assert not segments() - before
 
 
