@@ -12,6 +12,7 @@ The compiler does not estimate Pallas kernels. For each, the report uses the len
 """
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -63,8 +64,8 @@ def main(arguments: Sequence[str]) -> int:
         for topology, (chip, devices) in targets.items():
             for work in parsed.work:
                 with console.status(f"compiling {work} of {parsed.variant} for {topology}; this takes minutes"):
-                    lower = _lower_peer if parsed.peer else _RUNS[work]
-                    result, text = _describe(lower(parsed, work, devices), parsed.top, chip, schedules)
+                    lower = functools.partial(_lower_peer, work) if parsed.peer else _RUNS[work]
+                    result, text = _describe(lower(parsed, devices), parsed.top, chip, schedules)
                 result |= _speed(result, work, parsed, chip)
                 results[f"{topology} {work}"] = result
                 texts.append(text)
@@ -112,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _lower_forward(parsed: argparse.Namespace, _: str, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """Logits and loss of evaluation, the batch sharded over all chips."""
     mesh = Mesh(np.asarray(devices), ("batch",))
     model = PoolFormerForImageClassification(
@@ -135,7 +136,7 @@ def _lower_forward(parsed: argparse.Namespace, _: str, devices: Sequence[jax.Dev
     return jax.jit(forward).lower(variables, pixels, labels)
 
 
-def _lower_training(parsed: argparse.Namespace, _: str, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     step = Step(
         parsed.variant,
         parsed.images_per_chip,
@@ -147,7 +148,7 @@ def _lower_training(parsed: argparse.Namespace, _: str, devices: Sequence[jax.De
     return lower_training(step, devices)
 
 
-def _lower_peer(parsed: argparse.Namespace, work: str, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+def _lower_peer(work: str, parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     from benchmarks.peers import torchax_timm
 
     name = f"poolformer_{parsed.variant}" if parsed.variant in SIZES else parsed.variant

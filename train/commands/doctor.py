@@ -16,7 +16,7 @@ from poolformer_jax.network.fused import Kernels, StageShape, stages_without_ker
 from train.commands.data_checks import check_classes, check_split
 from train.commands.finding import Finding
 from train.commands.resource_checks import check_device_memory, check_disk, check_host_memory
-from train.compute import initialize
+from train.compute import devices_of_slices, initialize
 from train.config import TrainConfig
 from train.data import Source, open_source
 from train.resume import CheckpointError, Run, find_run
@@ -28,7 +28,7 @@ _FEW_STEPS = 100
 def examine(config: TrainConfig) -> Iterator[Finding]:
     """The findings, in the order in which a run would meet them; ends early if later checks need a failed one."""
     initialize(config.distributed)
-    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    slices = len(devices_of_slices(jax.devices()))
     in_slices = f", in {slices} slices" if slices > 1 else ""
     yield Finding("fine", "devices", f"{jax.device_count()} of kind {jax.devices()[0].device_kind}{in_slices}")
     sources: dict[str, Source] = {}

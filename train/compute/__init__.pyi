@@ -33,6 +33,7 @@ from .sharding import (
     BATCH_AXES as BATCH_AXES,
     batch_sharding as batch_sharding,
     check_batch as check_batch,
+    devices_of_slices as devices_of_slices,
     make_mesh as make_mesh,
     process_part as process_part,
     replicated as replicated,

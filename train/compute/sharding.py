@@ -38,7 +38,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"run. Expected a product of {len(devices)}; with mesh.data=-1 any mesh.fsdp that divides it will do."
         )
     shape = (data, config.fsdp)
-    slices = _by_slice(devices)
+    slices = devices_of_slices(devices)
     if any(len(part) % config.fsdp for part in slices):
         slices = [devices]
     arranged = np.concatenate(
@@ -50,7 +50,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(arranged, BATCH_AXES)
 
 
-def _by_slice(devices: Sequence[jax.Device]) -> list[Sequence[jax.Device]]:
+def devices_of_slices(devices: Sequence[jax.Device]) -> list[Sequence[jax.Device]]:
+    """The devices of each slice of a multislice run, or of each host of GPUs; all of them where there are no slices."""
     slices: dict[int, list[jax.Device]] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
