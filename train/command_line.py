@@ -175,19 +175,19 @@ def _recipe(name: str | Path, arguments: Sequence[str], program: str) -> "TrainC
         recipe, details, chosen = read_recipe_file(name), f"The recipe in {name}", f"--recipe {name}"
     else:
         recipe, details, chosen = RECIPES[name].config, _fill(RECIPES[name].details), name
+    line = " ".join(arguments).replace("_", "-")
     return tyro.cli(
         TrainConfig,
         prog=f"{program} {chosen}",
         description=details,
-        default=_change_optimizer(_fit_warmup(recipe, arguments), arguments),
+        default=_change_optimizer(_fit_warmup(recipe, line), line),
         args=list(arguments),
         config=(tyro.conf.AvoidSubcommands,),
     )
 
 
-def _fit_warmup(recipe: "TrainConfig", arguments: Sequence[str]) -> "TrainConfig":
+def _fit_warmup(recipe: "TrainConfig", line: str) -> "TrainConfig":
     """The recipe with a warm-up that is shorter than `--optimizer.epochs`, unless the warm-up is given too."""
-    line = " ".join(arguments).replace("_", "-")
     given = re.search(r"--optimizer\.epochs[ =](\d+)", line)
     before = recipe.optimizer.warmup_epochs
     if given is None or not 1 <= int(given[1]) <= before or "--optimizer.warmup-epochs" in line:
@@ -205,12 +205,11 @@ def _fit_warmup(recipe: "TrainConfig", arguments: Sequence[str]) -> "TrainConfig
 _OF_ONE_OPTIMIZER = ("learning_rate", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm")
 
 
-def _change_optimizer(recipe: "TrainConfig", arguments: Sequence[str]) -> "TrainConfig":
+def _change_optimizer(recipe: "TrainConfig", line: str) -> "TrainConfig":
     """The recipe with the defaults of the optimizer in `--optimizer.name`; prints what it keeps of another optimizer.
 
     What the recipe sets to other values than the defaults of its optimizer stays, as do learning rate and decay.
     """
-    line = " ".join(arguments).replace("_", "-")
     given = re.findall(r"--optimizer\.name[ =](\S+)", line)
     before = recipe.optimizer.name
     if not given or given[-1] == before:
