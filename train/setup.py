@@ -95,7 +95,7 @@ def make_parts(
     data = config.data
     mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, data.batch_size, config.optimizer.accumulate)
-    check_batch(mesh, data.evaluation_batch_size or data.batch_size, 1, "data.evaluation_batch_size")
+    check_batch(mesh, data.evaluation_size, 1, "data.evaluation_batch_size")
     network, verification = _with_kernels(make_network(config, class_names, fused, checkpoint_network), config, mesh)
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.steps_per_epoch(examples), data.batch_size)

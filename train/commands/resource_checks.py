@@ -48,7 +48,7 @@ def check_host_memory(config: TrainConfig, train: Source, held_out: Source | Non
     """Compares what the data workers need with the host's memory and with /dev/shm."""
     pools = [_worker_pool(config, train, config.data.batch_size)]
     if held_out is not None:  # training's workers keep their batches during an evaluation
-        size = config.data.evaluation_batch_size or config.data.batch_size
+        size = config.data.evaluation_size
         pools.append(_worker_pool(config, held_out, size, math.ceil(len(held_out) / size)))
     who = f"{pools[0].workers} data workers"
     if pools[1:]:

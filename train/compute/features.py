@@ -101,7 +101,7 @@ def open_batches(
         with evaluation_batches(config.data, images, **part) as once:
             found.append(_compute_features(feature_step, variables, once, mesh))
     places = train_places(config.data, source, start_step=step, **part)
-    size = (config.data.evaluation_batch_size or config.data.batch_size) // part["process_count"]
+    size = config.data.evaluation_size // part["process_count"]
     starts = range(0, evaluation_steps(config.data, held_out) * size * part["process_count"], size)
     yield (
         _training_batches(found[0], places),

@@ -226,6 +226,11 @@ class DataConfig:
         ]
 
     @property
+    def evaluation_size(self) -> int:
+        """Images of an evaluation's batch."""
+        return self.evaluation_batch_size or self.batch_size
+
+    @property
     def augments(self) -> bool:
         """True if training changes images at random."""
         return self.augment.is_random or self.mix.mixes or self.mix.erase_probability > 0

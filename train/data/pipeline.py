@@ -205,9 +205,10 @@ def evaluation_batches(
         LabelError: from next(), for a label that is not a class.
         WorkerError: from next(), if a worker process failed.
     """
-    global_size = config.evaluation_batch_size or config.batch_size
-    size = _local_size(global_size, process_count)
-    indices = grain.MapDataset.range(evaluation_steps(config, source) * global_size).batch(size, batch_fn=list)
+    size = _local_size(config.evaluation_size, process_count)
+    indices = grain.MapDataset.range(evaluation_steps(config, source) * config.evaluation_size).batch(
+        size, batch_fn=list
+    )
     local = indices[process_index::process_count]
     image_processor = image_processor or config.image_processor()
     make_batch = _MakeEvaluationBatch(config, source, image_processor)
@@ -216,7 +217,7 @@ def evaluation_batches(
 
 def evaluation_steps(config: DataConfig, source: Source) -> int:
     """The number of batches in an evaluation, the same for every process."""
-    return -(-len(source) // (config.evaluation_batch_size or config.batch_size))
+    return -(-len(source) // config.evaluation_size)
 
 
 def worker_count(config: DataConfig, source: Source, batches: int | None = None) -> int:
@@ -373,10 +374,10 @@ def _prefetch(
     batches: grain.MapDataset[Batch], config: DataConfig, workers: int, repeat: bool
 ) -> grain.IterDataset[Batch]:
     """The batches made ahead of time, by workers or by a thread of this process."""
+    free_abandoned_segments()
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else config.worker_batches)
     dataset = (batches.repeat() if repeat else batches).to_iter_dataset(options)
     if workers == 0:
-        free_abandoned_segments()  # of a killed run with workers
         return dataset
     start_workers_without_jax()
     multiprocessing = grain.MultiprocessingOptions(workers, per_worker_buffer_size=config.worker_batches)

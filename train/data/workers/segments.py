@@ -22,10 +22,9 @@ _NAME = re.compile(r"(?:sem\.)?(poolformer-jax-[0-9a-f]{16})(?:-\w+)?")
 
 @functools.cache
 def segment_prefix() -> str:
-    """How the names of this run's segments begin; "" if the system has no such files. Frees those of dead runs."""
-    if fcntl is None or not _FOLDER.is_dir():
+    """How the names of this run's segments begin; "" if the system has no such files."""
+    if not _has_files():
         return ""
-    free_abandoned_segments()
     prefix = f"poolformer-jax-{secrets.token_hex(8)}"
     try:
         # Locked before it has the name that others look for. The descriptor stays open.
@@ -41,12 +40,16 @@ def segment_prefix() -> str:
 
 def free_abandoned_segments() -> None:
     """Removes the segments whose run has ended, and its lock file."""
-    if fcntl is None or not _FOLDER.is_dir():
+    if not _has_files():
         return
     for path in list(_FOLDER.iterdir()):
         with suppress(OSError):  # of another user, or already removed
             if (match := _NAME.fullmatch(path.name)) and not _is_held(_FOLDER / match[1]):
                 path.unlink()
+
+
+def _has_files() -> bool:
+    return fcntl is not None and _FOLDER.is_dir()
 
 
 def _is_held(lock: Path) -> bool:
