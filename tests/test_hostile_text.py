@@ -253,6 +253,7 @@ def test_a_size_that_no_network_has_is_refused(field):
         for value in (number, [number] * 4):
             with at_most(OVERHEAD), pytest.raises(PoolFormerError) as error:
                 PoolFormerConfig.from_dict({"model_type": "poolformer", field: value})
+            assert field in str(error.value)
             check(str(error.value))
 
 

@@ -34,8 +34,6 @@ from poolformer_jax.version import __version__
 _Pixels = UInt8[np.ndarray, "b h w c"] | Float32[np.ndarray, "b h w c"]
 # From pixels, of the type that the file takes, and the name of an output to this output.
 _Run = Callable[[_Pixels, str], Float32[np.ndarray, "b labels"]]
-
-
 # Images that a core computes at a time in OpenVINO.
 _IMAGES_PER_STREAM = 2
 
