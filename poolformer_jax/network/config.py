@@ -50,7 +50,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 CONFIG = "config.json"
 # A config.json is a small file: what it asks for is bounded before any work is done.
-_MOST_LABELS, _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_KERNEL, _LARGEST_IMAGE = 1_000_000, 1_000, 65_536, 1_024, 16_384
+_MOST_LABELS, _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_KERNEL, _LARGEST_IMAGE = 1_000_000, 10_000, 65_536, 1_024, 16_384
 _MOST_POSITIONS = 16_384  # of a mixer that has a parameter for every pair of positions
 
 _Config = TypeVar("_Config", bound="MetaFormerConfig")
