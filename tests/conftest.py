@@ -7,16 +7,28 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 import programs
 
 # Set before jax is imported, and inherited by the programs that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs.ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Most tests run what they compile once. Those that compute much take `optimised`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# jaxtyping and beartype check the library's shape annotations. In modules that have none, the checks would cost the
+# tests of weights half of their time.
+install_import_hook(
+    [
+        ".".join(path.relative_to(programs.ROOT).with_suffix("").parts)
+        for path in sorted(programs.ROOT.glob("poolformer_jax/**/*.py"))
+        if "from jaxtyping import" in path.read_text()
+    ],
+    "beartype.beartype",
+)
 
 # With Python's thresholds, garbage collection takes a tenth of the time.
 gc.set_threshold(50_000, 20, 20)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.test_util import check_grads
@@ -131,3 +132,8 @@ def test_activations_are_those_of_their_names_in_transformers(name):
     activation = functional.ACTIVATIONS[name]
     np.testing.assert_allclose(activation(jnp.float32(x)), FORMULAS[name](x), rtol=2e-6, atol=2e-6)
     assert activation(jnp.bfloat16(x)).dtype == jnp.bfloat16
+
+
+def test_shape_annotations_are_checked_while_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError, match="scale"):
+        functional.layer_norm(jnp.zeros((2, 3)), scale=jnp.ones(4))
