@@ -82,4 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
         exactness = f"logits within {difference:.1e} of the network's, relative to the largest"
     share = f"{100 * written / float32:.0f} % of the parameters in float32"
     print(f"{arguments.file}: {written / 1e6:.1f} MB, {share}, {exactness}")
+    if arguments.dtype != "float32":
+        print(f"Measure its accuracy: python -m train evaluate {arguments.file} --data ...")
     return 0

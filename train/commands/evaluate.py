@@ -20,11 +20,14 @@ from rich.text import Text
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
+from poolformer_jax.export import FORMATS, ExportedFile, open_exported
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
 from poolformer_jax.images import unit_mean_and_std
 from poolformer_jax.messages import MAX_MESSAGE, printable
+from poolformer_jax.network import count_parameters
 from poolformer_jax.weights import build_model, open_model
+from train.commands.exported_model import LogitsAsPixels, logits_of_batches
 from train.commands.imagenet_sets import (
     corruption_folders,
     mean_corruption_error,
@@ -34,7 +37,9 @@ from train.commands.imagenet_sets import (
 )
 from train.compute import (
     AnyEvaluation,
+    Classifier,
     Evaluation,
+    Normalize,
     evaluate,
     from_process_0,
     initialize,
@@ -72,7 +77,8 @@ class EvaluateConfig:
     """A model and the split to evaluate it on."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), or a file of weights."""
+    """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), a file of weights, or an exported
+    file (s12.onnx, s12.xml, s12.stablehlo)."""
     data: str
     """folder:PATH (class folders), labels:FILE, parquet:PATH, tfds:NAME or tfds:PATH, digits, synthetic, or
     imagenet-c:PATH (every corruption and severity of ImageNet-C)."""
@@ -177,28 +183,36 @@ class _Scorer:
 
     def __init__(self, config: EvaluateConfig, console: Console) -> None:
         self._config, self._console, self._mesh = config, console, make_mesh(MeshConfig())
-        hub = {name: getattr(config, name) for name in ("revision", "cache_dir", "token", "local_files_only")}
-        self._opened = open_model(
-            config.source, variant=config.variant, ignore=config.ignore, use_ema=config.use_ema, **hub
-        )
-        self._model, variables = build_model(self._opened, dtype=jnp.dtype(config.dtype))
-        self.processor = self._opened.image_processor
-        self.parameters = sum(array.size for array in jax.tree.leaves(variables["params"]))
+        self._exported: ExportedFile | None = None
+        self._model: Classifier
+        if Path(config.source).suffix.lower() in FORMATS:
+            self._exported = exported = open_exported(Path(config.source).expanduser())
+            self._model, variables = LogitsAsPixels(exported.config), dict[str, Any]()
+            self.processor, self._labels = exported.image_processor, exported.labels
+        else:
+            hub = {name: getattr(config, name) for name in ("revision", "cache_dir", "token", "local_files_only")}
+            opened = open_model(
+                config.source, variant=config.variant, ignore=config.ignore, use_ema=config.use_ema, **hub
+            )
+            self._model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
+            self.processor, self._labels = opened.image_processor, opened.labels
+        self.parameters = count_parameters(self._model.config)
         # As NumPy arrays, because arrays on this process's devices cannot become arrays of all processes.
         self._variables = jax.device_put(jax.tree.map(np.asarray, variables), replicated(self._mesh))
         self._step = functools.cache(self._make_step)  # compiled once for all splits with the same classes
 
     def _make_step(self, mean: Sequence[float], std: Sequence[float], kept_classes: tuple[int, ...] | None) -> Any:
         data = DataConfig(image_mean=tuple(mean), image_std=tuple(std))
-        normalize = functools.partial(normalize_batch, config=data, dtype=self._model.dtype)
-        return make_evaluation_step(
-            self._model, normalize, self._mesh, replicated(self._mesh), self._config.flip, kept_classes
-        )
+        normalize: Normalize = functools.partial(normalize_batch, config=data, dtype=jnp.dtype(self._config.dtype))
+        flip = self._config.flip
+        if self._exported is not None:  # `logits_of_batches` has normalised and flipped
+            normalize, flip = lambda logits: logits, False
+        return make_evaluation_step(self._model, normalize, self._mesh, replicated(self._mesh), flip, kept_classes)
 
     def score(self, name: str, keep_logits: bool) -> _Scored:
         """The model's evaluation on the data `name`, in `EvaluateConfig.data`'s notation."""
         config = self._config
-        problem = self._opened.config.problem_type
+        problem = self._model.config.problem_type
         data = _data_config(config, name, self.processor, self._mesh.devices.size, problem)
         source = open_source(data, data.evaluation_split)
         _compare_processes(config, data, source, self._model.config, self.processor)
@@ -211,7 +225,7 @@ class _Scorer:
                 config.source, self._model.config, name, class_names, remedy, config.class_map is not None
             )
         else:
-            class_names = tuple(name for _, name in sorted(self._opened.labels.items()))
+            class_names = tuple(name for _, name in sorted(self._labels.items()))
         kept = None
         if config.classes == "data":
             kept = tuple(np.unique(source.labels if model_labels is None else model_labels).tolist())
@@ -222,6 +236,8 @@ class _Scorer:
             split: Iterable[Any] = track(batches, "Evaluating", total=count, console=self._console, disable=hidden)
             if model_labels is not None:  # the data has some of the model's classes
                 split = ({**batch, "label": model_labels[batch["label"]]} for batch in split)
+            if self._exported is not None:
+                split = logits_of_batches(self._exported, split, config.flip)
             weights = {"params": self._variables}
             evaluation = evaluate(step, weights, split, self._mesh, keep_logits, data.problem_type)["params"]
         return _Scored(evaluation, data, source, class_names)

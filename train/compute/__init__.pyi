@@ -16,6 +16,7 @@ from .evaluation import (
     AnyEvaluation as AnyEvaluation,
     Evaluation as Evaluation,
     EvaluationStep as EvaluationStep,
+    Normalize as Normalize,
     evaluate as evaluate,
     make_evaluation_step as make_evaluation_step,
 )
@@ -41,6 +42,6 @@ from .sharding import (
     to_devices as to_devices,
     to_host as to_host,
 )
-from .state import TrainState as TrainState, new_state as new_state
+from .state import Classifier as Classifier, TrainState as TrainState, new_state as new_state
 from .step import make_train_step as make_train_step
 from .target_evaluation import TargetEvaluation as TargetEvaluation

@@ -16,7 +16,14 @@ from safetensors.numpy import load_file, save_file
 
 import programs
 from pictures import IMAGES
-from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerImageProcessor, save_pretrained
+from poolformer_jax import (
+    PoolFormerConfig,
+    PoolFormerForImageClassification,
+    PoolFormerImageProcessor,
+    export_model,
+    load_pretrained,
+    save_pretrained,
+)
 from poolformer_jax.images import imagenet_labels
 from poolformer_jax.weights import published
 from selection import slow_after
@@ -101,6 +108,18 @@ def test_divided_class_folders_are_scored_by_their_validation_split(model, tmp_p
     assert "split validation: 6 images" in printed
     assert "passed over 1 other file: 1 @eaDir/\n" in printed
     assert evaluate(model, f"folder:{tmp_path / name}").examples == 6  # that folder by itself is one pool
+
+
+@pytest.mark.parametrize(("uint8", "flip"), [(True, False), pytest.param(False, True, marks=pytest.mark.slow)])
+def test_an_exported_file_gets_the_score_of_its_network(model, tmp_path, uint8, flip):
+    pytest.importorskip("onnxruntime")
+    network, variables = load_pretrained(model)
+    export_model(tmp_path / "n.onnx", network.config, variables, PROCESSOR, uint8=uint8)
+    root = write_classes(tmp_path / "images", ("ant", "bee", "cat"), images=5)
+    expected = evaluate(model, f"folder:{root}", flip=flip)
+    found = evaluate(str(tmp_path / "n.onnx"), f"folder:{root}", flip=flip)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    np.testing.assert_array_equal(found.confusion, expected.confusion)
 
 
 def test_classes_and_folders_may_have_any_name(tmp_path, capsys):
