@@ -47,10 +47,12 @@ def check_split(config: TrainConfig, split: str, source: Source) -> Iterator[Fin
     yield _check_images(config, subject, examples)
 
 
-def check_classes(sources: Sequence[Source]) -> Iterator[Finding]:
+def check_classes(config: TrainConfig, sources: Sequence[Source]) -> Iterator[Finding]:
     """Whether the splits have the same classes, at least two, each with held-out images."""
     first = sources[0]
-    if len(first.class_names) < 2:
+    if config.data.problem_type == "regression":
+        return
+    if len(first.class_names) < 2 and not config.data.has_target_vectors:
         yield Finding(
             "failure",
             "classes",
@@ -69,7 +71,8 @@ def check_classes(sources: Sequence[Source]) -> Iterator[Finding]:
 
 
 def _check_held_out_classes(held_out: ArraySource | FolderSource) -> Iterator[Finding]:
-    seen = set(held_out.labels.tolist())
+    labels = held_out.labels
+    seen = set((labels if labels.ndim == 1 else np.flatnonzero(labels.any(0))).tolist())
     if missing := [name for label, name in enumerate(held_out.class_names) if label not in seen]:
         yield Finding(
             "warning",

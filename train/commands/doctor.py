@@ -1,6 +1,6 @@
 """`python -m train doctor RECIPE`: finds in a minute what would stop a long run, and says how to fix it.
 
-It trains nothing and writes nothing. The training step is compiled exactly as the run compiles it.
+It trains nothing and writes nothing. The steps are compiled exactly as the run compiles them.
 """
 
 import os
@@ -42,8 +42,8 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     train, held_out = sources.get(config.data.train_split), sources.get(config.data.evaluation_split)
     if train is None:
         return
-    yield from check_classes(list(sources.values()))
-    if len(train.class_names) < 2:
+    yield from check_classes(config, list(sources.values()))
+    if len(train.class_names) < 2 and not config.data.has_target_vectors:
         return
     yield _check_steps(config, len(train))
     yield from check_host_memory(config, train, held_out)
@@ -57,6 +57,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
             len(train),
             checkpoint_network=run.network if run else None,
             class_weights=find_class_weights(config, train),
+            use_features=True,
         )
     except ValueError as error:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")

@@ -1,6 +1,7 @@
 """The doctor's checks of memory and disk: what a run needs, compared with what this host and its devices have."""
 
 import dataclasses
+import functools
 import math
 import os
 import pickle
@@ -120,35 +121,53 @@ def check_disk(config: TrainConfig, parts: RunParts, images: int) -> Finding:
 
 
 def check_device_memory(config: TrainConfig, parts: RunParts) -> Finding:
-    """Compiles the training step as the run would, and compares its memory with the devices'."""
-    data, sharding = config.data, batch_sharding(parts.mesh)
-    images = (data.batch_size, data.image_size, data.image_size, data.num_channels)
-    batch = {
-        "image": jax.ShapeDtypeStruct(images, np.uint8, sharding=sharding),
-        "label": jax.ShapeDtypeStruct((data.batch_size,), np.int32, sharding=sharding),
-    }
+    """Compiles the training step as the run would, and compares its memory with the devices'.
+
+    If the head learns from features that are computed once, the step that computes them counts too.
+    """
     remedy = (
         "Choose --optimizer.accumulate 2 (or more), --remat, --dtype bfloat16, a larger --mesh.fsdp, or a smaller "
         "--data.batch-size."
     )
     try:
-        analysis: Any = parts.step.lower(parts.abstract_state, batch).compile().memory_analysis()
+        needed = max(map(_memory, _lowered_steps(config, parts)))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # the TPU compiler's, which knows the memory of the chip
             raise
         return Finding("failure", "device memory", f"the step does not fit: {str(error).splitlines()[0]}", remedy)
-    needed = (
-        analysis.temp_size_in_bytes
-        + analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes  # the new state replaces the old one
-    )
     devices = parts.mesh.local_devices
     stats = devices[0].memory_stats() or {}
     # CPU devices share the host's memory.
     free = stats.get("bytes_limit") or _available_memory() / len(devices)
     found = f"the compiled step needs {_format_bytes(needed)} of the {_format_bytes(free)} of each device"
     return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
+
+
+def _lowered_steps(config: TrainConfig, parts: RunParts) -> Iterator[jax.stages.Lowered]:
+    """The training step, and the step that computes features if there is one."""
+    data, network = config.data, parts.network.model.config
+    array = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(parts.mesh))
+    pixels = (data.image_size, data.image_size, data.num_channels)
+    images = array((data.batch_size, *pixels), np.uint8)
+    if parts.feature_step is not None:
+        evaluated = array((data.evaluation_size, *pixels), np.uint8)
+        yield parts.feature_step.lower(parts.abstract_state.variables(), evaluated)
+        images = array((data.batch_size, network.hidden_sizes[-1]), np.float32)
+    labels = array((data.batch_size,), np.int32)
+    if data.has_target_vectors:
+        labels = array((data.batch_size, network.num_labels), np.float32)
+    yield parts.step.lower(parts.abstract_state, {"image": images, "label": labels})
+
+
+def _memory(lowered: jax.stages.Lowered) -> int:
+    """Bytes that a step needs on each device."""
+    analysis: Any = lowered.compile().memory_analysis()
+    return int(
+        analysis.temp_size_in_bytes
+        + analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes  # the new state replaces the old one
+    )
 
 
 def _available_memory() -> float:

@@ -7,7 +7,7 @@ are those of a whole network, with `FeatureClassifier` in its place.
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -29,8 +29,8 @@ from train.data import Source, evaluation_batches, evaluation_steps, train_batch
 _MOST_BYTES = 2**31  # of training features, in the memory of every host
 
 Batch = Mapping[str, np.ndarray]
-# (variables, images [b, h, w, c]) -> features [b, c]
-FeatureStep = Callable[[Any, Array], Array]
+# Compiled: (variables, images [b, h, w, c]) -> features [b, c]
+FeatureStep = jax.stages.Wrapped
 
 
 class FeatureClassifier(nn.Module):

@@ -22,7 +22,7 @@ from train.commands import doctor, resource_checks
 from train.commands.doctor import examine, print_findings
 from train.commands.finding import Finding
 from train.config import PretrainedNetwork, TrainConfig
-from train.data import open_source
+from train.data import DeviceAugmentation, open_source
 from train.data.sources import folders
 from train.resume.checkpoints import Checkpoints
 from train.resume.same_run import identify, network_to_dict
@@ -173,6 +173,54 @@ def test_a_single_class_is_a_failure(folder, tmp_path):
     shutil.rmtree(folder / "train" / "dog")
     (found,) = failures(config)
     assert (found.subject, found.found) == ("classes", "there is only one, cat, so every answer would be right")
+
+
+def with_targets(tmp_path, problem, columns):
+    """A run on 16 images with two targets each."""
+    for number in range(16):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("file_name,red,dark\n" + "".join(f"{n}.png,{n % 2},1\n" for n in range(16)))
+    data = dataclasses.replace(
+        tiny().data,
+        source=f"labels:{tmp_path}/labels.csv",
+        label_column=columns,
+        problem_type=problem,
+        held_out=0.5,
+        batch_size=8,
+        mix=DeviceAugmentation(mixup=0.0, cutmix=0.0, label_smoothing=0.0, erase_probability=0.0),
+    )
+    return tiny(tmp_path / "run", data=data, mesh=sharded(8, 1))
+
+
+@pytest.mark.parametrize(("problem", "columns"), [("multi_label_classification", "red,dark"), ("regression", "dark")])
+def test_several_targets_or_a_single_number_are_sound(tmp_path, problem, columns):
+    found = findings(with_targets(tmp_path, problem, columns))
+    assert found[-1].subject == "device memory"
+    assert not [finding for finding in found if finding.level == "failure" or finding.subject == "classes"]
+
+
+@pytest.mark.slow
+def test_the_step_of_a_run_with_several_targets_is_measured(tmp_path, compiled_step):
+    assert not failures(with_targets(tmp_path, "multi_label_classification", "red,dark"))
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_head_only_run_is_that_of_its_features(folder, tmp_path, compiled_step):
+    """It computes them in batches of an evaluation, and its training step takes no images."""
+    config = of_folder(folder, tmp_path)
+    frozen = dataclasses.replace(config.optimizer, freeze=("backbone",))
+    model = dataclasses.replace(config.model, drop_path_rate=0.0)
+    augment = dataclasses.replace(config.data.augment, horizontal_flip=0.0)
+    needs = []
+    for size in (8, 8000):
+        data = dataclasses.replace(config.data, augment=augment, evaluation_batch_size=size)
+        (memory,) = [
+            finding.found
+            for finding in findings(dataclasses.replace(config, data=data, model=model, optimizer=frozen))
+            if finding.subject == "device memory"
+        ]
+        needs.append(float(re.search(r"needs ([\d.]+) MB", memory)[1]))
+    assert needs[1] > 5 * needs[0]
 
 
 def test_files_that_are_not_images_are_counted(folder, tmp_path):
