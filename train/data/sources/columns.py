@@ -11,6 +11,10 @@ from train.data.sources.folders import natural_key
 from train.data.sources.source import SourceError
 
 _SEPARATOR = "|"
+_TRAIN_ON_SEVERAL = (
+    "To train on several, use --data.problem-type multi_label_classification (numbers: regression); prepare packs "
+    "images with one class only, so train on their table as it is."
+)
 
 
 def read_labels(
@@ -37,6 +41,8 @@ def read_labels(
     Raises:
         SourceError: with the values that are not classes or numbers.
     """
+    if problem == "single_label_classification":
+        _refuse_several(values, columns, where)
     if problem != "multi_label_classification" or len(columns) > 1:  # else no name means no class
         for column, found in zip(columns, values):
             require_values(found, column, where)
@@ -45,10 +51,6 @@ def read_labels(
         if problem == "multi_label_classification" and not np.isin(targets, (0, 1)).all():
             raise SourceError(f"{where}: the columns {first_few(list(columns))} hold other numbers than 0 and 1.")
         return targets, tuple(columns)
-    if len(columns) > 1:
-        raise SourceError(f"{where}: expected one column of labels for one class per image, not {first_few(columns)}.")
-    if problem == "single_label_classification":
-        _refuse_several(values[0], columns[0], where)
     rows: list[Sequence[Any]] = [
         [value] if problem == "single_label_classification" else _several(value) for value in values[0]
     ]
@@ -72,13 +74,17 @@ def read_labels(
     return targets, names
 
 
-def _refuse_several(values: Sequence[Any], column: str, where: str) -> None:
+def _refuse_several(values: Sequence[Sequence[Any]], columns: Sequence[str], where: str) -> None:
     """Raises SourceError at the first value with several classes, which would become one class with a long name."""
-    for row, value in enumerate(values, 1):
+    if len(columns) > 1:
+        raise SourceError(
+            f"{where}: {first_few(columns)} are several columns of labels. Expected one. {_TRAIN_ON_SEVERAL}"
+        )
+    for row, value in enumerate(values[0], 1):
         if isinstance(value, list) or (isinstance(value, str) and _SEPARATOR in value):
             raise SourceError(
-                f"{where}: row {row} has several classes in {column!r}: {short_repr(value)}. Expected one class per "
-                "image; train with --data.problem-type multi_label_classification for several."
+                f"{where}: row {row} has several classes in {columns[0]!r}: {short_repr(value)}. Expected one. "
+                f"{_TRAIN_ON_SEVERAL}"
             )
 
 
