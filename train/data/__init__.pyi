@@ -25,7 +25,8 @@ from .pipeline import (
     train_places as train_places,
     worker_count as worker_count,
 )
-from .prepare import PrepareConfig as PrepareConfig, prepare_data as prepare_data
+from .prepare import prepare_data as prepare_data
+from .prepare_config import PrepareConfig as PrepareConfig
 from .sources.folders import (
     ALL_IMAGES as ALL_IMAGES,
     FolderSource as FolderSource,

@@ -27,7 +27,7 @@ from train.data import (
     prepare_data,
     train_batches,
 )
-from train.data.prepare import Progress
+from train.data.shards import Progress
 
 
 def jpeg(seed):
