@@ -204,8 +204,16 @@ class PoolFormerImageProcessor:
         pixels = self.resize_and_crop(eight_bits, input_data_format="channels_last")
         return self.normalize((pixels * (1 / 255)).astype(np.float32) if multiplied else pixels)
 
-    def resize_and_crop(self, image: ImageLike, *, input_data_format: str | None = None) -> UInt8[np.ndarray, "h w c"]:
+    def resize_and_crop(
+        self, image: ImageLike, *, input_data_format: str | None = None, to_even: bool = False
+    ) -> UInt8[np.ndarray, "h w c"]:
         """One picture resized and cropped, still in 8 bits, for a device that normalises it.
+
+        Args:
+            image: the picture.
+            input_data_format: as in `preprocess`.
+            to_even: a crop that would begin at half a pixel begins at the even one, as in torchvision and timm, and not
+                at the one before, as in transformers.
 
         Raises:
             ImageError: if the picture cannot be read, or is too long and thin to be resized.
@@ -214,10 +222,11 @@ class PoolFormerImageProcessor:
         if self.do_resize:
             picture = self._resize(picture)
         pixels = np.asarray(picture)
-        return self._crop(pixels[..., None] if pixels.ndim == 2 else pixels)
+        return self._crop(pixels[..., None] if pixels.ndim == 2 else pixels, to_even)
 
-    def _crop(self, pixels: Num[np.ndarray, "h w c"]) -> Num[np.ndarray, "h2 w2 c"]:
-        return center_crop(pixels, self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else pixels
+    def _crop(self, pixels: Num[np.ndarray, "h w c"], to_even: bool = False) -> Num[np.ndarray, "h2 w2 c"]:
+        size = self.crop_size["height"], self.crop_size["width"]
+        return center_crop(pixels, *size, to_even) if self.do_center_crop else pixels
 
     def normalize(
         self, pixels: UInt8[np.ndarray, "*b h w c"] | Float[np.ndarray, "*b h w c"]

@@ -88,20 +88,25 @@ def to_channels(array: Num[np.ndarray, "h w _"], channels: int) -> Num[np.ndarra
     return np.repeat(array, 3, -1) if array.shape[-1] == 1 else array[..., :3]
 
 
-def center_crop(pixels: Num[np.ndarray, "h w c"], height: int, width: int) -> Num[np.ndarray, "h2 w2 c"]:
-    """The middle [height, width]. Outside of the picture it is black (0 before normalisation)."""
+def center_crop(
+    pixels: Num[np.ndarray, "h w c"], height: int, width: int, to_even: bool = False
+) -> Num[np.ndarray, "h2 w2 c"]:
+    """The middle [height, width]. Outside of the picture it is black (0 before normalisation).
+
+    If the crop would begin at half a pixel, it begins at the pixel before; with `to_even` at the even one of the two.
+    """
     original_height, original_width, channels = pixels.shape
     result = np.zeros((height, width, channels), pixels.dtype)
-    source_rows, target_rows = _middle(original_height, height)
-    source_columns, target_columns = _middle(original_width, width)
+    source_rows, target_rows = _middle(original_height, height, to_even)
+    source_columns, target_columns = _middle(original_width, width, to_even)
     result[target_rows, target_columns] = pixels[source_rows, source_columns]
     return result
 
 
-def _middle(length: int, wanted: int) -> tuple[slice, slice]:
+def _middle(length: int, wanted: int, to_even: bool) -> tuple[slice, slice]:
     """The slice of `length` pixels to copy, and the slice of `wanted` pixels to copy it to."""
     if length >= wanted:
-        start = (length - wanted) // 2
+        start = round((length - wanted) / 2) if to_even else (length - wanted) // 2
         return slice(start, start + wanted), slice(0, wanted)
     # transformers puts the larger half of the padding first, and then crops the padded picture.
     start = math.ceil((wanted - length) / 2)

@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 from live import peers
 from poolformer_jax import PoolFormerImageProcessor, load_pretrained, save_pretrained
 from poolformer_jax.images import imagenet_labels, imagenet_wordnet_ids
-from train.commands.evaluate import EvaluateConfig, run_evaluation
+from train.commands.evaluate import run_evaluation
+from train.commands.evaluate_config import EvaluateConfig
 from training import ALONE
 
 torch = pytest.importorskip("torch")
@@ -62,14 +63,17 @@ def theirs(timm, tmp_path_factory):
 
 
 def write(root, folders, ending, images=2):
-    """Images of 16 x 16 pixels in 250 x 260, so that they differ after resizing."""
+    """Images of 16 x 15 pixels in 258 x 250, which differ after resizing to 255 x 248.
+
+    The middle 224 columns then begin at 15.5: timm takes 16, transformers 15.
+    """
     count = 0
     for place, folder in enumerate(folders):
         (root / folder).mkdir(parents=True)
         for number in range(images):
             count += 1
             pixels = np.random.default_rng([place, number]).integers(0, 256, (16, 15, 3), np.uint8)
-            picture = Image.fromarray(pixels).resize((260, 250))
+            picture = Image.fromarray(pixels).resize((258, 250))
             name = ending.format(number=number, count=count)
             picture.save(root / folder / name, "JPEG" if name.lower().endswith("jpeg") else None)
     return root
@@ -114,6 +118,7 @@ def by_us(path, root, tmp_path, **options):
         variant=None,
         batch_size=64,
         workers=0,
+        preprocessing="timm",
         distributed=ALONE,
         results_file=results,
         **options,

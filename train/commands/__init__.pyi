@@ -1,5 +1,6 @@
 from .doctor import examine as examine, print_findings as print_findings
-from .evaluate import EvaluateConfig as EvaluateConfig, run_evaluation as run_evaluation
+from .evaluate import run_evaluation as run_evaluation
+from .evaluate_config import EvaluateConfig as EvaluateConfig
 from .probe import ProbeConfig as ProbeConfig, run_probe as run_probe
 from .show import show_batch as show_batch
 from .throughput import consume as consume

@@ -43,4 +43,5 @@ from .sources.source import (
     image_of as image_of,
     read_example as read_example,
 )
+from .timm_images import TimmImageProcessor as TimmImageProcessor
 from .workers.failures import SHARED_MEMORY_ADVICE as SHARED_MEMORY_ADVICE, WorkerError as WorkerError

@@ -1,20 +1,23 @@
 """Evaluation on ImageNet's further test sets: ReaL labels, subsets of classes, ImageNet-C, flips, timm's table."""
 
 import csv
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Console
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, save_pretrained
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import imagenet_labels, imagenet_wordnet_ids
 from small_networks import random_variables
-from train.commands.evaluate import EvaluateConfig, run_evaluation
+from train.commands.evaluate import run_evaluation
+from train.commands.evaluate_config import EvaluateConfig
 from train.commands.imagenet_sets import ALEXNET_ERRORS, corruption_folders, mean_corruption_error
+from train.data import TimmImageProcessor
 from training import ALONE
 
 PROCESSOR = PoolFormerImageProcessor(
@@ -73,6 +76,18 @@ def test_answers_can_be_limited_to_the_classes_of_the_data(model, folder, logits
     shares = jax.nn.log_softmax(outputs[:, chosen])[np.arange(len(labels)), places]
     assert found.loss == pytest.approx(-float(shares.mean()), rel=1e-5)
     assert found.top1 > evaluate(model, f"folder:{folder}").top1  # among 1000 classes a random network is never right
+
+
+def test_timms_preprocessing_keeps_the_orientation_and_rounds_the_place_of_the_crop_to_even():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    size = {"height": 2, "width": 2}
+    found = TimmImageProcessor(do_resize=False, crop_size=size).resize_and_crop(file.getvalue())
+    np.testing.assert_array_equal(found, pixels[2:4, 2:4])  # round(1.5) and round(2.5)
+    usual = PoolFormerImageProcessor(do_resize=False, crop_size=size).resize_and_crop(file.getvalue())
+    np.testing.assert_array_equal(usual, np.rot90(pixels, -1)[2:4, 1:3])
 
 
 def test_real_labels_count_any_of_them_and_leave_out_images_without(model, folder, logits, tmp_path, capsys):

@@ -28,7 +28,8 @@ from poolformer_jax.images import imagenet_labels
 from poolformer_jax.weights import published
 from selection import slow_after
 from small_networks import random_variables
-from train.commands.evaluate import EvaluateConfig, run_evaluation
+from train.commands.evaluate import run_evaluation
+from train.commands.evaluate_config import EvaluateConfig
 from train.config import PretrainedNetwork
 from train.network import make_network
 from training import ALONE, tiny

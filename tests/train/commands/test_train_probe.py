@@ -12,7 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, load_pretrained, save_pretrained
 from small_networks import random_variables
 from train.command_line import main
-from train.commands.evaluate import EvaluateConfig, run_evaluation
+from train.commands.evaluate import run_evaluation
+from train.commands.evaluate_config import EvaluateConfig
 from train.commands.probe import fit_linear
 from training import ALONE
 
