@@ -38,11 +38,11 @@ def show_batch(config: TrainConfig, step: int = 0) -> Path:
 
 
 def _caption(targets: np.ndarray, class_names: tuple[str, ...], config: TrainConfig) -> list[tuple[str, str]]:
-    """The largest targets, each as the name of its class and the value."""
+    """The largest targets, at least one, each as the name of its class and the value."""
     numbers = config.data.problem_type == "regression"
     # What smoothing adds to every class is not worth a line.
     order = range(len(targets)) if numbers else np.argsort(-targets, kind="stable")
     smoothing = config.data.mix.label_smoothing
     least = -np.inf if numbers else smoothing / 2 if config.data.has_target_vectors else smoothing / len(targets)
-    chosen = [label for label in order if targets[label] > least + 1e-4][:_MOST_TARGETS]
+    chosen = [label for label in order if targets[label] > least + 1e-4][:_MOST_TARGETS] or order[:1]
     return [(class_names[label], f"{targets[label]:.3g}" if numbers else f"{targets[label]:.0%}") for label in chosen]

@@ -97,9 +97,9 @@ def _draw_target_mistakes(
     for row in rows:
         answer, right = answers[row, column_of[row]], predictions.label[row, column_of[row]]
         texts = (
-            (f"{answer:.3g}", f"{right:.3g}") if is_regression else (f"{answer:.0%}", "there" if right else "absent")
+            (f"{answer:.3g}", f"{right:.3g}") if is_regression else (f"{answer:.0%}", "present" if right else "absent")
         )
-        captions.append([(class_names[column_of[row]], texts[0]), ("is", texts[1])])
+        captions.append([(class_names[column_of[row]], texts[0]), ("target", texts[1])])
     if pictures:
         draw_sheet(pictures, captions, path)
 
@@ -157,7 +157,7 @@ def _name(source: Source, index: int) -> str:
 
 def _page(folder: Path, title: str, report: Mapping[str, Any]) -> str:
     """The page, with its pictures inside it."""
-    figures = [(name, value) for name, value in report.items() if name != "classes"]
+    figures = [(name.replace("_", " "), value) for name, value in report.items() if name != "classes"]
     columns = list(report["classes"][0])
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",

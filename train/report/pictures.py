@@ -1,9 +1,11 @@
 """The pictures of a run: curves.png, confusion.png or scatter.png, and mistakes.png."""
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import numpy as np
 
@@ -11,8 +13,8 @@ from poolformer_jax.files import replace_atomically
 from train.compute import Evaluation, Predictions
 
 _LOG = logging.getLogger(__name__)
-# Characters of a class name above a picture of an inch and a half.
-_LONGEST_NAME = 24
+# Width of a class name above a picture of an inch and a half, in characters; those of East Asia count twice.
+_LONGEST_NAME = 18
 _MOST_PLOTS = 12
 # The figure of an evaluation that curves.png shows: the first that the run has.
 _MAIN_FIGURES = {"top1": "Top-1 accuracy", "map": "Mean average precision", "r2": "R²"}
@@ -107,7 +109,7 @@ def draw_scatter(predictions: Predictions, names: Sequence[str], path: Path) -> 
 def _paint_scatter(predictions: Predictions, names: Sequence[str]) -> Any:
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    names = [_drawable(name)[:_LONGEST_NAME] for name in names]
+    names = list(map(_short, names))
     fonts = _fonts_for("".join(names))
     style = {"family": fonts} if fonts else {}
     figure = _figure(3 * columns, 3 * rows)
@@ -127,10 +129,10 @@ def draw_sheet(pictures: Sequence[Any], captions: Sequence[Sequence[tuple[str, s
 
     Args:
         pictures: Pillow images, or uint8 [h, w, c].
-        captions: of each picture up to two lines, each a class's name and a text.
+        captions: of each picture up to two lines, each a class's name and its value.
         path: of the PNG.
     """
-    lines = [[f"{_drawable(name)[:_LONGEST_NAME]} {text}" for name, text in caption] for caption in captions]
+    lines = [[f"{_short(name)}: {value}" for name, value in caption] for caption in captions]
     fonts = _fonts_for("".join(line for caption in lines for line in caption))
     _draw(path, lambda: _paint_sheet(pictures, ["\n".join(caption) for caption in lines], fonts or []))
 
@@ -139,10 +141,10 @@ def _paint_mistakes(
     pictures: Sequence[Any], answers: Sequence[tuple[int, int, float]], class_names: Sequence[str]
 ) -> Any:
     labels = {label for right, answer, _ in answers for label in (right, answer)}
-    names = {label: _drawable(class_names[label])[:_LONGEST_NAME] for label in labels}
+    names = {label: _short(class_names[label]) for label in labels}
     if (fonts := _fonts_for("".join(names.values()))) is None:
         names, fonts = {label: str(label) for label in names}, []
-    captions = [f"{names[answer]} {probability:.0%}\nis {names[right]}" for right, answer, probability in answers]
+    captions = [f"{names[answer]}: {probability:.0%}\ntarget: {names[right]}" for right, answer, probability in answers]
     return _paint_sheet(pictures, captions, fonts)
 
 
@@ -160,6 +162,14 @@ def _paint_sheet(pictures: Sequence[Any], captions: Sequence[str], fonts: Sequen
     axes.set(xlim=(0, columns), ylim=(1.25 * rows, 0), aspect="equal")
     axes.set_axis_off()
     return figure
+
+
+def _short(name: str) -> str:
+    """The name, drawable, and cut at the width of a picture."""
+    text = _drawable(name)
+    widths = itertools.accumulate(2 if east_asian_width(character) in "WF" else 1 for character in text)
+    fitting = sum(width <= _LONGEST_NAME for width in widths)
+    return text if fitting == len(text) else f"{text[: fitting - 1]}…"
 
 
 def _drawable(name: str) -> str:
@@ -207,6 +217,8 @@ def _fonts_for(text: str) -> list[str] | None:
         return []
     # Most fonts for Chinese, Japanese and Korean have CJK in their name, so try them first.
     for font in sorted(font_manager.fontManager.ttflist, key=lambda font: ("CJK" not in font.name, font.name)):
+        if font.name.startswith("Last Resort"):  # Matplotlib's, which draws every character as a box
+            continue
         try:
             if missing <= FT2Font(font.fname).get_charmap().keys():
                 return ["DejaVu Sans", font.name]
