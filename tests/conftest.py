@@ -61,6 +61,14 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", quickly)
 
 
+@pytest.fixture
+def shared_programs(monkeypatch):
+    """Lets runs in this process that train the same network share the compiled programs."""
+    import training
+
+    training.share_programs(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory) -> Path:
     """The folder of a run of 20 steps on eight devices, to compare with or to copy."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from poolformer_jax import PoolFormerConfig
 from train import loop, setup
@@ -71,6 +73,11 @@ def tiny(run_dir: Path = Path("unused"), **changes: Any) -> TrainConfig:
             value = dataclasses.replace(getattr(config, part), **{field: value})
         config = dataclasses.replace(config, **{part: value})
     return config
+
+
+def run(config: TrainConfig) -> loop.Outcome:
+    """Runs it and discards what it prints."""
+    return loop.run(config, Console(file=io.StringIO()))
 
 
 def sharded(data: int, fsdp: int) -> MeshConfig:

@@ -7,7 +7,6 @@ takes them, or normalised float32, as torchvision's ToTensor and Normalize make 
 """
 
 import json
-import math
 import random
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
+from crops import crop_window
 from PIL import Image, ImageEnhance, ImageOps
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
@@ -51,17 +51,8 @@ class Photographs(torch.utils.data.Dataset):
 
 
 def random_resized_crop(image: Image.Image) -> Image.Image:
-    """Area 0.08 to 1, aspect ratio 3/4 to 4/3, to 224 pixels."""
-    width, height = image.size
-    for _ in range(10):
-        area = random.uniform(0.08, 1.0) * width * height
-        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if w <= width and h <= height:
-            break
-    else:
-        w, h = min(width, height), min(width, height)
-    left, top = random.randint(0, width - w), random.randint(0, height - h)
+    """A random window, resized to 224 pixels."""
+    top, left, h, w = crop_window(*image.size)
     return image.crop((left, top, left + w, top + h)).resize((224, 224), random.choice(FILTERS))
 
 

@@ -10,13 +10,12 @@ them; it draws the height uniformly instead of the area, so its crops are smalle
 """
 
 import json
-import math
-import random
 import sys
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from crops import crop_window
 
 
 def make_dataset(folder: Path, batch: int, antialias: bool, own_crops: bool) -> tf.data.Dataset:
@@ -49,19 +48,6 @@ def jpeg_size(file: str) -> tuple[int, int]:
     """Width and height in pixels."""
     height, width, _ = tf.io.extract_jpeg_shape(tf.io.read_file(file)).numpy()
     return int(width), int(height)
-
-
-def crop_window(width: int, height: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width: area 0.08 to 1, aspect ratio 3/4 to 4/3."""
-    for _ in range(10):
-        area = random.uniform(0.08, 1.0) * width * height
-        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if w <= width and h <= height:
-            break
-    else:
-        w, h = min(width, height), min(width, height)
-    return random.randint(0, height - h), random.randint(0, width - w), h, w
 
 
 def tensorflow_window(data: tf.Tensor) -> tf.Tensor:

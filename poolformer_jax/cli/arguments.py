@@ -125,6 +125,13 @@ def files_of(name: str, recursive: bool = False) -> list[Path | str]:
     return [*files]
 
 
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+    """Adds the number of images that are computed at once."""
+    parser.add_argument(
+        "--batch-size", type=positive, default=32, metavar="N", help="images computed at once (default: %(default)s)"
+    )
+
+
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Adds the type that feature maps are computed in."""
     parser.add_argument(

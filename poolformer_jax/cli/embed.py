@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.cli.arguments import (
+    add_batch_size,
     add_dtype,
     add_hub_options,
     add_images,
@@ -15,7 +16,6 @@ from poolformer_jax.cli.arguments import (
     hub_options,
     image_files,
     network_options,
-    positive,
     starting_jax,
     waiting,
 )
@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="FILE", required=True, help=f"the file to write; ends in {', '.join(_FORMATS)}"
     )
     parser.add_argument("--feature-maps", action="store_true", help="also the output of every stage (.npz)")
-    parser.add_argument(
-        "--batch-size", type=positive, default=32, metavar="N", help="images computed at once (default: %(default)s)"
-    )
+    add_batch_size(parser)
     add_dtype(parser)
     add_hub_options(parser)
 

@@ -7,6 +7,7 @@ import os
 import sys
 
 from poolformer_jax.cli.arguments import (
+    add_batch_size,
     add_dtype,
     add_hub_options,
     add_images,
@@ -41,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object per image and line")
     form.add_argument("--csv", action="store_true", help="print a CSV table with one row per image and label")
-    parser.add_argument(
-        "--batch-size", type=positive, default=32, metavar="N", help="images computed at once (default: %(default)s)"
-    )
+    add_batch_size(parser)
     add_dtype(parser)
     add_runtime(parser)
     parser.add_argument(

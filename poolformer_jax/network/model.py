@@ -179,16 +179,7 @@ class MetaFormerModel(_Network):
 
 
 class MetaFormerForImageClassification(_Network):
-    """The backbone with a final norm, average pooling and a head on top. Its variables are as in `MetaFormerModel`.
-
-    Args:
-        config: the architecture.
-        dtype: type that activations are computed in, float32 or bfloat16. Parameters stay float32.
-        remat: keeps only the stages' inputs for the gradient, and computes the rest again.
-        fused: computes the blocks that `block.can_fuse` names in the passes of `fused`, and the others with custom
-            gradients; False computes everything as the papers write it, which has a forward-mode derivative.
-        kernels: kernels for the fused blocks on TPUs (`TpuKernels`) or NVIDIA GPUs (`GpuKernels`).
-    """
+    """The backbone with a final norm, average pooling and a head. Arguments and variables are `MetaFormerModel`'s."""
 
     @nn.compact
     def __call__(

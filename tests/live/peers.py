@@ -54,6 +54,21 @@ def timm():
     return _import_beside("timm", [f"torchvision{name}" for name in below] + list(functional))
 
 
+def small_metaformer(**sizes):
+    """timm's MetaFormer with the arguments of its poolformer_s12, and other sizes."""
+    metaformer = timm().models.metaformer
+    return metaformer.MetaFormer(
+        downsample_norm=None,
+        mlp_act=importlib.import_module("torch").nn.GELU,
+        mlp_bias=True,
+        norm_layers=metaformer.GroupNorm1,
+        layer_scale_init_values=1e-5,
+        res_scale_init_values=None,
+        use_mlp_head=False,
+        **sizes,
+    )
+
+
 def sail_source():
     """The folder of a checkout of sail-sg/poolformer; None if SAIL_POOLFORMER does not name one."""
     folder = os.environ.get("SAIL_POOLFORMER")

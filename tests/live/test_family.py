@@ -8,8 +8,9 @@ import pytest
 
 from golden.fixture_values import parameter
 from live import peers
-from poolformer_jax import MetaFormerConfig, MetaFormerForImageClassification, MetaFormerModel, from_torch_state_dict
+from poolformer_jax import MetaFormerConfig, MetaFormerModel, from_torch_state_dict
 from poolformer_jax.weights import load_pretrained, open_model, save_pretrained, to_torch_state_dict
+from small_networks import random_variables
 
 torch = pytest.importorskip("torch")
 
@@ -55,12 +56,7 @@ def assert_close(actual, expected):
 
 
 def random_model(variant, **changes):
-    config = MetaFormerConfig.from_variant(variant, **changes)
-    model = MetaFormerForImageClassification(config)
-    tree = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
-    flat, structure = jax.tree.flatten_with_path(tree)
-    values = [parameter("/".join(key.key for key in path), leaf.shape) for path, leaf in flat]
-    return model, jax.tree.unflatten(structure, values)
+    return random_variables(MetaFormerConfig.from_variant(variant, **changes))
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -37,18 +37,7 @@ def timm():
 def theirs(timm, tmp_path_factory):
     """A small PoolFormer of timm whose answers differ between images, and its weights in a folder of ours."""
     torch.manual_seed(0)
-    metaformer = importlib.import_module("timm.models.metaformer")
-    network = metaformer.MetaFormer(  # what timm's poolformer_s12 passes on, with smaller sizes
-        depths=(1, 1, 1, 1),
-        dims=(8, 16, 24, 32),
-        downsample_norm=None,
-        mlp_act=torch.nn.GELU,
-        mlp_bias=True,
-        norm_layers=metaformer.GroupNorm1,
-        layer_scale_init_values=1e-5,
-        res_scale_init_values=None,
-        use_mlp_head=False,
-    ).eval()
+    network = peers.small_metaformer(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.normal_(0, 0.5 if parameter.ndim > 1 else 0.1)

@@ -14,6 +14,7 @@ from live import peers
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, from_torch_state_dict
 from poolformer_jax.network.variants import VARIANTS
 from poolformer_jax.weights import load_pretrained, open_model, open_weights, save_pretrained
+from small_networks import random_variables
 
 # This package cannot fix the warnings of the other libraries.
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("optimised")]
@@ -73,12 +74,7 @@ def assert_close(actual, expected):
 
 
 def random_model(variant, **changes):
-    config = PoolFormerConfig.from_variant(variant, **changes)
-    model = PoolFormerForImageClassification(config)
-    tree = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
-    flat, structure = jax.tree.flatten_with_path(tree)
-    values = [parameter("/".join(key.key for key in path), leaf.shape) for path, leaf in flat]
-    return model, jax.tree.unflatten(structure, values)
+    return random_variables(PoolFormerConfig.from_variant(variant, **changes))
 
 
 @pytest.mark.parametrize("safe", [True, False])

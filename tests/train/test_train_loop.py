@@ -24,22 +24,15 @@ from training import (
     DATA,
     NETWORK,
     class_folders,
+    run,
     saved,
     sharded,
-    share_programs,
     tiny,
     train_losses,
     without_a_finite_gradient,
 )
 
-
-@pytest.fixture(autouse=True)
-def shared_programs(monkeypatch):
-    share_programs(monkeypatch)
-
-
-def run(config):
-    return loop.run(config, Console(file=io.StringIO()))
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 def small(run_dir, **changes):

@@ -1,19 +1,16 @@
 """Training of the second paper's networks: what decays, what stays as it is, and whole runs of small ones."""
 
 import dataclasses
-import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from rich.console import Console
 
 from poolformer_jax import MetaFormerForImageClassification, load_pretrained, save_pretrained
 from poolformer_jax.network import all_parameters, initial_value
 from small_networks import random_variables
-from train import loop
 from train.commands.doctor import examine
 from train.compute import evaluate
 from train.compute.optimizer import decay_mask, layer_scales
@@ -22,8 +19,9 @@ from train.data import DataConfig, evaluation_batches, open_source
 from train.network import make_network
 from train.recipes import RECIPES
 from train.resume.record import read_record
-from training import ALONE, first_state, open_and_make_parts, sharded, share_programs, tiny, train
+from training import ALONE, first_state, open_and_make_parts, run, sharded, tiny, train
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 TWO_STAGES = {
     **{"depths": (1, 1), "patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1)},
     **{"position_embeddings": (False,) * 2, "residual_scale_init_values": (None, 1.0), "drop_path_rate": 0.2},
@@ -48,15 +46,6 @@ FOUR_STAGES = {
     "position_embeddings": (False,) * 4,
     "residual_scale_init_values": (None, None, 1.0, 1.0),
 }
-
-
-@pytest.fixture(autouse=True)
-def shared_programs(monkeypatch):
-    share_programs(monkeypatch)
-
-
-def run(config):
-    return loop.run(config, Console(file=io.StringIO()))
 
 
 def small(run_dir, **changes):

@@ -37,7 +37,7 @@ from train.data import (
 from train.report.analysis import largest_errors
 from train.report.page import write_report_files
 from train.report.results import evaluation_report
-from training import NETWORK, OPTIMIZER, tiny
+from training import NETWORK, OPTIMIZER, run, tiny
 
 NO_MIX = DeviceAugmentation(mixup=0.0, cutmix=0.0, label_smoothing=0.0, erase_probability=0.0)
 COLOURS = ("red", "green", "blue")
@@ -226,16 +226,12 @@ def test_a_run_learns_its_targets_and_evaluate_gives_its_figures(folder, tmp_pat
     several = problem == "multi_label_classification"
     columns = "label" if several else "red,green"
     chosen = data(folder, "labels.csv" if several else "amounts.csv", problem, label_column=columns)
-    from rich.console import Console
-
-    from train import loop
-
     optimizer = dataclasses.replace(OPTIMIZER, learning_rate=1e-2, epochs=30)
     network = dataclasses.replace(NETWORK, drop_path_rate=0.0)
     config = TrainConfig(
         tmp_path / "run", network, chosen, optimizer, distributed=tiny().distributed, evaluate_every=30
     )
-    outcome = loop.run(config, Console())
+    outcome = run(config)
     found = outcome.evaluations["params"]
     assert found.figures["map"] > 0.9 if several else found.figures["mse"] < 0.03
     model, _ = load_pretrained(tmp_path / "run" / "model")

@@ -1,7 +1,6 @@
 """An evaluation counts every example of the split once, for any batch size, padding and devices."""
 
 import dataclasses
-import io
 import multiprocessing
 
 import jax
@@ -9,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
-from rich.console import Console
 
 from poolformer_jax.network.functional import cross_entropy
 from selection import slow_after
 from train import loop
 from train.compute.evaluation import evaluate
 from train.data import evaluation_batches, evaluation_steps, normalize_batch, open_source
-from training import first_state, open_and_make_parts, sharded, tiny
+from training import first_state, open_and_make_parts, run, sharded, tiny
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +140,7 @@ def test_the_evaluations_of_a_run_share_their_workers_which_end_with_it(tmp_path
     seen: list[set[int | None]] = []
     monkeypatch.setattr(loop, "evaluate", watched)
     config = tiny(tmp_path, mesh=sharded(8, 1), data__workers=1, max_steps=9)  # 3 steps are an epoch
-    loop.run(config, Console(file=io.StringIO()))
+    run(config)
     assert len(seen) == 3
     assert len(set.union(*seen)) == 2  # one of training's and one of evaluation's
     assert not multiprocessing.active_children()

@@ -5,13 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
-from train import loop, setup
+from train import setup
 from train.compute.features import learns_from_features
 from train.data import HostAugmentation
 from train.network import make_network
-from training import tiny
+from training import run, tiny
 
 HEAD_ONLY = {
     "optimizer__freeze": ("backbone",),
@@ -42,9 +41,9 @@ def test_features_are_computed_once_if_nothing_below_the_head_changes(changes, e
 @pytest.mark.slow
 def test_a_head_learns_the_same_from_features_as_from_images(tmp_path, monkeypatch):
     changes = HEAD_ONLY | {"model__head_dropout_rate": 0.2, "evaluate_every": 2, "data__batch_size": 40}
-    outcomes = [loop.run(tiny(tmp_path / "features", **changes), Console())]
+    outcomes = [run(tiny(tmp_path / "features", **changes))]
     monkeypatch.setattr(setup, "learns_from_features", lambda *arguments: False)
-    outcomes.append(loop.run(tiny(tmp_path / "images", **changes), Console()))
+    outcomes.append(run(tiny(tmp_path / "images", **changes)))
     features, images = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("features", "images")

@@ -14,14 +14,13 @@ from train.folders import lock_folder
 from train.resume import same_run
 from train.resume.checkpoints import Checkpoints
 from train.resume.same_run import find_run, identify, network_to_dict
-from training import class_folders, first_state, saved, sharded, share_programs, steps_in, tiny, train_losses
+from training import class_folders, first_state, saved, sharded, steps_in, tiny, train_losses
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(capsys, monkeypatch, shared_programs):
     """Runs a command line in this process, which saves seconds of starting another, and returns what it prints."""
     monkeypatch.setenv("COLUMNS", "120")
-    share_programs(monkeypatch)
 
     def run(arguments: Sequence[str], code: int = 0) -> str:
         assert main([*arguments, "--distributed.mode", "off"]) == code

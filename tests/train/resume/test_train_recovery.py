@@ -15,7 +15,7 @@ import programs
 from train import loop
 from train.command_line import main
 from train.data import open_source
-from training import disk, lines, saved, share_programs, train_losses
+from training import disk, lines, saved, train_losses
 
 # 124 steps, which a dozen kills do not get through.
 LONG = (*programs.TINY, "--optimizer.epochs", "30")
@@ -69,7 +69,7 @@ def kill_at_random_moments(run_dir: Path, kills: int, seed: int, program: Sequen
 
 
 @pytest.fixture
-def resume(monkeypatch, capsys):
+def resume(monkeypatch, capsys, shared_programs):
     """Resumes a run on the eight devices of this process; what it prints."""
 
     def resume(arguments: Sequence[str]) -> str:
@@ -77,7 +77,6 @@ def resume(monkeypatch, capsys):
         return "".join(capsys.readouterr())
 
     monkeypatch.setenv("COLUMNS", "120")
-    share_programs(monkeypatch)
     return resume
 
 
