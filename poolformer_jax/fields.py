@@ -7,7 +7,7 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,9 +36,44 @@ def check_rules(config: object, rules: Sequence[tuple[str, object, str]]) -> Non
         raise InputError(f"{type(config).__name__} cannot work:\n  " + "\n  ".join(problems))
 
 
-def is_none_or_positive(value: int | float | None) -> bool:
-    """True for None and for numbers above 0."""
-    return value is None or value > 0
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Values that a field may have.
+
+    Args:
+        description: for error messages, such as "a positive number".
+        contains: whether a value is one of them.
+    """
+
+    description: str
+    contains: Callable[[Any], bool]
+
+
+POSITIVE = Range("a positive number", lambda value: value > 0)
+NOT_NEGATIVE = Range("0 or a positive number", lambda value: value >= 0)
+AT_LEAST_1 = Range("at least 1", lambda value: value >= 1)
+BELOW_1 = Range("a number in [0, 1)", lambda value: 0 <= value < 1)
+PROBABILITY = Range("a probability from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def or_none(allowed: Range) -> Range:
+    """None, and the same values."""
+    return Range(f"None, or {allowed.description}", lambda value: value is None or allowed.contains(value))
+
+
+def between(smallest: int, largest: int) -> Range:
+    """The numbers from `smallest` to `largest`."""
+    return Range(f"{smallest:,} to {largest:,}", lambda value: smallest <= value <= largest)
+
+
+def one_of(options: Collection[str]) -> Range:
+    """These texts."""
+    return Range(f"one of {', '.join(options)}", lambda value: value in options)
+
+
+def in_range(config: object, allowed: Range, *names: str) -> list[tuple[str, object, str]]:
+    """The rules for `check_rules` that these fields have allowed values."""
+    return [(name, allowed.contains(getattr(config, name)), allowed.description) for name in names]
 
 
 def is_local(path: Path | str | None) -> bool:

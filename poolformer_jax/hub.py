@@ -5,9 +5,10 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from poolformer_jax.errors import MissingDependencyError, MissingFileError
+from poolformer_jax.files import write_json
 
 # huggingface_hub's rule for names, with an owner. A missing path is recognised without huggingface_hub.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
@@ -164,3 +165,44 @@ def push_to_hub(
             ignore_patterns=["README.md"] if keep_readme else None,
         )
     return str(commit.pr_url or commit.commit_url)
+
+
+class SavedAsJson:
+    """Settings that are one JSON file of a model folder."""
+
+    file_name: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as values for JSON."""
+        raise NotImplementedError
+
+    def to_json_file(self, file: str | os.PathLike[str]) -> None:
+        """Writes the file under any name, whole or not at all."""
+        write_json(Path(file).expanduser(), self.to_dict())
+
+    def save_pretrained(self, folder: str | os.PathLike[str], push_to_hub: bool = False, **hub_options: Any) -> None:
+        """Writes the file into `folder`, whole or not at all.
+
+        Args:
+            folder: the folder, created if needed.
+            push_to_hub: also upload the file, to `repo_id` of `hub_options` or a repository with the folder's name.
+            hub_options: as in `push_to_hub`.
+        """
+        self.to_json_file(Path(folder) / self.file_name)
+        if push_to_hub:
+            self.push_to_hub(hub_options.pop("repo_id", Path(folder).name), **hub_options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the file to the Hugging Face Hub.
+
+        Args:
+            repo_id: "owner/name"; the repository is created if it does not exist.
+            options: commit_message, private, token, revision, create_pr.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ModuleNotFoundError: if huggingface_hub is not installed.
+        """
+        return push_to_hub(repo_id, self.save_pretrained, **options)

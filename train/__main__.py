@@ -24,7 +24,8 @@ def _exit(code: int, *, others_running: bool) -> NoReturn:
 if __name__ == "__main__":
     open_missing_streams()
     with exit_on_interrupt("stopped"):
-        from train.command_line import DIVERGED, main
+        from train.command_line import main
+        from train.failures import DIVERGED
     try:
         code = main(sys.argv[1:])
     except Exception:

@@ -5,29 +5,23 @@ diverged (the same command would diverge again), 130 Ctrl-C.
 Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
-import dataclasses
-import inspect
 import itertools
 import os
-import re
 import select
-import shutil
 import signal
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.messages import printable
-from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt
+from poolformer_jax.process import INTERRUPTED, exit_on_interrupt
 from poolformer_jax.version import __version__
+from train.failures import exit_code, message_of
+from train.flags import config_from_flags, fill, recipe_from_flags
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
-DIVERGED = 3  # the exit code
 _DEFAULT = "digits"
 
 
@@ -44,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
             return 0
-        if (message := _message(error)) is None:
+        if (message := message_of(error)) is None:
             raise
         print(f"\nerror: {message}", file=sys.stderr)
-        return _code(error)
+        return exit_code(error)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -94,64 +88,8 @@ def _has_no_reader() -> bool:
     return True
 
 
-def _message(error: Exception) -> str | None:
-    """The message to print instead of a traceback; None if this looks like a bug."""
-    if isinstance(error, ImportError) and not isinstance(error, PoolFormerError):
-        return _missing_package(error)
-    if (message := _lost_process(error)) is not None:
-        return message
-    if isinstance(error, MemoryError):
-        return f"This host has run out of memory. {error}".rstrip() + f"\n{_LESS_MEMORY}"
-    if isinstance(error, OSError) and not isinstance(error, PoolFormerError) and error.filename is None:
-        return None
-    if (message := error_message(error)) is not None:
-        return message
-    import jax
-
-    if not isinstance(error, jax.errors.JaxRuntimeError):
-        return None
-    return f"A device has run out of memory. {error}\n{_LESS_MEMORY}" if _OUT_OF_MEMORY in str(error) else None
-
-
-def _code(error: Exception) -> int:
-    loop = sys.modules.get("train.loop")  # missing if the error came before its import
-    return DIVERGED if loop is not None and isinstance(error, loop.DivergedError) else 1
-
-
-_LESS_MEMORY = (
-    "Devices need less with --optimizer.accumulate 2 (or more), --dtype bfloat16 or --remat. Hosts need less with "
-    "fewer --data.workers or --data.worker-batches 1. Both need less with a smaller --data.batch-size or "
-    "--data.image-size, which change what is learnt. `python -m train doctor RECIPE` says how much a run needs."
-)
-
-
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-
-
-def _lost_process(error: Exception) -> str | None:
-    """With several processes, a failed computation most often means that another process has ended."""
-    compute = sys.modules.get("train.compute")  # missing if the error came before its import
-    if compute is None or not compute.has_other_processes():
-        return None
-    import jax
-
-    causes: list[BaseException] = [error]
-    while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(before)
-    failed = [one for one in causes if isinstance(one, jax.errors.JaxRuntimeError) or "Gloo" in str(one)]
-    if not failed or _OUT_OF_MEMORY in str(failed[-1]):
-        return None
-    return str(compute.lost_process_message(printable(str(failed[-1]), 200)))
-
-
-def _missing_package(error: ImportError) -> str | None:
-    if (error.name or "").partition(".")[0] in ("train", "poolformer_jax"):
-        return None
-    return f"{error}\nInstall what training needs with: pip install -e '.[train]' (for gs:// buckets '.[train,gcs]')"
-
-
 def _train(name: str | Path, arguments: Sequence[str]) -> int:
-    config = _recipe(name, arguments, "python -m train")
+    config = recipe_from_flags(name, arguments, "python -m train")
     import jax
 
     from train import loop
@@ -164,86 +102,15 @@ def _train(name: str | Path, arguments: Sequence[str]) -> int:
     return 128 + signal.SIGINT if outcome.stopped_by is signal.SIGINT else 0
 
 
-def _recipe(name: str | Path, arguments: Sequence[str], program: str) -> "TrainConfig":
-    """The recipe of this name or in this file, changed by flags."""
-    import tyro
-
-    from train.config import TrainConfig, read_recipe_file
-    from train.recipes import RECIPES
-
-    if isinstance(name, Path):
-        recipe, details, chosen = read_recipe_file(name), f"The recipe in {name}", f"--recipe {name}"
-    else:
-        recipe, details, chosen = RECIPES[name].config, _fill(RECIPES[name].details), name
-    line = " ".join(arguments).replace("_", "-")
-    return tyro.cli(
-        TrainConfig,
-        prog=f"{program} {chosen}",
-        description=details,
-        default=_change_optimizer(_fit_warmup(recipe, line), line),
-        args=list(arguments),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-
-
-def _fit_warmup(recipe: "TrainConfig", line: str) -> "TrainConfig":
-    """The recipe with a warm-up that is shorter than `--optimizer.epochs`, unless the warm-up is given too."""
-    given = re.search(r"--optimizer\.epochs[ =](\d+)", line)
-    before = recipe.optimizer.warmup_epochs
-    if given is None or not 1 <= int(given[1]) <= before or "--optimizer.warmup-epochs" in line:
-        return recipe
-    epochs = int(given[1])
-    print(
-        f"The warm-up of this recipe is shortened from {before} to {epochs - 1} epochs, to fit --optimizer.epochs "
-        f"{epochs}. --optimizer.warmup-epochs sets it.",
-        file=sys.stderr,
-    )
-    optimizer = dataclasses.replace(recipe.optimizer, warmup_epochs=epochs - 1)
-    return dataclasses.replace(recipe, optimizer=optimizer)
-
-
-_OF_ONE_OPTIMIZER = ("learning_rate", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm")
-
-
-def _change_optimizer(recipe: "TrainConfig", line: str) -> "TrainConfig":
-    """The recipe with the defaults of the optimizer in `--optimizer.name`; prints what it keeps of another optimizer.
-
-    What the recipe sets to other values than the defaults of its optimizer stays, as do learning rate and decay.
-    """
-    given = re.findall(r"--optimizer\.name[ =](\S+)", line)
-    before = recipe.optimizer.name
-    if not given or given[-1] == before:
-        return recipe
-    optimizer = recipe.optimizer.without_defaults()
-    flags = {name: f"--optimizer.{name.replace('_', '-')}" for name in _OF_ONE_OPTIMIZER}
-    values = {flag: getattr(optimizer, name) for name, flag in flags.items() if flag not in line}
-    kept = "".join(f"\n  {flag} {value}" for flag, value in values.items() if value is not None)
-    if kept:
-        print(f"These values of the recipe, which are for {before}, stay with {given[-1]}:{kept}", file=sys.stderr)
-    return dataclasses.replace(recipe, optimizer=optimizer)
-
-
-def _fill(text: str) -> str:
-    """Wraps paragraphs to the width of the screen; commands stay on one line, for copying."""
-    width = shutil.get_terminal_size().columns
-    # tyro joins a line that begins with a letter to the one before.
-    wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(part if "python -m" in part else wrapper.fill(part) for part in paragraphs)
-
-
 def _evaluate(arguments: Sequence[str]) -> int:
     """Top-1, top-5 and loss of a model over a whole split.
 
     Example:  python -m train evaluate sail/poolformer_s12 --data folder:/data/imagenet
     """
-    import tyro
-
     from train.commands import EvaluateConfig, run_evaluation
     from train.report import create_console
 
-    description = _fill(_evaluate.__doc__ or "")
-    config = tyro.cli(EvaluateConfig, prog="python -m train evaluate", description=description, args=list(arguments))
+    config = config_from_flags(EvaluateConfig, "evaluate", _evaluate.__doc__ or "", arguments)
     run_evaluation(config, create_console())
     return 0
 
@@ -256,14 +123,10 @@ def _probe(arguments: Sequence[str]) -> int:
 
     Example:  python -m train probe sail/poolformer_s12 --data folder:/data/flowers
     """
-    import tyro
-
     from train.commands import ProbeConfig, run_probe
     from train.report import create_console
 
-    description = _fill(_probe.__doc__ or "")
-    config = tyro.cli(ProbeConfig, prog="python -m train probe", description=description, args=list(arguments))
-    run_probe(config, create_console())
+    run_probe(config_from_flags(ProbeConfig, "probe", _probe.__doc__ or "", arguments), create_console())
     return 0
 
 
@@ -274,19 +137,12 @@ def _prepare(arguments: Sequence[str]) -> int:
 
     Example:  python -m train prepare folder:/data/flowers /data/packed
     """
-    import tyro
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from train.data import PrepareConfig, prepare_data
     from train.report import create_console
 
-    config = tyro.cli(
-        PrepareConfig,
-        prog="python -m train prepare",
-        description=_fill(_prepare.__doc__ or ""),
-        args=list(arguments),
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
+    config = config_from_flags(PrepareConfig, "prepare", _prepare.__doc__ or "", arguments, positional=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Without the bar's thread: TFDS replaces `__import__` while it imports late, and the thread fails on that.
     with Progress(*columns, console=create_console(), auto_refresh=False) as bar:
@@ -351,13 +207,13 @@ def _recipe_of_command(command: str, description: str, arguments: Sequence[str])
 
     name, rest = _recipe_file(arguments) or (arguments[0] if arguments else "", list(arguments[1:]))
     if name in ("-h", "--help"):
-        print(f"usage: python -m train {command} RECIPE [--FIELD VALUE ...]\n\n" + _fill(description))
-        print("\n" + _fill(f"Recipes: {', '.join(_recipe_groups())}. The flags are those of the recipe."))
+        print(f"usage: python -m train {command} RECIPE [--FIELD VALUE ...]\n\n" + fill(description))
+        print("\n" + fill(f"Recipes: {', '.join(_recipe_groups())}. The flags are those of the recipe."))
         return 0
     if isinstance(name, str) and name not in RECIPES:
         print(f"{command} {name!r}: expected a recipe, one of: {', '.join(_recipe_groups())}.", file=sys.stderr)
         return 2
-    return _recipe(name, rest, f"python -m train {command}")
+    return recipe_from_flags(name, rest, f"python -m train {command}")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {

@@ -5,21 +5,28 @@ Every field is a flag of `python -m train RECIPE`. What a run reads and how it c
 """
 
 import dataclasses
-import json
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import tyro
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import INTEGER, NUMBER, check_rules, is_local, is_none_or_positive
+from poolformer_jax.fields import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check_rules,
+    in_range,
+    is_local,
+    or_none,
+)
 from poolformer_jax.files import read_json
-from poolformer_jax.messages import first_few, short_repr
 from train.data import DataConfig, ProblemType
 from train.folders import expand_home
+from train.json_values import as_json, from_json
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
 BestMetric = Literal["top1", "loss", "balanced-accuracy", "f1", "map", "mae", "r2"]
@@ -71,13 +78,8 @@ class PretrainedNetwork:
     """Dropout before the last layer of the head."""
 
     def __post_init__(self) -> None:
-        rules = [
-            ("source", bool(self.source), "the name of a model, or a path"),
-            ("drop_path_rate", 0 <= self.drop_path_rate < 1, "a probability in [0, 1)"),
-            ("dropout_rate", 0 <= self.dropout_rate < 1, "a probability in [0, 1)"),
-            ("head_dropout_rate", 0 <= self.head_dropout_rate < 1, "a probability in [0, 1)"),
-        ]
-        check_rules(self, rules)
+        rates = in_range(self, BELOW_1, "drop_path_rate", "dropout_rate", "head_dropout_rate")
+        check_rules(self, [("source", bool(self.source), "the name of a model, or a path"), *rates])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,25 +131,19 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         rules = [
-            ("learning_rate", self.learning_rate > 0, "a positive number"),
-            ("learning_rate_batch", is_none_or_positive(self.learning_rate_batch), "a positive number, or None"),
-            ("epochs", self.epochs >= 1, "at least 1"),
+            *in_range(self, POSITIVE, "learning_rate"),
+            *in_range(self, or_none(POSITIVE), "learning_rate_batch", "epsilon", "clip_norm"),
+            *in_range(self, AT_LEAST_1, "epochs", "accumulate"),
+            *in_range(self, NOT_NEGATIVE, "cooldown_epochs", "warmup_learning_rate", "final_learning_rate"),
+            *in_range(self, NOT_NEGATIVE, "weight_decay"),
+            *in_range(self, BELOW_1, "beta1"),
+            *in_range(self, or_none(BELOW_1), "beta2", "ema_decay"),
             (
                 "warmup_epochs",
                 0 <= self.warmup_epochs < self.epochs,
                 f"0 or more, and fewer than epochs={self.epochs} (--optimizer.warmup-epochs)",
             ),
-            ("cooldown_epochs", self.cooldown_epochs >= 0, "0 or more"),
-            ("warmup_learning_rate", self.warmup_learning_rate >= 0, "0 or a positive number"),
-            ("final_learning_rate", self.final_learning_rate >= 0, "0 or a positive number"),
-            ("weight_decay", self.weight_decay >= 0, "0 or a positive number"),
-            ("beta1", 0 <= self.beta1 < 1, "a number in [0, 1)"),
-            ("beta2", self.beta2 is None or 0 <= self.beta2 < 1, "a number in [0, 1), or None"),
-            ("epsilon", is_none_or_positive(self.epsilon), "a positive number, or None"),
-            ("clip_norm", is_none_or_positive(self.clip_norm), "a positive number, or None"),
-            ("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "a number in (0, 1], or None"),
-            ("accumulate", self.accumulate >= 1, "at least 1"),
-            ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "a number in [0, 1), or None"),
+            ("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "None, or a number in (0, 1]"),
             ("ema_warmup", not self.ema_warmup or self.ema_decay is not None, "ema_decay too (--optimizer.ema-decay)"),
         ]
         check_rules(self, rules)
@@ -184,8 +180,8 @@ class MeshConfig:
     def __post_init__(self) -> None:
         rules = [
             ("data", self.data == -1 or self.data >= 1, "a positive number of groups, or -1 for all devices"),
-            ("fsdp", self.fsdp >= 1, "a positive number of devices"),
-            ("fsdp_min_size", self.fsdp_min_size >= 0, "0 or a positive number of elements"),
+            *in_range(self, AT_LEAST_1, "fsdp"),
+            *in_range(self, NOT_NEGATIVE, "fsdp_min_size"),
         ]
         check_rules(self, rules)
 
@@ -213,8 +209,8 @@ class DistributedConfig:
         rules = [
             ("coordinator_address", complete, "all of coordinator_address, num_processes and process_id, or none"),
             ("coordinator_address", host and port.isdecimal() and 0 < int(port) < 2**16, "host:port of process 0"),
-            ("timeout", self.timeout >= 1, "at least 1"),
-            ("num_processes", count >= 1, "a positive number"),
+            *in_range(self, AT_LEAST_1, "timeout"),
+            *in_range(self, or_none(AT_LEAST_1), "num_processes"),
             ("process_id", 0 <= index < count, f"a number from 0 to {count - 1}, because num_processes={count}"),
         ]
         check_rules(self, rules)
@@ -290,22 +286,15 @@ class TrainConfig:
                 "a folder that all hosts share, or gs://... or s3://...",
             ),
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
-            ("log_every", self.log_every >= 1, "at least 1"),
-            ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
+            *in_range(self, AT_LEAST_1, "log_every", "evaluate_every", "keep_checkpoints", "max_skipped"),
+            *in_range(self, or_none(AT_LEAST_1), "patience", "save_every", "keep_every", "max_steps"),
+            *in_range(self, NOT_NEGATIVE, "profile_steps", "example_images"),
             (
                 "keep_best",
                 self.keep_best is None or self.keep_best in metrics,
                 f"one of {', '.join(metrics)} with data.problem_type={self.data.problem_type!r}",
             ),
-            ("patience", is_none_or_positive(self.patience), "at least 1, or None"),
             ("patience", not self.patience or self.keep_best, "None without keep_best (--keep-best loss)"),
-            ("save_every", is_none_or_positive(self.save_every), "at least 1, or None"),
-            ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
-            ("keep_every", is_none_or_positive(self.keep_every), "at least 1, or None"),
-            ("max_skipped", self.max_skipped >= 1, "at least 1"),
-            ("max_steps", is_none_or_positive(self.max_steps), "at least 1, or None"),
-            ("profile_steps", self.profile_steps >= 0, "0 or more"),
-            ("example_images", self.example_images >= 0, "0 or more"),
         ]
         check_rules(self, rules)
 
@@ -336,7 +325,7 @@ class TrainConfig:
         Raises:
             InputError: naming the field, if a value is not one of its type, or there is no such field.
         """
-        return _from_json(cls, values, "")
+        return from_json(cls, values, "")
 
 
 def read_recipe_file(path: Path) -> TrainConfig:
@@ -351,62 +340,3 @@ def read_recipe_file(path: Path) -> TrainConfig:
         return TrainConfig.from_dict(values)
     except InputError as error:
         raise InputError(f"{path} is not a recipe of this version: {error}") from error
-
-
-def _from_json(kind: Any, value: Any, name: str) -> Any:
-    """The value of the field `name`, of the type `kind`, from its form in JSON."""
-    options = get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _dataclass_from_json(kind, value, name)
-    if get_origin(kind) in (Union, types.UnionType):
-        return _union_from_json(options, value, name)
-    if get_origin(kind) is tuple and isinstance(value, list):
-        repeated = options[1:] == (...,)
-        if repeated or len(value) == len(options):
-            kinds = options[:1] * len(value) if repeated else options
-            return tuple(_from_json(one, item, name) for one, item in zip(kinds, value))
-    if get_origin(kind) is Literal and value in options:
-        return value
-    if kind is float and NUMBER.accepts(value):
-        return float(value)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is int and INTEGER.accepts(value):
-        return value
-    if kind in (bool, str) and type(value) is kind:
-        return value
-    raise InputError(f"{name}={short_repr(value)}. Expected {kind.__name__ if isinstance(kind, type) else kind}.")
-
-
-def _dataclass_from_json(kind: Any, value: Any, name: str) -> Any:
-    prefix = f"{name}." if name else ""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    if not isinstance(value, Mapping):
-        raise InputError(f"{name}={short_repr(value)}. Expected an object with the fields of {kind.__name__}.")
-    if unknown := [prefix + one for one in value if one not in fields]:
-        raise InputError(f"It has fields that do not exist: {first_few(unknown)}. Expected it without them.")
-    if issubclass(kind, PoolFormerConfig):  # checks and converts its fields itself
-        return kind(**value)
-    hints = get_type_hints(kind)
-    try:
-        return kind(**{one: _from_json(hints[one], item, prefix + one) for one, item in value.items()})
-    except TypeError as error:
-        raise InputError(f"{name or 'the recipe'} is not complete: {error}") from error
-
-
-def _union_from_json(kinds: Sequence[Any], value: Any, name: str) -> Any:
-    if value is None and types.NoneType in kinds:
-        return None
-    if isinstance(value, Mapping):  # the network
-        named = {kind.__name__: kind for kind in kinds}
-        if value.get("kind") not in named:
-            raise InputError(f"{name}.kind={short_repr(value.get('kind'))}. Expected one of: {', '.join(named)}.")
-        rest = {one: item for one, item in value.items() if one != "kind"}
-        return _from_json(named[value["kind"]], rest, name)
-    (kind,) = [one for one in kinds if one is not types.NoneType][:1]
-    return _from_json(kind, value, name)
-
-
-def as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The values after a round trip through JSON."""
-    return json.loads(json.dumps(values, default=lambda value: dict(value) if hasattr(value, "items") else str(value)))

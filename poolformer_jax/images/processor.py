@@ -12,19 +12,18 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Float32, Num, UInt8
 from PIL import Image
 
-from poolformer_jax import hub
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import BOOLEAN, INTEGER, NUMBER, STRING, FieldType, check_rules, convert_fields, optional
-from poolformer_jax.files import write_json
+from poolformer_jax.fields import NUMBER, check_rules, convert_fields
+from poolformer_jax.hub import SavedAsJson
 from poolformer_jax.images import processor_config
 from poolformer_jax.images.batch_feature import BatchFeature, as_tensor
+from poolformer_jax.images.processor_fields import FIELD_TYPES, pad_sides, rules, sides_of
 from poolformer_jax.images.reading import DATA_FORMATS, ImageError, ImageLike, read_image
 from poolformer_jax.images.transforms import center_crop, on_white, pad, to_8_bits, to_channels, unscaled_array
 from poolformer_jax.messages import short_repr
@@ -41,14 +40,12 @@ _CROP_PCT = {
     },
     **{f"{family}_{size}": 1.0 for family in ("convformer", "caformer") for size in ("s18", "s36", "m36", "b36")},
 }
-# The most pixels of a side that a file may ask for: 4096 x 4096 pixels take 200 MB.
-_LARGEST_SIDE = 4096
 # Keywords of transformers that change no pixels: of its PyTorch backend, and of models with text.
 _WITHOUT_EFFECT = ("disable_grouping", "image_seq_length")
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolFormerImageProcessor:
+class PoolFormerImageProcessor(SavedAsJson):
     """Turns pictures into `pixel_values`. The field names, and the forms of their values, are those of `transformers`.
 
     Args:
@@ -72,6 +69,8 @@ class PoolFormerImageProcessor:
         ValueError: naming every field of a wrong type or out of range.
     """
 
+    file_name: ClassVar[str] = processor_config.PREPROCESSOR_CONFIG
+
     do_resize: bool = True
     # hash=False: a dict has no hash; equality still compares it.
     size: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"shortest_edge": 224}, hash=False)
@@ -87,13 +86,13 @@ class PoolFormerImageProcessor:
     do_convert_rgb: bool | None = None
 
     def __post_init__(self) -> None:
-        convert_fields(self, _KINDS)
+        convert_fields(self, FIELD_TYPES)
         given = (self.image_mean, self.image_std)
         channels = next((len(values) for values in given if isinstance(values, tuple)), 3)
         for name, values in zip(("image_mean", "image_std"), given, strict=True):
             if not isinstance(values, tuple):
                 object.__setattr__(self, name, (values,) * channels)
-        check_rules(self, _rules(self))
+        check_rules(self, rules(self))
 
     @property
     def num_channels(self) -> int:
@@ -163,7 +162,7 @@ class PoolFormerImageProcessor:
             )
         results = processor._preprocess_each(images, input_data_format)
         if do_pad:
-            results = pad(results, _pad_size(pad_size))
+            results = pad(results, pad_sides(pad_size))
         if len(shapes := sorted({result.shape for result in results})) > 1:
             raise ImageError(
                 f"The images have different sizes after preprocessing, {', '.join(map(str, shapes))}. Expected one "
@@ -288,7 +287,7 @@ class PoolFormerImageProcessor:
             elif value is None and name != "crop_pct":
                 values.pop(name, None)
             elif name == "size" and changes.get("default_to_square"):
-                values[name] = _sides(value, square=True) or value
+                values[name] = sides_of(value, square=True) or value
             elif name in ("image_mean", "image_std") and NUMBER.accepts(value):
                 values[name] = (value,) * self.num_channels
         return dataclasses.replace(self, **values) if values else self
@@ -360,37 +359,6 @@ class PoolFormerImageProcessor:
         """The text of preprocessor_config.json as `transformers` writes it: two spaces of indentation, sorted names."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
-    def to_json_file(self, file: str | os.PathLike[str]) -> None:
-        """Writes preprocessor_config.json under any name, whole or not at all."""
-        write_json(Path(file).expanduser(), self.to_dict())
-
-    def save_pretrained(self, folder: str | os.PathLike[str], push_to_hub: bool = False, **hub_options: Any) -> None:
-        """Writes preprocessor_config.json into `folder`, whole or not at all.
-
-        Args:
-            folder: the folder, created if needed.
-            push_to_hub: also upload it, to `repo_id` of `hub_options` or a repository with the folder's name.
-            hub_options: as in `push_to_hub`.
-        """
-        self.to_json_file(Path(folder) / processor_config.PREPROCESSOR_CONFIG)
-        if push_to_hub:
-            self.push_to_hub(hub_options.pop("repo_id", Path(folder).name), **hub_options)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Uploads preprocessor_config.json to the Hugging Face Hub.
-
-        Args:
-            repo_id: "owner/name"; the repository is created if it does not exist.
-            options: commit_message, private, token, revision, create_pr.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            ModuleNotFoundError: if huggingface_hub is not installed.
-        """
-        return hub.push_to_hub(repo_id, self.save_pretrained, **options)
-
 
 def is_one_image(images: ImageLike) -> bool:
     """True for one picture, False for an iterable of pictures or an array of them."""
@@ -411,96 +379,8 @@ def _flat(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
             yield image
 
 
-def _pad_size(value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    if set(sides := _sides(value, square=True) or {}) != {"height", "width"}:
-        raise InputError(f"pad_size={short_repr(value)}. Expected height and width, in pixels.")
-    return sides["height"], sides["width"]
-
-
-def _sides(value: Any, *, square: bool = False) -> dict[str, int] | None:
-    """{"height": ..., "width": ...} and so on for one of transformers' forms of a size; None for anything else."""
-    if INTEGER.accepts(value):
-        return {"height": int(value), "width": int(value)} if square else {"shortest_edge": int(value)}
-    try:
-        entries = list(value.items() if isinstance(value, Mapping) else value)  # transformers' SizeDict yields pairs
-    except TypeError:
-        return None
-    if len(entries) == 2 and all(map(INTEGER.accepts, entries)):
-        entries = list(zip(("height", "width"), entries, strict=True))
-    is_pair = [isinstance(entry, tuple) and len(entry) == 2 and STRING.accepts(entry[0]) for entry in entries]
-    if not all(is_pair) or not all(INTEGER.accepts(pixels) for _, pixels in entries):
-        return None
-    return {name: int(pixels) for name, pixels in entries}
-
-
-def _size_field(*, square: bool) -> FieldType:
-    return FieldType(
-        'pixels by name such as {"shortest_edge": 224}, [height, width], or one number',
-        lambda value: _sides(value, square=square) is not None,
-        lambda value: _sides(value, square=square),
-    )
-
-
-def _filter(value: Any) -> int | None:
-    """Pillow's number of a filter given as a number, a name, or an enum of Pillow or torchvision."""
-    if INTEGER.accepts(value):
-        return int(value)
-    name = str(getattr(value, "value", value)).removesuffix("-exact").upper()
-    return Image.Resampling[name].value if name in Image.Resampling.__members__ else None
-
-
-def _is_per_channel(value: Any) -> bool:
-    is_sequence = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-    return NUMBER.accepts(value) or (is_sequence and all(map(NUMBER.accepts, value)))
-
-
-_PER_CHANNEL = FieldType(
-    "a number, or a sequence of numbers, one per channel",
-    _is_per_channel,
-    lambda value: float(value) if NUMBER.accepts(value) else tuple(map(float, value)),
-)
-_KINDS: Mapping[str, FieldType] = {
-    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), BOOLEAN),
-    **dict.fromkeys(("image_mean", "image_std"), _PER_CHANNEL),
-    "size": _size_field(square=False),
-    "crop_size": _size_field(square=True),
-    "crop_pct": optional(NUMBER),
-    "resample": FieldType(
-        "the number or name of a filter of Pillow", lambda value: _filter(value) is not None, _filter
-    ),
-    "rescale_factor": NUMBER,
-    "do_convert_rgb": optional(BOOLEAN),
-}
 # `__post_init__` reports wrong types better than the type checker of the tests, which would run before it.
 no_type_check(PoolFormerImageProcessor.__init__)
-
-
-def _rules(processor: PoolFormerImageProcessor) -> list[tuple[str, bool, str]]:
-    """(field, True if it is in range, what is expected)."""
-
-    def sides(mapping: Mapping[str, int], *allowed: set[str]) -> bool:
-        return set(mapping) in allowed and all(0 < side <= _LARGEST_SIDE for side in mapping.values())
-
-    two_sides, pixels = {"height", "width"}, f"of 1 to {_LARGEST_SIDE} pixels"
-    largest_share = max(processor.size.values(), default=0) / _LARGEST_SIDE
-    channels = processor.image_mean
-    return [
-        ("size", sides(processor.size, {"shortest_edge"}, two_sides), f"shortest_edge, or height and width, {pixels}"),
-        ("crop_size", sides(processor.crop_size, two_sides), f"height and width, {pixels}"),
-        (
-            "crop_pct",
-            processor.crop_pct is None or (0 < processor.crop_pct <= 1 and largest_share <= processor.crop_pct),
-            f"None or a share in (0, 1] by which size becomes at most {_LARGEST_SIDE} pixels",
-        ),
-        ("resample", processor.resample in set(Image.Resampling), "a number of Pillow's filters, 0 to 5"),
-        ("image_mean", len(channels) in (1, 3), "one value per channel, of 1 or 3 channels"),
-        ("image_std", len(processor.image_std) == len(channels), "as many values as image_mean"),
-        ("image_std", all(std > 0 for std in processor.image_std), "positive values"),
-        ("rescale_factor", processor.rescale_factor > 0, "a positive number"),
-    ]
-
 
 # The name that older versions of transformers use.
 PoolFormerFeatureExtractor = PoolFormerImageProcessor

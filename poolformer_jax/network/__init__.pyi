@@ -1,12 +1,6 @@
 from .block import kernel_stages as kernel_stages
-from .config import (
-    HIDDEN_ACTS as HIDDEN_ACTS,
-    MetaFormerConfig as MetaFormerConfig,
-    PoolFormerConfig as PoolFormerConfig,
-    describe_network as describe_network,
-    names_by_index as names_by_index,
-    published_variant as published_variant,
-)
+from .config import MetaFormerConfig as MetaFormerConfig, PoolFormerConfig as PoolFormerConfig
+from .config_fields import HIDDEN_ACTS as HIDDEN_ACTS, names_by_index as names_by_index
 from .functional import (
     ACTIVATIONS as ACTIVATIONS,
     DOWNSAMPLE_EPSILON as DOWNSAMPLE_EPSILON,
@@ -63,6 +57,7 @@ from .parameters import (
     subtree as subtree,
     variables_of as variables_of,
 )
+from .published import describe_network as describe_network, published_variant as published_variant
 from .token_mixers import HEAD_DIM as HEAD_DIM, TOKEN_MIXERS as TOKEN_MIXERS
 from .variants import (
     BASELINES as BASELINES,

@@ -11,6 +11,12 @@ from .flax_models import (
 )
 from .folder import write_model as write_model
 from .model_card import MODEL_CARD as MODEL_CARD
+from .model_files import (
+    CONFIG as CONFIG,
+    WEIGHTS as WEIGHTS,
+    ModelFiles as ModelFiles,
+    find_model_files as find_model_files,
+)
 from .names import LAYOUTS as LAYOUTS, TRANSFORMS as TRANSFORMS, Leaf as Leaf, leaves as leaves
 from .pretrained import (
     build_model as build_model,
@@ -19,11 +25,7 @@ from .pretrained import (
 )
 from .published import class_names as class_names, default_image_processor as default_image_processor
 from .source import (
-    CONFIG as CONFIG,
-    WEIGHTS as WEIGHTS,
-    ModelFiles as ModelFiles,
     OpenedModel as OpenedModel,
-    find_model_files as find_model_files,
     identify_model as identify_model,
     open_model as open_model,
     read_config as read_config,

@@ -24,11 +24,9 @@ from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.network import (
     CONSTANTS,
     NETWORK,
-    ImageClassifierOutput,
     PoolFormerConfig,
     PoolFormerForImageClassification,
     PoolFormerModel,
-    PoolFormerModelOutput,
     count_parameters,
     describe_network,
     leaves_by_path,
@@ -44,18 +42,7 @@ _Model = TypeVar("_Model", bound="_FlaxPoolFormer")
 
 
 class _FlaxPoolFormer:
-    """What the two models share.
-
-    Args:
-        config: the architecture.
-        input_shape: shape of a batch of pixels, [batch, height, width, channels]; by default the smallest one.
-        seed: of the random parameters.
-        dtype: type that activations are computed in, float32 or bfloat16. Parameters are float32.
-        _do_init: draw random parameters. Without it `params` must be passed to every call.
-
-    Attributes:
-        module: the linen module.
-    """
+    """What the two models share; `module` is the linen module."""
 
     module_class: ClassVar[type[PoolFormerModel] | type[PoolFormerForImageClassification]]
     _has_head: ClassVar[bool]
@@ -248,16 +235,28 @@ class _FlaxPoolFormer:
         saved: dict[str, Any] = {"layout": layout, "image_processor": image_processor, "metrics": metrics}
         return hub.push_to_hub(repo_id, partial(self.save_pretrained, params=params, **saved), **hub_options)
 
-    def _call(
+    def __call__(
         self,
         pixel_values: Any,
-        labels: Any,
-        params: Mapping[str, Any] | None,
-        dropout_rng: PRNGKeyArray | None,
-        train: bool,
-        output_hidden_states: bool | None,
-        return_dict: bool | None,
+        params: Mapping[str, Any] | None = None,
+        dropout_rng: PRNGKeyArray | None = None,
+        train: bool = False,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        labels: Any = None,
     ) -> Any:
+        """The module's output for a batch of images, compiled for every new shape.
+
+        Args:
+            pixel_values: [batch, height, width, num_channels], normalised.
+            params: parameters to use instead of the model's.
+            dropout_rng: random key for dropout and drop path.
+            train: apply dropout and drop path.
+            output_hidden_states: also return the feature map of every stage; None for the config's choice.
+            return_dict: False returns the output's `to_tuple()`; None for the config's choice.
+            labels: as in `PoolFormerForImageClassification`, for a loss; of the classifier only.
+        """
         config = self.config
         output = _apply(
             self.module,
@@ -272,9 +271,7 @@ class _FlaxPoolFormer:
 
 
 class FlaxPoolFormerModel(_FlaxPoolFormer):
-    """The backbone with its parameters.
-
-    Pixels and feature maps are channels last, [batch, height, width, channels].
+    """The backbone with its parameters. Pixels and feature maps are channels last, [batch, height, width, channels].
 
     Args:
         config: the architecture.
@@ -287,73 +284,12 @@ class FlaxPoolFormerModel(_FlaxPoolFormer):
     module_class = PoolFormerModel
     _has_head = False
 
-    def __call__(
-        self,
-        pixel_values: Any,
-        params: Mapping[str, Any] | None = None,
-        dropout_rng: PRNGKeyArray | None = None,
-        train: bool = False,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> PoolFormerModelOutput | tuple[Any, ...]:
-        """The last feature map of a batch of images, compiled for every new shape.
-
-        Args:
-            pixel_values: [batch, height, width, num_channels], normalised.
-            params: parameters to use instead of the model's.
-            dropout_rng: random key for dropout and drop path.
-            train: apply dropout and drop path.
-            output_hidden_states: also return the feature map of every stage; None for the config's choice.
-            return_dict: False returns the output's `to_tuple()`; None for the config's choice.
-        """
-        output: PoolFormerModelOutput | tuple[Any, ...] = self._call(
-            pixel_values, None, params, dropout_rng, train, output_hidden_states, return_dict
-        )
-        return output
-
 
 class FlaxPoolFormerForImageClassification(_FlaxPoolFormer):
-    """The classifier with its parameters.
-
-    Pixels and feature maps are channels last, [batch, height, width, channels].
-
-    Args:
-        config: the architecture.
-        input_shape: shape of a batch of pixels; by default the smallest one.
-        seed: of the random parameters.
-        dtype: type that activations are computed in, float32 or bfloat16. Parameters are float32.
-        _do_init: draw random parameters. Without it `params` must be passed to every call.
-    """
+    """The classifier with its parameters. The arguments are those of `FlaxPoolFormerModel`."""
 
     module_class = PoolFormerForImageClassification
     _has_head = True
-
-    def __call__(
-        self,
-        pixel_values: Any,
-        params: Mapping[str, Any] | None = None,
-        dropout_rng: PRNGKeyArray | None = None,
-        train: bool = False,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        *,
-        labels: Any = None,
-    ) -> ImageClassifierOutput | tuple[Any, ...]:
-        """The logits of a batch of images, and the loss if labels are given, compiled for every new shape.
-
-        Args:
-            pixel_values: [batch, height, width, num_channels], normalised.
-            params: parameters to use instead of the model's.
-            dropout_rng: random key for dropout and drop path.
-            train: apply dropout and drop path.
-            output_hidden_states: also return the feature map of every stage; None for the config's choice.
-            return_dict: False returns the output's `to_tuple()`; None for the config's choice.
-            labels: as in `PoolFormerForImageClassification`.
-        """
-        output: ImageClassifierOutput | tuple[Any, ...] = self._call(
-            pixel_values, labels, params, dropout_rng, train, output_hidden_states, return_dict
-        )
-        return output
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))

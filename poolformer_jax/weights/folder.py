@@ -24,9 +24,10 @@ from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.model_card import GENERATED, MODEL_CARD, model_card
+from poolformer_jax.weights.model_files import CONFIG, WEIGHTS
 from poolformer_jax.weights.names import LAYOUTS, leaves
 from poolformer_jax.weights.published import IN_TIMM, class_names, default_image_processor, timms_name
-from poolformer_jax.weights.source import CONFIG, CONFIG_METADATA, WEIGHTS
+from poolformer_jax.weights.source import CONFIG_METADATA
 
 # transformers would open model.safetensors with our names, and give all parameters random values.
 _OUR_WEIGHTS = "flax_model.safetensors"

@@ -22,7 +22,7 @@ from poolformer_jax.inference import load_onnxruntime, load_openvino
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.onnx_model import run_onnx, to_onnx
 from poolformer_jax.inference.onnx_operations import takes_any_size
-from poolformer_jax.network.config import HIDDEN_ACTS
+from poolformer_jax.network import HIDDEN_ACTS
 from poolformer_jax.weights import class_names, save_pretrained
 from small_networks import EVERY_MIXER, FAMILY, LABELS, PROCESSOR, TINY, TWO_STAGES, random_variables
 

@@ -11,7 +11,7 @@ import pytest
 from golden.published import FOLDER as GOLDEN
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.inference.cost_operations import count_macs, layer_table, parameter_shapes
-from poolformer_jax.network.config import published_variant
+from poolformer_jax.network import published_variant
 from poolformer_jax.network.parameters import count_parameters
 from poolformer_jax.network.variants import FAMILIES, SIZES, VARIANTS
 

@@ -18,7 +18,7 @@ from poolformer_jax import (
     PoolFormerModel,
 )
 from poolformer_jax.network import VARIANTS, published_variant
-from poolformer_jax.network.config import PROBLEM_TYPES
+from poolformer_jax.network.config_fields import PROBLEM_TYPES
 
 # config.json of sail/poolformer_s12 on the Hub, shortened to three labels.
 HF_CONFIG = {

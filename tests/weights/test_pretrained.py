@@ -189,7 +189,7 @@ def test_a_config_is_utf_8_with_or_without_a_byte_order_mark(tmp_path):
     [
         ("{", "is not JSON"),
         ("[]", "is a list. Expected an object"),
-        ('{"model_type": "vit"}', "is of a 'vit' model"),
+        ('{"model_type": "vit"}', "describes a 'vit' model"),
         ('{"model_type": "poolformer", "depths": 3}', "malformed"),
         ('{"model_type": "poolformer", "id2label": [1]}', "malformed"),
         ('{"model_type": "poolformer", "depths": [1000000000, 1, 1, 1], "num_labels": 3}', "at most 10,000 blocks"),

@@ -32,7 +32,7 @@ from train.compute import (
     refuse_different_processes,
     replicated,
 )
-from train.config import MeshConfig, as_json
+from train.config import MeshConfig
 from train.data import (
     ALL_IMAGES,
     DataConfig,
@@ -46,6 +46,7 @@ from train.data import (
     normalize_batch,
     open_source,
 )
+from train.json_values import as_json
 from train.resume import FREE_TO_DIFFER, describe_changes, network_to_dict
 
 

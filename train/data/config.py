@@ -8,7 +8,16 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from poolformer_jax.fields import check_rules, is_local, is_none_or_positive
+from poolformer_jax.fields import (
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    check_rules,
+    in_range,
+    is_local,
+    or_none,
+)
 from poolformer_jax.images import PoolFormerImageProcessor
 from train.data.augment.random_augment import RandAugment
 
@@ -52,11 +61,10 @@ class HostAugmentation:
         rules = [
             ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "0 < smallest <= largest <= 1"),
             ("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "0 < smallest <= largest"),
-            ("horizontal_flip", 0 <= self.horizontal_flip <= 1, "a probability from 0 to 1"),
-            ("vertical_flip", 0 <= self.vertical_flip <= 1, "a probability from 0 to 1"),
+            *in_range(self, PROBABILITY, "horizontal_flip", "vertical_flip"),
             ("color_jitter", min(self.color_jitter) >= 0, "0 or positive numbers"),
             ("color_jitter", self.color_jitter[3] <= 0.5, "at most 0.5 for hue, half the colour circle"),
-            ("max_shift", 0 <= self.max_shift < 1, "a share in [0, 1)"),
+            *in_range(self, BELOW_1, "max_shift"),
             ("max_rotation", 0 <= self.max_rotation <= 180, "degrees from 0 to 180"),
         ]
         check_rules(self, rules)
@@ -98,13 +106,10 @@ class DeviceAugmentation:
 
     def __post_init__(self) -> None:
         rules = [
-            ("mixup", self.mixup >= 0, "0 or a positive number"),
-            ("cutmix", self.cutmix >= 0, "0 or a positive number"),
-            ("mix_probability", 0 <= self.mix_probability <= 1, "a probability from 0 to 1"),
-            ("switch_to_cutmix", 0 <= self.switch_to_cutmix <= 1, "a probability from 0 to 1"),
+            *in_range(self, NOT_NEGATIVE, "mixup", "cutmix"),
+            *in_range(self, PROBABILITY, "mix_probability", "switch_to_cutmix", "erase_probability"),
+            *in_range(self, BELOW_1, "label_smoothing"),
             ("mix_group", self.mix_group >= 0 and self.mix_group % 2 == 0, "0 or an even number of images"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)"),
-            ("erase_probability", 0 <= self.erase_probability <= 1, "a probability from 0 to 1"),
             ("erase_area", 0 < self.erase_area[0] <= self.erase_area[1] < 1, "0 < smallest <= largest < 1"),
             ("erase_ratio", 0 < self.erase_ratio[0] <= self.erase_ratio[1], "0 < smallest <= largest"),
         ]
@@ -181,13 +186,13 @@ class DataConfig:
             ("data_dir", is_local(self.data_dir), _LOCAL),
             ("class_map", is_local(self.class_map), "the path of a local file"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
-            ("image_size", self.image_size > 0, "a positive number of pixels"),
+            *in_range(self, POSITIVE, "image_size", "batch_size", "worker_batches", "synthetic_examples"),
+            *in_range(self, or_none(POSITIVE), "evaluation_batch_size"),
+            *in_range(self, or_none(NOT_NEGATIVE), "workers"),
             ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),
             ("image_mean", all(0 <= mean <= 1 for mean in self.image_mean), f"values from 0 to 1{_UNIT_RANGE}"),
             ("image_std", len(self.image_std) == len(self.image_mean), "the same number of values as image_mean"),
             ("image_std", all(0 < std <= 1 for std in self.image_std), f"values above 0 and up to 1{_UNIT_RANGE}"),
-            ("batch_size", self.batch_size > 0, "a positive number of images"),
-            ("evaluation_batch_size", is_none_or_positive(self.evaluation_batch_size), "a positive number, or None"),
             (
                 "sampling",
                 self.sampling == "uniform" or self.class_weights == "none",
@@ -195,9 +200,6 @@ class DataConfig:
             ),
             *self._rules_of_targets(),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
-            ("workers", (self.workers or 0) >= 0, "0 or a positive number of processes"),
-            ("worker_batches", self.worker_batches > 0, "a positive number of batches"),
-            ("synthetic_examples", self.synthetic_examples > 0, "a positive number of images"),
         ]
         check_rules(self, rules)
 

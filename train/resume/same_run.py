@@ -19,9 +19,10 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.files import read_json, write_json
 from poolformer_jax.messages import first_few, printable, printable_message, short_repr
 from train.compute import from_process_0, refuse_different_processes
-from train.config import TrainConfig, as_json
+from train.config import TrainConfig
 from train.data import Source, choose_resizer
 from train.folders import lock_folder
+from train.json_values import as_json
 from train.report import last_logged_step
 from train.resume.checkpoints import Checkpoints, newest_run, wait_for_same_checkpoints
 
