@@ -11,7 +11,6 @@ import pytest
 
 from poolformer_jax import (
     FlaxPoolFormerForImageClassification,
-    PoolFormerConfig,
     PoolFormerImageProcessor,
     load_pretrained,
 )
@@ -154,21 +153,16 @@ def test_a_push_keeps_the_readme_of_an_existing_repository(hub):
     assert hub.files["me/model", "main"]["config.json"] == b"{}"
 
 
-def test_an_image_processor_is_saved_and_pushed_as_its_file(hub, tmp_path):
-    processor = PoolFormerImageProcessor.for_variant("m36")
-    processor.save_pretrained(tmp_path / "processor", push_to_hub=True, token="hf_secret")
-    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "processor") == processor
-    ((name, content),) = hub.files["me/processor", "main"].items()
-    assert name == "preprocessor_config.json"
-    assert PoolFormerImageProcessor.from_dict(json.loads(content)) == processor
-
-
-def test_a_config_is_saved_and_pushed_as_its_file(hub, tmp_path):
-    CONFIG.save_pretrained(tmp_path / "config", push_to_hub=True, repo_id="me/config", token="hf_secret")
-    assert PoolFormerConfig.from_pretrained(tmp_path / "config") == CONFIG
-    ((name, content),) = hub.files["me/config", "main"].items()
-    assert name == "config.json"
-    assert PoolFormerConfig.from_dict(json.loads(content)) == CONFIG
+@pytest.mark.parametrize(
+    ("settings", "file"),
+    [(PoolFormerImageProcessor.for_variant("m36"), "preprocessor_config.json"), (CONFIG, "config.json")],
+)
+def test_settings_are_saved_and_pushed_as_their_file(hub, tmp_path, settings, file):
+    settings.save_pretrained(tmp_path / "mine", push_to_hub=True, token="hf_secret")
+    assert type(settings).from_pretrained(tmp_path / "mine") == settings
+    ((name, content),) = hub.files["me/mine", "main"].items()
+    assert name == file
+    assert type(settings).from_dict(json.loads(content)) == settings
 
 
 def test_a_push_goes_to_a_branch_or_into_a_pull_request(hub):

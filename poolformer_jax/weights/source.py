@@ -258,6 +258,11 @@ def read_config(path: Path) -> PoolFormerConfig | None:
 
 
 def _config_from_dict(data: Mapping[str, Any], path: Path) -> PoolFormerConfig:
+    if "model_type" not in data:
+        raise InputError(
+            f"The config in {path} has no model_type. Expected model_type 'poolformer' or 'metaformer', or timm's "
+            "config.json."
+        )
     try:
         return PoolFormerConfig.from_dict(data)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:

@@ -239,14 +239,6 @@ def test_a_report_does_not_overwrite_the_model(tmp_path, capsys, name):
     assert not (tmp_path / "model").exists()
 
 
-def test_a_conversion_does_not_overwrite_its_source(tmp_path, capsys):
-    shutil.copytree(FIXTURES / "hf_sharded", tmp_path / "model")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    assert run(tmp_path / "model", tmp_path / "." / "model") == 1
-    assert "is the source's own folder" in capsys.readouterr().err
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-
-
 def test_a_model_is_replaced_only_on_request(tmp_path, capsys):
     arguments = (FIXTURES / "hf.bin", tmp_path / "model")
     assert run(SAIL, tmp_path / "model") == 0

@@ -16,9 +16,7 @@ from PIL import Image
 from paths import TESTS
 from poolformer_jax import (
     PoolFormerConfig,
-    PoolFormerForImageClassification,
     PoolFormerImageProcessor,
-    PoolFormerModel,
     WeightsMismatch,
 )
 from poolformer_jax.images import ImageError, imagenet_labels, imagenet_wordnet_ids
@@ -356,30 +354,6 @@ def test_the_next_process_loads_the_compiled_program(tmp_path):
         for _ in range(2)
     ]
     assert [int(run.stdout) for run in runs] == [0, 1]
-
-
-class TestFeatures:
-    """Feature maps and embeddings, without labels."""
-
-    def test_hidden_states_have_strides_4_to_32_for_any_size(self):
-        # Published strides and the paper's widths; 97 x 130 is no multiple of 32.
-        config = PoolFormerConfig.from_variant("s12", depths=(1, 1, 1, 1))
-        model = PoolFormerModel(config)
-        pixels = jnp.zeros((1, 97, 130, 3))
-        shapes = jax.eval_shape(lambda key: model.init_with_output(key, pixels)[0], jax.random.key(0))
-        maps = [state.shape for state in shapes.hidden_states]
-        assert maps == [(1, 24, 32, 64), (1, 12, 16, 128), (1, 6, 8, 320), (1, 3, 4, 512)]
-        assert shapes.last_hidden_state.shape == maps[-1]
-
-    def test_a_network_without_head_returns_the_input_of_the_head(self):
-        headless = PoolFormerConfig(depths=CONFIG.depths, hidden_sizes=CONFIG.hidden_sizes, num_labels=0)
-        params = {name: value for name, value in VARIABLES["params"].items() if name != "head"}
-        pixels = PROCESSOR.preprocess(PHOTOGRAPHS)["pixel_values"]
-        embedding = jax.jit(PoolFormerForImageClassification(headless).apply)({"params": params}, pixels).logits
-        assert embedding.shape == (len(PHOTOGRAPHS), 16)
-        head = VARIABLES["params"]["head"]
-        logits = apply(VARIABLES, pixels).logits
-        np.testing.assert_allclose(embedding @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")

@@ -1,11 +1,9 @@
 """The networks of "MetaFormer Baselines for Vision" (arXiv 2210.13452) in NumPy, with every known mistake as a switch.
 
 Independent of the package: NCHW, float64, and the authors' parameter names (sail-sg/metaformer). Without a mistake it
-agrees with the golden arrays; every mistake moves the result further than the parity tests allow. Complex inputs work
-too: `f(x + 1j * h * v).imag / h` is the derivative of f along v.
+agrees with the golden arrays; every mistake moves the result further than the parity tests allow.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,14 +18,12 @@ KINDS = {
     "convformer": (("sep_conv",) * 4, "layer"),
     "caformer": (("sep_conv",) * 2 + ("attention",) * 2, "layer"),
 }
-# Epsilon of the norm inside the MLP head, which the code of each home decides.
-HEAD_EPSILON = {"sail": 1e-5, "timm": 1e-6}
 _GROUP = ("poolformerv2", "identityformer", "randformer")
 _MLP_HEAD = ("convformer", "caformer")
 # A float32 test does not see these: mistake -> the kinds that can make it.
 SILENT_MISTAKES = {
     "final epsilon 1e-5": tuple(KINDS),
-    "head epsilon of the other home": _MLP_HEAD,
+    "head epsilon of timm": _MLP_HEAD,
     "downsampling epsilon 1e-5": tuple(KINDS),
     "block epsilon 1e-5": tuple(KINDS),
 }
@@ -59,9 +55,7 @@ def outputs(
     state: State,
     pixels: np.ndarray,
     kind: str,
-    head_epsilon: float,
     mistake: str | None = None,
-    dropout_mask: np.ndarray | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The output of every stage, [b, c, h, w], and the logits, [b, labels], for pixels [b, 3, h, w].
 
@@ -69,9 +63,7 @@ def outputs(
         state: authors' name -> array, in the authors' shapes.
         pixels: normalised images.
         kind: a key of KINDS.
-        head_epsilon: a value of HEAD_EPSILON.
-        mistake: a key of SILENT_MISTAKES or LOUD_MISTAKES, or "dropout before fc1".
-        dropout_mask: factors of the head's hidden features, [b, 4c], as dropout draws them.
+        mistake: a key of SILENT_MISTAKES or LOUD_MISTAKES.
     """
     x, stages = pixels, []
     for stage, mixer in enumerate(KINDS[kind][0]):
@@ -81,7 +73,7 @@ def outputs(
             x = _block(state, x, f"stages.{stage}.{block}", mixer, KINDS[kind][1], mistake)
             block += 1
         stages.append(x)
-    return stages, _head(state, x, head_epsilon, mistake, dropout_mask)
+    return stages, _head(state, x, mistake)
 
 
 def _downsample(state: State, x: np.ndarray, stage: int, mistake: str | None) -> np.ndarray:
@@ -168,12 +160,9 @@ def _attention(state: State, x: np.ndarray, name: str, mistake: str | None) -> n
     return _dense(mixed.swapaxes(2, 3).reshape(batch, width, height, columns), state[f"{name}.proj.weight"])
 
 
-def _head(
-    state: State, x: np.ndarray, epsilon: float, mistake: str | None, dropout_mask: np.ndarray | None
-) -> np.ndarray:
+def _head(state: State, x: np.ndarray, mistake: str | None) -> np.ndarray:
     final_epsilon = 1e-5 if mistake == "final epsilon 1e-5" else 1e-6
-    if mistake == "head epsilon of the other home":
-        epsilon = 1e-5 + 1e-6 - epsilon
+    epsilon = 1e-6 if mistake == "head epsilon of timm" else 1e-5
     scale, shift = state["norm.weight"], state["norm.bias"]
     if mistake == "norm before the average":
         x = (_norm(x, (1,), final_epsilon, scale) + shift[:, None, None]).mean((2, 3))
@@ -181,12 +170,9 @@ def _head(
         x = _norm(x.mean((2, 3)), (1,), final_epsilon, scale) + shift
     if "head.weight" in state:
         return _dense(x, state["head.weight"]) + state["head.bias"]
-    if mistake == "dropout before fc1":
-        x, dropout_mask = x * dropout_mask[:, : x.shape[1]], None
     x = _relu(_dense(x, state["head.fc1.weight"]) + state["head.fc1.bias"])
     x = x if mistake == "ReLU in the head" else x * x
     x = _norm(x, (1,), epsilon, state["head.norm.weight"]) + state["head.norm.bias"]
-    x = x if dropout_mask is None else x * dropout_mask
     return _dense(x, state["head.fc2.weight"]) + state["head.fc2.bias"]
 
 
@@ -205,11 +191,11 @@ def _star_relu(state: State, x: np.ndarray, name: str, mistake: str | None) -> n
 
 
 def _relu(x: np.ndarray) -> np.ndarray:
-    return np.where(x.real > 0, x, 0)
+    return np.maximum(x, 0)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
-    exponential = np.exp(x - x.real.max(-1, keepdims=True))
+    exponential = np.exp(x - x.max(-1, keepdims=True))
     return exponential / exponential.sum(-1, keepdims=True)
 
 
@@ -233,71 +219,3 @@ def _windows(x: np.ndarray, size: int, stride: int, padding: int | None) -> np.n
         around = [(padding, padding)] * 2
     padded = np.pad(x, [(0, 0), (0, 0), *around])
     return sliding_window_view(padded, (size, size), (2, 3))[:, :, ::stride, ::stride]
-
-
-def to_timm(state: State, mistake: str | None = None) -> dict[str, np.ndarray]:
-    """The state dict that timm has for these weights, in its order.
-
-    Mistakes: "head.norm keeps its name" and "one shape for fc1 and fc2 in all stages".
-    """
-    attention = {name.split(".token_mixer")[0] for name in state if name.endswith("qkv.weight")}
-    renamed = {}
-    for name, array in state.items():
-        there = re.sub(r"^downsample_layers\.0\.(post_)?", "stem.", name)
-        there = re.sub(r"^downsample_layers\.(\d)\.(pre_)?", r"stages.\1.downsample.", there)
-        there = re.sub(r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2.", there)
-        if not (mistake == "head.norm keeps its name" and name.startswith("head.norm")):
-            there = re.sub(r"^head\.", "head.fc.", there)
-        there = re.sub(r"^norm\.", "head.norm.", there)
-        pointwise = re.search(r"\.pwconv\d\.", name) or (
-            re.search(r"\.mlp\.fc\d\.", name)
-            and (name.split(".mlp")[0] not in attention or mistake == "one shape for fc1 and fc2 in all stages")
-        )
-        renamed[there] = array[..., None, None] if pointwise else array
-    order = ("stem", *(f"stages.{stage}.{part}" for stage in range(4) for part in ("downsample", "blocks")), "head")
-    return {name: renamed[name] for part in order for name in renamed if name.startswith(part)}
-
-
-def from_timm(state: State) -> dict[str, np.ndarray]:
-    """The authors' state dict for weights with timm's names and shapes; the reverse of `to_timm`."""
-    renamed = {}
-    for name, array in state.items():
-        here = re.sub(r"^stem\.(norm)?", lambda m: f"downsample_layers.0.{'post_norm' if m[1] else ''}", name)
-        here = re.sub(r"^stages\.(\d)\.downsample\.(norm)?", lambda m: _downsampling_name(m), here)
-        here = re.sub(r"^stages\.(\d)\.blocks\.", r"stages.\1.", here)
-        here = re.sub(r"^head\.norm\.", "norm.", here)
-        here = re.sub(r"^head\.fc\.", "head.", here)
-        renamed[here] = array[..., 0, 0] if array.shape[2:] == (1, 1) else array
-    return renamed
-
-
-def _downsampling_name(match: re.Match[str]) -> str:
-    return f"downsample_layers.{match[1]}.{'pre_norm' if match[2] else ''}"
-
-
-def multiply_adds(shapes: Mapping[str, Sequence[int]], side: int, norms: bool = False) -> int:
-    """Multiply-adds for an image of `side` x `side` pixels, from the authors' names and shapes.
-
-    Args:
-        shapes: authors' name -> shape.
-        side: a multiple of 32.
-        norms: also count five for every element that a norm reads, as fvcore does. The published figures do not.
-    """
-    tokens = [(side // stride) ** 2 for stride in (4, 8, 16, 32)]
-    total = 0
-    for name, shape in shapes.items():
-        if name.startswith(("norm.", "head.")):
-            positions = 1
-        elif name.endswith("pre_norm.weight"):
-            positions = tokens[int(name.split(".")[1]) - 1]
-        else:
-            positions = tokens[int(name.split(".")[1])]
-        if "norm" in name:
-            total += 5 * shape[0] * positions * (norms and name.endswith("weight"))
-        elif name.endswith("random_matrix"):
-            total += shape[0] * shape[1] * shapes[name.split(".token_mixer")[0] + ".norm1.weight"][0]
-        elif len(shape) > 1:
-            total += int(np.prod(shape)) * positions
-        if name.endswith("qkv.weight"):
-            total += 2 * positions**2 * shape[1]
-    return total

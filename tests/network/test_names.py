@@ -9,7 +9,7 @@ import pytest
 from golden import published
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification, PoolFormerModel
 from poolformer_jax.network import merge_collections
-from poolformer_jax.weights.names import LAYOUTS, MLP, TRANSFORMS, leaves, network_places, parameter_rows
+from poolformer_jax.weights.names import LAYOUTS, MLP, TRANSFORMS, leaves, parameter_rows
 
 TINY = {"depths": (1, 2), "hidden_sizes": (4, 6), "num_labels": 3}
 TINY |= {"patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1), "token_mixers": ("pooling",) * 2}
@@ -82,12 +82,6 @@ def test_sails_list_counts_position_embeddings(variant, names):
     assert names <= {leaf.name for leaf in leaves(PoolFormerConfig.from_variant(variant), "sail")}
 
 
-def test_a_stage_finds_its_place_in_sails_list():
-    places = network_places(PoolFormerConfig(position_embeddings=(True, False, True, False), image_size=224))
-    assert [place["at"] for place in places] == [1, 3, 6, 8]
-    assert (places[0]["pos"], places[1]["down"], places[2]["pos"], places[3]["down"]) == (0, 2, 5, 7)
-
-
 @pytest.mark.parametrize(
     ("changes", "absent"),
     [
@@ -113,8 +107,3 @@ def test_absent_parameters_have_no_name(changes, absent):
 def test_the_message_names_parameters_without_a_name_in_the_layout(layout, variant, message):
     with pytest.raises(ValueError, match=f"'{layout}' has no name for {message}"):
         leaves(PoolFormerConfig.from_variant(variant), layout)
-
-
-def test_the_message_for_an_unknown_layout_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"There is no layout 'keras'. Expected one of: sail, hf, timm, jax"):
-        leaves(PoolFormerConfig(), "keras")

@@ -1,7 +1,6 @@
 """Weights of the second paper's networks: both PyTorch layouts, what no array shows, heads, and preprocessing."""
 
 import json
-import re
 import warnings
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 import archives
-from golden import fixture_values, published
+from golden import published
 from poolformer_jax import (
     FlaxPoolFormerForImageClassification,
     MetaFormerConfig,
@@ -111,30 +110,6 @@ def test_loaded_weights_compute_what_pytorch_computes(home, kind):
     compare(*loaded, published.arrays(f"family/{home}", f"{kind}_tiny"), "64x64")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize(("home", "kind"), EACH)
-def test_loaded_weights_of_published_size_compute_what_pytorch_computes(home, kind):
-    variant = variant_of(kind)
-    config = MetaFormerConfig.from_variant(variant) if kind in ALIKE else None
-    loaded = from_torch_state_dict(published.state_dict(f"family/{home}", variant), config)
-    compare(*loaded, published.arrays(f"family/{home}", variant), "224x224")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("kind", ["convformer", "caformer"])
-def test_loaded_weights_take_384_pixels_and_21841_classes(kind):
-    golden = published.arrays("family/timm", f"{kind}_s18_384_and_in22k")
-    compare(*from_torch_state_dict(published.state_dict("family/timm", f"{kind}_s18")), golden, "384x384")
-    listing = published.shapes("family/timm", f"{kind}_s18")
-    listing |= {"head.fc.fc2.weight": (21841, 2048), "head.fc.fc2.bias": (21841,)}
-    loaded = from_torch_state_dict({name: fixture_values.parameter(name, shape) for name, shape in listing.items()})
-    index, value = (golden[f"224x224/in22k_logits/{key}"] for key in ("index", "value"))
-    found = float64_logits(*loaded, published.pixel_values("224x224")[:1]).ravel()[index]
-    assert np.abs(found - value).max() < 1e-9 * np.abs(value).max()
-
-
 @pytest.mark.parametrize("listing", sorted((published.FOLDER / "family").glob("*_s1[28].json")), ids=lambda p: p.stem)
 def test_layout_and_network_are_inferred_from_names_and_shapes(listing):
     home, variant = listing.stem.split("_", 1)
@@ -165,13 +140,6 @@ def test_without_a_name_the_network_is_asked_for(tmp_path, home):
         open_model(path)
     with pytest.raises(ValueError, match=r"variant='poolformerv2_s12' or variant='identityformer_s12' \(--var"):
         from_torch_state_dict(zeros("identityformer_s12", home))
-
-
-def test_different_names_for_one_file_are_an_error(tmp_path):
-    content = {"arch": "poolformerv2_s12", "state_dict": state_dict("sail", "identityformer")}
-    path = archives.checkpoint(tmp_path / "identityformer_s12.pth", content)
-    with pytest.raises(ValueError, match=r"different networks: poolformerv2_s12, identityformer_s12\.pth.*--variant"):
-        open_model(path)
 
 
 def test_a_name_does_not_contradict_arrays_that_show_the_mixers(tmp_path):
@@ -210,14 +178,6 @@ def test_a_folder_of_transformers_timm_wrapper_is_read(tmp_path, kind, prefix):
     assert found.id2label == {index: f"label {index}" for index in range(10)}
     names = {"id2label": found.id2label, "problem_type": "multi_label_classification"}
     assert found == config_of("timm", kind, **names)
-
-
-def test_names_of_features_only_models_are_read_as_a_network_without_a_head():
-    original = {name: array for name, array in state_dict("timm", "caformer").items() if not name.startswith("head")}
-    flat = {re.sub(r"^stages\.", "stages_", name): array for name, array in original.items()}
-    config, variables = from_torch_state_dict(flat)
-    assert config == config_of("timm", "caformer", num_labels=0)
-    assert to_torch_state_dict(config, variables, "timm").keys() == original.keys()
 
 
 @pytest.mark.parametrize(("home", "norm"), [("timm", "head.norm."), ("sail", "norm.")])
@@ -417,33 +377,3 @@ def test_the_network_is_inferred_in_spite_of_one_damaged_array(home, kind):
         with pytest.raises(WeightsMismatch) as raised:
             plan_import(match_state_dict(whole | {name: np.zeros((11, 13, 1), np.float32)}))
         assert raised.value.misshaped == {name: ((11, 13, 1), array.shape)}
-
-
-@pytest.mark.parametrize("home", ["sail", "timm"])
-@pytest.mark.parametrize(
-    ("pattern", "replacement"),
-    [
-        (r"^", "module._orig_mod."),
-        (r"^(?!head)", "model.backbone."),  # the head is outside of the wrapper
-        (r"^(stages\.\d)\.", r"\1._checkpoint_wrapped_module."),
-        (r"^(?!head)", "encoder.model."),
-    ],
-)
-def test_wrappers_of_a_network_and_of_its_parts_are_ignored(home, pattern, replacement):
-    original = state_dict(home, "caformer")
-    wrapped = {re.sub(pattern, replacement, name): array for name, array in original.items()}
-    assert wrapped.keys() != original.keys()
-    config, variables = from_torch_state_dict({**wrapped, "module.n_averaged": np.zeros((), np.int64)})
-    back = to_torch_state_dict(config, variables, home)
-    assert all(np.array_equal(back[name], array) for name, array in original.items())
-
-
-def test_a_training_checkpoint_of_timm_gives_its_moving_average_on_request(tmp_path):
-    original = state_dict("timm", "convformer")
-    average = {name: array + 1 for name, array in original.items()}
-    content = {"epoch": 3, "arch": "convformer_s18", "state_dict": original, "state_dict_ema": average}
-    path = archives.checkpoint(tmp_path / "last.pth.tar", content)
-    for options, expected in (({}, original), ({"use_ema": True}, average)):
-        opened = quietly(path, **options)
-        found = to_torch_state_dict(opened.config, opened.read_variables(), "timm")
-        assert all(np.array_equal(found[name], array) for name, array in expected.items())

@@ -61,13 +61,6 @@ def test_our_safetensors_file_contains_its_config(tmp_path):
     assert model.config == config
 
 
-def test_the_authors_identity_ablation_is_recognised_by_its_file_name(tmp_path):
-    save(tmp_path / "model", "sail", dataclasses.replace(CONFIG, token_mixers=("identity",) * 4))
-    shutil.copy(tmp_path / "model" / "model.pth.tar", tmp_path / "metaformer_id_s12.pth.tar")
-    model, _ = load_pretrained(tmp_path / "metaformer_id_s12.pth.tar")
-    assert model.config.token_mixers == ("identity",) * 4
-
-
 TIMM_CONFIG = {
     "architecture": "poolformer_s12",
     "num_classes": 3,
@@ -100,13 +93,6 @@ def test_timms_config_gives_labels_and_head_order_for_any_layout(tmp_path, layou
 def test_a_saved_multi_label_network_stays_one(tmp_path, layout):
     save(tmp_path / "model", layout, dataclasses.replace(CONFIG, problem_type="multi_label_classification"))
     assert load_pretrained(tmp_path / "model")[0].config.problem_type == "multi_label_classification"
-
-
-def test_timms_config_may_describe_a_multi_label_network(tmp_path):
-    """As TimmWrapperForImageClassification of transformers writes it."""
-    shutil.copy(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG | {"problem_type": "multi_label_classification"}))
-    assert load_pretrained(tmp_path)[0].config.problem_type == "multi_label_classification"
 
 
 @pytest.mark.parametrize(
