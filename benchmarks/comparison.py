@@ -72,13 +72,7 @@ def compare(
 ) -> dict[str, Any]:
     """Measures the implementations (`measure`), prints their table, and returns the entries of the JSON report.
 
-    Args:
-        console: where to print.
-        title: title of the table.
-        implementations: ours first.
-        options: has `rounds` and `seconds` (`command_line.add_turns`).
-        images: images per call.
-        tolerance: largest allowed difference between results, relative to the largest number.
+    `tolerance` is the largest allowed difference between results, relative to the largest number.
     """
     with console.status(title) as status:
         results, left_out = measure(
@@ -103,12 +97,8 @@ def measure(
 ) -> tuple[list[Result], dict[str, str]]:
     """Starts the implementations, compares their results, and times them in turns.
 
-    Args:
-        implementations: ours first; any other that cannot start is left out.
-        rounds: turns of each.
-        seconds: length of a turn; at least one call.
-        tolerance: largest allowed difference between results, relative to the largest number.
-        say: called with a line about the current activity.
+    Any implementation but the first, ours, is left out if it cannot start. `say` is called with a line about the
+    current activity.
 
     Returns:
         The results in the given order, and for each implementation that could not start the reason.
@@ -140,8 +130,7 @@ def measure(
 def check_agreement(results: Mapping[str, np.ndarray], tolerance: float) -> dict[str, float]:
     """The largest difference of each result to the first, relative to the largest number of the first.
 
-    Raises:
-        BenchmarkError: if one is above the tolerance; the message lists them all.
+    Raises BenchmarkError if one is above the tolerance; the message lists them all.
     """
     first, *_ = results.values()
     if shapes := {name: result.shape for name, result in results.items() if result.shape != first.shape}:
@@ -203,8 +192,7 @@ class Worker:
 def started(implementation: Implementation) -> Iterator[Worker]:
     """The worker of an implementation, ready for its first turn.
 
-    Raises:
-        BenchmarkError: if it does not start; the message ends with the last line of its stderr.
+    Raises BenchmarkError if it does not start; the message ends with the last line of its stderr.
     """
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         result, log = Path(folder) / "result.npy", Path(folder) / "log"

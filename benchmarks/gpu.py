@@ -87,11 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def device_name() -> str:
-    """The name that nvidia-smi prints for the first GPU.
-
-    Raises:
-        InputError: if there is no GPU.
-    """
+    """The name that nvidia-smi prints for the first GPU. Raises InputError if there is no GPU."""
     if shutil.which("nvidia-smi") is None:
         raise InputError("No NVIDIA GPU found (no nvidia-smi). On a CPU run: python -m benchmarks cpu-inference")
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -131,12 +127,6 @@ def implementations(folder: Path, work: str, peers: Sequence[str] = PEERS) -> li
 
 def utilization(summary: Mapping[str, Any], steps: int, flops: float, peak: Peak | None) -> dict[str, float | None]:
     """The share of the GPU's peak rates that an implementation reached.
-
-    Args:
-        summary: entry of `report.summarise`.
-        steps: steps per call.
-        flops: operations per step.
-        peak: peak rates of the GPU; None if PEAKS does not list it.
 
     Returns:
         `mfu`, `bandwidth` in bytes per second, and `bandwidth_share`; None where unknown.

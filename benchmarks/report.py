@@ -143,10 +143,7 @@ def table(title: str, headings: Sequence[str]) -> Table:
 def costs(title: str, headings: tuple[str, str], rows: Sequence[tuple[str, str, str]]) -> Table:
     """A compiler's costliest instructions.
 
-    Args:
-        title: title of the table.
-        headings: of the costs, and of what costs that.
-        rows: cost, name, and the JAX operation as the compiler writes it; the table shows the end of the last one.
+    `rows` have cost, name, and the JAX operation as the compiler writes it, of which the table shows the end.
     """
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     made.add_column(headings[0], justify="right", no_wrap=True)

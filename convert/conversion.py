@@ -55,13 +55,7 @@ class ArrayMapping:
 def identify_source(files: ModelFiles, weights: WeightsFile, variant: str | None = None) -> OpenedModel:
     """Matches opened weights with their network, which must be a classifier.
 
-    Args:
-        files: the model's files.
-        weights: its opened weights.
-        variant: name of the published network, for arrays that do not determine it (metaformer_id_s12).
-
-    Raises:
-        WeightsMismatch, InputError: as `open_model`, and for a backbone.
+    Raises the errors of `open_model`, and InputError for a backbone.
     """
     source = identify_model(files, weights, variant)
     if not source.plan.has_classifier:
@@ -93,11 +87,7 @@ def convert(
 ) -> list[ArrayMapping]:
     """Writes the model of `source` into the folder `destination`, whole or not at all.
 
-    Args:
-        source: the model.
-        destination: the folder.
-        layout: a key of `LAYOUTS`.
-        on_progress: called with the number of bytes of every array after it has been read.
+    `on_progress` is called with the number of bytes of every array after it has been read.
 
     Returns:
         The mapping of every array, in the order of the destination.

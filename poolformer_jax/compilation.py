@@ -27,12 +27,7 @@ ON_GPU: dict[str, Any] = {
 
 
 def compiler_options(platform: str, *, training: bool = False) -> dict[str, Any] | None:
-    """`compiler_options` of a `jax.jit` whose program runs on devices of this platform; None for XLA's defaults.
-
-    Args:
-        platform: "cpu", "gpu" or "tpu".
-        training: whether the program is a training step, or inference.
-    """
+    """`compiler_options` of a `jax.jit` whose program runs on devices of this platform; None for XLA's defaults."""
     options = {"cpu": TRAINING_ON_CPU if training else ON_CPU, "gpu": ON_GPU}.get(platform, {})
     return {name: value for name, value in options.items() if _known(name, value)} or None
 

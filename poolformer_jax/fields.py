@@ -24,8 +24,7 @@ _Value = TypeVar("_Value", covariant=True)
 def check_rules(config: object, rules: Sequence[tuple[str, object, str]]) -> None:
     """Checks every rule: the name of a field, whether its value is valid, and what is expected of it.
 
-    Raises:
-        ValueError: naming every field with an invalid value, the value given and what was expected.
+    Raises ValueError, naming every field with an invalid value, the value given and what was expected.
     """
     problems = [
         f"{name}={short_repr(getattr(config, name))}: expected {expected}."
@@ -38,12 +37,7 @@ def check_rules(config: object, rules: Sequence[tuple[str, object, str]]) -> Non
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Values that a field may have.
-
-    Args:
-        description: for error messages, such as "a positive number".
-        contains: whether a value is one of them.
-    """
+    """Values that a field may have."""
 
     description: str
     contains: Callable[[Any], bool]
@@ -122,8 +116,7 @@ class FieldType:
 def convert_fields(config: object, types: Mapping[str, FieldType]) -> None:
     """Converts the named fields of a frozen dataclass to plain Python values. Call it before `check_rules`.
 
-    Raises:
-        ValueError: naming every field of another type.
+    Raises ValueError, naming every field of another type.
     """
     check_rules(config, [(name, kind.accepts(getattr(config, name)), kind.description) for name, kind in types.items()])
     for name, kind in types.items():

@@ -17,10 +17,8 @@ from poolformer_jax.fields import is_local
 def expand_home(config: Any, *names: str) -> None:
     """Expands a leading "~" in these fields of a frozen config; call it in `__post_init__`.
 
-    Shells expand a "~" that begins a word, but not that of `--run-dir=~/runs`.
-
-    Raises:
-        InputError: naming the field, if this machine has no such home.
+    Shells expand a "~" that begins a word, but not that of `--run-dir=~/runs`. Raises InputError, naming the field, if
+    this machine has no such home.
     """
     for name in names:
         if not str(value := getattr(config, name)).startswith("~"):
@@ -37,10 +35,8 @@ def expand_home(config: Any, *names: str) -> None:
 def lock_folder(folder: Path | str, message: str) -> Iterator[None]:
     """Creates `folder` if needed and holds its lock, which the system releases even if the process is killed.
 
-    A bucket (gs://...) has no lock: the block runs without one.
-
-    Raises:
-        InputError: with `message`, if another process holds the lock.
+    A bucket (gs://...) has no lock: the block runs without one. Raises InputError with `message`, if another process
+    holds the lock.
     """
     if not is_local(folder):
         yield

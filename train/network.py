@@ -50,14 +50,8 @@ def make_network(
 ) -> Network:
     """The network of a run; its labels and channels follow the data.
 
-    Args:
-        config: the run.
-        class_names: of the data, in the order of its labels.
-        fused: False for the blocks as the paper writes them.
-        checkpoint_network: the network of the checkpoint to resume from; pretrained weights are then not read.
-
-    Raises:
-        ValueError: if there are fewer than two classes, or the weights are of a network for other images or classes.
+    With `checkpoint_network`, the network of the checkpoint to resume from, pretrained weights are not read. Raises
+    ValueError if there are fewer than two classes, or the weights are of a network for other images or classes.
     """
     if len(class_names) < 2 and not config.data.has_target_vectors:
         raise InputError(

@@ -79,18 +79,9 @@ def make_parts(
 ) -> RunParts:
     """The parts of a run.
 
-    Args:
-        config: the run.
-        class_names: of the data.
-        examples: number of training images.
-        devices: all devices by default.
-        fused: False for blocks as the paper writes them, to compare.
-        checkpoint_network: the network of the checkpoint to resume from; pretrained weights are then not read.
-        class_weights: of each class in the training loss; see `find_class_weights`.
-        use_features: train on features that are computed once, if only the head is learnt and nothing is augmented.
-
-    Raises:
-        ValueError: if devices, batch, data and network do not fit each other.
+    `fused=False` computes blocks as the paper writes them, to compare. With `checkpoint_network`, the network of the
+    checkpoint to resume from, pretrained weights are not read. `use_features` trains on features that are computed
+    once. Raises ValueError if devices, batch, data and network do not fit each other.
     """
     data = config.data
     mesh = make_mesh(config.mesh, devices)
@@ -161,8 +152,7 @@ def _as_it_is(features: jax.Array) -> jax.Array:
 def find_class_weights(config: TrainConfig, source: Source) -> tuple[float, ...] | None:
     """The weight of each class in the training loss; None without `--data.class-weights`.
 
-    Raises:
-        InputError: if a class has no image.
+    Raises InputError if a class has no image.
     """
     return tuple(balanced_weights(source).tolist()) if config.data.class_weights == "balanced" else None
 

@@ -86,8 +86,7 @@ def has_compiler() -> bool:
 def device(name: str) -> jax.Device:
     """A device of this name to compile for. It cannot run programs.
 
-    Raises:
-        MissingDependencyError: if the compiler is not installed.
+    Raises MissingDependencyError if the compiler is not installed.
     """
     if not has_compiler():
         raise MissingDependencyError(

@@ -64,11 +64,8 @@ def walk(
     Loop bodies count once per iteration, or once if the number of iterations is unknown. Of branches, the one with the
     highest cost counts.
 
-    Args:
-        text: the program.
-        read: makes the entry of one instruction from its line and how often it runs.
-        cost: the cost of a branch, from its entries.
-        calls: opcodes whose called computation counts, too.
+    `read` makes the entry of one instruction from its line and how often it runs; `cost` is that of a branch, from its
+    entries; `calls` are opcodes whose called computation counts, too.
     """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""

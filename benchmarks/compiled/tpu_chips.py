@@ -33,11 +33,7 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology such as v5e:4x4.
-
-    Raises:
-        InputError: if CHIPS does not list it.
-    """
+    """The chip of a topology such as v5e:4x4. Raises InputError if CHIPS does not list it."""
     name = topology.partition(":")[0]
     if name not in CHIPS:
         raise InputError(f"Unknown chip in topology {topology!r}. Expected one of {[*CHIPS]}.")

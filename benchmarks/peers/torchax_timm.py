@@ -41,14 +41,7 @@ import timm  # noqa: E402  torchax first: it has no part in what timm registers
 
 
 def lower(name: str, images: int, devices: Sequence[jax.Device], training: bool) -> jax.stages.Lowered:
-    """Logits and loss, or a training step with gradient and AdamW; the batch is sharded over all devices.
-
-    Args:
-        name: timm's name of the network, such as "caformer_s18".
-        images: per device.
-        devices: of the topology to compile for.
-        training: True for the training step.
-    """
+    """Logits and loss, or a training step with gradient and AdamW; the batch is sharded over all devices."""
     model = timm.create_model(name).train(training)
     mesh = Mesh(np.asarray(devices), ("batch",))
     replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))

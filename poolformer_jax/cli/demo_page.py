@@ -29,15 +29,8 @@ def build_page(
 ) -> Page:
     """The page; `.launch()` serves it.
 
-    Args:
-        classifier: gives the labels.
-        cam: gives the overlay, for the most probable label or for one that the user chooses.
-        title: the page's heading.
-        top_k: how many labels to show.
-        samples: pictures to offer.
-
-    Raises:
-        ModuleNotFoundError: if gradio is not installed, naming the extra.
+    `cam` gives the overlay, for the most probable label or for one that the user chooses. Raises ModuleNotFoundError if
+    gradio is not installed, naming the extra.
     """
     try:
         import gradio

@@ -75,11 +75,6 @@ def open_exported(path: Path) -> ExportedFile:
 def verify_file(path: Path, config: PoolFormerConfig, variables: Mapping[str, Any]) -> float:
     """The largest difference of a file's logits from the network's, relative to the largest of these.
 
-    Args:
-        path: an exported file.
-        config: the architecture.
-        variables: `{"params": tree}`.
-
     Raises:
         ValueError: if the file is not one of this package's, or has another input or number of labels.
         ExportError: if the difference is too large for rounding.

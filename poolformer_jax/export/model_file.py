@@ -166,11 +166,7 @@ def _check_paths(path: Path, second: Path | None) -> None:
 
 
 def _check_dtype(ending: str, dtype: Dtype) -> str:
-    """The name of `dtype`.
-
-    Raises:
-        InputError: unless the format has it.
-    """
+    """The name of `dtype`. Raises InputError unless the format has it."""
     try:
         name = jnp.dtype(dtype).name
     except TypeError:

@@ -27,13 +27,7 @@ def to_stablehlo(
 
     jax promises that its versions of the next six months read it, and runtimes that are three weeks older.
 
-    Args:
-        config: the architecture.
-        folded: what `fold` returns.
-        image_size: height and width of the input in pixels.
-        dtype: type that feature maps are computed in.
-        normalization: take uint8 pixels, and rescale and normalise them as this processor does.
-        probabilities: return the logits and the probabilities.
+    The options are those of `export_model`; `folded` is what `fold` returns.
 
     Raises:
         ValueError: for an image size that the network does not take.

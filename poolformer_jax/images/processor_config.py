@@ -46,8 +46,7 @@ _TIMM_FILTERS = {resampling.name.lower(): resampling.value for resampling in Ima
 def fields_from(data: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """The processor's fields for the entries of a preprocessor_config.json, or of a `pretrained_cfg` of timm.
 
-    Raises:
-        InputError: naming every entry that would change the pixels in a way that is not implemented here.
+    Raises InputError, naming every entry that would change the pixels in a way that is not implemented here.
     """
     return _from_timm(data) if "interpolation" in data else _from_transformers(data, known)
 

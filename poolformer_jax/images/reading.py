@@ -78,13 +78,7 @@ def image_suffixes() -> frozenset[str]:
 def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str | None = None) -> Image.Image:
     """The picture as a Pillow image of mode "RGB", or "L" for a network of one channel.
 
-    Args:
-        image: a path, the bytes of a file, a Pillow image, or an array; the module's docstring has the rules.
-        num_channels: 3 or 1.
-        input_data_format: "channels_last" or "channels_first" for arrays; None infers it from the shape.
-
-    Raises:
-        ImageError: if no rule covers the picture.
+    The module's docstring has the rules. Raises ImageError if no rule covers the picture.
     """
     if isinstance(image, str | os.PathLike):
         upright = _open(image, printable(repr(os.fspath(image)), 400))
@@ -125,12 +119,8 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
 def raising_image_errors(name: str, file: str | os.PathLike[str] | BytesIO | None = None) -> Iterator[None]:
     """Turns the exceptions of Pillow's decoders into ImageError. Only for blocks that do nothing but decode a file.
 
-    Args:
-        name: of the file, for messages.
-        file: its path or contents, to name formats that Pillow can read only with another package.
-
-    Raises:
-        ImageError: naming the file `name`, for every exception but MemoryError.
+    `file`, the path or the contents, names formats that Pillow can read only with another package. Raises ImageError,
+    naming the file `name`, for every exception but MemoryError.
     """
     try:
         yield
@@ -192,11 +182,7 @@ def decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def as_numpy(array: Any) -> Shaped[np.ndarray, "..."]:
-    """An array of any library on the CPU.
-
-    Raises:
-        ImageError: if it cannot be converted.
-    """
+    """An array of any library on the CPU. Raises ImageError if it cannot be converted."""
     try:
         return np.asarray(array)
     except MemoryError:
@@ -242,8 +228,7 @@ def _from_array(array: Shaped[np.ndarray, "..."], data_format: str | None) -> Im
 def channels_last(array: Shaped[np.ndarray, "..."], data_format: str | None) -> Shaped[np.ndarray, "h w c"]:
     """One image with its channels last; `data_format` is inferred from the shape if it is None.
 
-    Raises:
-        ImageError: if the array is not an image, or its channels could be first or last.
+    Raises ImageError if the array is not an image, or its channels could be first or last.
     """
     expected = "Expected one image as [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels"
     if data_format not in (None, *DATA_FORMATS):

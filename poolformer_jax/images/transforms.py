@@ -64,10 +64,8 @@ def unscaled_array(
 def to_8_bits(array: Num[np.ndarray, "h w c"]) -> tuple[UInt8[np.ndarray, "h w c"], bool]:
     """The array in 8 bits, which Pillow resizes, and whether it was multiplied by 255.
 
-    Whole numbers from 0 to 255 stay; other floats from 0 to 1 are multiplied by 255 and rounded down.
-
-    Raises:
-        ImageError: for other values.
+    Whole numbers from 0 to 255 stay; other floats from 0 to 1 are multiplied by 255 and rounded down. Raises ImageError
+    for other values.
     """
     low, high = float(array.min()), float(array.max())
     if np.allclose(array, np.trunc(array)):
@@ -116,8 +114,7 @@ def _middle(length: int, wanted: int, to_even: bool) -> tuple[slice, slice]:
 def pad(images: Sequence[Num[np.ndarray, "_ _ c"]], size: tuple[int, int] | None) -> list[Shaped[np.ndarray, "h w c"]]:
     """The images with zeros below and to the right, to `size` (height, width) or the largest height and width.
 
-    Raises:
-        ImageError: if an image is larger than `size`.
+    Raises ImageError if an image is larger than `size`.
     """
     largest = max(image.shape[0] for image in images), max(image.shape[1] for image in images)
     height, width = size or largest

@@ -59,8 +59,7 @@ def count_macs(config: PoolFormerConfig, height: int = 224, width: int = 224) ->
 def layer_table(config: PoolFormerConfig, height: int = 224, width: int = 224) -> list[LayerCost]:
     """Every layer with its cost for one image of `height` x `width` pixels.
 
-    Raises:
-        ValueError: for an image size that the network does not take.
+    Raises ValueError for an image size that the network does not take.
     """
     pixels = (height, width, config.num_channels)
     check_pixel_values(config, (1, *pixels))

@@ -102,14 +102,7 @@ class Operations(ABC, Generic[X]):
 
 
 def feature_maps(ops: Operations[X], config: PoolFormerConfig, params: Parameters, x: X) -> tuple[X, ...]:
-    """The feature map of every stage: the `hidden_states` of the model.
-
-    Args:
-        ops: what to do at each step.
-        config: the architecture.
-        params: the folded parameters.
-        x: normalised pixels.
-    """
+    """The feature map of every stage: the `hidden_states` of the model."""
     maps = []
     for index in range(len(config.depths)):
         stage, name = params[f"stages_{index}"], f"stages_{index}"

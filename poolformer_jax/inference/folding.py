@@ -46,15 +46,8 @@ FoldedParams: TypeAlias = dict[str, Any]
 def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams:
     """The folded parameters of a `MetaFormerForImageClassification`, computed in float64 and rounded once.
 
-    Args:
-        config: the architecture.
-        variables: `{"params": tree}` as `model.init` or `load_pretrained` returns it, with RandFormer's "constants".
-
-    Returns:
-        What `fold_tree` does, as float32 arrays on the default device.
-
-    Raises:
-        WeightsMismatch: if the variables are not those of such a network.
+    The result is that of `fold_tree`, as float32 arrays on the default device. Raises WeightsMismatch if the variables
+    are not those of such a network.
     """
     check_variables(config, variables)
     tree = jax.device_get(merge_collections(variables))
@@ -65,10 +58,6 @@ def fold(config: PoolFormerConfig, variables: Mapping[str, Any]) -> FoldedParams
 
 def fold_tree(config: PoolFormerConfig, params: Mapping[str, Any]) -> FoldedParams:
     """The algebra without conversions: in the type of the parameters, which may be tracers.
-
-    Args:
-        config: the architecture.
-        params: the parameters of all collections in one tree.
 
     Returns:
         `stem` {kernel, bias, scale if a norm follows it} and `stages_{s}/downsample` {kernel, bias};

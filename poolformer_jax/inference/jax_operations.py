@@ -68,8 +68,7 @@ def folded_features(
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """The feature map of every stage: the `hidden_states` of the model. The arguments are those of `folded_apply`.
 
-    Raises:
-        ValueError: for pixels that the model does not take.
+    Raises ValueError for pixels that the model does not take.
     """
     check_pixel_values(config, pixel_values.shape)
     return feature_maps(JaxOperations(), config, folded, jnp.asarray(pixel_values).astype(dtype))

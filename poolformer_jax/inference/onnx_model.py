@@ -35,16 +35,9 @@ def to_onnx(
 ) -> bytes:
     """An ONNX model with the input "pixel_values", for a batch of any size, and the output "logits".
 
-    Args:
-        config: the architecture.
-        folded: what `fold` returns.
-        image_size: height and width of the input in pixels.
-        metadata: the model's metadata_props.
-        any_size: leave height and width free as well, for a network that `takes_any_size`.
-        normalization: take uint8 pixels, and rescale and normalise them as this processor does.
-        probabilities: add the output "probabilities".
-        half_precision: store the kernels in float16. They are cast to float32 before they are used, because squared
-            activations and the norms' sums can exceed float16's largest number.
+    The options are those of `export_model`; `folded` is what `fold` returns. With `half_precision` the kernels are
+    stored in float16 and cast to float32 before they are used, because squared activations and the norms' sums can
+    exceed float16's largest number.
 
     Raises:
         ValueError: for an image size that the network does not take.
@@ -86,10 +79,8 @@ def to_onnx(
 def quantize_int8(data: bytes) -> bytes:
     """An ONNX model with its kernels in int8, one scale for each output channel; the rest stays float32.
 
-    ONNX Runtime quantises the inputs of each layer while it runs, so this needs no calibration images.
-
-    Raises:
-        ImportError: without onnxruntime.
+    ONNX Runtime quantises the inputs of each layer while it runs, so this needs no calibration images. Raises
+    ImportError without onnxruntime.
     """
     import onnx
     from onnxruntime.quantization import quantize_dynamic

@@ -26,13 +26,7 @@ def network_graph(
 ) -> "Graph":
     """The network from "pixel_values" to "logits".
 
-    Args:
-        config: the architecture.
-        folded: what `fold` returns, as NumPy arrays.
-        image_size: height and width of the input in pixels.
-        normalization: the graph takes uint8 pixels and rescales and normalises them as this processor does; None if
-            they are float32 and normalised.
-        probabilities: append the output "probabilities".
+    Without `normalization` the graph takes float32 pixels that are normalised, with it uint8 pixels.
 
     Returns:
         A graph that takes [batch, height, width, num_channels], for a batch of any size, and gives what `folded_apply`

@@ -116,13 +116,8 @@ def fastest_network(
 ) -> tuple[Apply, Any]:
     """`apply(params, pixels)`, which computes logits in the way that is fastest on these devices, and its parameters.
 
-    Args:
-        config: the architecture.
-        variables: `{"params": tree}`.
-        mesh: the devices that share the batch, on one axis.
-        dtype: type that feature maps are computed in.
-        image_size: height and width of the images in pixels.
-        kernels: whether to use kernels; "auto" warns if the devices have kernels that fail their verification.
+    `mesh` has the devices that share the batch, on one axis. `kernels="auto"` warns if the devices have kernels that
+    fail their verification.
 
     Raises:
         ValueError: if kernels is "on" and there are none for these devices and this type.

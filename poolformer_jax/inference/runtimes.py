@@ -43,13 +43,6 @@ class RuntimeClassifier:
 
     It is used as `program.CompiledClassifier`, and returns when the batch is computed.
 
-    Args:
-        runtime: a key of `RUNTIMES` other than "jax".
-        config: the architecture.
-        variables: `{"params": tree}`.
-        image_processor: the preprocessing.
-        batch_size: images per batch, at most.
-
     Raises:
         ModuleNotFoundError: naming the package to install.
         ExportError: if the runtime computes other logits than JAX.

@@ -25,13 +25,7 @@ OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema",
 
 
 class ImageStream:
-    """Reads images and computes a row of a program's output for each.
-
-    Args:
-        program: what to compute.
-        image_processor: the preprocessing; its results must all have the same size.
-        decode_threads: threads that decode and resize.
-    """
+    """Reads images and computes a row of a program's output for each."""
 
     def __init__(
         self, program: BatchProgram | RuntimeClassifier, image_processor: PoolFormerImageProcessor, decode_threads: int
@@ -53,10 +47,8 @@ class ImageStream:
         """A row, or an ImageError, for every image, in order.
 
         At most four batches are in memory: one being decoded, one complete, two on the devices. An exception of
-        `images` is raised here, after the rows of the images before it.
-
-        Raises:
-            InputError: for one image instead of an iterable of them, or in a process that was forked.
+        `images` is raised here, after the rows of the images before it. Raises InputError for one image instead of an
+        iterable of them, or in a process that was forked.
         """
         self._check_not_forked()
         if is_one_image(images):  # a path is an iterable of characters, an array one of rows

@@ -89,10 +89,7 @@ def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
 def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, train: bool) -> list[StageShape]:
     """The shapes of the stages whose blocks are fused.
 
-    Args:
-        config: the architecture.
-        image_size: height and width of the images in pixels.
-        train: whether the network is trained; with dropout its blocks are not fused.
+    With dropout the blocks of a network in training are not fused.
     """
     heights, widths = map(config.feature_sizes, image_size)
     shapes = map(StageShape, heights, widths, config.hidden_sizes, config.mlp_hidden_sizes)
@@ -126,12 +123,7 @@ def _batched_block(
     There the gradient computes a few images again instead of reading what the forward pass saved: their maps are in the
     caches then, and XLA's matrix products are faster than the memory.
 
-    Args:
-        config: the architecture.
-        mixer: the token mixer.
-        params: the block's parameters.
-        x: feature maps.
-        keeps: drop path's factor for each image, for each branch; None without drop path.
+    `keeps` has drop path's factor for each image, for each branch; None without drop path.
     """
 
     def compute(params: Params, x: _Map, keeps: _Keeps) -> _Map:

@@ -164,10 +164,6 @@ def average_pool(x: Float[Array, "b h w c"], pool_size: int) -> Float[Array, "b 
 
     The same as `torch.nn.AvgPool2d(pool_size, 1, pool_size // 2, count_include_pad=False)`. The result keeps the
     input's type; `flax.linen.avg_pool` would turn bfloat16 into float32 here.
-
-    Args:
-        x: feature maps.
-        pool_size: the window's side in pixels; odd.
     """
     return _window_sum(x, pool_size) / _window_counts(x, pool_size)
 

@@ -67,10 +67,8 @@ def mean_loss(
     - "regression", and None with a single label: mean squared error; of a single output also for labels [batch].
 
     One difference: without a problem_type `transformers` takes class probabilities for the labels of a multi-label
-    problem.
-
-    Raises:
-        ValueError: for labels of another shape, which could be broadcast against the logits without an error.
+    problem. Raises ValueError for labels of another shape, which could be broadcast against the logits without an
+    error.
     """
     if config.num_labels == 0:
         raise InputError("labels were given, and the network has no head (num_labels=0). Expected labels=None.")
@@ -111,8 +109,7 @@ _IGNORED = -100  # the index of images without a label, in PyTorch and transform
 def probabilities(config: PoolFormerConfig, logits: Float[Array, "*b labels"]) -> Float[Array, "*b labels"]:
     """The probability of each class: a softmax, or for "multi_label_classification" independent sigmoids.
 
-    Raises:
-        ValueError: for "regression", whose outputs are not probabilities.
+    Raises ValueError for "regression", whose outputs are not probabilities.
     """
     if config.problem_type == "regression":
         raise InputError("problem_type='regression' has no probabilities. Call the model for its logits.")

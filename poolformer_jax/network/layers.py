@@ -21,12 +21,7 @@ Params = Mapping[str, Any]
 
 
 def declare(module: nn.Module, tree: Mapping[str, Any]) -> Params:
-    """Declares the parameters of `tree` below `module`, float32, and returns them in nested dictionaries.
-
-    Args:
-        module: the module whose compact method calls this.
-        tree: as `parameters.subtree` returns it.
-    """
+    """Declares the parameters of `tree` below `module`, float32, and returns them in nested dictionaries."""
     return {name: _declare_entry(module, name, entry) for name, entry in tree.items()}
 
 

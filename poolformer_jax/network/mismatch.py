@@ -44,13 +44,8 @@ class WeightsMismatch(InputError):
 def check_names_and_shapes(what: str, given: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:
     """Compares shapes by name.
 
-    Args:
-        what: the first line of the message.
-        given: shapes of the weights.
-        wanted: shapes of the network's parameters.
-
-    Raises:
-        WeightsMismatch: naming everything that is missing, unexpected or misshaped.
+    `what` is the first line of the message. Raises WeightsMismatch, naming everything that is missing, unexpected or
+    misshaped.
     """
     missing = {name: shape for name, shape in wanted.items() if name not in given}
     unexpected = {name: shape for name, shape in given.items() if name not in wanted}

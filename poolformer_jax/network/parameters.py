@@ -57,9 +57,7 @@ class Parameter(NamedTuple):
 def all_parameters(config: PoolFormerConfig, *, classifier: bool = True) -> tuple[Parameter, ...]:
     """Every parameter of the network: the stem, stage by stage, then norm and head.
 
-    Args:
-        config: the network.
-        classifier: False for only the backbone, without the final norm and the head.
+    `classifier=False` leaves out the final norm and the head.
     """
     groups = (backbone_rows(), head_rows())
     return tuple(found for rows in groups for found in parameters_of_rows(config, rows, classifier=classifier))
@@ -112,9 +110,7 @@ def count_parameters(config: PoolFormerConfig, collection: str = PARAMS) -> int:
 def variables_of(config: PoolFormerConfig, leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The variables of a model: `{"params": tree}`, and "constants" beside it if the network has any.
 
-    Args:
-        config: the network.
-        leaves: a value for each of its parameters, by '/'-joined path.
+    `leaves` has a value for each of its parameters, by '/'-joined path.
     """
     collections = {parameter.path: parameter.row.collection for parameter in all_parameters(config)}
     variables: dict[str, Any] = {PARAMS: {}}

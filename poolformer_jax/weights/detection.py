@@ -74,11 +74,7 @@ class MatchedNames:
 def match_names(shapes: Mapping[str, Shape]) -> MatchedNames:
     """Finds the layout of a state dict, and the row of its table that each name belongs to.
 
-    Args:
-        shapes: shape of every array by its name, in any order.
-
-    Raises:
-        InputError: if no known layout has these names.
+    Raises InputError if no known layout has these names.
     """
     losses = [name for name in shapes if _LOSS.search(name)]
     names = _unwrap(name for name in shapes if name not in set(losses))
@@ -105,8 +101,7 @@ def match_names(shapes: Mapping[str, Shape]) -> MatchedNames:
 def infer_config(matched: MatchedNames) -> PoolFormerConfig:
     """The network that explains names and shapes; what no array shows (strides, activation, rates) is as published.
 
-    Raises:
-        InputError: if names and shapes do not determine a network.
+    Raises InputError if names and shapes do not determine a network.
     """
     with_stages = _stages(matched.matches)
     count = 1 + max(stage for stage, _ in with_stages if stage is not None)

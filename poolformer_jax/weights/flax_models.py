@@ -141,8 +141,7 @@ class _FlaxPoolFormer:
     def params(self) -> Params:
         """The parameters that calls use by default, a nested dictionary as the module's `variables["params"]`.
 
-        Raises:
-            ValueError: if the model was made with `_do_init=False`; when set, for parameters of another network.
+        Raises ValueError if the model was made with `_do_init=False`; when set, for parameters of another network.
         """
         if self._params is None:
             raise InputError("The model has no parameters, because of _do_init=False. Pass params=... to the call.")

@@ -176,8 +176,7 @@ def _timm_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor |
 def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
     """timm resizes the shorter edge to floor(side / crop_pct), crops the middle, divides by 255, and normalises.
 
-    Raises:
-        InputError: if that would make other pixels than `processor`.
+    Raises InputError if that would make other pixels than `processor`.
     """
     side, edge = processor.crop_size["height"], processor.shorter_edge
     cuts = processor.do_resize and processor.do_center_crop and processor.crop_size["width"] == side

@@ -49,12 +49,7 @@ def model_card(
 ) -> str:
     """The text of the model card.
 
-    Args:
-        folder: name of the folder, used as the title and in the code that loads the model.
-        config: the network.
-        layout: the layout of the weights.
-        metrics: what is known about the quality of the weights, by name.
-        classifier: False for a backbone, whose files have no norm and no head.
+    The name of the folder is the title, and stands in the code that loads the model.
     """
     library, code = (_LOADING if classifier else _LOADING | _LOADING_BACKBONE)[layout]
     variant = published_variant(config)

@@ -50,10 +50,7 @@ class ModelFiles:
 def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> ModelFiles:
     """Finds the files of a model, and downloads them if `source` is a name on the Hub.
 
-    Args:
-        source: a folder, a weights file, or a name on the Hub ("sail/poolformer_s12"). The authors keep the weights of
-            the second paper in one repository: "sail/dl/caformer/caformer_s18.pth".
-        hub_options: revision, cache_dir, local_files_only, token, as in `hub.Repository`.
+    The authors keep the weights of the second paper in one repository: "sail/dl/caformer/caformer_s18.pth".
 
     Raises:
         MissingFileError: if there is no such model, or it has no weights.

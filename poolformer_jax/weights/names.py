@@ -269,13 +269,7 @@ def parameter_rows() -> dict[str, ParameterRow]:
 def leaves(config: PoolFormerConfig, layout: str = "jax", *, classifier: bool = True) -> tuple[Leaf, ...]:
     """Every parameter of the network with its name in `layout`, in the order of its state dict.
 
-    Args:
-        config: the network.
-        layout: one of `LAYOUTS`.
-        classifier: False for the backbone alone, without the final norm and the head.
-
-    Raises:
-        InputError: if the layout does not exist, or has no name for some of the network's parameters.
+    Raises InputError if the layout does not exist, or has no name for some of the network's parameters.
     """
     if layout not in LAYOUTS:
         raise InputError(f"There is no layout {layout!r}. Expected one of: {', '.join(LAYOUTS)}.")

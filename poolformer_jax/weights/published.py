@@ -37,12 +37,8 @@ def is_pooling_open(config: PoolFormerConfig) -> bool:
 def changes_named(text: str, config: PoolFormerConfig) -> Mapping[str, Any] | None:
     """The fields in which the published network that `text` names differs from `config`; None if it names none.
 
-    Args:
-        text: the name of a file, a folder or an architecture, such as "poolformer_ln_s12.pth.tar".
-        config: the network that names and shapes of the arrays determine, with pooling where they leave it open.
-
-    Raises:
-        InputError: if it names a network with BatchNorm.
+    `config` is the network that the arrays determine, with pooling where they leave it open. Raises InputError if it
+    names a network with BatchNorm.
     """
     if config.downsample_norm:
         if not is_pooling_open(config):

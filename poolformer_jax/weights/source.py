@@ -90,8 +90,7 @@ class OpenedModel:
     def image_processor(self) -> PoolFormerImageProcessor:
         """The preprocessing saved with the weights, or else that of the published weights of this name.
 
-        Raises:
-            InputError: if there is neither, or it cannot be read.
+        Raises InputError if there is neither, or it cannot be read.
         """
         remedy = "Or in Python pass image_processor=PoolFormerImageProcessor(...)."
         try:
@@ -122,14 +121,7 @@ def open_model(
 ) -> OpenedModel:
     """Finds a model's files and checks that its weights match its network, without reading the arrays.
 
-    Args:
-        source: a name on the Hub ("sail/poolformer_s12"), a folder, or a weights file.
-        config: the network, for weights whose arrays do not determine it; None to take it from config.json or from the
-            weights.
-        variant: or the name of a published network ("s12", "poolformer_ln_s12", "metaformer_id_s12").
-        ignore: patterns ("criterion.*") of names in the weights file to leave out, as in the shell.
-        use_ema: take the moving average of the weights from a training checkpoint.
-        hub_options: revision, cache_dir, local_files_only, token, as in `hub.Repository`.
+    The arguments are those of `load_pretrained`.
 
     Raises:
         MissingFileError: if there is no such model.
@@ -147,14 +139,8 @@ def identify_model(
 ) -> OpenedModel:
     """Determines the network of opened weights and matches their names and shapes with it.
 
-    Args:
-        files: where they come from.
-        weights: the opened weights.
-        variant: name of a published network; None to take it from config.json, or to infer it from the weights.
-        config: or the network itself.
-
-    Raises:
-        WeightsMismatch, InputError: as `open_model`.
+    `variant` is the name of a published network; None to take it from config.json, or to infer it from the weights. The
+    errors are those of `open_model`.
     """
     matched = match_state_dict(weights.tensors)
     if config is not None:
@@ -202,8 +188,7 @@ def _named_changes(
 ) -> Mapping[str, Any] | None:
     """In what the network differs from the inferred one, by the first names that say so; None if no name does.
 
-    Raises:
-        InputError: if the file and what it contains name different networks.
+    Raises InputError if the file and what it contains name different networks.
     """
     inside = [weights.architecture or "", str((timms_config or {}).get("architecture", ""))]
     named = {text: changes_named(text, config) for text in (*inside, files.weights.name)}
@@ -250,8 +235,7 @@ def _saved_config(files: ModelFiles, weights: WeightsFile) -> tuple[dict[str, An
 def read_config(path: Path) -> PoolFormerConfig | None:
     """The network in a config.json; None for timm's, which does not describe the layers.
 
-    Raises:
-        InputError: if it is not a JSON object, or not a PoolFormer's.
+    Raises InputError if it is not a JSON object, or not a PoolFormer's.
     """
     data = read_json(path, _EXPECTED)
     return None if is_timms(data) else _config_from_dict(data, path)

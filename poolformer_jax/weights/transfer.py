@@ -82,8 +82,7 @@ class ImportPlan:
 def match_state_dict(state_dict: Mapping[str, ArrayLike]) -> MatchedNames:
     """Finds the layout of a state dict, without reading its values.
 
-    Raises:
-        InputError: if no known layout has these names, or the arrays are not floating-point numbers.
+    Raises InputError if no known layout has these names, or the arrays are not floating-point numbers.
     """
     matched = match_names({name: tuple(array.shape) for name, array in state_dict.items()})
     # Integers are the weights of a quantized network. Only known names: others are reported as unexpected.
@@ -105,10 +104,7 @@ def plan_import(
 ) -> ImportPlan:
     """Matches names and shapes with those of a network.
 
-    Args:
-        matched: the names of the state dict.
-        config: the network; None to infer it from names and shapes.
-        config_source: where `config` comes from, for messages.
+    `config` is None to infer the network; `config_source` says in messages where it comes from.
 
     Raises:
         WeightsMismatch: if a name is missing or left over, or a shape differs.
@@ -177,10 +173,7 @@ def say_what_is_assumed(matched: MatchedNames, config: PoolFormerConfig, source:
     """Warns of what no array shows and the layout leaves open; returns the same in words, None if nothing is open.
 
     transformers and timm have one norm and pooling for the first paper's networks. The authors' code has more, and our
-    paths name any network.
-
-    Raises:
-        InputError: if the second paper has two networks with these arrays.
+    paths name any network. Raises InputError if the second paper has two networks with these arrays.
     """
     if config.downsample_norm:
         _check_second_paper(matched, config, source)

@@ -158,13 +158,7 @@ def _kernel_stages(config: TrainConfig, parts: RunParts) -> list[StageShape]:
 
 
 def print_findings(findings: Iterator[Finding], show: Callable[[str, str], None], width: int) -> int:
-    """Shows each finding as soon as it is found, and returns the exit code: 1 if a run would fail.
-
-    Args:
-        findings: from `examine`.
-        show: prints a text in a style of rich.
-        width: of the screen, in columns.
-    """
+    """Shows each finding as soon as it is found, and returns the exit code: 1 if a run would fail."""
     signs = {"fine": ("ok", "green"), "warning": ("warning", "yellow"), "failure": ("FAILS", "red")}
     failures = 0
     for finding in findings:

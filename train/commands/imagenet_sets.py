@@ -46,8 +46,7 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's
 def read_real_labels(path: Path) -> list[list[int]]:
     """The labels of real.json, by the number of the validation image: any number of classes for each.
 
-    Raises:
-        InputError: if the file is not a JSON list of lists of numbers.
+    Raises InputError if the file is not a JSON list of lists of numbers.
     """
     try:
         labels = json.loads(path.expanduser().read_text(encoding="utf-8"))
@@ -63,8 +62,7 @@ def score_real_labels(
 ) -> tuple[int, float, float]:
     """Images with ReaL labels, and the shares with one of them as the best answer and among the five best.
 
-    Raises:
-        InputError: if an image is not named ILSVRC2012_val_00000001.JPEG and so on.
+    Raises InputError if an image is not named ILSVRC2012_val_00000001.JPEG and so on.
     """
     best = np.argsort(-predictions.logits, axis=1, kind="stable")[:, :5]
     hits = []
@@ -88,8 +86,7 @@ def score_real_labels(
 def corruption_folders(root: Path) -> dict[tuple[str, int], Path]:
     """The class folders of each corruption and severity: PATH/fog/3, or PATH/weather/fog/3, as the archives have them.
 
-    Raises:
-        InputError: naming what is missing.
+    Raises InputError, naming what is missing.
     """
     folders: dict[tuple[str, int], Path] = {}
     for corruption in ALEXNET_ERRORS:

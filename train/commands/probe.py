@@ -83,8 +83,7 @@ class ProbeResult:
 def run_probe(config: ProbeConfig, console: Console) -> ProbeResult:
     """Computes the features, fits both classifiers, prints their accuracy, and writes `config.output` if given.
 
-    Raises:
-        InputError: if network and data do not fit each other.
+    Raises InputError if network and data do not fit each other.
     """
     from sklearn.neighbors import KNeighborsClassifier
 

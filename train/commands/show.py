@@ -17,10 +17,8 @@ _MOST_TARGETS = 2
 def show_batch(config: TrainConfig, step: int = 0) -> Path:
     """Writes augmented.png into the run's folder: the first pictures of the batch of a training step.
 
-    They are those of the run, up to rounding: the same images, crops, mixing and noise.
-
-    Raises:
-        InputError: if the data cannot be opened or read.
+    They are those of the run, up to rounding: the same images, crops, mixing and noise. Raises InputError if the data
+    cannot be opened or read.
     """
     source = open_source(config.data, config.data.train_split)
     with train_batches(config.data, source, start_step=step) as batches:

@@ -21,11 +21,6 @@ def update_best(state: TrainState, evaluations: Mapping[str, AnyEvaluation], met
     """The state with its current weights as the best ones where `metric` is better than before.
 
     If two evaluations are equally good, the first one counts.
-
-    Args:
-        state: with `best`.
-        evaluations: of its weights, by kind.
-        metric: one of `BEST_METRICS` for the problem.
     """
     assert state.best is not None
     sign, name = -1 if metric in _LOWER_IS_BETTER else 1, metric.replace("-", "_")

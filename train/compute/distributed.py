@@ -45,8 +45,7 @@ def lost_process_message(reason: str) -> str:
 def initialize(config: DistributedConfig) -> None:
     """Joins the other processes of the run, if there are any. Call it before anything else uses a device.
 
-    Raises:
-        InputError: if process 0 does not answer at its address.
+    Raises InputError if process 0 does not answer at its address.
     """
     if config.mode == "off" or jax.distributed.is_initialized():
         return

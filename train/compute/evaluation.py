@@ -97,13 +97,8 @@ def make_evaluation_step(
 ) -> EvaluationStep:
     """The compiled function from the model's variables and a masked batch to sums over its real examples, and logits.
 
-    Args:
-        model: the network.
-        normalize: makes pixel values of the batch's images.
-        mesh: devices that share the batch.
-        shardings: of the variables.
-        flip: average the logits of every image and of its mirror image.
-        kept_classes: the classes to choose from, all by default; the logits of others become minus infinity.
+    `flip` averages the logits of every image and of its mirror image. The logits of classes outside `kept_classes`
+    become minus infinity.
     """
     classes, problem = model.config.num_labels, model.config.problem_type
 
@@ -148,16 +143,8 @@ def evaluate(
 ) -> dict[str, AnyEvaluation]:
     """Runs `step` with every kind of weights on `batches`, this process's part of the split's.
 
-    Args:
-        step: from `make_evaluation_step`.
-        weights: the model's variables by the kind of weights, such as "params" and "ema".
-        batches: with "image", "label", "mask" and "index".
-        mesh: devices that share each batch.
-        keep_logits: also return the predictions, whole on every process.
-        problem: the network's `problem_type`.
-
-    Raises:
-        ValueError: if the split has no example.
+    `weights` has the model's variables by kind, such as "params" and "ema". `keep_logits` also returns the predictions,
+    whole on every process. Raises ValueError if the split has no example.
     """
     has_targets = problem in ("multi_label_classification", "regression")
     keep_logits = keep_logits or has_targets

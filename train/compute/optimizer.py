@@ -34,9 +34,7 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
 
     The cosine starts at step 0, not after the warm-up, so the peak is never quite reached. That is timm without
     `warmup_prefix`; the published weights were trained with it. With `schedule="constant"` it is the peak from W on.
-
-    Raises:
-        ValueError: if the peak for this batch size is below the first or the last learning rate.
+    Raises ValueError if the peak for this batch size is below the first or the last learning rate.
     """
     peak = config.learning_rate * batch_size / (config.learning_rate_batch or batch_size)
     start, final = config.warmup_learning_rate, config.final_learning_rate
@@ -83,8 +81,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def frozen(params: Any, config: OptimizerConfig) -> Any:
     """True for every parameter that `config.freeze` keeps as it is.
 
-    Raises:
-        InputError: if one of its patterns names no parameter, or they leave nothing to learn.
+    Raises InputError if one of its patterns names no parameter, or they leave nothing to learn.
     """
     names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     unused = [pattern for pattern in config.freeze if not any(_is_in(name, pattern) for name in names)]

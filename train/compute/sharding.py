@@ -25,10 +25,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     The data center's network between slices of TPUs (or hosts of GPUs) is slower than the connections inside them.
     "data" goes over the slices, one after the other, and "fsdp" stays inside each if it divides a slice's devices. So
-    only the sums of gradients cross that network.
-
-    Raises:
-        ValueError: if their number is not the product of the two axes.
+    only the sums of gradients cross that network. Raises ValueError if their number is not the product of the two axes.
     """
     devices = jax.devices() if devices is None else devices
     data = len(devices) // config.fsdp if config.data == -1 else config.data
@@ -89,10 +86,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(mesh: Mesh, state: Any, min_size: int) -> Any:
     """The sharding of every array of a state, from its shape: the largest axis that "fsdp" divides is sharded.
 
-    Args:
-        mesh: from `make_mesh`.
-        state: any tree of arrays or `jax.ShapeDtypeStruct`s.
-        min_size: arrays with fewer elements are replicated, as are those without such an axis.
+    Arrays with fewer than `min_size` elements are replicated, as are those without such an axis.
     """
     return jax.tree.map(lambda array: NamedSharding(mesh, _partition(array.shape, mesh.shape["fsdp"], min_size)), state)
 

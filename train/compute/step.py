@@ -40,16 +40,8 @@ def make_train_step(
     All random numbers follow from (seed, state.step), so a resumed run repeats what an uninterrupted one does. A step
     whose loss or gradient is not finite is skipped and counted.
 
-    Args:
-        model: the network.
-        optimizer: from `make_optimizer`.
-        schedule: from `make_schedule`.
-        augment: changes a batch of images at random, and returns its targets.
-        config: for `accumulate`, `freeze`, `ema_decay` and `ema_warmup`.
-        seed: of all random numbers on the device.
-        mesh: devices that share the batch; needed with `accumulate`, to spread every part over all of them.
-        shardings: of the parameters, for their gradients.
-        class_weights: of each class in the loss: the cross entropy's terms are multiplied with them, as in PyTorch.
+    `augment` changes a batch of images at random, and returns its targets. `mesh` is needed with `accumulate`, to
+    spread every part over all devices. The cross entropy's terms are multiplied with `class_weights`, as in PyTorch.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

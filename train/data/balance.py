@@ -16,11 +16,7 @@ _SHORTEST_BLOCK = 256  # so that neighbours, which mixup mixes, are of the same 
 
 
 def class_counts(source: Source) -> Int[np.ndarray, " classes"]:
-    """The number of images of each class.
-
-    Raises:
-        InputError: if a label is not a class.
-    """
+    """The number of images of each class. Raises InputError if a label is not a class."""
     labels, classes = np.asarray(source.labels), len(source.class_names)
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise InputError(
@@ -33,10 +29,8 @@ def class_counts(source: Source) -> Int[np.ndarray, " classes"]:
 def balanced_weights(source: Source) -> Float[np.ndarray, " classes"]:
     """Weights of the loss with which every class counts the same: n / (classes * images of the class).
 
-    As scikit-learn's `class_weight="balanced"`. Over all training images the mean weight is 1.
-
-    Raises:
-        InputError: naming the classes without an image.
+    As scikit-learn's `class_weight="balanced"`. Over all training images the mean weight is 1. Raises InputError,
+    naming the classes without an image.
     """
     counts = class_counts(source)
     if missing := [name for name, count in zip(source.class_names, counts) if count == 0]:
@@ -53,10 +47,6 @@ class BalancedOrder:
     Every block of the order holds each class equally often, in random order. Each class goes through its images in a
     random order that changes with every pass. Classes without an image are left out. Position g of the order is a pure
     function of the seed and g.
-
-    Args:
-        source: the data set.
-        seed: of the order.
     """
 
     def __init__(self, source: Source, seed: int) -> None:

@@ -55,16 +55,9 @@ def check_same_classes(
     model without names agrees with any data whose classes have one order: by text (as torchvision sorts folders) and by
     number (as timm does).
 
-    Args:
-        source: the model, for messages.
-        config: the model's config.
-        data: the data, for messages.
-        class_names: the data's classes, in the order of its labels.
-        remedy: an alternative to renaming, for messages.
-        order_is_given: True if a class map says which label each class has; then only contradictions are errors.
-
-    Raises:
-        ValueError: with both numbers of classes, the labels that differ, or the names that cannot be compared.
+    `remedy` is an alternative to renaming, for messages. If a class map says which label each class has
+    (`order_is_given`), only contradictions are errors. Raises ValueError with both numbers of classes, the labels that
+    differ, or the names that cannot be compared.
     """
     if config.num_labels != len(class_names):
         raise InputError(

@@ -223,10 +223,7 @@ def evaluation_steps(config: DataConfig, source: Source) -> int:
 def worker_count(config: DataConfig, source: Source, batches: int | None = None) -> int:
     """The number of worker processes; 0 if a thread of this process makes the batches.
 
-    Args:
-        config: its `workers` counts; by default one for every core but one, and none for data sets in memory.
-        source: the data set.
-        batches: how many there are. None: without end.
+    By default one for every core but one, none for data sets in memory, and no more than there are batches.
     """
     workers = max(1, available_cores() - 1) if config.workers is None else config.workers
     if config.workers is None and isinstance(source, ArraySource):

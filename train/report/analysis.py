@@ -102,12 +102,7 @@ def largest_errors(
 ) -> dict[int, int]:
     """At most `count` rows with the largest error of one target, the largest first, each with that target's column.
 
-    Args:
-        answers: probabilities or numbers.
-        targets: what is right.
-        scale: divides the errors of each column; a column with 0 is left out.
-        count: the most rows.
-        above: only errors larger than this.
+    `scale` divides the errors of each column; a column with 0 is left out.
     """
     errors = np.abs(answers - targets) / np.where(scale > 0, scale, np.inf)
     worst = errors.max(1)

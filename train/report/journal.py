@@ -33,16 +33,7 @@ _LONGEST_LINE = 10_000  # bytes; a line has a dozen numbers
 
 
 class Journal:
-    """The screen and the files of one run, and the clock of its steps.
-
-    Args:
-        config: the run.
-        console: the screen.
-        start: the step that the run starts or resumes from.
-        total: the step that it ends with.
-        steps_per_epoch: to convert steps to epochs.
-        log: also gets every line of metrics.jsonl.
-    """
+    """The screen and the files of one run, and the clock of its steps."""
 
     def __init__(
         self,
@@ -122,10 +113,7 @@ class MetricsFile:
 
     Lines of steps after `start_step` are dropped, because the run repeats these steps.
 
-    Args:
-        folder: the run's folder.
-        start_step: the step that the run starts or resumes from.
-        log: called with the step and the figures of every line that is written.
+    `log` is called with the step and the figures of every line that is written.
     """
 
     def __init__(self, folder: Path, start_step: int, log: Log | None = None) -> None:

@@ -45,12 +45,7 @@ def write_report_files(
 ) -> None:
     """Writes the files of one evaluation into `folder`.
 
-    Args:
-        folder: also the place of curves.png, which report.html shows if it is there.
-        title: of the page.
-        evaluation: with predictions.
-        report: its figures, from `evaluation_report`; "classes" are the network's, by label.
-        source: the split.
+    report.html shows curves.png if it is in the folder.
     """
     predictions = evaluation.predictions
     assert predictions is not None

@@ -16,9 +16,7 @@ _WARM_UP = 10
 class Profiler(contextlib.ExitStack):
     """Traces steps of process 0 into the folder `profile` of the run; ends the trace if the run ends before.
 
-    Args:
-        config: the run.
-        steps_left: steps that the run will do; a warning says so if they are too few.
+    A warning says if the run has too few steps left.
     """
 
     def __init__(self, config: TrainConfig, steps_left: int) -> None:

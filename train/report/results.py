@@ -40,13 +40,7 @@ def write_results(
 ) -> None:
     """Writes the results into `config.run_dir`; collective: all processes call it, and process 0 writes.
 
-    Args:
-        config: the run.
-        parts: its mesh and network.
-        state: the last state, with the weights to publish.
-        held_out: the evaluation split.
-        evaluations: of these weights on the whole split, by kind.
-        finished: True if the whole schedule is done, or patience ended it; finished.json is then written, last of all.
+    finished.json is written last of all, if the whole schedule is done or patience ended it (`finished`).
     """
     for weights, (step, tree) in weights_to_publish(state).items():
         variables = to_host(parts.mesh, tree)
@@ -182,13 +176,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def print_summary(config: TrainConfig, step: int, evaluations: dict[str, AnyEvaluation]) -> None:
-    """Prints, on process 0, the accuracy, where the files are, and a command that classifies an image.
-
-    Args:
-        config: the run.
-        step: the last step.
-        evaluations: at the end, by kind of weights; empty if the run was stopped.
-    """
+    """Prints, on process 0, the accuracy, where the files are, and a command that classifies an image."""
     if jax.process_index() > 0:
         return
     if not evaluations:

@@ -37,8 +37,7 @@ def _open(name: str, config: TrainConfig) -> Iterator[Log]:
 def open_trackers(config: TrainConfig, log: Log | None) -> Iterator[Log]:
     """A function that passes figures on to `log` and to the trackers of --log-to, which are closed at the end.
 
-    Raises:
-        MissingDependencyError: if the package of a tracker is not installed.
+    Raises MissingDependencyError if the package of a tracker is not installed.
     """
     with contextlib.ExitStack() as opened:
         logs = [opened.enter_context(_open(name, config)) for name in config.log_to]

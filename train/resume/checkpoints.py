@@ -97,10 +97,8 @@ class Checkpoints:
 
         A state that exists is not written again. A state within a series of steps without a finite gradient is not
         written either: the step before the series may have ruined the weights, and such states would replace the good
-        ones. The last state is always written, because the run would lose the steps since the state before.
-
-        Raises:
-            CheckpointError: if this write or the one before failed. The states written before are intact.
+        ones. The last state is always written, because the run would lose the steps since the state before. Raises
+        CheckpointError if this write or the one before failed. The states written before are intact.
         """
         step, skipping = int(state.step), int(state.skipped_in_a_row) > 0
         if (last or not skipping) and step not in self._manager.all_steps():
@@ -128,8 +126,7 @@ class Checkpoints:
         Once an older state is read, the damaged ones are reported and moved to the folder `damaged`. If all are
         damaged nothing moves, so the same command finds the same states again.
 
-        Args:
-            abstract: the state's shapes, data types and shardings; on any mesh, not only the one it was saved from.
+        `abstract` may be on any mesh, not only the one that the state was saved from.
 
         Raises:
             CheckpointError: if there are states and all are damaged, or the storage cannot be read.
@@ -236,10 +233,7 @@ def saved_steps(folder: Path | str) -> list[int]:
 def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
     """The step of the newest state with a readable record, and the run it belongs to; None if there are no states.
 
-    Reads only, and needs no device.
-
-    Raises:
-        CheckpointError: if there are states and no record is readable.
+    Reads only, and needs no device. Raises CheckpointError if there are states and no record is readable.
     """
     place = _absolute(folder)
     damaged: dict[int, str] = {}
@@ -257,10 +251,8 @@ def wait_for_same_checkpoints(folder: Path | str, seconds: float) -> None:
     """Returns when every process sees the states that process 0 sees, each in its path of the shared folder.
 
     A network disk may show a host what another one wrote only a minute later (NFS caches folders). Processes that
-    resumed from different states would train different weights.
-
-    Raises:
-        CheckpointError: on every process, if they still differ after `seconds`.
+    resumed from different states would train different weights. Raises CheckpointError on every process if they still
+    differ after `seconds`.
     """
     if jax.process_count() == 1:
         return

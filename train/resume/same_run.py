@@ -98,11 +98,7 @@ class Run:
     def open_checkpoints(self, network: PoolFormerConfig) -> Iterator[Checkpoints]:
         """Locks the run's folders, writes recipe.json, and opens the checkpoints to restore from and save to.
 
-        Args:
-            network: what the run trains, saved with every state.
-
-        Raises:
-            InputError: if another process uses one of the folders.
+        Raises InputError if another process uses one of the folders.
         """
         config = self.config
         run = self.identity | {"network": network_to_dict(network)}
@@ -133,10 +129,7 @@ class Run:
 def open_run(config: TrainConfig, source: Source, held_out: Source) -> Run:
     """Checks that all processes and the folders of the run fit `config` and its images; reads only.
 
-    Args:
-        config: the run, with the same values on every process.
-        source: its training images.
-        held_out: its evaluation images.
+    All processes must pass the same `config`.
 
     Raises:
         InputError: if the processes differ, or the folders belong to another run.

@@ -79,10 +79,7 @@ class WeightsFile:
 def open_weights(path: str | Path, *, use_ema: bool = False, ignore: Sequence[str] = ()) -> WeightsFile:
     """Opens a weights file without reading its numbers.
 
-    Args:
-        path: a `.safetensors`, `.bin`, `.pth`, `.pth.tar` or `.ckpt` file, or the `.index.json` of a sharded one.
-        use_ema: take the moving average of the weights from a training checkpoint.
-        ignore: patterns ("criterion.*") of names to leave out, as in the shell.
+    `ignore` has patterns ("criterion.*") of names to leave out, as in the shell.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -174,8 +171,7 @@ def is_index(path: Path) -> bool:
 def read_index(path: Path) -> dict[str, set[str]]:
     """The tensor names of every shard of an index, by the shard's file name.
 
-    Raises:
-        WeightsFileError: if it is not an index, or names a file outside its folder.
+    Raises WeightsFileError if it is not an index, or names a file outside its folder.
     """
     with _naming_file(path):
         return _read_index(path)

@@ -87,8 +87,7 @@ class PickledArray:
     def tensor(self, path: Path) -> StoredTensor | None:
         """The array as a tensor of the file `path`; None if it does not hold numbers.
 
-        Raises:
-            WeightsFileError: if shape, type and bytes do not fit each other.
+        Raises WeightsFileError if shape, type and bytes do not fit each other.
         """
         dtype = self.type.dtype if isinstance(self.type, PickledDtype) else None
         content = self.content.text if isinstance(self.content, EncodedText) else self.content

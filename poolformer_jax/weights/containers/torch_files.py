@@ -30,8 +30,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name,
 def read_zip(path: Path, file: io.BufferedIOBase, size: int) -> Any:
     """Reads the object in a zip archive of `torch.save`; its tensors stay in the file.
 
-    Raises:
-        WeightsFileError: if the archive is damaged, compressed, or not written by `torch.save`.
+    Raises WeightsFileError if the archive is damaged, compressed, or not written by `torch.save`.
     """
     records = _records(file)
     pickled = [name for name in records if name.endswith("/data.pkl")]
@@ -67,8 +66,7 @@ def read_zip(path: Path, file: io.BufferedIOBase, size: int) -> Any:
 def read_legacy(path: Path, file: io.BufferedIOBase, size: int) -> Any:
     """Reads the object in a legacy stream of `torch.save`; its tensors stay in the file.
 
-    Raises:
-        WeightsFileError: if the stream is damaged.
+    Raises WeightsFileError if the stream is damaged.
     """
     stream = BoundedReader(file)
     storages: dict[str, Storage] = {}

@@ -27,11 +27,7 @@ def write_safetensors(
 ) -> None:
     """Writes a safetensors file.
 
-    Args:
-        path: the file.
-        names: name and shape of every array.
-        arrays: the arrays, in the same order.
-        metadata: text to save with them.
+    `names` has the name and shape of every array, in the order of `arrays`.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
@@ -50,10 +46,7 @@ def write_safetensors(
 def write_torch(path: Path, names: Names, arrays: Iterable[np.ndarray]) -> None:
     """Writes a state dict as `torch.save` does; `torch.load` reads it, with weights_only too.
 
-    Args:
-        path: the file.
-        names: name and shape of every array.
-        arrays: the arrays, in the same order.
+    `names` has the name and shape of every array, in the order of `arrays`.
     """
     root = path.name.split(".")[0]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

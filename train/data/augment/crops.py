@@ -37,12 +37,8 @@ def random_resized_box(
 ) -> Box:
     """A random crop of an image of `width` x `height` pixels.
 
-    Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        scale: smallest and largest area, as a share of the image's; drawn uniformly.
-        ratio: smallest and largest width over height; drawn uniformly in the logarithm.
-        rng: random numbers.
+    `scale` bounds its area as a share of the image's, drawn uniformly; `ratio` bounds width over height, drawn
+    uniformly in the logarithm.
     """
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(_ATTEMPTS):
@@ -70,11 +66,7 @@ def shift_and_rotate(
 ) -> Image.Image:
     """The image shifted, and rotated about its centre, by random amounts; pixels from outside are black.
 
-    Args:
-        image: any mode that Pillow can transform.
-        max_shift: largest shift along each axis, as a share of that edge.
-        max_rotation: largest angle in degrees, either way.
-        rng: random numbers.
+    `max_shift` is a share of each edge, `max_rotation` an angle in degrees.
     """
     if max_shift == 0 and max_rotation == 0:
         return image

@@ -38,17 +38,9 @@ def decode_crop(
 ) -> UInt8[np.ndarray, "size size c"]:
     """Decodes one crop of an image, resized to `size` x `size` pixels.
 
-    Args:
-        data: the bytes of an image file of any format that Pillow reads.
-        choose_box: called with the upright image's width and height.
-        size: of the result, in pixels.
-        resample: the filter.
-        num_channels: 3 for RGB, 1 for greyscale.
-        scaled_decoding: allow decoding a JPEG at a fraction of its size, which Pillow then resizes.
-        resizer: the library that resizes otherwise. Pixels outside the crop have no effect.
-
-    Raises:
-        ImageError: if the image cannot be read.
+    `choose_box` is called with the upright image's width and height. Pixels outside the crop have no effect.
+    `scaled_decoding` allows decoding a JPEG at a fraction of its size, which Pillow then resizes. Raises ImageError if
+    the image cannot be read.
     """
     pixels = None
     with raising_image_errors(_FILE, BytesIO(data)):

@@ -38,13 +38,7 @@ def augment_batch(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
     """The network's input and the targets of a training step.
 
-    Args:
-        key: the step's random key.
-        images: 8-bit pixels.
-        labels: from 0 to num_classes - 1; for several classes per image, or for regression, the targets.
-        config: uses `mix`, `image_mean`, `image_std` and `problem_type`.
-        num_classes: k.
-        dtype: of the returned pixels. The arithmetic is float32.
+    `labels` are from 0 to num_classes - 1, or the targets. The arithmetic is float32, whatever `dtype` is.
 
     Returns:
         Normalised pixels of `dtype`, and for every image its targets, float32: a distribution over the classes,
@@ -96,12 +90,6 @@ def mix_groups(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
     """Mixes images 0 and 1 of the batch with each other, 2 and 3, and so on, by mixup or cutmix.
 
-    Args:
-        key: random key.
-        images: 8-bit pixels.
-        targets: distributions over k classes.
-        augment: alphas, probabilities and the group size.
-
     Returns:
         Mixed pixels, from 0 to 255 and rounded to whole numbers, and the targets mixed in the same proportion.
     """
@@ -124,8 +112,7 @@ def _swap_neighbours(rows: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
 def group_size(batch: int, augment: DeviceAugmentation) -> int:
     """The number of images that share a mixing ratio.
 
-    Raises:
-        ValueError: if it is odd, or does not divide the batch size.
+    Raises ValueError if it is odd, or does not divide the batch size.
     """
     size = min(augment.mix_group or batch, batch)
     if batch % size or size % 2:
@@ -204,10 +191,7 @@ def erase_rectangles(
 ) -> Float[Array, "b h w c"]:
     """Replaces a random rectangle of some images with normal noise for every pixel.
 
-    Args:
-        key: random key.
-        pixels: normalised, with mean 0 and variance 1 like the noise.
-        augment: probability, area and aspect ratio.
+    The pixels are normalised, with mean 0 and variance 1 like the noise.
     """
     box_key, noise_key = jax.random.split(key)
     batch, height, width, _ = pixels.shape

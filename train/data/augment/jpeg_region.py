@@ -50,10 +50,7 @@ def decodes_regions() -> bool:
 def decode_region(data: bytes, box: Box, num_channels: int) -> UInt8[np.ndarray, "h w c"] | None:
     """The pixels inside the box. None without nvImageCodec, for files that it cannot decode, and for narrow boxes.
 
-    Args:
-        data: a JPEG in greyscale, YCbCr or RGB.
-        box: a part of the stored image, whose EXIF orientation is ignored.
-        num_channels: 3 for RGB, 1 for greyscale.
+    The box is a part of the stored image, whose EXIF orientation is ignored.
     """
     if box.width < _MIN_WIDTH or not decodes_regions():
         return None

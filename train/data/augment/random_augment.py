@@ -55,11 +55,7 @@ class RandAugment:
 
     @classmethod
     def from_notation(cls, text: str, **changes: Any) -> Self:
-        """Parses timm's notation, such as "rand-m9-mstd0.5-inc1".
-
-        Raises:
-            ValueError: if a part of it is unknown.
-        """
+        """Parses timm's notation, such as "rand-m9-mstd0.5-inc1". Raises ValueError if a part of it is unknown."""
         kind, *parts = text.split("-")
         matches = [_NOTATION.fullmatch(part) for part in parts]
         if kind != "rand" or not all(matches):
@@ -114,13 +110,7 @@ class RandAugment:
 
 
 def apply_operation(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    """The image after one operation; deterministic.
-
-    Args:
-        image: mode "RGB", or "L" with one value as `fill`.
-        operation: one of `OPERATIONS` with its random choices.
-        fill: colour of pixels from outside the image.
-    """
+    """The image after one operation; deterministic."""
     return OPERATIONS[operation.name](image, operation, fill)
 
 

@@ -22,11 +22,7 @@ Resizer = Literal["pillow", "simd"]
 
 @functools.cache
 def choose_resizer(wanted: Literal["auto", "pillow", "simd"]) -> Resizer:
-    """The resizer to use: "auto" chooses the fastest that is installed.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
+    """The resizer to use: "auto" chooses the fastest that is installed. Raises ValueError if it is not installed."""
     installed = importlib.util.find_spec("cykooz_resizer") is not None
     if wanted == "simd" and not installed:
         raise InputError(
@@ -42,14 +38,7 @@ def resize(
     resample: Image.Resampling,
     resizer: Resizer = "pillow",
 ) -> UInt8[np.ndarray, "size size c"]:
-    """Pixels resized to `size` x `size`.
-
-    Args:
-        pixels: an image of 1 or 3 channels.
-        size: of the result, in pixels.
-        resample: BILINEAR or BICUBIC.
-        resizer: the library that resizes.
-    """
+    """Pixels resized to `size` x `size`."""
     if resizer == "pillow":
         return to_pixels(to_picture(pixels).resize((size, size), resample))
     from cykooz_resizer import ImageData, PixelType

@@ -42,11 +42,7 @@ class TrainingTransform:
             )
 
     def __call__(self, image: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
-        """The pixels for an image file's bytes or an array of pixels.
-
-        Raises:
-            ImageError: if the image cannot be read.
-        """
+        """The pixels for an image file's bytes or an array of pixels. Raises ImageError if the image cannot be read."""
         pixels = self._crop(image, rng)
         if rng.random() < self._augment.horizontal_flip:
             pixels = _mirror(pixels)

@@ -84,12 +84,8 @@ def open_imagenet(folder: Path, on_count: Callable[[int], None] = lambda count: 
 
     Reads every header of the archives, which takes minutes for the real ones.
 
-    Args:
-        folder: holds the three archives.
-        on_count: called with the number of images found so far, after every class and at the end.
-
-    Raises:
-        SourceError: with every archive that is missing, or that is damaged or incomplete.
+    `on_count` is called with the number of images found so far, after every class and at the end. Raises SourceError
+    with every archive that is missing, or that is damaged or incomplete.
     """
     if missing := [name for name in (TRAIN, VALIDATION, KIT) if not (folder / name).is_file()]:
         raise SourceError(
@@ -166,8 +162,7 @@ def _open_validation(path: Path, classes: Classes) -> ArchiveSource:
 def list_members(path: Path, start: int) -> Iterator[_Member]:
     """The files of the tar archive that starts at byte `start` of the file `path`; reads only the headers.
 
-    Raises:
-        SourceError: if the archive is damaged or cut off.
+    Raises SourceError if the archive is damaged or cut off.
     """
     with path.open("rb") as file:
         file.seek(start)

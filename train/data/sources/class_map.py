@@ -20,8 +20,7 @@ _PART = 1 << 16  # characters
 def read_class_map(path: Path) -> tuple[str, ...]:
     """The class names in a file, in the order of their labels.
 
-    Raises:
-        SourceError: if the file cannot be read, repeats a name, or does not number its classes 0, 1, 2, ...
+    Raises SourceError if the file cannot be read, repeats a name, or does not number its classes 0, 1, 2, ...
     """
     path = path.expanduser()
     try:
@@ -45,8 +44,7 @@ def read_class_map(path: Path) -> tuple[str, ...]:
 def labels_by_map(path: Path, class_map: tuple[str, ...], data: str, class_names: tuple[str, ...]) -> np.ndarray:
     """The label that the class map gives to each class of the data: int32 [classes].
 
-    Raises:
-        SourceError: with the classes that the map does not have.
+    Raises SourceError with the classes that the map does not have.
     """
     label_of = {name: label for label, name in enumerate(class_map)}
     if unknown := [name for name in class_names if name not in label_of]:
@@ -59,8 +57,7 @@ def labels_by_map(path: Path, class_map: tuple[str, ...], data: str, class_names
 def relabel_by_map(source: Any, path: Path, data: str) -> Any:
     """A source with the classes and labels of the class map.
 
-    Raises:
-        SourceError: if the map cannot be read, or lacks classes of the source.
+    Raises SourceError if the map cannot be read, or lacks classes of the source.
     """
     names = read_class_map(path)
     return source.relabel(names, labels_by_map(path, names, data, source.class_names))

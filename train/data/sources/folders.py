@@ -132,15 +132,8 @@ def open_folder(
 ) -> FolderSource:
     """The split named `split` of the class folders below `path`.
 
-    Args:
-        path: the folder that holds a folder per class, or per split.
-        split: its name.
-        held_out_share: share of every class for validation, if that has no folder.
-        list_images: replaces `read_class_folders`.
-
-    Raises:
-        SourceError: if the folder has no such split, no class, classes that training does not have, or classes beside
-            splits.
+    `held_out_share` is the share of every class for validation, if that has no folder. Raises SourceError if the folder
+    has no such split, no class, classes that training does not have, or classes beside splits.
     """
     list_images = list_images or read_class_folders
     root = Path(path).expanduser().resolve()
@@ -208,13 +201,9 @@ def read_class_folders(
 ) -> FolderSource:
     """Every image below the class folders of `root`, in the natural order of the classes.
 
-    Args:
-        root: the folder that holds one folder per class.
-        class_names: the classes of the training split, for another split. Default: the folders of `root`.
-        on_count: called with the number of images found so far, after every class.
-
-    Raises:
-        SourceError: with every class that has no image, or that is not in `class_names`.
+    `class_names` are those of the training split, for another split. `on_count` is called with the number of images
+    found so far, after every class. Raises SourceError with every class that has no image, or that is not in
+    `class_names`.
     """
     found = _class_names(root)
     if not found:

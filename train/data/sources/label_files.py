@@ -33,16 +33,8 @@ def open_label_file(
 ) -> FolderSource:
     """The split named `split` of the images that the file, or the files of the folder, `path` names.
 
-    Args:
-        path: a .csv or .jsonl file, or a folder with one for each split.
-        split: its name; "train+validation" for all rows.
-        held_out_share: share of every class for validation, if no rows are.
-        image_column: the column of the images' paths. Default: file_name.
-        label_column: the column of the classes' names, or of the targets; several, separated by commas.
-        problem: whether an image has one class, several, or numbers.
-
-    Raises:
-        SourceError: if there is no such file, split or column, or if rows lack values.
+    The split "train+validation" has all rows. The columns are those of `DataConfig`. Raises SourceError if there is no
+    such file, split or column, or if rows lack values.
     """
     root, image_column = Path(path).expanduser().resolve(), image_column or "file_name"
     columns = (image_column, *label_column.split(","))

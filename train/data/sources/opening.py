@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 def open_source(config: DataConfig, split: str) -> Source:
     """The split named `split` of the data set that `config.source` names.
 
-    Raises:
-        SourceError: if there is no such data set or split, nothing in it, or a class that the class map lacks.
+    Raises SourceError if there is no such data set or split, nothing in it, or a class that the class map lacks.
     """
     source = _open(config, split)
     remedy = "Choose another with --data.train-split or --data.evaluation-split (in evaluate: --split), or add images"

@@ -96,13 +96,8 @@ def open_parquet(
 ) -> ParquetSource:
     """The split named `split` of the Parquet files below `path`.
 
-    Args:
-        path: a file, or a folder of files that are named after their splits, or lie in folders that are.
-        split: its name; "train+validation" for all rows.
-        held_out_share: share of every class for validation, if no file has it.
-        image_column: the column of the images, {bytes, path} or bytes. Default: image.
-        label_column: the column of the labels, numbers of classes or their names; several, separated by commas.
-        problem: whether an image has one class, several, or numbers.
+    Files are named after their splits, or lie in folders that are. The split "train+validation" has all rows. The
+    columns are those of `DataConfig`.
 
     Raises:
         SourceError: if there is no such file, split or column, or if rows lack labels.

@@ -80,22 +80,14 @@ def held_out_rows(ids: Sequence[str], labels: np.ndarray, share: float) -> np.nd
 
 
 def image_of(example: Example) -> Any:
-    """The bytes of an example's image file, or its array.
-
-    Raises:
-        ImageError: if the file could not be read.
-    """
+    """The bytes of an example's image file, or its array. Raises ImageError if the file could not be read."""
     if isinstance(example["image"], ImageError):
         raise example["image"]
     return example["image"]
 
 
 def read_example(example: Example) -> Image.Image:
-    """An example's picture, whole and upright; grey images stay grey.
-
-    Raises:
-        ImageError: if it cannot be read.
-    """
+    """An example's picture, whole and upright; grey images stay grey. Raises ImageError if it cannot be read."""
     image = image_of(example)
     if isinstance(image, bytes):
         return read_image(image)

@@ -69,13 +69,9 @@ class TfdsSource:
 def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
     """The split named `split` of a prepared data set.
 
-    Args:
-        name: of a data set that TFDS finds in `data_dir`, or the folder of a prepared one.
-        split: in TFDS's notation, which includes slices such as "train[:90%]".
-        data_dir: where TFDS keeps data sets. Default: TFDS's own.
-
-    Raises:
-        SourceError: if it is not prepared, is not in ArrayRecord, has no such split, or has no image or label.
+    `name` is a data set that TFDS finds in `data_dir`, or the folder of a prepared one. Splits may be slices such as
+    "train[:90%]". Raises SourceError if it is not prepared, is not in ArrayRecord, has no such split, or has no image
+    or label.
     """
     import tensorflow_datasets as tfds
 

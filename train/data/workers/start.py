@@ -37,13 +37,7 @@ def start_workers_without_jax() -> None:
 
 
 def initialize_worker(prefix: str, worker: int, workers: int) -> None:
-    """Ignores the signals that ask a program to stop, because the program stops its workers; exits if it is killed.
-
-    Args:
-        prefix: how the names of its shared memory begin.
-        worker: its number.
-        workers: how many there are.
-    """
+    """Ignores the signals that ask a program to stop, because the program stops its workers; exits if it is killed."""
     del worker, workers
     if prefix:
         name_segments(prefix)
