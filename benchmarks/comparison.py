@@ -35,23 +35,14 @@ class BenchmarkError(PoolFormerError):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to do the work.
-
-    Args:
-        name: its name in the tables.
-        factory: `module:function`, which makes the `Workload`.
-        options: keyword arguments of the function.
-        ours: True if it is this package's.
-        comparable: False if it computes another function, like timm's head.
-        environment: environment variables of its process.
-    """
+    """One way to do the work."""
 
     name: str
-    factory: str
-    options: Mapping[str, Any]
-    ours: bool = False
-    comparable: bool = True
-    environment: Mapping[str, str] = field(default_factory=dict)
+    factory: str  # `module:function`, which makes the `Workload`
+    options: Mapping[str, Any]  # keyword arguments of the function
+    ours: bool = False  # True if it is this package's
+    comparable: bool = True  # False if it computes another function, like timm's head
+    environment: Mapping[str, str] = field(default_factory=dict)  # environment variables of its process
 
 
 class Runner(Protocol):

@@ -33,25 +33,15 @@ from poolformer_jax.weights import LAYOUTS, leaves, open_model, open_weights, wr
 
 @dataclass(frozen=True)
 class Measurement:
-    """Conversions of one file.
+    """Conversions of one file."""
 
-    Args:
-        source: layout and container of the file.
-        to: layout of the folder.
-        file_bytes: size of the file.
-        seconds: time of each run.
-        processor_seconds: processor time of each run, which other programs on the machine affect less.
-        peak_bytes: largest resident set of all runs.
-        import_seconds: time of a run that only imports and prints its help.
-    """
-
-    source: str
-    to: str
+    source: str  # layout and container of the file
+    to: str  # layout of the folder
     file_bytes: int
-    seconds: tuple[float, ...]
-    processor_seconds: tuple[float, ...]
-    peak_bytes: int
-    import_seconds: float
+    seconds: tuple[float, ...]  # time of each run
+    processor_seconds: tuple[float, ...]  # processor time of each run, which other programs on the machine affect less
+    peak_bytes: int  # largest resident set of all runs
+    import_seconds: float  # time of a run that only imports and prints its help
 
 
 def random_arrays(shapes: Sequence[tuple[int, ...]], seed: int = 0) -> Iterator[np.ndarray]:

@@ -13,21 +13,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed, ready to run.
+    """What is timed, ready to run."""
 
-    Args:
-        call: does the work once and returns when the result is ready.
-        result: numbers that all implementations must agree on: logits, or the losses of the first steps.
-        versions: versions of the libraries that do the work.
-        threads: number of threads.
-        facts: further entries for the JSON report.
-    """
-
-    call: Callable[[], Any]
-    result: np.ndarray
-    versions: Mapping[str, str]
+    call: Callable[[], Any]  # does the work once and returns when the result is ready
+    result: np.ndarray  # numbers that all implementations must agree on: logits, or the losses of the first steps
+    versions: Mapping[str, str]  # versions of the libraries that do the work
     threads: int
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)  # further entries for the JSON report
 
 
 def read_pixels(folder: str) -> np.ndarray:

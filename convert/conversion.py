@@ -23,19 +23,12 @@ from poolformer_jax.weights import (
 
 @dataclass(frozen=True)
 class ArrayMapping:
-    """One array of the source and what it becomes.
+    """One array of the source and what it becomes."""
 
-    Args:
-        given_name: its name in the source's file.
-        source: its parameter in the source's layout.
-        target: its parameter in the destination's layout.
-        dtype: its type in the source's file.
-    """
-
-    given_name: str
-    source: Leaf
-    target: Leaf
-    dtype: str
+    given_name: str  # its name in the source's file
+    source: Leaf  # its parameter in the source's layout
+    target: Leaf  # its parameter in the destination's layout
+    dtype: str  # its type in the source's file
 
     @property
     def transform(self) -> str:

@@ -16,23 +16,14 @@ _KIND = re.compile(r"\bkind=(\w+)")
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch of the program: a fusion, a library call, a Pallas kernel, a copy.
+    """One launch of the program: a fusion, a library call, a Pallas kernel, a copy."""
 
-    Attributes:
-        name: the compiler's name.
-        kind: target of a custom call, kind of a fusion, otherwise the opcode.
-        read: bytes of its operands; it may read only a part.
-        written: bytes of its results; it may write only a part.
-        source: the JAX operation it came from; empty if the compiler names none.
-        times: how often it runs.
-    """
-
-    name: str
-    kind: str
-    read: int
-    written: int
-    source: str
-    times: int
+    name: str  # the compiler's name
+    kind: str  # target of a custom call, kind of a fusion, otherwise the opcode
+    read: int  # bytes of its operands; it may read only a part
+    written: int  # bytes of its results; it may write only a part
+    source: str  # the JAX operation it came from; empty if the compiler names none
+    times: int  # how often it runs
 
     @property
     def bytes(self) -> int:

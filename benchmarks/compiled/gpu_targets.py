@@ -16,27 +16,16 @@ PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 @dataclass(frozen=True)
 class Target:
-    """One GPU, from NVIDIA's data sheets and the tables of the CUDA programming guide.
-
-    Attributes:
-        capability: compute capability.
-        multiprocessors: number of multiprocessors.
-        lanes: float32 operations per multiprocessor and cycle.
-        shared_memory: KiB per multiprocessor.
-        cache: MiB of the second-level cache.
-        memory: GiB of memory.
-        clock: highest clock in GHz.
-        threads: resident threads per multiprocessor.
-    """
+    """One GPU, from NVIDIA's data sheets and the tables of the CUDA programming guide."""
 
     capability: tuple[int, int]
     multiprocessors: int
-    lanes: int
-    shared_memory: int
-    cache: int
-    memory: int
-    clock: float
-    threads: int = 2048
+    lanes: int  # float32 operations per multiprocessor and cycle
+    shared_memory: int  # KiB per multiprocessor
+    cache: int  # MiB of the second-level cache
+    memory: int  # GiB of memory
+    clock: float  # highest clock in GHz
+    threads: int = 2048  # resident threads per multiprocessor
 
     def text(self, name: str) -> str:
         """The compiler's input, a GpuTargetConfigProto in text form."""

@@ -37,23 +37,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Line:
-    """One instruction.
+    """One instruction."""
 
-    Attributes:
-        name: the compiler's name.
-        opcode: fusion, copy, all-reduce, ...
-        shape: shape and layout of the result.
-        operands: shapes of the operands, each array once.
-        source: the JAX operation it came from; empty if the compiler names none.
-        text: the whole line.
-    """
-
-    name: str
-    opcode: str
-    shape: str
-    operands: tuple[str, ...]
-    source: str
-    text: str
+    name: str  # the compiler's name
+    opcode: str  # fusion, copy, all-reduce, ...
+    shape: str  # shape and layout of the result
+    operands: tuple[str, ...]  # shapes of the operands, each array once
+    source: str  # the JAX operation it came from; empty if the compiler names none
+    text: str  # the whole line
 
 
 def walk(

@@ -7,21 +7,13 @@ from poolformer_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Chip:
-    """One TPU chip.
+    """One TPU chip."""
 
-    Attributes:
-        peak_flops: bfloat16 operations per second.
-        clock: cycles per second of the matrix units: peak rate / (2 * multipliers).
-        hbm_bytes: memory in bytes.
-        hbm_bandwidth: bytes per second between memory and chip.
-        ici_bandwidth: bytes per second between a chip and its neighbours, both directions added.
-    """
-
-    peak_flops: float
-    clock: float
-    hbm_bytes: float
-    hbm_bandwidth: float
-    ici_bandwidth: float
+    peak_flops: float  # bfloat16 operations per second
+    clock: float  # cycles per second of the matrix units: peak rate / (2 * multipliers)
+    hbm_bytes: float  # memory in bytes
+    hbm_bandwidth: float  # bytes per second between memory and chip
+    ici_bandwidth: float  # bytes per second between a chip and its neighbours, both directions added
 
 
 CHIPS = {

@@ -23,19 +23,12 @@ _LOOPS = re.compile(r'kernel_metadata=\{\s*"rounds":"(\d+)",\s*"tiles":"(\d+)"')
 
 @dataclass(frozen=True)
 class KernelCost:
-    """The cost that a Pallas kernel declares; the compiler does not estimate it.
+    """The cost that a Pallas kernel declares; the compiler does not estimate it."""
 
-    Attributes:
-        flops: operations per call.
-        bytes: bytes read and written per call.
-        tiles: tiles of its grid.
-        rounds: iterations of the loop in a tile.
-    """
-
-    flops: int
-    bytes: int
-    tiles: int
-    rounds: int
+    flops: int  # operations per call
+    bytes: int  # bytes read and written per call
+    tiles: int  # tiles of its grid
+    rounds: int  # iterations of the loop in a tile
 
     def bound(self, chip: Chip) -> int:
         """The fewest cycles that the chip's peak rate and memory bandwidth allow."""
@@ -44,25 +37,15 @@ class KernelCost:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a compiled program.
+    """One line of a compiled program."""
 
-    Attributes:
-        name: the compiler's name.
-        opcode: fusion, copy, all-reduce, ...
-        shape: shape and layout of the result.
-        source: the JAX operation it came from; empty if the compiler names none.
-        cycles: the compiler's estimate; None if it has none, as for a Pallas kernel.
-        times: how often it runs.
-        kernel: the cost that a Pallas kernel declares.
-    """
-
-    name: str
-    opcode: str
-    shape: str
-    source: str
-    cycles: int | None
-    times: int
-    kernel: KernelCost | None = None
+    name: str  # the compiler's name
+    opcode: str  # fusion, copy, all-reduce, ...
+    shape: str  # shape and layout of the result
+    source: str  # the JAX operation it came from; empty if the compiler names none
+    cycles: int | None  # the compiler's estimate; None if it has none, as for a Pallas kernel
+    times: int  # how often it runs
+    kernel: KernelCost | None = None  # the cost that a Pallas kernel declares
 
     @property
     def bytes(self) -> int:

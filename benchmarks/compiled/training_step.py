@@ -22,23 +22,14 @@ CLASSES, EXAMPLES, SIZE = 1000, 1_281_167, 224
 
 @dataclass(frozen=True)
 class Step:
-    """A training step in bfloat16.
+    """A training step in bfloat16."""
 
-    Attributes:
-        variant: s12 ... m48.
-        images: images per device.
-        fsdp: devices that share one copy of the weights.
-        augment: True to include mixup, cutmix and random erasing.
-        kernels: True to use Pallas kernels if there are any for the devices.
-        fused: False for the blocks as the paper writes them.
-    """
-
-    variant: str
-    images: int
-    fsdp: int = 1
-    augment: bool = False
-    kernels: bool = True
-    fused: bool = True
+    variant: str  # s12 ... m48
+    images: int  # images per device
+    fsdp: int = 1  # devices that share one copy of the weights
+    augment: bool = False  # True to include mixup, cutmix and random erasing
+    kernels: bool = True  # True to use Pallas kernels if there are any for the devices
+    fused: bool = True  # False for the blocks as the paper writes them
 
 
 def lower_training(step: Step, devices: Sequence[jax.Device]) -> jax.stages.Lowered:

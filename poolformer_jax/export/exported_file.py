@@ -22,23 +22,14 @@ _EXPECTED = "Expected a file of python -m poolformer_jax export."
 
 
 class ExportedFile(NamedTuple):
-    """A file that `export_model` wrote.
+    """A file that `export_model` wrote."""
 
-    Attributes:
-        facts: its metadata (`metadata`).
-        run: from pixels, of the type that the file takes, to logits.
-        config: the architecture.
-        image_processor: the preprocessing.
-        labels: class names by index.
-        takes_uint8: True if it takes 8-bit pixels and normalises them, False if it takes normalised pixels.
-    """
-
-    facts: Mapping[str, str]
-    run: Callable[[np.ndarray], np.ndarray]
-    config: PoolFormerConfig
-    image_processor: PoolFormerImageProcessor
-    labels: Mapping[int, str]
-    takes_uint8: bool
+    facts: Mapping[str, str]  # its metadata (`metadata`)
+    run: Callable[[np.ndarray], np.ndarray]  # from pixels, of the type that the file takes, to logits
+    config: PoolFormerConfig  # the architecture
+    image_processor: PoolFormerImageProcessor  # the preprocessing
+    labels: Mapping[int, str]  # class names by index
+    takes_uint8: bool  # True if it takes 8-bit pixels and normalises them, False if it takes normalised pixels
 
 
 def open_exported(path: Path) -> ExportedFile:

@@ -29,19 +29,12 @@ Shape: TypeAlias = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """A row of the layer table.
+    """A row of the layer table."""
 
-    Attributes:
-        name: the layer's place in the parameter tree; the blocks of a stage, which are equal, share a row.
-        output_shape: (height, width, channels), or (channels,) after pooling.
-        parameters: how many numbers it learns.
-        macs: multiply-accumulate operations for one image.
-    """
-
-    name: str
-    output_shape: Shape
-    parameters: int
-    macs: int
+    name: str  # the layer's place in the parameter tree; the blocks of a stage, which are equal, share a row
+    output_shape: Shape  # (height, width, channels), or (channels,) after pooling
+    parameters: int  # how many numbers it learns
+    macs: int  # multiply-accumulate operations for one image
 
 
 def parameter_shapes(config: PoolFormerConfig) -> Mapping[str, Any]:

@@ -28,17 +28,11 @@ _MIX_ALL_POSITIONS = {"attention", "spatial_fc", "random"}
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPerDevice:
-    """The memory that one device needs to compute an image, in bytes.
+    """The memory that one device needs to compute an image, in bytes."""
 
-    Attributes:
-        parameters_and_pixels: the arguments: all parameters, and the device's band of the image.
-        results: the device's bands of the feature maps, and the logits.
-        temporaries: the peak of everything in between.
-    """
-
-    parameters_and_pixels: int
-    results: int
-    temporaries: int
+    parameters_and_pixels: int  # the arguments: all parameters, and the device's band of the image
+    results: int  # the device's bands of the feature maps, and the logits
+    temporaries: int  # the peak of everything in between
 
     def __str__(self) -> str:
         parts = (self.parameters_and_pixels, self.results, self.temporaries)

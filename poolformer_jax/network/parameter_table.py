@@ -97,21 +97,13 @@ MIXER_PARAMETERS: dict[str, str] = {
 
 
 class ParameterRow(NamedTuple):
-    """One line of the table.
+    """One line of the table."""
 
-    Attributes:
-        place: the part of the path that holds indices: `NETWORK`, `STAGE` or `BLOCK`.
-        name: the rest of the path.
-        shape: symbols, one for each dimension.
-        when: "always", another condition, or the name of the token mixer that it belongs to.
-        initial: one of the words that the table explains.
-    """
-
-    place: str
-    name: str
-    shape: tuple[str, ...]
-    when: str
-    initial: str
+    place: str  # the part of the path that holds indices: `NETWORK`, `STAGE` or `BLOCK`
+    name: str  # the rest of the path
+    shape: tuple[str, ...]  # symbols, one for each dimension
+    when: str  # "always", another condition, or the name of the token mixer that it belongs to
+    initial: str  # one of the words that the table explains
 
     @property
     def path(self) -> str:

@@ -35,21 +35,12 @@ class InitialValues(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One parameter of one network.
+    """One parameter of one network."""
 
-    Attributes:
-        row: its row of the table.
-        path: its path in the tree, such as "stages_0/blocks_1/norm1/scale".
-        stage: the index of its stage; outside the stages, of the stage that its sizes come from.
-        block: the index of its block in the stage; 0 outside the blocks.
-        shape: its shape.
-        initial: its initial values.
-    """
-
-    row: ParameterRow
-    path: str
-    stage: int
-    block: int
+    row: ParameterRow  # its row of the table
+    path: str  # its path in the tree, such as "stages_0/blocks_1/norm1/scale"
+    stage: int  # the index of its stage; outside the stages, of the stage that its sizes come from
+    block: int  # the index of its block in the stage; 0 outside the blocks
     shape: tuple[int, ...]
     initial: InitialValues
 

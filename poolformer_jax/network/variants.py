@@ -14,23 +14,14 @@ SECOND_SOURCE = "README of sail-sg/metaformer (ImageNet-1k)"
 
 
 class Size(NamedTuple):
-    """One size of PoolFormer.
+    """One size of PoolFormer."""
 
-    Attributes:
-        name: "s12" and so on.
-        depths: blocks per stage.
-        hidden_sizes: channels per stage.
-        layer_scale_init_value: the authors start layer scale at 1e-6 from s36 on.
-        top_1: ImageNet-1k accuracy in percent.
-        macs_g: multiply-accumulate operations for an image of 224 x 224, in billions.
-    """
-
-    name: str
-    depths: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
-    layer_scale_init_value: float
-    top_1: float
-    macs_g: float
+    name: str  # "s12" and so on
+    depths: tuple[int, ...]  # blocks per stage
+    hidden_sizes: tuple[int, ...]  # channels per stage
+    layer_scale_init_value: float  # the authors start layer scale at 1e-6 from s36 on
+    top_1: float  # ImageNet-1k accuracy in percent
+    macs_g: float  # multiply-accumulate operations for an image of 224 x 224, in billions
 
     @property
     def weights(self) -> tuple[str, str]:
@@ -99,19 +90,12 @@ class Result(NamedTuple):
 
 
 class Family(NamedTuple):
-    """The published networks of one kind.
+    """The published networks of one kind."""
 
-    Attributes:
-        title: the name that the paper gives to the kind.
-        variants: the fields of `MetaFormerConfig` for every network, by its name.
-        results: what the authors report, by the same names; of the ablations nothing.
-        source: where they report it.
-    """
-
-    title: str
-    variants: Mapping[str, Mapping[str, Any]]
-    results: Mapping[str, tuple[Result, ...]]
-    source: str
+    title: str  # the name that the paper gives to the kind
+    variants: Mapping[str, Mapping[str, Any]]  # the fields of `MetaFormerConfig` for every network, by its name
+    results: Mapping[str, tuple[Result, ...]]  # what the authors report, by the same names; of the ablations nothing
+    source: str  # where they report it
 
 
 # Depths and widths. "s36" and "m36" stand for other sizes in the two halves of the second paper.
@@ -221,17 +205,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 class Baseline(NamedTuple):
-    """A network of others that the first paper's abstract compares with PoolFormer-M36, at 224 x 224 pixels.
+    """A network of others that the first paper's abstract compares with PoolFormer-M36, at 224 x 224 pixels."""
 
-    Attributes:
-        parameters: their number with 1000 labels.
-        macs: multiply-accumulate operations by fvcore's rules.
-        top_1: ImageNet-1k accuracy in percent, as the paper cites it.
-    """
-
-    parameters: int
-    macs: int
-    top_1: float
+    parameters: int  # their number with 1000 labels
+    macs: int  # multiply-accumulate operations by fvcore's rules
+    top_1: float  # ImageNet-1k accuracy in percent, as the paper cites it
 
 
 # timm's deit_base_patch16_224; and ResMLP-B24 with patches of 16 pixels. timm's resmlp_big_24_224 has patches of 8.

@@ -51,19 +51,12 @@ class _Match(NamedTuple):
 
 @dataclass(frozen=True)
 class MatchedNames:
-    """The names of a state dict, matched with the layout that explains most of them.
+    """The names of a state dict, matched with the layout that explains most of them."""
 
-    Args:
-        layout: a key of `names.LAYOUTS`.
-        names: the state dict's own name for each name of the layout; they differ by a prefix at most.
-        shapes: shape of every array by its name in the state dict.
-        matches: every name that has a row in the layout's table.
-    """
-
-    layout: str
-    names: Mapping[str, str]
-    shapes: Mapping[str, Shape]
-    matches: tuple[_Match, ...]
+    layout: str  # a key of `names.LAYOUTS`
+    names: Mapping[str, str]  # the state dict's own name for each name of the layout; they differ by a prefix at most
+    shapes: Mapping[str, Shape]  # shape of every array by its name in the state dict
+    matches: tuple[_Match, ...]  # every name that has a row in the layout's table
 
     @property
     def has_classifier(self) -> bool:

@@ -32,19 +32,12 @@ WEIGHTS = (
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of one model.
+    """The files of one model."""
 
-    Args:
-        source: what the caller gave: a folder, a file, or a name on the Hub.
-        weights: the weights, or the index of their shards.
-        config: config.json; None if it is missing.
-        not_in_cache: set if the Hub may have a preprocessor_config.json, but could not be asked.
-    """
-
-    source: str
-    weights: Path
-    config: Path | None
-    not_in_cache: NotInCache | None = None
+    source: str  # what the caller gave: a folder, a file, or a name on the Hub
+    weights: Path  # the weights, or the index of their shards
+    config: Path | None  # config.json; None if it is missing
+    not_in_cache: NotInCache | None = None  # set if the Hub may have a preprocessor_config.json, but could not be asked
 
 
 def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> ModelFiles:

@@ -43,21 +43,13 @@ class ArrayLike(Protocol):
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """Which array of a state dict becomes which leaf of the parameter tree. Names and shapes have been checked.
+    """Which array of a state dict becomes which leaf of the parameter tree. Names and shapes have been checked."""
 
-    Args:
-        layout: a key of `names.LAYOUTS`.
-        config: the network.
-        leaves: every parameter of the network, in the order of the layout.
-        names: the state dict's own name for each name of the layout; they differ by a prefix at most.
-        has_classifier: False if the weights are a backbone, without final norm and head.
-    """
-
-    layout: str
-    config: PoolFormerConfig
-    leaves: tuple[Leaf, ...]
-    names: Mapping[str, str]
-    has_classifier: bool
+    layout: str  # a key of `names.LAYOUTS`
+    config: PoolFormerConfig  # the network
+    leaves: tuple[Leaf, ...]  # every parameter of the network, in the order of the layout
+    names: Mapping[str, str]  # the state dict's own name for each name of the layout; they differ by a prefix at most
+    has_classifier: bool  # False if the weights are a backbone, without final norm and head
 
     @property
     def variant(self) -> str | None:

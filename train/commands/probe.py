@@ -69,15 +69,10 @@ class ProbeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult:
-    """Accuracies on the evaluation split.
+    """Accuracies on the evaluation split."""
 
-    Attributes:
-        linear: of the linear probe, with its predictions.
-        knn_top1: share of images whose class most of the nearest neighbours have.
-    """
-
-    linear: Evaluation
-    knn_top1: float
+    linear: Evaluation  # of the linear probe, with its predictions
+    knn_top1: float  # share of images whose class most of the nearest neighbours have
 
 
 def run_probe(config: ProbeConfig, console: Console) -> ProbeResult:

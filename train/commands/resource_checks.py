@@ -28,21 +28,13 @@ _WORKER_BYTES = 150e6
 
 @dataclasses.dataclass(frozen=True)
 class _WorkerPool:
-    """The workers of training or of evaluations.
+    """The workers of training or of evaluations."""
 
-    Attributes:
-        workers: number of processes.
-        batch_bytes: size of one batch of this process.
-        shared_batches: most batches in shared memory at a time.
-        private_batches: most other batches at a time.
-        process_bytes: memory of all worker processes without batches.
-    """
-
-    workers: int
-    batch_bytes: float
-    shared_batches: int
-    private_batches: int
-    process_bytes: float
+    workers: int  # number of processes
+    batch_bytes: float  # size of one batch of this process
+    shared_batches: int  # most batches in shared memory at a time
+    private_batches: int  # most other batches at a time
+    process_bytes: float  # memory of all worker processes without batches
 
 
 def check_host_memory(config: TrainConfig, train: Source, held_out: Source | None) -> Iterator[Finding]:

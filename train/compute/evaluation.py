@@ -31,29 +31,17 @@ Normalize = Callable[[Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Results over a split.
+    """Results over a split."""
 
-    Attributes:
-        examples: number of examples counted.
-        loss: mean cross entropy in nats, without label smoothing.
-        top1: share whose most probable class is correct.
-        top5: share whose correct class is among the five most probable.
-        class_examples: examples of each class, [classes].
-        class_correct: those of them that top1 counts, [classes].
-        class_predicted: examples whose most probable class is this one, [classes].
-        confusion: [correct class, most probable class] counts, or None with many classes.
-        predictions: the logits of every example, if they were asked for.
-    """
-
-    examples: int
-    loss: float
-    top1: float
-    top5: float
-    class_examples: np.ndarray
-    class_correct: np.ndarray
-    class_predicted: np.ndarray
-    confusion: np.ndarray | None
-    predictions: Predictions | None = None
+    examples: int  # number of examples counted
+    loss: float  # mean cross entropy in nats, without label smoothing
+    top1: float  # share whose most probable class is correct
+    top5: float  # share whose correct class is among the five most probable
+    class_examples: np.ndarray  # examples of each class, [classes]
+    class_correct: np.ndarray  # those of them that top1 counts, [classes]
+    class_predicted: np.ndarray  # examples whose most probable class is this one, [classes]
+    confusion: np.ndarray | None  # [correct class, most probable class] counts, or None with many classes
+    predictions: Predictions | None = None  # the logits of every example, if they were asked for
 
     @property
     def balanced_accuracy(self) -> float:

@@ -7,14 +7,8 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The outputs for all examples of a split that could be read, in its order.
+    """The outputs for all examples of a split that could be read, in its order."""
 
-    Attributes:
-        index: each example's place in the split, int64 [n].
-        label: its correct class, int32 [n], or its targets, float32 [n, classes].
-        logits: the logits, or the numbers of a regression, float32 [n, classes].
-    """
-
-    index: np.ndarray
-    label: np.ndarray
-    logits: np.ndarray
+    index: np.ndarray  # each example's place in the split, int64 [n]
+    label: np.ndarray  # its correct class, int32 [n], or its targets, float32 [n, classes]
+    logits: np.ndarray  # the logits, or the numbers of a regression, float32 [n, classes]

@@ -33,13 +33,9 @@ class StorageType:
 
 @dataclass(frozen=True, eq=False)
 class Inert:
-    """Replaces an object that is no weight (training arguments, a logger's history). It keeps only the name.
+    """Replaces an object that is no weight (training arguments, a logger's history). It keeps only the name."""
 
-    Args:
-        name: the class or function that the file names; empty for Python's own containers.
-    """
-
-    name: str = ""
+    name: str = ""  # the class or function that the file names; empty for Python's own containers
 
     def __repr__(self) -> str:
         return "an object"

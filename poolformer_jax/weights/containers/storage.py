@@ -72,21 +72,13 @@ class BoundedReader:
 
 @dataclass(eq=False)
 class Storage:
-    """A contiguous block of numbers in a file.
-
-    Args:
-        path: the file.
-        dtype: type of the numbers, with their byte order.
-        count: number of elements.
-        position: byte of the file at which they begin; -1 until it is known (the legacy format stores it last).
-        checksum: their CRC-32; None if the file has none.
-    """
+    """A contiguous block of numbers in a file."""
 
     path: Path
-    dtype: np.dtype[Any]
-    count: int
-    position: int = -1
-    checksum: int | None = None
+    dtype: np.dtype[Any]  # type of the numbers, with their byte order
+    count: int  # number of elements
+    position: int = -1  # byte of the file at which they begin; -1 until it is known (the legacy format stores it last)
+    checksum: int | None = None  # their CRC-32; None if the file has none
 
     @property
     def nbytes(self) -> int:
@@ -136,20 +128,14 @@ class PickledStorage(Storage):
 class StoredTensor:
     """A tensor in a file. `numpy.asarray` reads it, without the rest of the file.
 
-    Args:
-        storage: the numbers that it is a view of.
-        shape: its sizes.
-        strides: distance of neighbours along each dimension, in elements.
-        offset: index of its first element in the storage.
-
     Raises:
         WeightsFileError: if it extends outside the storage, or uses the same number twice.
     """
 
-    storage: Storage
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int = 0
+    storage: Storage  # the numbers that it is a view of
+    shape: tuple[int, ...]  # its sizes
+    strides: tuple[int, ...]  # distance of neighbours along each dimension, in elements
+    offset: int = 0  # index of its first element in the storage
 
     def __post_init__(self) -> None:
         given = describe_view(self.shape, self.strides, self.offset)
