@@ -35,9 +35,7 @@ class ExportedFile(NamedTuple):
 def open_exported(path: Path) -> ExportedFile:
     """Reads an .onnx, .xml or .stablehlo file.
 
-    Raises:
-        ValueError: if it is not one of this package's.
-        ModuleNotFoundError: naming the package that runs it.
+    Raises ValueError if it is not one of this package's; ModuleNotFoundError, naming the package that runs it.
     """
     try:
         match path.suffix.lower():
@@ -66,9 +64,8 @@ def open_exported(path: Path) -> ExportedFile:
 def verify_file(path: Path, config: PoolFormerConfig, variables: Mapping[str, Any]) -> float:
     """The largest difference of a file's logits from the network's, relative to the largest of these.
 
-    Raises:
-        ValueError: if the file is not one of this package's, or has another input or number of labels.
-        ExportError: if the difference is too large for rounding.
+    Raises ValueError if the file is not one of this package's, or has another input or number of labels; ExportError if
+    the difference is too large for rounding.
     """
     exported = open_exported(path)
     processor = exported.image_processor

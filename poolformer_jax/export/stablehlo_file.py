@@ -27,11 +27,8 @@ def to_stablehlo(
 
     jax promises that its versions of the next six months read it, and runtimes that are three weeks older.
 
-    The options are those of `export_model`; `folded` is what `fold` returns.
-
-    Raises:
-        ValueError: for an image size that the network does not take.
-        ImportError: without flatbuffers.
+    The options are those of `export_model`; `folded` is what `fold` returns. Raises ValueError for an image size that
+    the network does not take; ImportError without flatbuffers.
     """
     (batch,) = jax.export.symbolic_shape("batch")
     pixels = jax.ShapeDtypeStruct(

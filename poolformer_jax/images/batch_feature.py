@@ -43,9 +43,7 @@ def _register_pytree() -> None:
 def as_tensor(pixels: Float32[np.ndarray, "..."], return_tensors: Any) -> Any:
     """The pixels as an array of NumPy (None, "np"), jax ("jax") or PyTorch ("pt").
 
-    Raises:
-        InputError: for another `return_tensors`.
-        MissingDependencyError: for "pt" without PyTorch.
+    Raises InputError for another `return_tensors`; MissingDependencyError for "pt" without PyTorch.
     """
     if return_tensors in (None, "np"):
         return pixels

@@ -103,9 +103,8 @@ def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
 def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any]:
     """The entries of the preprocessing saved in a folder, beside a file, or in a repository on the Hub.
 
-    Raises:
-        MissingFileError: if the file or the source is missing; `NotInCache` if the Hub cannot be reached to look.
-        MissingDependencyError: if the Hub is needed and huggingface_hub is not installed.
+    Raises MissingFileError if the file or the source is missing; `NotInCache` if the Hub cannot be reached to look;
+    MissingDependencyError if the Hub is needed and huggingface_hub is not installed.
     """
     path, names = Path(source).expanduser(), (PREPROCESSOR_CONFIG, _TIMM_CONFIG)
     if path.exists():

@@ -102,9 +102,7 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of an image file. Its folder may hold anything: a pipe would wait, and a device may have no end.
 
-    Raises:
-        ImageError: if it is not a file, or too large for an image.
-        OSError: if it cannot be read.
+    Raises ImageError if it is not a file, or too large for an image; OSError if it cannot be read.
     """
     status = os.stat(path)  # noqa: PTH116 - a million times
     if not stat.S_ISREG(status.st_mode):

@@ -37,11 +37,8 @@ def to_onnx(
 
     The options are those of `export_model`; `folded` is what `fold` returns. With `half_precision` the kernels are
     stored in float16 and cast to float32 before they are used, because squared activations and the norms' sums can
-    exceed float16's largest number.
-
-    Raises:
-        ValueError: for an image size that the network does not take.
-        ImportError: without onnx.
+    exceed float16's largest number. Raises ValueError for an image size that the network does not take; ImportError
+    without onnx.
     """
     import onnx
     from onnx import helper, numpy_helper

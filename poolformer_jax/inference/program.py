@@ -117,11 +117,8 @@ def fastest_network(
     """`apply(params, pixels)`, which computes logits in the way that is fastest on these devices, and its parameters.
 
     `mesh` has the devices that share the batch, on one axis. `kernels="auto"` warns if the devices have kernels that
-    fail their verification.
-
-    Raises:
-        ValueError: if kernels is "on" and there are none for these devices and this type.
-        WeightsMismatch: if the variables are not those of such a network.
+    fail their verification. Raises ValueError if kernels is "on" and there are none for these devices and this type;
+    WeightsMismatch if the variables are not those of such a network.
     """
     chosen = working_kernels(config, mesh, dtype, image_size, kernels)
     if chosen is None:

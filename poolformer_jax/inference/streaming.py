@@ -34,12 +34,7 @@ class ImageStream:
         self._process = os.getpid()
 
     def one(self, image: ImageLike) -> Any:
-        """The row of one image.
-
-        Raises:
-            ImageError: if it cannot be read.
-            InputError: in a process that was forked.
-        """
+        """The row of one image. Raises ImageError if it cannot be read; InputError in a process that was forked."""
         self._check_not_forked()
         return _row(jax.device_get(self._program([self._image_processor.resize_and_crop(image)])), 0)
 

@@ -154,9 +154,8 @@ def is_present(config: PoolFormerConfig, row: ParameterRow, stage: int, *, class
 def check_variables(config: PoolFormerConfig, variables: Mapping[str, Any]) -> None:
     """Checks that `variables` have the names and shapes of the classifier that `config` describes.
 
-    Raises:
-        WeightsMismatch: naming every leaf that is missing, unexpected or misshaped.
-        ValueError: if they do not have the collections of such a network: "params", and "constants" if it has any.
+    Raises WeightsMismatch, naming every leaf that is missing, unexpected or misshaped; ValueError if they do not have
+    the collections of such a network: "params", and "constants" if it has any.
     """
     leaves_by_path(config, variables, classifier=True)
 

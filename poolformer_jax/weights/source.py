@@ -70,9 +70,7 @@ class OpenedModel:
     def saved_image_processor(self) -> PoolFormerImageProcessor | None:
         """The preprocessing saved with the weights; None if there is none.
 
-        Raises:
-            InputError: if it cannot be read.
-            NotInCache: if the Hub may have one and could not be asked.
+        Raises InputError if it cannot be read; NotInCache if the Hub may have one and could not be asked.
         """
         try:
             return PoolFormerImageProcessor.from_pretrained(self.files.weights)

@@ -96,11 +96,8 @@ def plan_import(
 ) -> ImportPlan:
     """Matches names and shapes with those of a network.
 
-    `config` is None to infer the network; `config_source` says in messages where it comes from.
-
-    Raises:
-        WeightsMismatch: if a name is missing or left over, or a shape differs.
-        InputError: if the network cannot be inferred.
+    `config` is None to infer the network; `config_source` says in messages where it comes from. Raises WeightsMismatch
+    if a name is missing or left over, or a shape differs; InputError if the network cannot be inferred.
     """
     if config is None:
         config, config_source = infer_config(matched), "their names and shapes"

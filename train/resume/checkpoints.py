@@ -126,11 +126,9 @@ class Checkpoints:
         Once an older state is read, the damaged ones are reported and moved to the folder `damaged`. If all are
         damaged nothing moves, so the same command finds the same states again.
 
-        `abstract` may be on any mesh, not only the one that the state was saved from.
-
-        Raises:
-            CheckpointError: if there are states and all are damaged, or the storage cannot be read.
-            InputError: if the states are of another network or optimizer than `abstract`.
+        `abstract` may be on any mesh, not only the one that the state was saved from. Raises CheckpointError if there
+        are states and all are damaged, or the storage cannot be read; InputError if the states are of another network
+        or optimizer than `abstract`.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
@@ -166,11 +164,8 @@ class Checkpoints:
     def _on_all_processes(self, step: int, read: Callable[[], _Result]) -> _Result:
         """Calls `read`, and returns its result if it succeeds on every process; otherwise all processes raise.
 
-        A process that continued without the others would hang in the next collective.
-
-        Raises:
-            _DamagedError: if the state's contents are the cause.
-            CheckpointError: if anything else is.
+        A process that continued without the others would hang in the next collective. Raises _DamagedError if the
+        state's contents are the cause; CheckpointError if anything else is.
         """
         error: Exception | None = None
         try:

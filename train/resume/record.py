@@ -36,9 +36,7 @@ def make_record(state: TrainState, run: Mapping[str, Any]) -> Record:
 def read_record(folder: epath.Path, step: int) -> Record:
     """The record of a state, without Orbax's manager, whose reading waits for all processes.
 
-    Raises:
-        InputError: if it changed since it was written.
-        OSError: if it cannot be read.
+    Raises InputError if it changed since it was written; OSError if it cannot be read.
     """
     record = ocp.JsonCheckpointHandler().restore(folder / str(step) / "step")
     if not isinstance(record, dict) or record.get("checksum") != _checksum(record):

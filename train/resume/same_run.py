@@ -129,11 +129,8 @@ class Run:
 def open_run(config: TrainConfig, source: Source, held_out: Source) -> Run:
     """Checks that all processes and the folders of the run fit `config` and its images; reads only.
 
-    All processes must pass the same `config`.
-
-    Raises:
-        InputError: if the processes differ, or the folders belong to another run.
-        CheckpointError: if there are states and none can be read, or the processes see different ones.
+    All processes must pass the same `config`. Raises InputError if the processes differ, or the folders belong to
+    another run; CheckpointError if there are states and none can be read, or the processes see different ones.
     """
     _compare_processes(config, source, held_out)
     wait_for_same_checkpoints(config.checkpoints, config.distributed.timeout)
@@ -144,11 +141,8 @@ def find_run(config: TrainConfig, source: Source) -> Run:
     """What the folders of the run hold; reads only, and does not wait for other processes.
 
     A state may be from another version of this program. Fields that it lacks have their defaults; fields that no longer
-    exist are logged and not compared.
-
-    Raises:
-        InputError: if they hold another run, or the run saved its states elsewhere, or a finished run lost its states.
-        CheckpointError: if there are states and none can be read.
+    exist are logged and not compared. Raises InputError if they hold another run, or the run saved its states
+    elsewhere, or a finished run lost its states; CheckpointError if there are states and none can be read.
     """
     identity = identify(config, source)
     found = newest_run(config.checkpoints)

@@ -79,11 +79,8 @@ class WeightsFile:
 def open_weights(path: str | Path, *, use_ema: bool = False, ignore: Sequence[str] = ()) -> WeightsFile:
     """Opens a weights file without reading its numbers.
 
-    `ignore` has patterns ("criterion.*") of names to leave out, as in the shell.
-
-    Raises:
-        MissingFileError: if there is no such file.
-        WeightsFileError: if it is damaged, its pickle needs more than data, or it is not a weights file.
+    `ignore` has patterns ("criterion.*") of names to leave out, as in the shell. Raises MissingFileError if there is no
+    such file; WeightsFileError if it is damaged, its pickle needs more than data, or it is not a weights file.
     """
     path = Path(path)
     if not path.is_file():

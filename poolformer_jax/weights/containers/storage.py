@@ -128,8 +128,7 @@ class PickledStorage(Storage):
 class StoredTensor:
     """A tensor in a file. `numpy.asarray` reads it, without the rest of the file.
 
-    Raises:
-        WeightsFileError: if it extends outside the storage, or uses the same number twice.
+    Raises WeightsFileError if it extends outside the storage, or uses the same number twice.
     """
 
     storage: Storage  # the numbers that it is a view of

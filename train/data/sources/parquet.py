@@ -97,11 +97,8 @@ def open_parquet(
     """The split named `split` of the Parquet files below `path`.
 
     Files are named after their splits, or lie in folders that are. The split "train+validation" has all rows. The
-    columns are those of `DataConfig`.
-
-    Raises:
-        SourceError: if there is no such file, split or column, or if rows lack labels.
-        MissingDependencyError: if pyarrow is not installed.
+    columns are those of `DataConfig`. Raises SourceError if there is no such file, split or column, or if rows lack
+    labels; MissingDependencyError if pyarrow is not installed.
     """
     _pyarrow()
     root = Path(path).expanduser().resolve()
