@@ -13,14 +13,13 @@ class Chip:
     clock: float  # cycles per second of the matrix units: peak rate / (2 * multipliers)
     hbm_bytes: float  # memory in bytes
     hbm_bandwidth: float  # bytes per second between memory and chip
-    ici_bandwidth: float  # bytes per second between a chip and its neighbours, both directions added
 
 
 CHIPS = {
     # Four matrix units of 128 x 128.
-    "v5e": Chip(197e12, 197e12 / (2 * 4 * 128**2), 16e9, 819e9, 1600e9 / 8),
+    "v5e": Chip(197e12, 197e12 / (2 * 4 * 128**2), 16e9, 819e9),
     # Four of 256 x 256: the compiler schedules more multiplications per cycle than two such units have.
-    "v6e": Chip(918e12, 918e12 / (2 * 4 * 256**2), 32e9, 1640e9, 3584e9 / 8),
+    "v6e": Chip(918e12, 918e12 / (2 * 4 * 256**2), 32e9, 1640e9),
 }
 
 

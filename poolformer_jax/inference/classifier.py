@@ -1,8 +1,8 @@
 """`ImageClassifier`: images in, labels out, compiled once per batch size."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -185,12 +185,7 @@ class ImageClassifier:
             ValueError: for one image instead of an iterable of them.
         """
         check_at_least_one(top_k=top_k)
-        return self._label(self._images.many(images), top_k)
-
-    def _label(self, rows: Generator[Any], top_k: int) -> Iterator[list[Prediction] | ImageError]:
-        with closing(rows):  # its threads end with this generator
-            for row in rows:
-                yield row if isinstance(row, ImageError) else self._most_probable(row, top_k)
+        return self._images.many(images, partial(self._most_probable, top_k=top_k))
 
     def _most_probable(self, probabilities: Float32[np.ndarray, " labels"], top_k: int) -> list[Prediction]:
         best = np.argsort(-probabilities, stable=True)[:top_k]

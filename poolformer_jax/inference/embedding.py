@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -151,13 +150,7 @@ class ImageEmbedder:
         Raises:
             ValueError: for one image instead of an iterable of them.
         """
-        return _embeddings(self._images.many(images))
-
-
-def _embeddings(rows: Generator[Any]) -> Generator[Embedding | ImageError]:
-    with closing(rows):
-        for row in rows:
-            yield row if isinstance(row, ImageError) else Embedding(*row)
+        return self._images.many(images, lambda row: Embedding(*row))
 
 
 def _without_head(config: PoolFormerConfig, variables: Mapping[str, Any]) -> tuple[PoolFormerConfig, dict[str, Any]]:

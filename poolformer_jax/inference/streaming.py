@@ -4,7 +4,7 @@ import collections
 import itertools
 import os
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -38,8 +38,8 @@ class ImageStream:
         self._check_not_forked()
         return _row(jax.device_get(self._program([self._image_processor.resize_and_crop(image)])), 0)
 
-    def many(self, images: Iterable[ImageLike]) -> Generator[Any]:
-        """A row, or an ImageError, for every image, in order.
+    def many(self, images: Iterable[ImageLike], result: Callable[[Any], Any] = lambda row: row) -> Generator[Any]:
+        """`result` of the row, or an ImageError, for every image, in order.
 
         At most four batches are in memory: one being decoded, one complete, two on the devices. An exception of
         `images` is raised here, after the rows of the images before it. Raises InputError for one image instead of an
@@ -51,7 +51,7 @@ class ImageStream:
                 f"images is one image, of type {type(images).__name__}. Expected an iterable of images: stream "
                 "[image], or call with the image itself; of an array of many, stream list(array)."
             )
-        return self._many(images)
+        return self._many(images, result)
 
     def _check_not_forked(self) -> None:
         # jax has threads, which do not exist in a forked process: it would wait for them forever.
@@ -62,7 +62,7 @@ class ImageStream:
                 'multiprocessing.get_context("spawn"), or before jax is used.'
             )
 
-    def _many(self, images: Iterable[ImageLike]) -> Generator[Any]:
+    def _many(self, images: Iterable[ImageLike], result: Callable[[Any], Any]) -> Generator[Any]:
         running: collections.deque[tuple[list[ImageError | None], Any]] = collections.deque()
         failures: list[Exception] = []
         # The threads end with the stream, not when it is garbage-collected.
@@ -70,9 +70,9 @@ class ImageStream:
             for batch in _batches(decoded, self._program.batch_sizes[-1]):
                 running.append(self._start(batch))
                 if len(running) > 1:  # the devices compute this batch while the one before is returned
-                    yield from _finish(*running.popleft())
+                    yield from _finish(result, *running.popleft())
         while running:
-            yield from _finish(*running.popleft())
+            yield from _finish(result, *running.popleft())
         if failures:
             raise failures[0]
 
@@ -122,10 +122,10 @@ class ImageStream:
         return errors, self._program(pixels) if pixels else None
 
 
-def _finish(errors: list[ImageError | None], output: Any) -> Iterator[Any]:
+def _finish(result: Callable[[Any], Any], errors: list[ImageError | None], output: Any) -> Iterator[Any]:
     output, rows = jax.device_get(output), itertools.count()
     for error in errors:
-        yield _row(output, next(rows)) if error is None else error
+        yield result(_row(output, next(rows))) if error is None else error
 
 
 def _row(output: Any, index: int) -> Any:
