@@ -1,13 +1,10 @@
 """The second paper's networks by timm: real files of torch.save, folders for timm, and transformers' TimmWrapper."""
 
-import importlib.util
-
 import jax
 import numpy as np
 import pytest
 
 from golden.fixture_values import parameter
-from live import peers
 from poolformer_jax import MetaFormerConfig, MetaFormerModel, from_torch_state_dict
 from poolformer_jax.weights import load_pretrained, open_model, save_pretrained, to_torch_state_dict
 from small_networks import random_variables
@@ -18,13 +15,6 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("optimised")]
 TOLERANCE = 1e-9  # of the largest logit, in float64
 IN_TIMM = ("poolformerv2_s12", "convformer_s18", "caformer_s18")
-
-
-@pytest.fixture(scope="module")
-def timm():
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
-    return peers.timm()
 
 
 def filled(model):

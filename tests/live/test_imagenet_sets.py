@@ -4,7 +4,6 @@ timm reads the folders, maps the labels and scores; the images, generated, are p
 """
 
 import dataclasses
-import importlib.util
 import json
 
 import numpy as np
@@ -24,13 +23,6 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("optimised")]
 LABELS = (1, 7, 130, 131, 132, 150, 207, 250, 400, 999)
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-@pytest.fixture(scope="module")
-def timm():
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
-    return peers.timm()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Both ways between this package and the PyTorch models themselves: strict loading, and the same logits and stages."""
 
-import importlib
 from pathlib import Path
 
 import jax
@@ -31,13 +30,6 @@ def torch():
 @pytest.fixture
 def transformers(torch):
     return pytest.importorskip("transformers")
-
-
-@pytest.fixture
-def timm(torch):
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
-    return peers.timm()
 
 
 @pytest.fixture

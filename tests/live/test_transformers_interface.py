@@ -208,23 +208,6 @@ def test_every_activation_without_parameters_is_here():
     assert set(transformers.activations.ACT2CLS) == {*ACTIVATIONS, "prelu", "xielu"} - OWN_ACTIVATIONS
 
 
-# The cases of transformers' own tests of PoolFormer's models.
-
-
-def test_the_backbones_last_map_has_a_thirty_second_of_the_side(tmp_path):
-    theirs, ours = pair(tmp_path, "Model")
-    assert ours(PIXELS).last_hidden_state.shape == (2, 2, 2, SMALL["hidden_sizes"][-1])
-    assert_close(ours(PIXELS).last_hidden_state, nhwc(theirs(nchw(PIXELS)).last_hidden_state))
-
-
-def test_hidden_states_come_by_argument_and_by_config(tmp_path):
-    _, ours = pair(tmp_path, "Model")
-    by_config = FlaxPoolFormerModel(dataclasses.replace(ours.config, output_hidden_states=True), _do_init=False)
-    for maps in (ours(PIXELS, output_hidden_states=True).hidden_states, by_config(PIXELS, ours.params).hidden_states):
-        assert len(maps) == len(SMALL["depths"])
-        assert maps[0].shape == (2, 16, 16, SMALL["hidden_sizes"][0])
-
-
 def test_every_parameter_has_a_gradient_in_training(tmp_path):
     _, ours = pair(tmp_path)
 
@@ -258,8 +241,3 @@ def test_mismatched_sizes_are_refused_or_give_a_new_head_in_both(tmp_path):
         with pytest.raises(errors, match="ignore_mismatched_sizes"):
             load(tmp_path / "theirs", num_labels=7)
         assert load(tmp_path / "theirs", num_labels=7, ignore_mismatched_sizes=True).config.num_labels == 7
-
-
-def test_a_published_size_computes_the_same(tmp_path):
-    theirs, ours = pair(tmp_path, depths=[2, 2, 6, 2], hidden_sizes=[64, 128, 320, 512], num_labels=1000)
-    assert_close(ours(PIXELS).logits, theirs(nchw(PIXELS)).logits.detach().numpy())
