@@ -1,6 +1,5 @@
 """The command line: help, usage errors, error messages, exit codes, and the files of a run."""
 
-import dataclasses
 import json
 import os
 import re
@@ -15,17 +14,12 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import programs
-from poolformer_jax import PoolFormerConfig
 from poolformer_jax.version import __version__
 from train import compute, loop
 from train.command_line import main
-from train.compute.optimizer import make_schedule
-from train.config import OptimizerConfig, TrainConfig
-from train.flags import recipe_from_flags
 from train.recipes import RECIPES
 from train.report.journal import MetricsFile
 from train.report.progress import create_console
-from train.resume.same_run import changed_fields, current_fields
 from training import tiny
 
 
@@ -111,9 +105,7 @@ def test_a_wrong_flag_or_value_is_a_usage_error(arguments, capsys):
     [
         (["smoke", "--run-dir", "gs://bucket/run"], "--checkpoint-dir gs://... beside a local --run-dir"),
         (["smoke", "--checkpoint-dir", "gs:/bucket/run"], "or gs://... or s3://..."),
-        (["smoke", "--checkpoint-dir", "gcs://bucket/run"], "or gs://... or s3://..."),
         (["smoke", "--data.source", "tfds:gs://bucket/data"], "mount a bucket on every host"),
-        (["smoke", "--data.source", "folder:gs://bucket/data"], "mount a bucket on every host"),
         (["smoke", "--data.source", "tfds:flowers", "--data.data-dir", "gs://bucket"], "mount a bucket on every host"),
         (["evaluate", "model", "--data", "digits", "--output", "gs://bucket/result"], "a bucket that is mounted"),
         (["prepare", "folder:flowers", "gs://bucket/packed"], "one of a mounted bucket"),
@@ -268,131 +260,6 @@ def test_a_failed_computation_of_several_processes_is_reported_as_the_loss_of_on
     assert "Connection closed by peer" in message
 
 
-def test_the_imagenet_recipes_are_the_authors_training():
-    # The defaults of sail-sg/poolformer's train.py, the drop-path rates of its README, crops of models/poolformer.py.
-    expected = {"s12": (0.1, 0.9), "s24": (0.1, 0.9), "s36": (0.2, 0.9), "m36": (0.3, 0.95), "m48": (0.4, 0.95)}
-    for variant, (drop_path_rate, crop_pct) in expected.items():
-        config = RECIPES[f"imagenet-{variant}"].config
-        optimizer, augment, mix = config.optimizer.with_defaults(), config.data.augment, config.data.mix
-        assert optimizer.name == "adamw"
-        assert (config.model.drop_path_rate, config.data.crop_pct) == (drop_path_rate, crop_pct)
-        assert config.dtype == "bfloat16"  # README: --apex-amp, which computes in float16
-        assert (optimizer.epochs, optimizer.warmup_epochs, optimizer.cooldown_epochs) == (300, 5, 10)
-        assert (optimizer.learning_rate, optimizer.learning_rate_batch, config.data.batch_size) == (1e-3, 1024, 1024)
-        assert (optimizer.weight_decay, optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.05, 0.9, 0.999, 1e-8)
-        assert (optimizer.warmup_learning_rate, optimizer.final_learning_rate) == (1e-6, 1e-5)
-        assert (optimizer.schedule_every, optimizer.clip_norm, optimizer.ema_decay) == ("epoch", None, None)
-        assert (augment.crop_scale, augment.interpolation) == ((0.08, 1.0), "random")
-        assert (augment.horizontal_flip, augment.randaugment) == (0.5, "rand-m9-mstd0.5-inc1")
-        assert (mix.mixup, mix.cutmix, mix.switch_to_cutmix, mix.mix_probability) == (0.8, 1.0, 0.5, 1.0)
-        assert (mix.label_smoothing, mix.erase_probability, mix.mix_group) == (0.1, 0.25, 128)
-
-
-# sail-sg/metaformer, scripts/: optimizer, learning rate, warm-up, and by size the drop path and the head's dropout.
-SECOND_PAPER = {
-    "identityformer": ("adamw", 4e-3, 5, {"s12": 0.1, "s24": 0.1, "s36": 0.2, "m36": 0.3, "m48": 0.4}, {}),
-    "randformer": ("adamw", 4e-3, 5, {"s12": 0.1, "s24": 0.1, "s36": 0.2, "m36": 0.3, "m48": 0.3}, {}),
-    "poolformerv2": ("adamw", 4e-3, 5, {"s12": 0.1, "s24": 0.1, "s36": 0.2, "m36": 0.3, "m48": 0.4}, {}),
-    "convformer": ("adamw", 4e-3, 20, {"s18": 0.2, "s36": 0.3, "m36": 0.4, "b36": 0.6}, {}),
-    "caformer": (
-        *("lamb", 8e-3, 20, {"s18": 0.15, "s36": 0.3, "m36": 0.4, "b36": 0.6}),
-        {"s36": 0.4, "m36": 0.4, "b36": 0.5},
-    ),
-}
-
-
-def test_the_recipes_of_the_second_paper_are_the_authors_training():
-    for kind, (name, rate, warmup, drop_paths, dropouts) in SECOND_PAPER.items():
-        for size, drop_path in drop_paths.items():
-            config = RECIPES[f"imagenet-{kind}_{size}"].config
-            optimizer, data = config.optimizer.with_defaults(), config.data
-            own = {"drop_path_rate": drop_path, "head_dropout_rate": dropouts.get(size, 0.0), "num_labels": 0}
-            assert PoolFormerConfig.from_variant(f"{kind}_{size}", **own).to_dict() == config.model.to_dict()
-            assert (optimizer.name, optimizer.learning_rate, optimizer.warmup_epochs) == (name, rate, warmup)
-            assert (optimizer.epochs, optimizer.cooldown_epochs, optimizer.schedule) == (300, 10, "cosine")
-            assert (optimizer.weight_decay, optimizer.epsilon) == (0.05, 1e-6 if name == "lamb" else 1e-8)
-            assert (optimizer.clip_norm, optimizer.ema_decay) == (1.0 if name == "lamb" else None, None)
-            assert (data.batch_size, optimizer.learning_rate_batch) == (4096, 4096)
-            assert (data.crop_pct, data.image_size, config.dtype) == (1.0, 224, "bfloat16")
-            assert data.mix == RECIPES["imagenet-s12"].config.data.mix
-            assert data.augment == RECIPES["imagenet-s12"].config.data.augment
-
-
-def test_the_fine_tuning_at_384_pixels_is_that_of_the_authors():
-    rates = {"convformer": ("adamw", 5e-5), "caformer": ("lamb", 1e-4)}
-    drop_paths = {"convformer": (0.3, 0.5, 0.8, 0.8), "caformer": (0.3, 0.5, 0.7, 0.8)}
-    dropouts = {"convformer": (0.4, 0.4, 0.5, 0.5), "caformer": (0.4, 0.4, 0.4, 0.5)}
-    for kind, (name, rate) in rates.items():
-        for size, drop_path, dropout in zip(("s18", "s36", "m36", "b36"), drop_paths[kind], dropouts[kind]):
-            config = RECIPES[f"imagenet-{kind}_{size}_384"].config
-            optimizer, data, model = config.optimizer, config.data, config.model
-            assert (model.source, model.keep_head) == (f"runs/imagenet-{kind}_{size}/model", True)
-            assert (model.drop_path_rate, model.head_dropout_rate) == (drop_path, dropout)
-            assert (optimizer.name, optimizer.learning_rate, optimizer.learning_rate_batch) == (name, rate, 1024)
-            assert (optimizer.total_epochs, optimizer.ema_decay, optimizer.weight_decay) == (30, 0.9999, 0.05)
-            schedule = make_schedule(optimizer, 10, data.batch_size)
-            assert [float(schedule(step)) for step in (0, 17, 299)] == [pytest.approx(rate)] * 3
-            assert (data.image_size, data.crop_pct, data.batch_size) == (384, 1.0, 1024)
-            assert (data.mix.mixes, data.mix.label_smoothing, data.mix.erase_probability) == (False, 0.1, 0.25)
-
-
-def test_a_recipe_says_what_to_expect():
-    for name, recipe in RECIPES.items():
-        assert f"python -m train {name}".removesuffix(" digits") in recipe.details
-        if name.startswith("imagenet"):
-            assert re.search(r"\d\d\.\d % top-1", recipe.details)
-            assert re.search(r"\d+ hours on a TPU v4-32", recipe.details)
-
-
-def test_fields_that_change_no_step_may_differ():
-    before = tiny(Path("a")).to_dict()
-    free = tiny(Path("b"), mesh__fsdp=2, save_every=7, data__workers=3, max_steps=5)
-    assert changed_fields(before, free.to_dict()) == []
-    assert changed_fields(before, tiny(Path("a"), optimizer__accumulate=2).to_dict()) == []
-    changed = tiny(Path("a"), optimizer__beta2=0.99, data__seed=7, seed=3).to_dict()
-    names = [line.partition(":")[0] for line in changed_fields(before, changed)]
-    assert names == ["data.seed", "optimizer.beta2", "seed"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Later(TrainConfig):
-    """Recipes of a later version, with names that begin as others do."""
-
-    remat_policy: str = "all"
-    mesh_kind: str = "flat"
-
-
-def _later(config: TrainConfig, **changes: str) -> _Later:
-    return _Later(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, **changes)
-
-
-def test_a_field_is_free_to_change_by_its_whole_name_only():
-    before, now = _later(tiny()).to_dict(), _later(tiny(remat=True), remat_policy="some", mesh_kind="cube").to_dict()
-    assert changed_fields(before, now) == ["remat_policy: 'all' -> 'some'", "mesh_kind: 'flat' -> 'cube'"]
-
-
-def test_a_missing_field_has_its_default_and_an_unknown_one_is_named():
-    noted = tiny(data__seed=7).to_dict()
-    later = _later(tiny(data__seed=7), mesh_kind="cube")
-    values, unknown = current_fields(noted, later)
-    assert changed_fields(values, later.to_dict()) == ["mesh_kind: 'flat' -> 'cube'"]
-    assert unknown == []
-    values, unknown = current_fields(later.to_dict(), tiny(data__seed=8))
-    assert changed_fields(values, tiny(data__seed=8).to_dict()) == ["data.seed: 7 -> 8"]
-    assert unknown == ["remat_policy: 'all'", "mesh_kind: 'cube'"]
-
-
-def test_a_run_of_a_version_with_adamw_alone_resumes_and_records_hold_the_values_that_are_used():
-    before = tiny().to_dict()
-    assert (before["optimizer"]["beta2"], before["optimizer"]["epsilon"]) == (0.999, 1e-8)
-    for name in ("name", "schedule", "ema_warmup"):
-        del before["optimizer"][name]
-    values, _ = current_fields(before, tiny())
-    assert changed_fields(values, tiny().to_dict()) == []
-    lamb = tiny(optimizer__name="lamb").to_dict()["optimizer"]
-    assert (lamb["beta2"], lamb["epsilon"], lamb["clip_norm"]) == (0.999, 1e-6, 1.0)
-
-
 def test_a_run_leaves_everything_that_people_and_programs_need(uninterrupted):
     left = {path.relative_to(uninterrupted).parts[0] for path in uninterrupted.rglob("*")}
     assert left == {
@@ -437,37 +304,6 @@ def test_lines_of_later_steps_are_dropped_when_a_run_resumes(tmp_path):
         pass
     kept = (tmp_path / "metrics.jsonl").read_text()
     assert [json.loads(line)["step"] for line in kept.splitlines()] == [1, 2]
-
-
-def test_configuration_mistakes_are_named_together():
-    with pytest.raises(ValueError, match=r"(?s)log_every=0: expected.*max_skipped=0: expected"):
-        dataclasses.replace(tiny(), log_every=0, max_skipped=0)
-
-
-@pytest.mark.parametrize(
-    ("make", "field"),
-    [
-        *((OptimizerConfig, name) for name in ("learning_rate_batch", "clip_norm", "layer_decay")),
-        *((tiny, name) for name in ("save_every", "keep_every", "max_steps", "data__evaluation_batch_size")),
-    ],
-)
-def test_zero_is_not_none_where_a_field_may_be_left_out(make, field):
-    make(**{field: None})
-    with pytest.raises(ValueError, match=rf"{field.removeprefix('data__')}=0: expected None, or "):
-        make(**{field: 0})
-
-
-@pytest.mark.parametrize("flags", [["--optimizer.epochs", "1"], ["--optimizer.epochs=1"]])
-def test_fewer_epochs_than_the_recipes_warmup_shorten_it_with_a_sentence(flags, capsys):
-    config = recipe_from_flags("finetune", ["--data.source", "digits", *flags], "program")
-    assert (config.optimizer.epochs, config.optimizer.warmup_epochs) == (1, 0)
-    assert "shortened from 1 to 0 epochs, to fit --optimizer.epochs 1" in capsys.readouterr().err
-
-
-def test_a_given_warmup_is_not_shortened(capsys):
-    with pytest.raises(SystemExit):
-        recipe_from_flags("finetune", ["--optimizer.epochs", "1", "--optimizer.warmup-epochs", "1"], "program")
-    assert "--optimizer.warmup-epochs" in capsys.readouterr().err
 
 
 def test_the_version_is_printed(capsys):

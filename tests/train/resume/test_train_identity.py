@@ -1,5 +1,6 @@
 """A run folder is resumed only by its run: not with another recipe, classes or images, nor twice at a time."""
 
+import dataclasses
 import shutil
 import signal
 from collections.abc import Sequence
@@ -9,11 +10,12 @@ import pytest
 
 import programs
 from train.command_line import main
+from train.config import TrainConfig
 from train.data import HostAugmentation, open_source
 from train.folders import lock_folder
 from train.resume import same_run
 from train.resume.checkpoints import Checkpoints
-from train.resume.same_run import find_run, identify, network_to_dict
+from train.resume.same_run import changed_fields, current_fields, find_run, identify, network_to_dict
 from training import class_folders, first_state, saved, sharded, steps_in, tiny, train_losses
 
 
@@ -187,3 +189,52 @@ def test_two_runs_cannot_use_a_folder_at_the_same_time(tmp_path, shared, run):
         programs.finish(first, code=-signal.SIGKILL)
     # A killed run leaves no lock behind.
     assert "the end of --max-steps" in run([*arguments(1), "--max-steps", "1"])
+
+
+def test_fields_that_change_no_step_may_differ():
+    before = tiny(Path("a")).to_dict()
+    free = tiny(Path("b"), mesh__fsdp=2, save_every=7, data__workers=3, max_steps=5)
+    assert changed_fields(before, free.to_dict()) == []
+    assert changed_fields(before, tiny(Path("a"), optimizer__accumulate=2).to_dict()) == []
+    changed = tiny(Path("a"), optimizer__beta2=0.99, data__seed=7, seed=3).to_dict()
+    names = [line.partition(":")[0] for line in changed_fields(before, changed)]
+    assert names == ["data.seed", "optimizer.beta2", "seed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Later(TrainConfig):
+    """Recipes of a later version, with names that begin as others do."""
+
+    remat_policy: str = "all"
+    mesh_kind: str = "flat"
+
+
+def _later(config: TrainConfig, **changes: str) -> _Later:
+    return _Later(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, **changes)
+
+
+def test_a_field_is_free_to_change_by_its_whole_name_only():
+    before, now = _later(tiny()).to_dict(), _later(tiny(remat=True), remat_policy="some", mesh_kind="cube").to_dict()
+    assert changed_fields(before, now) == ["remat_policy: 'all' -> 'some'", "mesh_kind: 'flat' -> 'cube'"]
+
+
+def test_a_missing_field_has_its_default_and_an_unknown_one_is_named():
+    noted = tiny(data__seed=7).to_dict()
+    later = _later(tiny(data__seed=7), mesh_kind="cube")
+    values, unknown = current_fields(noted, later)
+    assert changed_fields(values, later.to_dict()) == ["mesh_kind: 'flat' -> 'cube'"]
+    assert unknown == []
+    values, unknown = current_fields(later.to_dict(), tiny(data__seed=8))
+    assert changed_fields(values, tiny(data__seed=8).to_dict()) == ["data.seed: 7 -> 8"]
+    assert unknown == ["remat_policy: 'all'", "mesh_kind: 'cube'"]
+
+
+def test_a_run_of_a_version_with_adamw_alone_resumes_and_records_hold_the_values_that_are_used():
+    before = tiny().to_dict()
+    assert (before["optimizer"]["beta2"], before["optimizer"]["epsilon"]) == (0.999, 1e-8)
+    for name in ("name", "schedule", "ema_warmup"):
+        del before["optimizer"][name]
+    values, _ = current_fields(before, tiny())
+    assert changed_fields(values, tiny().to_dict()) == []
+    lamb = tiny(optimizer__name="lamb").to_dict()["optimizer"]
+    assert (lamb["beta2"], lamb["epsilon"], lamb["clip_norm"]) == (0.999, 1e-6, 1.0)
