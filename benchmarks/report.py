@@ -20,26 +20,17 @@ from poolformer_jax.process import available_cores
 
 @dataclass(frozen=True)
 class Result:
-    """The times of one implementation.
+    """The times of one implementation."""
 
-    Args:
-        name: name of the implementation.
-        ours: True if it is this package's.
-        seconds: seconds per call, one entry per round.
-        difference: largest difference of its result to the first implementation's, relative to the largest number of
-            that; None if the two are not comparable.
-        versions: versions of the libraries that did the work.
-        threads: number of threads.
-        facts: further entries, from its `Workload`.
-    """
-
-    name: str
-    ours: bool
-    seconds: tuple[float, ...]
+    name: str  # name of the implementation
+    ours: bool  # True if it is this package's
+    seconds: tuple[float, ...]  # seconds per call, one entry per round
+    # Largest difference of its result to the first implementation's, relative to the largest number of that; None if
+    # the two are not comparable.
     difference: float | None
-    versions: Mapping[str, str]
-    threads: int
-    facts: Mapping[str, Any]
+    versions: Mapping[str, str]  # versions of the libraries that did the work
+    threads: int  # number of threads
+    facts: Mapping[str, Any]  # further entries, from its `Workload`
 
 
 def machine() -> dict[str, Any]:

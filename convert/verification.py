@@ -17,26 +17,19 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a comparison.
+    """The result of a comparison."""
 
-    Args:
-        arrays: number of arrays that were read back and transformed to the source's layout.
-        different: names of the arrays that differ in some bit.
-        differences: largest difference from PyTorch for each stage and the logits, relative to the largest value.
-        not_compared: why the outputs were not compared with PyTorch's; None if they were.
-        not_verified: what no array shows, so that PyTorch computed the same assumption; None if nothing was assumed.
-        head_order_difference: largest difference of the folder's logits from the source's, relative to the largest, if
-            the head of the layout's model has another order or epsilon; None if it is alike.
-        tolerance: the largest difference of equal outputs.
-    """
-
-    arrays: int
-    different: tuple[str, ...]
+    arrays: int  # number of arrays that were read back and transformed to the source's layout
+    different: tuple[str, ...]  # names of the arrays that differ in some bit
+    # Largest difference from PyTorch for each stage and the logits, relative to the largest value.
     differences: dict[str, float]
-    not_compared: str | None
+    not_compared: str | None  # why the outputs were not compared with PyTorch's; None if they were
+    # What no array shows, so that PyTorch computed the same assumption; None if nothing was assumed.
     not_verified: str | None = None
+    # Largest difference of the folder's logits from the source's, relative to the largest, if the head of the layout's
+    # model has another order or epsilon; None if it is alike.
     head_order_difference: float | None = None
-    tolerance: float = TOLERANCE
+    tolerance: float = TOLERANCE  # the largest difference of equal outputs
 
     @property
     def first_difference(self) -> str | None:

@@ -100,16 +100,11 @@ class FrozenMapping(Mapping[_Key, _Value]):
 
 @dataclasses.dataclass(frozen=True)
 class FieldType:
-    """A type of field value, with the equivalent Python and NumPy types that are accepted for it.
+    """A type of field value, with the equivalent Python and NumPy types that are accepted for it."""
 
-    Args:
-        description: for error messages, such as "a whole number".
-        accepts: whether a value can be converted.
-        convert: to a plain Python value: hashable, because a config is a key of compiled programs, and valid JSON.
-    """
-
-    description: str
-    accepts: Callable[[Any], bool]
+    description: str  # for error messages, such as "a whole number"
+    accepts: Callable[[Any], bool]  # whether a value can be converted
+    # To a plain Python value: hashable, because a config is a key of compiled programs, and valid JSON.
     convert: Callable[[Any], Any]
 
 

@@ -28,17 +28,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network and the source of its initial variables.
+    """A network and the source of its initial variables."""
 
-    Attributes:
-        model: the network, in the run's compute type.
-        make_variables: its variables, from a key or from pretrained ones; traceable, so that jit can place them.
-        argument: returns the argument of `make_variables` for a new run. It may read pretrained weights, which a
-            resumed run does not need.
-    """
-
-    model: PoolFormerForImageClassification
+    model: PoolFormerForImageClassification  # the network, in the run's compute type
+    # Its variables, from a key or from pretrained ones; traceable, so that jit can place them.
     make_variables: Callable[[Any], Any]
+    # Returns the argument of `make_variables` for a new run. It may read pretrained weights, which a resumed run does
+    # not need.
     argument: Callable[[], Any]
 
 

@@ -43,27 +43,17 @@ from train.network import Network, make_network
 
 @dataclasses.dataclass(frozen=True)
 class RunParts:
-    """The parts of a run.
+    """The parts of a run."""
 
-    Attributes:
-        mesh: all devices.
-        network: the model, and the source of its initial variables.
-        kernel_verification: the comparison of the devices' kernels with XLA, the same on all processes; None without.
-        abstract_state: shapes, types and shardings of the state, without memory.
-        init: compiled; makes the state from `network.argument()`, sharded.
-        step: the compiled training step, (state, `Batch`) -> (state, `Metrics`); the state is donated.
-        evaluation_step: the compiled sums over an evaluation batch.
-        feature_step: compiled; from the variables and images to features. If it is not None, both other steps take
-            features as images.
-    """
-
-    mesh: Mesh
-    network: Network
+    mesh: Mesh  # all devices
+    network: Network  # the model, and the source of its initial variables
+    # The comparison of the devices' kernels with XLA, the same on all processes; None without.
     kernel_verification: Verification | None
-    abstract_state: TrainState
-    init: Callable[[Any], TrainState]
-    step: jax.stages.Wrapped
-    evaluation_step: EvaluationStep
+    abstract_state: TrainState  # shapes, types and shardings of the state, without memory
+    init: Callable[[Any], TrainState]  # compiled; makes the state from `network.argument()`, sharded
+    step: jax.stages.Wrapped  # the compiled training step, (state, `Batch`) -> (state, `Metrics`); the state is donated
+    evaluation_step: EvaluationStep  # the compiled sums over an evaluation batch
+    # Compiled; from the variables and images to features. If it is not None, both other steps take features as images.
     feature_step: FeatureStep | None = None
 
 

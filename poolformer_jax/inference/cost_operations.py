@@ -89,16 +89,11 @@ class _Cost:
 
 @dataclasses.dataclass(frozen=True)
 class CostOperations(Operations[Shape]):
-    """Values are shapes without the batch.
+    """Values are shapes without the batch."""
 
-    Attributes:
-        norm_macs: MACs for each number that a norm reads.
-        place: the layer that is counted now, such as "stages_0/blocks_0".
-        layers: what has been counted, by place, in the order of the network.
-    """
-
-    norm_macs: int = _NORM_MACS
-    place: str = ""
+    norm_macs: int = _NORM_MACS  # MACs for each number that a norm reads
+    place: str = ""  # the layer that is counted now, such as "stages_0/blocks_0"
+    # What has been counted, by place, in the order of the network.
     layers: dict[str, _Cost] = dataclasses.field(default_factory=dict)
 
     def at(self, place: str) -> "CostOperations":

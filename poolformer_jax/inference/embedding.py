@@ -32,14 +32,11 @@ from poolformer_jax.weights import build_model, open_model
 
 
 class Embedding(NamedTuple):
-    """The features of one image.
+    """The features of one image."""
 
-    Attributes:
-        features: the pooled, normalised features, which the head takes; float32 [channels of the last stage].
-        feature_maps: the output of every stage, float32 [height, width, channels]; empty unless requested.
-    """
-
+    # The pooled, normalised features, which the head takes; float32 [channels of the last stage].
     features: Float32[np.ndarray, " c"]
+    # The output of every stage, float32 [height, width, channels]; empty unless requested.
     feature_maps: tuple[Float32[np.ndarray, "_h _w _c"], ...]
 
 

@@ -28,19 +28,13 @@ VISIBLE_SIDE = 224
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The evidence for one class in one image.
+    """The evidence for one class in one image."""
 
-    Attributes:
-        label: index of the class.
-        probability: its probability.
-        picture: the image as the network saw it, resized and cropped; uint8 [height, width, channels].
-        heatmap: evidence for the class, float32 [height, width] from 0 to 1.
-    """
-
-    label: int
-    probability: float
+    label: int  # index of the class
+    probability: float  # its probability
+    # The image as the network saw it, resized and cropped; uint8 [height, width, channels].
     picture: UInt8[np.ndarray, "h w c"]
-    heatmap: Float32[np.ndarray, "h w"]
+    heatmap: Float32[np.ndarray, "h w"]  # evidence for the class, float32 [height, width] from 0 to 1
 
     def overlay(self, shorter_side: int = 1) -> UInt8[np.ndarray, "h2 w2 3"]:
         """The picture with the heatmap over it: red is evidence for the class, blue is none.

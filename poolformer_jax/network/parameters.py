@@ -22,16 +22,12 @@ from poolformer_jax.network.parameter_table import (
 
 
 class InitialValues(NamedTuple):
-    """The initial values of a parameter.
+    """The initial values of a parameter."""
 
-    Attributes:
-        distribution: "uniform" from -size to size, "normal" with standard deviation `size`, "constant", or "mixing":
-            the softmax over the first axis of uniform numbers in [0, size).
-        size: the bound, the standard deviation, or the constant.
-    """
-
+    # "uniform" from -size to size, "normal" with standard deviation `size`, "constant", or "mixing": the softmax over
+    # the first axis of uniform numbers in [0, size).
     distribution: str
-    size: float
+    size: float  # the bound, the standard deviation, or the constant
 
 
 class Parameter(NamedTuple):

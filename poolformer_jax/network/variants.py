@@ -73,20 +73,14 @@ _ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 class Result(NamedTuple):
-    """What the authors report of one network at one image size.
+    """What the authors report of one network at one image size."""
 
-    Attributes:
-        image_size: side of the images in pixels.
-        macs_g: multiply-accumulate operations for an image, in billions, counted by fvcore. It does not see the norms
-            of the second paper, which the authors write by hand.
-        top_1: ImageNet-1k accuracy in percent, trained from scratch.
-        top_1_in21k: the same, pretrained on ImageNet-21k; None if it is not published.
-    """
-
-    image_size: int
+    image_size: int  # side of the images in pixels
+    # Multiply-accumulate operations for an image, in billions, counted by fvcore. It does not see the norms of the
+    # second paper, which the authors write by hand.
     macs_g: float
-    top_1: float
-    top_1_in21k: float | None = None
+    top_1: float  # ImageNet-1k accuracy in percent, trained from scratch
+    top_1_in21k: float | None = None  # the same, pretrained on ImageNet-21k; None if it is not published
 
 
 class Family(NamedTuple):

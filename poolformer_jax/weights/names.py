@@ -209,18 +209,12 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The names in one library.
+    """The names in one library."""
 
-    Args:
-        name: "sail", "hf", "timm" or "jax".
-        table: its rows as text; None for the paths of the tree.
-        fixed: fields of the config that the library's code fixes and no array shows.
-        second_paper: the same for networks of the second paper, if the library has other code for them.
-    """
-
-    name: str
-    table: str | None
-    fixed: Mapping[str, Any]
+    name: str  # "sail", "hf", "timm" or "jax"
+    table: str | None  # its rows as text; None for the paths of the tree
+    fixed: Mapping[str, Any]  # fields of the config that the library's code fixes and no array shows
+    # The same for networks of the second paper, if the library has other code for them.
     second_paper: "Layout | None" = None
 
     @property

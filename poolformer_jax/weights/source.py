@@ -42,18 +42,12 @@ CONFIG_METADATA = "poolformer_jax.config"
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model whose files were found and whose weights match its network. No array has been read yet.
+    """A model whose files were found and whose weights match its network. No array has been read yet."""
 
-    Args:
-        files: where its files are.
-        weights: names, types and shapes of its arrays.
-        plan: the parameter that each array becomes.
-        assumed: what no array and no name shows about the network, in words; None if nothing was assumed.
-    """
-
-    files: ModelFiles
-    weights: WeightsFile
-    plan: ImportPlan
+    files: ModelFiles  # where its files are
+    weights: WeightsFile  # names, types and shapes of its arrays
+    plan: ImportPlan  # the parameter that each array becomes
+    # What no array and no name shows about the network, in words; None if nothing was assumed.
     assumed: str | None = None
 
     @property

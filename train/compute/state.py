@@ -25,42 +25,27 @@ class Classifier(Protocol):
 
 
 class Best(flax.struct.PyTreeNode):
-    """The best weights of a run so far, with --keep-best.
+    """The best weights of a run so far, with --keep-best."""
 
-    Attributes:
-        params: a copy of the weights.
-        score: their metric on the whole held-out split, higher is better; minus infinity before the first evaluation.
-        step: the step after which they were evaluated.
-        evaluations_since: number of evaluations since then.
-    """
-
-    params: Any
+    params: Any  # a copy of the weights
+    # Their metric on the whole held-out split, higher is better; minus infinity before the first evaluation.
     score: Float[Array, ""]
-    step: Int[Array, ""]
-    evaluations_since: Int[Array, ""]
+    step: Int[Array, ""]  # the step after which they were evaluated
+    evaluations_since: Int[Array, ""]  # number of evaluations since then
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a step changes. It is donated to the next step, and checkpoints save it.
+    """Everything that a step changes. It is donated to the next step, and checkpoints save it."""
 
-    Attributes:
-        step: number of steps done, skipped ones included; also the position in the data.
-        params: the network's parameters.
-        ema: their running mean, or None.
-        optimizer: the optimizer's state.
-        skipped: number of steps that were skipped because their gradient was not finite.
-        skipped_in_a_row: length of the current series of skipped steps.
-        constants: the network's arrays that are never trained (RandFormer's matrices), or None. Steps pass them on.
-        best: with --keep-best, the best weights by kind ("params", "ema"). Evaluations change it, steps do not.
-    """
-
-    step: Int[Array, ""]
-    params: Any
-    ema: Any
-    optimizer: optax.OptState
-    skipped: Int[Array, ""]
-    skipped_in_a_row: Int[Array, ""]
+    step: Int[Array, ""]  # number of steps done, skipped ones included; also the position in the data
+    params: Any  # the network's parameters
+    ema: Any  # their running mean, or None
+    optimizer: optax.OptState  # the optimizer's state
+    skipped: Int[Array, ""]  # number of steps that were skipped because their gradient was not finite
+    skipped_in_a_row: Int[Array, ""]  # length of the current series of skipped steps
+    # The network's arrays that are never trained (RandFormer's matrices), or None. Steps pass them on.
     constants: Any = None
+    # With --keep-best, the best weights by kind ("params", "ema"). Evaluations change it, steps do not.
     best: dict[str, Best] | None = None
 
     def variables(self, weights: str = "params") -> dict[str, Any]:

@@ -13,23 +13,17 @@ from train.data import ProblemType
 
 @dataclasses.dataclass(frozen=True)
 class TargetEvaluation:
-    """Results over a split.
+    """Results over a split."""
 
-    Attributes:
-        examples: number of examples counted.
-        loss: mean binary cross entropy in nats, without smoothing; for regression the mean squared error.
-        figures: for several classes per image `map`, the mean average precision of the classes that an image has, and
-            `f1`, the mean F1 of the classes that an image has or that are predicted with a probability above 0.5; for
-            regression `mse`, `rmse`, `mae` and `r2`, the mean R² of the numbers that vary. All are scikit-learn's.
-        targets: the figures of every class, or of every number that is regressed; None where they are not defined.
-        predictions: the outputs for every example.
-    """
-
-    examples: int
-    loss: float
+    examples: int  # number of examples counted
+    loss: float  # mean binary cross entropy in nats, without smoothing; for regression the mean squared error
+    # For several classes per image `map`, the mean average precision of the classes that an image has, and `f1`, the
+    # mean F1 of the classes that an image has or that are predicted with a probability above 0.5; for regression `mse`,
+    # `rmse`, `mae` and `r2`, the mean R² of the numbers that vary. All are scikit-learn's.
     figures: dict[str, float]
+    # The figures of every class, or of every number that is regressed; None where they are not defined.
     targets: Sequence[dict[str, Any]]
-    predictions: Predictions
+    predictions: Predictions  # the outputs for every example
 
     def summary(self) -> dict[str, float]:
         """The figures without those of single classes."""

@@ -21,17 +21,12 @@ _TEMPERATURES = (0.05, 20.0)
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How much the probability of the most probable class differs from how often it is right.
+    """How much the probability of the most probable class differs from how often it is right."""
 
-    Attributes:
-        error: expected calibration error, from 0 to 1: the mean difference over 15 bins of equal width.
-        temperature: dividing the logits by it gives the lowest loss on these images.
-        error_after: the error with temperatures. Each half of the images (even and odd places) is measured with the
-            temperature of the other half, as images that the temperature was not fitted to.
-    """
-
-    error: float
-    temperature: float
+    error: float  # expected calibration error, from 0 to 1: the mean difference over 15 bins of equal width
+    temperature: float  # dividing the logits by it gives the lowest loss on these images
+    # The error with temperatures. Each half of the images (even and odd places) is measured with the temperature of the
+    # other half, as images that the temperature was not fitted to.
     error_after: float
 
 

@@ -30,34 +30,23 @@ _UNKNOWN = "-:--:--"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Means over the steps of an interval whose gradient is finite; over all steps if none is.
+    """Means over the steps of an interval whose gradient is finite; over all steps if none is."""
 
-    Attributes:
-        step: the interval's last step.
-        epoch: that step in epochs.
-        loss: mean training loss in nats, on augmented images and smoothed targets.
-        accuracy: share of augmented images classified as their (largest) target; for several classes per image, of
-            right decisions; NaN for regression.
-        learning_rate: of the last step.
-        gradient_norm: mean global norm of the gradient.
-        images_per_second: over all processes, without evaluations and waits for checkpoints. The first interval
-            includes compiling the step.
-        data_wait: share of the time spent waiting for batches that arrived when the devices were idle. An upper bound
-            of the devices' idle time, because they may have been busy when the wait began.
-        skipped: steps without a finite gradient since the start of the run.
-        skipped_in_a_row: length of the longest series of such steps that the interval saw.
-    """
-
-    step: int
-    epoch: float
-    loss: float
+    step: int  # the interval's last step
+    epoch: float  # that step in epochs
+    loss: float  # mean training loss in nats, on augmented images and smoothed targets
+    # Share of augmented images classified as their (largest) target; for several classes per image, of right decisions;
+    # NaN for regression.
     accuracy: float
-    learning_rate: float
-    gradient_norm: float
+    learning_rate: float  # of the last step
+    gradient_norm: float  # mean global norm of the gradient
+    # Over all processes, without evaluations and waits for checkpoints. The first interval includes compiling the step.
     images_per_second: float
+    # Share of the time spent waiting for batches that arrived when the devices were idle. An upper bound of the
+    # devices' idle time, because they may have been busy when the wait began.
     data_wait: float
-    skipped: int
-    skipped_in_a_row: int
+    skipped: int  # steps without a finite gradient since the start of the run
+    skipped_in_a_row: int  # length of the longest series of such steps that the interval saw
 
 
 class Meter:

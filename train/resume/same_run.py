@@ -78,21 +78,14 @@ FREE_TO_DIFFER = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run whose folders may be used; nothing is written yet.
+    """A run whose folders may be used; nothing is written yet."""
 
-    Attributes:
-        config: its recipe.
-        identity: what is saved with every state; see `identify`.
-        newest_step: step of the newest checkpoint, or None if the run starts from step 0.
-        network: the network of that checkpoint; with it a run resumes without reading pretrained weights.
-        lost_steps: the last step in metrics.jsonl if there is no checkpoint; otherwise None.
-    """
-
-    config: TrainConfig
-    identity: Identity
-    newest_step: int | None = None
+    config: TrainConfig  # its recipe
+    identity: Identity  # what is saved with every state; see `identify`
+    newest_step: int | None = None  # step of the newest checkpoint, or None if the run starts from step 0
+    # The network of that checkpoint; with it a run resumes without reading pretrained weights.
     network: PoolFormerConfig | None = None
-    lost_steps: int | None = None
+    lost_steps: int | None = None  # the last step in metrics.jsonl if there is no checkpoint; otherwise None
 
     @contextlib.contextmanager
     def open_checkpoints(self, network: PoolFormerConfig) -> Iterator[Checkpoints]:

@@ -46,29 +46,18 @@ _SAFETENSORS_DTYPES = {name: dtype for _, name, dtype in DTYPES}
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """An opened weights file: name, type and shape of every tensor. The numbers are still in the file.
+    """An opened weights file: name, type and shape of every tensor. The numbers are still in the file."""
 
-    Args:
-        path: the file, or the index of a sharded one.
-        container: "safetensors", "sharded safetensors", "torch zip", "torch legacy", or "sharded torch".
-        tensors: the state dict.
-        wrapping: the checkpoint's key for the state dict; None if the file is the state dict itself.
-        architecture: the network's name in a training checkpoint of timm or sail ("arch"); None if it has none.
-        has_ema: True if the checkpoint also has an exponential moving average of the weights.
-        others: the checkpoint's other keys (epoch, optimizer, ...).
-        metadata: the metadata of a safetensors file.
-        files: every file that was read.
-    """
-
-    path: Path
-    container: str
-    tensors: Mapping[str, StoredTensor]
-    wrapping: str | None = None
+    path: Path  # the file, or the index of a sharded one
+    container: str  # "safetensors", "sharded safetensors", "torch zip", "torch legacy", or "sharded torch"
+    tensors: Mapping[str, StoredTensor]  # the state dict
+    wrapping: str | None = None  # the checkpoint's key for the state dict; None if the file is the state dict itself
+    # The network's name in a training checkpoint of timm or sail ("arch"); None if it has none.
     architecture: str | None = None
-    has_ema: bool = False
-    others: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
+    has_ema: bool = False  # True if the checkpoint also has an exponential moving average of the weights
+    others: tuple[str, ...] = ()  # the checkpoint's other keys (epoch, optimizer, ...)
+    metadata: Mapping[str, str] = field(default_factory=dict)  # the metadata of a safetensors file
+    files: tuple[Path, ...] = ()  # every file that was read
 
     @property
     def nbytes(self) -> int:

@@ -107,12 +107,9 @@ class Storage:
 
 @dataclass(eq=False)
 class PickledStorage(Storage):
-    """The numbers of a NumPy array, which a pickle contains itself.
+    """The numbers of a NumPy array, which a pickle contains itself."""
 
-    Args:
-        content: their bytes. Pickle protocol 2 writes them as a text with one character for each byte.
-    """
-
+    # Their bytes. Pickle protocol 2 writes them as a text with one character for each byte.
     content: bytes | bytearray | str = b""
 
     def read(self, first: int, count: int) -> np.ndarray:
