@@ -3,9 +3,6 @@
 The golden arrays are PyTorch's, in float64; tests/golden/family/README.md says how they were made.
 """
 
-import dataclasses
-from functools import cache, partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,37 +11,14 @@ import pytest
 from golden import fixture_values, published
 from network import family_weights
 from network.family_weights import FAMILY, HEAD_EPSILON, KINDS, name_of
+from network.outputs import outputs, relative_error
 from poolformer_jax import MetaFormerForImageClassification
 from poolformer_jax.network import merge_collections
-from poolformer_jax.network.heads import classify
 
 slow = pytest.mark.slow
 # Of the largest value of what is compared, or of a gradient's norm. At 1e-4 no wrong epsilon would be seen.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-9}
 MAPS = {"float32": 1e-4, "float64": 1e-9}
-
-
-@cache
-def network(config, dtype):
-    return jax.jit(MetaFormerForImageClassification(config, dtype=dtype).apply)
-
-
-@cache
-def head(config):
-    return jax.jit(partial(classify, config))
-
-
-def outputs(config, variables, pixels, dtype):
-    """Feature maps and logits. timm and the authors differ in the head alone, so one compiled network serves both."""
-    shared = dataclasses.replace(config, head_norm_epsilon=1e-5)
-    output = network(shared, dtype)(variables, pixels)
-    if config == shared:
-        return output.hidden_states, output.logits
-    return output.hidden_states, head(config)(variables["params"], output.hidden_states[-1])
-
-
-def relative_error(actual, expected):
-    return np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
 
 
 def pixel_values(size, images):
@@ -57,7 +31,7 @@ def compare(home, variant, size, dtype, golden=None):
     with jax.enable_x64(dtype == "float64"):
         variables = family_weights.variables(home, config, dtype)
         pixels = pixel_values(size, len(expected)).astype(dtype)
-        hidden_states, logits = outputs(config, variables, pixels, dtype)
+        hidden_states, logits = outputs(config, variables, pixels, dtype, head_norm_epsilon=1e-5)
     assert logits.dtype == dtype
     assert relative_error(logits, expected) < TOLERANCE[dtype]
     maps = [np.asarray(x, np.float64).transpose(0, 3, 1, 2) for x in hidden_states]

@@ -27,7 +27,7 @@ from poolformer_jax.network import (
     TOKEN_MIXERS,
     VARIANTS,
     check_variables,
-    config as named,
+    config_fields,
     count_parameters,
     cross_entropy,
 )
@@ -352,9 +352,9 @@ def test_a_network_without_head_takes_no_labels():
 
 
 def test_a_config_accepts_the_mixers_activations_and_norms_that_are_implemented():
-    assert set(named.HIDDEN_ACTS) == set(ACTIVATIONS)
+    assert set(config_fields.HIDDEN_ACTS) == set(ACTIVATIONS)
     assert set(MIXER_PARAMETERS) == set(TOKEN_MIXERS)
-    assert set(named.NORMS) == set(NORMS)
+    assert set(config_fields.NORMS) == set(NORMS)
 
 
 def test_attention_says_how_many_channels_it_needs():

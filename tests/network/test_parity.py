@@ -3,21 +3,20 @@
 The golden arrays are PyTorch's, in float64; tests/golden/README.md says how they were made.
 """
 
-import dataclasses
-from functools import cache, lru_cache, partial
+from functools import lru_cache
 
 import jax
 import numpy as np
 import pytest
 
 from golden import published
+from network.outputs import outputs, relative_error
 from poolformer_jax import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
     from_torch_state_dict,
     to_torch_state_dict,
 )
-from poolformer_jax.network.heads import classify
 from reference_network import MISTAKES, logits as reference_logits
 
 # One representative of each promise runs by default; the others are slow.
@@ -32,28 +31,10 @@ def converted(layout, variant):
     return from_torch_state_dict(published.state_dict(layout, variant))
 
 
-@cache
-def network(config, dtype):
-    return jax.jit(PoolFormerForImageClassification(config, dtype=dtype).apply)
-
-
-@cache
-def head(config):
-    return jax.jit(partial(classify, config))
-
-
-def outputs(config, variables, size, dtype):
-    """Feature maps and logits. The sources differ only in the head, so one compiled network serves all of them."""
-    with jax.enable_x64(dtype == "float64"):
-        shared = dataclasses.replace(config, head_order="norm_pool")
-        output = network(shared, dtype)(variables, published.pixel_values(size))
-        if config == shared:
-            return output.hidden_states, output.logits
-        return output.hidden_states, head(config)(variables["params"], output.hidden_states[-1])
-
-
 def compare(config, variables, golden, size, dtype):
-    hidden_states, logits = outputs(config, variables, size, dtype)
+    with jax.enable_x64(dtype == "float64"):
+        pixels = published.pixel_values(size)
+        hidden_states, logits = outputs(config, variables, pixels, dtype, head_order="norm_pool")
     assert hidden_states[0].dtype == dtype
     for stage, feature_map in zip(published.stages(golden, size), hidden_states, strict=True):
         nchw = np.asarray(feature_map, np.float64).transpose(0, 3, 1, 2)
@@ -61,10 +42,6 @@ def compare(config, variables, golden, size, dtype):
         assert relative_error(nchw.ravel()[stage.index], stage.value) < TOLERANCE[dtype]
         assert relative_error([nchw.mean(), nchw.std()], stage.mean_std) < TOLERANCE[dtype]
     assert relative_error(logits, golden[f"{size}/logits"]) < TOLERANCE[dtype]
-
-
-def relative_error(actual, expected):
-    return np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
 
 
 NETWORKS = [
