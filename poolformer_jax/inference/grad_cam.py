@@ -37,7 +37,7 @@ class Explanation:
     heatmap: Float32[np.ndarray, "h w"]  # evidence for the class, float32 [height, width] from 0 to 1
 
     def overlay(self, shorter_side: int = 1) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """The picture with the heatmap over it: red is evidence for the class, blue is none.
+        """The picture with the heatmap over it: red is evidence for the class, blue the lack of it.
 
         Args:
             shorter_side: a picture whose shorter side has fewer pixels is enlarged by the largest whole factor that

@@ -7,6 +7,8 @@ import sys
 import types
 from pathlib import Path
 
+from golden.fixture_values import parameter
+
 
 class _Anything(type):
     """A class with every attribute that is asked for (the members of torchvision's InterpolationMode)."""
@@ -67,6 +69,15 @@ def small_metaformer(**sizes):
         use_mlp_head=False,
         **sizes,
     )
+
+
+def fill(model, prefix=""):
+    """Gives every parameter the value that its name stands for, which moves the output; the model in eval mode."""
+    torch = importlib.import_module("torch")
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    values = {name: torch.from_numpy(parameter(prefix + name, shape)) for name, shape in shapes.items()}
+    model.load_state_dict(values, strict=True)
+    return model.eval()
 
 
 def sail_source():

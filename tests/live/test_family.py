@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from golden.fixture_values import parameter
+from live import peers
 from poolformer_jax import MetaFormerConfig, MetaFormerModel, from_torch_state_dict
 from poolformer_jax.weights import load_pretrained, open_model, save_pretrained, to_torch_state_dict
 from small_networks import random_variables
@@ -15,13 +15,6 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("optimised")]
 TOLERANCE = 1e-9  # of the largest logit, in float64
 IN_TIMM = ("poolformerv2_s12", "convformer_s18", "caformer_s18")
-
-
-def filled(model):
-    """Values that move the output, the same on every machine."""
-    values = {name: torch.from_numpy(parameter(name, tuple(t.shape))) for name, t in model.state_dict().items()}
-    model.load_state_dict(values, strict=True)
-    return model.eval()
 
 
 def pixels(size=64):
@@ -52,7 +45,7 @@ def random_model(variant, **changes):
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("variant", IN_TIMM)
 def test_what_pytorch_saves_of_timms_models_computes_the_same_here(tmp_path, timm, variant, legacy):
-    theirs = filled(timm.create_model(variant, num_classes=5))
+    theirs = peers.fill(timm.create_model(variant, num_classes=5))
     path = tmp_path / "last.pth.tar"  # as timm's training writes it
     torch.save({"arch": variant, "state_dict": theirs.state_dict()}, path, _use_new_zipfile_serialization=not legacy)
     if legacy:
@@ -99,7 +92,7 @@ def test_timms_filter_reads_the_authors_layout_as_we_do(timm, variant):
 
 
 def test_a_features_only_model_makes_the_same_feature_maps(timm):
-    theirs = filled(timm.create_model("caformer_s18", features_only=True))
+    theirs = peers.fill(timm.create_model("caformer_s18", features_only=True))
     config, variables = from_torch_state_dict(theirs.state_dict())
     maps = our_output(MetaFormerModel(config, dtype="float64"), variables).hidden_states
     for ours, expected in zip(maps, torch_output(theirs), strict=True):

@@ -39,13 +39,6 @@ def sail(timm):
     return peers.sail
 
 
-def fill(torch, model):
-    """Values that move the output, the same on every machine; layer scale as it starts would hide every block."""
-    values = {name: torch.from_numpy(parameter(name, tuple(t.shape))) for name, t in model.state_dict().items()}
-    model.load_state_dict(values, strict=True)
-    return model.eval()
-
-
 def pixels(size=96):
     return np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
 
@@ -72,7 +65,7 @@ def random_model(variant, **changes):
 @pytest.mark.parametrize("safe", [True, False])
 def test_a_folder_of_transformers_computes_the_same_here(tmp_path, torch, transformers, safe):
     config = transformers.PoolFormerConfig(id2label={index: f"class {index}" for index in range(7)})
-    model = fill(torch, transformers.PoolFormerForImageClassification(config))
+    model = peers.fill(transformers.PoolFormerForImageClassification(config))
     model.save_pretrained(tmp_path)
     if not safe:
         (tmp_path / "model.safetensors").unlink()
@@ -136,14 +129,14 @@ def test_a_network_of_other_channels_saved_for_timm_loads_there_strictly(tmp_pat
 
 
 def test_a_checkpoint_of_timm_computes_the_same_here(tmp_path, torch, timm):
-    theirs = fill(torch, timm.create_model("poolformer_s12", num_classes=5))
+    theirs = peers.fill(timm.create_model("poolformer_s12", num_classes=5))
     torch.save({"epoch": 3, "state_dict": theirs.state_dict()}, tmp_path / "last.pth.tar")
     model, variables = load_pretrained(tmp_path / "last.pth.tar")
     assert_close(our_logits(model.config, variables), torch_logits(torch, theirs))
 
 
 def test_tensors_of_pytorch_are_taken_as_they_are(torch, timm):
-    theirs = fill(torch, timm.create_model("poolformer_s12", num_classes=5))
+    theirs = peers.fill(timm.create_model("poolformer_s12", num_classes=5))
     config, variables = from_torch_state_dict(theirs.state_dict())
     assert_close(our_logits(config, variables), torch_logits(torch, theirs))
 
@@ -167,7 +160,7 @@ def test_a_folder_saved_for_sail_loads_there_strictly_and_computes_the_same(tmp_
 
 @pytest.mark.parametrize("variant", ABLATIONS)
 def test_the_authors_ablations_compute_the_same_here_and_there(tmp_path, torch, sail, variant):
-    theirs = fill(torch, getattr(sail("metaformer"), variant)())
+    theirs = peers.fill(getattr(sail("metaformer"), variant)())
     expected = torch_logits(torch, theirs, 224)
     torch.save(theirs.state_dict(), tmp_path / f"{variant}.pth.tar")
     model, variables = load_pretrained(tmp_path / f"{variant}.pth.tar")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from golden.fixture_values import parameter
+from live import peers
 from poolformer_jax import FlaxPoolFormerForImageClassification, FlaxPoolFormerModel, PoolFormerConfig
 from poolformer_jax.network import ACTIVATIONS
 
@@ -77,9 +77,8 @@ def nhwc(x):
 
 def pair(tmp_path, kind="ForImageClassification", **arguments):
     """The same model in both libraries, with parameters that move the output."""
-    theirs = getattr(transformers, f"PoolFormer{kind}")(transformers.PoolFormerConfig(**{**SMALL, **arguments})).eval()
-    values = {name: torch.from_numpy(parameter(name, tuple(t.shape))) for name, t in theirs.state_dict().items()}
-    theirs.load_state_dict(values)
+    config = transformers.PoolFormerConfig(**{**SMALL, **arguments})
+    theirs = peers.fill(getattr(transformers, f"PoolFormer{kind}")(config))
     theirs.save_pretrained(tmp_path / "theirs")
     ours = {"Model": FlaxPoolFormerModel, "ForImageClassification": FlaxPoolFormerForImageClassification}[kind]
     return theirs, ours.from_pretrained(tmp_path / "theirs", from_pt=True)

@@ -43,7 +43,7 @@ def test_a_damaged_image_stops_training_and_is_named(damaged, workers):
 
 
 def _nothing(path):
-    """What is called like an image and is none, by kind; none of them ends a run, takes its memory, or lets it wait."""
+    """Makes something that has the name of an image and is none; it must not end a run, take its memory or block it."""
     kind = path.stem
     if kind == "pipe":
         os.mkfifo(path)
