@@ -5,7 +5,6 @@ per second, the accelerator waits: add workers, or pack the data set (`python -m
 """
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -64,13 +63,7 @@ def consume(batches: Batches, count: int) -> None:
 
 if __name__ == "__main__":
     try:
-        try:
-            code = main(sys.argv[1:])
-        finally:
-            sys.stdout.flush()
-        sys.exit(code)
-    except BrokenPipeError:  # the reader of the output has closed it, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(main(sys.argv[1:]))
     except Exception as error:
         if (message := error_message(error)) is None:
             raise

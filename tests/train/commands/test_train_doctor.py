@@ -153,19 +153,15 @@ def test_a_run_of_few_steps_is_a_warning(folder, tmp_path, changes, expected):
     assert expected in found.found
 
 
-def test_an_unreadable_image_is_named(folder, tmp_path):
+def test_an_unreadable_image_and_an_unreadable_file_are_named(folder, tmp_path):
     (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    (folder / "train" / "dog" / "4.png").unlink()
+    (folder / "train" / "dog" / "4.png").symlink_to(tmp_path / "nowhere")
     (found,) = failures(of_folder(folder, tmp_path))
+    assert "2 of 16 sampled images cannot be read" in found.found
     assert "cat/3.png" in found.found
+    assert "dog/4.png: its file cannot be read: No such file" in found.found
     assert "--data.on-bad-image skip" in found.remedy
-
-
-def test_an_unreadable_file_is_named(folder, tmp_path):
-    (folder / "train" / "cat" / "3.png").unlink()
-    (folder / "train" / "cat" / "3.png").symlink_to(tmp_path / "nowhere")
-    (found,) = failures(of_folder(folder, tmp_path))
-    assert "1 of 16 sampled images cannot be read" in found.found
-    assert "cat/3.png: its file cannot be read: No such file" in found.found
 
 
 def test_a_single_class_is_a_failure(folder, tmp_path):
