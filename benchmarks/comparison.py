@@ -210,5 +210,5 @@ def started(implementation: Implementation) -> Iterator[Worker]:
 
 def _reason(line: str) -> str:
     """The last line of a traceback as a reason, with the extra that installs a missing package."""
-    reason = line.removeprefix("ModuleNotFoundError: ")
-    return f"{reason}; pip install -e '.[bench]'" if reason != line else reason
+    reason = line.replace("ModuleNotFoundError: ", "")
+    return f"{reason}; pip install -e '.[bench]'" if "No module named" in reason else reason

@@ -93,11 +93,18 @@ def implementations(folder: Path, library: str = "transformers") -> list[Impleme
 
 
 def export_onnx(folder: Path, library: str) -> None:
-    """PyTorch writes model.onnx and we write ours.onnx, each in a process. A missing file is reported by its reader."""
+    """PyTorch writes model.onnx and we write ours.onnx, each in a process. A missing file is reported by its reader.
+
+    The reader finds the reason in a file that ends in .log.
+    """
     code = "import sys; from benchmarks.peers.pytorch import export_onnx; export_onnx(*sys.argv[1:])"
-    subprocess.run([sys.executable, "-c", code, str(folder), library], cwd=ROOT, capture_output=True)
-    export = ["-m", "poolformer_jax", "export", str(folder), str(folder / "ours.onnx")]
-    subprocess.run([sys.executable, *export], cwd=ROOT, capture_output=True)
+    commands = {
+        "model.onnx": ["-c", code, str(folder), library],
+        "ours.onnx": ["-m", "poolformer_jax", "export", str(folder), str(folder / "ours.onnx")],
+    }
+    for name, arguments in commands.items():
+        with (folder / f"{name}.log").open("w") as errors:
+            subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def _parser() -> argparse.ArgumentParser:

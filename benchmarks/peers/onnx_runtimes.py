@@ -47,7 +47,8 @@ def _model(folder: str, ours: bool) -> str:
     path = Path(folder) / ("ours.onnx" if ours else "model.onnx")
     if not path.exists():
         maker = "python -m poolformer_jax export" if ours else "torch.onnx"
-        raise SystemExit(f"{maker} wrote no file; pip install -e '.[bench]'")
+        *_, reason = ["no reason", *path.with_name(f"{path.name}.log").read_text(errors="replace").split("\n")[:-1]]
+        raise SystemExit(f"{maker} wrote no file: {reason}")
     return str(path)
 
 

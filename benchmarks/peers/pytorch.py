@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,20 @@ def _prepare(folder: str, channels_last: bool, library: str, device: str) -> tup
 
 
 def _transformers(folder: Path) -> torch.nn.Module:
+    _hide_broken_torchvision()
     import transformers
 
     return transformers.PoolFormerForImageClassification.from_pretrained(folder)
+
+
+def _hide_broken_torchvision() -> None:
+    """transformers works without torchvision, but not with one whose operators do not fit the installed torch."""
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError:
+        pass
+    except Exception:
+        sys.modules["torchvision"] = None  # type: ignore[assignment]  # importing it raises ImportError
 
 
 def _timm(folder: Path) -> torch.nn.Module:
