@@ -1,4 +1,4 @@
-"""Reading small JSON files, and writing files whole or not at all, with the file in the message of every failure."""
+"""Reads small JSON files, and writes files whole or not at all. Every error message names the file."""
 
 import importlib.util
 import json

@@ -16,7 +16,7 @@ WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt", ".ckpt")
 
 
 class NotInCache(MissingFileError):
-    """A file that is not in the cache and may be on the Hub, which was not asked or cannot be reached."""
+    """A file that is not in the cache. It may be on the Hub, which is unreachable or which the caller did not allow."""
 
 
 class Repository:

@@ -1,4 +1,4 @@
-"""How text of a file reaches a person: short, without control characters, at no more cost than the file's size.
+"""Makes text from files printable: short, without control characters, in time linear in the file's size.
 
 A file may hold text of any length, characters that a terminal acts on, numbers of a million digits, and containers
 that share their parts: 300 bytes of pickle can nest to 2**100 lists. `printable` is for text, `short_repr` for any

@@ -255,7 +255,7 @@ def _recipe_groups() -> dict[str, str]:
     groups = {}
     for summary, group in itertools.groupby(RECIPES, lambda name: RECIPES[name].summary):
         names = list(group)
-        prefix = os.path.commonprefix(names)  # noqa: RUF071 - by character is what is wanted
+        prefix = os.path.commonprefix(names)  # noqa: RUF071 - of characters, not of folders
         rest = ",".join(name.removeprefix(prefix) for name in names)
         groups[names[0] if len(names) == 1 else f"{prefix}{{{rest}}}"] = summary
     return groups

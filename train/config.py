@@ -38,7 +38,7 @@ BEST_METRICS: Mapping[ProblemType, tuple[BestMetric, ...]] = {
 }
 Tracker = Literal["wandb", "trackio"]
 OptimizerName = Literal["adamw", "lamb", "lion", "sgd"]
-# What None means for each optimizer.
+# The values of each optimizer for fields that are None.
 _OPTIMIZER_DEFAULTS: Mapping[OptimizerName, Mapping[str, float]] = {
     "adamw": {"beta2": 0.999, "epsilon": 1e-8},
     "lamb": {"beta2": 0.999, "epsilon": 1e-6, "clip_norm": 1.0},  # timm's

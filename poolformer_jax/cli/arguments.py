@@ -53,7 +53,7 @@ def add_weights(parser: argparse.ArgumentParser, *, positional: bool = False) ->
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """Adds what a weights file may leave open about its network: `--variant` and `--ignore`."""
+    """Adds `--variant` and `--ignore`, for weights files that do not describe their network completely."""
     parser.add_argument(
         "--variant",
         metavar="NAME",
@@ -75,7 +75,7 @@ def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_hub_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how to find a model on the Hugging Face Hub."""
+    """Adds the options for models on the Hugging Face Hub."""
     hub = parser.add_argument_group("Hugging Face Hub")
     hub.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
     hub.add_argument("--cache-dir", metavar="FOLDER", help="the Hub's cache (default: huggingface_hub's, HF_HOME)")
@@ -140,7 +140,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
-    """Adds what computes the network."""
+    """Adds `--runtime`: the library that computes the network."""
     parser.add_argument(
         "--runtime",
         choices=("jax", "openvino", "onnxruntime"),

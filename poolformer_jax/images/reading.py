@@ -100,11 +100,11 @@ def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str |
 
 
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of an image file. Its folder may hold anything: a pipe would wait, and a device may have no end.
+    """The bytes of an image file. Other files are refused: reading a pipe may wait forever, a device may have no end.
 
     Raises ImageError if it is not a file, or too large for an image; OSError if it cannot be read.
     """
-    status = os.stat(path)  # noqa: PTH116 - a million times
+    status = os.stat(path)  # noqa: PTH116 - called a million times
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("it is not a file, but a folder, a pipe, a socket or a device")
     if status.st_size > _LARGEST_FILE:

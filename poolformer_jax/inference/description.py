@@ -87,7 +87,7 @@ class Operations(ABC, Generic[X]):
 
     @abstractmethod
     def depthwise_convolution(self, x: X, kernel: Any) -> X:
-        """A convolution of each channel with a kernel of its own: stride 1, zero padding that keeps the size.
+        """A convolution of each channel with a separate kernel: stride 1, zero padding that keeps the size.
 
         The kernel is [height, width, 1, channels], with odd sides.
         """

@@ -24,7 +24,7 @@ from poolformer_jax.messages import short_repr
 from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
 
 # The keys of `functional.ACTIVATIONS`, `functional.NORMS`, and the orders that `heads.classify` knows.
-# The activations are those of transformers without parameters of their own (all but prelu and xielu), and StarReLU.
+# The activations are those of transformers without parameters (all but prelu and xielu), and StarReLU.
 HIDDEN_ACTS = (
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
     *("gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2"),

@@ -236,7 +236,7 @@ def mix_positions(x: Float[Array, "b h w c"], kernel: Float[Array, "n n"]) -> Fl
 
 
 def depthwise_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> Float[Array, "b h w c"]:
-    """A convolution of each channel with a kernel of its own, stride 1, zero padding of half the kernel; k is odd."""
+    """A convolution of each channel with a separate kernel, stride 1, zero padding of half the kernel; k is odd."""
     margin = len(kernel) // 2
     return lax.conv_general_dilated(
         x,

@@ -284,7 +284,7 @@ def _mlp_ratio(sizes: list[tuple[int, int]]) -> float:
 
 def _mixers(conditions: Sequence[set[str]]) -> tuple[str, ...]:
     # Pooling and identity have no parameters and look alike. Beside random mixing, published networks have identity;
-    # otherwise pooling is assumed, which `transfer.say_what_is_assumed` reports.
+    # otherwise pooling is assumed, which `transfer.warn_of_assumptions` reports.
     known = [next((name for name in MIXER_PARAMETERS if name in present), None) for present in conditions]
     return tuple(name or ("identity" if "random" in known else "pooling") for name in known)
 

@@ -1,4 +1,4 @@
-"""What the published networks are known by and their arrays do not say: their names, class names, preprocessing."""
+"""What arrays do not show of a published network: its names, its class names, its preprocessing."""
 
 import dataclasses
 import re
@@ -9,8 +9,8 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import PoolFormerImageProcessor, imagenet_labels
 from poolformer_jax.network import FAMILIES, SIZES, VARIANTS, PoolFormerConfig, published_variant
 
-# The authors' ablations of a size whose arrays have the size's names and shapes (sail-sg/poolformer, README, Section 2,
-# and its issues 9 and 46), by the words that name them, and what differs. None: what this version cannot compute.
+# The authors' ablations whose arrays have the names and shapes of a published size (sail-sg/poolformer, README, Section
+# 2, and its issues 9 and 46): the word in their name, and the fields that differ. None: this version cannot compute it.
 _IDENTITY: Mapping[str, Any] = {"token_mixers": ("identity",) * 4}
 _LAYER_NORM: Mapping[str, Any] = {"norm": "layer_norm"}
 _SAME: Mapping[str, Any] = {}
@@ -25,7 +25,7 @@ _NAME = re.compile(
     rf"(?<![a-z])(?:pool|meta)former[_-]?(?:(?P<before>[a-z]+)[_-])?(?P<size>[sm]\d\d)(?!\d)(?:[_-](?P<after>{_WORDS})(?![a-z]))?"
 )
 
-# The second paper's networks of which only a name says whether they pool.
+# The second paper's networks whose arrays do not show whether they pool; their names do.
 _SECOND_PAPER_NAME = re.compile(r"(?<![a-z])(poolformer[_-]?v2|identityformer)[_-]?([sm]\d\d)(?!\d)")
 
 

@@ -32,7 +32,7 @@ from poolformer_jax.weights.transfer import (
     check_head_epsilon,
     match_state_dict,
     plan_import,
-    say_what_is_assumed,
+    warn_of_assumptions,
 )
 
 _EXPECTED = "an object, a PoolFormer's config.json"
@@ -151,7 +151,7 @@ def identify_model(
     opened = OpenedModel(files, weights, plan_import(matched, config, config_source))
     if certain:
         return opened
-    return dataclasses.replace(opened, assumed=say_what_is_assumed(matched, config, str(files.weights)))
+    return dataclasses.replace(opened, assumed=warn_of_assumptions(matched, config, str(files.weights)))
 
 
 def _config_of(

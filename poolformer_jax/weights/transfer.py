@@ -151,15 +151,15 @@ _MOST_NAMES, _MOST_PARTS = 50, 20  # that are looked at for a pattern
 
 
 def _pattern_of(name: str, kept: Collection[str]) -> str:
-    """A pattern for `ignore` that matches `name` and the names beside it, and none of `kept`."""
+    """A pattern for `ignore` that matches `name` and its siblings, and none of `kept`."""
     parts = name.split(".", _MOST_PARTS)
     parents = (".".join(parts[:count]) + "." for count in range(1, len(parts)))
     free = (parent for parent in parents if not any(other.startswith(parent) for other in kept))
     return printable(f"{parent}*" if (parent := next(free, "")) else name)
 
 
-def say_what_is_assumed(matched: MatchedNames, config: PoolFormerConfig, source: str) -> str | None:
-    """Warns of what no array shows and the layout leaves open; returns the same in words, None if nothing is open.
+def warn_of_assumptions(matched: MatchedNames, config: PoolFormerConfig, source: str) -> str | None:
+    """Warns of assumptions about what arrays and layout do not show. Returns them in words, or None if there are none.
 
     transformers and timm have one norm and pooling for the first paper's networks. The authors' code has more, and our
     paths name any network. Raises InputError if the second paper has two networks with these arrays.
@@ -246,7 +246,7 @@ def from_torch_state_dict(
     matched = match_state_dict(state_dict)
     plan = plan_import(matched, config)
     if config is None:
-        say_what_is_assumed(matched, plan.config, "this state dict")
+        warn_of_assumptions(matched, plan.config, "this state dict")
     return plan.config, plan.read(state_dict, param_dtype)
 
 

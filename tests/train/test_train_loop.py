@@ -58,7 +58,7 @@ def test_a_finished_run_that_is_started_again_writes_no_line_twice(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == noted
 
 
-@pytest.mark.slow  # compiles a training step of its own
+@pytest.mark.slow  # compiles a separate training step
 def test_lamb_and_a_running_mean_that_warms_up_resume_bit_for_bit(tmp_path):
     def final_state(name, *stops):
         config = small(tmp_path / name, optimizer__name="lamb", optimizer__ema_warmup=True, save_every=1000)
@@ -76,7 +76,7 @@ def evaluations(run_dir, kind="evaluation"):
     return {line["step"]: line for line in noted if line["kind"] == kind}
 
 
-@pytest.mark.slow  # compiles a training step of its own
+@pytest.mark.slow  # compiles a separate training step
 def test_the_best_weights_are_published_and_a_stopped_run_keeps_the_same_ones(tmp_path, monkeypatch):
     def train(name, *stops):
         # Learning this fast, the network gets worse at times.
@@ -103,7 +103,7 @@ def test_the_best_weights_are_published_and_a_stopped_run_keeps_the_same_ones(tm
     assert json.loads((tmp_path / "whole" / "model" / "evaluation.json").read_text())["step"] < 12
 
 
-@pytest.mark.slow  # compiles a training step of its own
+@pytest.mark.slow  # compiles a separate training step
 def test_a_run_without_a_better_evaluation_ends_early_and_is_finished(tmp_path):
     config = small(tmp_path, keep_best="loss", patience=2, optimizer__learning_rate=0.3, optimizer__epochs=12)
     first = run(config)
@@ -274,7 +274,7 @@ def test_a_profile_is_written_even_if_the_run_ends_during_it(tmp_path, steps, ca
     assert trace.stat().st_size
 
 
-@pytest.mark.slow  # compiles a training step of its own
+@pytest.mark.slow  # compiles a separate training step
 def test_a_skipped_last_step_does_not_fail_the_run(tmp_path, monkeypatch):
     without_a_finite_gradient(monkeypatch, after=[1])
     run(small(tmp_path, max_steps=2))
@@ -282,7 +282,7 @@ def test_a_skipped_last_step_does_not_fail_the_run(tmp_path, monkeypatch):
     assert saved(tmp_path) == [2]
 
 
-@pytest.mark.slow  # compiles a training step of its own
+@pytest.mark.slow  # compiles a separate training step
 def test_a_run_whose_weights_diverged_before_its_last_steps_fails(tmp_path):
     # The second step's learning rate overflows the weights; 20 in a row may be skipped.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3)
@@ -291,7 +291,7 @@ def test_a_run_whose_weights_diverged_before_its_last_steps_fails(tmp_path):
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.slow  # compiles a training step of its own
+@pytest.mark.slow  # compiles a separate training step
 def test_a_run_whose_last_step_diverged_fails(tmp_path):
     # Step 4, the first after the warm-up, has a finite gradient still.
     config = small(tmp_path / "run", optimizer__learning_rate=1e30, optimizer__epochs=3, max_steps=4)

@@ -148,7 +148,7 @@ def test_fine_tuning_starts_with_the_saved_weights_and_a_new_last_layer(tmp_path
     assert new == {"head/fc2/kernel", "head/fc2/bias"}
 
 
-@pytest.mark.slow  # compiles a training step of its own
+@pytest.mark.slow  # compiles a separate training step
 def test_random_matrices_pass_through_checkpoints_and_into_the_saved_models(tmp_path):
     config = small(tmp_path / "run", model=RANDFORMER, max_steps=5)
     _, parts = open_and_make_parts(config)
@@ -167,7 +167,7 @@ def test_random_matrices_pass_through_checkpoints_and_into_the_saved_models(tmp_
         assert alone.loss == pytest.approx(outcome.evaluations[weights].loss, rel=1e-5)
 
 
-@pytest.mark.slow  # compiles two training steps of its own
+@pytest.mark.slow  # compiles two separate training steps
 def test_a_caformer_is_trained_with_lamb_and_fine_tuned_with_layer_decay(tmp_path):
     config = small(tmp_path / "run", model=CAFORMER, optimizer__name="lamb", optimizer__ema_warmup=True)
     levels = {finding.subject: finding.level for finding in examine(config)}

@@ -117,7 +117,7 @@ def _why_not_writable(folder: str) -> str | None:
     if not is_local(folder):
         return None
     absolute = Path(folder).absolute()
-    # Functions of os, because those of Path raise where permission is missing, and follow broken links.
+    # os.path, because methods of Path raise without permission, and follow broken links.
     existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not os.path.isdir(existing):  # noqa: PTH112
         return f"nothing can be written below {existing}, which is not a folder"

@@ -30,7 +30,7 @@ _PROBE_SECONDS = 5
 _NOTICE_SECONDS = 10
 # jax aborts the interpreter when its timeout is over, so ours has to be shorter.
 _JAX_EXTRA_SECONDS = 60
-# Without a sign of life for so long, a process is lost.
+# A process that does not answer for this long is lost.
 _LOST_SECONDS = 40
 
 
@@ -116,7 +116,7 @@ def _exit_after(config: DistributedConfig) -> Iterator[None]:
 def _exit_when_jax_aborts() -> None:
     """Makes SIGABRT exit with code 1 and one sentence.
 
-    When jax loses another process, it prints a native stack trace and aborts the interpreter from a thread of its own,
+    When jax loses another process, it prints a native stack trace and aborts the interpreter from another thread,
     which no handler of Python sees.
     """
     system = ctypes.CDLL(None)

@@ -41,7 +41,7 @@ class Evaluation:
     class_correct: np.ndarray  # those of them that top1 counts, [classes]
     class_predicted: np.ndarray  # examples whose most probable class is this one, [classes]
     confusion: np.ndarray | None  # [correct class, most probable class] counts, or None with many classes
-    predictions: Predictions | None = None  # the logits of every example, if they were asked for
+    predictions: Predictions | None = None  # the logits of every example, if requested
 
     @property
     def balanced_accuracy(self) -> float:
@@ -61,7 +61,7 @@ class Evaluation:
         return f"top-1 {self.top1:.2%}" + (f"  top-5 {self.top5:.2%}" if len(self.class_examples) > 5 else "")
 
     def summary(self) -> dict[str, float]:
-        """The figures without those of single classes."""
+        """The figures of the whole split, without those of each class."""
         return {
             "examples": self.examples,
             "loss": self.loss,

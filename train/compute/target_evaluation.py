@@ -26,7 +26,7 @@ class TargetEvaluation:
     predictions: Predictions  # the outputs for every example
 
     def summary(self) -> dict[str, float]:
-        """The figures without those of single classes."""
+        """The figures of the whole split, without those of each class."""
         return {"examples": self.examples, "loss": self.loss, **self.figures}
 
     @property

@@ -73,7 +73,7 @@ class HostAugmentation:
 
     @property
     def is_random(self) -> bool:
-        """True if images are ever changed otherwise than in evaluation."""
+        """True if training changes images in another way than evaluation."""
         strengths = (self.horizontal_flip, self.vertical_flip, *self.color_jitter, self.max_shift, self.max_rotation)
         return self.crop != "evaluation" or self.randaugment != "none" or any(strengths)
 

@@ -55,7 +55,7 @@ def write_results(
         write_examples(config.run_dir / "examples", held_out, config.example_images)
         if finished:
             if hasattr(os, "sync"):  # not on Windows
-                os.sync()  # what finished.json vouches for is on the disk before it
+                os.sync()  # all results are on the disk before finished.json
             write_json(config.run_dir / "finished.json", {"step": int(state.step)})
         if config.push_to_hub is not None:
             _push_to_hub(config.push_to_hub, config, parts, model, model_report)

@@ -102,12 +102,12 @@ class FolderSource:
     def size_of(self, index: int) -> int:
         """Bytes of the file; 0 if it does not exist."""
         try:
-            return os.stat(self._path(index)).st_size  # noqa: PTH116 - a million times
+            return os.stat(self._path(index)).st_size  # noqa: PTH116 - called a million times
         except OSError:
             return 0
 
     def _path(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))  # noqa: PTH118 - a million times
+        return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))  # noqa: PTH118 - called a million times
 
     def select(self, rows: np.ndarray) -> "FolderSource":
         """The source with only the examples `rows`."""
@@ -317,7 +317,7 @@ def _images_below(
                 else:
                     yield from _images_below(folder / entry.name, name, skipped, (*above, identity))
                 continue
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million times
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - called a million times
             if suffix in image_suffixes():
                 yield name
             else:

@@ -1,4 +1,4 @@
-"""Shared memory of the workers, in which Grain passes batches: whose it is, and freeing what killed runs left.
+"""The shared memory in which workers pass batches: names that show its run, and freeing what killed runs left.
 
 When all processes of a run are killed at once, Linux keeps their segments and semaphores in /dev/shm until it restarts.
 So their names begin with that of a lock file, which the run holds: the lock ends with the run, however it ends.

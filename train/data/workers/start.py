@@ -1,4 +1,4 @@
-"""How a data worker starts: without jax, and bound to the program that started it.
+"""Starts data workers: without jax, and such that they end with the program that started them.
 
 Grain starts every worker as a fresh interpreter and imports jax there, for tree functions that the package `tree`
 provides as well. The import costs 2 seconds and 150 MB a worker, and a second process must not open a host's TPUs.
