@@ -161,12 +161,15 @@ def _page(folder: Path, title: str, report: Mapping[str, Any]) -> str:
     ]
     if "calibration_error" in report:
         parts.append(_CALIBRATION)
-    for name, heading in _PICTURES.items():
+    is_regression = "mse" in report
+    pictures = _PICTURES | ({"mistakes.png": "Largest errors"} if is_regression else {})
+    for name, heading in pictures.items():
         if (folder / name).exists():
             data = base64.b64encode((folder / name).read_bytes()).decode()
             parts.append(f'<h2>{heading}</h2><img alt="{heading}" src="data:image/png;base64,{data}">')
     rows = [[row[column] for column in columns] for row in report["classes"]]
-    parts += [f"<h2>{'Numbers' if 'mse' in report else 'Classes'}</h2>", _table(columns, rows), "</html>"]
+    columns = [column.replace("_", " ") for column in columns]
+    parts += [f"<h2>{'Numbers' if is_regression else 'Classes'}</h2>", _table(columns, rows), "</html>"]
     return "\n".join(parts)
 
 
