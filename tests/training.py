@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from rich.console import Console
 
 from poolformer_jax import PoolFormerConfig
@@ -200,6 +202,19 @@ def class_folders(folder: Path, images: int) -> None:
         (folder / name).mkdir(parents=True)
         for index in range(images):
             Image.new("RGB", (16, 16), (80 * number, 10 * index, 0)).save(folder / name / f"{index}.png")
+
+
+def unbalanced_tables(folder: Path) -> None:
+    """Writes 36, 12 and 6 images of three classes, named in labels.csv and labels.jsonl, and the same in Parquet."""
+    names, rows, images = ["ant"] * 36 + ["bee"] * 12 + ["cat"] * 6, [], []
+    for place, name in enumerate(names):
+        path = folder / f"{place}.png"
+        Image.new("RGB", (16, 16), (80 * "abc".index(name[0]), 4 * place, 0)).save(path)
+        rows.append({"file_name": path.name, "label": name})
+        images.append({"bytes": path.read_bytes(), "path": path.name})
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "labels.csv").write_text("".join(f"{','.join(row)}\n" for row in [rows[0], *map(dict.values, rows)]))
+    parquet.write_table(pa.table({"image": images, "label": names}), folder / "train.parquet", row_group_size=10)
 
 
 @contextlib.contextmanager

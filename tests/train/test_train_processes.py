@@ -13,7 +13,7 @@ from PIL import Image
 
 import programs
 from jpegs import needs_simd
-from training import class_folders, lines, steps_in, train_losses
+from training import class_folders, lines, steps_in, train_losses, unbalanced_tables
 
 
 def assert_close(found: dict[int, float], wanted: dict[int, float]) -> None:
@@ -48,26 +48,37 @@ def test_several_processes_train_as_one(tmp_path, uninterrupted, processes, devi
 
 
 @pytest.mark.slow
-def test_several_processes_keep_the_same_best_weights_and_end_early_together(tmp_path):
+@pytest.mark.parametrize(
+    "data",
+    [
+        ("--data.source", "labels:TABLES/labels.jsonl", "--data.class-weights", "balanced"),
+        ("--data.source", "parquet:TABLES/train.parquet", "--data.sampling", "balanced"),
+    ],
+)
+def test_several_processes_balance_classes_keep_the_best_weights_and_end_early_as_one(tmp_path, data):
+    unbalanced_tables(tmp_path)
     best = ["--keep-best", "top1", "--patience", "2", "--evaluate-every", "1", "--optimizer.ema-decay", "None"]
-    arguments = [*programs.TINY, *best, "--optimizer.epochs", "30", "--checkpoint-dir"]
+    source = [word.replace("TABLES", str(tmp_path)) for word in data]
+    arguments = [*programs.TINY, *source, "--data.held-out", "0.4", *best, "--optimizer.epochs", "30"]
+    arguments += ["--checkpoint-dir"]
     commands = [[*arguments, str(tmp_path / "shared"), "--run-dir", str(tmp_path / f"host {host}")] for host in (0, 1)]
     with programs.stopping(programs.start_together(commands, 2)) as started:
         outputs = [programs.finish(process) for process in started]
     programs.run([*arguments, str(tmp_path / "alone"), "--run-dir", str(tmp_path / "one")], devices=2)
-    ends = [json.loads((tmp_path / run / "finished.json").read_text()) for run in ("host 0", "one")]
+    runs = [tmp_path / "host 0", tmp_path / "one"]
+    assert_close(*map(train_losses, runs))
+    ends = [json.loads((run / "finished.json").read_text()) for run in runs]
     assert ends[0] == ends[1]
-    assert ends[0]["step"] < 124
+    assert ends[0]["step"] < 60
     assert "Ended early: no better top1 in 2 evaluations." in outputs[0]
-    predictions = [(tmp_path / run / "predictions.csv").read_text().splitlines() for run in ("host 0", "one")]
+    predictions = [(run / "predictions.csv").read_text().splitlines() for run in runs]
     places = [[line.split(",")[:3] for line in found[1:]] for found in predictions]  # index, image, class
     assert places[0] == places[1]
-    assert [int(place[0]) for place in places[0]] == list(range(64))
+    assert [int(place[0]) for place in places[0]] == list(range(21))
     assert not (tmp_path / "host 1" / "predictions.csv").exists()
-    steps = [
-        json.loads((tmp_path / run / "model" / "evaluation.json").read_text())["step"] for run in ("host 0", "one")
-    ]
-    assert steps[0] == steps[1]
+    reports = [json.loads((run / "model" / "evaluation.json").read_text()) for run in runs]
+    for name in ("step", "top1", "balanced_accuracy"):
+        assert reports[0][name] == reports[1][name]
 
 
 @pytest.mark.slow
