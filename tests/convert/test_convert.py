@@ -366,16 +366,6 @@ def test_the_authors_second_layout_converts_to_timms_with_its_dimensions(tmp_pat
     assert open_model(tmp_path / "timm").image_processor.crop_size["height"] == 384
 
 
-def test_a_network_that_no_name_determines_is_converted_with_its_variant(tmp_path, capsys):
-    config = PoolFormerConfig.from_variant("identityformer_s12", num_labels=2)
-    arrays = {leaf.name: np.zeros(leaf.stored_shape, np.float16) for leaf in leaves(config, "sail")}
-    source = archives.checkpoint(tmp_path / "best.pth", arrays)
-    assert run(source, tmp_path / "model") == 1
-    assert "(--variant identityformer_s12)" in capsys.readouterr().err
-    assert run(source, tmp_path / "model", "--variant", "identityformer_s12") == 0
-    assert load_pretrained(tmp_path / "model")[0].config == config
-
-
 def test_our_layout_converts_to_hf_bit_for_bit(tmp_path):
     assert run(FIXTURES / "hf_sharded", tmp_path / "ours") == 0
     assert run(tmp_path / "ours", tmp_path / "theirs", "--to", "hf") == 0

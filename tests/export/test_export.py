@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import lru_cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,15 @@ from poolformer_jax.network import HIDDEN_ACTS
 from poolformer_jax.weights import class_names, save_pretrained
 from small_networks import EVERY_MIXER, FAMILY, LABELS, PROCESSOR, TINY, TWO_STAGES, random_variables
 
-NEEDS_OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+
+def needs(package):
+    """Not pytest.importorskip: without `import_runtime` OpenVINO's telemetry forks this process."""
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
+
+
+ONNX_RUNTIME = pytest.param(load_onnxruntime, id="onnxruntime", marks=needs("onnxruntime"))
+OPENVINO = pytest.param(load_openvino, id="openvino", marks=(needs("openvino"), pytest.mark.slow))
+NEEDS_OPENVINO = needs("openvino")
 SMALL = {**TINY, "depths": (1, 1, 1, 1)}
 CONFIGS = {
     "published": PoolFormerConfig(**SMALL),
@@ -66,6 +74,13 @@ def pixels_and_logits(config, batch=3):
     return variables, pixels, np.asarray(jax.jit(model.apply)(variables, pixels).logits)
 
 
+def check_logits(run, pixels, expected):
+    """Checks the function `run` of pixels and the output's name for two batch sizes."""
+    for batch in (1, 3):
+        logits = run(pixels[:batch], "logits")
+        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_stablehlo_has_every_token_mixer_and_by_default_the_networks_labels(tmp_path):
     config = CONFIGS["ablation"]
     _, variables = random_variables(config)
@@ -85,7 +100,7 @@ def test_stablehlo_runs_without_this_package(tmp_path):
     command = [sys.executable, "-c", WITHOUT_THIS_PACKAGE, str(tmp_path)]
     output = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=True).stdout
     assert output.strip() == "['cpu', 'cuda', 'tpu']"
-    check_logits_in(tmp_path, expected)
+    check_logits(lambda batch, _: np.load(tmp_path / f"logits_{len(batch)}.npy"), pixels, expected)
     check_metadata(json.loads((tmp_path / "network.stablehlo.json").read_text()), config)
 
 
@@ -99,10 +114,8 @@ def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path)
     variables, pixels, expected = pixels_and_logits(config)
     path = tmp_path / "network.onnx"
     assert 0 < export_model(path, config, variables, PROCESSOR, LABELS) < 1e-5
+    check_logits(load_onnxruntime(path), pixels, expected)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for batch in (1, 3):
-        (logits,) = session.run(["logits"], {"pixel_values": pixels[:batch]})
-        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
     check_metadata(session.get_modelmeta().custom_metadata_map, config)
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
 
@@ -118,47 +131,26 @@ def test_onnx_has_every_activation(activation):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@lru_cache
-def second_paper(kind):
-    """An ONNX file made for 64 x 64 pixels, images of another size if the network takes one, and their logits."""
-    config = FAMILY[kind]
-    model, variables = random_variables(config)
-    size = (64, 64) if kind == "randformer" else (33, 70)
-    pixels = np.random.default_rng(3).standard_normal((3, *size, 3)).astype(np.float32)
-    logits = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
-    return to_onnx(config, fold(config, variables), (64, 64), {}, any_size=takes_any_size(config)), pixels, logits
-
-
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "caformer")) for kind in FAMILY]
 )
-def test_onnx_runtime_computes_every_network_of_the_second_paper(kind):
-    pytest.importorskip("onnxruntime")
-    assert takes_any_size(FAMILY[kind]) == (kind != "randformer")
-    data, pixels, expected = second_paper(kind)
-    np.testing.assert_allclose(run_onnx(data, pixels), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+@pytest.mark.parametrize("load", [ONNX_RUNTIME, OPENVINO])
+def test_runtimes_compute_every_network_of_the_second_paper(load, kind, tmp_path):
+    config = FAMILY[kind]
+    assert takes_any_size(config) == (kind != "randformer")
+    model, variables = random_variables(config)
+    size = (64, 64) if kind == "randformer" else (33, 70)  # the file is made for 64 x 64
+    pixels = np.random.default_rng(3).standard_normal((3, *size, 3)).astype(np.float32)
+    path = tmp_path / "network.onnx"
+    path.write_bytes(to_onnx(config, fold(config, variables), (64, 64), {}, any_size=takes_any_size(config)))
+    check_logits(load(path), pixels, np.asarray(jax.jit(model.apply)(variables, pixels).logits))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILY if kind != "caformer"), "caformer"]
-)
+@pytest.mark.parametrize("kind", FAMILY)
 def test_stablehlo_has_every_network_of_the_second_paper(kind, tmp_path):
     variables = random_variables(FAMILY[kind])[1]
     assert 0 < export_model(tmp_path / "network.stablehlo", FAMILY[kind], variables, PROCESSOR, LABELS) < 1e-5
-
-
-# In a separate process, because importing OpenVINO forks.
-OPENVINO = """
-import pathlib, sys
-import numpy, openvino
-
-for folder in map(pathlib.Path, sys.argv[1:]):
-    network = openvino.Core().compile_model(folder / "network.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for batch in (1, 3):
-        pixels = numpy.load(folder / "pixels.npy")[:batch]
-        numpy.save(folder / f"logits_{batch}.npy", network({"pixel_values": pixels})["logits"])
-"""
 
 
 def test_onnx_fixes_the_image_size_if_asked_to_or_if_the_network_does(tmp_path):
@@ -180,39 +172,19 @@ def test_onnx_fixes_the_image_size_if_asked_to_or_if_the_network_does(tmp_path):
 def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
     variables, pixels, expected = pixels_and_logits(CONFIGS[name])
     export_model(tmp_path / "network.onnx", CONFIGS[name], variables, PROCESSOR, LABELS)
-    np.save(tmp_path / "pixels.npy", pixels)
-    subprocess.run([sys.executable, "-c", OPENVINO, str(tmp_path)], check=True)
-    check_logits_in(tmp_path, expected)
+    check_logits(load_openvino(tmp_path / "network.onnx"), pixels, expected)
 
 
 @pytest.mark.slow
-@NEEDS_OPENVINO
-def test_openvino_computes_every_network_of_the_second_paper(tmp_path):
-    for kind in FAMILY:
-        data, pixels, _ = second_paper(kind)
-        (tmp_path / kind).mkdir()
-        (tmp_path / kind / "network.onnx").write_bytes(data)
-        np.save(tmp_path / kind / "pixels.npy", pixels)
-    subprocess.run([sys.executable, "-c", OPENVINO, *(str(tmp_path / kind) for kind in FAMILY)], check=True)
-    for kind in FAMILY:
-        check_logits_in(tmp_path / kind, second_paper(kind)[2])
-
-
-@pytest.mark.slow
-@NEEDS_OPENVINO
+@pytest.mark.parametrize("load", [ONNX_RUNTIME, OPENVINO])
 @pytest.mark.parametrize("variant", ["caformer_s18", "convformer_s18", "poolformerv2_s12"])
-def test_onnx_runtime_and_openvino_compute_published_networks(variant, tmp_path):
-    pytest.importorskip("onnxruntime")
+def test_runtimes_compute_published_networks(variant, load, tmp_path):
     config = PoolFormerConfig.from_variant(variant)
     model, variables = random_variables(config)
     pixels = np.random.default_rng(3).standard_normal((3, 224, 224, 3)).astype(np.float32)
-    expected = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
-    data = to_onnx(config, fold(config, variables), (224, 224), {}, any_size=True)
-    (tmp_path / "network.onnx").write_bytes(data)
-    np.save(tmp_path / "pixels.npy", pixels)
-    np.testing.assert_allclose(run_onnx(data, pixels), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    subprocess.run([sys.executable, "-c", OPENVINO, str(tmp_path)], check=True)
-    check_logits_in(tmp_path, expected)
+    path = tmp_path / "network.onnx"
+    path.write_bytes(to_onnx(config, fold(config, variables), (224, 224), {}, any_size=True))
+    check_logits(load(path), pixels, np.asarray(jax.jit(model.apply)(variables, pixels).logits))
 
 
 @pytest.mark.parametrize("image_size", [None, (33, 70)], ids=["any size", "fixed size"])
@@ -231,13 +203,6 @@ def test_onnx_pools_at_edges_and_corners_as_the_network_does(tmp_path, image_siz
     expected = np.asarray(jax.jit(model.apply)(variables, pixels).logits)
     assert np.abs(expected - expected[0]).max(1)[1:].min() > 1e-3
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-def check_logits_in(folder, expected):
-    """Checks the logits that a separate process has written."""
-    for batch in (1, 3):
-        logits = np.load(folder / f"logits_{batch}.npy")
-        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def check_metadata(facts, config):

@@ -53,12 +53,13 @@ def nothing_is_compiled_for_other_tests(request, monkeypatch):
 
 
 def of_folder(folder, tmp_path, **changes):
-    config = tiny(tmp_path / "run", data__source=f"folder:{folder}", data__batch_size=8, mesh=sharded(8, 1))
-    return dataclasses.replace(config, **changes)
+    """The recipe of a tiny run on these images, with `changes` as `tiny` takes them."""
+    data = {"data__source": f"folder:{folder}", "data__batch_size": 8}
+    return tiny(**{"run_dir": tmp_path / "run", "mesh": sharded(8, 1), **data, **changes})
 
 
-def findings(config):
-    return list(examine(config))
+def findings(config, subject=None):
+    return [finding for finding in examine(config) if subject in (None, finding.subject)]
 
 
 def failures(config):
@@ -72,8 +73,8 @@ def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path, compile
     assert {"devices", "data, train", "data, validation", "host memory", "disk", "run folder", "device memory"} <= set(
         subjects
     )
-    memory = next(finding for finding in found if finding.subject == "device memory")
-    assert re.search(r"the compiled step needs [\d.]+ [MG]B of the [\d.]+ [MG]B", memory.found)
+    memory = found[subjects.index("device memory")].found
+    assert re.search(r"the compiled step needs [\d.]+ [MG]B of the [\d.]+ [MG]B", memory)
     assert not (tmp_path / "run").exists(), "the doctor writes nothing"
 
 
@@ -101,10 +102,9 @@ def test_a_folder_without_write_permission_is_a_failure(folder, tmp_path, monkey
 
 
 def test_checkpoints_that_are_never_deleted_need_space_too(folder, tmp_path):
-    config = of_folder(folder, tmp_path, max_steps=4, keep_every=2, keep_checkpoints=3)
-    found = next(finding.found for finding in examine(config) if finding.subject == "disk")
+    (disk,) = findings(of_folder(folder, tmp_path, max_steps=4, keep_every=2, keep_checkpoints=3), "disk")
     # Of steps 2 and 4, the newest three, and one that is being written.
-    assert found.startswith("6 states of ")
+    assert disk.found.startswith("6 states of ")
 
 
 def test_existing_checkpoints_need_no_more_space(folder, tmp_path, monkeypatch):
@@ -115,19 +115,14 @@ def test_existing_checkpoints_need_no_more_space(folder, tmp_path, monkeypatch):
     for steps, level in (((), "failure"), ((2, 4, 6), "fine")):
         for step in steps:
             (tmp_path / "run" / "checkpoints" / str(step)).mkdir(parents=True)
-        (found,) = [finding for finding in examine(config) if finding.subject == "disk"]
+        (found,) = findings(config, "disk")
         assert (found.level, "3 of them there already" in found.found) == (level, bool(steps))
-
-
-def warnings(config, subject):
-    return [finding for finding in findings(config) if (finding.level, finding.subject) == ("warning", subject)]
 
 
 def test_classes_are_named_and_splits_taken_for_classes_are_a_warning(folder, tmp_path):
     config = of_folder(folder, tmp_path)
-    named = [finding for finding in findings(config) if finding.subject == "data, train"]
-    assert named[0].found == "16 images of 2 classes (cat, dog)"
-    assert not warnings(config, "classes")
+    assert findings(config, "data, train")[0].found == "16 images of 2 classes (cat, dog)"
+    assert all(finding.level == "fine" for finding in findings(config, "classes"))
     (folder / "train").rename(folder / "Train")
     (folder / "validation").rename(folder / "Val")
     assert any("Train, Val look like splits" in finding.found for finding in findings(config))
@@ -137,7 +132,8 @@ def test_a_class_without_held_out_images_is_a_warning(folder, tmp_path):
     for image in (folder / "validation" / "dog").iterdir():
         image.unlink()
     (folder / "validation" / "dog").rmdir()
-    (found,) = warnings(of_folder(folder, tmp_path), "classes")
+    (found,) = findings(of_folder(folder, tmp_path), "classes")
+    assert found.level == "warning"
     assert "1 have no held-out image, so their accuracy stays unknown: dog" in found.found
 
 
@@ -149,8 +145,8 @@ def test_a_class_without_held_out_images_is_a_warning(folder, tmp_path):
     ],
 )
 def test_a_run_of_few_steps_is_a_warning(folder, tmp_path, changes, expected):
-    (found,) = warnings(of_folder(folder, tmp_path, **changes), "steps")
-    assert expected in found.found
+    (found,) = findings(of_folder(folder, tmp_path, **changes), "steps")
+    assert found.level == "warning" and expected in found.found
 
 
 def test_an_unreadable_image_and_an_unreadable_file_are_named(folder, tmp_path):
@@ -203,39 +199,33 @@ def test_the_step_of_a_run_with_several_targets_is_measured(tmp_path, compiled_s
 @pytest.mark.slow
 def test_the_memory_of_a_head_only_run_is_that_of_its_features(folder, tmp_path, compiled_step):
     """It computes them in batches of an evaluation, and its training step takes no images."""
-    config = of_folder(folder, tmp_path)
-    frozen = dataclasses.replace(config.optimizer, freeze=("backbone",))
-    model = dataclasses.replace(config.model, drop_path_rate=0.0)
-    augment = dataclasses.replace(config.data.augment, horizontal_flip=0.0)
+    changes = {
+        "optimizer__freeze": ("backbone",),
+        "model__drop_path_rate": 0.0,
+        "data__augment": dataclasses.replace(tiny().data.augment, horizontal_flip=0.0),
+    }
     needs = []
     for size in (8, 8000):
-        data = dataclasses.replace(config.data, augment=augment, evaluation_batch_size=size)
-        (memory,) = [
-            finding.found
-            for finding in findings(dataclasses.replace(config, data=data, model=model, optimizer=frozen))
-            if finding.subject == "device memory"
-        ]
-        needs.append(float(re.search(r"needs ([\d.]+) MB", memory)[1]))
+        config = of_folder(folder, tmp_path, data__evaluation_batch_size=size, **changes)
+        (memory,) = findings(config, "device memory")
+        needs.append(float(re.search(r"needs ([\d.]+) MB", memory.found)[1]))
     assert needs[1] > 5 * needs[0]
 
 
 def test_files_that_are_not_images_are_counted(folder, tmp_path):
     for name in ("a.heics", "b.HEICS", "notes"):
         (folder / "train" / "cat" / name).write_bytes(b"no image")
-    found = [finding.found for finding in findings(of_folder(folder, tmp_path)) if finding.subject == "data, train"]
-    assert found[0].startswith("16 images of 2 classes (cat, dog); passed over 3 other files: 2 .heics, 1 without a")
+    found, *_ = findings(of_folder(folder, tmp_path), "data, train")
+    assert found.found.startswith("16 images of 2 classes (cat, dog); passed over 3 other files: 2 .heics, 1 without a")
 
 
 def test_a_missing_split_is_a_failure(folder, tmp_path):
-    config = of_folder(folder, tmp_path)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation_split="test"))
-    assert [finding.subject for finding in failures(config)] == ["data, test"]
+    (found,) = failures(of_folder(folder, tmp_path, data__evaluation_split="test"))
+    assert found.subject == "data, test"
 
 
 def test_a_batch_that_devices_cannot_share_is_a_failure(folder, tmp_path):
-    config = of_folder(folder, tmp_path)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=12))
-    (found,) = failures(config)
+    (found,) = failures(of_folder(folder, tmp_path, data__batch_size=12))
     assert "data.batch_size=12" in found.found
 
 
@@ -249,7 +239,7 @@ def test_metrics_without_a_checkpoint_are_a_warning(folder, tmp_path):
     config = of_folder(folder, tmp_path)
     config.run_dir.mkdir()
     (config.run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 7}\n')
-    (found,) = [finding for finding in findings(config) if finding.subject == "run folder"]
+    (found,) = findings(config, "run folder")
     assert found.level == "warning"
     assert "metrics up to step 7" in found.found
     save_a_state(config)
@@ -288,7 +278,7 @@ def test_a_run_of_another_version_resumes_and_unknown_fields_are_named(folder, t
     assert not failures(config)
     assert "They are ignored: data.restart_markers: 4" in caplog.text
     other = dataclasses.replace(config.data.augment, scaled_decoding=False)
-    (found,) = failures(dataclasses.replace(config, data=dataclasses.replace(config.data, augment=other)))
+    (found,) = failures(of_folder(folder, tmp_path, data__augment=other))
     assert "data.augment.scaled_decoding: True -> False" in found.found
 
 
@@ -319,67 +309,57 @@ def test_a_damaged_recipe_is_named_and_does_not_stop_the_run(folder, tmp_path, c
 
 def in_megabytes(config):
     """What the workers need by the finding about the host's memory."""
-    (found,) = [finding.found for finding in findings(config) if finding.subject == "host memory"]
-    number, unit = re.search(r"need about ([\d.]+) ([MG])B", found).groups()
-    return float(number) * {"M": 1, "G": 1000}[unit], found
-
-
-def with_workers(folder, tmp_path, **changes):
-    config = of_folder(folder, tmp_path)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, workers=2, **changes))
+    (memory,) = findings(config, "host memory")
+    number, unit = re.search(r"need about ([\d.]+) ([MG])B", memory.found).groups()
+    return float(number) * {"M": 1, "G": 1000}[unit], memory.found
 
 
 def test_the_workers_of_an_evaluation_are_counted_beside_the_trainings(folder, tmp_path):
-    needed, found = in_megabytes(with_workers(folder, tmp_path))
+    needed, found = in_megabytes(of_folder(folder, tmp_path, data__workers=2))
     assert found.startswith("2 data workers, and 2 more for evaluations, need about ")
     assert needed >= 4 * 150
     # All images in one batch are one worker's.
     batch = 8008 * 16 * 16 / 1e6
-    other, found = in_megabytes(with_workers(folder, tmp_path, evaluation_batch_size=8008))
+    other, found = in_megabytes(of_folder(folder, tmp_path, data__workers=2, data__evaluation_batch_size=8008))
     assert found.startswith("2 data workers, and 1 more for evaluations, need about ")
     # One worker has 2 + 2 ready, 2 to hand on and 2 in the making, and one is in use; what two had of 8 is nothing.
     assert other - needed == pytest.approx(9 * batch - 150, abs=0.2)
 
 
-def of_shared_memory(config):
-    return [finding for finding in findings(config) if finding.subject == "shared memory"]
-
-
 def test_the_workers_batches_are_compared_with_free_shared_memory(folder, tmp_path, monkeypatch):
-    config = with_workers(folder, tmp_path, worker_batches=3, evaluation_batch_size=8008)
+    changes = {"data__worker_batches": 3, "data__evaluation_batch_size": 8008}
+    config = of_folder(folder, tmp_path, data__workers=2, **changes)
     # Eight of each of training's two workers, and one in use; eight and one of evaluations' single worker.
     needed = 17 * 8 * 16 * 16 + 9 * 8008 * 16 * 16
     for free, level in ((needed + 1, "fine"), (needed, "failure")):
         monkeypatch.setattr(resource_checks, "_free_shared_memory", lambda free=free: free)
-        (found,) = of_shared_memory(config)
-        assert found.level == level
-        assert (
-            found.found == "the workers keep up to 26 batches in /dev/shm, 18.5 MB in all, and 18.5 MB are free there"
-        )
+        (memory,) = findings(config, "shared memory")
+        expected = "the workers keep up to 26 batches in /dev/shm, 18.5 MB in all, and 18.5 MB are free there"
+        assert (memory.level, memory.found) == (level, expected)
     for remedy in ("--shm-size", "emptyDir with medium: Memory at /dev/shm", "--data.worker-batches 1"):
-        assert remedy in found.remedy
-    assert not of_shared_memory(dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0)))
+        assert remedy in memory.remedy
+    assert not findings(of_folder(folder, tmp_path, data__workers=0, **changes), "shared memory")
     monkeypatch.setattr(resource_checks, "_free_shared_memory", lambda: None)
-    assert not of_shared_memory(config)
+    assert not findings(config, "shared memory")
 
 
 def test_the_memory_of_a_container_is_less_than_the_hosts(folder, tmp_path, monkeypatch):
-    config = with_workers(folder, tmp_path)
     monkeypatch.setattr(process, "available_memory", lambda: 640e6)
-    (found,) = [finding for finding in findings(config) if finding.subject == "host memory"]
+    (found,) = findings(of_folder(folder, tmp_path, data__workers=2), "host memory")
     assert re.search(r"need about 600\.\d MB of the 640\.0 MB available", found.found)
     assert found.level == "failure"
 
 
 def test_the_source_counts_twice_for_each_worker(folder, tmp_path, monkeypatch):
     """Two workers keep 10 MB of names, pickled and unpickled; so do those of evaluations."""
-    needed, _ = in_megabytes(with_workers(folder, tmp_path))
+    config = of_folder(folder, tmp_path, data__workers=2)
+    needed, _ = in_megabytes(config)
     counter = {f".{'x' * 1_000_000}{number}": 1 for number in range(10)}
     read = folders.read_class_folders
     monkeypatch.setattr(
         folders, "read_class_folders", lambda *given: dataclasses.replace(read(*given), skipped=counter)
     )
-    assert in_megabytes(with_workers(folder, tmp_path))[0] - needed == pytest.approx(4 * 2 * 10, abs=0.2)
+    assert in_megabytes(config)[0] - needed == pytest.approx(4 * 2 * 10, abs=0.2)
 
 
 def test_a_step_that_the_compiler_refuses_for_its_memory_is_reported(folder, tmp_path, monkeypatch, compiled_step):
@@ -430,17 +410,16 @@ def test_a_batch_that_kernels_do_not_support_is_a_warning(
 ):
     monkeypatch.setattr(verification, "kernels_for", kernels)
     monkeypatch.setattr(verification, "verify_kernels", lambda *_, **__: Verification(0.01, "mlp_gradient, stage 0"))
-    config = tiny(
-        tmp_path / "run",
-        data__source=f"folder:{folder}",
+    config = of_folder(
+        folder,
+        tmp_path,
         data__batch_size=batch_size,
         data__evaluation_batch_size=8,
         optimizer__accumulate=accumulate,
         model__hidden_sizes=(64, 96),
-        mesh=sharded(8, 1),
         dtype="bfloat16",
     )
-    fine, *warned = [finding for finding in findings(config) if finding.subject == "kernels"]
+    fine, *warned = findings(config, "kernels")
     assert fine.found == "blocks with and without them differ by at most 1.0% (mlp_gradient, stage 0)"
     assert [re.search("support in stages (.*): XLA", finding.found)[1] for finding in warned] == [stages] * bool(stages)
     assert all(f"a multiple of {multiple} images at a time" in finding.remedy for finding in warned)
@@ -454,8 +433,7 @@ def test_kernels_that_fail_their_check_stop_a_run_only_if_they_are_forced(folder
     monkeypatch.setattr(verification, "kernels_for", GpuKernels)
     monkeypatch.setattr(verification, "verify_kernels", verify)
     monkeypatch.setattr(doctor, "verify_kernels", verify)
-    config = dataclasses.replace(of_folder(folder, tmp_path), dtype="bfloat16", kernels=mode)
-    (found,) = [finding for finding in findings(config) if finding.subject == "kernels"]
+    (found,) = findings(of_folder(folder, tmp_path, dtype="bfloat16", kernels=mode), "kernels")
     assert found.level == level
     assert "mlp_gradient cannot run: no compiler" in found.found
     assert "--kernels off" in found.remedy
