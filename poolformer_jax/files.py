@@ -1,9 +1,11 @@
-"""Reads small JSON files, and writes files whole or not at all. Every error message names the file."""
+"""Reads regular files of a limited size, and writes files whole or not at all. Every error message names the file."""
 
 import importlib.util
 import json
 import os
 import shutil
+import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,24 +19,44 @@ fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl
 _STAGING = ".poolformer-jax-"
 # The most bytes of a JSON file. In memory JSON takes up to 25 times its size. The config of a network with the classes
 # of ImageNet-21k has 2 MB.
-_LARGEST_JSON = 1 << 22
+LARGEST_JSON = 1 << 22
+
+
+def why_unreadable(path: str | os.PathLike[str], limit: int = sys.maxsize) -> str | None:
+    """Why a file must not be opened; None if it is a regular file of at most `limit` bytes.
+
+    Opening a pipe waits for its other end, and reading a device may not end.
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    status = os.stat(path)  # noqa: PTH116 - called for every training image
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a file, but a folder, a pipe, a socket or a device"
+    return f"has {status.st_size:,} bytes, more than {limit:,}" if status.st_size > limit else None
+
+
+def check_file(path: Path, limit: int, expected: str) -> None:
+    """Raises InputError, naming the file and `expected`, where `why_unreadable` gives a reason."""
+    if (reason := why_unreadable(path, limit)) is not None:
+        raise InputError(f"{path} {reason}. Expected {expected}.")
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
     """The JSON object in a small file.
 
     Raises:
-        InputError: naming the file and `expected`, if it is too large, not JSON, or not an object.
+        InputError: naming the file and `expected`, if it is too large, not a file, not JSON, or not an object.
         OSError: if it cannot be read.
     """
-    with path.open("rb") as file:
-        return parse_json(file.read(_LARGEST_JSON + 1), path, expected)
+    check_file(path, LARGEST_JSON, expected)
+    return parse_json(path.read_bytes(), path, expected)
 
 
 def parse_json(text: str | bytes, path: Path, expected: str) -> dict[str, Any]:
     """As `read_json`, for `text` from the file `path`."""
-    if len(text) > _LARGEST_JSON:
-        raise InputError(f"{path} has more than {_LARGEST_JSON:,} bytes of JSON. Expected {expected}.")
+    if len(text) > LARGEST_JSON:
+        raise InputError(f"{path} has more than {LARGEST_JSON:,} bytes of JSON. Expected {expected}.")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -31,7 +31,7 @@ from poolformer_jax.errors import InputError, MissingDependencyError, MissingFil
 from poolformer_jax.export.metadata import metadata
 from poolformer_jax.export.openvino_file import run_openvino, to_openvino
 from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
-from poolformer_jax.files import replace_atomically
+from poolformer_jax.files import replace_atomically, sync
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference import difference_from_network, fold, quantize_int8, run_onnx, takes_any_size, to_onnx
 from poolformer_jax.network import PoolFormerConfig
@@ -59,7 +59,7 @@ def export_model(
     uint8: bool = False,
     probabilities: bool = False,
 ) -> float | None:
-    """Writes the network to `file`, completely or not at all.
+    """Writes the network to `file`, completely or not at all. If two files replace old ones, a kill may leave neither.
 
     Args:
         file: ends in .onnx, in .xml (OpenVINO; a second file ends in .bin), or in .stablehlo (a second file, `file` +
@@ -130,9 +130,13 @@ def export_model(
     difference = difference_from_network(converted.run, config, variables, size, precision, normalization=normalization)
     with replace_atomically(path) as temporary:
         temporary.write_bytes(converted.data)
-        if second is not None:  # before `path` appears: a network never lacks its metadata or its numbers
+        if second is not None:
             with replace_atomically(second) as temporary_second:
                 temporary_second.write_bytes(converted.second)
+                # The old network goes before the second file changes, and the new one comes after it: no network is
+                # ever beside the metadata or the numbers of another one.
+                path.unlink(missing_ok=True)
+                sync(path.parent)
     return difference
 
 

@@ -21,7 +21,6 @@ import contextlib
 import functools
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -35,6 +34,7 @@ from PIL import Image, UnidentifiedImageError
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import is_local
+from poolformer_jax.files import why_unreadable
 from poolformer_jax.images.orientation import turn_upright
 from poolformer_jax.messages import printable
 
@@ -104,13 +104,9 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
 
     Raises ImageError if it is not a file, or too large for an image; OSError if it cannot be read.
     """
-    status = os.stat(path)  # noqa: PTH116 - called a million times
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError("it is not a file, but a folder, a pipe, a socket or a device")
-    if status.st_size > _LARGEST_FILE:
-        raise ImageError(f"it has {status.st_size:,} bytes, more than an image ({_LARGEST_FILE:,} at most)")
-    with Path(path).open("rb") as file:
-        return file.read(status.st_size)
+    if (reason := why_unreadable(path, _LARGEST_FILE)) is not None:
+        raise ImageError(f"it {reason}")
+    return Path(path).read_bytes()
 
 
 @contextmanager
@@ -141,6 +137,8 @@ def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
             raise ImageError(
                 f"There is no image file {name}. URLs are not downloaded. Expected a file, or in Python its bytes."
             )
+        if not isinstance(file, BytesIO) and (reason := why_unreadable(file, _LARGEST_FILE)) is not None:
+            raise ImageError(f"{name} {reason}.")  # Pillow reads whole files of some formats
         with Image.open(file) as image:
             return decode(image, name)
 

@@ -18,7 +18,13 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import CompiledClassifier
 from poolformer_jax.inference.runtimes import RuntimeClassifier, check_runtime
-from poolformer_jax.inference.streaming import OPEN_OPTIONS, ImageStream, check_at_least_one, preprocessing_problems
+from poolformer_jax.inference.streaming import (
+    OPEN_OPTIONS,
+    ImageStream,
+    check_at_least_one,
+    check_not_forked,
+    preprocessing_problems,
+)
 from poolformer_jax.network import PoolFormerConfig, describe_network, names_by_index
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
@@ -79,6 +85,7 @@ class ImageClassifier:
         decode_threads: int | None = None,
         runtime: str = "jax",
     ) -> None:
+        check_not_forked()
         check_runtime(
             runtime,
             dtype=dtype not in ("float32", jnp.float32),

@@ -18,7 +18,13 @@ from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcesso
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head, in_parts
 from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized, working_kernels
-from poolformer_jax.inference.streaming import OPEN_OPTIONS, ImageStream, check_at_least_one, preprocessing_problems
+from poolformer_jax.inference.streaming import (
+    OPEN_OPTIONS,
+    ImageStream,
+    check_at_least_one,
+    check_not_forked,
+    preprocessing_problems,
+)
 from poolformer_jax.network import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
@@ -74,6 +80,7 @@ class ImageEmbedder:
         devices: Sequence[jax.Device] | None = None,
         decode_threads: int | None = None,
     ) -> None:
+        check_not_forked()
         devices = jax.local_devices() if devices is None else devices
         threads = available_cores() if decode_threads is None else decode_threads
         check_dtype(dtype)

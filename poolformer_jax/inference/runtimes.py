@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from poolformer_jax.errors import InputError, MissingDependencyError
-from poolformer_jax.files import replace_atomically
+from poolformer_jax.files import remove_abandoned, replace_atomically
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.onnx_model import to_onnx
@@ -79,6 +79,7 @@ def _verified(
         version = import_runtime(runtime).__version__
         check_variables(config, variables)
         path = _cache_folder() / f"{_content_hash(runtime, version, config, variables, image_processor)}.onnx"
+        remove_abandoned(path.parent)  # of programs that were killed while they exported
         if path.is_file():
             return load(path)
         data = to_onnx(config, fold(config, variables), size, {}, normalization=image_processor, probabilities=True)

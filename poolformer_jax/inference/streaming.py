@@ -1,6 +1,7 @@
 """Images of any number through a compiled program: while the devices compute one batch, threads decode the next."""
 
 import collections
+import functools
 import itertools
 import os
 import sys
@@ -24,6 +25,25 @@ from poolformer_jax.network import PoolFormerConfig
 OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema", "config", "variant", "ignore")
 
 
+@functools.cache
+def _first_process() -> int:
+    """The process in which this package first computed; the processes forked from it get the same number."""
+    return os.getpid()
+
+
+def check_not_forked() -> None:
+    """Raises InputError in a process that was forked after this package computed in the one that it comes from.
+
+    jax has threads, which do not exist in a forked process: it would wait for them forever.
+    """
+    if os.getpid() != _first_process():
+        raise InputError(
+            f"jax was used in process {_first_process()}, and process {os.getpid()} was forked from it, where jax "
+            'cannot run. Start processes with multiprocessing.get_context("spawn"), or before jax is used, and make '
+            "the classifier in each of them."
+        )
+
+
 class ImageStream:
     """Reads images and computes a row of a program's output for each."""
 
@@ -31,11 +51,11 @@ class ImageStream:
         self, program: BatchProgram | RuntimeClassifier, image_processor: PoolFormerImageProcessor, decode_threads: int
     ) -> None:
         self._program, self._image_processor, self._decode_threads = program, image_processor, decode_threads
-        self._process = os.getpid()
+        check_not_forked()
 
     def one(self, image: ImageLike) -> Any:
         """The row of one image. Raises ImageError if it cannot be read; InputError in a process that was forked."""
-        self._check_not_forked()
+        check_not_forked()
         return _row(jax.device_get(self._program([self._image_processor.resize_and_crop(image)])), 0)
 
     def many(self, images: Iterable[ImageLike], result: Callable[[Any], Any] = lambda row: row) -> Generator[Any]:
@@ -45,22 +65,13 @@ class ImageStream:
         `images` is raised here, after the rows of the images before it. Raises InputError for one image instead of an
         iterable of them, or in a process that was forked.
         """
-        self._check_not_forked()
+        check_not_forked()
         if is_one_image(images):  # a path is an iterable of characters, an array one of rows
             raise InputError(
                 f"images is one image, of type {type(images).__name__}. Expected an iterable of images: stream "
                 "[image], or call with the image itself; of an array of many, stream list(array)."
             )
         return self._many(images, result)
-
-    def _check_not_forked(self) -> None:
-        # jax has threads, which do not exist in a forked process: it would wait for them forever.
-        if os.getpid() != self._process:
-            raise InputError(
-                f"This object was made in process {self._process}, and process {os.getpid()} was forked from it, where "
-                "jax cannot run. Make it in each process, and start processes with "
-                'multiprocessing.get_context("spawn"), or before jax is used.'
-            )
 
     def _many(self, images: Iterable[ImageLike], result: Callable[[Any], Any]) -> Generator[Any]:
         running: collections.deque[tuple[list[ImageError | None], Any]] = collections.deque()

@@ -59,6 +59,8 @@ def difference_from_network(
     expected = np.asarray(output.logits)
     if not np.isfinite(expected).all():
         raise InputError("The network's own logits are infinite or no numbers. Expected finite weights; check them.")
+    if logits.shape != expected.shape:
+        raise ExportError(f"The converted network has logits of shape {logits.shape}. Expected {expected.shape}.")
     difference = float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1))
     if not difference <= TOLERANCES[dtype]:
         raise ExportError(

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from poolformer_jax.errors import InputError, PoolFormerError
-from poolformer_jax.files import naming_destination, remove_abandoned, staging_folder, sync, write_json
+from poolformer_jax.files import naming_destination, remove_abandoned, staging_folder, sync, why_unreadable, write_json
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.files import open_weights
@@ -31,6 +31,7 @@ from poolformer_jax.weights.source import CONFIG_METADATA
 
 # transformers would open model.safetensors with our names, and give all parameters random values.
 _OUR_WEIGHTS = "flax_model.safetensors"
+_LARGEST_CARD = 1 << 22  # bytes
 
 # The fields of transformers.PoolFormerConfig. `_check_supported` makes sure that our other fields have the values that
 # are built into transformers' model.
@@ -278,4 +279,6 @@ def _is_former_name(file: Path, weights: str) -> bool:
 
 def _is_users(card: Path) -> bool:
     """True for a README.md that `model_card` did not write, or that was edited since."""
-    return card.exists() and GENERATED not in card.read_text(encoding="utf-8", errors="replace")
+    if not card.exists():
+        return False
+    return why_unreadable(card, _LARGEST_CARD) is not None or GENERATED not in card.read_text("utf-8", "replace")

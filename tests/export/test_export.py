@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import pytest
 
 from poolformer_jax import ExportError, InputError, PoolFormerConfig, PoolFormerImageProcessor, export_model
 from poolformer_jax.cli import main
-from poolformer_jax.export.exported_file import open_exported
+from poolformer_jax.export.exported_file import open_exported, verify_file
 from poolformer_jax.export.metadata import metadata
 from poolformer_jax.inference import load_onnxruntime, load_openvino
 from poolformer_jax.inference.folding import fold
@@ -359,6 +360,33 @@ def test_a_failed_write_leaves_neither_file_and_touches_no_other_file(tmp_path, 
     with pytest.raises(OSError, match=r"Cannot write .*n\.stablehlo: No space left on device"):
         export_model(tmp_path / "n.stablehlo", config, random_variables(config)[1], PROCESSOR, LABELS)
     assert [path.name for path in tmp_path.iterdir()] == [".n.stablehlo.tmp"]
+
+
+def test_a_kill_between_two_files_leaves_no_network_beside_the_metadata_of_another(tmp_path, monkeypatch):
+    path, facts, replace = tmp_path / "n.stablehlo", tmp_path / "n.stablehlo.json", Path.replace
+    for file in (path, facts):
+        file.write_text("old")
+
+    def killed(source, target):
+        if target == path:
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(path, TWO_STAGES, random_variables(TWO_STAGES)[1], PROCESSOR, LABELS)
+    assert facts.read_text() != "old" and not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no network"])
+@pytest.mark.parametrize("name", ["n.onnx", "n.xml", "n.stablehlo"])
+def test_a_damaged_exported_file_is_named(tmp_path, name, content):
+    pytest.importorskip({"n.onnx": "onnxruntime", "n.xml": "openvino", "n.stablehlo": "jax"}[name])
+    (tmp_path / "n.stablehlo.json").write_text(json.dumps(metadata(ONE_BLOCK, PROCESSOR, LABELS, (64, 64))))
+    (tmp_path / "n.bin").write_bytes(b"")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} cannot be used .* Expected a file of python -m poolformer_jax"):
+        verify_file(tmp_path / name, ONE_BLOCK, {})
 
 
 def test_an_unknown_ending_is_refused(tmp_path):

@@ -358,12 +358,18 @@ def test_the_next_process_loads_the_compiled_program(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("use", ["call", "stream"])
+@pytest.mark.parametrize("use", ["call", "stream", "new"])
 def test_in_a_forked_process_a_classifier_says_so_instead_of_hanging(classifier, use):
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            classifier(PHOTOGRAPHS[0]) if use == "call" else next(classifier.stream(PHOTOGRAPHS))
+            match use:
+                case "call":
+                    classifier(PHOTOGRAPHS[0])
+                case "stream":
+                    next(classifier.stream(PHOTOGRAPHS))
+                case "new":
+                    ImageClassifier(CONFIG, VARIABLES, PROCESSOR)
         except BaseException as error:
             os.write(write, str(error).encode())
         os._exit(0)
@@ -371,6 +377,6 @@ def test_in_a_forked_process_a_classifier_says_so_instead_of_hanging(classifier,
     os.waitpid(child, 0)
     with os.fdopen(read) as pipe:
         message = pipe.read()
-    assert f"made in process {os.getpid()}, and process {child} was forked from it" in message
+    assert f"used in process {os.getpid()}, and process {child} was forked from it" in message
     assert 'multiprocessing.get_context("spawn")' in message
     assert classifier(PHOTOGRAPHS[0])

@@ -15,7 +15,7 @@ import numpy as np
 
 from poolformer_jax import PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
-from poolformer_jax.files import replace_atomically
+from poolformer_jax.files import LARGEST_JSON, check_file, replace_atomically
 from poolformer_jax.messages import first_few
 from train.compute import Predictions
 from train.data import Source
@@ -48,8 +48,10 @@ def read_real_labels(path: Path) -> list[list[int]]:
 
     Raises InputError if the file is not a JSON list of lists of numbers.
     """
+    path = path.expanduser()
+    check_file(path, LARGEST_JSON, "real.json of google-research")
     try:
-        labels = json.loads(path.expanduser().read_text(encoding="utf-8"))
+        labels = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}. Expected real.json of google-research.") from error
     if not isinstance(labels, list) or not all(isinstance(row, list) for row in labels):
@@ -132,6 +134,7 @@ def write_results_row(
     }
     rows = []
     if path.exists():
+        check_file(path, LARGEST_JSON, "a table of results, or a new file")
         with path.open(newline="", encoding="utf-8") as file:
             rows = [other for other in csv.DictReader(file) if other.get("model") != model]
         if rows and list(rows[0]) != list(row):

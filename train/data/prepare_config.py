@@ -1,6 +1,7 @@
 """The settings of `python -m train prepare`."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -61,9 +62,8 @@ class PrepareConfig:
             return self.name
         if self.source.startswith("imagenet:"):
             return "ilsvrc2012"  # TFDS already has an imagenet2012
-        cleaned = re.sub(
-            r"\W+", "_", (self.path.stem if self.path.is_file() else self.path.resolve().name).lower()
-        ).strip("_")
+        name = self.path.stem if self.path.is_file() else Path(os.path.realpath(self.path)).name
+        cleaned = re.sub(r"\W+", "_", name.lower()).strip("_")
         return cleaned if cleaned[:1].isalpha() else f"images_{cleaned}"
 
     @property

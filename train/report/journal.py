@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from poolformer_jax.fields import INTEGER
-from poolformer_jax.files import replace_atomically
+from poolformer_jax.files import replace_atomically, why_unreadable
 from train.compute import AnyEvaluation, Evaluation
 from train.config import TrainConfig
 from train.report.pictures import draw_curves
@@ -30,6 +30,7 @@ from train.report.trackers import Log, open_trackers
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_LINE = 10_000  # bytes; a line has a dozen numbers
+_LARGEST_FILE = 1 << 30  # bytes; a line for each of a million steps
 
 
 class Journal:
@@ -194,15 +195,21 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without damaged ones, such as one that a killed process left incomplete."""
     lines: list[dict[str, Any]] = []
     damaged = 0
-    for text in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            line: Any = json.loads(text) if len(text) <= _LONGEST_LINE else None
-        except (ValueError, RecursionError):
-            line = None
-        if _is_line(line):
-            lines.append(line)
-        else:
-            damaged += 1
+    if not path.exists():
+        return lines
+    if (reason := why_unreadable(path, _LARGEST_FILE)) is not None:
+        _LOG.warning("Leaves out %s: it %s.", path, reason)
+        return lines
+    with path.open("rb") as file:
+        for text in file:
+            try:
+                line: Any = json.loads(text) if len(text) <= _LONGEST_LINE else None
+            except (ValueError, RecursionError):
+                line = None
+            if _is_line(line):
+                lines.append(line)
+            else:
+                damaged += 1
     if damaged:
         _LOG.warning("%s: leaves out damaged lines, %d of %d.", path, damaged, damaged + len(lines))
     return lines

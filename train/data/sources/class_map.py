@@ -2,19 +2,17 @@
 
 import json
 from collections import Counter
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from poolformer_jax.files import why_unreadable
 from poolformer_jax.messages import first_few
 from train.data.sources.source import SourceError
 
 _EXPECTED = "Expected a text file with one class name per line, in the order of the labels, or JSON {name: label}"
-_LARGEST = 1 << 22  # characters
-_PART = 1 << 16  # characters
+_LARGEST = 1 << 22  # bytes
 
 
 def read_class_map(path: Path) -> tuple[str, ...]:
@@ -24,12 +22,9 @@ def read_class_map(path: Path) -> tuple[str, ...]:
     """
     path = path.expanduser()
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            # In parts: read(n) takes memory for n characters, whatever the file holds.
-            parts = iter(partial(file.read, _PART), "")
-            text = "".join(islice(parts, _LARGEST // _PART + 1))
-        if len(text) > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST:,} characters")
+        if (reason := why_unreadable(path, _LARGEST)) is not None:
+            raise ValueError(f"it {reason}")
+        text = path.read_text(encoding="utf-8-sig")
         names = _names_in_json(json.loads(text)) if path.suffix.lower() == ".json" else text.splitlines()
     except OSError as error:
         raise SourceError(f"The class map {path} cannot be read: {error.strerror}. {_EXPECTED}.") from error

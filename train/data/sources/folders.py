@@ -25,7 +25,7 @@ import numpy as np
 
 from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes, read_image_file
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
-from train.data.sources.source import Example, Source, SourceError, digest_of, held_out, label_at
+from train.data.sources.source import Example, Source, SourceError, digest_of, held_out, label_at, resolved
 
 ALL_IMAGES = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
@@ -136,7 +136,7 @@ def open_folder(
     has no such split, no class, classes that training does not have, or classes beside splits.
     """
     list_images = list_images or read_class_folders
-    root = Path(path).expanduser().resolve()
+    root = resolved(path)
     if not root.is_dir():
         raise SourceError(f"folder:{path}: there is no folder {root}.")
     train, validation, folder = (_split_folder(root, name) for name in ("train", "validation", split))

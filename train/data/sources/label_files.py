@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from poolformer_jax.files import why_unreadable
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from train.data.config import ProblemType
 from train.data.sources.columns import read_labels, require_values
 from train.data.sources.folders import ALL_IMAGES, FolderSource
-from train.data.sources.source import SPLIT_NAMES, SourceError, held_out_rows
+from train.data.sources.source import SPLIT_NAMES, SourceError, held_out_rows, resolved
 
 SUFFIXES = (".csv", ".jsonl")
 _SPLIT_COLUMN = "split"
+_LARGEST = 1 << 30  # bytes
 Rows = list[dict[str, Any]]
 
 
@@ -36,7 +38,7 @@ def open_label_file(
     The split "train+validation" has all rows. The columns are those of `DataConfig`. Raises SourceError if there is no
     such file, split or column, or if rows lack values.
     """
-    root, image_column = Path(path).expanduser().resolve(), image_column or "file_name"
+    root, image_column = resolved(path), image_column or "file_name"
     columns = (image_column, *label_column.split(","))
     splits = _rows_of_splits(root, path, columns)
     all_rows = [row for rows in splits.values() for row in rows]
@@ -86,6 +88,8 @@ def _split_file(root: Path, split: str) -> Path | None:
 def _read(file: Path, columns: Sequence[str], root: Path) -> Rows:
     """The rows of a file, with image paths relative to `root`."""
     try:
+        if (reason := why_unreadable(file, _LARGEST)) is not None:
+            raise ValueError(f"it {reason}")
         with file.open(encoding="utf-8-sig", newline="") as stream:
             if file.suffix.lower() == ".jsonl":
                 rows: Rows = [json.loads(line) for line in stream if line.strip()]

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax.errors import MissingDependencyError
+from poolformer_jax.files import why_unreadable
 from poolformer_jax.images import ImageError
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from train.data.config import ProblemType
 from train.data.sources.columns import read_labels
 from train.data.sources.folders import ALL_IMAGES
-from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out_rows, label_at
+from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out_rows, label_at, resolved
 
 _CACHE_BYTES = 2**28  # in every worker process
 
@@ -101,7 +102,7 @@ def open_parquet(
     labels; MissingDependencyError if pyarrow is not installed.
     """
     _pyarrow()
-    root = Path(path).expanduser().resolve()
+    root = resolved(path)
     splits = _files_of_splits(root)
     every_file = tuple(file for files in splits.values() for file in files)
     if not every_file:
@@ -156,6 +157,8 @@ def _open(
                 "columns with --data.image-column and --data.label-column."
             )
         first = len(ids)
+        if parquet.metadata.num_rows > file.stat().st_size:  # compressed, a million equal rows take a few bytes
+            raise SourceError(f"{file} has {parquet.metadata.num_rows:,} rows, more than bytes. Expected images in it.")
         for group in range(parquet.num_row_groups):
             groups.append((number, group, first))
             first += parquet.metadata.row_group(group).num_rows
@@ -196,6 +199,8 @@ def _image_bytes(value: Any) -> bytes | ImageError:
 def _open_file(file: Path) -> Any:
     pyarrow, parquet = _pyarrow()
     try:
+        if (reason := why_unreadable(file)) is not None:
+            raise SourceError(f"{file} {reason}. Expected a Parquet file.")
         return parquet.ParquetFile(file, memory_map=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise SourceError(f"{file} cannot be read as Parquet: {error}") from error

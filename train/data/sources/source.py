@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -97,6 +98,11 @@ def read_example(example: Example) -> Image.Image:
 
 class SourceError(InputError):
     """A data set that cannot be opened."""
+
+
+def resolved(path: str | Path) -> Path:
+    """The absolute path with links followed. On a loop of links it ends there, where `Path.resolve` raises an error."""
+    return Path(os.path.realpath(Path(path).expanduser()))
 
 
 def check_not_empty(source: Source, name: str, split: str, remedy: str = "Add images") -> None:

@@ -1,0 +1,121 @@
+"""A pipe, a device, a loop of links and a file without end get one sentence, wherever a file is expected."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from poolformer_jax.errors import PoolFormerError
+from poolformer_jax.images import ImageError, read_image
+from poolformer_jax.process import error_message
+from refusals import OVERHEAD, at_most
+from saved_models import PROCESSOR, save
+from train.commands.imagenet_sets import read_real_labels, write_results_row
+from train.config import read_recipe_file
+from train.data.sources.class_map import read_class_map
+from train.data.sources.folders import open_folder
+from train.data.sources.label_files import open_label_file
+from train.data.sources.parquet import open_parquet
+from train.report.journal import MetricsFile, last_logged_step
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+COLUMNS = ("train", 0.1, None, "label", "single_label_classification")
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link_to_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def make_sparse(path: Path, start: bytes = b"") -> None:
+    path.write_bytes(start)
+    os.truncate(path, 8 << 30)
+
+
+KINDS = [make_pipe, link_to_device, link_to_itself, make_sparse]
+
+
+def open_exported(path):
+    from poolformer_jax.export.exported_file import open_exported  # imports jax
+
+    return open_exported(path)
+
+
+READERS = {
+    "recipe.json": read_recipe_file,
+    "labels.csv": lambda path: open_label_file(str(path), *COLUMNS),
+    "labels.jsonl": lambda path: open_label_file(str(path), *COLUMNS),
+    "train.parquet": lambda path: open_parquet(str(path.parent), *COLUMNS),
+    "map.json": read_class_map,
+    "map.txt": read_class_map,
+    "real.json": read_real_labels,
+    "results.csv": partial(write_results_row, model="m", top1=0, top5=0, parameters=0, processor=PROCESSOR),
+    "images": lambda path: open_folder(path, "train", 0.1),
+    "photo.png": read_image,
+    "network.onnx": open_exported,
+    "network.xml": open_exported,
+    "network.stablehlo": open_exported,
+}
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_file_of_a_possible_size_gets_one_sentence(tmp_path, name, make):
+    if name == "train.parquet":
+        pytest.importorskip("pyarrow")
+    if name == "network.stablehlo":
+        (tmp_path / "network.stablehlo.json").write_text("{}")
+    make(tmp_path / name)
+    if (name, make) == ("results.csv", link_to_itself):
+        return  # the link is replaced by a new table
+    with at_most(OVERHEAD), pytest.raises((PoolFormerError, OSError)) as error:
+        READERS[name](tmp_path / name)
+    message = error_message(error.value)
+    assert name in message or "/dev/zero" in message
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_metrics_that_are_no_file_are_written_anew(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with at_most(OVERHEAD):
+        assert last_logged_step(tmp_path) is None
+    with MetricsFile(tmp_path, 0):
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_model_card_that_is_no_file_is_left_alone_when_the_model_is_saved(tmp_path, make):
+    save(tmp_path)
+    card = tmp_path / "README.md"
+    card.unlink()
+    make(card)
+    before = os.lstat(card)
+    save(tmp_path)
+    if make is not link_to_itself:  # a link to nothing is replaced
+        assert os.lstat(card).st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("start", [b"RIFF\x24\0\0\0WEBPVP8 ", b"\0\0\0 ftypavif"])
+def test_an_image_that_pillow_would_read_whole_is_refused_by_its_size(tmp_path, start):
+    make_sparse(tmp_path / "photo", start)
+    with at_most(OVERHEAD), pytest.raises(ImageError, match="has 8,589,934,592 bytes, more than"):
+        read_image(tmp_path / "photo")
+
+
+def test_a_table_of_more_rows_than_bytes_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = 200_000
+    table = pyarrow.table({"image": pyarrow.repeat(pyarrow.scalar(b"x"), rows), "label": pyarrow.repeat(1, rows)})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(PoolFormerError, match="has 200,000 rows, more than bytes"):
+        open_parquet(str(tmp_path), *COLUMNS)
