@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from poolformer_jax.errors import InputError, PoolFormerError
+from poolformer_jax.errors import InputError
 from poolformer_jax.files import naming_destination, remove_abandoned, staging_folder, sync, why_unreadable, write_json
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.network import PoolFormerConfig, published_variant
-from poolformer_jax.weights.containers.files import open_weights
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.model_card import GENERATED, MODEL_CARD, model_card
 from poolformer_jax.weights.model_files import CONFIG, WEIGHTS
@@ -203,8 +202,7 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
     """A folder for the model's files. When the block ends it becomes `target`, or they replace those in `target`."""
     with naming_destination(target):
         existing = [name for name in WEIGHTS if (target / name).exists()]
-        replaced = [name for name in existing if name == weights or _is_former_name(target / name, weights)]
-        if others := [name for name in existing if name not in replaced]:
+        if others := [name for name in existing if name != weights]:
             raise InputError(
                 f"{target} already has other weights ({', '.join(others)}), which could be loaded instead of these. "
                 "Expected a new folder, or one with a model of the same layout."
@@ -224,7 +222,7 @@ def _staged(target: Path, weights: str) -> Iterator[Path]:
             if where == place:
                 if _is_users(place / MODEL_CARD):
                     (model / MODEL_CARD).unlink(missing_ok=True)
-                _move_in(stage, [*replaced, PREPROCESSOR_CONFIG] if replaced else [], weights)
+                _move_in(stage, [weights, PREPROCESSOR_CONFIG] if existing else [], weights)
             else:
                 model.rename(place)
             sync(where)
@@ -265,16 +263,6 @@ def _put_back(stage: Path) -> None:
         (stage / _OLD / name).replace(stage.parent / name)
     sync(stage.parent)
     (stage / _NAMES).rename(stage / _DONE)
-
-
-def _is_former_name(file: Path, weights: str) -> bool:
-    """True for weights of our layout under the name that they had before."""
-    if (file.name, weights) != ("model.safetensors", _OUR_WEIGHTS):
-        return False
-    try:
-        return CONFIG_METADATA in open_weights(file).metadata
-    except PoolFormerError:  # damaged
-        return False
 
 
 def _is_users(card: Path) -> bool:

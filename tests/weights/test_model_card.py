@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from poolformer_jax import FlaxPoolFormerModel, PoolFormerConfig
-from poolformer_jax.weights import leaves, load_pretrained, write_model
+from poolformer_jax.weights import leaves, write_model
 from saved_models import CONFIG, save
 from selection import slow_after
 
@@ -44,13 +44,6 @@ def test_a_card_is_rewritten_until_the_user_edits_it(tmp_path):
     path.write_text("My model")
     save(tmp_path / "model")
     assert path.read_text() == "My model"
-
-
-def test_weights_under_the_former_name_are_loaded(tmp_path):
-    save(tmp_path / "model")
-    expected, _ = load_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "flax_model.safetensors").rename(tmp_path / "model" / "model.safetensors")
-    assert load_pretrained(tmp_path / "model")[0] == expected
 
 
 def test_a_published_network_gets_imagenets_names_for_transformers(tmp_path):

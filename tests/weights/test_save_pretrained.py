@@ -135,13 +135,6 @@ def test_a_folder_is_overwritten_only_by_the_same_layout(tmp_path):
     assert same(load_pretrained(tmp_path / "model")[1], changed)
     with pytest.raises(ValueError, match=r"already has other weights \(flax_model.safetensors\)"):
         save(tmp_path / "model", "sail")
-    # The name that weights of this layout had before.
-    (tmp_path / "model" / "flax_model.safetensors").rename(tmp_path / "model" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"already has other weights \(model.safetensors\)"):
-        save(tmp_path / "model", "sail")
-    variables = save(tmp_path / "model")
-    assert same(load_pretrained(tmp_path / "model")[1], variables)
-    assert not (tmp_path / "model" / "model.safetensors").exists()
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"Cannot write .*file: File exists"):
         save(tmp_path / "file")
