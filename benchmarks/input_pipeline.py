@@ -106,7 +106,7 @@ def pipelines(folder: Path, randaugment: bool, options: argparse.Namespace) -> l
     ours = [sys.executable, "-m", "benchmarks.input_peers.ours", "--source", f"folder:{folder}"]
     ours += ["--batch-size", str(BATCH), "--workers", "1", "--randaugment", policy, "--held-out", "0.01"]
     flag = ["--randaugment"] if randaugment else []
-    torch = [options.torch_python, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
+    torch = [sys.executable, str(PEERS / "pytorch_loader.py"), str(folder), str(BATCH), *flag]
     simd, pillow = [*ours, "--resizer", "simd"], [*ours, "--resizer", "pillow"]
     neither = "without nvImageCodec and cykooz-resizer"
     found = [
@@ -251,7 +251,6 @@ def show(console: Console, title: str, results: Sequence[Result]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("input-pipeline", __doc__, example="--rounds 3 --images 16")
     parser.add_argument("--tensorflow-python", default=sys.executable, help="Python with tensorflow")
-    parser.add_argument("--torch-python", default=sys.executable, help="Python with torch")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each pipeline (default: 7)")
     parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} per turn (default: 16)")
     parser.add_argument("--images", type=int, default=64, help="different JPEGs per set (default: 64)")

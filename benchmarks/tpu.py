@@ -103,8 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
     parser.add_argument("--variant", choices=VARIANTS, default="s12", help="network (default s12)")
     parser.add_argument("--images-per-chip", type=int, default=64, help="images per chip (default 64)")
-    parser.add_argument("--fsdp", type=int, default=1, help="chips that share one copy of the weights (default 1)")
-    parser.add_argument("--augment", action="store_true", help="include mixup, cutmix and random erasing")
     parser.add_argument("--plain", action="store_true", help="compile the blocks as the paper writes them")
     parser.add_argument("--no-kernels", action="store_true", help="compile everything by XLA")
     parser.add_argument("--peer", choices=["torchax"], help="compile timm's network through torchax instead of ours")
@@ -140,8 +138,6 @@ def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -
     step = Step(
         parsed.variant,
         parsed.images_per_chip,
-        fsdp=parsed.fsdp,
-        augment=parsed.augment,
         kernels=not parsed.no_kernels,
         fused=not parsed.plain,
     )

@@ -146,6 +146,6 @@ def cycles_by_part(program: list[Instruction]) -> dict[str, int]:
         if instruction.cycles:
             stage = re.search(r"stages_\d|stem", instruction.source)
             direction = "backward" if "transpose(" in instruction.source else "forward"
-            part = f"{stage[0]} {direction}" if stage else "optimizer, head, augmentation and the rest"
+            part = f"{stage[0]} {direction}" if stage else "optimizer, head and the rest"
             parts[part] += instruction.cycles * instruction.times
     return dict(sorted(parts.items()))

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.inference import count_macs
-from train.config import MeshConfig, TrainConfig
+from train.config import TrainConfig
 from train.recipes import RECIPES
 from train.setup import make_parts
 
@@ -26,14 +26,12 @@ class Step:
 
     variant: str  # s12 ... m48
     images: int  # images per device
-    fsdp: int = 1  # devices that share one copy of the weights
-    augment: bool = False  # True to include mixup, cutmix and random erasing
     kernels: bool = True  # True to use Pallas kernels if there are any for the devices
     fused: bool = True  # False for the blocks as the paper writes them
 
 
 def lower_training(step: Step, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """The step of the training program: normalisation and augmentation on the device, gradient, AdamW."""
+    """The step of the training program without augmentation: normalisation on the device, gradient, AdamW."""
     parts = make_parts(_recipe(step, len(devices)), [str(n) for n in range(CLASSES)], EXAMPLES, devices, step.fused)
     sharding = NamedSharding(parts.mesh, PartitionSpec(parts.mesh.axis_names))
     batch = step.images * len(devices)
@@ -47,17 +45,14 @@ def lower_training(step: Step, devices: Sequence[jax.Device]) -> jax.stages.Lowe
 
 
 def _recipe(step: Step, devices: int) -> TrainConfig:
-    """The ImageNet recipe of the variant, with or without augmentation."""
+    """The ImageNet recipe of the variant without augmentation."""
     recipe = RECIPES[f"imagenet-{step.variant}"].config
-    mix = dataclasses.replace(recipe.data.mix, mix_group=step.images)
-    if not step.augment:
-        mix = dataclasses.replace(mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
+    mix = dataclasses.replace(recipe.data.mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
     data = dataclasses.replace(recipe.data, batch_size=step.images * devices, mix=mix)
     # Not scaled by the batch: with few images the peak would be below the final rate, which is an error.
     optimizer = dataclasses.replace(recipe.optimizer, learning_rate_batch=None)
-    mesh = MeshConfig(fsdp=step.fsdp)
     return dataclasses.replace(
-        recipe, data=data, optimizer=optimizer, dtype="bfloat16", mesh=mesh, kernels="on" if step.kernels else "off"
+        recipe, data=data, optimizer=optimizer, dtype="bfloat16", kernels="on" if step.kernels else "off"
     )
 
 

@@ -301,7 +301,7 @@ def test_published_architectures_have_imagenets_class_names():
     ],
 )
 def test_arguments_that_do_not_fit_together_are_refused(changes, options, message):
-    config = PoolFormerConfig(**{**{field: getattr(CONFIG, field) for field in CONFIG.__dataclass_fields__}, **changes})
+    config = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(ValueError, match=message):
         ImageClassifier(config, VARIABLES, **{"image_processor": PROCESSOR, **options})
 
