@@ -6,11 +6,13 @@ value, and `printable_message` is applied to every error that a program prints.
 """
 
 import os
+import re
 import reprlib
 from collections.abc import Sequence
 
 MAX_MESSAGE = 2_000  # characters
 _END_OF_MESSAGE = 600  # where a message says what was expected
+_FORMULA = re.compile(r"[=@]|[+-](?![\d.]+$)")  # how one begins; -1 is a number
 _LARGEST_INTEGER = 4_096  # bits; repr() refuses integers of more than 4,300 digits
 
 
@@ -38,6 +40,12 @@ def printable(text: str | bytes | os.PathLike[str], limit: int = 100) -> str:
     whole = os.fsdecode(text)
     escaped = "".join(map(_escape, whole[:limit]))
     return escaped if len(whole) <= limit and len(escaped) <= limit else escaped[: limit - 3] + "..."
+
+
+def csv_cell(text: str | bytes | os.PathLike[str]) -> str:
+    """`printable` text for a CSV file. A spreadsheet computes "=1+1"; with an apostrophe before it, it does not."""
+    cell = printable(text, MAX_MESSAGE)
+    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def short_repr(value: object, limit: int = 400) -> str:

@@ -14,7 +14,7 @@ import archives
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.images import ImageError, read_image
-from poolformer_jax.messages import MAX_MESSAGE, printable, printable_message, short_repr
+from poolformer_jax.messages import MAX_MESSAGE, csv_cell, printable, printable_message, short_repr
 from poolformer_jax.weights import find_model_files, identify_model, open_weights
 from refusals import OVERHEAD, at_most
 from train.config import TrainConfig
@@ -330,3 +330,18 @@ def test_a_class_map_gets_a_short_message(tmp_path, content, name):
         read_class_map(tmp_path / name)  # imports what it needs, which takes memory once
     with short_messages(len(content)):
         read_class_map(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("-x", "'-x"),
+        ("-1", "-1"),
+        ("+0.5", "+0.5"),
+        ("a=\n\x1b", "a=\\n\\x1b"),
+    ],
+)
+def test_a_spreadsheet_computes_no_name_of_a_table(text, cell):
+    assert csv_cell(text) == cell

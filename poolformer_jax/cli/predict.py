@@ -20,7 +20,7 @@ from poolformer_jax.cli.arguments import (
     starting_jax,
     waiting,
 )
-from poolformer_jax.messages import MAX_MESSAGE, printable, printable_message
+from poolformer_jax.messages import MAX_MESSAGE, csv_cell, printable, printable_message
 
 NAME = "predict"
 HELP = "Print the most probable labels of images."
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"image": str(path), "predictions": [prediction._asdict() for prediction in result]}))
         elif arguments.csv:
             for rank, (label, probability) in enumerate(result, start=1):
-                table.writerow([printable(path, MAX_MESSAGE), rank, printable(label, MAX_MESSAGE), probability])
+                table.writerow([csv_cell(path), rank, csv_cell(label), probability])
         else:
             print(printable(path, MAX_MESSAGE))
             for label, probability in result:

@@ -16,6 +16,7 @@ from scipy.special import expit, softmax
 
 from poolformer_jax.files import replace_atomically
 from poolformer_jax.images import ImageError
+from poolformer_jax.messages import csv_cell
 from train.compute import AnyEvaluation, Evaluation, Predictions
 from train.data import ArraySource, FolderSource, Source, read_example
 from train.report.analysis import confident_mistakes, largest_errors
@@ -50,19 +51,20 @@ def write_report_files(
     predictions = evaluation.predictions
     assert predictions is not None
     class_names = [row["class"] for row in report["classes"]]
+    cells = list(map(csv_cell, class_names))
     mistakes = folder / "mistakes.png"
     mistakes.unlink(missing_ok=True)  # of the evaluation before
     if isinstance(evaluation, Evaluation):
         draw_confusion(evaluation, class_names, folder / "confusion.png")
         draw_mistakes(*_mistakes(predictions, source), class_names, mistakes)
-        columns, rows = _class_predictions(predictions, class_names)
+        columns, rows = _class_predictions(predictions, cells)
     else:
         is_regression = "mse" in evaluation.figures
         answers = predictions.logits if is_regression else expit(predictions.logits)
         if is_regression:
             draw_scatter(predictions, class_names, folder / "scatter.png")
         _draw_target_mistakes(answers, predictions, is_regression, class_names, source, mistakes)
-        columns, rows = _target_predictions(answers, predictions, class_names)
+        columns, rows = _target_predictions(answers, predictions, cells)
     _write_predictions(folder / "predictions.csv", predictions, source, columns, rows)
     with replace_atomically(folder / "report.html") as temporary:
         temporary.write_text(_page(folder, title, report), encoding="utf-8", errors="backslashreplace")
@@ -146,8 +148,8 @@ def _write_predictions(
 def _name(source: Source, index: int) -> str:
     """The name of an image if the source knows it without reading the image; otherwise nothing."""
     if isinstance(source, FolderSource):
-        return bytes(source.names[index]).decode(errors="backslashreplace")
-    return source.ids[index] if isinstance(source, ArraySource) else ""
+        return csv_cell(bytes(source.names[index]))
+    return csv_cell(source.ids[index]) if isinstance(source, ArraySource) else ""
 
 
 def _page(folder: Path, title: str, report: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import scipy.io
 from PIL import Image
 
 from paths import ROOT
+from poolformer_jax.errors import InputError
 from train.command_line import main
 from train.data import (
     DataConfig,
@@ -431,6 +432,16 @@ def test_missing_and_cut_off_archives_are_named(tmp_path):
     with pytest.raises(SourceError, match=r"ILSVRC2012_img_train\.tar is damaged or cut off"):
         prepare_data(config)
     train.write_bytes(whole)
+    kit = tmp_path / "archives" / "ILSVRC2012_devkit_t12.tar.gz"
+    whole = kit.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"no archive"):
+        kit.write_bytes(damaged)
+        with pytest.raises(SourceError, match=r"ILSVRC2012_devkit_t12\.tar\.gz is damaged or cut off"):
+            prepare_data(config)
+    os.truncate(kit, 8 << 30)
+    with pytest.raises(InputError, match=r"ILSVRC2012_devkit_t12\.tar\.gz has 8,589,934,592 bytes, more than"):
+        prepare_data(config)
+    kit.write_bytes(whole)
     (tmp_path / "archives" / "ILSVRC2012_img_val.tar").unlink()
     with pytest.raises(SourceError, match=r"ILSVRC2012_img_val\.tar missing\. Expected the three archives"):
         prepare_data(config)

@@ -119,7 +119,7 @@ def test_predictions_have_a_line_for_every_image_that_could_be_read(written):
         ("3", "d", "1"),
         ("4", "e", "0"),
     ]
-    assert (rows[3]["class"], rows[3]["prediction"]) == ("$x_{", r"caf\udce9")
+    assert (rows[3]["class"], rows[3]["prediction"]) == ("$x_{", r"caf\xe9")
     assert float(rows[3]["probability"]) == pytest.approx(softmax([0, 0, 4])[2], abs=1e-6)
 
 

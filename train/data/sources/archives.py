@@ -18,10 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from poolformer_jax.files import check_file
 from poolformer_jax.messages import MAX_MESSAGE, printable
 from train.data.sources.source import Example, SourceError, digest_of
 
 TRAIN, VALIDATION, KIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+_LARGEST_KIT = 1 << 24  # bytes of the development kit, and of a file in it; it has 2.5 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,21 @@ def open_imagenet(folder: Path, on_count: Callable[[int], None] = lambda count: 
 
 
 def read_classes(kit: Path) -> Classes:
-    """The classes and the validation images' labels, from the development kit."""
+    """The classes and the validation images' labels, from the development kit.
+
+    Raises InputError if it is damaged.
+    """
+    check_file(kit, _LARGEST_KIT, "the development kit")
+    try:
+        return _read_classes(kit)
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:  # tarfile, its decompressors and scipy raise many kinds for foreign bytes
+        reason = " ".join(str(error).split())
+        raise SourceError(f"{kit} is damaged or cut off: {reason}. Download it again.") from error
+
+
+def _read_classes(kit: Path) -> Classes:
     from scipy.io import loadmat  # a second to import; only needed here
 
     with tarfile.open(kit) as archive:
@@ -113,7 +129,7 @@ def read_classes(kit: Path) -> Classes:
     # The file also lists groups of classes (animal, ...), with numbers above 1000.
     leaves = [row for row in synsets if int(row["num_children"]) == 0]
     by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
-    words = {str(row["WNID"]): str(row["words"]) for row in leaves}
+    words = {str(row["WNID"]): printable(str(row["words"]), MAX_MESSAGE) for row in leaves}
     ids = tuple(sorted(words))
     label_of = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
     numbers = [int(line) for line in truth.split()]
@@ -181,7 +197,7 @@ def list_members(path: Path, start: int) -> Iterator[_Member]:
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    return b"" if file is None else file.read()
+    return b"" if file is None else file.read(_LARGEST_KIT)
 
 
 def _source(path: Path, members: list[_Member], labels: list[int], classes: Classes) -> ArchiveSource:
