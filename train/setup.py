@@ -100,15 +100,7 @@ def make_parts(
         augment = functools.partial(_make_targets, config=data, num_classes=len(class_names))
         normalize = _as_it_is
     step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        augment,
-        config.optimizer,
-        config.seed,
-        mesh,
-        shardings.params,
-        class_weights,
+        model, optimizer, schedule, augment, config.optimizer, config.seed, mesh, shardings.params, class_weights
     )
     return RunParts(
         mesh=mesh,
@@ -116,15 +108,19 @@ def make_parts(
         kernel_verification=verification,
         abstract_state=jax.tree.map(_place, shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(
-            step,
-            in_shardings=(shardings, batch_sharding(mesh)),
-            out_shardings=(shardings, replicated(mesh)),
-            donate_argnums=0,
-            compiler_options=compiler_options(mesh.devices.flat[0].platform, training=True),
-        ),
+        step=_compiled(step, mesh, shardings),
         evaluation_step=make_evaluation_step(model, normalize, mesh, shardings.variables()),
         feature_step=feature_step,
+    )
+
+
+def _compiled(step: Callable[..., Any], mesh: Mesh, shardings: TrainState) -> Any:
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.flat[0].platform, training=True),
     )
 
 

@@ -75,14 +75,17 @@ def build_page(
         )
         labels = gradio.Label(num_top_classes=top_k, label="Labels", elem_id="labels")
         if samples:
-            # Not gradio.Examples, which makes a new picture component, without the line above.
-            rows = [[str(path)] for path in samples]
-            shown = gradio.Dataset(
-                components=["image"], samples=rows, type="index", label="Pictures to try", elem_id="samples"
-            )
-            shown.click(lambda index: rows[index][0], shown, picture)
+            _offer(gradio, [str(path) for path in samples], picture)
         gradio.on([picture.change, label.change], look, [picture, label], [labels, overlay])
     return page
+
+
+def _offer(gradio: Any, paths: list[str], picture: Any) -> None:
+    """Adds pictures, a click on which puts them into the component `picture`."""
+    # Not gradio.Examples, which makes a new picture component, whose `preprocess` is gradio's.
+    rows = [[path] for path in paths]
+    shown = gradio.Dataset(components=["image"], samples=rows, type="index", label="Pictures to try", elem_id="samples")
+    shown.click(lambda index: paths[index], shown, picture)
 
 
 def class_choices(names: Mapping[int, str]) -> list[tuple[str, int]]:

@@ -128,15 +128,7 @@ def export_model(
             f"Exporting needs a package that is not installed ({error}). Install: pip install -e '.[export]'{package}"
         ) from error
     difference = difference_from_network(converted.run, config, variables, size, precision, normalization=normalization)
-    with replace_atomically(path) as temporary:
-        temporary.write_bytes(converted.data)
-        if second is not None:
-            with replace_atomically(second) as temporary_second:
-                temporary_second.write_bytes(converted.second)
-                # The old network goes before the second file changes, and the new one comes after it: no network is
-                # ever beside the metadata or the numbers of another one.
-                path.unlink(missing_ok=True)
-                sync(path.parent)
+    _write(path, second, converted)
     return difference
 
 
@@ -159,6 +151,18 @@ class _Converted(NamedTuple):
     @classmethod
     def onnx(cls, data: bytes) -> "_Converted":
         return cls(data, b"", partial(run_onnx, data))
+
+
+def _write(path: Path, second: Path | None, converted: _Converted) -> None:
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(converted.data)
+        if second is not None:
+            with replace_atomically(second) as temporary_second:
+                temporary_second.write_bytes(converted.second)
+                # The old network goes before the second file changes, and the new one comes after it: no network is
+                # ever beside the metadata or the numbers of another one.
+                path.unlink(missing_ok=True)
+                sync(path.parent)
 
 
 def _check_paths(path: Path, second: Path | None) -> None:
