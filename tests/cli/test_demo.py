@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from paths import ROOT
-from poolformer_jax.cli import demo
+from poolformer_jax.cli import demo, main
 from poolformer_jax.cli.demo_page import build_page, class_choices
 from poolformer_jax.inference.classifier import ImageClassifier
 from poolformer_jax.inference.grad_cam import GradCam
@@ -166,6 +166,17 @@ def test_pictures_to_try_are_those_of_the_run_or_of_a_given_folder(tmp_path):
     assert demo.pictures_to_try(arguments) == [tmp_path / "run/examples/b.png"]
     arguments.samples = str(tmp_path / "other")
     assert demo.pictures_to_try(arguments) == [tmp_path / "other/a.jpg"]
+
+
+def test_the_demo_computes_with_the_runtime_that_is_asked_for(tmp_path, monkeypatch):
+    save_pretrained(tmp_path / "model", MODEL, VARIABLES, image_processor=PROCESSOR)
+    options = {}
+    monkeypatch.setattr("poolformer_jax.inference.ImageClassifier", lambda *_, **given: options.update(given))
+    monkeypatch.setattr("poolformer_jax.inference.GradCam", lambda *_: None)
+    monkeypatch.setattr("poolformer_jax.cli.demo_page.build_page", lambda *_, **__: None)
+    monkeypatch.setattr("poolformer_jax.cli.demo_page.serve", lambda *_: None)
+    assert main(["demo", "--weights", str(tmp_path / "model"), "--runtime", "openvino"]) == 0
+    assert options["runtime"] == "openvino"
 
 
 def test_classes_with_the_same_name_are_told_apart_by_their_index():
