@@ -120,8 +120,10 @@ def export_model(
         else:
             half = precision == "float16"
             onnx = to_onnx(config, folded, size, facts, any_size=any_size, half_precision=half, **options)
-            onnx = quantize_int8(onnx) if precision == "int8" else onnx
-            converted = _Converted.openvino(onnx, facts, half) if ending == ".xml" else _Converted.onnx(onnx)
+            onnx = quantize_int8(onnx, path.parent) if precision == "int8" else onnx
+            converted = (
+                _Converted.openvino(onnx, facts, half, path.parent) if ending == ".xml" else _Converted.onnx(onnx)
+            )
     except ImportError as error:
         package = " and openvino" if ending == ".xml" else ""
         raise MissingDependencyError(
@@ -144,8 +146,8 @@ class _Converted(NamedTuple):
         return cls(data, f"{json.dumps(facts, indent=2)}\n".encode(), partial(run_stablehlo, data))
 
     @classmethod
-    def openvino(cls, onnx: bytes, facts: Mapping[str, str], half_precision: bool) -> "_Converted":
-        xml, numbers = to_openvino(onnx, facts, half_precision=half_precision)
+    def openvino(cls, onnx: bytes, facts: Mapping[str, str], half_precision: bool, folder: Path) -> "_Converted":
+        xml, numbers = to_openvino(onnx, facts, folder, half_precision=half_precision)
         return cls(xml, numbers, partial(run_openvino, xml, numbers))
 
     @classmethod

@@ -1,7 +1,6 @@
 """The folded network as an ONNX file."""
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from poolformer_jax.files import staging_folder
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference.description import Parameters
 from poolformer_jax.inference.onnx_operations import network_graph
@@ -73,17 +73,17 @@ def to_onnx(
     return bytes(model.SerializeToString())
 
 
-def quantize_int8(data: bytes) -> bytes:
+def quantize_int8(data: bytes, folder: Path) -> bytes:
     """An ONNX model with its kernels in int8, one scale for each output channel; the rest stays float32.
 
-    ONNX Runtime quantises the inputs of each layer while it runs, so this needs no calibration images. Raises
-    ImportError without onnxruntime.
+    ONNX Runtime quantises the inputs of each layer while it runs, so this needs no calibration images. It
+    writes files, which are in `folder` for a moment. Raises ImportError without onnxruntime.
     """
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    with tempfile.TemporaryDirectory(prefix="int8-") as folder:
-        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+    with staging_folder(folder) as stage:
+        source, target = stage / "float32.onnx", stage / "int8.onnx"
         source.write_bytes(data)
         logging.disable(logging.WARNING)  # it advises a preprocessing that ONNX Runtime does when it loads the file
         try:

@@ -150,8 +150,8 @@ def load_onnxruntime(path: Path) -> _Run:
     return run
 
 
-def load_openvino(path: Path) -> _Run:
-    """An ONNX or IR file in OpenVINO: a function of pixels and the name of an output.
+def load_openvino(network: Path | bytes, numbers: bytes = b"") -> _Run:
+    """An ONNX or IR file, or the contents of an IR's two, in OpenVINO: a function of pixels and the name of an output.
 
     All cores share the work on a single image. In a larger batch each core computes other images, a few at a time
     (docs/notes/speed.md). OpenVINO is fastest with a fixed batch, so the network is compiled for every number of images
@@ -159,7 +159,7 @@ def load_openvino(path: Path) -> _Run:
     """
     openvino = import_runtime("openvino")
     core, cores = openvino.Core(), available_cores()
-    network = core.read_model(path)
+    read = core.read_model(network, numbers) if isinstance(network, bytes) else core.read_model(network)
 
     @functools.cache
     def compiled(shape: tuple[int, ...], streams: int) -> Any:
@@ -168,7 +168,7 @@ def load_openvino(path: Path) -> _Run:
             "INFERENCE_NUM_THREADS": cores,
             "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on processors that have it
         }
-        resized = network.clone()
+        resized = read.clone()
         resized.reshape(shape)
         return openvino.AsyncInferQueue(core.compile_model(resized, "CPU", settings), streams)
 
