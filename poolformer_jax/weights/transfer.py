@@ -184,11 +184,11 @@ def _check_second_paper(matched: MatchedNames, config: PoolFormerConfig, source:
     variant = published_variant(config)
     if is_pooling_open(config):
         other = variant.replace("poolformerv2", "identityformer") if variant else ""
-        by_name = f"variant={variant!r} or variant={other!r} (--variant {other}), or with " if variant else ""
+        by_name = f"variant={variant!r} or variant={other!r} (--variant {other}), or " if variant else ""
         raise InputError(
             f"PoolFormerV2 and IdentityFormer have arrays of the same names and shapes, and nothing about {source} "
-            f"says which it is. Say it with {by_name}config=MetaFormerConfig(...); a file or folder that is called "
-            f"{other or 'identityformer_s12'} says it, too."
+            f"says which it is. Pass {by_name}config=MetaFormerConfig(...), or name the file or its folder "
+            f"{other or 'identityformer_s12'}."
         )
     check_head_epsilon(matched, config, source)
 

@@ -23,7 +23,7 @@ def test_a_folder_of_transformers_classifies_photographs_as_transformers_does(cr
     labels = {index: f"label {index}" for index in range(12)}
     config = transformers.PoolFormerConfig(depths=[1, 1, 2, 1], layer_scale_init_value=0.3, id2label=labels)
     theirs = transformers.PoolFormerForImageClassification(config).eval()
-    with torch.no_grad():  # a freshly initialised head hardly tells pictures apart
+    with torch.no_grad():  # a new head gives almost the same logits for all pictures
         theirs.classifier.weight.mul_(20)
     theirs.save_pretrained(tmp_path)
     processor = PoolFormerImageProcessorPil(crop_pct=crop_pct)

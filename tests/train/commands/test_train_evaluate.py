@@ -195,7 +195,7 @@ def test_data_of_some_of_the_models_classes_are_scored_by_their_names(model, tmp
 
 @pytest.mark.parametrize("labels", [imagenet_labels().values(), 1000], ids=["with names", "of a published head"])
 def test_folders_of_a_part_of_imagenet_are_scored_by_their_wordnet_ids(tmp_path, monkeypatch, capsys, labels):
-    if labels == 1000:  # without names the architecture alone tells that the classes are ImageNet's
+    if labels == 1000:  # without names, the architecture implies ImageNet's classes
         monkeypatch.setattr(published, "published_variant", lambda config: "s12")
     given = write_model(tmp_path / "model", labels)
     pool = write_classes(tmp_path / "pool", ("n01440764", "n02012849", "n03126707", "n15075141"), images=2)

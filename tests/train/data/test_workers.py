@@ -125,7 +125,7 @@ def test_the_next_run_frees_the_shared_memory_of_one_that_was_killed_with_all_it
             assert any(path.startswith(f"{name}-") for path in abandoned)
             segments_module.free_abandoned_segments()
             assert not segments() & abandoned
-            assert len(segments() - before) > 1, "those of the run that goes on"
+            assert len(segments() - before) > 1, "the running program keeps its segments"
             running.communicate("\n", timeout=60)
     assert not segments() - before
 

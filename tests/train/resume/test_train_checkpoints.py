@@ -209,7 +209,7 @@ def test_a_state_records_its_run(tmp_path, states):
         checkpoints.save(states[1])
     assert newest_run(tmp_path) == (2, RUN)
     (tmp_path / "2" / "step" / "metadata").write_text("{}")
-    assert newest_run(tmp_path) == (1, RUN), "the one before tells"
+    assert newest_run(tmp_path) == (1, RUN), "the record of the state before is read"
     (tmp_path / "1" / "step" / "metadata").unlink()
     with pytest.raises(CheckpointError, match=r"(?s)No checkpoint .*step 2: its record is not as it was .*step 1: "):
         newest_run(tmp_path)
@@ -292,10 +292,10 @@ def test_a_half_written_state_in_a_bucket_does_not_count(tmp_path, parts, states
 
 
 def test_only_states_are_deleted_from_a_bucket(tmp_path, states, as_in_a_bucket):
-    for name in ("damaged/1", "of somebody else"):
+    for name in ("damaged/1", "other files"):
         (tmp_path / name).mkdir(parents=True)
     save(tmp_path, states, keep=1)
-    assert {path.name for path in tmp_path.iterdir()} == {"3", "damaged", "of somebody else"}
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "damaged", "other files"}
 
 
 def test_the_record_says_which_step_it_is(tmp_path, states):
