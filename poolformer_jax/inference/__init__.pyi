@@ -16,7 +16,6 @@ from .onnx_model import quantize_int8 as quantize_int8, run_onnx as run_onnx, to
 from .onnx_operations import takes_any_size as takes_any_size
 from .program import fastest_network as fastest_network, normalized as normalized, shard_on_cpu as shard_on_cpu
 from .runtimes import (
-    RUNTIMES as RUNTIMES,
     RuntimeClassifier as RuntimeClassifier,
     import_runtime as import_runtime,
     load_onnxruntime as load_onnxruntime,

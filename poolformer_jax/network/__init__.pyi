@@ -4,7 +4,6 @@ from .config_fields import HIDDEN_ACTS as HIDDEN_ACTS, names_by_index as names_b
 from .functional import (
     ACTIVATIONS as ACTIVATIONS,
     DOWNSAMPLE_EPSILON as DOWNSAMPLE_EPSILON,
-    EPSILON as EPSILON,
     POOLED_EPSILON as POOLED_EPSILON,
     attention as attention,
     cross_entropy as cross_entropy,

@@ -31,7 +31,6 @@ from .source import (
     read_config as read_config,
 )
 from .transfer import (
-    ImportPlan as ImportPlan,
     from_torch_state_dict as from_torch_state_dict,
     to_torch_state_dict as to_torch_state_dict,
 )

@@ -44,4 +44,3 @@ from .sharding import (
 )
 from .state import Classifier as Classifier, TrainState as TrainState, new_state as new_state
 from .step import make_train_step as make_train_step
-from .target_evaluation import TargetEvaluation as TargetEvaluation
