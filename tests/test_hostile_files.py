@@ -1,6 +1,7 @@
 """A pipe, a device, a loop of links and a file without end get one sentence, wherever a file is expected."""
 
 import os
+import tarfile
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from refusals import OVERHEAD, at_most
 from saved_models import PROCESSOR, save
 from train.commands.imagenet_sets import read_real_labels, write_results_row
 from train.config import read_recipe_file
+from train.data.sources.archives import list_members
 from train.data.sources.class_map import read_class_map
 from train.data.sources.folders import open_folder
 from train.data.sources.label_files import open_label_file
@@ -119,3 +121,17 @@ def test_a_table_of_more_rows_than_bytes_is_refused(tmp_path):
     parquet.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(PoolFormerError, match="has 200,000 rows, more than bytes"):
         open_parquet(str(tmp_path), *COLUMNS)
+
+
+def test_one_long_path_among_many_rows_is_refused(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(f"file_name,label\n{'a' * 30_000},b\n" + "a,b\n" * 1_000)
+    with at_most(OVERHEAD), pytest.raises(PoolFormerError, match="a path of 30,000 characters beside short ones"):
+        open_label_file(str(path), *COLUMNS)
+
+
+def test_one_long_name_in_an_archive_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a" * 30_000))
+    with pytest.raises(PoolFormerError, match="damaged or cut off: a name of 30,000 characters"):
+        list(list_members(tmp_path / "images.tar", 0))

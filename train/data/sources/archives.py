@@ -23,6 +23,7 @@ from poolformer_jax.messages import MAX_MESSAGE, printable
 from train.data.sources.source import Example, SourceError, digest_of
 
 TRAIN, VALIDATION, KIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+_LONGEST_NAME = 255  # characters; in memory every name takes the space of the longest one
 _LARGEST_KIT = 1 << 24  # bytes of the development kit, and of a file in it; it has 2.5 MB
 
 
@@ -189,6 +190,8 @@ def list_members(path: Path, start: int) -> Iterator[_Member]:
                 for member in archive:
                     if member.offset_data + member.size > end:
                         raise tarfile.ReadError("unexpected end of data")
+                    if len(member.name) > _LONGEST_NAME:
+                        raise tarfile.ReadError(f"a name of {len(member.name):,} characters")
                     if member.isfile():
                         yield _Member(Path(member.name).name, member.offset_data, member.size)
         except tarfile.TarError as error:

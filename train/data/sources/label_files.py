@@ -11,7 +11,7 @@ of every class is held out, chosen by the images' names.
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from train.data.sources.source import SPLIT_NAMES, SourceError, held_out_rows, r
 SUFFIXES = (".csv", ".jsonl")
 _SPLIT_COLUMN = "split"
 _LARGEST = 1 << 30  # bytes
-Rows = list[dict[str, Any]]
+# In memory every path takes the space of the longest one: at most so many times the file's size in all.
+_MOST_PADDING = 64
+# The values of each row: the image's path, the labels, and the split or None. A dict would take three times the memory.
+Rows = list[tuple[Any, ...]]
 
 
 def open_label_file(
@@ -68,12 +71,12 @@ def _rows_of_splits(root: Path, path: str, columns: Sequence[str]) -> Mapping[st
             )
         return {split: _read(file, columns, root) for split, file in found.items()}
     rows = _read(root, columns, root.parent)
-    if not rows or _SPLIT_COLUMN not in rows[0]:
+    if all(row[-1] is None for row in rows):
         return {"": rows}
-    require_values([row[_SPLIT_COLUMN] for row in rows], _SPLIT_COLUMN, str(root))
+    require_values([row[-1] for row in rows], _SPLIT_COLUMN, str(root))
     splits: dict[str, Rows] = {}
     for row in rows:
-        name = str(row[_SPLIT_COLUMN])
+        name = str(row[-1])
         splits.setdefault(SPLIT_NAMES.get(name, name), []).append(row)
     return splits
 
@@ -92,9 +95,9 @@ def _read(file: Path, columns: Sequence[str], root: Path) -> Rows:
             raise ValueError(f"it {reason}")
         with file.open(encoding="utf-8-sig", newline="") as stream:
             if file.suffix.lower() == ".jsonl":
-                rows: Rows = [json.loads(line) for line in stream if line.strip()]
+                rows = _values((json.loads(line) for line in stream if line.strip()), columns, file)
             elif file.suffix.lower() == ".csv":
-                rows = list(csv.DictReader(stream))
+                rows = _values(csv.DictReader(stream), columns, file)
             else:
                 raise SourceError(f"labels:{file}: expected a file that ends in {' or '.join(SUFFIXES)}, or a folder.")
     except OSError as error:
@@ -103,17 +106,27 @@ def _read(file: Path, columns: Sequence[str], root: Path) -> Rows:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"labels:{file} cannot be read: {error}. Expected CSV with a header, or JSONL.") from error
-    if bad := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
-        raise SourceError(f"{file}: row {bad[0]} is not a JSON object. Expected one object in each line.")
-    for column in columns:
-        if rows and column not in rows[0]:
+    require_values([row[0] for row in rows], columns[0], str(file))
+    longest = max((len(str(row[0])) for row in rows), default=0)
+    if longest * len(rows) > _MOST_PADDING * file.stat().st_size:
+        raise SourceError(f"{file} has a path of {longest:,} characters beside short ones. Expected paths of images.")
+    inside = file.parent.relative_to(root)
+    return [(os.path.normpath(inside / str(path)), *rest) for path, *rest in rows]
+
+
+def _values(parsed: Iterable[Any], columns: Sequence[str], file: Path) -> Rows:
+    """The values of the columns, and of the column `split`, in each row."""
+    rows: Rows = []
+    for number, row in enumerate(parsed, 1):
+        if not isinstance(row, dict):
+            raise SourceError(f"{file}: row {number} is not a JSON object. Expected one object in each line.")
+        if number == 1 and (missing := [column for column in columns if column not in row]):
             raise SourceError(
-                f"{file} has no column {column!r}. It has: {first_few(list(map(str, rows[0])))}. Name the columns with "
+                f"{file} has no column {missing[0]!r}. It has: {first_few(list(map(str, row)))}. Name the columns with "
                 "--data.image-column and --data.label-column."
             )
-    require_values([row.get(columns[0]) for row in rows], columns[0], str(file))
-    inside = file.parent.relative_to(root)
-    return [{**row, columns[0]: os.path.normpath(inside / str(row[columns[0]]))} for row in rows]
+        rows.append((*map(row.get, columns), row.get(_SPLIT_COLUMN)))
+    return rows
 
 
 def _source(
@@ -124,9 +137,9 @@ def _source(
     problem: ProblemType,
     path: str,
 ) -> FolderSource:
-    values = [[row.get(column) for row in rows] for column in columns[1:]]
+    values = [[row[1 + place] for row in rows] for place in range(len(columns) - 1)]
     labels, classes = read_labels(values, columns[1:], classes, problem, f"labels:{path}")
-    names = np.array([os.fsencode(row[columns[0]]) for row in rows], dtype=np.bytes_)
+    names = np.array([os.fsencode(row[0]) for row in rows], dtype=np.bytes_)
     return FolderSource(
         root if root.is_dir() else root.parent, names, labels, tuple(printable(name, MAX_MESSAGE) for name in classes)
     )
