@@ -76,7 +76,10 @@ def naming_destination(destination: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        named = OSError(f"Cannot write {os.fspath(destination)}: {reason}. Expected a writable place with free space.")
+        expected = "a writable place with free space"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            expected = "a name that no file has, in a folder"
+        named = OSError(f"Cannot write {os.fspath(destination)}: {reason}. Expected {expected}.")
         named.strerror = reason  # for an outer block
         raise named from error
 

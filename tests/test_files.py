@@ -189,3 +189,10 @@ def test_the_next_save_clears_what_a_killed_one_left_and_the_old_model_is_not_lo
     assert {name: value for name, value in content(folder).items() if "/" not in name} == before
     save_scaled(folder, 4)
     assert sorted(content(folder)) == sorted(before)
+
+
+def test_a_model_is_not_saved_in_place_of_a_file(tmp_path):
+    (tmp_path / "notes").write_text("kept")
+    with pytest.raises(OSError, match="Expected a name that no file has"):
+        save(tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "kept"

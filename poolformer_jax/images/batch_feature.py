@@ -20,6 +20,9 @@ class BatchFeature(dict[str, Any]):
         if "jax" in sys.modules:  # without it nothing asks for a pytree
             _register_pytree()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BatchFeature, (dict(self),)  # through the constructor, which pickle would skip
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]

@@ -70,7 +70,7 @@ def folded_features(
 
     Raises ValueError for pixels that the model does not take.
     """
-    check_pixel_values(config, pixel_values.shape)
+    check_pixel_values(config, pixel_values.shape, pixel_values.dtype)
     return feature_maps(JaxOperations(), config, folded, jnp.asarray(pixel_values).astype(dtype))
 
 

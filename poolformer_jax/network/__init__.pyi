@@ -11,6 +11,7 @@ from .functional import (
     depthwise_convolution as depthwise_convolution,
     distance_and_inverse_std as distance_and_inverse_std,
     gelu as gelu,
+    group_norm as group_norm,
     mix_positions as mix_positions,
     over_channels as over_channels,
     pooling_mixer as pooling_mixer,
@@ -37,6 +38,7 @@ from .model import (
 )
 from .parameter_table import (
     CONSTANTS as CONSTANTS,
+    HEAD_DIM as HEAD_DIM,
     MIXER_PARAMETERS as MIXER_PARAMETERS,
     NETWORK as NETWORK,
     PARAMS as PARAMS,
@@ -57,7 +59,7 @@ from .parameters import (
     variables_of as variables_of,
 )
 from .published import describe_network as describe_network, published_variant as published_variant
-from .token_mixers import HEAD_DIM as HEAD_DIM, TOKEN_MIXERS as TOKEN_MIXERS
+from .token_mixers import TOKEN_MIXERS as TOKEN_MIXERS
 from .variants import (
     BASELINES as BASELINES,
     FAMILIES as FAMILIES,

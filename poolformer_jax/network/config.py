@@ -246,7 +246,7 @@ class MetaFormerConfig(SavedAsJson):
     def with_changes(self: _Config, **changes: Any) -> _Config:
         """A copy with other fields, as `from_pretrained(name, **changes)` of `transformers` changes a config.
 
-        Other names set the number of labels, and another number of labels removes the names.
+        New class names set `num_labels`. A new `num_labels` without names removes the old names.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if changes.keys() & {"id2label", "label2id"} or changes.get("num_labels", self.num_labels) != self.num_labels:

@@ -21,7 +21,7 @@ from poolformer_jax.fields import (
     sequence_of,
 )
 from poolformer_jax.messages import short_repr
-from poolformer_jax.network.parameter_table import MIXER_PARAMETERS
+from poolformer_jax.network.parameter_table import HEAD_DIM, MIXER_PARAMETERS
 
 # The keys of `functional.ACTIVATIONS`, `functional.NORMS`, and the orders that `heads.classify` knows.
 # The activations are those of transformers without parameters (all but prelu and xielu), and StarReLU.
@@ -130,6 +130,11 @@ def _stage_rules(config: Any) -> list[tuple[str, object, str]]:
             f"at least one stage, each of at least one block, and at most {_MOST_BLOCKS:,} blocks",
         ),
         *in_range(config, _each(between(1, _MOST_CHANNELS)), "hidden_sizes"),
+        (
+            "hidden_sizes",
+            all(c % HEAD_DIM == 0 for c, m in zip(config.hidden_sizes, config.token_mixers) if m == "attention"),
+            f"a multiple of {HEAD_DIM}, the channels of a head, in every stage with attention",
+        ),
         *in_range(config, _each(between(1, _LARGEST_KERNEL)), "patch_sizes", "strides"),
         (
             "padding",

@@ -33,8 +33,17 @@ def check_dtype(dtype: Dtype) -> None:
         raise InputError(f"dtype={dtype!r}: expected float32 or bfloat16.")
 
 
-def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None:  # Any: a symbolic batch
-    """Raises ValueError, with a message that says how to fix it, if the network cannot take an input of this shape."""
+def check_pixel_values(
+    config: PoolFormerConfig,
+    shape: tuple[Any, ...],  # Any: a symbolic batch
+    dtype: Dtype = jnp.float32,
+) -> None:
+    """Raises ValueError, with a message that says how to fix it, if the network cannot take such an input."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(
+            f"pixel_values has dtype {jnp.dtype(dtype).name}. Expected normalised floating-point pixels, as "
+            "PoolFormerImageProcessor returns them."
+        )
     channels, smallest = config.num_channels, config.smallest_side
     wanted = f"Expected [batch, height, width, {channels}]"
     if len(shape) != 4:
@@ -59,7 +68,7 @@ def check_pixel_values(config: PoolFormerConfig, shape: tuple[Any, ...]) -> None
 
 
 def _has_the_positions(config: PoolFormerConfig, height: int, width: int) -> bool:
-    """True for images of `config.image_size`, and for others whose maps have the positions that the mixers are for."""
+    """True for images of `config.image_size`, or whose feature maps have as many positions as the mixers need."""
     side = config.image_size
     assert side is not None
     mixing = [stage for stage, mixer in enumerate(config.token_mixers) if mixer in ("spatial_fc", "random")]

@@ -215,7 +215,7 @@ def _hidden_states(
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """The feature map of every stage. The stages are submodules of `network`, so both networks have the same tree."""
     config = network.config
-    check_pixel_values(config, pixel_values.shape)
+    check_pixel_values(config, pixel_values.shape, pixel_values.dtype)
     # `train` is a Python bool, so a rematerialised stage must not trace it.
     stage = nn.remat(Stage, static_argnums=(2,)) if network.remat else Stage
     x = _stem(config, params["stem"], jnp.asarray(pixel_values, network.dtype), network.fused)

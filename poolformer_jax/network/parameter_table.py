@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 NETWORK, STAGE, BLOCK = "", "stages_{s}/", "stages_{s}/blocks_{b}/"
 _MIXER = "token_mixer/"
+HEAD_DIM = 32  # channels of a head of the attention mixer
 PARAMS, CONSTANTS = "params", "constants"
 _FROZEN = "random mixing"
 

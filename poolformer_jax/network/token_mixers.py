@@ -11,14 +11,12 @@ from functools import partial
 
 from jaxtyping import Array, Float
 
-from poolformer_jax.errors import InputError
 from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import depthwise_convolution, pooling_mixer, star_relu
 from poolformer_jax.network.fused import convolve_depthwise, dense as fused_dense, self_attention
 from poolformer_jax.network.layers import Params
-
-HEAD_DIM = 32  # channels of a head of the attention mixer
+from poolformer_jax.network.parameter_table import HEAD_DIM
 
 _Map = Float[Array, "b h w c"]
 
@@ -45,11 +43,6 @@ def attention(
     dense: Callable[..., Array] = functional.dense,
 ) -> _Map:
     """Multi-head self-attention over all positions; query, key and value have no bias."""
-    if (channels := x.shape[-1]) % HEAD_DIM:
-        raise InputError(
-            f"Attention splits channels into heads of {HEAD_DIM}, and this stage has {channels} channels. "
-            f"Expected a multiple of {HEAD_DIM} in hidden_sizes."
-        )
     return dense(attend(x, params["qkv"]["kernel"], HEAD_DIM), **params["proj"])
 
 

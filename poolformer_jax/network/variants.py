@@ -199,7 +199,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 class Baseline(NamedTuple):
-    """A network of others that the first paper's abstract compares with PoolFormer-M36, at 224 x 224 pixels."""
+    """A baseline by other authors in the first paper's abstract, beside PoolFormer-M36, at 224 x 224 pixels."""
 
     parameters: int  # their number with 1000 labels
     macs: int  # multiply-accumulate operations by fvcore's rules

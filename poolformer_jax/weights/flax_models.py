@@ -6,7 +6,7 @@ pure functions of parameters and pixels; a model here only holds parameters, and
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -77,6 +77,9 @@ class _FlaxPoolFormer:
         source: str | os.PathLike[str],
         *,
         config: PoolFormerConfig | None = None,
+        variant: str | None = None,
+        ignore: Sequence[str] = (),
+        use_ema: bool = False,
         dtype: Dtype = jnp.float32,
         ignore_mismatched_sizes: bool = False,
         seed: int = 0,
@@ -93,6 +96,9 @@ class _FlaxPoolFormer:
         Args:
             source: a name on the Hugging Face Hub ("sail/poolformer_s12"), a folder, or a weights file.
             config: the architecture; None for that of the files.
+            variant: as in `load_pretrained`.
+            ignore: as in `load_pretrained`.
+            use_ema: as in `load_pretrained`.
             dtype: type that activations are computed in, float32 or bfloat16.
             ignore_mismatched_sizes: start with a new head if the file's has another number of classes.
             seed: of the random parameters of a new head.
@@ -111,8 +117,19 @@ class _FlaxPoolFormer:
             FileNotFoundError: if there is no such model.
             ValueError: if its files are damaged or of another network, or have a head for another number of classes.
         """
+        if (torch_dtype := changes.pop("torch_dtype", None)) not in (None, "auto"):
+            dtype = jnp.dtype(str(torch_dtype).removeprefix("torch."))
         opened = open_model(
-            source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            source,
+            config=config,
+            variant=variant,
+            ignore=ignore,
+            use_ema=use_ema,
+            any_classes=True,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
         )
         model = cls((config or opened.config).with_changes(**changes), dtype=dtype, _do_init=False)
         wanted = subtree(model.config, NETWORK, classifier=cls._has_head)

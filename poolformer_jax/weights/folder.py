@@ -61,7 +61,8 @@ def write_model(
     _check_supported(config, layout)
     fixed = LAYOUTS[layout].fixed_fields(config)
     _warn_of_fixed_fields(config, layout, fixed)
-    processor = image_processor or default_image_processor(config)
+    target = Path(folder).expanduser()
+    processor = image_processor or _kept_image_processor(target, config) or default_image_processor(config)
     if processor is not None and processor.num_channels != config.num_channels:
         raise InputError(
             f"The preprocessing makes {processor.num_channels} channels, and this network takes {config.num_channels}. "
@@ -73,13 +74,14 @@ def write_model(
         classes = config_json["architectures"]
         config_json["architectures"] = [name.replace("ForImageClassification", "Model") for name in classes]
     file = {"jax": _OUR_WEIGHTS, "sail": "model.pth.tar"}.get(layout, "model.safetensors")
-    target = Path(folder).expanduser()
     with _staged(target, file) as stage:
         if processor is not None:
             processor.save_pretrained(stage)
         write_json(stage / CONFIG, config_json)
         (stage / MODEL_CARD).write_text(
-            model_card(target.resolve().name, saved, layout, metrics, classifier=classifier),
+            model_card(
+                target.resolve().name, saved, layout, metrics, classifier=classifier, preprocessed=processor is not None
+            ),
             encoding="utf-8",
         )
         if layout == "sail":
@@ -88,6 +90,22 @@ def write_model(
             ours = {"format": "flax", CONFIG_METADATA: json.dumps(saved.to_dict())}
             # transformers requires "format": "pt".
             write_safetensors(stage / file, names, arrays, ours if layout == "jax" else {"format": "pt"})
+
+
+def _kept_image_processor(target: Path, config: PoolFormerConfig) -> PoolFormerImageProcessor | None:
+    """The preprocessing that is saved in the folder; None if there is none for this number of channels."""
+    if not (target / PREPROCESSOR_CONFIG).exists():
+        return None
+    processor, default = PoolFormerImageProcessor.from_pretrained(target), default_image_processor(config)
+    if processor.num_channels != config.num_channels:
+        return None
+    if default not in (None, processor) and any((target / name).exists() for name in WEIGHTS):
+        warnings.warn(
+            f"Keeps the preprocessing in {target}, which is not that of {published_variant(config)}. To replace it, "
+            "pass image_processor=...",
+            stacklevel=4,
+        )
+    return processor
 
 
 def _check_supported(config: PoolFormerConfig, layout: str) -> None:

@@ -16,6 +16,10 @@ _LOADING = {
         'model, variables = load_pretrained("{folder}")\n'
         'classifier = ImageClassifier.from_pretrained("{folder}")',
     ),
+    "jax, without preprocessing": (
+        "poolformer_jax",
+        'from poolformer_jax import load_pretrained\n\nmodel, variables = load_pretrained("{folder}")',
+    ),
     "hf": (
         "transformers",
         "from transformers import AutoModelForImageClassification\n\n"
@@ -46,12 +50,15 @@ def model_card(
     metrics: Mapping[str, int | float] | None = None,
     *,
     classifier: bool = True,
+    preprocessed: bool = True,
 ) -> str:
     """The text of the model card.
 
     The name of the folder is the title, and stands in the code that loads the model.
     """
-    library, code = (_LOADING if classifier else _LOADING | _LOADING_BACKBONE)[layout]
+    loading = _LOADING if classifier else _LOADING | _LOADING_BACKBONE
+    unprocessed = classifier and not preprocessed and layout == "jax"
+    library, code = loading["jax, without preprocessing" if unprocessed else layout]
     variant = published_variant(config)
     network = f"{'MetaFormer' if config.downsample_norm else 'PoolFormer'} {variant}" if variant else _UNPUBLISHED
     model, repository = ("a PoolFormer", "sail-sg/poolformer")
@@ -75,7 +82,7 @@ def model_card(
         f"{network}, {classes}. Blocks per stage: {', '.join(map(str, config.depths))}; channels per stage: "
         f"{', '.join(map(str, config.hidden_sizes))}.",
         "",
-        f"The weights have the `{layout}` layout of [poolformer-jax](https://pypi.org/project/poolformer-jax/).",
+        f"The weights have the `{layout}` layout of poolformer-jax.",
         "",
         "```python",
         f'# "{folder}" stands for the path of this folder, or the name of its repository on the Hub: "OWNER/{folder}".',

@@ -19,6 +19,7 @@ from poolformer_jax.network import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
     initial_value,
+    leaves_by_path,
     subtree,
 )
 from poolformer_jax.weights.folder import write_model
@@ -41,6 +42,7 @@ def load_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    **changes: Any,
 ) -> tuple[PoolFormerForImageClassification, dict[str, Any]]:
     """Loads a model and its weights from the Hub, a folder or a file, in any of the PyTorch layouts or in ours.
 
@@ -62,6 +64,8 @@ def load_pretrained(
         cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
         local_files_only: use the cache without asking the Hub.
         token: for private models on the Hub.
+        changes: fields of the config to change, which the parameters do not depend on: `id2label=names`,
+            `drop_path_rate=0.1`.
 
     Returns:
         The model, with the config of the files, and variables `{"params": tree}` for `model.apply`; RandFormer's
@@ -70,15 +74,21 @@ def load_pretrained(
     Raises:
         FileNotFoundError: if there is no such model.
         ValueError: if its files are damaged, hostile or of another network, if the file has another number of classes
-            than `num_labels`, or if `key` is given without `reset_head`.
+            than `num_labels`, if `key` is given without `reset_head`, or if `changes` need other parameters.
     """
     if key is not None and not reset_head:
         raise InputError(
             "A key was given without reset_head=True, and would have no effect. Expected no key, or reset_head=True."
         )
-    hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-    model = open_model(source, config=config, variant=variant, ignore=ignore, use_ema=use_ema, **hub)
-    return build_model(model, num_labels=num_labels, reset_head=reset_head, key=key, dtype=dtype)
+    hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    model = open_model(source, config=config, variant=variant, ignore=ignore, use_ema=use_ema, token=token, **hub)
+    if num_labels is None and changes.get("id2label") is not None:
+        num_labels = len(changes["id2label"])
+    module, variables = build_model(model, num_labels=num_labels, reset_head=reset_head, key=key, dtype=dtype)
+    if changes:
+        module = module.clone(config=module.config.with_changes(**changes))
+        leaves_by_path(module.config, variables)
+    return module, variables
 
 
 def build_model(
@@ -114,7 +124,7 @@ def _check_head(opened: OpenedModel, num_labels: int | None) -> None:
     if not opened.plan.has_classifier:
         raise InputError(
             f"{path} is a backbone without final norm and head. Pass num_labels=... and reset_head=True for new ones, "
-            "or use from_torch_state_dict(...) and PoolFormerModel for the backbone alone."
+            "or use FlaxPoolFormerModel.from_pretrained(...) for the backbone alone."
         )
     if num_labels not in (None, found):
         raise InputError(
@@ -133,8 +143,11 @@ def _with_new_head(
     labels = config.num_labels if num_labels is None else num_labels
     config = dataclasses.replace(config, num_labels=labels, id2label=None)  # checks the number
     key = jax.random.key(0) if key is None else key
-    fresh = jax.tree.map(
-        lambda parameter: np.asarray(initial_value(key, parameter)),
+    # The hidden layer of an MLP head has a key of its own, so that the layers do not start with the same numbers.
+    fresh = jax.tree.map_with_path(
+        lambda path, parameter: np.asarray(
+            initial_value(jax.random.fold_in(key, 1) if jax.tree_util.DictKey("fc1") in path else key, parameter)
+        ),
         {name: branch for name, branch in subtree(config, NETWORK).items() if name in ("norm", "head")},
         is_leaf=lambda branch: isinstance(branch, Parameter),
     )

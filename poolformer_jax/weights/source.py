@@ -109,11 +109,13 @@ def open_model(
     variant: str | None = None,
     ignore: Sequence[str] = (),
     use_ema: bool = False,
+    any_classes: bool = False,
     **hub_options: Any,
 ) -> OpenedModel:
     """Finds a model's files and checks that its weights match its network, without reading the arrays.
 
-    The arguments are those of `load_pretrained`.
+    The arguments are those of `load_pretrained`. With `any_classes`, `config` may have another number of classes than
+    the weights.
 
     Raises:
         MissingFileError: if there is no such model.
@@ -123,6 +125,8 @@ def open_model(
     """
     files = find_model_files(source, **hub_options)
     weights = open_weights(files.weights, use_ema=use_ema, ignore=ignore)
+    if config is not None and any_classes:
+        config = config.with_changes(num_labels=infer_config(match_state_dict(weights.tensors)).num_labels)
     return identify_model(files, weights, variant, config)
 
 

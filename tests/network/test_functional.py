@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from poolformer_jax import PoolFormerConfig
+from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.network import functional
 from poolformer_jax.network.variants import VARIANTS
 
@@ -137,3 +137,9 @@ def test_activations_are_those_of_their_names_in_transformers(name):
 def test_shape_annotations_are_checked_while_tests_run():
     with pytest.raises(jaxtyping.TypeCheckError, match="scale"):
         functional.layer_norm(jnp.zeros((2, 3)), scale=jnp.ones(4))
+
+
+def test_pixels_that_are_not_normalised_are_refused():
+    model = PoolFormerForImageClassification(PoolFormerConfig())
+    with pytest.raises(ValueError, match="has dtype uint8"):
+        jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8))

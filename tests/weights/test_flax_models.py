@@ -13,6 +13,7 @@ from paths import TESTS
 from poolformer_jax import (
     FlaxPoolFormerForImageClassification,
     FlaxPoolFormerModel,
+    MetaFormerConfig,
     PoolFormerConfig,
     WeightsMismatch,
     load_pretrained,
@@ -155,3 +156,15 @@ def test_a_model_is_uploaded_as_it_is_saved(model, monkeypatch, tmp_path):
     model.save_pretrained(tmp_path / "mine", push_to_hub=True)
     assert uploads == [("me/model", {"private": True}), ("mine", {})]
     assert PoolFormerConfig.from_pretrained(tmp_path / "uploaded") == CONFIG
+
+
+def test_a_config_says_what_the_arrays_do_not_and_may_have_other_classes(tmp_path):
+    config = MetaFormerConfig.from_variant("identityformer_s12", depths=(1, 1, 1, 1), hidden_sizes=(4, 4, 8, 8))
+    FlaxPoolFormerForImageClassification(config).save_pretrained(tmp_path / "model", layout="sail")
+    weights = tmp_path / "model" / "model.pth.tar"
+    other = dataclasses.replace(config, num_labels=2)
+    with pytest.warns(UserWarning, match="head is new"):
+        model = FlaxPoolFormerForImageClassification.from_pretrained(
+            weights.rename(tmp_path / "weights.pth"), config=other, torch_dtype="bfloat16", ignore_mismatched_sizes=True
+        )
+    assert (model.config, model.dtype) == (other, jnp.bfloat16)

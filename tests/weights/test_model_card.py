@@ -54,3 +54,9 @@ def test_a_published_network_gets_imagenets_names_for_transformers(tmp_path):
     written = json.loads((tmp_path / "model" / "config.json").read_text())
     assert written["id2label"]["281"] == "tabby, tabby cat"
     assert written["label2id"]["tabby, tabby cat"] == 281
+
+
+def test_the_code_of_a_card_does_not_classify_without_preprocessing(tmp_path):
+    save(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert 'load_pretrained("model")' in card and "ImageClassifier" not in card

@@ -11,7 +11,14 @@ import pytest
 
 from golden.fixture_values import parameter
 from paths import TESTS
-from poolformer_jax import PoolFormerConfig, WeightsFileError, load_pretrained
+from poolformer_jax import (
+    FlaxPoolFormerModel,
+    MetaFormerConfig,
+    PoolFormerConfig,
+    WeightsFileError,
+    WeightsMismatch,
+    load_pretrained,
+)
 from poolformer_jax.weights import build_model, open_model, open_weights, transfer
 from saved_models import CONFIG, LABELS, PROCESSOR, make_variables, same, save
 
@@ -199,3 +206,22 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "model" / "flax_model.safetensors").write_bytes(content[:-7])
     with pytest.raises(WeightsFileError, match=r"Cannot read the weights in .*model\.safetensors"):
         load_pretrained(tmp_path / "model")
+
+
+def test_a_loaded_network_takes_changes_of_its_config_that_leave_the_parameters(tmp_path):
+    save(tmp_path / "model")
+    model, _ = load_pretrained(tmp_path / "model", drop_path_rate=0.1)
+    assert model.config == dataclasses.replace(CONFIG, drop_path_rate=0.1)
+    model, variables = load_pretrained(tmp_path / "model", id2label=["ant", "bee"], reset_head=True)
+    assert model.config.id2label == {0: "ant", 1: "bee"} and variables["params"]["head"]["kernel"].shape == (8, 2)
+    with pytest.raises(WeightsMismatch, match="stages_0/blocks_1"):
+        load_pretrained(tmp_path / "model", depths=(2, 1, 2, 1))
+
+
+def test_the_layers_of_a_new_mlp_head_start_with_different_numbers(tmp_path):
+    small = {"depths": (1, 1, 1, 1), "hidden_sizes": (8, 8, 32, 32), "num_labels": 3}
+    config = MetaFormerConfig.from_variant("caformer_s18", **small)
+    FlaxPoolFormerModel(config).save_pretrained(tmp_path / "model")
+    _, variables = load_pretrained(tmp_path / "model", num_labels=5, reset_head=True)
+    first, second = (np.ravel(variables["params"]["head"][name]["kernel"]) for name in ("fc1", "fc2"))
+    assert not np.isin(second, first).any()

@@ -274,3 +274,19 @@ def test_the_default_preprocessing_is_that_of_the_published_variant(tmp_path):
     save(tmp_path / "model", config=config)
     assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PoolFormerImageProcessor.for_variant("s12")
     assert "head" not in load_pretrained(tmp_path / "model")[1]["params"]
+
+
+def test_saving_a_model_keeps_the_preprocessing_in_its_folder(tmp_path):
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    save(tmp_path / "model")
+    save(tmp_path / "model")
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "model") == PROCESSOR
+    assert "ImageClassifier" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_saving_a_published_network_says_that_it_keeps_other_preprocessing(tmp_path):
+    config = PoolFormerConfig.from_variant("s12")
+    arrays = [np.zeros(leaf.stored_shape, np.float32) for leaf in leaves(config)]
+    write_model(tmp_path / "model", config, "jax", arrays, PROCESSOR)
+    with pytest.warns(UserWarning, match="Keeps the preprocessing in .*, which is not that of s12"):
+        write_model(tmp_path / "model", config, "jax", arrays)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.errors import InputError
+from poolformer_jax.messages import short_repr
 from poolformer_jax.network.functional import gelu
 from poolformer_jax.network.fused import block
 from poolformer_jax.network.fused.kernels.base import GPU_ROWS, POOL_SIZE, TPU_IMAGES, Kernels, Pass
@@ -94,8 +95,10 @@ def choose_kernels(
         The kernels, or None to leave all passes to XLA; and the verification, or None if there was none.
 
     Raises:
-        ValueError: if the mode is "on" and there are no kernels for these devices and this type.
+        ValueError: for another mode, or if the mode is "on" and there are no kernels for these devices and this type.
     """
+    if mode not in get_args(KernelMode):
+        raise InputError(f"kernels={short_repr(mode)}: expected {', '.join(map(repr, get_args(KernelMode)))}.")
     if mode == "off":
         return None, None
     kernels = kernels_for(mesh, batch_axes) if jnp.dtype(dtype) == jnp.bfloat16 else None

@@ -3,6 +3,7 @@
 Interpreted kernels stand in for those of a TPU or a GPU.
 """
 
+import inspect
 import re
 import sys
 from functools import partial
@@ -106,6 +107,11 @@ def test_a_jax_without_triton_is_named(monkeypatch):
     jax.clear_caches()
     problem = verify_kernels(ON_GPU, STAGES, gradients=False).problem
     assert re.match("mlp_residual cannot run: ModuleNotFoundError: .*triton", problem)
+
+
+def test_another_mode_is_refused():
+    with pytest.raises(ValueError, match="kernels=False: expected 'auto', 'on', 'off'"):
+        inspect.unwrap(choose_kernels)(False, **CHOOSE, gradients=False)  # without the tests' check of types
 
 
 def test_auto_uses_kernels_only_if_they_agree(replace):
