@@ -135,3 +135,15 @@ def test_one_long_name_in_an_archive_is_refused(tmp_path):
         archive.addfile(tarfile.TarInfo("a" * 30_000))
     with pytest.raises(PoolFormerError, match="damaged or cut off: a name of 30,000 characters"):
         list(list_members(tmp_path / "images.tar", 0))
+
+
+def test_images_that_expand_from_next_to_no_bytes_are_refused(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    monkeypatch.setattr("train.data.sources.parquet._CACHE_BYTES", 1 << 20)
+    table = pyarrow.table({"image": pyarrow.repeat(pyarrow.scalar(bytes(1 << 18)), 20), "label": ["a", "b"] * 10})
+    parquet.write_table(table, tmp_path / "train.parquet", compression="gzip")
+    source = open_parquet(str(tmp_path), *COLUMNS)
+    with pytest.raises(PoolFormerError, match=r"row group 0 has more than .* bytes of images"):
+        source[0]

@@ -31,6 +31,8 @@ from train.data.sources.folders import ALL_IMAGES
 from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out_rows, label_at, resolved
 
 _CACHE_BYTES = 2**28  # in every worker process
+_MOST_EXPANSION = 16  # bytes of images for each byte of a file
+_ROWS_AT_A_TIME = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +208,18 @@ def _open_file(file: Path) -> Any:
         raise SourceError(f"{file} cannot be read as Parquet: {error}") from error
 
 
+def _read_group(file: Path, group: int, column: str) -> Any:
+    """The images of a row group, a few at a time: compressed, equal images take next to no bytes of the file."""
+    pyarrow, _ = _pyarrow()
+    limit, size, batches = _MOST_EXPANSION * file.stat().st_size + _CACHE_BYTES, 0, []
+    for batch in _open_file(file).iter_batches(_ROWS_AT_A_TIME, [group], [column], use_threads=False):
+        batches.append(batch)
+        size += batch.nbytes
+        if size > limit:
+            raise SourceError(f"{file}: its row group {group} has more than {limit:,} bytes of images. Expected less.")
+    return pyarrow.Table.from_batches(batches)[column]
+
+
 class _GroupCache:
     """The images of the row groups that were read last: up to `limit` bytes, and at least one group."""
 
@@ -222,7 +236,7 @@ class _GroupCache:
         key = (file, group, column)
         with self._lock:
             if (images := self._groups.pop(key, None)) is None:
-                images = _open_file(file).read_row_group(group, [column], use_threads=False)[column]
+                images = _read_group(file, group, column)
             self._groups[key] = images
             while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > self._limit:
                 del self._groups[next(iter(self._groups))]
