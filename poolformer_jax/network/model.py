@@ -6,7 +6,7 @@ activations are computed in.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, no_type_check
+from typing import Any, NoReturn, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.network.block import MetaFormerBlock, can_fuse
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import DOWNSAMPLE_EPSILON, drop_path_rates, layer_norm
@@ -145,6 +146,15 @@ class _Network(nn.Module):
         check_config(self.config)
         check_dtype(self.dtype)
         super().__post_init__()
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raises InputError: a linen module holds no weights. The message says what loads them."""
+        raise InputError(
+            f"{cls.__name__} is a linen module, which holds no weights. Expected load_pretrained(source), which returns "
+            "the module and its variables; or FlaxPoolFormerModel or FlaxPoolFormerForImageClassification, which hold "
+            "them as in transformers."
+        )
 
 
 class MetaFormerModel(_Network):

@@ -143,3 +143,8 @@ def test_pixels_that_are_not_normalised_are_refused():
     model = PoolFormerForImageClassification(PoolFormerConfig())
     with pytest.raises(ValueError, match="has dtype uint8"):
         jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8))
+
+
+def test_a_linen_module_names_what_loads_weights():
+    with pytest.raises(ValueError, match=r"holds no weights. Expected load_pretrained\(source\)"):
+        PoolFormerForImageClassification.from_pretrained("sail/poolformer_s12")
