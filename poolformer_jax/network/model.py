@@ -152,8 +152,8 @@ class _Network(nn.Module):
         """Raises InputError: a linen module holds no weights. The message says what loads them."""
         raise InputError(
             f"{cls.__name__} is a linen module, which holds no weights. Expected load_pretrained(source), which "
-            "returns the module and its variables; or FlaxPoolFormerModel or FlaxPoolFormerForImageClassification, which hold "
-            "them as in transformers."
+            "returns the module and its variables; or FlaxPoolFormerModel or FlaxPoolFormerForImageClassification, "
+            "which hold them as in transformers."
         )
 
 
