@@ -20,6 +20,7 @@ from convert.conversion import ArrayMapping, check_destination, convert, identif
 from poolformer_jax.cli import HelpFormatter, add_network
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
+from poolformer_jax.messages import MAX_MESSAGE, printable
 from poolformer_jax.network import WeightsMismatch
 from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt
 from poolformer_jax.version import __version__
@@ -54,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # rich takes the environment variable FORCE_COLOR for a terminal that can redraw a progress bar.
     is_terminal = None if sys.stdout.isatty() else False
-    console = Console(highlight=False, force_terminal=is_terminal)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, force_terminal=is_terminal)
+    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
         inspecting = given[:1] == ["inspect"]
         parser = _inspect_parser() if inspecting else _convert_parser()
@@ -68,13 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return (_inspect if inspecting else _convert)(options, console)
             finally:
                 for note in notes:
-                    errors.print(f"note: {note.message}", markup=False)
+                    errors.print(f"note: {note.message}")
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         if (message := error_message(error)) is None:
             raise
-        errors.print(f"error: {message}", markup=False)
+        errors.print(f"error: {message}")
         return FAILED
 
 
@@ -125,7 +126,7 @@ def _verify(source: OpenedModel, destination: Path, mappings: list[ArrayMapping]
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
     files, weights = _open(options)
-    console.print(str(files.weights), soft_wrap=True)
+    console.print(printable(files.weights, MAX_MESSAGE), soft_wrap=True)
     try:
         description = report.describe_source(identify_source(files, weights, options.variant))
     except PoolFormerError:

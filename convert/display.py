@@ -98,8 +98,7 @@ def show_verification(console: Console, result: "Verification") -> None:
     if result.not_verified:
         console.print(
             f"Not verified: {result.not_verified}. No array shows it, so nothing in the file can contradict it. "
-            "Confirm it with --variant.",
-            markup=False,
+            "Confirm it with --variant."
         )
     if result.not_compared:
         console.print(f"Not compared with PyTorch: {result.not_compared}.")

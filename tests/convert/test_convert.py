@@ -411,3 +411,11 @@ def test_names_to_leave_out_are_patterns(tmp_path, capsys):
     assert run(path, tmp_path / "model") == 1
     assert "--ignore 'metric.*'" in capsys.readouterr().err
     assert run(path, tmp_path / "model", "--ignore", "metric.*", "--ignore", "other") == 0
+
+
+def test_a_file_name_is_printed_as_it_is_without_control_characters(tmp_path, capsys):
+    folder = tmp_path / "[red]\x1b[2J["
+    folder.mkdir()
+    source = shutil.copy(FIXTURES / "hf.bin", folder / "b].bin")
+    assert run("inspect", source) == 0
+    assert capsys.readouterr().out.splitlines()[0] == rf"{tmp_path}/[red]\x1b[2J[/b].bin"
