@@ -6,6 +6,7 @@ are those of its group and of every group around it. Machines have version 1, ve
 Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html and https://docs.kernel.org/admin-guide/cgroup-v1/
 """
 
+import functools
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from poolformer_jax.errors import PoolFormerError
+from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.messages import printable_message
 
 # Exit code of a program that Ctrl-C ended.
@@ -94,6 +95,25 @@ def _missing_device(error: Exception) -> str | None:
             f"-e '.[{extra.split()[0]}]'. Without JAX_PLATFORMS, jax uses the best device that it sees. {error}"
         ).rstrip()
     return None
+
+
+@functools.cache
+def process_of_jax() -> int:
+    """The process in which this package first used jax's devices; processes forked from it get the same number."""
+    return os.getpid()
+
+
+def check_not_forked() -> None:
+    """Raises InputError in a process that was forked after this package used jax's devices.
+
+    jax has threads, which do not exist in a forked process: it would wait for them forever.
+    """
+    if os.getpid() != process_of_jax():
+        raise InputError(
+            f"jax was used in process {process_of_jax()}, and process {os.getpid()} was forked from it, where jax "
+            'cannot run. Start processes with multiprocessing.get_context("spawn"), or before jax is used, and make '
+            "the classifier in each of them."
+        )
 
 
 def available_cores() -> int:

@@ -22,12 +22,11 @@ from poolformer_jax.inference.streaming import (
     OPEN_OPTIONS,
     ImageStream,
     check_at_least_one,
-    check_not_forked,
     preprocessing_problems,
 )
 from poolformer_jax.network import PoolFormerConfig, describe_network, names_by_index
 from poolformer_jax.network.fused import KernelMode
-from poolformer_jax.process import available_cores
+from poolformer_jax.process import available_cores, check_not_forked
 from poolformer_jax.weights import build_model, class_names, open_model
 
 

@@ -1,7 +1,6 @@
 """Images of any number through a compiled program: while the devices compute one batch, threads decode the next."""
 
 import collections
-import functools
 import itertools
 import os
 import sys
@@ -20,28 +19,10 @@ from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcesso
 from poolformer_jax.inference.program import BatchProgram
 from poolformer_jax.inference.runtimes import RuntimeClassifier
 from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.process import check_not_forked
 
 # The options of `from_pretrained` that are passed to `open_model`.
 OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema", "config", "variant", "ignore")
-
-
-@functools.cache
-def _first_process() -> int:
-    """The process in which this package first computed; the processes forked from it get the same number."""
-    return os.getpid()
-
-
-def check_not_forked() -> None:
-    """Raises InputError in a process that was forked after this package computed in the one that it comes from.
-
-    jax has threads, which do not exist in a forked process: it would wait for them forever.
-    """
-    if os.getpid() != _first_process():
-        raise InputError(
-            f"jax was used in process {_first_process()}, and process {os.getpid()} was forked from it, where jax "
-            'cannot run. Start processes with multiprocessing.get_context("spawn"), or before jax is used, and make '
-            "the classifier in each of them."
-        )
 
 
 class ImageStream:

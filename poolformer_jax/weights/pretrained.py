@@ -22,6 +22,7 @@ from poolformer_jax.network import (
     leaves_by_path,
     subtree,
 )
+from poolformer_jax.process import process_of_jax
 from poolformer_jax.weights.folder import write_model
 from poolformer_jax.weights.source import OpenedModel, open_model
 from poolformer_jax.weights.transfer import stored_views
@@ -105,6 +106,7 @@ def build_model(
     config, variables = opened.config, opened.read_variables()
     if reset_head:
         config, variables["params"] = _with_new_head(config, variables["params"], num_labels, key)
+    process_of_jax()  # a classifier that is made in a process forked from this one would hang, and says so
     _to_device(variables)
     return PoolFormerForImageClassification(config, dtype=dtype), variables
 
