@@ -181,14 +181,19 @@ class OnnxOperations(Operations[Value]):
 
     def attention(self, qkv: Value, head_dim: int) -> Value:
         channels = qkv.shape[0] // 3
-        parts = self._node("Reshape", qkv, np.array([0, 3, channels // head_dim, head_dim, -1]))
-        query, key, value = (self._node("Gather", parts, np.array(index), axis=1) for index in range(3))
-        query = self._node("Mul", query, head_dim**-0.5)
-        scores = self._node("MatMul", self._node("Transpose", query, perm=[0, 1, 3, 2]), key)
-        weights = self._node("Transpose", self._node("Softmax", scores, axis=-1), perm=[0, 1, 3, 2])
+        tokens = self._node("Transpose", qkv, perm=[0, 2, 3, 1])
+        parts = self._node("Reshape", tokens, np.array([0, -1, 3, channels // head_dim, head_dim]))
+        # [3, batch, heads, positions, head_dim]: in this order OpenVINO computes the attention of a head in one pass.
+        parts = self._node("Transpose", parts, perm=[2, 0, 3, 1, 4])
+        query, key, value = (self._node("Gather", parts, np.array(index), axis=0) for index in range(3))
+        scores = self._node("MatMul", query, self._node("Transpose", key, perm=[0, 1, 3, 2]))
+        weights = self._node("Softmax", self._node("Mul", scores, head_dim**-0.5), axis=-1)
+        mixed = self._node("Transpose", self._node("MatMul", weights, value), perm=[0, 2, 1, 3])
         # Height and width are those of the images that the file is run with.
-        shape = self._node("Concat", np.array([0, channels]), self._node("Shape", qkv, start=2), axis=0)
-        return self._node("Reshape", self._node("MatMul", value, weights), shape, shape=(channels, *qkv.shape[1:]))
+        size = self._node("Shape", tokens, start=1, end=3)
+        shape = self._node("Concat", np.array([0]), size, np.array([channels]), axis=0)
+        y = self._node("Reshape", mixed, shape)
+        return self._node("Transpose", y, shape=(channels, *qkv.shape[1:]), perm=[0, 3, 1, 2])
 
     def mix_positions(self, x: Value, kernel: np.ndarray) -> Value:
         tokens = self._node("Reshape", x, np.array([0, x.shape[0], len(kernel)]))
