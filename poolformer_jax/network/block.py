@@ -6,20 +6,28 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from poolformer_jax.network.config import PoolFormerConfig
-from poolformer_jax.network.functional import ACTIVATIONS, EPSILON, NORMS, dense, over_channels, wide_type
+from poolformer_jax.network.functional import ACTIVATIONS, EPSILON, NORMS, dense, over_channels, wide_type, widen
 from poolformer_jax.network.fused import (
+    Branch,
     Kernels,
+    MlpWeights,
     Moments,
+    NormDenseWeights,
     StageShape,
+    convolve_depthwise,
     dense as fused_dense,
     fold_mlp,
+    layer_norm_and_input,
     microbatched,
     mlp_residual,
+    norm_dense,
+    norm_mlp_residual,
     partition_spec,
     pooling_residual,
     with_auto_sharding,
@@ -27,7 +35,7 @@ from poolformer_jax.network.fused import (
 from poolformer_jax.network.layers import DropPath, Params, declare
 from poolformer_jax.network.parameter_table import BLOCK
 from poolformer_jax.network.parameters import subtree
-from poolformer_jax.network.token_mixers import FUSED_TOKEN_MIXERS, TOKEN_MIXERS
+from poolformer_jax.network.token_mixers import TOKEN_MIXERS, finish_sep_conv, fused_token_mixers
 
 _Map = Float[Array, "b h w c"]
 _DropPaths = tuple[Callable[[Array], Array], Callable[[Array], Array]]
@@ -64,7 +72,7 @@ class MetaFormerBlock(nn.Module):
         )
         if moments is not None:
             return _fused_block(config, self.kernels, params, x, moments, (drop_path_1, drop_path_2))
-        mixers = {**TOKEN_MIXERS, **FUSED_TOKEN_MIXERS} if self.fused else TOKEN_MIXERS
+        mixers = fused_token_mixers(self.kernels) if self.fused else TOKEN_MIXERS
         mixer = partial(mixers[config.token_mixers[self.stage]], config)
         if not self.fused or (train and config.dropout_rate):
             dropout = nn.Dropout(config.dropout_rate, deterministic=not train, name="dropout")
@@ -72,7 +80,7 @@ class MetaFormerBlock(nn.Module):
         ones = jnp.ones(len(x), x.dtype)
         drops = train and self.drop_path_rate > 0
         keeps = (drop_path_1(ones), drop_path_2(ones)) if drops else (None, None)
-        return _batched_block(config, mixer, params, x, keeps), None
+        return _batched_block(config, mixer, params, x, keeps, self.kernels), None
 
 
 def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
@@ -87,15 +95,30 @@ def can_fuse(config: PoolFormerConfig, stage: int, train: bool) -> bool:
 
 
 def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, train: bool) -> list[StageShape]:
-    """The shapes of the stages whose blocks are fused.
+    """The shapes of the stages that kernels may compute, and the parts of their blocks.
 
     With dropout the blocks of a network in training are not fused.
     """
     heights, widths = map(config.feature_sizes, image_size)
-    shapes = map(StageShape, heights, widths, config.hidden_sizes, config.mlp_hidden_sizes)
-    if config.hidden_act == "star_relu":  # the kernels of the MLP have GELU
-        return []
-    return [shape for stage, shape in enumerate(shapes) if can_fuse(config, stage, train)]
+    shapes = []
+    for stage, shape in enumerate(map(StageShape, heights, widths, config.hidden_sizes, config.mlp_hidden_sizes)):
+        if can_fuse(config, stage, train):
+            branches: tuple[Branch, ...] = ("pooling", "mlp") if config.hidden_act != "star_relu" else ()
+        else:
+            has_kernel: dict[Branch, bool] = {
+                "sep_conv": config.token_mixers[stage] == "sep_conv",
+                "norm_mlp": _has_norm_mlp(config, train),
+                "layer_norm": config.norm == "layer_norm",
+            }
+            branches = tuple(branch for branch, has in has_kernel.items() if has)
+        if branches:
+            shapes.append(shape._replace(branches=branches))
+    return shapes
+
+
+def _has_norm_mlp(config: PoolFormerConfig, train: bool) -> bool:
+    """True if `norm_mlp_residual` is the MLP branch."""
+    return config.norm == "layer_norm" and config.hidden_act == "star_relu" and not (train and config.dropout_rate)
 
 
 def _plain_block(
@@ -107,28 +130,76 @@ def _plain_block(
     dropout: Callable[[Array], Array] = lambda x: x,
     dense: Callable[..., Array] = dense,
 ) -> _Map:
+    x = _mixer_branch(config, mixer, params, x, drop_paths[0])
+    return _mlp_branch(config, params, x, drop_paths[1], dropout, dense)
+
+
+def _mixer_branch(
+    config: PoolFormerConfig,
+    mixer: Callable[[Params, Array], Array],
+    params: Params,
+    x: _Map,
+    drop_path: Callable[[Array], Array],
+) -> _Map:
+    normalized = NORMS[config.norm](x, **params["norm1"], epsilon=config.norm_epsilon)
+    return _add_mixed(params, x, mixer(params.get("token_mixer", {}), normalized), drop_path)
+
+
+def _add_mixed(params: Params, x: _Map, mixed: _Map, drop_path: Callable[[Array], Array]) -> _Map:
+    return _scaled(params, "residual_scale_1", x) + drop_path(_scaled(params, "layer_scale_1", mixed))
+
+
+def _mlp_branch(
+    config: PoolFormerConfig,
+    params: Params,
+    x: _Map,
+    drop_path: Callable[[Array], Array],
+    dropout: Callable[[Array], Array],
+    dense: Callable[..., Array],
+) -> _Map:
     norm, mlp = partial(NORMS[config.norm], epsilon=config.norm_epsilon), params["mlp"]
-    mixed = mixer(params.get("token_mixer", {}), norm(x, **params["norm1"]))
-    x = _scaled(params, "residual_scale_1", x) + drop_paths[0](_scaled(params, "layer_scale_1", mixed))
     hidden = ACTIVATIONS[config.hidden_act](dense(norm(x, **params["norm2"]), **mlp["fc1"]), **mlp.get("act", {}))
     out = dropout(dense(dropout(hidden), **mlp["fc2"]))
-    return _scaled(params, "residual_scale_2", x) + drop_paths[1](_scaled(params, "layer_scale_2", out))
+    return _scaled(params, "residual_scale_2", x) + drop_path(_scaled(params, "layer_scale_2", out))
 
 
 def _batched_block(
-    config: PoolFormerConfig, mixer: Callable[[Params, Array], Array], params: Params, x: _Map, keeps: _Keeps
+    config: PoolFormerConfig,
+    mixer: Callable[[Params, Array], Array],
+    params: Params,
+    x: _Map,
+    keeps: _Keeps,
+    kernels: Kernels | None,
 ) -> _Map:
     """The plain block; on a CPU a few images at a time.
 
     There the gradient computes a few images again instead of reading what the forward pass saved: their maps are in the
     caches then, and XLA's matrix products are faster than the memory.
 
-    `keeps` has drop path's factor for each image, for each branch; None without drop path.
+    `keeps` has drop path's factor for each image, for each branch; None without drop path. `kernels` compute the passes
+    that they support, on their platform.
     """
 
     def compute(params: Params, x: _Map, keeps: _Keeps) -> _Map:
-        drop_paths = partial(_scale_images, keeps[0]), partial(_scale_images, keeps[1])
-        return _plain_block(config, mixer, params, x, drop_paths, dense=fused_dense)
+        drop_path_1, drop_path_2 = (partial(_scale_images, keep) for keep in keeps)
+        if _has_sep_conv_kernel(config, kernels, params, x):
+            hidden, x = norm_dense(kernels, config.norm_epsilon, x, _fold_sep_conv(params, wide_type(x.dtype)))
+            convolution = partial(convolve_depthwise, kernels=kernels)
+            mixed = finish_sep_conv(params["token_mixer"], hidden, fused_dense, convolution)
+            x = _add_mixed(params, x, mixed, drop_path_1)
+        elif has_norm_kernel(config, kernels, x):
+            norm = params["norm1"]
+            parameters = norm["scale"], norm.get("bias", jnp.zeros_like(norm["scale"]))
+            normalized, x = layer_norm_and_input(kernels, config.norm_epsilon, x, parameters)
+            x = _add_mixed(params, x, mixer(params.get("token_mixer", {}), normalized), drop_path_1)
+        else:
+            x = _mixer_branch(config, mixer, params, x, drop_path_1)
+        if _has_mlp_kernel(config, kernels, params, x):
+            keep = jnp.ones(len(x), x.dtype) if keeps[1] is None else keeps[1]
+            trunk = params.get("residual_scale_2", {"scale": jnp.ones(x.shape[-1])})["scale"]
+            weights = trunk, _fold_mlp(params, wide_type(x.dtype))
+            return norm_mlp_residual(kernels, config.norm_epsilon, x, widen(keep), weights)
+        return _mlp_branch(config, params, x, drop_path_2, lambda x: x, fused_dense)
 
     def on_cpu(params: Params, x: _Map, keeps: _Keeps) -> _Map:
         some_images = jax.checkpoint(lambda images: compute(params, *images))
@@ -139,6 +210,31 @@ def _batched_block(
     run = partial(lax.platform_dependent, cpu=on_cpu, default=compute)
     y: Array = with_auto_sharding(run, params, x, keeps, specs=PartitionSpec(*partition_spec(x)))
     return y
+
+
+def _has_sep_conv_kernel(config: PoolFormerConfig, kernels: Kernels | None, params: Params, x: _Map) -> bool:
+    return (
+        kernels is not None
+        and config.norm == "layer_norm"
+        and "dwconv" in params.get("token_mixer", {})
+        and kernels.supports("norm_dense", x.shape, x.dtype, None)
+    )
+
+
+def has_norm_kernel(config: PoolFormerConfig, kernels: Kernels | None, x: _Map) -> bool:
+    """True if `kernels` compute the layer norms of a network whose maps are like `x`."""
+    return (
+        kernels is not None and config.norm == "layer_norm" and kernels.supports("layer_norm", x.shape, x.dtype, None)
+    )
+
+
+def _has_mlp_kernel(config: PoolFormerConfig, kernels: Kernels | None, params: Params, x: _Map) -> bool:
+    hidden_features = params["mlp"]["fc1"]["kernel"].shape[1]
+    return (
+        kernels is not None
+        and _has_norm_mlp(config, train=False)
+        and kernels.supports("norm_mlp_residual", x.shape, x.dtype, hidden_features)
+    )
 
 
 def _scale_images(factors: Float[Array, " b"] | None, x: _Map) -> _Map:
@@ -157,29 +253,43 @@ def _fused_block(
     config: PoolFormerConfig, kernels: Kernels | None, params: Params, x: _Map, moments: Moments, drop_paths: _DropPaths
 ) -> tuple[_Map, Moments]:
     wide = wide_type(x.dtype)
-    ones = {"scale": jnp.ones(x.shape[-1])}
-    scale1, scale2 = (params.get(f"layer_scale_{branch}", ones)["scale"] for branch in (1, 2))
+    scale1 = params.get("layer_scale_1", {"scale": jnp.ones(x.shape[-1])})["scale"]
     # Drop path of ones gives its factor for each image.
     keep1, keep2 = (drop_path(jnp.ones(len(x), wide)) for drop_path in drop_paths)
 
     # norm1's bias has no effect: it is constant over the image, and the mixer subtracts it again.
     gain = params["norm1"]["scale"].astype(wide) * scale1.astype(wide)
     x, moments = pooling_residual(config.pool_size, x, _with_epsilon(config, moments), gain, keep1, kernels)
-    norm, fc1, fc2 = params["norm2"], params["mlp"]["fc1"], params["mlp"]["fc2"]
-    activation = ACTIVATIONS[config.hidden_act]
-    if "act" in params["mlp"]:
-        activation, fc2 = ACTIVATIONS["relu2"], _fold_star_relu(params["mlp"]["act"], fc2)
-    weights = fold_mlp(
-        norm["scale"],
-        norm.get("bias", jnp.zeros(x.shape[-1])),
-        fc1["kernel"],
-        fc1.get("bias", jnp.zeros(fc1["kernel"].shape[1])),
-        fc2["kernel"],
-        fc2.get("bias", jnp.zeros(x.shape[-1])),
-        scale2,
-        dtype=wide,
-    )
+    activation = ACTIVATIONS["relu2" if config.hidden_act == "star_relu" else config.hidden_act]
+    weights = _fold_mlp(params, wide)
     return mlp_residual(activation, x, _with_epsilon(config, moments), weights, keep2, kernels)
+
+
+def _fold_sep_conv(params: Params, dtype: Dtype) -> NormDenseWeights:
+    """A sep_conv mixer's first layer with norm1 folded in, and StarReLU's numbers for each channel."""
+    norm, dense, act = params["norm1"], params["token_mixer"]["pwconv1"], params["token_mixer"]["act1"]
+    kernel = dense["kernel"].astype(dtype)
+    bias = norm["bias"].astype(dtype) @ kernel if "bias" in norm else jnp.zeros(kernel.shape[1], dtype)
+    bias = bias + dense["bias"] if "bias" in dense else bias
+    scale, shift = (jnp.broadcast_to(act[name].astype(dtype), bias.shape) for name in ("scale", "bias"))
+    return NormDenseWeights(norm["scale"].astype(dtype)[:, None] * kernel, bias, scale, shift)
+
+
+def _fold_mlp(params: Params, dtype: Dtype) -> MlpWeights:
+    """The MLP's layers with norm2, StarReLU and the layer scale folded in."""
+    norm, mlp = params["norm2"], params["mlp"]
+    fc1, fc2 = mlp["fc1"], _fold_star_relu(mlp["act"], mlp["fc2"]) if "act" in mlp else mlp["fc2"]
+    channels, hidden_features = fc1["kernel"].shape
+    return fold_mlp(
+        norm["scale"],
+        norm.get("bias", jnp.zeros(channels)),
+        fc1["kernel"],
+        fc1.get("bias", jnp.zeros(hidden_features)),
+        fc2["kernel"],
+        fc2.get("bias", jnp.zeros(channels)),
+        params["layer_scale_2"]["scale"] if "layer_scale_2" in params else jnp.ones(channels),
+        dtype=dtype,
+    )
 
 
 def _with_epsilon(config: PoolFormerConfig, moments: Moments) -> Moments:

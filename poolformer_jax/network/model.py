@@ -6,19 +6,29 @@ activations are computed in.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NoReturn, no_type_check
 
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.network.block import MetaFormerBlock, can_fuse
+from poolformer_jax.network.block import MetaFormerBlock, can_fuse, has_norm_kernel
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import DOWNSAMPLE_EPSILON, drop_path_rates, layer_norm
-from poolformer_jax.network.fused import Kernels, convolve, convolve_with_default_gradient, moments_of
+from poolformer_jax.network.fused import (
+    Kernels,
+    convolve,
+    convolve_with_default_gradient,
+    layer_norm as fused_layer_norm,
+    moments_of,
+    partition_spec,
+    with_auto_sharding,
+)
 from poolformer_jax.network.heads import Labels, classify, mean_loss
 from poolformer_jax.network.inputs import Pixels, check_config, check_dtype, check_pixel_values
 from poolformer_jax.network.layers import Params, declare
@@ -93,7 +103,7 @@ class Stage(nn.Module):
         config, index = self.config, self.index
         params = declare(self, subtree(config, STAGE, index))
         if "downsample" in params:
-            x = _downsample(config, index, params["downsample"], x, self.fused)
+            x = _downsample(config, index, params["downsample"], x, self.fused, self.kernels)
         if "position_embedding" in params:
             x = x + params["position_embedding"][None].astype(x.dtype)
         moments = moments_of(x) if self.fused and can_fuse(config, index, train) else None
@@ -104,22 +114,37 @@ class Stage(nn.Module):
 
 
 def _stem(
-    config: PoolFormerConfig, params: Params, x: Float[Array, "b h w c"], fused: bool
+    config: PoolFormerConfig, params: Params, x: Float[Array, "b h w c"], fused: bool, kernels: Kernels | None
 ) -> Float[Array, "b h2 w2 c2"]:
     """The first convolution; in the second paper a norm follows it."""
-    return _downsample_norm(params, _convolution(config, 0, params, x, fused))
+    return _downsample_norm(config, params, _convolution(config, 0, params, x, fused), fused, kernels)
 
 
 def _downsample(
-    config: PoolFormerConfig, stage: int, params: Params, x: Float[Array, "b h w c"], fused: bool
+    config: PoolFormerConfig,
+    stage: int,
+    params: Params,
+    x: Float[Array, "b h w c"],
+    fused: bool,
+    kernels: Kernels | None,
 ) -> Float[Array, "b h2 w2 c2"]:
     """The convolution at the start of a later stage; in the second paper a norm precedes it."""
-    return _convolution(config, stage, params, _downsample_norm(params, x), fused)
+    return _convolution(config, stage, params, _downsample_norm(config, params, x, fused, kernels), fused)
 
 
-def _downsample_norm(params: Params, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def _downsample_norm(
+    config: PoolFormerConfig, params: Params, x: Float[Array, "b h w c"], fused: bool, kernels: Kernels | None
+) -> Float[Array, "b h w c"]:
     """Over the channels of each position, also in networks whose blocks have group norms."""
-    return layer_norm(x, **params["norm"], epsilon=DOWNSAMPLE_EPSILON) if "norm" in params else x
+    if "norm" not in params:
+        return x
+    norm = params["norm"]
+    if fused and has_norm_kernel(config, kernels, x):
+        parameters = norm["scale"], norm.get("bias", jnp.zeros_like(norm["scale"]))
+        run = partial(fused_layer_norm, kernels, DOWNSAMPLE_EPSILON)
+        y: Array = with_auto_sharding(run, x, parameters, specs=PartitionSpec(*partition_spec(x)))
+        return y
+    return layer_norm(x, **norm, epsilon=DOWNSAMPLE_EPSILON)
 
 
 def _convolution(
@@ -228,7 +253,7 @@ def _hidden_states(
     check_pixel_values(config, pixel_values.shape, pixel_values.dtype)
     # `train` is a Python bool, so a rematerialised stage must not trace it.
     stage = nn.remat(Stage, static_argnums=(2,)) if network.remat else Stage
-    x = _stem(config, params["stem"], jnp.asarray(pixel_values, network.dtype), network.fused)
+    x = _stem(config, params["stem"], jnp.asarray(pixel_values, network.dtype), network.fused, network.kernels)
     hidden_states = []
     for index in range(len(config.depths)):
         x = stage(config, index, network.fused, network.kernels, name=f"stages_{index}")(x, train)

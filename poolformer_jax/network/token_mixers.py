@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from poolformer_jax.network import functional
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import depthwise_convolution, pooling_mixer, star_relu
-from poolformer_jax.network.fused import convolve_depthwise, dense as fused_dense, self_attention
+from poolformer_jax.network.fused import Kernels, convolve_depthwise, dense as fused_dense, self_attention
 from poolformer_jax.network.layers import Params
 from poolformer_jax.network.parameter_table import HEAD_DIM
 
@@ -67,7 +67,16 @@ def sep_conv(
 
     The zero padding follows the activation, so that it is of zeros and not of the activation's bias.
     """
-    hidden = star_relu(dense(x, **params["pwconv1"]), **params["act1"])
+    return finish_sep_conv(params, star_relu(dense(x, **params["pwconv1"]), **params["act1"]), dense, convolution)
+
+
+def finish_sep_conv(
+    params: Params,
+    hidden: Float[Array, "b h w hidden"],
+    dense: Callable[..., Array],
+    convolution: Callable[[Array, Array], Array],
+) -> _Map:
+    """What `sep_conv` does after its StarReLU."""
     return dense(convolution(hidden, params["dwconv"]["kernel"]), **params["pwconv2"])
 
 
@@ -80,8 +89,10 @@ TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
     "sep_conv": sep_conv,
 }
 
-# Those with a faster form that has no forward-mode derivative.
-FUSED_TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
-    "attention": partial(attention, attend=self_attention, dense=fused_dense),
-    "sep_conv": partial(sep_conv, dense=fused_dense, convolution=convolve_depthwise),
-}
+
+def fused_token_mixers(kernels: Kernels | None) -> dict[str, Callable[[PoolFormerConfig, Params, Array], Array]]:
+    """All mixers, some in a faster form that has no forward-mode derivative and may use `kernels`."""
+    return TOKEN_MIXERS | {
+        "attention": partial(attention, attend=self_attention, dense=fused_dense),
+        "sep_conv": partial(sep_conv, dense=fused_dense, convolution=partial(convolve_depthwise, kernels=kernels)),
+    }

@@ -1,7 +1,8 @@
 """The depthwise convolution of sep_conv mixers, with a custom gradient rule, for CPUs.
 
 XLA's convolution with `feature_group_count` takes ten to thirty times as long on a CPU as these sums, and its gradient
-by the kernel more. On other platforms this is XLA's convolution with its gradients.
+by the kernel more. On a TPU a Pallas kernel can replace it (`kernels`). Otherwise this is XLA's convolution with its
+gradients.
 
 A convolution is a sum of shifted maps, each multiplied with one entry of the kernel, and so is its gradient by the map.
 The gradient by the kernel is a sum of windows of the map, one for each position, multiplied with the gradient at that
@@ -9,7 +10,8 @@ position: again a sum of products that are vectors over channels.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,8 @@ from jaxtyping import Array, Float
 from poolformer_jax.network import functional
 from poolformer_jax.network.functional import over_channels, widen
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
+from poolformer_jax.network.fused.dispatch import run_on_platform
+from poolformer_jax.network.fused.kernels.base import Kernels
 from poolformer_jax.network.fused.sharding_types import match_varying_axes, partition_spec, with_auto_sharding
 
 _Map = Float[Array, "b h w c"]
@@ -31,33 +35,45 @@ _Kernel = Float[Array, "k k 1 c"]
 _TILE_COLUMNS, _TILE_POSITIONS, _TILE_CHANNELS = 7, 28, 128
 
 
-def convolve_depthwise(x: _Map, kernel: _Kernel) -> _Map:
+def convolve_depthwise(x: _Map, kernel: _Kernel, kernels: Kernels | None = None) -> _Map:
     """`functional.depthwise_convolution`, which also has a forward-mode derivative; this has none.
 
     Args:
         x: feature maps.
         kernel: [size, size, 1, channels], float32; the size is odd.
+        kernels: compute the passes that they support, on their platform.
     """
-    return with_auto_sharding(_convolve, x, kernel, specs=PartitionSpec(*partition_spec(x)))
+    convolution = functools.partial(_convolve, kernels)
+    return with_auto_sharding(convolution, x, kernel, specs=PartitionSpec(*partition_spec(x)))
 
 
-@jax.custom_vjp
-def _convolve(x: _Map, kernel: _Kernel) -> _Map:
-    y: Array = lax.platform_dependent(x, kernel, cpu=_convolve_on_cpu, default=functional.depthwise_convolution)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(kernels: Kernels | None, x: _Map, kernel: _Kernel) -> _Map:
+    def run(convolve: Callable[[_Map, _Kernel], _Map], batched: tuple[_Map], kernel: _Kernel, _: Any) -> Any:
+        return convolve(*batched, kernel), ()
+
+    platforms = {
+        "cpu": functools.partial(run, _convolve_on_cpu),
+        "default": functools.partial(run, functional.depthwise_convolution),
+    }
+    y: Array
+    y, _ = run_on_platform(platforms, kernels, "depthwise_convolution", (x,), kernel)
     return y
 
 
-def _forward(x: _Map, kernel: _Kernel) -> tuple[_Map, tuple[_Map, _Kernel]]:
-    return _convolve(x, kernel), (x, kernel)
+def _forward(kernels: Kernels | None, x: _Map, kernel: _Kernel) -> tuple[_Map, tuple[_Map, _Kernel]]:
+    return _convolve(kernels, x, kernel), (x, kernel)
 
 
-def _backward(residuals: tuple[_Map, _Kernel], dy: _Map) -> tuple[_Map, _Kernel]:
-    gradients: tuple[Array, Array]
-    gradients = lax.platform_dependent(*residuals, dy, cpu=_gradients_on_cpu, default=_gradients_of_xla)
+def depthwise_gradient(kernels: Kernels | None, residuals: tuple[_Map, _Kernel], dy: _Map) -> tuple[_Map, _Kernel]:
+    """The gradients of `convolve_depthwise` by the map and by the kernel, from `dy` and (map, kernel)."""
+    x, kernel = residuals
+    platforms = {"cpu": _gradients_on_cpu, "default": _gradients_of_xla}
+    gradients: tuple[Array, Array] = run_on_platform(platforms, kernels, "depthwise_gradient", (x, dy), kernel)
     return gradients
 
 
-_convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, depthwise_gradient)
 
 
 def _convolve_on_cpu(x: _Map, kernel: _Kernel) -> _Map:
@@ -71,13 +87,15 @@ def _convolve_on_cpu(x: _Map, kernel: _Kernel) -> _Map:
     return _sum(products).astype(x.dtype)
 
 
-def _gradients_of_xla(x: _Map, kernel: _Kernel, dy: _Map) -> tuple[_Map, _Kernel]:
+def _gradients_of_xla(maps: tuple[_Map, _Map], kernel: _Kernel, saved: tuple[()]) -> tuple[_Map, _Kernel]:
+    x, dy = maps
     _, vjp = jax.vjp(functional.depthwise_convolution, x, kernel)
     dx, dkernel = vjp(dy)
     return dx, dkernel
 
 
-def _gradients_on_cpu(x: _Map, kernel: _Kernel, dy: _Map) -> tuple[_Map, _Kernel]:
+def _gradients_on_cpu(maps: tuple[_Map, _Map], kernel: _Kernel, saved: tuple[()]) -> tuple[_Map, _Kernel]:
+    x, dy = maps
     return _convolve_on_cpu(dy, kernel[::-1, ::-1]), _kernel_gradient_on_cpu(x, dy, len(kernel)).astype(kernel.dtype)
 
 

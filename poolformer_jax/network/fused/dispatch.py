@@ -3,7 +3,7 @@
 The platform is that of the program being compiled, not of this process, so one traced program runs on all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax import lax
@@ -50,6 +50,32 @@ def run_pass(
         return (on_gpu or compute)(1, batched, replicated)
 
     platforms = {"cpu": on_cpu, "tpu": on_tpu, "default": on_others}
+    return run_on_platform(platforms, kernels, name, batched, replicated, saved, pixels, hidden_features)
+
+
+def run_on_platform(
+    platforms: Mapping[str, Callable[..., Any]],
+    kernels: Kernels | None,
+    name: Pass,
+    batched: Any,
+    replicated: Any,
+    saved: Any = (),
+    pixels: int = 1,
+    hidden_features: int | None = None,
+) -> Any:
+    """Runs a pass as `platforms` says, or as a kernel on the platform of kernels that support the pass.
+
+    Args:
+        platforms: functions of (batched, replicated, saved) by platform, and a "default".
+        kernels: as in `run_pass`.
+        name: as in `run_pass`.
+        batched: as in `run_pass`.
+        replicated: as in `run_pass`.
+        saved: as in `run_pass`.
+        pixels: in a group.
+        hidden_features: as in `run_pass`.
+    """
+    x = batched[0]
     if kernels is not None and kernels.supports(name, x.shape, x.dtype, hidden_features):
 
         def run_kernel(batched: Any, replicated: Any, _: Any) -> Any:
@@ -57,5 +83,5 @@ def run_pass(
 
         if kernels.interpret:
             return run_kernel(batched, replicated, saved)
-        platforms[kernels.platform] = run_kernel
+        platforms = {**platforms, kernels.platform: run_kernel}
     return lax.platform_dependent(batched, replicated, saved, **platforms)

@@ -1,6 +1,7 @@
 from .base import Kernels as Kernels
 from .choice import GpuKernels as GpuKernels, TpuKernels as TpuKernels, kernels_for as kernels_for
 from .verification import (
+    Branch as Branch,
     KernelMode as KernelMode,
     StageShape as StageShape,
     Verification as Verification,

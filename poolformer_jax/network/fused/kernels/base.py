@@ -11,8 +11,22 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from poolformer_jax.errors import InputError
 
-Pass = Literal["pooling_residual", "pooling_gradient", "mlp_residual", "mlp_gradient"]
-"""The passes over a feature map in a block's two branches, forward and backward."""
+Pass = Literal[
+    "pooling_residual",
+    "pooling_gradient",
+    "mlp_residual",
+    "mlp_gradient",
+    "depthwise_convolution",
+    "depthwise_gradient",
+    "norm_mlp_residual",
+    "norm_mlp_gradient",
+    "norm_dense",
+    "norm_dense_gradient",
+    "layer_norm",
+    "layer_norm_gradient",
+]
+"""The passes over a feature map, forward and backward: PoolFormer's two branches; the start of a sep_conv mixer and its
+depthwise convolution; the MLP branch with layer norm and StarReLU; and other layer norms."""
 
 POOL_SIZE = 3
 TPU_IMAGES = 16  # rows in a TPU's register of bfloat16
@@ -56,7 +70,7 @@ class Kernels:
             name: the pass.
             shape: [batch, height, width, channels], the batch of all devices.
             dtype: type of the maps.
-            hidden_features: channels of the hidden layer; None for pooling.
+            hidden_features: channels of an MLP's hidden layer; None for the other passes.
         """
         raise NotImplementedError
 

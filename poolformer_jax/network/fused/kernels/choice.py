@@ -16,7 +16,7 @@ from poolformer_jax.network.fused.kernels.base import GPU_ROWS, TPU_IMAGES, Kern
 TPU_KINDS = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
 OLDEST_GPU = 8.0  # compute capability of Ampere, the first that multiplies bfloat16
 
-_WIDEST_ROW = 64  # the kernel's code is unrolled over a row's positions
+_WIDEST_ROW, _WIDEST_CONVOLVED_ROW = 64, 128  # the kernels' code is unrolled over a row's positions
 _SMALLEST_BLOCK = 16  # fewest channels that a GPU's matrix units take
 
 
@@ -44,13 +44,19 @@ class TpuKernels(Kernels):
         """As `Kernels.supports`."""
         batch, _, width, channels = shape
         per_device, rest = divmod(batch, self.shards)
+        if dtype != jnp.bfloat16 or rest or per_device < TPU_IMAGES or per_device % TPU_IMAGES:
+            return False
+        if name.startswith("depthwise"):
+            return channels >= tpu_layout.LANES and width <= _WIDEST_CONVOLVED_ROW
+        if name.startswith("layer_norm"):
+            return True
+        if name.startswith("norm_dense"):
+            return _norm_mlp_fits(channels, 2 * channels)
+        if name.startswith("norm_mlp"):
+            return hidden_features is not None and _norm_mlp_fits(channels, hidden_features)
         pixels = tpu_layout.group_size(width, channels, dtype)
         return (
-            dtype == jnp.bfloat16
-            and rest == 0
-            and per_device >= TPU_IMAGES
-            and per_device % TPU_IMAGES == 0
-            and pixels <= 2
+            pixels <= 2
             and 2 <= width // pixels <= _WIDEST_ROW
             and (hidden_features is None or _mlp_fits(channels, hidden_features, pixels))
         )
@@ -115,6 +121,12 @@ def _mlp_fits(channels: int, hidden_features: int, pixels: int) -> bool:
     from poolformer_jax.network.fused.kernels import tpu_mlp
 
     return tpu_mlp.fits(pixels * channels, pixels * hidden_features, pixels)
+
+
+def _norm_mlp_fits(channels: int, hidden_features: int) -> bool:
+    from poolformer_jax.network.fused.kernels import tpu_norm_mlp
+
+    return tpu_norm_mlp.fits(channels, hidden_features)
 
 
 def _compute_capability(device: jax.Device) -> float:

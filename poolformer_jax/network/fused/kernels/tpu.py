@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from poolformer_jax.network.fused import statistics, tpu_layout
-from poolformer_jax.network.fused.kernels import tpu_mlp, tpu_pooling
+from poolformer_jax.network.fused.kernels import (
+    tpu_depthwise,
+    tpu_mlp,
+    tpu_norm,
+    tpu_norm_dense,
+    tpu_norm_mlp,
+    tpu_pooling,
+)
 from poolformer_jax.network.fused.kernels.base import Kernels, Pass
 from poolformer_jax.network.fused.kernels.tpu_tiles import batch_first, positions_first
 from poolformer_jax.network.fused.statistics import Moments
@@ -21,7 +28,11 @@ from poolformer_jax.network.fused.statistics import Moments
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
 _PerChannel = Float[Array, " c"]
+_WindowKernel = Float[Array, "k k 1 c"]
 _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]
+
+_NormDense = tuple[Float[Array, ""], Any]
+_NormMlp = tuple[Float[Array, ""], _PerChannel, Any]
 
 
 def pooling_residual(
@@ -95,6 +106,117 @@ def mlp_gradient(
     return (batch_first(dx, pixels), dmoments), dweights
 
 
+def depthwise_convolution(
+    kernels: Kernels, _: int, batched: tuple[_Map], kernel: _WindowKernel
+) -> tuple[_Map, tuple[()]]:
+    """`functional.depthwise_convolution` of (x)."""
+    (x,) = batched
+    y, _, _ = kernels.run_on_shards(
+        partial(tpu_depthwise.forward, interpret=kernels.interpret), (positions_first(x, 1),), (), (kernel,), 2
+    )
+    return batch_first(y, 1), ()
+
+
+def depthwise_gradient(
+    kernels: Kernels, _: int, batched: tuple[_Map, _Map], kernel: _WindowKernel
+) -> tuple[_Map, _WindowKernel]:
+    """The gradients of `depthwise_convolution` by x and by the kernel; the arrays are x and the gradient of y."""
+    maps = tuple(positions_first(z, 1) for z in batched)
+    dx, _, dkernel = kernels.run_on_shards(
+        partial(tpu_depthwise.backward, interpret=kernels.interpret), maps, (), (kernel,), batch_axis=2
+    )
+    return batch_first(dx, 1), dkernel
+
+
+def norm_mlp_residual(
+    kernels: Kernels, _: int, batched: tuple[_Map, _PerImage], parameters: _NormMlp
+) -> tuple[_Map, tuple[()]]:
+    """`norm_mlp.norm_mlp_residual` of (x, keep)."""
+    x, keep = batched
+    y, _, _ = kernels.run_on_shards(
+        partial(tpu_norm_mlp.forward, interpret=kernels.interpret),
+        (positions_first(x, 1),),
+        (keep,),
+        _norm_mlp_parameters(parameters),
+        batch_axis=2,
+    )
+    return batch_first(y, 1), ()
+
+
+def norm_mlp_gradient(
+    kernels: Kernels, _: int, batched: tuple[_Map, _PerImage, _Map], parameters: _NormMlp
+) -> tuple[_Map, tuple[_PerChannel, _Weights]]:
+    """The gradients of `norm_mlp_residual` by x, trunk and weights; the arrays are x, keep and the gradient of y."""
+    x, keep, dy = batched
+    dx, _, (dtrunk, *dweights) = kernels.run_on_shards(
+        partial(tpu_norm_mlp.backward, interpret=kernels.interpret),
+        (positions_first(x, 1), positions_first(dy, 1)),
+        (keep,),
+        _norm_mlp_parameters(parameters),
+        batch_axis=2,
+    )
+    return batch_first(dx, 1), (dtrunk, type(parameters[2])(*dweights))
+
+
+def norm_dense(
+    kernels: Kernels, _: int, batched: tuple[_Map], parameters: _NormDense
+) -> tuple[Float[Array, "b h w hidden"], tuple[()]]:
+    """The first result of `norm_dense.norm_dense` of (x)."""
+    (x,) = batched
+    hidden, _, _ = kernels.run_on_shards(
+        partial(tpu_norm_dense.forward, interpret=kernels.interpret),
+        (positions_first(x, 1),),
+        (),
+        _norm_dense_parameters(parameters),
+        batch_axis=2,
+    )
+    return batch_first(hidden, 1), ()
+
+
+def norm_dense_gradient(
+    kernels: Kernels, _: int, batched: tuple[_Map, _Map, Float[Array, "b h w hidden"]], parameters: _NormDense
+) -> tuple[_Map, Any]:
+    """The gradients of `norm_dense` by x and by the weights; the arrays are x and the gradients of x and hidden."""
+    dx, _, dweights = kernels.run_on_shards(
+        partial(tpu_norm_dense.backward, interpret=kernels.interpret),
+        tuple(positions_first(z, 1) for z in batched),
+        (),
+        _norm_dense_parameters(parameters),
+        batch_axis=2,
+    )
+    return batch_first(dx, 1), type(parameters[1])(*dweights)
+
+
+def layer_norm(kernels: Kernels, _: int, batched: tuple[_Map], parameters: tuple[Array, ...]) -> tuple[_Map, tuple[()]]:
+    """`norm.layer_norm` of (x)."""
+    (x,) = batched
+    y, _, _ = kernels.run_on_shards(
+        partial(tpu_norm.forward, interpret=kernels.interpret), (positions_first(x, 1),), (), parameters, batch_axis=2
+    )
+    return batch_first(y, 1), ()
+
+
+def layer_norm_gradient(
+    kernels: Kernels, _: int, batched: tuple[_Map, ...], parameters: tuple[Array, ...]
+) -> tuple[_Map, tuple[_PerChannel, _PerChannel]]:
+    """`norm.layer_norm_gradient`; the arrays are x, the gradient of y, and maybe another gradient of x."""
+    maps = tuple(positions_first(z, 1) for z in batched)
+    dx, _, gradients = kernels.run_on_shards(
+        partial(tpu_norm.backward, interpret=kernels.interpret), maps, (), parameters, batch_axis=2
+    )
+    return batch_first(dx, 1), gradients
+
+
+def _norm_dense_parameters(parameters: _NormDense) -> tuple[Array, ...]:
+    epsilon, (kernel, *vectors) = parameters
+    return epsilon, kernel.astype(jnp.bfloat16), *(vector.astype(jnp.float32) for vector in vectors)
+
+
+def _norm_mlp_parameters(parameters: _NormMlp) -> tuple[Array, ...]:
+    epsilon, trunk, weights = parameters
+    return epsilon, trunk.astype(jnp.float32), *_grouped_weights(weights, 1)
+
+
 def _scale(gain: _PerChannel, per_image: _PerImage, pixels: int) -> Float[Array, "b c2"]:
     return per_image[:, None] * tpu_layout.tile_channels(gain, pixels)
 
@@ -129,4 +251,12 @@ PASSES: Mapping[Pass, Callable[[Kernels, int, Any, Any], tuple[Any, Any]]] = {
     "pooling_gradient": pooling_gradient,
     "mlp_residual": mlp_residual,
     "mlp_gradient": mlp_gradient,
+    "depthwise_convolution": depthwise_convolution,
+    "depthwise_gradient": depthwise_gradient,
+    "norm_mlp_residual": norm_mlp_residual,
+    "norm_mlp_gradient": norm_mlp_gradient,
+    "norm_dense": norm_dense,
+    "norm_dense_gradient": norm_dense_gradient,
+    "layer_norm": layer_norm,
+    "layer_norm_gradient": layer_norm_gradient,
 }

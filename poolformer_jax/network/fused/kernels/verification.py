@@ -21,10 +21,14 @@ from jaxtyping import Array
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.errors import InputError
 from poolformer_jax.messages import short_repr
-from poolformer_jax.network.functional import gelu
+from poolformer_jax.network.functional import EPSILON, gelu
 from poolformer_jax.network.fused import block
+from poolformer_jax.network.fused.depthwise_convolution import convolve_depthwise, depthwise_gradient
 from poolformer_jax.network.fused.kernels.base import GPU_ROWS, POOL_SIZE, TPU_IMAGES, Kernels, Pass
 from poolformer_jax.network.fused.kernels.choice import kernels_for
+from poolformer_jax.network.fused.norm import layer_norm, layer_norm_gradient
+from poolformer_jax.network.fused.norm_dense import NormDenseWeights, norm_dense, norm_dense_gradient
+from poolformer_jax.network.fused.norm_mlp import norm_mlp_gradient, norm_mlp_residual
 from poolformer_jax.network.fused.statistics import Moments, moments_of
 
 KernelMode = Literal["auto", "on", "off"]
@@ -33,18 +37,47 @@ KernelMode = Literal["auto", "on", "off"]
 TOLERANCE = 0.1
 """The largest distance to XLA's result at which kernels are used, relative to the norm of that result."""
 
-_FORWARD: tuple[Pass, ...] = ("pooling_residual", "mlp_residual")
-_BACKWARD: tuple[Pass, ...] = ("pooling_gradient", "mlp_gradient")
+Branch = Literal["pooling", "mlp", "sep_conv", "norm_mlp", "layer_norm"]
+"""What kernels compute of a stage: PoolFormer's two branches, a sep_conv mixer up to its convolution, the MLP branch of
+the second paper, and layer norms."""
+
+_FORWARD: dict[Pass, Branch] = {
+    "pooling_residual": "pooling",
+    "mlp_residual": "mlp",
+    "norm_dense": "sep_conv",
+    "depthwise_convolution": "sep_conv",
+    "norm_mlp_residual": "norm_mlp",
+    "layer_norm": "layer_norm",
+}
+_BACKWARD: dict[Pass, Branch] = {
+    "pooling_gradient": "pooling",
+    "mlp_gradient": "mlp",
+    "norm_dense_gradient": "sep_conv",
+    "depthwise_gradient": "sep_conv",
+    "norm_mlp_gradient": "norm_mlp",
+    "layer_norm_gradient": "layer_norm",
+}
+_BRANCHES = _FORWARD | _BACKWARD
+_WINDOW, _EXPANSION = 7, 2  # of depthwise convolutions: the window's side, and channels per channel of the stage
 _LARGEST_SIDE = 56  # of a map: the first stage's at 224 pixels
 
 
 class StageShape(NamedTuple):
-    """The feature maps of a stage, and the hidden layer of its MLPs."""
+    """The feature maps of a stage, the hidden layer of its MLPs, and the parts of its blocks that kernels may compute.
+
+    Attributes:
+        height: of the maps.
+        width: of the maps.
+        channels: of the maps; a depthwise convolution has twice as many.
+        hidden_features: channels of the hidden layer.
+        branches: the parts of a block.
+    """
 
     height: int
     width: int
     channels: int
     hidden_features: int
+    branches: tuple[Branch, ...] = ("pooling", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +142,8 @@ def choose_kernels(
                 "Expected bfloat16 on TPUs v5e or v6e or on NVIDIA GPUs from Ampere on; or kernels='auto'."
             )
         return kernels, None
-    if kernels is None or not stages:
+    names = (*_FORWARD, *(_BACKWARD if gradients else ()))
+    if kernels is None or not any(_supported(kernels, name, stage) for name in names for stage in stages):
         return None, None
     verification = agree(verify_kernels(kernels, stages, gradients=gradients))
     return (None if verification.problem else kernels), verification
@@ -130,19 +164,17 @@ def verify_kernels(kernels: Kernels, stages: Sequence[StageShape], *, gradients:
     mesh = Mesh(np.asarray(devices), ("batch",))
     kernels = dataclasses.replace(kernels, mesh=mesh, batch_axes=mesh.axis_names)
     maps = [_small_map(stage) for stage in stages]
-    random_inputs = functools.cache(lambda index: _random_inputs(maps[index], mesh))
+    random_inputs = functools.cache(lambda index, branch: _random_inputs(maps[index], branch, mesh))
     compute = _compiled_differences(devices[0].platform)
     largest = Verification()
     for name in (*_FORWARD, *(_BACKWARD if gradients else ())):
         try:
-            supported = [
-                i for i, stage in enumerate(maps) if _supports(kernels, name, stage, _images(stage) * mesh.size)
-            ]
+            supported = [i for i, stage in enumerate(maps) if _supported(kernels, name, stage)]
             if not supported:
                 continue
             with jax.set_mesh(mesh):
                 # Waits for the devices, whose errors count too.
-                differences = np.asarray(compute(name, kernels, [random_inputs(index) for index in supported]))
+                differences = np.asarray(compute(name, kernels, [random_inputs(i, _BRANCHES[name]) for i in supported]))
         # Of any type: there is no compiler, the compiler rejects a kernel, or a device fails.
         except Exception as error:
             return Verification(math.inf, name, f"{name} cannot run: {type(error).__name__}: {error}")
@@ -156,20 +188,29 @@ def verify_kernels(kernels: Kernels, stages: Sequence[StageShape], *, gradients:
 
 
 def stages_without_kernels(kernels: Kernels, stages: Sequence[StageShape], images: int) -> list[int]:
-    """The stages whose MLPs XLA computes because of the number of images; with another number kernels would.
+    """The stages that XLA computes because of the number of images; with another number kernels would.
 
     Args:
         kernels: with the mesh that shares the images.
         stages: the network's.
         images: on all devices at a time.
     """
-    name: Pass = "mlp_residual"  # the pass that both kinds of kernels have
     return [
         index
         for index, stage in enumerate(stages)
-        if _supports(kernels, name, stage, _images(stage) * kernels.shards)
-        and not _supports(kernels, name, stage, images)
+        if any(_supported(kernels, name, stage) and not _supports(kernels, name, stage, images) for name in _FORWARD)
     ]
+
+
+class _SepConvInputs(NamedTuple):
+    """What the passes of a sep_conv mixer take: feature maps, maps after its first layer, parameters and gradients."""
+
+    x: Array
+    dx: Array
+    hidden: Array
+    dhidden: Array
+    weights: NormDenseWeights
+    kernel: Array
 
 
 class _Inputs(NamedTuple):
@@ -194,14 +235,24 @@ def _images(stage: StageShape) -> int:
     return math.lcm(TPU_IMAGES, 2 * GPU_ROWS // math.gcd(2 * GPU_ROWS, stage.height * stage.width))
 
 
+def _supported(kernels: Kernels, name: Pass, stage: StageShape) -> bool:
+    """Whether kernels compute this pass of the stage for some number of images."""
+    return _supports(kernels, name, stage, _images(stage) * kernels.shards)
+
+
 def _supports(kernels: Kernels, name: Pass, stage: StageShape, images: int) -> bool:
-    hidden_features = stage.hidden_features if name.startswith("mlp") else None
-    return kernels.supports(name, (images, *stage[:3]), jnp.bfloat16, hidden_features)
+    height, width, channels, hidden, branches = stage
+    if _BRANCHES[name] not in branches:
+        return False
+    if name.startswith("depthwise"):
+        channels *= _EXPANSION
+    hidden_features = hidden if _BRANCHES[name] in ("mlp", "norm_mlp") else None
+    return kernels.supports(name, (images, height, width, channels), jnp.bfloat16, hidden_features)
 
 
-def _random_inputs(stage: StageShape, mesh: Mesh) -> _Inputs:
+def _random_inputs(stage: StageShape, branch: Branch, mesh: Mesh) -> _Inputs | _SepConvInputs:
     """Inputs of ordinary size; every device gets the same images."""
-    height, width, channels, hidden = stage
+    height, width, channels, hidden, _ = stage
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -213,7 +264,17 @@ def _random_inputs(stage: StageShape, mesh: Mesh) -> _Inputs:
         return sharded
 
     images = _images(stage)
-    x, y, dy = (batch(normal(images, height, width, channels).astype(jnp.bfloat16)) for _ in range(3))
+
+    def random_map(channels: int) -> Array:
+        return batch(normal(images, height, width, channels).astype(jnp.bfloat16))
+
+    if branch == "sep_conv":
+        wide = _EXPANSION * channels
+        first = normal(channels, wide) / np.sqrt(channels, dtype=np.float32), *(normal(wide) for _ in range(3))
+        *first, kernel = jax.device_put((*first, normal(_WINDOW, _WINDOW, 1, wide)), NamedSharding(mesh, P()))
+        maps = [random_map(size) for size in (channels, channels, wide, wide)]
+        return _SepConvInputs(maps[0], maps[1], maps[2], maps[3], NormDenseWeights(*first), kernel)
+    x, y, dy = (random_map(channels) for _ in range(3))
     keep = batch(rng.choice([0, 1.25], images).astype(np.float32))
     dmoments = Moments(batch(normal(images)), batch(normal(images)))
     parameters = (
@@ -233,14 +294,25 @@ def _compiled_differences(platform: str) -> jax.stages.Wrapped:
     return jax.jit(_differences, static_argnums=(0, 1), compiler_options=compiler_options(platform))
 
 
-def _differences(name: Pass, kernels: Kernels, inputs: list[_Inputs]) -> Array:
+def _differences(name: Pass, kernels: Kernels, inputs: list[_Inputs | _SepConvInputs]) -> Array:
     """The largest relative distance between the results with kernels and by XLA, for each of `inputs`."""
     pairs = [(_run_pass(name, kernels, one), _run_pass(name, None, one)) for one in inputs]
     return jnp.asarray([jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(_distance, *pair)))) for pair in pairs])
 
 
-def _run_pass(name: Pass, kernels: Kernels | None, inputs: _Inputs) -> Any:
+def _run_pass(name: Pass, kernels: Kernels | None, inputs: _Inputs | _SepConvInputs) -> Any:
+    if isinstance(inputs, _SepConvInputs):
+        return _run_sep_conv(name, kernels, inputs)
     x, y, keep, gain, weights, cotangents = inputs
+    if name == "layer_norm":
+        return layer_norm(kernels, EPSILON, x, (gain, weights.bias2))
+    if name == "layer_norm_gradient":
+        return layer_norm_gradient(kernels, EPSILON, (x, (gain, weights.bias2)), cotangents[0], y)
+    if name == "norm_mlp_residual":
+        return norm_mlp_residual(kernels, EPSILON, x, keep, (gain, weights))
+    if name == "norm_mlp_gradient":
+        dx, _, dparameters = norm_mlp_gradient(kernels, EPSILON, (x, keep, (gain, weights)), cotangents[0])
+        return dx, dparameters
     x_moments = moments_of(x)
     if name == "pooling_residual":
         return block.pooling_residual(POOL_SIZE, x, x_moments, gain, keep, kernels)
@@ -251,6 +323,17 @@ def _run_pass(name: Pass, kernels: Kernels | None, inputs: _Inputs) -> Any:
         dx, dmoments, dgain, _ = block.pooling_gradient(POOL_SIZE, kernels, (batch, gain, outputs), cotangents)
         return dx, dmoments.variance, dgain  # the gradient of the mean is zero
     return block.mlp_gradient(gelu, kernels, (batch, weights, outputs, ()), cotangents)[:3]
+
+
+def _run_sep_conv(name: Pass, kernels: Kernels | None, inputs: _SepConvInputs) -> Any:
+    x, dx, hidden, dhidden, weights, kernel = inputs
+    if name == "norm_dense":
+        return norm_dense(kernels, EPSILON, x, weights)[0]
+    if name == "norm_dense_gradient":
+        return norm_dense_gradient(kernels, EPSILON, (x, weights), (dhidden, dx))
+    if name == "depthwise_convolution":
+        return convolve_depthwise(hidden, kernel, kernels)
+    return depthwise_gradient(kernels, (hidden, kernel), dhidden)
 
 
 def _distance(found: Array, exact: Array) -> Array:

@@ -1,0 +1,192 @@
+"""The TPU's kernels for ConvFormer and CAFormer compute what XLA does: depthwise convolutions, and MLPs with norms.
+
+Pallas interprets the kernels here, and lowers them as for a TPU.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
+from poolformer_jax.network import kernel_stages
+from poolformer_jax.network.functional import depthwise_convolution
+from poolformer_jax.network.fused import (
+    MlpWeights,
+    NormDenseWeights,
+    choose_kernels,
+    convolve_depthwise,
+    layer_norm_and_input,
+    norm_dense,
+    norm_mlp_residual,
+)
+from poolformer_jax.network.fused.kernels import tpu_depthwise, tpu_norm_mlp, verification
+from small_networks import distance, random_variables
+
+INTERPRETED = TpuKernels(interpret=True)
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
+def normal(*shape, seed=0, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+
+
+def value_and_gradients(function, dy, *arguments):
+    @jax.jit
+    def run(*arguments):
+        y, vjp = jax.vjp(function, *arguments)
+        return y, vjp(jax.tree.map(lambda dy, y: dy.astype(y.dtype), dy, y))
+
+    return run(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "tile_rows"), [((16, 3, 9, 128), 3, 1), slow((32, 9, 17, 192), 7, 3), slow((16, 2, 3, 128), 7, 2)]
+)
+def test_depthwise_kernels_compute_the_convolution_and_its_gradients(shape, size, tile_rows, monkeypatch):
+    monkeypatch.setattr(tpu_depthwise, "_TILE_BYTES", tile_rows * shape[2] * 16 * 128 * 2)
+    jax.clear_caches()
+    x, kernel, dy = normal(*shape, dtype=jnp.bfloat16), normal(size, size, 1, shape[3]), normal(*shape, seed=1)
+    dy = dy.astype(jnp.bfloat16).astype(jnp.float32)
+    found = value_and_gradients(partial(convolve_depthwise, kernels=INTERPRETED), dy, x, kernel)
+    exact = value_and_gradients(depthwise_convolution, dy, x.astype(jnp.float32), kernel)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact)):
+        assert distance(one, other) < 2**-9  # the rounding of the results to bfloat16
+
+
+@pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
+def test_mlp_kernels_are_as_near_to_float32_as_xla(shape, monkeypatch):
+    monkeypatch.setattr(tpu_norm_mlp, "_HIDDEN_NUMBERS", 32 * 2 * shape[3])  # several tiles
+    channels, hidden = shape[3], 2 * shape[3]
+    weights = MlpWeights(
+        normal(channels, hidden) / channels**0.5,
+        normal(hidden),
+        normal(hidden, channels) / hidden**0.5,
+        normal(channels),
+    )
+    parameters = normal(channels, seed=1), weights
+    keep = jnp.asarray(np.arange(shape[0]) % 3 * 0.75, jnp.float32)
+
+    def run(kernels, dtype):
+        x, dy = (normal(*shape, seed=seed, dtype=jnp.bfloat16).astype(dtype) for seed in (2, 3))
+        return value_and_gradients(partial(norm_mlp_residual, kernels, 1e-6), dy, x + 1, keep, parameters)
+
+    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
+    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
+        if np.any(three):  # keep is a constant
+            assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
+        else:
+            assert not np.any(one)
+
+
+@pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
+def test_kernels_for_the_start_of_a_sep_conv_mixer_are_as_near_to_float32_as_xla(shape, monkeypatch):
+    monkeypatch.setattr(tpu_norm_mlp, "_HIDDEN_NUMBERS", 32 * 2 * shape[3])  # several tiles
+    channels, hidden = shape[3], 2 * shape[3]
+    vectors = (normal(hidden, seed=seed) for seed in range(3))
+    weights = NormDenseWeights(normal(channels, hidden) / channels**0.5, *vectors)
+
+    def run(kernels, dtype):
+        x, dtrunk = (normal(*shape, seed=seed, dtype=jnp.bfloat16).astype(dtype) for seed in (2, 3))
+        dhidden = normal(*shape[:3], hidden, dtype=jnp.bfloat16).astype(dtype)
+        return value_and_gradients(partial(norm_dense, kernels, 1e-6), (dhidden, dtrunk), x + 1, weights)
+
+    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
+    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
+        assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
+def test_layer_norm_kernels_are_as_near_to_float32_as_xla(shape):
+    parameters = normal(shape[3]), normal(shape[3], seed=1)
+
+    def run(kernels, dtype):
+        x, dy, dtrunk = (normal(*shape, seed=seed, dtype=jnp.bfloat16).astype(dtype) for seed in (2, 3, 4))
+        function = partial(layer_norm_and_input, kernels, 1e-6)
+        return value_and_gradients(function, (dy, dtrunk), x + 1, parameters)
+
+    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
+    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
+        assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
+
+
+CAFORMER = PoolFormerConfig.from_variant(
+    "caformer_s18",
+    depths=(1, 1),
+    hidden_sizes=(64, 64),
+    patch_sizes=(7, 3),
+    strides=(4, 2),
+    padding=(2, 1),
+    token_mixers=("sep_conv", "attention"),
+    residual_scale_init_values=(None, 1.0),
+    drop_path_rate=0.3,
+    num_labels=7,
+)
+PIXELS = np.random.default_rng(0).standard_normal((16, 16, 16, 3), np.float32)
+
+
+def test_blocks_of_a_caformer_use_their_kernels_on_a_tpu():
+    shapes = jax.eval_shape(PoolFormerForImageClassification(CAFORMER).init, jax.random.key(0), PIXELS)
+
+    def loss(variables):
+        model = PoolFormerForImageClassification(CAFORMER, dtype=jnp.bfloat16, kernels=TpuKernels())
+        return model.apply(variables, PIXELS, jnp.zeros(16, int)).loss
+
+    program = jax.export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(shapes).mlir_module()
+    # Two MLPs, the start of a sep_conv mixer and its convolution, and three other norms; each forward and backward.
+    assert program.count("tpu_custom_call") == 2 * (2 + 2 + 3)
+
+
+@pytest.mark.slow
+def test_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks():
+    _, variables = random_variables(CAFORMER)
+
+    def gradient(kernels, dtype, fused=True):
+        model = PoolFormerForImageClassification(CAFORMER, dtype=dtype, kernels=kernels, fused=fused)
+
+        def loss(variables):
+            rngs = {"dropout": jax.random.key(0)}
+            return model.apply(variables, PIXELS, jnp.arange(16) % 7, train=True, rngs=rngs).loss
+
+        assert ("pallas_call" in str(jax.make_jaxpr(jax.grad(loss))(variables))) == (kernels is not None)
+        return jax.jit(jax.grad(loss))(variables)
+
+    exact, plain = gradient(None, jnp.float32, fused=False), gradient(None, jnp.bfloat16, fused=False)
+    assert distance(gradient(INTERPRETED, jnp.bfloat16), exact) < 1.1 * distance(plain, exact)
+
+
+def test_the_passes_of_every_stage_of_a_caformer_are_compared(monkeypatch):
+    compared = {}
+
+    def record(name, kernels, inputs):
+        compared[name] = [one.x.shape[1:] for one in inputs]
+        return np.zeros(len(inputs))
+
+    monkeypatch.setattr(verification, "_compiled_differences", lambda platform: record)
+    monkeypatch.setattr(verification, "kernels_for", lambda mesh, batch_axes: TpuKernels(mesh, batch_axes))
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    stages = kernel_stages(CAFORMER, (16, 16), train=True)
+    kernels, _ = choose_kernels("auto", mesh, ("data",), jnp.bfloat16, stages, gradients=True)
+    assert kernels is not None
+    of_first_stage, of_both_stages = [(4, 4, 64)], [(4, 4, 64), (2, 2, 64)]
+    assert compared == {
+        "norm_dense": of_first_stage,
+        "norm_dense_gradient": of_first_stage,
+        "depthwise_convolution": of_first_stage,
+        "depthwise_gradient": of_first_stage,
+        "norm_mlp_residual": of_both_stages,
+        "norm_mlp_gradient": of_both_stages,
+        "layer_norm": of_both_stages,
+        "layer_norm_gradient": of_both_stages,
+    }
+
+
+def test_a_gpu_without_kernels_for_a_network_leaves_it_to_xla(monkeypatch):
+    """Otherwise inference would compute the network as trained instead of the folded one."""
+    monkeypatch.setattr(verification, "kernels_for", lambda mesh, batch_axes: GpuKernels(mesh, batch_axes))
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    stages = kernel_stages(CAFORMER, (16, 16), train=False)
+    assert choose_kernels("auto", mesh, ("data",), jnp.bfloat16, stages, gradients=False) == (None, None)
