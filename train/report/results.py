@@ -102,6 +102,7 @@ def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{_file_name(_label_text(source, example))}-{index}.png"
+        path.unlink(missing_ok=True)  # a link there would lead to another file
         picture.save(path)
         paths.append(path)
     return paths

@@ -69,9 +69,11 @@ def test_examples_do_not_change_other_files_in_their_folder(tmp_path, count):
     for path in (tmp_path / "mine.png", tmp_path / "mine" / "text"):
         path.write_text("dear to me")
     source = ArraySource(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), ("a", "b"), ("cat", "dog"))
+    (tmp_path / "cat-0.png").symlink_to(tmp_path / "mine.png")
     for _ in range(2):
         assert len(write_examples(tmp_path, source, count)) == count
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2 + count
+    assert (tmp_path / "mine.png").read_text() == "dear to me"
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2 + max(count, 1)
 
 
 @pytest.mark.parametrize(("shape", "mode"), [((9, 8), "L"), ((9, 8, 1), "L"), ((3, 4, 3), "RGB"), ((9, 8, 3), "RGB")])
