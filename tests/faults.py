@@ -1,4 +1,4 @@
-"""One I/O error at the n-th call of the system that changes a folder: opening, renaming, making, removing, syncing."""
+"""One I/O error at the n-th call of the system that changes a folder, and what a loss of power would drop."""
 
 import os
 import sys
@@ -53,3 +53,40 @@ def failing(folder: Path, fails_at: int) -> Iterator[Faults]:
     finally:
         os.fsync = _fsync
         _active.remove(faults)
+
+
+class Disk:
+    """Which bytes of which files are on the disk: those before the last fsync of the file; names by its folder's."""
+
+    def __init__(self, patch):
+        self.synced: dict[int, bytes | list[str]] = {}
+        self.renamed: list[Path] = []
+        fsync, replace, rename = os.fsync, Path.replace, Path.rename
+
+        def recorded_fsync(descriptor):
+            fsync(descriptor)
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            self.synced[path.stat().st_ino] = self.content(path)
+
+        def recorded(move):
+            def recorded_move(path, target):
+                if not Path(target).name.startswith((".", "old", "done")) and "old" not in Path(target).parts:
+                    self.check(path)
+                    self.renamed.append(Path(target))
+                return move(path, target)
+
+            return recorded_move
+
+        patch.setattr(os, "fsync", recorded_fsync)
+        patch.setattr(Path, "replace", recorded(replace))
+        patch.setattr(Path, "rename", recorded(rename))
+
+    def content(self, path):
+        if path.is_file():
+            return path.read_bytes()
+        return sorted(inside.name for inside in path.iterdir() if not inside.name.startswith("."))
+
+    def check(self, path):
+        """Fails if a loss of power would drop a part of `path`."""
+        for part in (path, *path.rglob("*")):
+            assert self.synced.get(part.stat().st_ino) == self.content(part), f"{part} is not on the disk"

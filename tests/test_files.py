@@ -1,7 +1,6 @@
 """Files and model folders are whole after an I/O error, a kill and a loss of power, and nothing temporary stays."""
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from faults import failing
+from faults import Disk, failing
 from paths import ROOT
 from poolformer_jax import PoolFormerForImageClassification, load_pretrained, save_pretrained
 from poolformer_jax.files import write_json
@@ -68,43 +67,6 @@ def test_a_staging_folder_of_a_stranger_reads_and_removes_nothing_outside(tmp_pa
     save(folder)
     assert content(outside) == before
     assert not (folder / "y").exists()
-
-
-class Disk:
-    """Which bytes of which files are on the disk: those before the last fsync of the file; names by its folder's."""
-
-    def __init__(self, patch):
-        self.synced: dict[int, bytes | list[str]] = {}
-        self.renamed: list[Path] = []
-        fsync, replace, rename = os.fsync, Path.replace, Path.rename
-
-        def recorded_fsync(descriptor):
-            fsync(descriptor)
-            path = Path(f"/proc/self/fd/{descriptor}").readlink()
-            self.synced[path.stat().st_ino] = self.content(path)
-
-        def recorded(move):
-            def recorded_move(path, target):
-                if not Path(target).name.startswith((".", "old", "done")) and "old" not in Path(target).parts:
-                    self.check(path)
-                    self.renamed.append(Path(target))
-                return move(path, target)
-
-            return recorded_move
-
-        patch.setattr(os, "fsync", recorded_fsync)
-        patch.setattr(Path, "replace", recorded(replace))
-        patch.setattr(Path, "rename", recorded(rename))
-
-    def content(self, path):
-        if path.is_file():
-            return path.read_bytes()
-        return sorted(inside.name for inside in path.iterdir() if not inside.name.startswith("."))
-
-    def check(self, path):
-        """Fails if a loss of power would drop a part of `path`."""
-        for part in (path, *path.rglob("*")):
-            assert self.synced.get(part.stat().st_ino) == self.content(part), f"{part} is not on the disk"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from poolformer_jax.files import sync
 from train.data.config import ProblemType
 from train.data.fingerprint import (
     Fingerprint,
@@ -108,7 +109,10 @@ def _pack(
     write_missing(config, sources, shards, work, on_progress)
     write_metadata(config, sources, shards, work)
     write_fingerprint(work, fingerprint | file_sizes(sources, config.threads))
+    for path in (*work.rglob("*"), work):  # TFDS does not sync its metadata
+        sync(path)
     work.rename(config.folder)
+    sync(config.folder.parent)
 
 
 def _result(config: PrepareConfig, sources: Mapping[str, Source], was_packed: bool) -> Prepared:

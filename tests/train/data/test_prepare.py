@@ -16,6 +16,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from faults import Disk
 from paths import ROOT
 from poolformer_jax.errors import InputError
 from train.command_line import main
@@ -67,6 +68,15 @@ def test_what_tfds_reads_back_are_the_files_themselves(tmp_path):
             wanted = files[index]
             name = str(Path(wanted["id"]).relative_to(tmp_path / "photos"))
             assert (found[name]["image"], found[name]["label"]) == (wanted["image"], wanted["label"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
+def test_a_loss_of_power_drops_nothing_of_a_packed_data_set(tmp_path, monkeypatch):
+    config = write_folder(tmp_path, classes=2, images=3)
+    disk = Disk(monkeypatch)
+    prepare_data(config)
+    assert config.folder in disk.renamed
+    assert disk.synced[config.folder.parent.stat().st_ino] == ["1.0.0"]
 
 
 def test_packed_data_sets_are_shuffled_into_shards(tmp_path):
