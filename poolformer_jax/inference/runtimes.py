@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def load_openvino(network: Path | bytes, numbers: bytes = b"") -> _Run:
     at a time when it is first used.
     """
     openvino = import_runtime("openvino")
-    core, cores = openvino.Core(), available_cores()
+    core, cores, lock = openvino.Core(), available_cores(), threading.Lock()
     read = core.read_model(network, numbers) if isinstance(network, bytes) else core.read_model(network)
 
     @functools.cache
@@ -176,18 +177,20 @@ def load_openvino(network: Path | bytes, numbers: bytes = b"") -> _Run:
         images = len(pixels)
         streams = min(images, cores)
         parts = np.split(pixels, images // largest_divisor(images, min(images // streams, _IMAGES_PER_STREAM)))
-        queue, results = compiled(parts[0].shape, streams), {}
-        if len(parts) == 1:  # without waking another thread
-            queue[0].infer([pixels], share_inputs=True)
-            return np.array(queue[0].get_tensor(output).data)
+        results = {}
 
         def keep(request: Any, part: int) -> None:
             results[part] = np.array(request.get_tensor(output).data)
 
-        queue.set_callback(keep)
-        for part, some in enumerate(parts):
-            queue.start_async([some], part, share_inputs=True)
-        queue.wait_all()
+        with lock:  # requests and the callback belong to one batch until it is computed
+            queue = compiled(parts[0].shape, streams)
+            if len(parts) == 1:  # without waking another thread
+                queue[0].infer([pixels], share_inputs=True)
+                return np.array(queue[0].get_tensor(output).data)
+            queue.set_callback(keep)
+            for part, some in enumerate(parts):
+                queue.start_async([some], part, share_inputs=True)
+            queue.wait_all()
         return np.concatenate([results[part] for part in range(len(parts))])
 
     return run

@@ -1,6 +1,7 @@
 """ImageClassifier in another runtime gives JAX's labels, from a file that is exported and compared once."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import jax
@@ -55,6 +56,17 @@ def test_labels_order_and_errors_are_those_of_jax(runtime, expected):
     assert isinstance(results.pop(1), ImageError)
     check_same(results, expected)
     check_same([classifier(PHOTOGRAPHS[0], top_k=7)], expected[:1])
+
+
+@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+def test_threads_that_share_a_classifier_each_get_the_answer_for_their_image(runtime):
+    if find_spec(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=1, runtime=runtime)
+    images = [np.full((64, 64, 3), value, np.uint8) for value in (0, 80, 160, 240)]
+    expected = [classifier(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(classifier, images * 25)) == expected * 25
 
 
 @pytest.mark.slow
