@@ -62,7 +62,7 @@ class PoolFormerImageProcessor(SavedAsJson):
         image_mean: per channel; three values for an RGB input, one for a greyscale input. A number is used for all
             channels.
         image_std: per channel.
-        do_convert_rgb: `preprocess` puts transparent Pillow images and arrays on white, as in `transformers`. By
+        do_convert_rgb: put transparent Pillow images and arrays on white, as in `transformers`. By
             default transparency is dropped. All images are converted to the network's channels in any case.
 
     Raises:
@@ -203,13 +203,36 @@ class PoolFormerImageProcessor(SavedAsJson):
         pixels = self.resize_and_crop(eight_bits, input_data_format="channels_last")
         return self.normalize((pixels * (1 / 255)).astype(np.float32) if multiplied else pixels)
 
+    def read(self, image: ImageLike, input_data_format: str | None = None) -> Image.Image:
+        """One picture before it is resized, for which `preprocess` gives the same result.
+
+        Args:
+            image: what `preprocess` takes as one picture, except for arrays that have no 8-bit form: with
+                do_rescale=False floats from 0 to 1, and with do_resize=False all but whole numbers from 0 to 255.
+            input_data_format: as in `preprocess`.
+
+        Raises:
+            ImageError: if the picture cannot be read.
+        """
+        if self.do_convert_rgb:
+            image, input_data_format = on_white(image, input_data_format)
+        array = unscaled_array(image, input_data_format, self.do_rescale)
+        if array is not None:
+            (image, multiplied), input_data_format = to_8_bits(array), "channels_last"
+            if multiplied or not (self.do_resize or np.array_equal(image, array)):
+                raise ImageError(
+                    f"An image array has values from {array.min():.9g} to {array.max():.9g}. Expected whole numbers "
+                    "from 0 to 255, because batches hold 8 bits; or call the model with what `preprocess` returns."
+                )
+        return read_image(image, self.num_channels, input_data_format)
+
     def resize_and_crop(
         self, image: ImageLike, *, input_data_format: str | None = None, to_even: bool = False
     ) -> UInt8[np.ndarray, "h w c"]:
         """One picture resized and cropped, still in 8 bits, for a device that normalises it.
 
         Args:
-            image: the picture.
+            image: the picture, as in `read`.
             input_data_format: as in `preprocess`.
             to_even: a crop that would begin at half a pixel begins at the even one, as in torchvision and timm, and not
                 at the one before, as in transformers.
@@ -217,7 +240,7 @@ class PoolFormerImageProcessor(SavedAsJson):
         Raises:
             ImageError: if the picture cannot be read, or is too long and thin to be resized.
         """
-        picture = read_image(image, self.num_channels, input_data_format)
+        picture = self.read(image, input_data_format)
         if self.do_resize:
             picture = self._resize(picture)
         pixels = np.asarray(picture)

@@ -82,7 +82,7 @@ class ImageClassificationPipeline:
         """The labels of one image or of several, with their scores.
 
         Args:
-            images: anything that `PoolFormerImageProcessor.preprocess` takes.
+            images: one or several that `PoolFormerImageProcessor.read` takes.
             options: top_k and function_to_apply, instead of those given to `pipeline`.
 
         Returns:

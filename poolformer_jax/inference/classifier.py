@@ -165,7 +165,7 @@ class ImageClassifier:
         """The most probable labels of one image or of several.
 
         Args:
-            images: anything that `PoolFormerImageProcessor.preprocess` takes.
+            images: one or several that `PoolFormerImageProcessor.read` takes.
             top_k: number of labels, at most the number of classes.
 
         Returns:

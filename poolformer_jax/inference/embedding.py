@@ -133,7 +133,7 @@ class ImageEmbedder:
         """The features of one image or of several.
 
         Args:
-            images: anything that `PoolFormerImageProcessor.preprocess` takes.
+            images: one or several that `PoolFormerImageProcessor.read` takes.
 
         Returns:
             For one image an `Embedding`, a tuple of `features`, float32 [channels of the last stage], and

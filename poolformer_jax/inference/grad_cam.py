@@ -72,7 +72,7 @@ class GradCam:
         """Explains one image.
 
         Args:
-            image: anything that `PoolFormerImageProcessor.preprocess` takes as one image.
+            image: anything that `PoolFormerImageProcessor.read` takes.
             label: index of the class to explain; by default the most probable one.
 
         Raises:

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import INTEGER
-from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image, read_image
+from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import BatchProgram
 from poolformer_jax.inference.runtimes import RuntimeClassifier
 from poolformer_jax.network import PoolFormerConfig
@@ -95,7 +95,7 @@ class ImageStream:
         if isinstance(image, bytearray | memoryview):
             return bytes(image)
         try:
-            return read_image(image, self._image_processor.num_channels)
+            return self._image_processor.read(image)
         except ImageError as error:
             return error
 

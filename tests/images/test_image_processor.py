@@ -179,3 +179,25 @@ def test_an_image_smaller_than_the_crop_gets_a_black_margin():
     rows = pixels[0, :, 0, 0].tolist()
     assert rows == [0, 0, 200, 200, 0]  # the larger half of the margin in front, as in transformers
     assert pixels.shape == (1, 5, 5, 3)
+
+
+def test_the_8_bits_that_devices_normalise_give_what_preprocess_gives():
+    rng = np.random.default_rng(0)
+    transparent, numbers = rng.integers(0, 256, (80, 70, 4), np.uint8), rng.integers(0, 256, (80, 70, 3))
+    for changes, image in (
+        ({"do_convert_rgb": True}, transparent),
+        ({"do_convert_rgb": True}, Image.fromarray(transparent)),
+        ({}, numbers),
+        ({}, numbers.astype(np.float32)),
+        ({"do_rescale": False}, numbers.astype(np.float32)),
+        ({"do_resize": False}, numbers),
+    ):
+        processor = square(64, **changes)
+        expected = processor(image).pixel_values[0]
+        np.testing.assert_allclose(processor.normalize(processor.resize_and_crop(image)), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            processor.normalize(processor.resize_and_crop(processor.read(image))), expected, atol=1e-5
+        )
+    for changes in ({"do_rescale": False}, {"do_rescale": False, "do_resize": False}):
+        with pytest.raises(ImageError, match="Expected whole numbers from 0 to 255, because batches hold 8 bits"):
+            square(64, **changes).resize_and_crop(numbers / 255)

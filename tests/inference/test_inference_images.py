@@ -1,5 +1,6 @@
 """Images may be reused, closed or changed by the caller once they have been given to ImageClassifier."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import pytest
 from PIL import Image, ImageSequence
 
 from paths import TESTS
-from poolformer_jax import ImageError
+from poolformer_jax import GradCam, ImageEmbedder, ImageError
+from poolformer_jax.inference.classification_pipeline import ImageClassificationPipeline
 from poolformer_jax.inference.classifier import ImageClassifier
-from small_networks import CONFIG, PHOTOGRAPHS, PROCESSOR, VARIABLES
+from small_networks import CONFIG, LABELS, PHOTOGRAPHS, PROCESSOR, VARIABLES
 
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
 CLASSIFIER = "from small_networks import *; from poolformer_jax.inference.classifier import ImageClassifier; "
@@ -110,3 +112,25 @@ def test_a_mapping_is_refused(classifier):
 def test_an_open_file_is_refused_with_advice(classifier):
     with Path(PHOTOGRAPHS[0]).open("rb") as file, pytest.raises(ImageError, match=r"the result of its \.read\(\)"):
         classifier(file)
+
+
+@pytest.mark.slow  # compiles four networks
+def test_transparent_images_are_put_on_white_wherever_an_image_is_taken():
+    white = dataclasses.replace(PROCESSOR, do_convert_rgb=True)
+    array = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
+    transparent = Image.fromarray(array)
+    colours = Image.alpha_composite(Image.new("RGBA", (64, 64), "white"), transparent).convert("RGB")
+    pipe = ImageClassificationPipeline(
+        CONFIG, VARIABLES, white, LABELS, dtype="float32", batch_size=1, kernels="off", top_k=1, function_to_apply=None
+    )
+    classifier, embedder = (
+        kind(CONFIG, VARIABLES, white, batch_size=1, kernels="off") for kind in (ImageClassifier, ImageEmbedder)
+    )
+    for answer in (
+        lambda image: [prediction.probability for prediction in classifier(image)],
+        lambda image: [prediction.probability for prediction in classifier([image])[0]],
+        lambda image: pipe(image)[0]["score"],
+        lambda image: embedder(image).features,
+        lambda image: GradCam(CONFIG, VARIABLES, white)(image).picture,
+    ):
+        np.testing.assert_array_equal(answer(transparent), answer(colours))
