@@ -130,7 +130,7 @@ def raising_image_errors(name: str, file: str | os.PathLike[str] | BytesIO | Non
 
 def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
     with raising_image_errors(name, file):
-        if not isinstance(file, BytesIO) and not Path(file).is_file():
+        if not isinstance(file, BytesIO) and not Path(file).exists():
             if is_local(os.fspath(file)):
                 raise ImageError(f"There is no image file {name}.")
             name = re.sub(r"^'(\w+):/+", r"'\1://", name)  # a Path keeps one slash
