@@ -59,7 +59,9 @@ def export_model(
     uint8: bool = False,
     probabilities: bool = False,
 ) -> float | None:
-    """Writes the network to `file`, completely or not at all. If two files replace old ones, a kill may leave neither.
+    """Writes the network to `file`, completely or not at all.
+
+    Where two files replace two old ones, a kill or an I/O error may leave neither network, but never a mixed pair.
 
     Args:
         file: ends in .onnx, in .xml (OpenVINO; a second file ends in .bin), or in .stablehlo (a second file, `file` +
