@@ -15,7 +15,7 @@ import programs
 from train import loop
 from train.command_line import main
 from train.data import open_source
-from training import disk, lines, saved, train_losses
+from training import disk, lines, saved, train_losses, unbalanced_tables
 
 # 124 steps, which a dozen kills do not get through.
 LONG = (*programs.TINY, "--optimizer.epochs", "30")
@@ -34,24 +34,39 @@ def test_killed_many_times_the_losses_are_those_of_an_uninterrupted_run(tmp_path
     assert train_losses(tmp_path / "run") == train_losses(uninterrupted_long)
 
 
+NEW_OPTIONS = (
+    *("--optimizer.name", "lamb", "--optimizer.ema-warmup", "--optimizer.learning-rate", "0.05"),
+    *("--optimizer.freeze", "stem", "--keep-best", "top1", "--patience", "100", "--evaluate-every", "1"),
+    *("--data.class-weights", "balanced", "--data.augment.vertical-flip", "0.5"),
+    *("--data.augment.color-jitter", "0.4", "0.4", "0.4", "0.1"),
+)
+# Class weights exclude balanced sampling, and features that are computed once exclude augmentation.
+HEAD_ONLY = (
+    *("--optimizer.name", "lion", "--optimizer.ema-warmup", "--optimizer.freeze", "backbone"),
+    *("--model.drop-path-rate", "0", "--model.dropout-rate", "0", "--model.head-dropout-rate", "0.2"),
+    *("--data.augment.crop", "evaluation", "--data.augment.horizontal-flip", "0", "--data.held-out", "0.2"),
+    *("--data.source", "labels:TABLES/labels.csv", "--data.sampling", "balanced"),
+    *("--keep-best", "balanced-accuracy", "--patience", "12", "--evaluate-every", "1"),
+)
+
+
 @pytest.mark.slow
-def test_killed_many_times_a_run_with_every_option_ends_with_the_same_bits(tmp_path):
-    options = (
-        *("--optimizer.name", "lamb", "--optimizer.ema-warmup", "--optimizer.learning-rate", "0.05"),
-        *("--optimizer.freeze", "stem", "--keep-best", "top1", "--patience", "100", "--evaluate-every", "1"),
-        *("--data.class-weights", "balanced", "--data.augment.vertical-flip", "0.5"),
-        *("--data.augment.color-jitter", "0.4", "0.4", "0.4", "0.1"),
-    )
-    program = (*LONG, *options)
-    programs.run([*program, "--run-dir", str(tmp_path / "uninterrupted")])
+@pytest.mark.parametrize("options", [NEW_OPTIONS, HEAD_ONLY], ids=["every option", "head only"])
+def test_killed_ten_times_a_run_with_every_option_ends_with_the_same_bits(tmp_path, options):
+    unbalanced_tables(tmp_path)
+    program = [word.replace("TABLES", str(tmp_path)) for word in (*LONG, *options)]
+    output = programs.run([*program, "--run-dir", str(tmp_path / "uninterrupted")])
+    assert ("computed once" in output) == (options is HEAD_ONLY)
     kill_at_random_moments(tmp_path / "run", kills=10, seed=11, program=program)
-    assert train_losses(tmp_path / "run") == train_losses(tmp_path / "uninterrupted")
+    losses = train_losses(tmp_path / "run")
+    assert losses == train_losses(tmp_path / "uninterrupted")
+    assert (len(losses) < 90) == (options is HEAD_ONLY), "only --patience ends this one, which has 90 steps"
     for name in ("evaluation.json", "flax_model.safetensors"):
         for folder in ("model", "model-ema"):
             found = [(tmp_path / run / folder / name).read_bytes() for run in ("run", "uninterrupted")]
             assert found[0] == found[1]
     report = json.loads((tmp_path / "run" / "model" / "evaluation.json").read_text())
-    assert 0 < report["step"] < 124
+    assert 0 < report["step"] < max(losses)
 
 
 def kill_at_random_moments(run_dir: Path, kills: int, seed: int, program: Sequence[str] = programs.TINY) -> None:
