@@ -22,6 +22,7 @@ from poolformer_jax.network.fused import (
     StageShape,
     convolve_depthwise,
     dense as fused_dense,
+    dense_residual,
     fold_mlp,
     layer_norm_and_input,
     microbatched,
@@ -35,7 +36,7 @@ from poolformer_jax.network.fused import (
 from poolformer_jax.network.layers import DropPath, Params, declare
 from poolformer_jax.network.parameter_table import BLOCK
 from poolformer_jax.network.parameters import subtree
-from poolformer_jax.network.token_mixers import TOKEN_MIXERS, finish_sep_conv, fused_token_mixers
+from poolformer_jax.network.token_mixers import TOKEN_MIXERS, fused_token_mixers
 
 _Map = Float[Array, "b h w c"]
 _DropPaths = tuple[Callable[[Array], Array], Callable[[Array], Array]]
@@ -184,9 +185,10 @@ def _batched_block(
         drop_path_1, drop_path_2 = (partial(_scale_images, keep) for keep in keeps)
         if _has_sep_conv_kernel(config, kernels, params, x):
             hidden, x = norm_dense(kernels, config.norm_epsilon, x, _fold_sep_conv(params, wide_type(x.dtype)))
-            convolution = partial(convolve_depthwise, kernels=kernels)
-            mixed = finish_sep_conv(params["token_mixer"], hidden, fused_dense, convolution)
-            x = _add_mixed(params, x, mixed, drop_path_1)
+            hidden = convolve_depthwise(hidden, params["token_mixer"]["dwconv"]["kernel"], kernels)
+            keep = jnp.ones(len(x), x.dtype) if keeps[0] is None else keeps[0]
+            x = _scaled(params, "residual_scale_1", x)
+            x = dense_residual(kernels, x, hidden, widen(keep), _fold_sep_conv_end(params, wide_type(x.dtype)))
         elif has_norm_kernel(config, kernels, x):
             norm = params["norm1"]
             parameters = norm["scale"], norm.get("bias", jnp.zeros_like(norm["scale"]))
@@ -273,6 +275,15 @@ def _fold_sep_conv(params: Params, dtype: Dtype) -> NormDenseWeights:
     bias = bias + dense["bias"] if "bias" in dense else bias
     scale, shift = (jnp.broadcast_to(act[name].astype(dtype), bias.shape) for name in ("scale", "bias"))
     return NormDenseWeights(norm["scale"].astype(dtype)[:, None] * kernel, bias, scale, shift)
+
+
+def _fold_sep_conv_end(params: Params, dtype: Dtype) -> tuple[Float[Array, "hidden c"], Float[Array, " c"]]:
+    """Kernel and bias of a sep_conv mixer's last layer with the layer scale folded in."""
+    dense = params["token_mixer"]["pwconv2"]
+    kernel = dense["kernel"].astype(dtype)
+    bias = dense.get("bias", jnp.zeros(kernel.shape[1])).astype(dtype)
+    scale = params["layer_scale_1"]["scale"].astype(dtype) if "layer_scale_1" in params else 1
+    return kernel * scale, bias * scale
 
 
 def _fold_mlp(params: Params, dtype: Dtype) -> MlpWeights:

@@ -67,16 +67,7 @@ def sep_conv(
 
     The zero padding follows the activation, so that it is of zeros and not of the activation's bias.
     """
-    return finish_sep_conv(params, star_relu(dense(x, **params["pwconv1"]), **params["act1"]), dense, convolution)
-
-
-def finish_sep_conv(
-    params: Params,
-    hidden: Float[Array, "b h w hidden"],
-    dense: Callable[..., Array],
-    convolution: Callable[[Array, Array], Array],
-) -> _Map:
-    """What `sep_conv` does after its StarReLU."""
+    hidden = star_relu(dense(x, **params["pwconv1"]), **params["act1"])
     return dense(convolution(hidden, params["dwconv"]["kernel"]), **params["pwconv2"])
 
 

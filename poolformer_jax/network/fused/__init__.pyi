@@ -6,6 +6,7 @@ from .block import (
 )
 from .cpu_batching import largest_divisor as largest_divisor, microbatched as microbatched
 from .dense_layer import dense as dense
+from .dense_residual import dense_residual as dense_residual
 from .depthwise_convolution import convolve_depthwise as convolve_depthwise
 from .kernels import (
     Branch as Branch,

@@ -24,9 +24,11 @@ Pass = Literal[
     "norm_dense_gradient",
     "layer_norm",
     "layer_norm_gradient",
+    "dense_residual",
+    "dense_residual_gradient",
 ]
-"""The passes over a feature map, forward and backward: PoolFormer's two branches; the start of a sep_conv mixer and its
-depthwise convolution; the MLP branch with layer norm and StarReLU; and other layer norms."""
+"""The passes over a feature map, forward and backward: PoolFormer's two branches; a sep_conv mixer's start, its
+depthwise convolution and its end; the MLP branch with layer norm and StarReLU; and other layer norms."""
 
 POOL_SIZE = 3
 TPU_IMAGES = 16  # rows in a TPU's register of bfloat16

@@ -50,7 +50,7 @@ class TpuKernels(Kernels):
             return channels >= tpu_layout.LANES and width <= _WIDEST_CONVOLVED_ROW
         if name.startswith("layer_norm"):
             return True
-        if name.startswith("norm_dense"):
+        if name.startswith(("norm_dense", "dense_residual")):
             return _norm_mlp_fits(channels, 2 * channels)
         if name.startswith("norm_mlp"):
             return hidden_features is not None and _norm_mlp_fits(channels, hidden_features)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.network.fused import statistics, tpu_layout
 from poolformer_jax.network.fused.kernels import (
+    tpu_dense_residual,
     tpu_depthwise,
     tpu_mlp,
     tpu_norm,
@@ -31,6 +32,8 @@ _PerChannel = Float[Array, " c"]
 _WindowKernel = Float[Array, "k k 1 c"]
 _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]
 
+_Hidden = Float[Array, "b h w hidden"]
+_Dense = tuple[Float[Array, "hidden c"], _PerChannel]
 _NormDense = tuple[Float[Array, ""], Any]
 _NormMlp = tuple[Float[Array, ""], _PerChannel, Any]
 
@@ -187,6 +190,36 @@ def norm_dense_gradient(
     return batch_first(dx, 1), type(parameters[1])(*dweights)
 
 
+def dense_residual(
+    kernels: Kernels, _: int, batched: tuple[_Map, _Hidden, _PerImage], parameters: _Dense
+) -> tuple[_Map, tuple[()]]:
+    """`dense_residual.dense_residual` of (x, hidden, keep)."""
+    *maps, keep = batched
+    y, _, _ = kernels.run_on_shards(
+        partial(tpu_dense_residual.forward, interpret=kernels.interpret),
+        tuple(positions_first(z, 1) for z in maps),
+        (keep,),
+        (parameters[0].astype(jnp.bfloat16), parameters[1].astype(jnp.float32)),
+        batch_axis=2,
+    )
+    return batch_first(y, 1), ()
+
+
+def dense_residual_gradient(
+    kernels: Kernels, _: int, batched: tuple[_Map, _Hidden, _PerImage], parameters: _Dense
+) -> tuple[_Hidden, _Dense]:
+    """The gradients of `dense_residual` by hidden, kernel and bias; the arrays are the gradient of y, hidden, keep."""
+    *maps, keep = batched
+    dhidden, _, gradients = kernels.run_on_shards(
+        partial(tpu_dense_residual.backward, interpret=kernels.interpret),
+        tuple(positions_first(z, 1) for z in maps),
+        (keep,),
+        (parameters[0].astype(jnp.bfloat16), parameters[1].astype(jnp.float32)),
+        batch_axis=2,
+    )
+    return batch_first(dhidden, 1), gradients
+
+
 def layer_norm(kernels: Kernels, _: int, batched: tuple[_Map], parameters: tuple[Array, ...]) -> tuple[_Map, tuple[()]]:
     """`norm.layer_norm` of (x)."""
     (x,) = batched
@@ -259,4 +292,6 @@ PASSES: Mapping[Pass, Callable[[Kernels, int, Any, Any], tuple[Any, Any]]] = {
     "norm_dense_gradient": norm_dense_gradient,
     "layer_norm": layer_norm,
     "layer_norm_gradient": layer_norm_gradient,
+    "dense_residual": dense_residual,
+    "dense_residual_gradient": dense_residual_gradient,
 }

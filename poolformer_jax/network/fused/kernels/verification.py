@@ -23,6 +23,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.messages import short_repr
 from poolformer_jax.network.functional import EPSILON, gelu
 from poolformer_jax.network.fused import block
+from poolformer_jax.network.fused.dense_residual import dense_residual, dense_residual_gradient
 from poolformer_jax.network.fused.depthwise_convolution import convolve_depthwise, depthwise_gradient
 from poolformer_jax.network.fused.kernels.base import GPU_ROWS, POOL_SIZE, TPU_IMAGES, Kernels, Pass
 from poolformer_jax.network.fused.kernels.choice import kernels_for
@@ -38,14 +39,15 @@ TOLERANCE = 0.1
 """The largest distance to XLA's result at which kernels are used, relative to the norm of that result."""
 
 Branch = Literal["pooling", "mlp", "sep_conv", "norm_mlp", "layer_norm"]
-"""What kernels compute of a stage: PoolFormer's two branches, a sep_conv mixer up to its convolution, the MLP branch of
-the second paper, and layer norms."""
+"""What kernels compute of a stage: PoolFormer's two branches, a sep_conv mixer, the MLP branch of the second paper, and
+layer norms."""
 
 _FORWARD: dict[Pass, Branch] = {
     "pooling_residual": "pooling",
     "mlp_residual": "mlp",
     "norm_dense": "sep_conv",
     "depthwise_convolution": "sep_conv",
+    "dense_residual": "sep_conv",
     "norm_mlp_residual": "norm_mlp",
     "layer_norm": "layer_norm",
 }
@@ -54,6 +56,7 @@ _BACKWARD: dict[Pass, Branch] = {
     "mlp_gradient": "mlp",
     "norm_dense_gradient": "sep_conv",
     "depthwise_gradient": "sep_conv",
+    "dense_residual_gradient": "sep_conv",
     "norm_mlp_gradient": "norm_mlp",
     "layer_norm_gradient": "layer_norm",
 }
@@ -209,8 +212,10 @@ class _SepConvInputs(NamedTuple):
     dx: Array
     hidden: Array
     dhidden: Array
+    keep: Array
     weights: NormDenseWeights
     kernel: Array
+    dense: tuple[Array, Array]
 
 
 class _Inputs(NamedTuple):
@@ -270,10 +275,12 @@ def _random_inputs(stage: StageShape, branch: Branch, mesh: Mesh) -> _Inputs | _
 
     if branch == "sep_conv":
         wide = _EXPANSION * channels
+        x, dx, hidden_map, dhidden = (random_map(size) for size in (channels, channels, wide, wide))
+        keep = batch(rng.choice([0, 1.25], images).astype(np.float32))
         first = normal(channels, wide) / np.sqrt(channels, dtype=np.float32), *(normal(wide) for _ in range(3))
-        *first, kernel = jax.device_put((*first, normal(_WINDOW, _WINDOW, 1, wide)), NamedSharding(mesh, P()))
-        maps = [random_map(size) for size in (channels, channels, wide, wide)]
-        return _SepConvInputs(maps[0], maps[1], maps[2], maps[3], NormDenseWeights(*first), kernel)
+        last = normal(wide, channels) / np.sqrt(wide, dtype=np.float32), normal(channels)
+        first, kernel, last = jax.device_put((first, normal(_WINDOW, _WINDOW, 1, wide), last), NamedSharding(mesh, P()))
+        return _SepConvInputs(x, dx, hidden_map, dhidden, keep, NormDenseWeights(*first), kernel, last)
     x, y, dy = (random_map(channels) for _ in range(3))
     keep = batch(rng.choice([0, 1.25], images).astype(np.float32))
     dmoments = Moments(batch(normal(images)), batch(normal(images)))
@@ -326,7 +333,12 @@ def _run_pass(name: Pass, kernels: Kernels | None, inputs: _Inputs | _SepConvInp
 
 
 def _run_sep_conv(name: Pass, kernels: Kernels | None, inputs: _SepConvInputs) -> Any:
-    x, dx, hidden, dhidden, weights, kernel = inputs
+    x, dx, hidden, dhidden, keep, weights, kernel, dense = inputs
+    if name == "dense_residual":
+        return dense_residual(kernels, x, hidden, keep, dense)
+    if name == "dense_residual_gradient":
+        _, dhidden, _, ddense = dense_residual_gradient(kernels, (hidden, keep, dense), dx)
+        return dhidden, ddense
     if name == "norm_dense":
         return norm_dense(kernels, EPSILON, x, weights)[0]
     if name == "norm_dense_gradient":

@@ -19,6 +19,7 @@ from poolformer_jax.network.fused import (
     NormDenseWeights,
     choose_kernels,
     convolve_depthwise,
+    dense_residual,
     layer_norm_and_input,
     norm_dense,
     norm_mlp_residual,
@@ -100,6 +101,25 @@ def test_kernels_for_the_start_of_a_sep_conv_mixer_are_as_near_to_float32_as_xla
 
 
 @pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
+def test_kernels_for_the_end_of_a_sep_conv_mixer_are_as_near_to_float32_as_xla(shape):
+    channels, hidden_size = shape[3], 2 * shape[3]
+    parameters = normal(hidden_size, channels) / hidden_size**0.5, normal(channels)
+    keep = jnp.asarray(np.arange(shape[0]) % 3 * 0.75, jnp.float32)
+
+    def run(kernels, dtype):
+        x, dy = (normal(*shape, seed=seed, dtype=jnp.bfloat16).astype(dtype) for seed in (2, 3))
+        hidden = normal(*shape[:3], hidden_size, dtype=jnp.bfloat16).astype(dtype)
+        y, (*gradients, dparameters) = value_and_gradients(
+            partial(dense_residual, kernels), dy, x, hidden, keep, parameters
+        )
+        return y, gradients[:2], dparameters
+
+    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
+    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
+        assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
 def test_layer_norm_kernels_are_as_near_to_float32_as_xla(shape):
     parameters = normal(shape[3]), normal(shape[3], seed=1)
 
@@ -136,8 +156,8 @@ def test_blocks_of_a_caformer_use_their_kernels_on_a_tpu():
         return model.apply(variables, PIXELS, jnp.zeros(16, int)).loss
 
     program = jax.export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(shapes).mlir_module()
-    # Two MLPs, the start of a sep_conv mixer and its convolution, and three other norms; each forward and backward.
-    assert program.count("tpu_custom_call") == 2 * (2 + 2 + 3)
+    # Two MLPs, a sep_conv mixer in three passes, and three other norms; each forward and backward.
+    assert program.count("tpu_custom_call") == 2 * (2 + 3 + 3)
 
 
 @pytest.mark.slow
@@ -177,6 +197,8 @@ def test_the_passes_of_every_stage_of_a_caformer_are_compared(monkeypatch):
         "norm_dense_gradient": of_first_stage,
         "depthwise_convolution": of_first_stage,
         "depthwise_gradient": of_first_stage,
+        "dense_residual": of_first_stage,
+        "dense_residual_gradient": of_first_stage,
         "norm_mlp_residual": of_both_stages,
         "norm_mlp_gradient": of_both_stages,
         "layer_norm": of_both_stages,
