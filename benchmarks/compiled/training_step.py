@@ -49,8 +49,9 @@ def _recipe(step: Step, devices: int) -> TrainConfig:
     recipe = RECIPES[f"imagenet-{step.variant}"].config
     mix = dataclasses.replace(recipe.data.mix, mixup=0.0, cutmix=0.0, erase_probability=0.0)
     data = dataclasses.replace(recipe.data, batch_size=step.images * devices, mix=mix)
-    # Not scaled by the batch: with few images the peak would be below the final rate, which is an error.
-    optimizer = dataclasses.replace(recipe.optimizer, learning_rate_batch=None)
+    # AdamW in all recipes, as in the step of other libraries' networks. The rate is not scaled by the batch: with few
+    # images the peak would be below the final rate, which is an error.
+    optimizer = dataclasses.replace(recipe.optimizer, name="adamw", learning_rate_batch=None)
     return dataclasses.replace(
         recipe, data=data, optimizer=optimizer, dtype="bfloat16", kernels="on" if step.kernels else "off"
     )
