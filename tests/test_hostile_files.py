@@ -145,5 +145,16 @@ def test_images_that_expand_from_next_to_no_bytes_are_refused(tmp_path, monkeypa
     table = pyarrow.table({"image": pyarrow.repeat(pyarrow.scalar(bytes(1 << 18)), 20), "label": ["a", "b"] * 10})
     parquet.write_table(table, tmp_path / "train.parquet", compression="gzip")
     source = open_parquet(str(tmp_path), *COLUMNS)
-    with pytest.raises(PoolFormerError, match=r"row group 0 has more than .* bytes of images"):
+    with pytest.raises(PoolFormerError, match=r"its column image has more than .* bytes"):
         source[0]
+
+
+def test_labels_that_expand_from_next_to_no_bytes_are_refused(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    monkeypatch.setattr("train.data.sources.parquet._CACHE_BYTES", 1 << 20)
+    table = pyarrow.table({"image": [b"x"] * 20, "label": pyarrow.repeat(pyarrow.scalar("a" * (1 << 18)), 20)})
+    parquet.write_table(table, tmp_path / "train.parquet", compression="gzip")
+    with pytest.raises(PoolFormerError, match=r"its column label has more than .* bytes"):
+        open_parquet(str(tmp_path), *COLUMNS)

@@ -15,7 +15,7 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from train.data.sources.folders import ALL_IMAGES
 from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out_rows, label_at, resolved
 
 _CACHE_BYTES = 2**28  # in every worker process
-_MOST_EXPANSION = 16  # bytes of images for each byte of a file
-_ROWS_AT_A_TIME = 16
+_MOST_EXPANSION = 16  # bytes of a column for each byte of its file
+_MOST_ROWS_AT_A_TIME = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,21 +164,24 @@ def _open(
         for group in range(parquet.num_row_groups):
             groups.append((number, group, first))
             first += parquet.metadata.row_group(group).num_rows
-        ids += _ids(parquet, columns[0], printable(str(file.relative_to(root.parent if root.is_file() else root))))
+        ids += _ids(file, columns[0], printable(str(file.relative_to(root.parent if root.is_file() else root))))
         for column, found in zip(columns[1:], values):
-            found += parquet.read([column])[column].to_pylist()
+            for batch in _batches(file, column, range(parquet.num_row_groups)):
+                found += batch[column].to_pylist()
     labels, class_names = read_labels(values, columns[1:], class_names, problem, str(root))
     rows = np.arange(len(ids))
     return ParquetSource(files, np.array(groups, np.int64), rows, labels, tuple(ids), class_names, columns[0])
 
 
-def _ids(parquet: Any, column: str, file: str) -> list[str]:
+def _ids(file: Path, column: str, name: str) -> list[str]:
     """The place of every row, and the name of its image if the column has it."""
+    parquet = _open_file(file)
     paths: list[Any] = [None] * parquet.metadata.num_rows
-    if parquet.schema_arrow.field(column).type.num_fields:
-        images = parquet.read([f"{column}.path"])
-        paths = [image.get("path") for image in images[column].to_pylist()] if column in images.column_names else paths
-    return [f"{file}[{row}]{f' {printable(path)}' if path else ''}" for row, path in enumerate(paths)]
+    type_ = parquet.schema_arrow.field(column).type
+    if type_.num_fields and type_.get_field_index("path") >= 0:
+        batches = _batches(file, f"{column}.path", range(parquet.num_row_groups))
+        paths = [image and image["path"] for batch in batches for image in batch[column].to_pylist()]
+    return [f"{name}[{row}]{f' {printable(path)}' if path else ''}" for row, path in enumerate(paths)]
 
 
 def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
@@ -208,16 +211,25 @@ def _open_file(file: Path) -> Any:
         raise SourceError(f"{file} cannot be read as Parquet: {error}") from error
 
 
-def _read_group(file: Path, group: int, column: str) -> Any:
-    """The images of a row group, a few at a time: compressed, equal images take next to no bytes of the file."""
-    pyarrow, _ = _pyarrow()
-    limit, size, batches = _MOST_EXPANSION * file.stat().st_size + _CACHE_BYTES, 0, []
-    for batch in _open_file(file).iter_batches(_ROWS_AT_A_TIME, [group], [column], use_threads=False):
-        batches.append(batch)
+def _batches(file: Path, column: str, groups: Sequence[int]) -> Iterator[Any]:
+    """A column of some row groups, a few rows at a time.
+
+    Raises SourceError if it takes much more memory than the file: compressed, equal values take next to no bytes there.
+    """
+    parquet, limit = _open_file(file), _MOST_EXPANSION * file.stat().st_size + _CACHE_BYTES
+    chunks = [
+        chunk
+        for group in map(parquet.metadata.row_group, groups)
+        for chunk in map(group.column, range(group.num_columns))
+        if f"{chunk.path_in_schema}.".startswith(f"{column}.")
+    ]
+    largest = max((chunk.total_uncompressed_size for chunk in chunks), default=1)  # no value is larger
+    size, rows = 0, min(max(limit // max(largest, 1), 1), _MOST_ROWS_AT_A_TIME)
+    for batch in parquet.iter_batches(rows, groups, [column], use_threads=False):
         size += batch.nbytes
         if size > limit:
-            raise SourceError(f"{file}: its row group {group} has more than {limit:,} bytes of images. Expected less.")
-    return pyarrow.Table.from_batches(batches)[column]
+            raise SourceError(f"{file}: its column {column} has more than {limit:,} bytes. Expected less.")
+        yield batch
 
 
 class _GroupCache:
@@ -236,7 +248,8 @@ class _GroupCache:
         key = (file, group, column)
         with self._lock:
             if (images := self._groups.pop(key, None)) is None:
-                images = _read_group(file, group, column)
+                pyarrow, _ = _pyarrow()
+                images = pyarrow.Table.from_batches(_batches(file, column, [group]))[column]
             self._groups[key] = images
             while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > self._limit:
                 del self._groups[next(iter(self._groups))]
