@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from poolformer_jax.errors import MissingFileError
+from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.messages import printable
 from poolformer_jax.process import exit_on_interrupt
 
@@ -100,8 +100,10 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def image_files(arguments: argparse.Namespace) -> list[Path | str]:
-    """The given files, and for a folder the image files in it, sorted by name."""
-    return [file for name in arguments.images for file in files_of(name, arguments.recursive)]
+    """The given files, and for a folder the image files in it, sorted by name. Raises InputError if there are none."""
+    if not (files := [file for name in arguments.images for file in files_of(name, arguments.recursive)]):
+        raise InputError("No image was given: standard input is empty. Expected names of images, one per line.")
+    return files
 
 
 def files_of(name: str, recursive: bool = False) -> list[Path | str]:

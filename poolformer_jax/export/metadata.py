@@ -5,12 +5,11 @@ import json
 from collections.abc import Mapping
 
 from poolformer_jax.images import PoolFormerImageProcessor
-from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig, resolved_problem_type
 from poolformer_jax.version import __version__
 
 # How the user of an exported file turns logits into what the problem asks for.
 _PROBABILITIES = {
-    None: "their softmax is the probability of each id2label",
     "single_label_classification": "their softmax is the probability of each id2label",
     "multi_label_classification": "their sigmoid is the probability of each id2label, independent of the others",
     "regression": "the predicted numbers",
@@ -36,7 +35,7 @@ def metadata(
     sides = sides or f"{image_size[0]}, {image_size[1]}, {config.num_channels}], "
     colours = "greyscale" if config.num_channels == 1 else "RGB"
     if config.num_labels:
-        output = f"logits: float32 [batch, {config.num_labels}]; {_PROBABILITIES[config.problem_type]}"
+        output = f"logits: float32 [batch, {config.num_labels}]; {_PROBABILITIES[resolved_problem_type(config)]}"
     else:
         output = f"logits: float32 [batch, {config.hidden_sizes[-1]}]; pooled and normalised, there is no head"
     if probabilities:

@@ -18,7 +18,7 @@ Before a file appears, its logits are compared with those of the network that is
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
 from poolformer_jax.files import replace_atomically, sync
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference import difference_from_network, fold, quantize_int8, run_onnx, takes_any_size, to_onnx
-from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig, check_has_probabilities
 from poolformer_jax.weights import class_names
 
 FORMATS = (".stablehlo", ".onnx", ".xml")
@@ -52,7 +52,7 @@ def export_model(
     config: PoolFormerConfig,
     variables: Mapping[str, Any],
     image_processor: PoolFormerImageProcessor,
-    id2label: Mapping[int, str] | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
     *,
     image_size: tuple[int, int] | None = None,
     dtype: Dtype = jnp.float32,
@@ -69,8 +69,8 @@ def export_model(
         config: the architecture.
         variables: `{"params": tree}`.
         image_processor: the preprocessing that the metadata describes.
-        id2label: class names by index, for the metadata; None for the config's, or ImageNet's for a published
-            network with 1000 classes, or "class 0", "class 1", ...
+        id2label: class names by index, or a list of them, for the metadata; None for the config's, or ImageNet's for a
+            published network with 1000 classes, or "class 0", "class 1", ...
         image_size: height and width of the input in pixels. By default those of the images that `image_processor`
             makes, and an ONNX file takes images of any size unless the network has parameters for every position
             (position embeddings, spatial_fc, random).
@@ -97,16 +97,17 @@ def export_model(
     second = {".stablehlo": path.with_name(f"{path.name}.json"), ".xml": path.with_suffix(".bin")}.get(ending)
     _check_paths(path, second)  # before a conversion that can take minutes
     precision = _check_dtype(ending, dtype)
-    if probabilities and (config.num_labels == 0 or config.problem_type == "regression"):
-        raise InputError("probabilities=True: this network has no probabilities. Expected a classifier.")
+    if probabilities:
+        check_has_probabilities(config)
     size = image_size or image_processor.output_size
     if size is None:
         raise InputError("The preprocessing makes images of many sizes. Pass image_size=(height, width) in pixels.")
     any_size = ending != ".stablehlo" and image_size is None and takes_any_size(config)
+    named = config if id2label is None else config.with_changes(id2label=id2label, num_labels=config.num_labels)
     facts = metadata(
         config,
         image_processor,
-        id2label or class_names(config),
+        class_names(named),
         size,
         any_size=any_size,
         dtype=precision,

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import Apply, BatchProgram, fastest_network, normalized
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, preprocessing_problems
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, not_picklable, preprocessing_problems
 from poolformer_jax.network import PoolFormerConfig, check_dtype, describe_network
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
@@ -74,6 +74,8 @@ class ImageClassificationPipeline:
         self._labels = id2label
         self._images = ImageStream(program, image_processor, threads)
         self._defaults = {"top_k": top_k, "function_to_apply": function_to_apply}
+
+    __reduce__ = not_picklable
 
     def __repr__(self) -> str:
         return f"ImageClassificationPipeline({describe_network(self.config)})"

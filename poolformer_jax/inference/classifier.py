@@ -22,9 +22,10 @@ from poolformer_jax.inference.streaming import (
     OPEN_OPTIONS,
     ImageStream,
     check_at_least_one,
+    not_picklable,
     preprocessing_problems,
 )
-from poolformer_jax.network import PoolFormerConfig, describe_network, names_by_index
+from poolformer_jax.network import PoolFormerConfig, check_dtype, check_has_probabilities, describe_network
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores, check_not_forked
 from poolformer_jax.weights import build_model, class_names, open_model
@@ -64,7 +65,8 @@ class ImageClassifier:
             none of dtype, fold_parameters, kernels and devices.
 
     Raises:
-        ValueError: if the network has fewer than two labels, or the preprocessing does not fit it.
+        ValueError: if the network has no head or is a regression (as a single label without a problem_type is), or for
+            names, a dtype or preprocessing that does not fit it.
         ModuleNotFoundError: if the runtime is not installed.
         WeightsMismatch: if the variables do not match the config.
     """
@@ -94,8 +96,12 @@ class ImageClassifier:
         )
         devices = jax.local_devices() if devices is None else devices
         threads = available_cores() if decode_threads is None else decode_threads
-        names = class_names(config) if id2label is None else names_by_index(id2label)
-        _check(config, image_processor, dtype, names)
+        named = config if id2label is None else config.with_changes(id2label=id2label, num_labels=config.num_labels)
+        names = class_names(named)
+        check_dtype(dtype)
+        check_has_probabilities(config)
+        if problems := preprocessing_problems(config, image_processor):
+            raise InputError("\n".join(problems))
         check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
         self.config = config
         self.image_processor = image_processor
@@ -117,6 +123,8 @@ class ImageClassifier:
             self._probabilities = RuntimeClassifier(runtime, config, variables, image_processor, batch_size=batch_size)
         self.batch_sizes = self._probabilities.batch_sizes
         self._images = ImageStream(self._probabilities, image_processor, threads)
+
+    __reduce__ = not_picklable
 
     def __repr__(self) -> str:
         return f"ImageClassifier({describe_network(self.config)}, batches of {self.batch_sizes[-1]})"
@@ -210,27 +218,3 @@ def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # jax would keep using the folder of the first program
-
-
-def _check(
-    config: PoolFormerConfig, image_processor: PoolFormerImageProcessor, dtype: Dtype, id2label: Mapping[int, str]
-) -> None:
-    problems = []
-    if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
-        problems.append(f"dtype={dtype!r}: expected float32 or bfloat16.")
-    if config.num_labels == 0:
-        problems.append("The network has no head (num_labels=0): expected at least two labels. Call the model instead.")
-    if config.problem_type == "regression":
-        problems.append(
-            "problem_type='regression' has no probabilities: expected a classifier. Call the model instead."
-        )
-    elif config.num_labels == 1 and config.problem_type is None:
-        problems.append(
-            "The network has a single label (num_labels=1), whose probability would always be 1: expected at least two "
-            "labels. Call the model for its logits."
-        )
-    problems += preprocessing_problems(config, image_processor)
-    if unnamed := sorted(set(range(config.num_labels)) - set(id2label)):
-        problems.append(f"id2label has no name for class {unnamed[0]}: expected one for each of {config.num_labels}.")
-    if problems:
-        raise InputError("\n".join(problems))

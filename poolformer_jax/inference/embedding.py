@@ -22,6 +22,7 @@ from poolformer_jax.inference.streaming import (
     OPEN_OPTIONS,
     ImageStream,
     check_at_least_one,
+    not_picklable,
     preprocessing_problems,
 )
 from poolformer_jax.network import (
@@ -87,13 +88,13 @@ class ImageEmbedder:
         if problems := preprocessing_problems(config, image_processor):
             raise InputError("\n".join(problems))
         headless, backbone = _without_head(config, variables)
+        check_variables(headless, backbone)
         mesh, size = Mesh(np.asarray(devices), ("batch",)), image_processor.output_size
         assert size is not None, "preprocessing_problems checks it"
         chosen = working_kernels(headless, mesh, dtype, size, kernels)
         if chosen is None:
             network, params = partial(_folded, headless, dtype), fold(headless, backbone)
         else:
-            check_variables(headless, backbone)
             model = PoolFormerForImageClassification(headless, dtype, kernels=chosen)
             network, params = partial(_with_kernels, model), backbone
         apply = partial(_embed, network, image_processor, feature_maps, images_at_once(headless, mesh))
@@ -101,6 +102,8 @@ class ImageEmbedder:
         self.config = config
         self.image_processor = image_processor
         self._images = ImageStream(program, image_processor, threads)
+
+    __reduce__ = not_picklable
 
     def __repr__(self) -> str:
         return f"ImageEmbedder({describe_network(self.config)})"
@@ -157,8 +160,11 @@ class ImageEmbedder:
 
 
 def _without_head(config: PoolFormerConfig, variables: Mapping[str, Any]) -> tuple[PoolFormerConfig, dict[str, Any]]:
-    params = {name: branch for name, branch in variables["params"].items() if name != "head"}
-    return dataclasses.replace(config, num_labels=0, id2label=None), {**variables, "params": params}
+    backbone = {
+        collection: {name: branch for name, branch in tree.items() if name != "head"}
+        for collection, tree in variables.items()
+    }
+    return dataclasses.replace(config, num_labels=0, id2label=None), backbone
 
 
 def _folded(config: PoolFormerConfig, dtype: Dtype, params: Any, values: Array) -> tuple[Array, tuple[Array, ...]]:

@@ -20,7 +20,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageLike, PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
-from poolformer_jax.network import PoolFormerConfig, probabilities
+from poolformer_jax.network import PoolFormerConfig, check_has_probabilities, probabilities
 
 # Shorter side, in pixels, that overlays of smaller images are enlarged to: the input of the published networks.
 VISIBLE_SIDE = 224
@@ -53,16 +53,18 @@ class GradCam:
     """Explains classifications; compiled once per image size.
 
     Args:
-        config: the architecture, with a head.
+        config: the architecture of a classifier.
         variables: `{"params": tree}`.
         image_processor: the preprocessing.
+
+    Raises:
+        ValueError: if the network has no head or is a regression.
     """
 
     def __init__(
         self, config: PoolFormerConfig, variables: Mapping[str, Any], image_processor: PoolFormerImageProcessor
     ) -> None:
-        if config.num_labels == 0:
-            raise InputError("The network has no head (num_labels=0). Expected at least one label to explain.")
+        check_has_probabilities(config)
         self.config = config
         self.image_processor = image_processor
         self._params = fold(config, variables)

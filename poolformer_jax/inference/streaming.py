@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -23,6 +23,13 @@ from poolformer_jax.process import check_not_forked
 
 # The options of `from_pretrained` that are passed to `open_model`.
 OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema", "config", "variant", "ignore")
+
+
+def not_picklable(self: object) -> NoReturn:
+    """The `__reduce__` of what holds compiled programs, which cannot move to another process."""
+    raise InputError(
+        f"{type(self).__name__} cannot be pickled. Make one in each process: docs/inference.md, Several processes."
+    )
 
 
 class ImageStream:

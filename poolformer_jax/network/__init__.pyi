@@ -1,6 +1,6 @@
 from .block import kernel_stages as kernel_stages
 from .config import MetaFormerConfig as MetaFormerConfig, PoolFormerConfig as PoolFormerConfig
-from .config_fields import HIDDEN_ACTS as HIDDEN_ACTS, names_by_index as names_by_index
+from .config_fields import HIDDEN_ACTS as HIDDEN_ACTS
 from .functional import (
     ACTIVATIONS as ACTIVATIONS,
     DOWNSAMPLE_EPSILON as DOWNSAMPLE_EPSILON,
@@ -20,9 +20,11 @@ from .functional import (
     widen as widen,
 )
 from .heads import (
+    check_has_probabilities as check_has_probabilities,
     classify_features as classify_features,
     mean_loss as mean_loss,
     probabilities as probabilities,
+    resolved_problem_type as resolved_problem_type,
 )
 from .inputs import Pixels as Pixels, check_dtype as check_dtype, check_pixel_values as check_pixel_values
 from .layers import initial_value as initial_value

@@ -73,7 +73,7 @@ def mean_loss(
     if config.num_labels == 0:
         raise InputError("labels were given, and the network has no head (num_labels=0). Expected labels=None.")
     batch, classes = logits.shape
-    problem = config.problem_type or ("regression" if classes == 1 else "single_label_classification")
+    problem = resolved_problem_type(config)
     if problem == "regression" and classes == 1 and labels.shape == (batch,):
         labels = labels[:, None]
     indices = (
@@ -106,11 +106,26 @@ def mean_loss(
 _IGNORED = -100  # the index of images without a label, in PyTorch and transformers
 
 
+def resolved_problem_type(config: PoolFormerConfig) -> str:
+    """`config.problem_type`; if it is None, what the loss of `transformers` takes it for: one label is a regression."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+def check_has_probabilities(config: PoolFormerConfig) -> None:
+    """Raises ValueError for a network without a head and for a regression, whose outputs are not probabilities."""
+    if config.num_labels == 0:
+        raise InputError("The network has no head (num_labels=0). Expected a classifier.")
+    if resolved_problem_type(config) == "regression":
+        raise InputError(
+            f"problem_type={config.problem_type!r} with num_labels={config.num_labels} is a regression, which has no "
+            "probabilities. Expected a classifier; problem_type='multi_label_classification' gives one label a sigmoid."
+        )
+
+
 def probabilities(config: PoolFormerConfig, logits: Float[Array, "*b labels"]) -> Float[Array, "*b labels"]:
     """The probability of each class: a softmax, or for "multi_label_classification" independent sigmoids.
 
-    Raises ValueError for "regression", whose outputs are not probabilities.
+    Raises ValueError as `check_has_probabilities`.
     """
-    if config.problem_type == "regression":
-        raise InputError("problem_type='regression' has no probabilities. Call the model for its logits.")
+    check_has_probabilities(config)
     return (jax.nn.sigmoid if config.problem_type == "multi_label_classification" else jax.nn.softmax)(logits)

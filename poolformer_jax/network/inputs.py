@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
@@ -23,14 +24,14 @@ def check_config(config: Any) -> None:
 
 
 def check_dtype(dtype: Dtype) -> None:
-    """Raises ValueError unless feature maps can be computed in `dtype`. float64 needs JAX_ENABLE_X64=1."""
+    """Raises ValueError unless feature maps can be computed in `dtype`."""
+    types = (jnp.float32, jnp.bfloat16, jax.dtypes.canonicalize_dtype(jnp.float64))
     try:
-        # NumPy takes None for float64.
-        fits = dtype is not None and jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16, jnp.float64)
+        fits = dtype is not None and jnp.dtype(dtype) in types  # NumPy takes None for float64
     except TypeError:
         fits = False
     if not fits:
-        raise InputError(f"dtype={dtype!r}: expected float32 or bfloat16.")
+        raise InputError(f"dtype={dtype!r}: expected float32 or bfloat16, or float64 with JAX_ENABLE_X64=1.")
 
 
 def check_pixel_values(

@@ -99,3 +99,10 @@ def test_the_version_is_printed(capsys):
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"poolformer-jax {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["predict"], ["embed", "--output", "a.npz"]])
+def test_no_image_on_standard_input_is_an_error(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert main([*command, "-"]) == 1
+    assert "No image was given: standard input is empty." in capsys.readouterr().err

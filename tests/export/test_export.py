@@ -114,7 +114,7 @@ def test_onnx_runtime_computes_the_same_logits_at_any_batch_size(name, tmp_path)
     config = CONFIGS[name]
     variables, pixels, expected = pixels_and_logits(config)
     path = tmp_path / "network.onnx"
-    assert 0 < export_model(path, config, variables, PROCESSOR, LABELS) < 1e-5
+    assert 0 < export_model(path, config, variables, PROCESSOR, labels_of(config)) < 1e-5
     check_logits(load_onnxruntime(path), pixels, expected)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     check_metadata(session.get_modelmeta().custom_metadata_map, config)
@@ -206,10 +206,14 @@ def test_onnx_pools_at_edges_and_corners_as_the_network_does(tmp_path, image_siz
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def labels_of(config):
+    return LABELS if config.num_labels else {}
+
+
 def check_metadata(facts, config):
     assert PoolFormerConfig.from_dict(json.loads(facts["config"])) == config
     assert PoolFormerImageProcessor.from_dict(json.loads(facts["preprocessor_config"])) == PROCESSOR
-    assert json.loads(facts["id2label"]) == {str(index): label for index, label in LABELS.items()}
+    assert json.loads(facts["id2label"]) == {str(index): label for index, label in labels_of(config).items()}
     assert facts["input"].startswith("pixel_values: float32 [batch, ")
     assert facts["producer"].startswith("poolformer-jax ")
 
@@ -218,7 +222,7 @@ def test_bfloat16_is_exported_to_stablehlo_but_not_to_onnx(tmp_path):
     config = TWO_STAGES
     _, variables = random_variables(config)
     options = {"dtype": jnp.bfloat16}
-    assert 1e-5 < export_model(tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS, **options) < 5e-2
+    assert 1e-5 < export_model(tmp_path / "n.stablehlo", config, variables, PROCESSOR, **options) < 5e-2
     with pytest.raises(ValueError, match=r"dtype='junk' cannot be exported to ONNX\. Expected float32 or float16"):
         export_model(tmp_path / "n.onnx", config, variables, PROCESSOR, LABELS, dtype="junk")
     with pytest.raises(ValueError, match="bfloat16 cannot be exported to ONNX"):
@@ -233,7 +237,7 @@ def test_a_file_takes_8_bit_pixels_and_gives_probabilities_on_request(ending, tm
     config = TWO_STAGES
     model, variables = random_variables(config)
     path = tmp_path / f"n{ending}"
-    assert 0 < export_model(path, config, variables, PROCESSOR, LABELS, uint8=True, probabilities=True) < 1e-5
+    assert 0 < export_model(path, config, variables, PROCESSOR, uint8=True, probabilities=True) < 1e-5
     pixels = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3), np.uint8)
     if ending == ".stablehlo":
         _, probabilities = jax.export.deserialize(bytearray(path.read_bytes())).call(pixels)
@@ -243,7 +247,7 @@ def test_a_file_takes_8_bit_pixels_and_gives_probabilities_on_request(ending, tm
     np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
     assert open_exported(path).facts["input"].startswith("pixel_values: uint8 [batch, ")
     with pytest.raises(InputError, match="no probabilities"):
-        export_model(path, dataclasses.replace(config, num_labels=0), {}, PROCESSOR, {}, probabilities=True)
+        export_model(path, dataclasses.replace(config, num_labels=1), {}, PROCESSOR, probabilities=True)
 
 
 @pytest.mark.parametrize("ending", [".onnx", pytest.param(".xml", marks=NEEDS_OPENVINO)])
@@ -280,7 +284,7 @@ def test_verify_compares_every_exported_file_of_a_folder_with_its_network(tmp_pa
     save_pretrained(tmp_path, model, variables, image_processor=PROCESSOR)
     other = jax.tree.map(lambda leaf: leaf * 1.01, variables)
     for name, exported in {"a.onnx": variables, "b.xml": variables, "c.stablehlo": variables, "d.onnx": other}.items():
-        export_model(tmp_path / name, TWO_STAGES, exported, PROCESSOR, LABELS, uint8=name == "b.xml")
+        export_model(tmp_path / name, TWO_STAGES, exported, PROCESSOR, uint8=name == "b.xml")
     assert main(["verify", str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     names = ("a.onnx", "b.xml", "c.stablehlo", "d.onnx")
@@ -297,7 +301,7 @@ def test_no_file_is_written_if_the_converted_logits_differ(tmp_path, monkeypatch
     monkeypatch.setattr("poolformer_jax.export.model_file.fold", wrong)
     for name in ("n.stablehlo", "n.onnx"):
         with pytest.raises(ExportError, match="computes other logits"):
-            export_model(tmp_path / name, config, variables, PROCESSOR, LABELS)
+            export_model(tmp_path / name, config, variables, PROCESSOR)
     assert not list(tmp_path.iterdir())
 
 
@@ -306,7 +310,7 @@ def test_a_head_of_zeros_is_exported_and_a_head_of_nan_is_refused(value, tmp_pat
     config = TWO_STAGES
     params = random_variables(config)[1]["params"]
     variables = {"params": {**params, "head": jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params["head"])}}
-    export = partial(export_model, tmp_path / "n.stablehlo", config, variables, PROCESSOR, LABELS)
+    export = partial(export_model, tmp_path / "n.stablehlo", config, variables, PROCESSOR)
     if value == 0:
         assert export() == 0
     else:
@@ -336,6 +340,14 @@ def test_metadata_describes_the_input_and_the_output():
     facts = metadata(headless, PoolFormerImageProcessor(image_mean=(0.5,), image_std=(0.5,)), {}, (224, 224))
     assert facts["input"].endswith("greyscale")
     assert facts["output"] == "logits: float32 [batch, 64]; pooled and normalised, there is no head"
+    one = PoolFormerConfig(**{**SMALL, "num_labels": 1})
+    assert metadata(one, PROCESSOR, {0: "age"}, (96, 96))["output"].endswith("[batch, 1]; the predicted numbers")
+
+
+def test_names_for_another_number_of_classes_are_refused(tmp_path):
+    for names in ({0: "cat"}, [*"abcdefgh"]):
+        with pytest.raises(InputError, match=f"from 0 to num_labels - 1, but it has {len(names)}"):
+            export_model(tmp_path / "n.onnx", CONFIGS["published"], {}, PROCESSOR, names)
 
 
 def test_a_missing_folder_or_a_folder_as_the_file_is_refused(tmp_path):
@@ -358,7 +370,7 @@ def test_a_failed_write_leaves_neither_file_and_touches_no_other_file(tmp_path, 
     (tmp_path / ".n.stablehlo.tmp").write_text("another process's")
     config = TWO_STAGES
     with pytest.raises(OSError, match=r"Cannot write .*n\.stablehlo: No space left on device"):
-        export_model(tmp_path / "n.stablehlo", config, random_variables(config)[1], PROCESSOR, LABELS)
+        export_model(tmp_path / "n.stablehlo", config, random_variables(config)[1], PROCESSOR)
     assert [path.name for path in tmp_path.iterdir()] == [".n.stablehlo.tmp"]
 
 
@@ -374,7 +386,7 @@ def test_a_kill_between_two_files_leaves_no_network_beside_the_metadata_of_anoth
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        export_model(path, TWO_STAGES, random_variables(TWO_STAGES)[1], PROCESSOR, LABELS)
+        export_model(path, TWO_STAGES, random_variables(TWO_STAGES)[1], PROCESSOR)
     assert facts.read_text() != "old" and not path.exists()
 
 
@@ -403,5 +415,5 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(tmp_path, mo
     _, variables = random_variables(TWO_STAGES)
     for ending, module in ((".onnx", "onnx"), (".stablehlo", "flatbuffers")):
         with pytest.raises(ModuleNotFoundError, match=rf"(?s){module}.*pip install -e '\.\[export\]'"):
-            export_model(tmp_path / f"n{ending}", TWO_STAGES, variables, PROCESSOR, LABELS)
+            export_model(tmp_path / f"n{ending}", TWO_STAGES, variables, PROCESSOR)
     assert not list(tmp_path.iterdir())

@@ -28,6 +28,13 @@ def expected():
 def test_a_type_that_feature_maps_cannot_have_is_refused():
     with pytest.raises(ValueError, match="dtype='float16': expected float32 or bfloat16"):
         ImageEmbedder(TWO_STAGES, VARIABLES, PROCESSOR, dtype="float16")
+    with pytest.raises(ValueError, match="or float64 with JAX_ENABLE_X64=1"):
+        ImageEmbedder(TWO_STAGES, VARIABLES, PROCESSOR, dtype="float64")
+
+
+def test_parameters_without_their_collection_are_refused():
+    with pytest.raises(ValueError, match=r"variables holds \['head', .*Expected \{'params': tree\}"):
+        ImageEmbedder(TWO_STAGES, VARIABLES["params"], PROCESSOR)
 
 
 @pytest.mark.parametrize(("config", "variables"), [(TWO_STAGES, VARIABLES), (HEADLESS, WITHOUT_HEAD)])

@@ -1,5 +1,7 @@
 """Grad-CAM maps show where in the image the evidence for a class is."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,3 +86,6 @@ def test_a_class_can_be_chosen_and_must_exist():
         cam(PHOTOGRAPH, 7)
     with pytest.raises(ValueError, match="no head"):
         GradCam(PoolFormerConfig(num_labels=0), variables, PROCESSOR)
+    for regression in ({"problem_type": "regression"}, {"num_labels": 1}):
+        with pytest.raises(ValueError, match="is a regression, which has no probabilities"):
+            GradCam(dataclasses.replace(config, **regression), variables, PROCESSOR)

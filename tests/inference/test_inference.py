@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -77,7 +78,7 @@ def test_labels_of_a_multi_label_network_have_independent_probabilities():
     logits = apply(VARIABLES, PROCESSOR(image)["pixel_values"]).logits[0]
     found = {prediction.label: prediction.probability for prediction in classifier(image, top_k=7)}
     np.testing.assert_allclose([found[f"name {i}"] for i in range(7)], jax.nn.sigmoid(logits), atol=1e-6)
-    with pytest.raises(ValueError, match="problem_type='regression' has no probabilities"):
+    with pytest.raises(ValueError, match=r"problem_type='regression' .*is a regression, which has no probabilities"):
         ImageClassifier(dataclasses.replace(CONFIG, problem_type="regression"), VARIABLES, PROCESSOR)
 
 
@@ -280,7 +281,7 @@ def test_published_architectures_have_imagenets_class_names():
     ("changes", "options", "message"),
     [
         ({"num_labels": 0, "id2label": None}, {}, "no head"),
-        ({"num_labels": 1, "id2label": None}, {}, "a single label"),
+        ({"num_labels": 1, "id2label": None}, {}, "problem_type=None with num_labels=1 is a regression"),
         ({"num_channels": 1}, {}, "3 channels and the network takes 1"),
         ({}, {"image_processor": PoolFormerImageProcessor(do_center_crop=False)}, "images of different sizes"),
         (
@@ -296,7 +297,9 @@ def test_published_architectures_have_imagenets_class_names():
         ),
         ({}, {"dtype": "int8"}, "dtype='int8': expected float32 or bfloat16"),
         ({}, {"dtype": "float"}, "dtype='float': expected float32 or bfloat16"),
-        ({}, {"id2label": {0: "cat"}}, "no name for class 1: expected one for each of 7"),
+        ({}, {"dtype": "float64"}, "or float64 with JAX_ENABLE_X64=1"),
+        ({}, {"id2label": {0: "cat"}}, "a name for every index from 0 to num_labels - 1, but it has 1"),
+        ({}, {"id2label": [*"abcdefgh"]}, "a name for every index from 0 to num_labels - 1, but it has 8"),
         ({}, {"batch_size": 0, "devices": []}, "batch_size=0, devices=0: expected a whole number, at least 1"),
     ],
 )
@@ -311,6 +314,11 @@ def test_weights_of_another_network_are_refused(fold_parameters):
     variables = {"params": {name: value for name, value in VARIABLES["params"].items() if name != "head"}}
     with pytest.raises(WeightsMismatch, match="missing: head/"):
         ImageClassifier(CONFIG, variables, PROCESSOR, fold_parameters=fold_parameters)
+
+
+def test_pickling_a_classifier_says_what_to_do_instead(classifier):
+    with pytest.raises(ValueError, match=r"ImageClassifier cannot be pickled\. Make one in each process"):
+        pickle.dumps(classifier)
 
 
 def test_top_k_below_one_is_refused(classifier):
