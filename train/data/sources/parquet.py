@@ -217,12 +217,10 @@ def _batches(file: Path, column: str, groups: Sequence[int]) -> Iterator[Any]:
     Raises SourceError if it takes much more memory than the file: compressed, equal values take next to no bytes there.
     """
     parquet, limit = _open_file(file), _MOST_EXPANSION * file.stat().st_size + _CACHE_BYTES
-    chunks = [
-        chunk
-        for group in map(parquet.metadata.row_group, groups)
-        for chunk in map(group.column, range(group.num_columns))
-        if f"{chunk.path_in_schema}.".startswith(f"{column}.")
+    parts = [
+        part for part in range(len(parquet.schema)) if f"{parquet.schema.column(part).path}.".startswith(f"{column}.")
     ]
+    chunks = (parquet.metadata.row_group(group).column(part) for group in groups for part in parts)
     largest = max((chunk.total_uncompressed_size for chunk in chunks), default=1)  # no value is larger
     size, rows = 0, min(max(limit // max(largest, 1), 1), _MOST_ROWS_AT_A_TIME)
     for batch in parquet.iter_batches(rows, groups, [column], use_threads=False):
