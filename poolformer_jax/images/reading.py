@@ -137,8 +137,10 @@ def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
             raise ImageError(
                 f"There is no image file {name}. URLs are not downloaded. Expected a file, or in Python its bytes."
             )
-        if not isinstance(file, BytesIO) and (reason := why_unreadable(file, _LARGEST_FILE)) is not None:
-            raise ImageError(f"{name} {reason}.")  # Pillow reads whole files of some formats
+        if not isinstance(file, BytesIO) and (reason := why_unreadable(file, 4 * _LARGEST_FILE)) is not None:
+            raise ImageError(
+                f"{name} {reason}."
+            )  # Pillow reads all of a WebP or AVIF; a TIFF has up to 64 bits a pixel
         with Image.open(file) as image:
             return decode(image, name)
 
