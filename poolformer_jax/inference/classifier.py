@@ -3,32 +3,24 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Float32
 from PIL import Image
 
-from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
+from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.program import CompiledClassifier
 from poolformer_jax.inference.runtimes import RuntimeClassifier, check_runtime
-from poolformer_jax.inference.streaming import (
-    OPEN_OPTIONS,
-    ImageStream,
-    check_at_least_one,
-    not_picklable,
-    preprocessing_problems,
-)
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_preprocessing
 from poolformer_jax.network import PoolFormerConfig, check_dtype, check_has_probabilities, describe_network
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores, check_not_forked
-from poolformer_jax.weights import build_model, class_names, open_model
+from poolformer_jax.weights import class_names
 
 
 class Prediction(NamedTuple):
@@ -38,7 +30,7 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class ImageClassifier:
+class ImageClassifier(FromPretrained):
     """Gives the most probable labels of images.
 
     Every batch is padded to one of `batch_sizes`, so that a stream of any length compiles at most
@@ -100,8 +92,7 @@ class ImageClassifier:
         names = class_names(named)
         check_dtype(dtype)
         check_has_probabilities(config)
-        if problems := preprocessing_problems(config, image_processor):
-            raise InputError("\n".join(problems))
+        check_preprocessing(config, image_processor)
         check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
         self.config = config
         self.image_processor = image_processor
@@ -124,39 +115,12 @@ class ImageClassifier:
         self.batch_sizes = self._probabilities.batch_sizes
         self._images = ImageStream(self._probabilities, image_processor, threads)
 
-    __reduce__ = not_picklable
-
     def __repr__(self) -> str:
         return f"ImageClassifier({describe_network(self.config)}, batches of {self.batch_sizes[-1]})"
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        image_processor: PoolFormerImageProcessor | None = None,
-        compilation_cache_dir: str | os.PathLike[str] | None = None,
-        **options: Any,
-    ) -> "ImageClassifier":
-        """The classifier with published or trained weights.
-
-        Args:
-            source: a name on the Hub ("sail/poolformer_s12"), a model folder, or a weights file.
-            image_processor: the preprocessing; by default the one saved with the weights, or else that of the
-                published variant of this architecture.
-            compilation_cache_dir: folder in which compiled programs are kept for the next process. It becomes jax's
-                compilation cache for the whole process.
-            options: the constructor's (dtype, batch_size, ...), and revision, cache_dir, local_files_only, token,
-                use_ema, config, variant and ignore as in `load_pretrained`.
-
-        Raises:
-            ValueError: if the preprocessing is unknown.
-        """
-        if compilation_cache_dir is not None:
-            keep_compiled_programs(compilation_cache_dir)
-        opened = open_model(source, **{name: options.pop(name) for name in OPEN_OPTIONS if name in options})
-        model, variables = build_model(opened)
-        return cls(model.config, variables, image_processor or opened.image_processor, **options)
+    def warm_up(self) -> None:
+        """Compiles the program of every batch size, so that no later call waits for it."""
+        self._images.warm_up()
 
     @overload
     def __call__(self, images: str | bytes | os.PathLike[str] | Image.Image, top_k: int = 5) -> list[Prediction]: ...
@@ -204,17 +168,3 @@ class ImageClassifier:
     def _most_probable(self, probabilities: Float32[np.ndarray, " labels"], top_k: int) -> list[Prediction]:
         best = np.argsort(-probabilities, stable=True)[:top_k]
         return [Prediction(self.id2label[int(index)], float(probabilities[index])) for index in best]
-
-
-def keep_compiled_programs(folder: str | os.PathLike[str]) -> None:
-    """Makes `folder` jax's persistent compilation cache, for programs of any size and compile time."""
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "jax_compilation_cache_dir": os.fspath(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # jax would keep using the folder of the first program

@@ -1,7 +1,6 @@
 """`ImageEmbedder`: images in, features out, for search, clustering and small classifiers on top."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,18 +12,12 @@ from flax.typing import Dtype
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, UInt8
 
-from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.jax_operations import folded_features, folded_head, in_parts
 from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized, working_kernels
-from poolformer_jax.inference.streaming import (
-    OPEN_OPTIONS,
-    ImageStream,
-    check_at_least_one,
-    not_picklable,
-    preprocessing_problems,
-)
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_preprocessing
 from poolformer_jax.network import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
@@ -34,7 +27,6 @@ from poolformer_jax.network import (
 )
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores, check_not_forked
-from poolformer_jax.weights import build_model, open_model
 
 
 class Embedding(NamedTuple):
@@ -46,7 +38,7 @@ class Embedding(NamedTuple):
     feature_maps: tuple[Float32[np.ndarray, "_h _w _c"], ...]
 
 
-class ImageEmbedder:
+class ImageEmbedder(FromPretrained):
     """Gives the features of images, from a network with or without a head.
 
     Batches are compiled, padded and sharded as by `ImageClassifier`.
@@ -85,12 +77,11 @@ class ImageEmbedder:
         threads = available_cores() if decode_threads is None else decode_threads
         check_dtype(dtype)
         check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
-        if problems := preprocessing_problems(config, image_processor):
-            raise InputError("\n".join(problems))
+        check_preprocessing(config, image_processor)
         headless, backbone = _without_head(config, variables)
         check_variables(headless, backbone)
         mesh, size = Mesh(np.asarray(devices), ("batch",)), image_processor.output_size
-        assert size is not None, "preprocessing_problems checks it"
+        assert size is not None, "check_preprocessing checks it"
         chosen = working_kernels(headless, mesh, dtype, size, kernels)
         if chosen is None:
             network, params = partial(_folded, headless, dtype), fold(headless, backbone)
@@ -103,34 +94,8 @@ class ImageEmbedder:
         self.image_processor = image_processor
         self._images = ImageStream(program, image_processor, threads)
 
-    __reduce__ = not_picklable
-
     def __repr__(self) -> str:
         return f"ImageEmbedder({describe_network(self.config)})"
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        image_processor: PoolFormerImageProcessor | None = None,
-        **options: Any,
-    ) -> "ImageEmbedder":
-        """The embedder with published or trained weights.
-
-        Args:
-            source: a name on the Hub ("sail/poolformer_s12"), a model folder, or a weights file.
-            image_processor: the preprocessing; by default the one saved with the weights, or else that of the
-                published variant of this architecture.
-            options: the constructor's (feature_maps, dtype, batch_size, ...), and those of `load_pretrained` that say
-                which files and network to take (revision, cache_dir, use_ema, variant, ...).
-
-        Raises:
-            ValueError: if the preprocessing is unknown.
-        """
-        opened = open_model(source, **{name: options.pop(name) for name in OPEN_OPTIONS if name in options})
-        model, variables = build_model(opened)
-        return cls(model.config, variables, image_processor or opened.image_processor, **options)
 
     def __call__(self, images: ImageLike) -> Any:
         """The features of one image or of several.

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageLike, PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
+from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
 from poolformer_jax.network import PoolFormerConfig, check_has_probabilities, probabilities
 
@@ -49,7 +50,7 @@ class Explanation:
         return rounded.repeat(factor, 0).repeat(factor, 1)
 
 
-class GradCam:
+class GradCam(FromPretrained):
     """Explains classifications; compiled once per image size.
 
     Args:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,16 +21,6 @@ from poolformer_jax.inference.runtimes import RuntimeClassifier
 from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.process import check_not_forked
 
-# The options of `from_pretrained` that are passed to `open_model`.
-OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema", "config", "variant", "ignore")
-
-
-def not_picklable(self: object) -> NoReturn:
-    """The `__reduce__` of what holds compiled programs, which cannot move to another process."""
-    raise InputError(
-        f"{type(self).__name__} cannot be pickled. Make one in each process: docs/inference.md, Several processes."
-    )
-
 
 class ImageStream:
     """Reads images and computes a row of a program's output for each."""
@@ -40,6 +30,14 @@ class ImageStream:
     ) -> None:
         self._program, self._image_processor, self._decode_threads = program, image_processor, decode_threads
         check_not_forked()
+
+    def warm_up(self) -> None:
+        """Computes a batch of every size, which compiles its program."""
+        size = self._image_processor.output_size
+        assert size is not None, "check_preprocessing checks it"
+        blank = np.zeros((*size, self._image_processor.num_channels), np.uint8)
+        for images in self._program.batch_sizes:
+            jax.block_until_ready(self._program([blank] * images))
 
     def one(self, image: ImageLike) -> Any:
         """The row of one image. Raises ImageError if it cannot be read; InputError in a process that was forked."""
@@ -137,8 +135,8 @@ def check_at_least_one(**counts: int) -> None:
         raise InputError(f"{', '.join(wrong)}: expected a whole number, at least 1.")
 
 
-def preprocessing_problems(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor) -> list[str]:
-    """What makes the preprocessing's images unfit for the network, in sentences."""
+def check_preprocessing(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor) -> None:
+    """Raises InputError, naming every reason, unless the network takes the images that the preprocessing makes."""
     problems = []
     if image_processor.num_channels != config.num_channels:
         problems.append(
@@ -152,7 +150,8 @@ def preprocessing_problems(config: PoolFormerConfig, image_processor: PoolFormer
     elif min(size) < config.smallest_side or (config.image_size is not None and size != (config.image_size,) * 2):
         wanted = config.image_size or f"at least {config.smallest_side}"
         problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
-    return problems
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:

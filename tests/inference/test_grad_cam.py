@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
+from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor, save_pretrained
 from poolformer_jax.inference.grad_cam import Explanation, GradCam, jet
 from poolformer_jax.network import functional
-from small_networks import IMAGES, PROCESSOR, TINY, random_variables
+from small_networks import IMAGES, PROCESSOR, TINY, TWO_STAGES, random_variables
 
 PHOTOGRAPH = IMAGES / "chelsea.jpg"
 
@@ -89,3 +89,10 @@ def test_a_class_can_be_chosen_and_must_exist():
     for regression in ({"problem_type": "regression"}, {"num_labels": 1}):
         with pytest.raises(ValueError, match="is a regression, which has no probabilities"):
             GradCam(dataclasses.replace(config, **regression), variables, PROCESSOR)
+
+
+def test_from_pretrained_takes_the_saved_network_and_preprocessing(tmp_path):
+    model, variables = random_variables(TWO_STAGES)
+    save_pretrained(tmp_path, model, variables, image_processor=PROCESSOR)
+    cam = GradCam.from_pretrained(tmp_path)
+    assert (cam.config, cam.image_processor) == (TWO_STAGES, PROCESSOR)

@@ -107,6 +107,16 @@ def test_a_mixed_stream_stays_in_order_and_compiles_a_bounded_number_of_programs
     assert len(compilations) - before <= len(classifier.batch_sizes) - 1
 
 
+def test_after_warm_up_no_batch_compiles(compilations):
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=4, devices=jax.devices()[:1])
+    classifier.warm_up()
+    before = len(compilations)
+    assert before >= len(classifier.batch_sizes) == 2
+    for size in classifier.batch_sizes:
+        classifier(random_images(size))
+    assert len(compilations) == before
+
+
 def test_a_classifier_shows_its_network(classifier):
     assert repr(classifier) == (
         "ImageClassifier(depths (1, 1, 1, 1), hidden sizes (8, 8, 16, 16), 7 labels, batches of 16)"
@@ -344,7 +354,8 @@ import jax, jax.monitoring
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
 from small_networks import CONFIG, PHOTOGRAPHS, PROCESSOR, VARIABLES
-from poolformer_jax.inference.classifier import ImageClassifier, keep_compiled_programs
+from poolformer_jax import ImageClassifier
+from poolformer_jax.inference.from_pretrained import keep_compiled_programs
 keep_compiled_programs(sys.argv[1])
 classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR)
 hits.clear()

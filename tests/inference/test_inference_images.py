@@ -94,7 +94,7 @@ def test_another_folder_for_compiled_programs_is_used_from_then_on(tmp_path):
     folders = [tmp_path / "first", tmp_path / "second"]
     program = f"""
 import jax
-from poolformer_jax.inference.classifier import keep_compiled_programs
+from poolformer_jax.inference.from_pretrained import keep_compiled_programs
 for folder in {[str(folder) for folder in folders]}:
     keep_compiled_programs(folder)
     ImageClassifier(CONFIG, VARIABLES, PROCESSOR)(PHOTOGRAPHS[0])
