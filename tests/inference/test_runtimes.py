@@ -58,15 +58,18 @@ def test_labels_order_and_errors_are_those_of_jax(runtime, expected):
     check_same([classifier(PHOTOGRAPHS[0], top_k=7)], expected[:1])
 
 
-@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+@pytest.mark.parametrize(
+    "runtime", ["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("jax", "onnxruntime"))]
+)
 def test_threads_that_share_a_classifier_each_get_the_answer_for_their_image(runtime):
     if find_spec(runtime) is None:
         pytest.skip(f"{runtime} is not installed")
-    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=1, runtime=runtime)
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=4, runtime=runtime)
     images = [np.full((64, 64, 3), value, np.uint8) for value in (0, 80, 160, 240)]
-    expected = [classifier(image) for image in images]
+    requests = [*images, *([image] * 4 for image in images)]
+    expected = [classifier(request) for request in requests]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(classifier, images * 25)) == expected * 25
+        assert list(pool.map(classifier, requests * 12)) == expected * 12
 
 
 @pytest.mark.slow
