@@ -27,6 +27,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks.compiled import tpu_program
+from poolformer_jax import PoolFormerConfig
 from train.setup import make_parts
 from train.recipes import RECIPES
 from train.config import MeshConfig
@@ -37,6 +38,10 @@ model = dataclasses.replace(
     recipe.model, depths=(1, 1), hidden_sizes=(64, 128), patch_sizes=(7, 3), strides=(4, 2), padding=(2, 1),
     token_mixers=("pooling",) * 2, position_embeddings=(False,) * 2,
 )
+if sys.argv[3] == "convformer":
+    two = {name: getattr(model, name) for name in ("depths", "hidden_sizes", "token_mixers", "position_embeddings")}
+    two = {**two, "patch_sizes": (7, 3), "strides": (4, 2), "padding": (2, 1), "token_mixers": ("sep_conv",) * 2}
+    model = PoolFormerConfig.from_variant("convformer_s18", **two, residual_scale_init_values=(None,) * 2)
 # The images of four chips share one mixing ratio, like those of two chips in the recipe.
 data = dataclasses.replace(recipe.data, batch_size=128 * int(sys.argv[2]), image_size=32)
 mesh = MeshConfig(fsdp=int(sys.argv[1]))
@@ -84,8 +89,8 @@ def run_python(*arguments):
     return finished.stdout
 
 
-def compiled_step(fsdp, slices=1):
-    return json.loads(run_python("-c", COMPILE, str(fsdp), str(slices)).splitlines()[-1])
+def compiled_step(fsdp, slices=1, network="poolformer"):
+    return json.loads(run_python("-c", COMPILE, str(fsdp), str(slices), network).splitlines()[-1])
 
 
 @needs_libtpu
@@ -97,6 +102,14 @@ def test_the_benchmark_uses_the_schedule_of_every_kernel(tmp_path):
     assert len(kernels) == 24  # pooling and MLP of the 12 blocks of s12
     assert all(kernel["scheduled_cycles"] for kernel in kernels), "libtpu started before its flags were set"
     assert found["of_these_in_kernels"] == sum(kernel["cycles"] for kernel in kernels)
+
+
+@needs_libtpu
+def test_kernels_compute_convformers_blocks():
+    """The mixer's start, convolution and end, and the MLP; and the norms of the stem and between the stages."""
+    step = compiled_step(fsdp=1, network="convformer")
+    assert step["kernels"] == 2 * (2 * 4 + 2)  # forward and backward
+    assert {c["kind"] for c in step["collectives"]} == {"all-reduce"}
 
 
 @needs_libtpu
