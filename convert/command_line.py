@@ -80,7 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace, console: Console) -> int:
-    destination, files, weights = Path(options.destination), *_open(options)
+    destination = Path(options.destination)
+    if destination.suffix in (".onnx", ".xml", ".stablehlo", ".pth", ".tar", ".bin", ".safetensors"):
+        raise InputError(
+            f"{destination} looks like the name of a file. Expected that of a folder; python -m poolformer_jax export "
+            "writes ONNX, OpenVINO and StableHLO files."
+        )
+    files, weights = _open(options)
     if options.report:
         report.check_path(Path(options.report), destination, files, weights)
     check_destination(destination, weights, overwrite=options.overwrite)

@@ -5,6 +5,7 @@ diverged (the same command would diverge again), 130 Ctrl-C.
 Nothing here imports jax before a command runs: data-loading workers run the main module again.
 """
 
+import difflib
 import itertools
 import os
 import select
@@ -55,6 +56,9 @@ def _run(arguments: Sequence[str]) -> int:
         with exit_on_interrupt("stopped"):
             from train import loop
         return _train(*file)
+    if any(argument.partition("=")[0] == "--recipe" for argument in arguments):
+        print("--recipe FILE comes first: python -m train --recipe FILE [OPTIONS].", file=sys.stderr)
+        return 2
     if name.startswith("-"):
         name, rest = _DEFAULT, list(arguments)
     with exit_on_interrupt("stopped"):
@@ -65,8 +69,10 @@ def _run(arguments: Sequence[str]) -> int:
         return COMMANDS[name][1](rest)
     if name in RECIPES:
         return _train(name, rest)
+    near = difflib.get_close_matches(name, [*RECIPES, *COMMANDS], n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
     known = ", ".join([*_recipe_groups(), *COMMANDS])
-    print(f"There is no recipe or command {name!r}. Expected one of: {known}.", file=sys.stderr)
+    print(f"There is no recipe or command {name!r}.{hint} Expected one of: {known}.", file=sys.stderr)
     return 2
 
 

@@ -5,6 +5,7 @@ Every field is a flag of `python -m train RECIPE`. What a run reads and how it c
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -131,7 +132,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         rules = [
-            *in_range(self, POSITIVE, "learning_rate"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "a positive, finite number"),
             *in_range(self, or_none(POSITIVE), "learning_rate_batch", "epsilon", "clip_norm"),
             *in_range(self, AT_LEAST_1, "epochs", "accumulate"),
             *in_range(self, NOT_NEGATIVE, "cooldown_epochs", "warmup_learning_rate", "final_learning_rate"),
@@ -271,6 +272,7 @@ class TrainConfig:
     """Images of the evaluation split to write into run_dir/examples, for trying the model."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "run_dir", Path(self.run_dir))  # from Python also a string
         expand_home(self, "run_dir", "checkpoint_dir")
         states, metrics = self.checkpoint_dir or "", BEST_METRICS[self.data.problem_type]
         rules = [
@@ -328,14 +330,14 @@ class TrainConfig:
         return from_json(cls, values, "")
 
 
-def read_recipe_file(path: Path) -> TrainConfig:
+def read_recipe_file(path: Path | str) -> TrainConfig:
     """The recipe in a file such as the recipe.json of a run.
 
     Raises:
         InputError: naming the file, if it holds no recipe of this version.
         OSError: if it cannot be read.
     """
-    values = read_json(path, "a recipe, such as recipe.json in the folder of a run")
+    values = read_json(Path(path), "a recipe, such as recipe.json in the folder of a run")
     try:
         return TrainConfig.from_dict(values)
     except InputError as error:

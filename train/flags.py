@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -77,9 +77,11 @@ def _change_optimizer(recipe: "TrainConfig", line: str) -> "TrainConfig":
 
     What the recipe sets to other values than the defaults of its optimizer stays, as do learning rate and decay.
     """
+    from train.config import OptimizerName
+
     given = re.findall(r"--optimizer\.name[ =](\S+)", line)
     before = recipe.optimizer.name
-    if not given or given[-1] == before:
+    if not given or given[-1] == before or given[-1] not in get_args(OptimizerName):
         return recipe
     optimizer = recipe.optimizer.without_defaults()
     flags = {name: f"--optimizer.{name.replace('_', '-')}" for name in _OF_ONE_OPTIMIZER}

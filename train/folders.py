@@ -41,7 +41,13 @@ def lock_folder(folder: Path | str, message: str) -> Iterator[None]:
     if not is_local(folder):
         yield
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The folder {folder} cannot be made: {error.strerror}. Expected another one, with --run-dir (and "
+            "--checkpoint-dir, if you use it)."
+        ) from error
     lock = FileLock(Path(folder) / ".lock", blocking=False)
     try:
         lock.acquire()

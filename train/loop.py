@@ -234,9 +234,9 @@ class _Evaluator:
             evaluations = self._evaluate_best(state)
         if not math.isfinite(evaluations["params"].loss):
             raise DivergedError(
-                "The loss on the held-out images is not finite: the training diverged. Expected a lower "
-                "--optimizer.learning-rate, or --optimizer.clip-norm 1, and another folder than "
-                f"{self.config.run_dir}, whose checkpoints may hold the diverged weights."
+                "The loss on the held-out images is not finite: the training diverged. Expected "
+                f"{_remedy(self.config)}, and another folder than {self.config.run_dir}, whose checkpoints may hold "
+                "the diverged weights."
             )
         return state, evaluations
 
@@ -260,6 +260,14 @@ class _Evaluator:
         return evaluate(self.parts.evaluation_step, weights, batches, self.parts.mesh, keep_logits, problem)
 
 
+def _remedy(config: TrainConfig) -> str:
+    """What may keep a training from diverging that it does not have yet."""
+    clips = config.optimizer.with_defaults().clip_norm is not None
+    options = ["a lower --optimizer.learning-rate"]
+    options += ["--optimizer.clip-norm 1"] * (not clips) + ["--dtype float32"] * (config.dtype == "bfloat16")
+    return ", or ".join(options)
+
+
 def _check_gradients(records: Iterable[Record], config: TrainConfig) -> None:
     """Raises DivergedError after --max-skipped steps in a row without a finite gradient."""
     for record in records:
@@ -267,6 +275,5 @@ def _check_gradients(records: Iterable[Record], config: TrainConfig) -> None:
             raise DivergedError(
                 f"{record.skipped_in_a_row} steps in a row, up to step {record.step} or shortly before, had no finite "
                 f"gradient. Expected fewer than max_skipped={config.max_skipped}. Checkpoints from before them, if "
-                f"any, are in {config.checkpoints}. Try a lower --optimizer.learning-rate, --optimizer.clip-norm 1, or "
-                "--dtype float32."
+                f"any, are in {config.checkpoints}. Try {_remedy(config)}."
             )

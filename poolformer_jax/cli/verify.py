@@ -11,7 +11,7 @@ from poolformer_jax.cli.arguments import (
     starting_jax,
     waiting,
 )
-from poolformer_jax.errors import MissingFileError, PoolFormerError
+from poolformer_jax.errors import InputError, MissingFileError, PoolFormerError
 from poolformer_jax.messages import printable
 
 NAME = "verify"
@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a line for each file; returns the exit code."""
-    folder, source = Path(arguments.folder).expanduser(), arguments.weights or arguments.folder
+    folder = Path(arguments.folder).expanduser()
+    if folder.is_file():
+        raise InputError(f"{folder} is a file. Expected its folder, and --weights SOURCE if the weights are elsewhere.")
+    source = arguments.weights or arguments.folder
     with starting_jax():
         from poolformer_jax.export import FORMATS, verify_file
         from poolformer_jax.weights import build_model, open_model

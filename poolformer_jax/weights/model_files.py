@@ -94,9 +94,10 @@ def _weights_in(folder: Path) -> Path:
                 f"The folder {folder} has the shards of a DeepSpeed checkpoint. Join them: python {script} {folder} "
                 "weights.pth"
             )
-        raise MissingFileError(
-            f"The folder {folder} has no weights. Expected model.safetensors, or another weights file."
-        )
+        model = folder / "model"
+        if any((model / name).is_file() for name in WEIGHTS):  # the folder of a run of `python -m train`
+            raise MissingFileError(f"The folder {folder} has no weights. Expected that of the model, {model}.")
+        raise MissingFileError(f"The folder {folder} has no weights. Expected {', '.join(WEIGHTS)} or another name.")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise InputError(f"The folder {folder} has several weights files: {names}. Give the path of one of them.")

@@ -198,6 +198,7 @@ def test_a_failed_conversion_prints_one_message_and_writes_no_folder(tmp_path, c
         ("/proc/nowhere", "Cannot write /proc/nowhere: No such file or directory"),
         ("{folder}/file/model", "Cannot write {folder}/file/model: File exists"),
         ("{folder}/file/deeper/model", "Cannot write {folder}/file/deeper/model: Not a directory"),
+        ("{folder}/model.onnx", "{folder}/model.onnx looks like the name of a file. Expected that of a folder"),
     ],
 )
 def test_a_destination_that_cannot_be_written_is_named(tmp_path, capsys, destination, message):

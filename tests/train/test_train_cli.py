@@ -82,6 +82,8 @@ def test_a_closed_output_is_not_an_error(arguments):
     ("arguments", "expected"),
     [
         (["bogus"], "There is no recipe or command 'bogus'. Expected one of: digits"),
+        (["finetun"], "Did you mean finetune?"),
+        (["finetune", "--recipe", "recipe.json"], "--recipe FILE comes first"),
         (["doctor"], "expected a recipe, one of: digits"),
         (["doctor", "bogus"], "expected a recipe, one of: digits"),
     ],
@@ -222,7 +224,8 @@ def test_errors_that_are_bugs_keep_their_traceback(tmp_path, monkeypatch, fail):
 def test_a_file_in_place_of_a_folder_is_named_without_a_traceback(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([*programs.TINY, "--run-dir", str(tmp_path / "file" / "run"), "--distributed.mode", "off"]) == 1
-    assert f"{tmp_path / 'file' / 'run'}: Not a directory" in capsys.readouterr().err
+    expected = f"The folder {tmp_path / 'file' / 'run'} cannot be made: Not a directory. Expected another"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_recipe_is_read_as_it_was_written(name):
 def test_a_file_that_is_no_recipe_is_refused_with_the_field(tmp_path, change, message):
     (tmp_path / "recipe.json").write_text(json.dumps(tiny().to_dict() | change))
     with pytest.raises(ValueError, match=f"recipe.json is not a recipe of this version: .*(?s:.*){message}"):
-        train.read_recipe_file(tmp_path / "recipe.json")
+        train.read_recipe_file(str(tmp_path / "recipe.json"))
 
 
 def test_flags_change_a_recipe_from_a_file(tmp_path, monkeypatch, capsys):
@@ -82,6 +83,9 @@ def test_another_optimizer_gets_its_defaults_and_says_what_it_keeps_of_the_forme
     assert "--optimizer.learning-rate 0.0005\n" in message
     assert "--optimizer.clip-norm 1.0" in message
     assert "which are for" not in optimizer("finetune", "--optimizer.name", "adamw")[1]
+    with pytest.raises(SystemExit):
+        main(["finetune", "--optimizer.name", "adam"])
+    assert "which are for" not in capsys.readouterr().err
 
 
 def test_the_imagenet_recipes_are_the_authors_training():
@@ -189,3 +193,14 @@ def test_zero_is_not_none_where_a_field_may_be_left_out(make, field):
     make(**{field: None})
     with pytest.raises(ValueError, match=rf"{field.removeprefix('data__')}=0: expected None, or "):
         make(**{field: 0})
+
+
+def test_a_run_folder_may_be_a_string_in_python():
+    assert tiny(run_dir="runs/one").run_dir == Path("runs/one")
+
+
+def test_a_learning_rate_below_the_final_one_is_an_error_that_names_the_flag():
+    with pytest.raises(ValueError, match=r"above the peak.*--optimizer.final-learning-rate of at most 5e-06"):
+        make_schedule(OptimizerConfig(learning_rate=5e-6, learning_rate_batch=None), 8, 10)
+    with pytest.raises(ValueError, match="learning_rate=inf: expected a positive, finite number"):
+        OptimizerConfig(learning_rate=float("inf"))

@@ -14,7 +14,7 @@ from poolformer_jax import ImageClassifier, PoolFormerConfig, from_torch_state_d
 from poolformer_jax.hub import Repository
 from poolformer_jax.images import imagenet_labels
 from poolformer_jax.weights import class_names, default_image_processor, leaves, open_model, to_torch_state_dict
-from saved_models import CONFIG, make_variables, same
+from saved_models import CONFIG, make_variables, same, save
 
 NETWORK = dataclasses.replace(CONFIG, id2label=None)
 ARRAYS = to_torch_state_dict(NETWORK, make_variables(NETWORK), "sail")
@@ -173,3 +173,9 @@ def test_timms_config_says_what_the_labels_are_for(tmp_path, problem):
     config = {"architecture": "poolformer_s12", "model_type": "timm_wrapper", "problem_type": problem}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert quietly(tmp_path).problem_type == problem
+
+
+def test_the_folder_of_a_run_names_that_of_its_model(tmp_path):
+    save(tmp_path / "run" / "model")
+    with pytest.raises(FileNotFoundError, match="Expected that of the model, .*run.model"):
+        open_model(tmp_path / "run")

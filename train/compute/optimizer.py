@@ -41,11 +41,13 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
     # Otherwise the cosine would rise to the end, which no loss curve would reveal.
     names = ["final_learning_rate"] * (config.schedule == "cosine")
     names += ["warmup_learning_rate"] * (config.warmup_epochs > 0)
-    if above := [f"optimizer.{name}={getattr(config, name):.3g}" for name in names if getattr(config, name) > peak]:
+    if above := [name for name in names if getattr(config, name) > peak]:
+        values = " and ".join(f"optimizer.{name}={getattr(config, name):.3g}" for name in above)
+        flags = " and ".join(f"--optimizer.{name.replace('_', '-')}" for name in above)
         raise InputError(
-            f"{' and '.join(above)}: above the learning rate between them, {peak:.3g} for batches of {batch_size} "
+            f"{values}: above the peak, which is {peak:.3g} for batches of {batch_size} "
             f"(optimizer.learning_rate={config.learning_rate:.3g} for {config.learning_rate_batch or 'any number of'} "
-            "images). Expected at most as much, or a higher --optimizer.learning-rate."
+            f"images). Expected {flags} of at most {peak:.3g}, or a higher --optimizer.learning-rate."
         )
 
     def learning_rate(step: jax.Array | int) -> jax.Array:
