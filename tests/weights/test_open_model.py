@@ -177,5 +177,5 @@ def test_timms_config_says_what_the_labels_are_for(tmp_path, problem):
 
 def test_the_folder_of_a_run_names_that_of_its_model(tmp_path):
     save(tmp_path / "run" / "model")
-    with pytest.raises(FileNotFoundError, match="Expected that of the model, .*run.model"):
+    with pytest.raises(FileNotFoundError, match="Expected that of the model, "):
         open_model(tmp_path / "run")
