@@ -11,7 +11,15 @@ from poolformer_jax.images import ImageError, read_image
 from poolformer_jax.messages import first_few
 from train.commands.finding import Finding
 from train.config import TrainConfig
-from train.data import ArraySource, FolderSource, Source, TrainingTransform, describe_skipped, image_of
+from train.data import (
+    ArraySource,
+    FolderSource,
+    Source,
+    TrainingTransform,
+    describe_skipped,
+    describe_unused_test,
+    image_of,
+)
 
 # Images of each split that are read; the chance to miss 1 % bad ones is 0.99**256, about 8 %.
 _SAMPLE = 256
@@ -22,9 +30,12 @@ _FEW_READS = 500.0
 
 def check_split(config: TrainConfig, split: str, source: Source) -> Iterator[Finding]:
     """Counts, the speed of random reads, and whether a sample of the images can be read."""
-    subject, skipped = f"data, {split}", describe_skipped(source)
-    classes = f"{len(source.class_names):,} classes ({first_few(source.class_names)})"
-    yield Finding("fine", subject, f"{len(source):,} images of {classes}{skipped and f'; {skipped}'}")
+    subject, number = f"data, {split}", len(source.class_names)
+    classes = f"{number:,} {'class' if number == 1 else 'classes'} ({first_few(source.class_names)})"
+    notes = [describe_skipped(source)]
+    if split == config.data.evaluation_split:
+        notes.append(describe_unused_test(config.data))
+    yield Finding("fine", subject, "; ".join([f"{len(source):,} images of {classes}", *filter(None, notes)]))
     if split == config.data.train_split and len(source) < config.data.batch_size:
         yield Finding(
             "warning",

@@ -25,7 +25,7 @@ from train.commands.imagenet_sets import (
 )
 from train.commands.scoring import Scored, Scorer
 from train.compute import AnyEvaluation, Evaluation, initialize
-from train.data import describe_skipped, describe_split
+from train.data import describe_skipped, describe_split, describe_unused_test
 from train.folders import refuse_run_folder
 from train.report import evaluation_report, write_report_files
 
@@ -103,16 +103,14 @@ def _report(config: EvaluateConfig, scored: Scored) -> None:
     evaluation, data, source, class_names = scored.evaluation, scored.data, scored.source, scored.class_names
     # Not from `batches.bad_images`, which has only those of this process.
     left_out = len(source) - evaluation.examples
-    kind, _, path = config.data.partition(":")
-    split = data.evaluation_split
-    part = describe_split(path, split, data.held_out) if kind == "folder" else f"split {split}"
+    split, part = data.evaluation_split, describe_split(data)
     print(printable(f"{config.source} on {config.data}, {part}: {evaluation.examples:,} images", MAX_MESSAGE))
     print(f"{evaluation.headline}   loss {evaluation.loss:.4f}")
     if isinstance(evaluation, Evaluation) and (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
         others = "an answer of another class counts as wrong" if config.classes == "all" else "others are no answers"
         print(f"{there} of {len(class_names)} classes have images here; {others}.")
-    if skipped := describe_skipped(source):
-        print(skipped)
+    for note in filter(None, (describe_skipped(source), config.split is None and describe_unused_test(data))):
+        print(note)
     if left_out:
         print(f"{left_out:,} images could not be read and are not in the score.")
     report = evaluation_report(evaluation, class_names)

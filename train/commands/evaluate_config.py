@@ -22,7 +22,7 @@ class EvaluateConfig:
     """folder:PATH (class folders), labels:FILE, parquet:PATH, tfds:NAME or tfds:PATH, digits, synthetic, or
     imagenet-c:PATH (every corruption and severity of ImageNet-C)."""
     split: str | None = None
-    """The split; TFDS's slices work for tfds: "validation[:5000]". Default: validation, or all of undivided folders."""
+    """The split; TFDS's slices work for tfds: "validation[:5000]". Default: validation, or all of undivided data."""
     data_dir: Path | None = None
     """Where TFDS keeps its data sets. Default: TFDS's own."""
     image_column: str | None = None

@@ -41,7 +41,7 @@ from train.data import (
     TimmImageProcessor,
     check_same_classes,
     evaluation_batches,
-    is_pool,
+    find_splits,
     match_labels,
     normalize_batch,
     open_source,
@@ -161,14 +161,6 @@ def _compare_processes(
     refuse_different_processes(changed, "the same command, the same model and the same data")
 
 
-def _split(config: EvaluateConfig, name: str) -> str:
-    """The split to score: class folders without train/ and validation/ are scored whole."""
-    kind, _, path = name.partition(":")
-    if config.split is not None:
-        return config.split
-    return ALL_IMAGES if kind == "folder" and config.held_out is None and is_pool(path) else "validation"
-
-
 def _data_config(
     config: EvaluateConfig, name: str, processor: PoolFormerImageProcessor, devices: int, problem: Any
 ) -> DataConfig:
@@ -184,7 +176,7 @@ def _data_config(
         )
     mean, std = unit_mean_and_std(processor)
     default_share = 0.2 if name == "digits" else 0.1
-    return DataConfig(
+    data = DataConfig(
         source=name,
         data_dir=config.data_dir,
         image_column=config.image_column,
@@ -192,7 +184,7 @@ def _data_config(
         problem_type=problem or "single_label_classification",
         mix=DeviceAugmentation(cutmix=0.0, label_smoothing=0.0),  # unused; regression refuses the defaults
         class_map=config.class_map,
-        evaluation_split=_split(config, name),
+        evaluation_split=config.split or "validation",
         held_out=default_share if config.held_out is None else config.held_out,
         image_size=max(processor.output_size),
         image_mean=tuple(mean),
@@ -201,3 +193,6 @@ def _data_config(
         workers=config.workers,
         on_bad_image=config.on_bad_image,
     )
+    if config.split is None and config.held_out is None and find_splits(data) == ():
+        return dataclasses.replace(data, evaluation_split=ALL_IMAGES)  # data that is not divided is scored whole
+    return data

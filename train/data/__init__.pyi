@@ -31,10 +31,13 @@ from .sources.folders import (
     ALL_IMAGES as ALL_IMAGES,
     FolderSource as FolderSource,
     describe_skipped as describe_skipped,
-    describe_split as describe_split,
-    is_pool as is_pool,
 )
-from .sources.opening import open_source as open_source
+from .sources.opening import (
+    describe_split as describe_split,
+    describe_unused_test as describe_unused_test,
+    find_splits as find_splits,
+    open_source as open_source,
+)
 from .sources.source import (
     ArraySource as ArraySource,
     Example as Example,

@@ -111,6 +111,21 @@ def test_divided_class_folders_are_scored_by_their_validation_split(model, tmp_p
     assert evaluate(model, f"folder:{tmp_path / name}").examples == 6  # that folder by itself is one pool
 
 
+def test_undivided_label_files_are_scored_whole(model, tmp_path, capsys):
+    write_classes(tmp_path, ("ant", "bee", "cat"), images=4)
+    rows = [f"{name}/{number}.png,{name}" for name in ("ant", "bee", "cat") for number in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file_name,label", *rows]))
+    assert evaluate(model, f"labels:{tmp_path}/labels.csv").examples == 12
+    assert "all images: 12 images" in capsys.readouterr().out
+
+
+def test_a_test_split_that_is_not_scored_is_named(model, tmp_path, capsys):
+    for split in ("train", "test"):
+        write_classes(tmp_path / split, ("ant", "bee", "cat"), images=4)
+    assert evaluate(model, f"folder:{tmp_path}").examples == 3
+    assert "the split test is not used: evaluate --split test scores it" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("uint8", "flip"), [(True, False), pytest.param(False, True, marks=pytest.mark.slow)])
 def test_an_exported_file_gets_the_score_of_its_network(model, tmp_path, uint8, flip):
     pytest.importorskip("onnxruntime")

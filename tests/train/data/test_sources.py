@@ -252,11 +252,15 @@ def test_names_that_are_not_utf8_are_read_and_printed_in_ascii(tmp_path):
     ("prepare", "message"),
     [
         (lambda root: None, "holds no folder. Expected one per class"),
-        (lambda root: (root / "cat").mkdir(), r"no image in cat\. Expected files that end in one of \..*\.bmp"),
+        (lambda root: (root / "cat").mkdir(), r"no image in cat\. .* \.jpg, \.png or one of \d+ others"),
         (lambda root: write_images(root / "validation" / "cat", 1), "has validation/ but no train/"),
         (
             lambda root: [write_images(root / name / "cat", 1) for name in ("Train", "Val")],
             "Train, Val look like splits but would be read as classes",
+        ),
+        (
+            lambda root: [write_images(root / name / "cat", 2) for name in ("train", "Validation")],
+            "Validation beside train/ would not be read",
         ),
         (
             lambda root: [write_images(root / "train" / "cat", 2), write_images(root / "val" / "dog", 1)],

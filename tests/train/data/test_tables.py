@@ -12,7 +12,17 @@ from PIL import Image
 from pyarrow import parquet
 
 from small_data import assert_same, take
-from train.data import DataConfig, HostAugmentation, PrepareConfig, SourceError, open_source, prepare_data
+from train.data import (
+    DataConfig,
+    HostAugmentation,
+    PrepareConfig,
+    SourceError,
+    describe_split,
+    describe_unused_test,
+    find_splits,
+    open_source,
+    prepare_data,
+)
 from train.data.sources.parquet import _GroupCache
 
 NAMES = ("bee", "ant", "class 10", "class 2")
@@ -155,8 +165,13 @@ def test_a_class_map_gives_the_order_of_the_labels_also_in_packed_data(folder, t
     ("lines", "message"),
     [
         ([{"path": "a.png", "label": "x"}], "no column 'file_name'. It has: path, label"),
-        ([{"file_name": "a.png", "label": ""}, {"file_name": "b.png", "label": "x"}], "row 1 has no 'label'"),
-        ([{"file_name": "a.png", "label": "x|y"}], "row 1 has several classes in 'label'"),
+        ([{"file_name": "a.png", "label": ""}, {"file_name": "b.png", "label": "x"}], "line 2 has no 'label'. Exp"),
+        ([{"file_name": "a.png", "label": "x|y"}], "line 2 has several classes in 'label'"),
+        (
+            [{"file_name": f"{place}a.png", "label": label} for place, label in (("", "x"), ("./", "y"))],
+            "name an image again: 1; the first image is a.png, as x in line 2 and as y in line 3",
+        ),
+        ([{"file_name;label": "a.png;x"}], "no column 'file_name'. It has: file_name;label. Separate the columns with"),
         ([{"file_name": "a.png", "label": "x", "split": "odd"}], "no split 'train2'. It has: odd"),
     ],
 )
@@ -170,6 +185,88 @@ def test_json_that_is_nested_without_end_is_refused(tmp_path):
     (tmp_path / "labels.jsonl").write_text("[" * 100_000)
     with pytest.raises(SourceError, match="cannot be read: maximum recursion depth exceeded"):
         open_source(config(f"labels:{tmp_path}/labels.jsonl"), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("labels.csv", "file_name,label\na.png,x\nb.png,x,y\n", "line 3 has more values than the header has columns"),
+        ("labels.jsonl", '{"file_name": "a.png", "label": "x"}\n\n{"file_name"\n', "in line 3, column 13"),
+    ],
+)
+def test_a_broken_line_is_refused_with_its_number_in_the_file(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError, match=message):
+        open_source(config(f"labels:{tmp_path / name}"), "train")
+
+
+def divided(folder, *names):
+    """A CSV file with ten rows of each split, in the order of the names; returns the source."""
+    parts = [{**row, "split": names[place // 10]} for place, row in enumerate(rows(range(10 * len(names))))]
+    write_csv(folder / "divided.csv", parts)
+    return config(f"labels:{folder}/divided.csv")
+
+
+def test_the_column_of_splits_takes_capital_letters(folder):
+    chosen = divided(folder, "Train", " Validation")
+    assert [len(open_source(chosen, split)) for split in ("train", "validation")] == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("names", "split"), [(("test",), "train"), (("training", "dev"), "train"), (("train", "dev"), "validation")]
+)
+def test_unknown_splits_are_named_and_not_trained_on(folder, names, split):
+    with pytest.raises(SourceError, match=f"no split '{split}'. It has: {', '.join(names)}. .*--data.train-split"):
+        open_source(divided(folder, *names), split)
+    assert len(open_source(divided(folder, *names), names[-1])) == 10
+
+
+@pytest.mark.parametrize("kind", ["labels", "parquet"])
+def test_files_of_splits_with_other_names_are_refused(folder, tmp_path, kind):
+    write_csv(tmp_path / "train.csv", rows(range(8)))
+    write_csv(tmp_path / "Validation.csv", rows(range(8, 12)))
+    write_parquet(tmp_path / "Train-0.parquet", folder, range(8))
+    write_parquet(tmp_path / "dev-0.parquet", folder, range(8, 12))
+    with pytest.raises(SourceError, match=r"Validation\.csv in .* would not be read|such as Train-0\.parquet"):
+        open_source(config(f"{kind}:{tmp_path}"), "train")
+
+
+def test_an_image_in_two_splits_is_refused(tmp_path):
+    for name, numbers in (("train", range(6)), ("validation", range(5, 9))):
+        write_csv(tmp_path / f"{name}.csv", rows(numbers))
+    with pytest.raises(SourceError, match=r"05\.png, as ant in line 7 of train and as ant in line 2 of validation"):
+        open_source(config(f"labels:{tmp_path}"), "validation")
+
+
+def test_spaces_around_a_class_do_not_make_another(folder):
+    write_csv(folder / "spaces.csv", [{**row, "label": f" {row['label']} "} for row in rows(range(8))])
+    assert_labelled(open_source(config(f"labels:{folder}/spaces.csv"), "train+validation"))
+
+
+def test_paths_of_windows_are_read(folder):
+    write_csv(
+        folder / "windows.csv", [{**row, "file_name": row["file_name"].replace("/", "\\")} for row in rows(range(8))]
+    )
+    assert_labelled(open_source(config(f"labels:{folder}/windows.csv"), "train+validation"))
+
+
+@pytest.mark.parametrize("kind", ["labels", "parquet"])
+def test_the_part_of_a_table_that_is_scored_is_described(folder, tmp_path, kind):
+    write_csv(tmp_path / "all.csv", rows(range(12)))
+    write_parquet(tmp_path / "all.parquet", folder, range(12))
+    whole = config(f"{kind}:{tmp_path}/all.{'csv' if kind == 'labels' else kind}")
+    assert find_splits(whole) == ()
+    assert describe_split(whole) == "split validation (20 % of every class, which training holds out)"
+    assert describe_split(dataclasses.replace(whole, evaluation_split="train+validation")) == "all images"
+    assert describe_unused_test(whole) == ""
+    (tmp_path / "parts").mkdir()
+    for split, numbers in (("train", range(8)), ("test", range(8, 12))):
+        write_csv(tmp_path / "parts" / f"{split}.csv", rows(numbers))
+        write_parquet(tmp_path / "parts" / f"{split}.parquet", folder, numbers)
+    parts = config(f"{kind}:{tmp_path}/parts")
+    assert sorted(find_splits(parts)) == ["test", "train"]
+    assert describe_unused_test(parts) == "the split test is not used: evaluate --split test scores it"
+    assert describe_unused_test(dataclasses.replace(parts, evaluation_split="test")) == ""
 
 
 def test_an_unknown_class_in_validation_is_refused(tmp_path):

@@ -29,7 +29,7 @@ def read_labels(
     Args:
         values: of each column, by row. One class per image: a name, or its number. Several: a list of names or numbers,
             or names separated by "|"; with more than one column, 0 or 1 for the class that the column is named after.
-            Regression: numbers.
+            Regression: numbers. Spaces around a name do not count.
         columns: their names.
         class_names: the classes in the order of their labels. None: those of the rows, sorted as class folders are.
         problem: whether an image has one class, several, or numbers.
@@ -41,11 +41,8 @@ def read_labels(
     Raises:
         SourceError: with the values that are not classes or numbers.
     """
-    if problem == "single_label_classification":
-        _refuse_several(values, columns, where)
-    if problem != "multi_label_classification" or len(columns) > 1:  # else no name means no class
-        for column, found in zip(columns, values):
-            require_values(found, column, where)
+    values = [[value.strip() if isinstance(value, str) else value for value in column] for column in values]
+    check_labels(values, columns, problem, where)
     if problem == "regression" or (problem == "multi_label_classification" and len(columns) > 1):
         targets = np.stack([_numbers(column, name, where) for column, name in zip(values, columns)], axis=1)
         if problem == "multi_label_classification" and not np.isin(targets, (0, 1)).all():
@@ -74,17 +71,37 @@ def read_labels(
     return targets, names
 
 
-def _refuse_several(values: Sequence[Sequence[Any]], columns: Sequence[str], where: str) -> None:
+def check_labels(
+    values: Sequence[Sequence[Any]],
+    columns: Sequence[str],
+    problem: ProblemType,
+    where: str,
+    lines: Sequence[int] | None = None,
+) -> None:
+    """Raises SourceError if rows lack a label or have several where one is expected.
+
+    The arguments are those of `read_labels`; `lines` are those of `require_values`.
+    """
+    if problem == "single_label_classification":
+        _refuse_several(values, columns, where, lines)
+    if problem != "multi_label_classification" or len(columns) > 1:  # else no name means no class
+        for column, found in zip(columns, values):
+            require_values(found, column, where, lines)
+
+
+def _refuse_several(
+    values: Sequence[Sequence[Any]], columns: Sequence[str], where: str, lines: Sequence[int] | None
+) -> None:
     """Raises SourceError at the first value with several classes, which would become one class with a long name."""
     if len(columns) > 1:
         raise SourceError(
             f"{where}: {first_few(columns)} are several columns of labels. Expected one. {_TRAIN_ON_SEVERAL}"
         )
-    for row, value in enumerate(values[0], 1):
+    for row, value in enumerate(values[0]):
         if isinstance(value, list) or (isinstance(value, str) and _SEPARATOR in value):
             raise SourceError(
-                f"{where}: row {row} has several classes in {columns[0]!r}: {short_repr(value)}. Expected one. "
-                f"{_TRAIN_ON_SEVERAL}"
+                f"{where}: {_place(row, lines)} has several classes in {columns[0]!r}: {short_repr(value)}. Expected "
+                f"one. {_TRAIN_ON_SEVERAL}"
             )
 
 
@@ -113,10 +130,14 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def require_values(values: Sequence[Any], column: str, where: str) -> None:
-    """Raises SourceError with the number of the first row without a value."""
+def require_values(values: Sequence[Any], column: str, where: str, lines: Sequence[int] | None = None) -> None:
+    """Raises SourceError with the line of the first row without a value, or its number if `lines` is None."""
     if missing := [row for row, value in enumerate(values) if value is None or value == ""]:
+        others = f" (nor do {len(missing) - 1:,} others)" if len(missing) > 1 else ""
         raise SourceError(
-            f"{where}: row {missing[0] + 1} has no {column!r}, and {len(missing) - 1} more rows. Expected a value in "
-            "every row."
+            f"{where}: {_place(missing[0], lines)} has no {column!r}{others}. Expected a value in every row."
         )
+
+
+def _place(row: int, lines: Sequence[int] | None) -> str:
+    return f"row {row + 1}" if lines is None else f"line {lines[row]}"

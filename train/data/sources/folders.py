@@ -25,7 +25,16 @@ import numpy as np
 
 from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes, read_image_file
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
-from train.data.sources.source import Example, Source, SourceError, digest_of, held_out, label_at, resolved
+from train.data.sources.source import (
+    Example,
+    Source,
+    SourceError,
+    digest_of,
+    held_out,
+    is_misnamed_split,
+    label_at,
+    resolved,
+)
 
 ALL_IMAGES = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
@@ -164,16 +173,10 @@ def is_pool(path: str | Path) -> bool:
     return root.is_dir() and not any(_split_folder(root, split) for split in ("train", "validation"))
 
 
-def describe_split(path: str | Path, split: str, held_out_share: float) -> str:
-    """The split that `open_folder` reads, in words."""
+def folder_splits(path: str | Path) -> tuple[str, ...]:
+    """The splits among train, validation and test that a folder is divided into; none if it has classes."""
     root = Path(path).expanduser()
-    if split == ALL_IMAGES and is_pool(root):
-        return "all images of its class folders"
-    if split == "validation" and _split_folder(root, split) is None:
-        return f"split {split} ({100 * held_out_share:g} % of every class, which training holds out)"
-    if split == "train" and _split_folder(root, "validation") is None:
-        return f"split {split} (without the {100 * held_out_share:g} % of every class that training holds out)"
-    return f"split {split}"
+    return () if is_pool(root) else tuple(name for name in ("train", "validation", "test") if _split_folder(root, name))
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -226,9 +229,11 @@ def read_class_folders(
         if not below:
             empty.append(name)
     if empty and class_names is None:
-        kinds = ", ".join(sorted(image_suffixes()))
         hint = f" {_HEIF_HINT}." if skipped.keys() & HEIF_SUFFIXES else ""
-        raise SourceError(f"{root}: no image in {', '.join(empty)}. Expected files that end in one of {kinds}.{hint}")
+        raise SourceError(
+            f"{root}: no image in {', '.join(empty)}. Expected files that end in .jpg, .png or one of "
+            f"{len(image_suffixes()) - 2} others: add images or delete the folder.{hint}"
+        )
     return FolderSource(
         root,
         np.array(files, dtype=np.bytes_),
@@ -249,14 +254,21 @@ def _check_layout(path: str | Path, root: Path, split: Path | None) -> None:
     """
     names = _class_names(root)
     if split is None:
-        like_splits = [name for name in names if name.lower() in (*_SPLITS, "training", "testing")]
+        like_splits = [name for name in names if name in _SPLITS or is_misnamed_split(name)]
         if len(like_splits) > 1:  # a single one may be the name of a class
             raise SourceError(
                 f"folder:{path}: {first_few(like_splits)} look like splits but would be read as classes. Expected "
                 f"splits named {', '.join(_SPLITS)}, in lower case, with one folder per class in each; or, if they are "
                 "classes, all classes in a folder PATH/train, given as folder:PATH."
             )
-    elif classes := first_few([name for name in names if name not in _SPLITS and _holds_images(root / name)]):
+        return
+    odd = [name for name in names if is_misnamed_split(name)]
+    if odd and _split_folder(root, "validation") is None:
+        raise SourceError(
+            f"folder:{path}: {first_few(odd)} beside {split.name}/ would not be read. Expected splits named "
+            f"{', '.join(_SPLITS)}, in lower case."
+        )
+    if classes := first_few([name for name in names if name not in _SPLITS and _holds_images(root / name)]):
         raise SourceError(
             f"folder:{path} is ambiguous: {split.name}/ is read as a split, so that {classes} beside it would be "
             f"ignored; but all of them may be classes. If {split.name}/ is a split, move {classes} out of {root}; if "

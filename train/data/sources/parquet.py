@@ -28,7 +28,17 @@ from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from train.data.config import ProblemType
 from train.data.sources.columns import read_labels
 from train.data.sources.folders import ALL_IMAGES
-from train.data.sources.source import SPLIT_NAMES, Example, SourceError, digest_of, held_out_rows, label_at, resolved
+from train.data.sources.source import (
+    SPLIT_NAMES,
+    Example,
+    SourceError,
+    digest_of,
+    held_out_rows,
+    is_misnamed_split,
+    label_at,
+    require_split,
+    resolved,
+)
 
 _CACHE_BYTES = 2**28  # in every worker process
 _MOST_EXPANSION = 16  # bytes of a column for each byte of its file
@@ -117,11 +127,15 @@ def open_parquet(
     if split in splits and (split != "train" or "validation" in splits):
         classes = named or _open(root, train, columns, None, problem).class_names
         return _open(root, splits[split], columns, classes, problem)
-    if split not in ("train", "validation"):
-        raise SourceError(f"parquet:{path} has no split {split!r}. It has: {', '.join(splits) or 'train, validation'}.")
+    require_split(f"parquet:{path}", split, splits)
     pool = _open(root, train, columns, named, problem)
     chosen = held_out_rows(pool.ids, pool.labels, held_out_share)
     return pool.select(np.flatnonzero(chosen == (split == "validation")))
+
+
+def parquet_splits(path: str) -> tuple[str, ...]:
+    """The splits that the files are divided into; none if they are not divided."""
+    return tuple(name for name in _files_of_splits(resolved(path)) if name)
 
 
 def _files_of_splits(root: Path) -> Mapping[str, tuple[Path, ...]]:
@@ -130,15 +144,25 @@ def _files_of_splits(root: Path) -> Mapping[str, tuple[Path, ...]]:
         return {"": (root,)}
     splits: dict[str, tuple[Path, ...]] = {}
     for file in sorted(root.rglob("*.parquet")):
-        name = re.split(r"[-._]", file.name)[0]
-        split = SPLIT_NAMES.get(name) or SPLIT_NAMES.get(file.parent.name) or ""
+        split = SPLIT_NAMES.get(_first_word(file.name)) or SPLIT_NAMES.get(file.parent.name) or ""
         splits[split] = (*splits.get(split, ()), file)
-    if len(splits) > 1 and "" in splits:
+    unnamed = splits.get("", ())
+    odd = [
+        file
+        for file in unnamed
+        if is_misnamed_split(_first_word(file.name)) or (file.parent != root and is_misnamed_split(file.parent.name))
+    ]
+    if unnamed and (odd or len(splits) > 1):
+        example = (odd or unnamed)[0].relative_to(root)
         raise SourceError(
-            f"{root} has files whose names are not those of splits, such as {splits[''][0].name}, beside others. "
+            f"{root} has files whose names are not those of splits, such as {printable(str(example))}. "
             f"Expected names that begin with one of {', '.join(SPLIT_NAMES)}."
         )
     return splits
+
+
+def _first_word(name: str) -> str:
+    return re.split(r"[-._]", name)[0]
 
 
 def _open(

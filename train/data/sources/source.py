@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, read_image
+from poolformer_jax.messages import first_few
 
 SPLIT_NAMES = {
     "train": "train",
@@ -26,6 +27,7 @@ SPLIT_NAMES = {
     "test": "test",
 }
 """The names of files and columns' values, and the splits that they mean."""
+_LIKE_SPLITS = (*SPLIT_NAMES, "training", "testing", "dev", "eval")
 
 
 class Example(TypedDict):
@@ -73,6 +75,27 @@ def digest_of(description: Any, *columns: np.ndarray) -> str:
 def label_at(labels: np.ndarray, index: int) -> Any:
     """The label of an example: an int, or its targets float32 [k] if `labels` is [n, k]."""
     return int(labels[index]) if labels.ndim == 1 else labels[index]
+
+
+def is_misnamed_split(name: str) -> bool:
+    """True for names that look like a split's but are not read as one: Validation, dev."""
+    return name not in SPLIT_NAMES and name.lower() in _LIKE_SPLITS
+
+
+def require_split(data: str, split: str, splits: Collection[str]) -> None:
+    """Raises SourceError if `data`, divided into `splits`, has no `split` and cannot draw it from train.
+
+    `splits` is [""] if the data is not divided. Beside a split with another name validation is not drawn from train,
+    because that split may be meant.
+    """
+    unknown = set(splits) - set(SPLIT_NAMES.values())
+    is_drawn = "" in splits or ("train" in splits and (split == "train" or not unknown))
+    if split not in ("train", "validation") or not is_drawn:
+        found = first_few([name for name in splits if name]) or "train, validation"
+        raise SourceError(
+            f"{data} has no split {split!r}. It has: {found}. Expected names among {', '.join(SPLIT_NAMES)}; or choose "
+            "others with --data.train-split and --data.evaluation-split (in evaluate: --split)."
+        )
 
 
 def held_out_rows(ids: Sequence[str], labels: np.ndarray, share: float) -> np.ndarray:
