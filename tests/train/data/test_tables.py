@@ -213,7 +213,7 @@ def test_the_column_of_splits_takes_capital_letters(folder):
 
 
 @pytest.mark.parametrize(
-    ("names", "split"), [(("test",), "train"), (("training", "dev"), "train"), (("train", "dev"), "validation")]
+    ("names", "split"), [(("test",), "train"), (("training", "Dev"), "train"), (("train", "dev"), "validation")]
 )
 def test_unknown_splits_are_named_and_not_trained_on(folder, names, split):
     with pytest.raises(SourceError, match=f"no split '{split}'. It has: {', '.join(names)}. .*--data.train-split"):

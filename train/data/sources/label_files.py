@@ -118,8 +118,8 @@ def _rows_of_splits(root: Path, path: str, columns: Sequence[str], problem: Prob
     require_values([row[-2] for row in rows], _SPLIT_COLUMN, str(root), [row[-1] for row in rows])
     splits: dict[str, Rows] = {}
     for row in rows:
-        name = str(row[-2]).strip().lower()
-        splits.setdefault(SPLIT_NAMES.get(name, name), []).append(row)
+        name = str(row[-2]).strip()
+        splits.setdefault(SPLIT_NAMES.get(name.lower(), name), []).append(row)
     return splits
 
 
