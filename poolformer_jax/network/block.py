@@ -108,6 +108,7 @@ def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, trai
         else:
             has_kernel: dict[Branch, bool] = {
                 "sep_conv": config.token_mixers[stage] == "sep_conv",
+                "attention": config.token_mixers[stage] == "attention",
                 "norm_mlp": _has_norm_mlp(config, train),
                 "layer_norm": config.norm == "layer_norm",
             }

@@ -84,6 +84,6 @@ TOKEN_MIXERS: dict[str, Callable[[PoolFormerConfig, Params, Array], Array]] = {
 def fused_token_mixers(kernels: Kernels | None) -> dict[str, Callable[[PoolFormerConfig, Params, Array], Array]]:
     """All mixers, some in a faster form that has no forward-mode derivative and may use `kernels`."""
     return TOKEN_MIXERS | {
-        "attention": partial(attention, attend=self_attention, dense=fused_dense),
+        "attention": partial(attention, attend=partial(self_attention, kernels=kernels), dense=fused_dense),
         "sep_conv": partial(sep_conv, dense=fused_dense, convolution=partial(convolve_depthwise, kernels=kernels)),
     }

@@ -1,11 +1,14 @@
-"""Self-attention of a feature map, on TPUs in fewer passes than `functional.attention` and with its own gradient rule.
+"""Self-attention of a feature map, on TPUs by kernels, or in fewer passes than `functional.attention`.
 
 The weights are divided by their sums after the product with the values, so XLA fuses the scores with their maximum,
 exponentials and sums. The gradient of the scores is one pass, too: the maps of [positions, positions] are most of
 attention's memory traffic. Query, key and value are separate products, because XLA copies slices of a common one.
+
+Kernels never write these maps. They take queries, keys and values with the positions last.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +19,33 @@ from jaxtyping import Array, Float
 from poolformer_jax.network import functional
 from poolformer_jax.network.functional import widen
 from poolformer_jax.network.fused.dense_layer import dense
+from poolformer_jax.network.fused.dispatch import run_on_platform
+from poolformer_jax.network.fused.kernels.base import Kernels
 from poolformer_jax.network.fused.sharding_types import partition_spec, with_auto_sharding
 
 _Map = Float[Array, "b h w c"]
 _Heads = Float[Array, "b n heads d"]
+_PositionsLast = Float[Array, "b heads d n"]
 _Weights = Float[Array, "b heads n n"]
 _Sums = Float[Array, "b heads n"]
 
 
-def self_attention(x: _Map, kernel: Float[Array, "c c3"], head_dim: int) -> _Map:
+def self_attention(x: _Map, kernel: Float[Array, "c c3"], head_dim: int, kernels: Kernels | None = None) -> _Map:
     """`functional.attention` of `x @ kernel`. It has no forward-mode derivative.
 
     Args:
         x: feature maps.
         kernel: of queries, keys and values, each head by head.
         head_dim: channels of a head.
+        kernels: used if they support the map, on their platform.
     """
     on_tpu, on_others = partial(attend_on_tpu, head_dim=head_dim), partial(attend_plainly, head_dim=head_dim)
     run = partial(lax.platform_dependent, tpu=on_tpu, default=on_others)
+    batch, height, width, _ = x.shape
+    heads = batch, kernel.shape[1] // 3 // head_dim, head_dim, height * width
+    if kernels is not None and kernels.supports("attention", heads, x.dtype, None):
+        by_kernel = partial(attend_by_kernel, head_dim=head_dim, kernels=kernels)
+        run = by_kernel if kernels.interpret else partial(lax.platform_dependent, tpu=by_kernel, default=on_others)
     y: Array = with_auto_sharding(run, x, kernel, specs=PartitionSpec(*partition_spec(x)))
     return y
 
@@ -53,6 +65,61 @@ def attend_on_tpu(x: _Map, kernel: Float[Array, "c c3"], head_dim: int) -> _Map:
         for part in jnp.split(kernel, 3, axis=1)
     )
     return _attend(*heads).reshape(batch, height, width, -1)
+
+
+def attend_by_kernel(x: _Map, kernel: Float[Array, "c c3"], head_dim: int, kernels: Kernels) -> _Map:
+    """`self_attention` with kernels that support it."""
+    batch, height, width, channels = x.shape
+    tokens = x.reshape(batch, height * width, channels)
+    heads = (
+        jnp.einsum("bnc,chd->bhdn", tokens, part.reshape(channels, -1, head_dim).astype(x.dtype))
+        for part in jnp.split(kernel, 3, axis=1)
+    )
+    mixed = attend_heads(kernels, *heads).reshape(batch, -1, height * width)
+    return mixed.swapaxes(1, 2).reshape(batch, height, width, -1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_heads(
+    kernels: Kernels | None, query: _PositionsLast, key: _PositionsLast, value: _PositionsLast
+) -> _PositionsLast:
+    """`value @ softmax(query^T @ key / sqrt(d))^T` for each head; `kernels` compute it on their platform."""
+
+    def by_xla(heads: tuple[_PositionsLast, ...], _: Any, __: Any) -> tuple[_PositionsLast, tuple[()]]:
+        return _attend_heads(*heads), ()
+
+    y: Array
+    y, _ = run_on_platform({"default": by_xla}, kernels, "attention", (query, key, value), ())
+    return y
+
+
+def _attend_heads(query: _PositionsLast, key: _PositionsLast, value: _PositionsLast) -> _PositionsLast:
+    scores = jnp.einsum("bhdq,bhdk->bhqk", query * query.shape[2] ** -0.5, key)
+    weights = jax.nn.softmax(widen(scores)).astype(value.dtype)
+    return jnp.einsum("bhqk,bhdk->bhdq", weights, value)
+
+
+def _heads_forward(
+    kernels: Kernels | None, *heads: _PositionsLast
+) -> tuple[_PositionsLast, tuple[_PositionsLast, ...]]:
+    return attend_heads(kernels, *heads), heads
+
+
+def attend_heads_gradient(
+    kernels: Kernels | None, heads: tuple[_PositionsLast, ...], dy: _PositionsLast
+) -> tuple[_PositionsLast, ...]:
+    """The gradients of `attend_heads` by query, key and value."""
+
+    def by_xla(arrays: tuple[_PositionsLast, ...], _: Any, __: Any) -> tuple[tuple[_PositionsLast, ...], tuple[()]]:
+        *heads, dy = arrays
+        return jax.vjp(_attend_heads, *heads)[1](dy), ()
+
+    gradients: tuple[_PositionsLast, ...]
+    gradients, _ = run_on_platform({"default": by_xla}, kernels, "attention_gradient", (*heads, dy), ())
+    return gradients
+
+
+attend_heads.defvjp(_heads_forward, attend_heads_gradient)
 
 
 @jax.custom_vjp

@@ -26,9 +26,12 @@ Pass = Literal[
     "layer_norm_gradient",
     "dense_residual",
     "dense_residual_gradient",
+    "attention",
+    "attention_gradient",
 ]
 """The passes over a feature map, forward and backward: PoolFormer's two branches; a sep_conv mixer's start, its
-depthwise convolution and its end; the MLP branch with layer norm and StarReLU; and other layer norms."""
+depthwise convolution and its end; the MLP branch with layer norm and StarReLU; other layer norms; and self-attention,
+whose maps are [batch, heads, channels of a head, positions]."""
 
 POOL_SIZE = 3
 TPU_IMAGES = 16  # rows in a TPU's register of bfloat16

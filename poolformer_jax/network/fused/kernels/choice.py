@@ -17,6 +17,7 @@ TPU_KINDS = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
 OLDEST_GPU = 8.0  # compute capability of Ampere, the first that multiplies bfloat16
 
 _WIDEST_ROW, _WIDEST_CONVOLVED_ROW = 64, 128  # the kernels' code is unrolled over a row's positions
+_FEWEST_POSITIONS = tpu_layout.LANES  # for attention; XLA is as fast as kernels whose lanes are half empty
 _SMALLEST_BLOCK = 16  # fewest channels that a GPU's matrix units take
 
 
@@ -50,6 +51,9 @@ class TpuKernels(Kernels):
             return channels >= tpu_layout.LANES and width <= _WIDEST_CONVOLVED_ROW
         if name.startswith("layer_norm"):
             return True
+        if name.startswith("attention"):
+            positions = channels
+            return positions >= _FEWEST_POSITIONS and _attention_fits(positions)
         if name.startswith(("norm_dense", "dense_residual")):
             return _norm_mlp_fits(channels, 2 * channels)
         if name.startswith("norm_mlp"):
@@ -127,6 +131,12 @@ def _norm_mlp_fits(channels: int, hidden_features: int) -> bool:
     from poolformer_jax.network.fused.kernels import tpu_norm_mlp
 
     return tpu_norm_mlp.fits(channels, hidden_features)
+
+
+def _attention_fits(positions: int) -> bool:
+    from poolformer_jax.network.fused.kernels import tpu_attention
+
+    return tpu_attention.fits(positions)
 
 
 def _compute_capability(device: jax.Device) -> float:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from poolformer_jax.network.fused import statistics, tpu_layout
 from poolformer_jax.network.fused.kernels import (
+    tpu_attention,
     tpu_dense_residual,
     tpu_depthwise,
     tpu_mlp,
@@ -32,6 +33,7 @@ _PerChannel = Float[Array, " c"]
 _WindowKernel = Float[Array, "k k 1 c"]
 _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]
 
+_Heads = Float[Array, "b heads d n"]
 _Hidden = Float[Array, "b h w hidden"]
 _Dense = tuple[Float[Array, "hidden c"], _PerChannel]
 _NormDense = tuple[Float[Array, ""], Any]
@@ -240,6 +242,22 @@ def layer_norm_gradient(
     return batch_first(dx, 1), gradients
 
 
+def attention(
+    kernels: Kernels, _: int, batched: tuple[_Heads, _Heads, _Heads], __: tuple[()]
+) -> tuple[_Heads, tuple[()]]:
+    """`self_attention.attend_heads` of (query, key, value)."""
+    kernel = partial(tpu_attention.forward, interpret=kernels.interpret)
+    return kernels.run_on_shards(kernel, batched, (), (), batch_axis=0)[0], ()
+
+
+def attention_gradient(
+    kernels: Kernels, _: int, batched: tuple[_Heads, _Heads, _Heads, _Heads], __: tuple[()]
+) -> tuple[tuple[_Heads, _Heads, _Heads], tuple[()]]:
+    """The gradients of `attention` by query, key and value; the last array is the gradient of the result."""
+    kernel = partial(tpu_attention.backward, interpret=kernels.interpret)
+    return kernels.run_on_shards(kernel, batched, (), (), batch_axis=0)[0], ()
+
+
 def _norm_dense_parameters(parameters: _NormDense) -> tuple[Array, ...]:
     epsilon, (kernel, *vectors) = parameters
     return epsilon, kernel.astype(jnp.bfloat16), *(vector.astype(jnp.float32) for vector in vectors)
@@ -294,4 +312,6 @@ PASSES: Mapping[Pass, Callable[[Kernels, int, Any, Any], tuple[Any, Any]]] = {
     "layer_norm_gradient": layer_norm_gradient,
     "dense_residual": dense_residual,
     "dense_residual_gradient": dense_residual_gradient,
+    "attention": attention,
+    "attention_gradient": attention_gradient,
 }

@@ -30,6 +30,7 @@ from poolformer_jax.network.fused.kernels.choice import kernels_for
 from poolformer_jax.network.fused.norm import layer_norm, layer_norm_gradient
 from poolformer_jax.network.fused.norm_dense import NormDenseWeights, norm_dense, norm_dense_gradient
 from poolformer_jax.network.fused.norm_mlp import norm_mlp_gradient, norm_mlp_residual
+from poolformer_jax.network.fused.self_attention import attend_heads, attend_heads_gradient
 from poolformer_jax.network.fused.statistics import Moments, moments_of
 
 KernelMode = Literal["auto", "on", "off"]
@@ -38,9 +39,9 @@ KernelMode = Literal["auto", "on", "off"]
 TOLERANCE = 0.1
 """The largest distance to XLA's result at which kernels are used, relative to the norm of that result."""
 
-Branch = Literal["pooling", "mlp", "sep_conv", "norm_mlp", "layer_norm"]
-"""What kernels compute of a stage: PoolFormer's two branches, a sep_conv mixer, the MLP branch of the second paper, and
-layer norms."""
+Branch = Literal["pooling", "mlp", "sep_conv", "norm_mlp", "layer_norm", "attention"]
+"""What kernels compute of a stage: PoolFormer's two branches; a sep_conv mixer, the MLP branch of the second paper,
+layer norms and attention."""
 
 _FORWARD: dict[Pass, Branch] = {
     "pooling_residual": "pooling",
@@ -50,6 +51,7 @@ _FORWARD: dict[Pass, Branch] = {
     "dense_residual": "sep_conv",
     "norm_mlp_residual": "norm_mlp",
     "layer_norm": "layer_norm",
+    "attention": "attention",
 }
 _BACKWARD: dict[Pass, Branch] = {
     "pooling_gradient": "pooling",
@@ -59,9 +61,11 @@ _BACKWARD: dict[Pass, Branch] = {
     "dense_residual_gradient": "sep_conv",
     "norm_mlp_gradient": "norm_mlp",
     "layer_norm_gradient": "layer_norm",
+    "attention_gradient": "attention",
 }
 _BRANCHES = _FORWARD | _BACKWARD
 _WINDOW, _EXPANSION = 7, 2  # of depthwise convolutions: the window's side, and channels per channel of the stage
+_HEAD_DIM = 32  # of attention
 _LARGEST_SIDE = 56  # of a map: the first stage's at 224 pixels
 
 
@@ -249,6 +253,9 @@ def _supports(kernels: Kernels, name: Pass, stage: StageShape, images: int) -> b
     height, width, channels, hidden, branches = stage
     if _BRANCHES[name] not in branches:
         return False
+    if name.startswith("attention"):
+        heads = images, channels // _HEAD_DIM, _HEAD_DIM, height * width
+        return kernels.supports(name, heads, jnp.bfloat16, None)
     if name.startswith("depthwise"):
         channels *= _EXPANSION
     hidden_features = hidden if _BRANCHES[name] in ("mlp", "norm_mlp") else None
@@ -311,6 +318,13 @@ def _run_pass(name: Pass, kernels: Kernels | None, inputs: _Inputs | _SepConvInp
     if isinstance(inputs, _SepConvInputs):
         return _run_sep_conv(name, kernels, inputs)
     x, y, keep, gain, weights, cotangents = inputs
+    if name.startswith("attention"):
+        images, height, width, _ = x.shape
+        query, dy = (z.swapaxes(1, 3).reshape(images, -1, _HEAD_DIM, height * width) for z in (x, y))
+        key, value = dy, query
+        if name == "attention":
+            return attend_heads(kernels, query, key, value)
+        return attend_heads_gradient(kernels, (query, key, value), dy)
     if name == "layer_norm":
         return layer_norm(kernels, EPSILON, x, (gain, weights.bias2))
     if name == "layer_norm_gradient":

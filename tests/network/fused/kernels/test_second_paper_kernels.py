@@ -1,4 +1,4 @@
-"""The TPU's kernels for ConvFormer and CAFormer compute what XLA does: depthwise convolutions, and MLPs with norms.
+"""The TPU kernels for ConvFormer and CAFormer compute what XLA does: depthwise convolutions, MLPs, norms, attention.
 
 Pallas interprets the kernels here, and lowers them as for a TPU.
 """
@@ -24,7 +24,8 @@ from poolformer_jax.network.fused import (
     norm_dense,
     norm_mlp_residual,
 )
-from poolformer_jax.network.fused.kernels import tpu_depthwise, tpu_norm_mlp, verification
+from poolformer_jax.network.fused.kernels import choice, tpu_attention, tpu_depthwise, tpu_norm_mlp, verification
+from poolformer_jax.network.fused.self_attention import attend_heads
 from small_networks import distance, random_variables
 
 INTERPRETED = TpuKernels(interpret=True)
@@ -133,6 +134,20 @@ def test_layer_norm_kernels_are_as_near_to_float32_as_xla(shape):
         assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
 
 
+@pytest.mark.parametrize("shape", [(16, 2, 16, 9), slow((32, 6, 32, 130))])
+def test_attention_kernels_are_as_near_to_float32_as_xla(shape, monkeypatch):
+    monkeypatch.setattr(choice, "_FEWEST_POSITIONS", 1)
+    monkeypatch.setattr(tpu_attention, "_SCORES", shape[1] // 2 * shape[3] ** 2)  # two tiles for each image
+
+    def run(kernels, dtype):
+        *heads, dy = (normal(*shape, seed=seed, dtype=jnp.bfloat16).astype(dtype) for seed in range(4))
+        return value_and_gradients(partial(attend_heads, kernels), dy, *heads)
+
+    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
+    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
+        assert distance(one, three) < 1.1 * distance(two, three), jax.tree_util.keystr(path)
+
+
 CAFORMER = PoolFormerConfig.from_variant(
     "caformer_s18",
     depths=(1, 1),
@@ -148,7 +163,8 @@ CAFORMER = PoolFormerConfig.from_variant(
 PIXELS = np.random.default_rng(0).standard_normal((16, 16, 16, 3), np.float32)
 
 
-def test_blocks_of_a_caformer_use_their_kernels_on_a_tpu():
+def test_blocks_of_a_caformer_use_their_kernels_on_a_tpu(monkeypatch):
+    monkeypatch.setattr(choice, "_FEWEST_POSITIONS", 1)
     shapes = jax.eval_shape(PoolFormerForImageClassification(CAFORMER).init, jax.random.key(0), PIXELS)
 
     def loss(variables):
@@ -156,12 +172,13 @@ def test_blocks_of_a_caformer_use_their_kernels_on_a_tpu():
         return model.apply(variables, PIXELS, jnp.zeros(16, int)).loss
 
     program = jax.export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(shapes).mlir_module()
-    # Two MLPs, a sep_conv mixer in three passes, and three other norms; each forward and backward.
-    assert program.count("tpu_custom_call") == 2 * (2 + 3 + 3)
+    # Two MLPs, a sep_conv mixer in three passes, an attention, and three other norms; each forward and backward.
+    assert program.count("tpu_custom_call") == 2 * (2 + 3 + 1 + 3)
 
 
 @pytest.mark.slow
-def test_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks():
+def test_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks(monkeypatch):
+    monkeypatch.setattr(choice, "_FEWEST_POSITIONS", 1)
     _, variables = random_variables(CAFORMER)
 
     def gradient(kernels, dtype, fused=True):
@@ -179,6 +196,7 @@ def test_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks():
 
 
 def test_the_passes_of_every_stage_of_a_caformer_are_compared(monkeypatch):
+    monkeypatch.setattr(choice, "_FEWEST_POSITIONS", 1)
     compared = {}
 
     def record(name, kernels, inputs):
@@ -191,7 +209,8 @@ def test_the_passes_of_every_stage_of_a_caformer_are_compared(monkeypatch):
     stages = kernel_stages(CAFORMER, (16, 16), train=True)
     kernels, _ = choose_kernels("auto", mesh, ("data",), jnp.bfloat16, stages, gradients=True)
     assert kernels is not None
-    of_first_stage, of_both_stages = [(4, 4, 64)], [(4, 4, 64), (2, 2, 64)]
+    of_first_stage, of_second_stage = [(4, 4, 64)], [(2, 2, 64)]
+    of_both_stages = of_first_stage + of_second_stage
     assert compared == {
         "norm_dense": of_first_stage,
         "norm_dense_gradient": of_first_stage,
@@ -203,6 +222,8 @@ def test_the_passes_of_every_stage_of_a_caformer_are_compared(monkeypatch):
         "norm_mlp_gradient": of_both_stages,
         "layer_norm": of_both_stages,
         "layer_norm_gradient": of_both_stages,
+        "attention": of_second_stage,
+        "attention_gradient": of_second_stage,
     }
 
 
