@@ -67,8 +67,8 @@ def attend_on_tpu(x: _Map, kernel: Float[Array, "c c3"], head_dim: int) -> _Map:
     return _attend(*heads).reshape(batch, height, width, -1)
 
 
-def attend_by_kernel(x: _Map, kernel: Float[Array, "c c3"], head_dim: int, kernels: Kernels) -> _Map:
-    """`self_attention` with kernels that support it."""
+def attend_by_kernel(x: _Map, kernel: Float[Array, "c c3"], head_dim: int, kernels: Kernels | None) -> _Map:
+    """`self_attention` in the order that kernels take."""
     batch, height, width, channels = x.shape
     tokens = x.reshape(batch, height * width, channels)
     heads = (

@@ -1,10 +1,13 @@
 """The passes of self-attention for TPUs compute what the plain ones do: values, and gradients by map and kernel."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from poolformer_jax.network.fused.self_attention import attend_on_tpu, attend_plainly
+from poolformer_jax.network.fused.self_attention import attend_by_kernel, attend_on_tpu, attend_plainly
 
 HEAD_DIM = 8
 
@@ -25,10 +28,9 @@ def value_and_gradients(attend, dtype):
     return [np.asarray(array, "float64") for array in found]
 
 
-def test_values_and_gradients_are_exact_in_float64():
-    for one, other in zip(
-        value_and_gradients(attend_on_tpu, "float64"), value_and_gradients(attend_plainly, "float64")
-    ):
+@pytest.mark.parametrize("attend", [attend_on_tpu, partial(attend_by_kernel, kernels=None)])
+def test_values_and_gradients_are_exact_in_float64(attend):
+    for one, other in zip(value_and_gradients(attend, "float64"), value_and_gradients(attend_plainly, "float64")):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
 
 

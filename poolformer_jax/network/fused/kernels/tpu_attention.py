@@ -4,6 +4,7 @@ Channels are in the sublanes and positions in the lanes, so a head is whole regi
 the transposed scores, adds registers instead of lanes. The backward kernel computes the weights again.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def forward(
     def compute_tile(query_ref: Any, key_ref: Any, value_ref: Any, y_ref: Any) -> None:
         for head in range(query_ref.shape[1]):
             query, key, value = (ref[0, head] for ref in (query_ref, key_ref, value_ref))
-            exponentials, sums = _exponentials(_scaled(query), key)
+            exponentials, sums = _exponentials(query, key)
             y_ref[0, head] = (_product(value, exponentials.astype(value.dtype), 1, 0) / sums).astype(y_ref.dtype)
 
     (y,) = _call("attention_forward", compute_tile, maps, results=1, products=2, interpret=interpret)
@@ -63,13 +64,13 @@ def backward(
     ) -> None:
         for head in range(query_ref.shape[1]):
             query, key, value, dy = (ref[0, head] for ref in (query_ref, key_ref, value_ref, dy_ref))
-            dtype, query = query.dtype, _scaled(query)
+            dtype, scale = query.dtype, query.shape[0] ** -0.5
             exponentials, sums = _exponentials(query, key)
             weights = exponentials * (1 / sums)
             weighted = weights * _product(value, dy, 0, 0)
             dscores = (weighted - weights * jnp.sum(weighted, 0, keepdims=True)).astype(dtype)
-            dquery_ref[0, head] = _scaled(_product(key, dscores, 1, 0).astype(dtype))
-            dkey_ref[0, head] = _product(query, dscores, 1, 1).astype(dtype)
+            dquery_ref[0, head] = (_product(key, dscores, 1, 0) * scale).astype(dtype)
+            dkey_ref[0, head] = (_product(query, dscores, 1, 1) * scale).astype(dtype)
             dvalue_ref[0, head] = _product(dy, weights.astype(dtype), 1, 1).astype(dtype)
 
     dquery, dkey, dvalue = _call("attention_backward", compute_tile, maps, results=3, products=5, interpret=interpret)
@@ -108,13 +109,10 @@ def _exponentials(
 ) -> tuple[Float[Array, "keys queries"], Float[Array, "1 queries"]]:
     """The weights before the softmax divides them, and their sums."""
     scores = _product(key, query, 0, 0)
-    exponentials = jnp.exp(scores - jnp.max(scores, 0, keepdims=True))
+    # In powers of two the scores' factor costs nothing.
+    factor = math.log2(math.e) * query.shape[0] ** -0.5
+    exponentials = jnp.exp2((scores - jnp.max(scores, 0, keepdims=True)) * factor)
     return exponentials, jnp.sum(exponentials, 0, keepdims=True)
-
-
-def _scaled(x: Float[Array, "d n"]) -> Float[Array, "d n"]:
-    scaled: Array = (x.astype(jnp.float32) * x.shape[0] ** -0.5).astype(x.dtype)
-    return scaled
 
 
 def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
