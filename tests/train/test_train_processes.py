@@ -101,9 +101,8 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(tmp_path, lost
         started[lost].kill()
         programs.finish(started[lost], code=-signal.SIGKILL)
         output = programs.finish(started[1 - lost], code=1)
-    last = output.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "Another process of the run has ended or cannot be reached" in last
+    # Lines of jax's own threads may come after it.
+    assert output.count("error: Another process of the run has ended or cannot be reached") == 1
 
 
 @pytest.mark.slow
