@@ -93,7 +93,7 @@ def write_model(
 
 
 def _kept_image_processor(target: Path, config: PoolFormerConfig) -> PoolFormerImageProcessor | None:
-    """The preprocessing that is saved in the folder; None if there is none for this number of channels."""
+    """The preprocessing that the folder has, or None. Preprocessing for other channels does not count."""
     if not (target / PREPROCESSOR_CONFIG).exists():
         return None
     processor, default = PoolFormerImageProcessor.from_pretrained(target), default_image_processor(config)

@@ -34,7 +34,7 @@ from train.data.sources.source import (
 SUFFIXES = (".csv", ".jsonl")
 _SPLIT_COLUMN = "split"
 _LARGEST = 1 << 30  # bytes
-# In memory every path takes the space of the longest one: at most so many times the file's size in all.
+# NumPy gives every path the memory of the longest one. The limit is this many times the size of the file.
 _MOST_PADDING = 64
 # The values of each row: the image's path, the labels, the split or None, and the line in the file. A dict would take
 # three times the memory.

@@ -7,9 +7,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from poolformer_jax.network.fused.kernels import tpu_tiles
-from poolformer_jax.network.fused.kernels.tpu_norm_mlp import Tile, product, rows_of
-
-_SUBLANES = 8
+from poolformer_jax.network.fused.kernels.tpu_norm_mlp import Tile
+from poolformer_jax.network.fused.kernels.tpu_tiles import SUBLANES, by_position, product, rows_of
 
 _Map = Float[Array, "h w b c"]
 _Hidden = Float[Array, "h w b hidden"]
@@ -35,7 +34,7 @@ def forward(
         branch = (product(rows_of(hidden_ref[...]), w[...]) + b[...]).reshape(x_ref.shape)
         y_ref[...] = (x_ref[...].astype(jnp.float32) + branch * keep_ref[...]).astype(y_ref.dtype)
 
-    tile, rows = Tile(x, hidden.shape[3]), [z.reshape(-1, *z.shape[2:]) for z in maps]
+    tile, rows = Tile(x, hidden.shape[3]), [by_position(z) for z in maps]
     matrices, result = (kernel, bias[None]), tpu_tiles.output(rows[0].shape, x.dtype)
     y = pl.pallas_call(
         compute_tile,
@@ -77,10 +76,10 @@ def backward(
         dhidden = product(dbranch, w[...], transpose_right=True)
         dhidden_ref[...] = dhidden.reshape(dhidden_ref.shape).astype(dhidden_ref.dtype)
         dw_ref[...] += product(rows_of(hidden_ref[...]), dbranch, transpose_left=True)
-        db_ref[...] += wide.reshape(-1, _SUBLANES, wide.shape[1]).sum(0)
+        db_ref[...] += wide.reshape(-1, SUBLANES, wide.shape[1]).sum(0)
 
-    tile, rows = Tile(dy, hidden.shape[3]), [z.reshape(-1, *z.shape[2:]) for z in maps]
-    gradients = [tpu_tiles.output(kernel.shape), tpu_tiles.output((_SUBLANES, dy.shape[3]))]
+    tile, rows = Tile(dy, hidden.shape[3]), [by_position(z) for z in maps]
+    gradients = [tpu_tiles.output(kernel.shape), tpu_tiles.output((SUBLANES, dy.shape[3]))]
     results = [tpu_tiles.output(rows[1].shape, dy.dtype), *gradients]
     dhidden, dkernel, dbias = pl.pallas_call(
         compute_tile,

@@ -9,17 +9,16 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from poolformer_jax.network.functional import gelu_fit
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
 from poolformer_jax.network.fused.kernels import tpu_tiles
+from poolformer_jax.network.fused.kernels.tpu_tiles import SUBLANES, by_position, product, rows_of
 
 _HIDDEN_NUMBERS = 5 * 2**18  # most numbers of the hidden layer in a tile
 _ROWS, _IMAGES = 1024, 64
-_SUBLANES = 8
 
 _Map = Float[Array, "h w b c"]
 _PerImage = Float[Array, " b"]
@@ -71,16 +70,16 @@ def forward(
     ) -> None:  # fmt: skip
         tpu_tiles.zero_if(pl.program_id(1) == 0, sum_ref, square_ref)
         x, mean = x_ref[...].astype(jnp.float32), mean_ref[...]
-        standard = _rows(((x - mean) * inverse_std_ref[...]).astype(x_ref.dtype))
-        hidden, _ = gelu_fit(_product(standard, w1[...]) + b1[...])
-        branch = _product(hidden.astype(x_ref.dtype), w2[...]) + b2[...]
+        standard = rows_of(((x - mean) * inverse_std_ref[...]).astype(x_ref.dtype))
+        hidden, _ = gelu_fit(product(standard, w1[...]) + b1[...])
+        branch = product(hidden.astype(x_ref.dtype), w2[...]) + b2[...]
         y = (x + branch.reshape(x.shape) * keep_ref[...]).astype(y_ref.dtype)
         y_ref[...] = y
         distance = y.astype(jnp.float32) - mean
         sum_ref[...] += distance.sum(0)
         square_ref[...] += (distance * distance).sum(0)
 
-    tile, rows = _Tile(x, kernel1), _by_position(x)
+    tile, rows = _Tile(x, kernel1), by_position(x)
     sums = tpu_tiles.output(x.shape[2:])
     matrices = kernel1, bias1[None], kernel2, bias2[None]
     results = [tpu_tiles.output(rows.shape, x.dtype), sums, sums]
@@ -140,28 +139,28 @@ def backward(
         dtype, wide = x_ref.dtype, jnp.float32
         dy = dy_ref[...].astype(wide) + y_ref[...].astype(wide) * slope_ref[...] + offset_ref[...]
         standard_map = (x_ref[...].astype(wide) - mean_ref[...]) * inverse_std_ref[...]
-        standard, dbranch = _rows(standard_map.astype(dtype)), _rows((dy * keep_ref[...]).astype(dtype))
+        standard, dbranch = rows_of(standard_map.astype(dtype)), rows_of((dy * keep_ref[...]).astype(dtype))
 
-        hidden, dgelu = gelu_fit(_product(standard, w1[...]) + b1[...])
-        dinner = _product(dbranch, w2[...], transpose_right=True) * dgelu
+        hidden, dgelu = gelu_fit(product(standard, w1[...]) + b1[...])
+        dinner = product(dbranch, w2[...], transpose_right=True) * dgelu
         hidden, dinner_rounded = hidden.astype(dtype), dinner.astype(dtype)
-        dstandard = _product(dinner_rounded, w1[...], transpose_right=True).reshape(dy.shape)
+        dstandard = product(dinner_rounded, w1[...], transpose_right=True).reshape(dy.shape)
         dx_ref[...] = (dy + dstandard * inverse_std_ref[...]).astype(dtype)
 
         sum_ref[...] += dstandard.sum(0)
         product_ref[...] += (dstandard * standard_map).sum(0)
         dw1_ref[...] += _product_of_blocks(standard, dinner_rounded, pixels)
-        db1_ref[...] += dinner.reshape(-1, _SUBLANES, hidden_size).sum(0)
+        db1_ref[...] += dinner.reshape(-1, SUBLANES, hidden_size).sum(0)
         dw2_ref[...] += _product_of_blocks(hidden, dbranch, pixels)
-        db2_ref[...] += dbranch.astype(wide).reshape(-1, _SUBLANES, x_ref.shape[2]).sum(0)
+        db2_ref[...] += dbranch.astype(wide).reshape(-1, SUBLANES, x_ref.shape[2]).sum(0)
 
-    tile, rows, channels = _Tile(x, kernel1), [_by_position(z) for z in maps], x.shape[3]
+    tile, rows, channels = _Tile(x, kernel1), [by_position(z) for z in maps], x.shape[3]
     sums, matrices = [tpu_tiles.output(x.shape[2:])] * 2, (kernel1, bias1[None], kernel2)
     gradients = [
         tpu_tiles.output((channels // pixels, hidden_size // pixels)),
-        tpu_tiles.output((_SUBLANES, hidden_size)),
+        tpu_tiles.output((SUBLANES, hidden_size)),
         tpu_tiles.output((hidden_size // pixels, channels // pixels)),
-        tpu_tiles.output((_SUBLANES, channels)),
+        tpu_tiles.output((SUBLANES, channels)),
     ]
     results = [tpu_tiles.output(rows[0].shape, x.dtype), *sums, *gradients]
     hidden = math.prod(rows[0].shape[:2]) * hidden_size
@@ -181,7 +180,7 @@ def backward(
             arrays=[*maps, *matrices, *results],
         ),
     )(*rows, *(vector[:, None] for vector in vectors), *matrices)
-    dbias1, dbias2 = (partial_sums.reshape(_SUBLANES * pixels, -1).sum(0) for partial_sums in (dbias1, dbias2))
+    dbias1, dbias2 = (partial_sums.reshape(SUBLANES * pixels, -1).sum(0) for partial_sums in (dbias1, dbias2))
     return dx.reshape(x.shape), (total, products), (dkernel1, dbias1, dkernel2, dbias2)
 
 
@@ -198,27 +197,12 @@ class _Tile:
         self.column = pl.BlockSpec((images, 1), lambda image, position: (image, 0))
 
 
-def _by_position(x: _Map) -> Float[Array, "n b c"]:
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _rows(x: Float[Array, "n b c"]) -> Float[Array, "rows c"]:
-    return x.reshape(-1, x.shape[2])
-
-
-def _product(left: Array, right: Array, transpose_right: bool = False) -> Array:
-    """The matrix product in float32."""
-    contract = ((1,), (1 if transpose_right else 0,))
-    return lax.dot_general(left, right, (contract, ((), ())), preferred_element_type=jnp.float32)
-
-
 def _product_of_blocks(left: Float[Array, "rows c"], right: Float[Array, "rows d"], pixels: int) -> Array:
     """The sum of `left.T @ right` over the pixels of a group."""
     products = (
-        lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        for a, b in zip(jnp.split(left, pixels, 1), jnp.split(right, pixels, 1))
+        product(a, b, transpose_left=True) for a, b in zip(jnp.split(left, pixels, 1), jnp.split(right, pixels, 1))
     )
     total = next(products)
-    for product in products:
-        total += product
+    for one in products:
+        total += one
     return total

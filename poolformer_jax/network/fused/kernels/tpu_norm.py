@@ -11,12 +11,10 @@ from poolformer_jax.network.fused.kernels.tpu_norm_mlp import (
     Tile,
     as_matrices,
     parameter_specs,
-    rows_of,
     standardize,
     standardize_gradient,
 )
-
-_SUBLANES = 8
+from poolformer_jax.network.fused.kernels.tpu_tiles import SUBLANES, by_position, rows_of
 
 _Map = Float[Array, "h w b c"]
 _PerChannel = Float[Array, " c"]
@@ -39,7 +37,7 @@ def forward(
         standard, _ = standardize(rows_of(x_ref[...].astype(jnp.float32)), epsilon[0, 0])
         y_ref[...] = (standard * gain[...] + shift[...]).reshape(y_ref.shape).astype(y_ref.dtype)
 
-    rows, matrices, tile = x.reshape(-1, *x.shape[2:]), as_matrices(parameters), Tile(x, x.shape[3])
+    rows, matrices, tile = by_position(x), as_matrices(parameters), Tile(x, x.shape[3])
     result = tpu_tiles.output(rows.shape, x.dtype)
     y = pl.pallas_call(
         compute_tile,
@@ -75,10 +73,10 @@ def backward(
             dx += trunk_ref[...].astype(jnp.float32)
         dx_ref[...] = dx.astype(dx_ref.dtype)
         for ref, summed in ((dgain_ref, dy * standard), (dshift_ref, dy)):
-            ref[...] += summed.reshape(-1, _SUBLANES, summed.shape[1]).sum(0)
+            ref[...] += summed.reshape(-1, SUBLANES, summed.shape[1]).sum(0)
 
-    rows, matrices = [z.reshape(-1, *z.shape[2:]) for z in maps], as_matrices(parameters)[:-1]
-    tile, vector = Tile(x, x.shape[3]), tpu_tiles.output((_SUBLANES, x.shape[3]))
+    rows, matrices = [by_position(z) for z in maps], as_matrices(parameters)[:-1]
+    tile, vector = Tile(x, x.shape[3]), tpu_tiles.output((SUBLANES, x.shape[3]))
     results = [tpu_tiles.output(rows[0].shape, x.dtype), vector, vector]
     dx, dgain, dshift = pl.pallas_call(
         compute_tile,

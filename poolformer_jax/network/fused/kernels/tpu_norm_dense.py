@@ -12,13 +12,10 @@ from poolformer_jax.network.fused.kernels.tpu_norm_mlp import (
     Tile,
     as_matrices,
     parameter_specs,
-    product,
-    rows_of,
     standardize,
     standardize_gradient,
 )
-
-_SUBLANES = 8
+from poolformer_jax.network.fused.kernels.tpu_tiles import SUBLANES, by_position, product, rows_of
 
 _Map = Float[Array, "h w b c"]
 _Hidden = Float[Array, "h w b hidden"]
@@ -45,7 +42,7 @@ def forward(
         positive = jnp.maximum(product(standard.astype(x_ref.dtype), w[...]) + b[...], 0)
         y_ref[...] = (positive * positive * scale[...] + shift[...]).reshape(y_ref.shape).astype(y_ref.dtype)
 
-    tile, rows, matrices = Tile(x, hidden_size), x.reshape(-1, *x.shape[2:]), as_matrices(parameters)
+    tile, rows, matrices = Tile(x, hidden_size), by_position(x), as_matrices(parameters)
     result = tpu_tiles.output((*rows.shape[:2], hidden_size), x.dtype)
     hidden = pl.pallas_call(
         compute_tile,
@@ -93,11 +90,11 @@ def backward(
         dx_ref[...] = (trunk_ref[...].astype(jnp.float32) + dnorm.reshape(dx_ref.shape)).astype(dx_ref.dtype)
         dw_ref[...] += product(rounded, dinner, transpose_left=True)
         for ref, summed in ((db_ref, dinner_wide), (dscale_ref, dy * positive * positive), (dshift_ref, dy)):
-            ref[...] += summed.reshape(-1, _SUBLANES, hidden_size).sum(0)
+            ref[...] += summed.reshape(-1, SUBLANES, hidden_size).sum(0)
 
-    tile, rows = Tile(x, hidden_size), [z.reshape(-1, *z.shape[2:]) for z in maps]
+    tile, rows = Tile(x, hidden_size), [by_position(z) for z in maps]
     matrices = as_matrices(parameters)[:-1]
-    vector = tpu_tiles.output((_SUBLANES, hidden_size))
+    vector = tpu_tiles.output((SUBLANES, hidden_size))
     gradients = [tpu_tiles.output(kernel.shape), vector, vector, vector]
     results = [tpu_tiles.output(rows[0].shape, x.dtype), *gradients]
     dx, dkernel, *sums = pl.pallas_call(

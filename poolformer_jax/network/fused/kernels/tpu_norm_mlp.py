@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 from poolformer_jax.network.fused.cpu_batching import largest_divisor
 from poolformer_jax.network.fused.kernels import tpu_tiles
 from poolformer_jax.network.fused.kernels.base import TPU_IMAGES
+from poolformer_jax.network.fused.kernels.tpu_tiles import SUBLANES, by_position, product, rows_of
 
 _HIDDEN_NUMBERS = 2**18  # most numbers of the hidden layer in a tile
-_ROWS, _SUBLANES = 1024, 8
+_ROWS = 1024
 
 _Map = Float[Array, "h w b c"]
 _PerImage = Float[Array, " b"]
@@ -58,7 +59,7 @@ def forward(
         branch = product((positive * positive).astype(x_ref.dtype), w2[...]) + b2[...]
         y_ref[...] = (x * trunk[...] + branch.reshape(x.shape) * keep_ref[...]).astype(y_ref.dtype)
 
-    tile, rows = Tile(x, kernel1.shape[1]), x.reshape(-1, *x.shape[2:])
+    tile, rows = Tile(x, kernel1.shape[1]), by_position(x)
     matrices = as_matrices(parameters)
     result = tpu_tiles.output(rows.shape, x.dtype)
     y = pl.pallas_call(
@@ -113,18 +114,18 @@ def backward(
         dw1_ref[...] += product(rounded, dinner, transpose_left=True)
         dw2_ref[...] += product((positive * positive).astype(dtype), dbranch, transpose_left=True)
         for ref, summed in ((dtrunk_ref, rows_of(dy * x)), (db1_ref, dinner_wide), (db2_ref, dbranch_wide)):
-            ref[...] += summed.reshape(-1, _SUBLANES, summed.shape[1]).sum(0)
+            ref[...] += summed.reshape(-1, SUBLANES, summed.shape[1]).sum(0)
 
-    tile, rows = Tile(x, kernel1.shape[1]), [z.reshape(-1, *z.shape[2:]) for z in maps]
+    tile, rows = Tile(x, kernel1.shape[1]), [by_position(z) for z in maps]
     matrices = as_matrices(parameters)[:-1]
     gradients = [
         tpu_tiles.output(shape)
         for shape in (
-            (_SUBLANES, channels),
+            (SUBLANES, channels),
             (channels, hidden_size),
-            (_SUBLANES, hidden_size),
+            (SUBLANES, hidden_size),
             (hidden_size, channels),
-            (_SUBLANES, channels),
+            (SUBLANES, channels),
         )
     ]
     results = [tpu_tiles.output(rows[0].shape, x.dtype), *gradients]
@@ -188,14 +189,3 @@ def standardize_gradient(
 
 def _mean(x: Float[Array, "rows c"]) -> Float[Array, "rows 1"]:
     return jnp.mean(x, 1, keepdims=True)
-
-
-def rows_of(x: Float[Array, "n b c"]) -> Float[Array, "rows c"]:
-    """A tile of maps as a matrix."""
-    return x.reshape(-1, x.shape[2])
-
-
-def product(left: Array, right: Array, transpose_left: bool = False, transpose_right: bool = False) -> Array:
-    """The matrix product in float32."""
-    contract = ((0 if transpose_left else 1,), (1 if transpose_right else 0,))
-    return lax.dot_general(left, right, (contract, ((), ())), preferred_element_type=jnp.float32)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
@@ -17,6 +18,7 @@ from poolformer_jax.network.fused.kernels.base import TPU_IMAGES
 Axis = Literal["parallel", "arbitrary"]
 
 VMEM_BYTES = 100 * 2**20  # of 128, for everything that a kernel holds at a time
+SUBLANES = 8  # rows in a register of float32
 
 
 def positions_first(x: Float[Array, "b h w c"], pixels: int) -> Float[Array, "h w2 b c2"]:
@@ -27,6 +29,22 @@ def positions_first(x: Float[Array, "b h w c"], pixels: int) -> Float[Array, "h 
 def batch_first(x: Float[Array, "h w2 b c2"], pixels: int) -> Float[Array, "b h w c"]:
     """The inverse of `positions_first`."""
     return tpu_layout.ungroup_pixels(x.transpose(2, 0, 1, 3), pixels)
+
+
+def by_position(x: Float[Array, "h w b c"]) -> Float[Array, "n b c"]:
+    """A map in the kernels' order, with one axis for its positions."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def rows_of(x: Float[Array, "n b c"]) -> Float[Array, "rows c"]:
+    """A tile of maps as a matrix."""
+    return x.reshape(-1, x.shape[2])
+
+
+def product(left: Array, right: Array, transpose_left: bool = False, transpose_right: bool = False) -> Array:
+    """The matrix product in float32."""
+    contract = ((0 if transpose_left else 1,), (1 if transpose_right else 0,))
+    return lax.dot_general(left, right, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
 def images_in_tile(batch: int, limit: int) -> int:
