@@ -5,7 +5,7 @@ The arrays of a gradient are x, its moments, keep; y, its moments; and the gradi
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -115,22 +115,14 @@ def depthwise_convolution(
     kernels: Kernels, _: int, batched: tuple[_Map], kernel: _WindowKernel
 ) -> tuple[_Map, tuple[()]]:
     """`functional.depthwise_convolution` of (x)."""
-    (x,) = batched
-    y, _, _ = kernels.run_on_shards(
-        partial(tpu_depthwise.forward, interpret=kernels.interpret), (positions_first(x, 1),), (), (kernel,), 2
-    )
-    return batch_first(y, 1), ()
+    return _run(kernels, tpu_depthwise.forward, batched, (), (kernel,))
 
 
 def depthwise_gradient(
     kernels: Kernels, _: int, batched: tuple[_Map, _Map], kernel: _WindowKernel
 ) -> tuple[_Map, _WindowKernel]:
     """The gradients of `depthwise_convolution` by x and by the kernel; the arrays are x and the gradient of y."""
-    maps = tuple(positions_first(z, 1) for z in batched)
-    dx, _, dkernel = kernels.run_on_shards(
-        partial(tpu_depthwise.backward, interpret=kernels.interpret), maps, (), (kernel,), batch_axis=2
-    )
-    return batch_first(dx, 1), dkernel
+    return _run(kernels, tpu_depthwise.backward, batched, (), (kernel,))
 
 
 def norm_mlp_residual(
@@ -138,14 +130,7 @@ def norm_mlp_residual(
 ) -> tuple[_Map, tuple[()]]:
     """`norm_mlp.norm_mlp_residual` of (x, keep)."""
     x, keep = batched
-    y, _, _ = kernels.run_on_shards(
-        partial(tpu_norm_mlp.forward, interpret=kernels.interpret),
-        (positions_first(x, 1),),
-        (keep,),
-        _norm_mlp_parameters(parameters),
-        batch_axis=2,
-    )
-    return batch_first(y, 1), ()
+    return _run(kernels, tpu_norm_mlp.forward, (x,), (keep,), _norm_mlp_parameters(parameters))
 
 
 def norm_mlp_gradient(
@@ -153,43 +138,23 @@ def norm_mlp_gradient(
 ) -> tuple[_Map, tuple[_PerChannel, _Weights]]:
     """The gradients of `norm_mlp_residual` by x, trunk and weights; the arrays are x, keep and the gradient of y."""
     x, keep, dy = batched
-    dx, _, (dtrunk, *dweights) = kernels.run_on_shards(
-        partial(tpu_norm_mlp.backward, interpret=kernels.interpret),
-        (positions_first(x, 1), positions_first(dy, 1)),
-        (keep,),
-        _norm_mlp_parameters(parameters),
-        batch_axis=2,
-    )
-    return batch_first(dx, 1), (dtrunk, type(parameters[2])(*dweights))
+    dx, (dtrunk, *dweights) = _run(kernels, tpu_norm_mlp.backward, (x, dy), (keep,), _norm_mlp_parameters(parameters))
+    return dx, (dtrunk, type(parameters[2])(*dweights))
 
 
 def norm_dense(
     kernels: Kernels, _: int, batched: tuple[_Map], parameters: _NormDense
 ) -> tuple[Float[Array, "b h w hidden"], tuple[()]]:
     """The first result of `norm_dense.norm_dense` of (x)."""
-    (x,) = batched
-    hidden, _, _ = kernels.run_on_shards(
-        partial(tpu_norm_dense.forward, interpret=kernels.interpret),
-        (positions_first(x, 1),),
-        (),
-        _norm_dense_parameters(parameters),
-        batch_axis=2,
-    )
-    return batch_first(hidden, 1), ()
+    return _run(kernels, tpu_norm_dense.forward, batched, (), _norm_dense_parameters(parameters))
 
 
 def norm_dense_gradient(
     kernels: Kernels, _: int, batched: tuple[_Map, _Map, Float[Array, "b h w hidden"]], parameters: _NormDense
 ) -> tuple[_Map, Any]:
     """The gradients of `norm_dense` by x and by the weights; the arrays are x and the gradients of x and hidden."""
-    dx, _, dweights = kernels.run_on_shards(
-        partial(tpu_norm_dense.backward, interpret=kernels.interpret),
-        tuple(positions_first(z, 1) for z in batched),
-        (),
-        _norm_dense_parameters(parameters),
-        batch_axis=2,
-    )
-    return batch_first(dx, 1), type(parameters[1])(*dweights)
+    dx, dweights = _run(kernels, tpu_norm_dense.backward, batched, (), _norm_dense_parameters(parameters))
+    return dx, type(parameters[1])(*dweights)
 
 
 def dense_residual(
@@ -197,14 +162,7 @@ def dense_residual(
 ) -> tuple[_Map, tuple[()]]:
     """`dense_residual.dense_residual` of (x, hidden, keep)."""
     *maps, keep = batched
-    y, _, _ = kernels.run_on_shards(
-        partial(tpu_dense_residual.forward, interpret=kernels.interpret),
-        tuple(positions_first(z, 1) for z in maps),
-        (keep,),
-        (parameters[0].astype(jnp.bfloat16), parameters[1].astype(jnp.float32)),
-        batch_axis=2,
-    )
-    return batch_first(y, 1), ()
+    return _run(kernels, tpu_dense_residual.forward, maps, (keep,), _dense_parameters(parameters))
 
 
 def dense_residual_gradient(
@@ -212,34 +170,19 @@ def dense_residual_gradient(
 ) -> tuple[_Hidden, _Dense]:
     """The gradients of `dense_residual` by hidden, kernel and bias; the arrays are the gradient of y, hidden, keep."""
     *maps, keep = batched
-    dhidden, _, gradients = kernels.run_on_shards(
-        partial(tpu_dense_residual.backward, interpret=kernels.interpret),
-        tuple(positions_first(z, 1) for z in maps),
-        (keep,),
-        (parameters[0].astype(jnp.bfloat16), parameters[1].astype(jnp.float32)),
-        batch_axis=2,
-    )
-    return batch_first(dhidden, 1), gradients
+    return _run(kernels, tpu_dense_residual.backward, maps, (keep,), _dense_parameters(parameters))
 
 
 def layer_norm(kernels: Kernels, _: int, batched: tuple[_Map], parameters: tuple[Array, ...]) -> tuple[_Map, tuple[()]]:
     """`norm.layer_norm` of (x)."""
-    (x,) = batched
-    y, _, _ = kernels.run_on_shards(
-        partial(tpu_norm.forward, interpret=kernels.interpret), (positions_first(x, 1),), (), parameters, batch_axis=2
-    )
-    return batch_first(y, 1), ()
+    return _run(kernels, tpu_norm.forward, batched, (), parameters)
 
 
 def layer_norm_gradient(
     kernels: Kernels, _: int, batched: tuple[_Map, ...], parameters: tuple[Array, ...]
 ) -> tuple[_Map, tuple[_PerChannel, _PerChannel]]:
     """`norm.layer_norm_gradient`; the arrays are x, the gradient of y, and maybe another gradient of x."""
-    maps = tuple(positions_first(z, 1) for z in batched)
-    dx, _, gradients = kernels.run_on_shards(
-        partial(tpu_norm.backward, interpret=kernels.interpret), maps, (), parameters, batch_axis=2
-    )
-    return batch_first(dx, 1), gradients
+    return _run(kernels, tpu_norm.backward, batched, (), parameters)
 
 
 def attention(
@@ -256,6 +199,29 @@ def attention_gradient(
     """The gradients of `attention` by query, key and value; the last array is the gradient of the result."""
     kernel = partial(tpu_attention.backward, interpret=kernels.interpret)
     return kernels.run_on_shards(kernel, batched, (), (), batch_axis=0)[0], ()
+
+
+def _run(
+    kernels: Kernels,
+    kernel: Callable[..., Any],
+    maps: Sequence[Float[Array, "b h w _"]],
+    vectors: tuple[_PerImage, ...],
+    parameters: tuple[Array, ...],
+) -> tuple[Any, Any]:
+    """The map that `kernel` computes from maps without groups of pixels, and its sums over all images."""
+    y, _, totals = kernels.run_on_shards(
+        partial(kernel, interpret=kernels.interpret),
+        tuple(positions_first(x, 1) for x in maps),
+        vectors,
+        parameters,
+        batch_axis=2,
+    )
+    return batch_first(y, 1), totals
+
+
+def _dense_parameters(parameters: _Dense) -> tuple[Array, ...]:
+    kernel, bias = parameters
+    return kernel.astype(jnp.bfloat16), bias.astype(jnp.float32)
 
 
 def _norm_dense_parameters(parameters: _NormDense) -> tuple[Array, ...]:
