@@ -76,7 +76,7 @@ def backward(
         dhidden = product(dbranch, w[...], transpose_right=True)
         dhidden_ref[...] = dhidden.reshape(dhidden_ref.shape).astype(dhidden_ref.dtype)
         dw_ref[...] += product(rows_of(hidden_ref[...]), dbranch, transpose_left=True)
-        db_ref[...] += wide.reshape(-1, SUBLANES, wide.shape[1]).sum(0)
+        db_ref[...] += tpu_tiles.sum_to_register(wide)
 
     tile, rows = Tile(dy, hidden.shape[3]), [by_position(z) for z in maps]
     gradients = [tpu_tiles.output(kernel.shape), tpu_tiles.output((SUBLANES, dy.shape[3]))]

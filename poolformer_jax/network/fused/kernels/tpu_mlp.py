@@ -150,9 +150,9 @@ def backward(
         sum_ref[...] += dstandard.sum(0)
         product_ref[...] += (dstandard * standard_map).sum(0)
         dw1_ref[...] += _product_of_blocks(standard, dinner_rounded, pixels)
-        db1_ref[...] += dinner.reshape(-1, SUBLANES, hidden_size).sum(0)
+        db1_ref[...] += tpu_tiles.sum_to_register(dinner)
         dw2_ref[...] += _product_of_blocks(hidden, dbranch, pixels)
-        db2_ref[...] += dbranch.astype(wide).reshape(-1, SUBLANES, x_ref.shape[2]).sum(0)
+        db2_ref[...] += tpu_tiles.sum_to_register(dbranch.astype(wide))
 
     tile, rows, channels = _Tile(x, kernel1), [by_position(z) for z in maps], x.shape[3]
     sums, matrices = [tpu_tiles.output(x.shape[2:])] * 2, (kernel1, bias1[None], kernel2)

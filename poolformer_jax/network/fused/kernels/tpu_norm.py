@@ -73,7 +73,7 @@ def backward(
             dx += trunk_ref[...].astype(jnp.float32)
         dx_ref[...] = dx.astype(dx_ref.dtype)
         for ref, summed in ((dgain_ref, dy * standard), (dshift_ref, dy)):
-            ref[...] += summed.reshape(-1, SUBLANES, summed.shape[1]).sum(0)
+            ref[...] += tpu_tiles.sum_to_register(summed)
 
     rows, matrices = [by_position(z) for z in maps], as_matrices(parameters)[:-1]
     tile, vector = Tile(x, x.shape[3]), tpu_tiles.output((SUBLANES, x.shape[3]))

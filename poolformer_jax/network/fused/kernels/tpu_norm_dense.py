@@ -90,7 +90,7 @@ def backward(
         dx_ref[...] = (trunk_ref[...].astype(jnp.float32) + dnorm.reshape(dx_ref.shape)).astype(dx_ref.dtype)
         dw_ref[...] += product(rounded, dinner, transpose_left=True)
         for ref, summed in ((db_ref, dinner_wide), (dscale_ref, dy * positive * positive), (dshift_ref, dy)):
-            ref[...] += summed.reshape(-1, SUBLANES, hidden_size).sum(0)
+            ref[...] += tpu_tiles.sum_to_register(summed)
 
     tile, rows = Tile(x, hidden_size), [by_position(z) for z in maps]
     matrices = as_matrices(parameters)[:-1]

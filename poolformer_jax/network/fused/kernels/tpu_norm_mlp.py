@@ -114,7 +114,7 @@ def backward(
         dw1_ref[...] += product(rounded, dinner, transpose_left=True)
         dw2_ref[...] += product((positive * positive).astype(dtype), dbranch, transpose_left=True)
         for ref, summed in ((dtrunk_ref, rows_of(dy * x)), (db1_ref, dinner_wide), (db2_ref, dbranch_wide)):
-            ref[...] += summed.reshape(-1, SUBLANES, summed.shape[1]).sum(0)
+            ref[...] += tpu_tiles.sum_to_register(summed)
 
     tile, rows = Tile(x, kernel1.shape[1]), [by_position(z) for z in maps]
     matrices = as_matrices(parameters)[:-1]

@@ -47,6 +47,11 @@ def product(left: Array, right: Array, transpose_left: bool = False, transpose_r
     return lax.dot_general(left, right, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
+def sum_to_register(rows: Float[Array, "rows c"]) -> Float[Array, "sublanes c"]:
+    """The sums of every SUBLANES-th row, which add whole registers; their sum over the first axis is the total."""
+    return rows.reshape(-1, SUBLANES, rows.shape[1]).sum(0)
+
+
 def images_in_tile(batch: int, limit: int) -> int:
     """The number of images in a tile: whole registers, up to `limit`."""
     return TPU_IMAGES * largest_divisor(batch // TPU_IMAGES, limit // TPU_IMAGES)
