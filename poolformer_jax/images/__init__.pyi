@@ -13,6 +13,7 @@ from .reading import (
     ImageError as ImageError,
     ImageLike as ImageLike,
     image_suffixes as image_suffixes,
+    open_image as open_image,
     raising_image_errors as raising_image_errors,
     read_image as read_image,
     read_image_file as read_image_file,

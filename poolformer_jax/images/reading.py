@@ -13,8 +13,11 @@ Tests cover each of these rules. A picture that no rule covers is refused:
 - Arrays are [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels. If both the first and the last axis could be the
   channels, `input_data_format` is required. uint8 ranges from 0 to 255, uint16 from 0 to 65535, floating point from 0
   to 1 (rounded to 8 bits, because Pillow resizes 8 bits; values that round to 0 or 1 are accepted).
-- Truncated and damaged files are refused, pictures with more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, and EPS and
-  WMF, which are programs that draw a picture (Pillow would run Ghostscript on them).
+- Files are read in the formats of `_FORMATS`. Pillow reads thirty others, and of some a small file takes gigabytes or
+  minutes: JPEG 2000 with precincts of one pixel, FITS. They can be given as Pillow images, except EPS and WMF, which
+  are programs that draw a picture (Pillow would run Ghostscript on them).
+- Truncated and damaged files are refused, pictures with more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, and JPEGs whose
+  many scans would take minutes.
 """
 
 import contextlib
@@ -31,6 +34,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import is_local
@@ -45,8 +49,14 @@ _CHANNELS = (1, 3, 4)
 _LARGEST_FILE = 1 << 28  # bytes: the most pixels that Pillow reads, in 24 bits without compression
 _DRAWINGS = ("EPS", "WMF")
 DATA_FORMATS = ("channels_last", "channels_first")
-# Formats that Pillow opens but cannot decode to pixels: drawings, measurements, films.
-_WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+# Pillow's names, in the order in which they are tried. TGA is last because its files do not begin with its name.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "HEIF", "TGA")
+_READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF, HEIC or TGA"
+# libtiff's limit for JPEGs inside a TIFF. Encoders write about 10. A scan of 12 bytes decodes the whole picture anew.
+_MOST_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG; the others occur inside a scan
+_TIFF_TILE = (322, 323)  # the tags of a tile's width and height
 
 # Photos of phones, which the plugin pillow-heif reads: the suffixes of their names, and their brands (ISO 23008-12).
 HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
@@ -70,9 +80,15 @@ class ImageError(InputError):
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of files that Pillow and its plugins can read, in lower case, with their dots."""
-    formats = Image.registered_extensions()  # includes formats that Pillow only writes, such as PDF
-    return frozenset(ending for ending, name in formats.items() if name in Image.OPEN and name not in _WITHOUT_PIXELS)
+    """The suffixes of files that `read_image` can read, in lower case, with their dots."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in _formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that Pillow and pillow-heif can read as they are installed."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def read_image(image: ImageLike, num_channels: int = 3, input_data_format: str | None = None) -> Image.Image:
@@ -121,11 +137,56 @@ def raising_image_errors(name: str, file: str | os.PathLike[str] | BytesIO | Non
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that Pillow can read: {_unreadable_format(file)}.") from error
+        raise ImageError(f"{name} cannot be read as an image: {_unreadable_format(file)}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(_too_large(name)) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
-        raise ImageError(f"{name} is not an image that Pillow can read: {error}") from error
+        raise ImageError(f"{name} cannot be read as an image: {error}") from error
+
+
+def open_image(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
+    """Opens a file in one of the formats that are read, and reads only its header.
+
+    Raises ImageError, naming the file `name`, if decoding it would take much more time or memory than its pixels need;
+    see `raising_image_errors` for files in other formats.
+    """
+    image = Image.open(file, formats=_formats())
+    try:
+        _check_size(image.width * image.height, f"{name}, {image.width} x {image.height} pixels,")
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(image, name)
+        elif isinstance(image, TiffImageFile):
+            width, height = (image.tag_v2.get(tag, 0) for tag in _TIFF_TILE)
+            _check_size(width * height, f"A tile of {name}")
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _check_size(pixels: int, name: str) -> None:
+    """Raises ImageError for more pixels than Pillow's limit: up to twice as many it only warns."""
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+        raise ImageError(_too_large(name))
+
+
+def _check_scans(image: Image.Image, name: str) -> None:
+    file: Any = image.fp  # type: ignore[attr-defined]
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    if data.count(_START_OF_SCAN) > _MOST_SCANS and _has_many_scans(data):
+        raise ImageError(f"{name} has more than {_MOST_SCANS} scans, and could take minutes to decode.")
+
+
+def _has_many_scans(data: bytes) -> bool:
+    """Counts the scans of a JPEG up to its end. Thumbnails before and films after it may hold the marker too."""
+    scans, position = 0, 2
+    while scans <= _MOST_SCANS and (marker := _MARKER.search(data, position)) and marker[0] != b"\xff\xd9":
+        scans += marker[0] == _START_OF_SCAN
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return scans > _MOST_SCANS
 
 
 def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
@@ -141,7 +202,7 @@ def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
             raise ImageError(
                 f"{name} {reason}."
             )  # Pillow reads all of a WebP or AVIF; a TIFF has up to 64 bits a pixel
-        with Image.open(file) as image:
+        with open_image(file, name) as image:
             return decode(image, name)
 
 
@@ -156,14 +217,12 @@ def _unreadable_format(file: str | os.PathLike[str] | BytesIO | None) -> str:
         return "it is a HEIC photo. Install pillow-heif (the extra heif), or convert it to JPEG"
     if start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis"):
         return "it is an AVIF image. Install a Pillow that is built with AVIF (11.3 and newer), or convert it to JPEG"
-    return "its format is unknown"
+    return f"it is damaged, or its format is not {_READ}. Convert it to PNG"
 
 
 def decode(image: Image.Image, name: str) -> Image.Image:
     """Decodes all pixels, and rotates them upright."""
-    # Up to twice as many pixels Pillow only warns, and warnings can be disabled.
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise ImageError(_too_large(f"{name}, {image.width} x {image.height} pixels,"))
+    _check_size(image.width * image.height, f"{name}, {image.width} x {image.height} pixels,")
     if image.format in _DRAWINGS:
         raise ImageError(f"{name} is a drawing ({image.format}). Expected pixels; convert it to PNG first.")
     if image.width == 0 or image.height == 0:

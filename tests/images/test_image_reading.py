@@ -125,8 +125,7 @@ def test_a_photo_is_turned_once():
 
 
 def test_heic_and_avif_photos_that_cannot_be_read_are_named(tmp_path, monkeypatch):
-    Image.init()
-    monkeypatch.setattr(Image, "ID", [])  # as without the packages that read them
+    monkeypatch.setattr("poolformer_jax.images.reading._formats", lambda: ("JPEG",))  # as without their packages
     for brand, message in (
         (b"heic", r"HEIC photo\. Install pillow-heif \(the extra heif\)"),
         (b"avif", "an AVIF image"),
@@ -158,7 +157,7 @@ def test_truncated_files_are_refused(name, share, tmp_path):
     path = tmp_path / name
     path.write_bytes(data[: int(len(data) * share)])
     for form in (path, path.read_bytes()):
-        with pytest.raises(ImageError, match=r"truncated or damaged|not an image that Pillow can read"):
+        with pytest.raises(ImageError, match=r"truncated or damaged|cannot be read as an image"):
             raw(form)
 
 
@@ -179,7 +178,7 @@ def test_decompression_bombs_are_refused_if_warnings_are_ignored(monkeypatch):
 
 @pytest.mark.parametrize(("owner", "function"), [(Image, "open"), (ImageFile.ImageFile, "load")])
 def test_a_memory_error_is_not_an_image_error(monkeypatch, owner, function):
-    def no_memory(*_):
+    def no_memory(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(owner, function, no_memory)
@@ -198,7 +197,56 @@ def test_a_memory_error_of_an_array_is_not_an_image_error():
 
 def test_drawings_are_refused_without_running_them():
     with pytest.raises(ImageError, match=r"is a drawing \(EPS\)"):
-        raw(encode(Image.new("RGB", (8, 8)), "EPS"))
+        raw(Image.open(io.BytesIO(encode(Image.new("RGB", (8, 8)), "EPS"))))
+
+
+@pytest.mark.parametrize("format", ["EPS", "ICO", "PCX", "QOI", "SGI"])
+def test_a_format_that_a_small_file_can_make_costly_is_named_among_others(format):
+    data = encode(Image.new("RGB", (64, 64)), format)
+    with pytest.raises(ImageError, match=r"its format is not JPEG, PNG, .*\. Convert it to PNG"):
+        read_image(data)
+    if format != "EPS":
+        assert read_image(Image.open(io.BytesIO(data))).size == (64, 64)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA"])
+def test_the_formats_of_the_guide_are_read(format):
+    assert read_image(encode(Image.new("RGB", (8, 4)), format)).size == (8, 4)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_of_many_scans_is_refused(mode):
+    data = encode(Image.new(mode, (16, 16)), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert read_image(data[:-2] + 80 * scan + data[-2:]).size == (16, 16)
+    with pytest.raises(ImageError, match="has more than 100 scans"):
+        read_image(data[:-2] + 100 * scan + data[-2:])
+
+
+@pytest.mark.parametrize("place", ["a comment", "a film after the photo"])
+def test_a_jpeg_may_hold_the_marker_of_scans_elsewhere(place):
+    data, other = encode(Image.new("RGB", (16, 16)), "JPEG"), 200 * b"\xff\xda"
+    comment = b"\xff\xfe" + (len(other) + 2).to_bytes(2) + other
+    assert read_image(data[:2] + comment + data[2:] if place == "a comment" else data + other).size == (16, 16)
+
+
+def test_a_small_tiff_of_one_huge_tile_is_refused():
+    entries = (
+        (256, 1),
+        (257, 1),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, 20_000),
+        (323, 20_000),
+        (324, 8),
+        (325, 8),
+    )
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    data = header + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries) + bytes(4)
+    with pytest.raises(ImageError, match=r"A tile of the \d+ bytes given has more than"):
+        read_image(data)
 
 
 def test_the_first_frame_of_an_animation_is_read():
@@ -213,8 +261,8 @@ def test_the_first_frame_of_an_animation_is_read():
         ("missing.jpg", "no image file 'missing.jpg'"),
         ("https://example.org/cat.jpg", "not downloaded"),
         ("long" * 2000, "File name too long"),
-        (b"", "0 bytes given is not an image that Pillow can read: its format is unknown"),
-        (b"%PDF-1.4 not a picture", "not an image that Pillow can read"),
+        (b"", "0 bytes given cannot be read as an image: it is damaged, or its format is not JPEG"),
+        (b"%PDF-1.4 not a picture", "Convert it to PNG"),
         (12, "type int cannot be read"),
         (io.BytesIO(b"an open file, which has lines"), "type BytesIO cannot be read"),
         (SimpleNamespace(__array__=None), "SimpleNamespace cannot be converted to a NumPy array"),

@@ -8,10 +8,9 @@ from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from poolformer_jax import PoolFormerImageProcessor
-from poolformer_jax.images import ImageLike, raising_image_errors
+from poolformer_jax.images import ImageLike, open_image, raising_image_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,8 @@ class TimmImageProcessor(PoolFormerImageProcessor):
         """As in `PoolFormerImageProcessor`."""
         if isinstance(image, bytes):
             file = BytesIO(image)
-            with raising_image_errors(f"the {len(image)} bytes given", file), Image.open(file) as stored:
+            name = f"the {len(image)} bytes given"
+            with raising_image_errors(name, file), open_image(file, name) as stored:
                 image = stored.convert("L" if self.num_channels == 1 else "RGB")
             image.info.clear()  # the EXIF
         return super().resize_and_crop(image, input_data_format=input_data_format, to_even=to_even)

@@ -178,7 +178,7 @@ def test_files_in_no_known_format_are_described_in_words(damaged, split):
         for _ in range(5):
             next(running)
     assert f"{bad} cannot be read" in str(caught.value)
-    assert "its format is unknown" in str(caught.value)
+    assert "its format is not JPEG" in str(caught.value)
     assert "object at 0x" not in str(caught.value)
 
 

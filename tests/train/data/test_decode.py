@@ -129,7 +129,7 @@ def test_a_lack_of_memory_is_not_a_bad_image(monkeypatch, where, scaled):
         decoded((IMAGES / "coffee.jpg").read_bytes(), Box(0, 0, 600, 400), size=32, scaled_decoding=scaled)
 
 
-def no_memory(*_):
+def no_memory(*_, **__):
     raise MemoryError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from poolformer_jax.images import ImageError, is_upright, raising_image_errors, read_image
+from poolformer_jax.images import is_upright, open_image, raising_image_errors, read_image
 from train.data.augment.crops import Box
 from train.data.augment.jpeg_region import decode_region
 from train.data.augment.resizing import Resizer, resize, to_pixels
@@ -44,7 +44,7 @@ def decode_crop(
     """
     pixels = None
     with raising_image_errors(_FILE, BytesIO(data)):
-        image = _open(data)
+        image = open_image(BytesIO(data), _FILE)
         is_fast = _is_upright_jpeg(image, num_channels)
         if not is_fast:
             image = read_image(image, num_channels)
@@ -57,16 +57,6 @@ def decode_crop(
             if pixels is None:  # Pillow decides whether the file is damaged
                 image.load()
     return resize(to_pixels(image.crop(box)) if pixels is None else pixels, size, resample, resizer)
-
-
-def _open(data: bytes) -> Image.Image:
-    """The image with only its header read."""
-    image = Image.open(BytesIO(data))
-    limit = Image.MAX_IMAGE_PIXELS  # up to twice the limit, Pillow only warns
-    if limit is not None and image.width * image.height > limit:
-        size = f"{image.width} x {image.height} pixels"
-        raise ImageError(f"{size} are more than PIL.Image.MAX_IMAGE_PIXELS, {limit}")
-    return image
 
 
 def _is_upright_jpeg(image: Image.Image, num_channels: int) -> bool:
