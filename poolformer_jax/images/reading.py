@@ -170,14 +170,16 @@ def _check_size(pixels: int, name: str) -> None:
         raise ImageError(_too_large(name))
 
 
-def _check_scans(image: Image.Image, name: str) -> None:
-    file: Any = image.fp  # type: ignore[attr-defined]
-    position = file.tell()
-    file.seek(0)
-    data = file.read()
+def _check_scans(image: Any, name: str) -> None:
+    file, position, channels = image.fp, image.fp.tell(), image.layers  # Pillow has read the header of the first scan
+    whole_scan = _START_OF_SCAN + bytes([0, 6 + 2 * channels, channels])
+    file.seek(position - len(whole_scan) - 2 * channels - 3)
+    if "progressive" in image.info or file.read(len(whole_scan)) != whole_scan:  # there may be other scans
+        file.seek(0)
+        data = file.read()
+        if data.count(_START_OF_SCAN) > _MOST_SCANS and _has_many_scans(data):
+            raise ImageError(f"{name} has more than {_MOST_SCANS} scans, and could take minutes to decode.")
     file.seek(position)
-    if data.count(_START_OF_SCAN) > _MOST_SCANS and _has_many_scans(data):
-        raise ImageError(f"{name} has more than {_MOST_SCANS} scans, and could take minutes to decode.")
 
 
 def _has_many_scans(data: bytes) -> bool:

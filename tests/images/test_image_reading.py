@@ -223,6 +223,13 @@ def test_a_jpeg_of_many_scans_is_refused(mode):
         read_image(data[:-2] + 100 * scan + data[-2:])
 
 
+def test_a_jpeg_of_many_scans_of_one_colour_is_refused():
+    data = encode(Image.new("RGB", (16, 16)), "JPEG")
+    scan = b"\xff\xda\0\x08\1\1\0\0\x3f\0\0"
+    with pytest.raises(ImageError, match="has more than 100 scans"):
+        read_image(data[: data.index(b"\xff\xda")] + 101 * scan + data[-2:])
+
+
 @pytest.mark.parametrize("place", ["a comment", "a film after the photo"])
 def test_a_jpeg_may_hold_the_marker_of_scans_elsewhere(place):
     data, other = encode(Image.new("RGB", (16, 16)), "JPEG"), 200 * b"\xff\xda"
