@@ -1,6 +1,6 @@
 """`python -m train doctor RECIPE`: finds in a minute what would stop a long run, and says how to fix it.
 
-It trains nothing and writes nothing. The steps are compiled exactly as the run compiles them.
+It trains nothing and leaves nothing behind. The steps are compiled exactly as the run compiles them.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from poolformer_jax.fields import is_local
+from poolformer_jax.files import staging_folder
 from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import Kernels, StageShape, stages_without_kernels, verify_kernels
 from train.commands.data_checks import check_classes, check_split
@@ -121,8 +122,13 @@ def _why_not_writable(folder: str) -> str | None:
     existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not os.path.isdir(existing):  # noqa: PTH112
         return f"nothing can be written below {existing}, which is not a folder"
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return f"nothing can be written to {existing}: no permission, or a read-only file system"
+    try:  # permissions do not show quotas and names that are too long
+        with staging_folder(existing) as stage:
+            copy = stage / absolute.relative_to(existing)
+            copy.mkdir(parents=True, exist_ok=True)
+            (copy / "file").write_bytes(b"written")
+    except OSError as error:
+        return f"nothing can be written to {existing}: {error.strerror}"
     return None
 
 

@@ -1,6 +1,7 @@
 """The doctor finds what would stop a long run, and says how to fix it."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -75,7 +76,7 @@ def test_a_sound_recipe_has_no_failure_and_is_measured(folder, tmp_path, compile
     )
     memory = found[subjects.index("device memory")].found
     assert re.search(r"the compiled step needs [\d.]+ [MG]B of the [\d.]+ [MG]B", memory)
-    assert not (tmp_path / "run").exists(), "the doctor writes nothing"
+    assert not (tmp_path / "run").exists(), "the doctor leaves nothing behind"
 
 
 def test_a_folder_that_cannot_be_created_is_a_failure_and_nothing_is_written(folder, tmp_path):
@@ -92,13 +93,18 @@ def test_a_folder_that_cannot_be_created_is_a_failure_and_nothing_is_written(fol
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file", "link"]
 
 
-def test_a_folder_without_write_permission_is_a_failure(folder, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(doctor.os, "access", lambda path, mode: asked.append((path, mode)))
+def test_a_folder_that_takes_no_files_is_a_failure(folder, tmp_path, monkeypatch):
+    (found,) = failures(of_folder(folder, tmp_path, run_dir=tmp_path / ("a" * 300) / "run"))
+    assert found.found == f"nothing can be written to {tmp_path}: File name too long"
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(doctor.Path, "write_bytes", no_space)
     (found,) = failures(of_folder(folder, tmp_path))
     assert found.subject == "run folder"
-    assert found.found == f"nothing can be written to {tmp_path}: no permission, or a read-only file system"
-    assert asked == [(tmp_path, os.W_OK | os.X_OK)] * 2  # the run's folder and its checkpoints: neither is there yet
+    assert found.found == f"nothing can be written to {tmp_path}: No space left on device"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_checkpoints_that_are_never_deleted_need_space_too(folder, tmp_path):
