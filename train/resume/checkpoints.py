@@ -21,7 +21,15 @@ from jax.experimental import multihost_utils
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.fields import is_local
 from train.compute import TrainState, from_process_0, processes_where
-from train.resume.record import COUNTERS, Record, changed_arrays, check_fingerprints, make_record, read_record
+from train.resume.record import (
+    COUNTERS,
+    Record,
+    changed_arrays,
+    check_files,
+    check_fingerprints,
+    make_record,
+    read_record,
+)
 
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -283,6 +291,7 @@ def _absolute(folder: Path | str) -> epath.Path:
 
 
 def _steps(folder: epath.Path) -> list[int]:
+    check_files(folder, "*/_CHECKPOINT_METADATA")  # which Orbax reads in every state
     # By Orbax, because in a bucket half-written states have names like complete ones.
     return sorted(state.step for state in ocp.path.step.standard_name_format().find_all(folder))
 

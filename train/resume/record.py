@@ -6,8 +6,10 @@ damaged one.
 """
 
 import json
+import sys
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +21,8 @@ from jax import lax
 from jaxtyping import Array, UInt32
 
 from poolformer_jax.errors import InputError
+from poolformer_jax.fields import is_local
+from poolformer_jax.files import check_file
 from train.compute import TrainState
 
 Record = dict[str, Any]
@@ -36,14 +40,23 @@ def make_record(state: TrainState, run: Mapping[str, Any]) -> Record:
 def read_record(folder: epath.Path, step: int) -> Record:
     """The record of a state, without Orbax's manager, whose reading waits for all processes.
 
-    Raises InputError if it changed since it was written; OSError if it cannot be read.
+    Raises InputError if it changed since it was written, or a pipe or a device is in place of a file of the state;
+    OSError if it cannot be read.
     """
+    check_files(folder / str(step), "**/*")
     record = ocp.JsonCheckpointHandler().restore(folder / str(step) / "step")
     if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
         raise InputError("its record is not as it was written")
     if record["step"] != step:
         raise InputError(f"it says that it is of step {record['step']}")
     return record
+
+
+def check_files(folder: epath.Path, pattern: str) -> None:
+    """Raises InputError for a pipe or a device in place of a checkpoint's file: reading it would never end."""
+    for path in Path(folder).glob(pattern) if is_local(folder) else ():
+        if not path.is_dir():
+            check_file(path, sys.maxsize, "a file of a checkpoint")
 
 
 def changed_arrays(record: Record, abstract: TrainState) -> list[str]:

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from faults import failing
+from poolformer_jax.errors import InputError
 from selection import slow_after
 from train.compute.state import TrainState
 from train.resume.checkpoints import CheckpointError, Checkpoints, newest_run
@@ -152,6 +153,19 @@ def test_a_flipped_bit_anywhere_never_gives_another_state(tmp_path, parts, state
     with open_in(tmp_path) as checkpoints:
         restored = checkpoints.restore(parts.abstract_state)
     assert_equal(restored, states[int(restored.step) - 1])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("name", ["step/metadata", "params/manifest.ocdbt", "_CHECKPOINT_METADATA"])
+def test_a_pipe_in_a_state_is_named_instead_of_waiting_for_it(tmp_path, states, name):
+    save(tmp_path, states[:2])
+    (tmp_path / "2" / name).unlink()
+    os.mkfifo(tmp_path / "2" / name)
+    if name == "_CHECKPOINT_METADATA":  # Orbax reads those of all states
+        with pytest.raises(InputError, match=f"{name} is not a file, but .* a pipe"):
+            newest_run(tmp_path)
+    else:
+        assert newest_run(tmp_path) == (1, RUN)
 
 
 def test_if_all_states_are_damaged_the_error_names_each(tmp_path, parts, states):
