@@ -1,6 +1,7 @@
 """A pipe, a device, a loop of links and a file without end get one sentence, wherever a file is expected."""
 
 import os
+import random
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -157,4 +158,45 @@ def test_labels_that_expand_from_next_to_no_bytes_are_refused(tmp_path, monkeypa
     table = pyarrow.table({"image": [b"x"] * 20, "label": pyarrow.repeat(pyarrow.scalar("a" * (1 << 18)), 20)})
     parquet.write_table(table, tmp_path / "train.parquet", compression="gzip")
     with pytest.raises(PoolFormerError, match=r"its column label has more than .* bytes"):
+        open_parquet(str(tmp_path), *COLUMNS)
+
+
+def test_a_damaged_parquet_file_is_named_or_read_as_it_was(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def read(path):
+        source = open_parquet(str(path), *COLUMNS)
+        return [source[row] for row in range(len(source))]
+
+    images = [{"bytes": bytes([row] * 40), "path": None} for row in range(12)]
+    table = pyarrow.table({"image": images, "label": ["a", "b"] * 6})
+    parquet.write_table(table, tmp_path / "train.parquet", row_group_size=4, write_page_checksum=True)
+    sound, expected = (tmp_path / "train.parquet").read_bytes(), read(tmp_path / "train.parquet")
+    rng, refused = random.Random(0), 0
+    for number in range(80):
+        damaged = bytearray(sound)
+        damaged[rng.randrange(4, len(sound))] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "train.parquet").write_bytes(damaged)
+        try:
+            assert read(folder / "train.parquet") == expected
+        except PoolFormerError as error:
+            refused += 1
+            assert str(folder) in str(error)
+    assert refused > 20
+
+
+def test_a_parquet_file_with_other_numbers_of_rows_in_its_row_groups_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"image": [b"x"] * 8, "label": ["a", "b"] * 4})
+    parquet.write_table(table, tmp_path / "train.parquet", row_group_size=4)
+    data = (tmp_path / "train.parquet").read_bytes()
+    rows = b"\x16\x10\x19"  # of the file: a field of 64 bits, 8 (zigzag), and the list of row groups after it
+    assert data.count(rows) == 1
+    (tmp_path / "train.parquet").write_bytes(data.replace(rows, b"\x16\x14\x19"))
+    with pytest.raises(PoolFormerError, match="it has 10 rows, and 8 in its row groups"):
         open_parquet(str(tmp_path), *COLUMNS)

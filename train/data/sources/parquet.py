@@ -10,8 +10,10 @@ often as one page, which cannot be read in part. The groups read last stay in me
 data sets with `python -m train prepare`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import threading
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax.errors import MissingDependencyError
-from poolformer_jax.files import why_unreadable
+from poolformer_jax.files import LARGEST_JSON, why_unreadable
 from poolformer_jax.images import ImageError
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from train.data.config import ProblemType
@@ -87,8 +89,9 @@ class ParquetSource:
         # Those in memory first, before others displace them.
         for key in sorted(places_of, key=_CACHE.__contains__, reverse=True):
             column = _CACHE.read(*key)
-            for place, row in places_of[key]:
-                images[place] = _image_bytes(column[row].as_py())
+            with _naming_file(key[0]):
+                for place, row in places_of[key]:
+                    images[place] = _image_bytes(column[row].as_py())
         return [
             {"image": image, "label": label_at(self.labels, index), "id": self.ids[index]}
             for image, index in zip(images, indices)
@@ -176,25 +179,35 @@ def _open(
     ids: list[str] = []
     values: list[list[Any]] = [[] for _ in columns[1:]]
     for number, file in enumerate(files):
-        parquet = _open_file(file)
-        if missing := [column for column in columns if column not in parquet.schema_arrow.names]:
-            raise SourceError(
-                f"{file} has no column {missing[0]!r}. It has: {first_few(parquet.schema_arrow.names)}. Name the "
-                "columns with --data.image-column and --data.label-column."
-            )
-        first = len(ids)
-        if parquet.metadata.num_rows > file.stat().st_size:  # compressed, a million equal rows take a few bytes
-            raise SourceError(f"{file} has {parquet.metadata.num_rows:,} rows, more than bytes. Expected images in it.")
-        for group in range(parquet.num_row_groups):
-            groups.append((number, group, first))
-            first += parquet.metadata.row_group(group).num_rows
-        ids += _ids(file, columns[0], printable(str(file.relative_to(root.parent if root.is_file() else root))))
-        for column, found in zip(columns[1:], values):
-            for batch in _batches(file, column, range(parquet.num_row_groups)):
-                found += batch[column].to_pylist()
+        name = printable(str(file.relative_to(root.parent if root.is_file() else root)))
+        with _naming_file(file):
+            groups += [(number, group, len(ids) + first) for group, first in enumerate(_first_rows(file, columns))]
+            ids += _ids(file, columns[0], name)
+            for column, found in zip(columns[1:], values):
+                for batch in _batches(file, column, range(_open_file(file).num_row_groups)):
+                    found += batch[column].to_pylist()
     labels, class_names = read_labels(values, columns[1:], class_names, problem, str(root))
     rows = np.arange(len(ids))
     return ParquetSource(files, np.array(groups, np.int64), rows, labels, tuple(ids), class_names, columns[0])
+
+
+def _first_rows(file: Path, columns: Sequence[str]) -> list[int]:
+    """The first row of each row group. Raises SourceError if a column is missing, or the numbers of rows disagree."""
+    parquet = _open_file(file)
+    if missing := [column for column in columns if column not in parquet.schema_arrow.names]:
+        raise SourceError(
+            f"{file} has no column {missing[0]!r}. It has: {first_few(parquet.schema_arrow.names)}. Name the columns "
+            "with --data.image-column and --data.label-column."
+        )
+    rows = parquet.metadata.num_rows
+    if rows > file.stat().st_size:  # compressed, a million equal rows take a few bytes
+        raise SourceError(f"{file} has {rows:,} rows, more than bytes. Expected images in it.")
+    *first, in_groups = itertools.accumulate(
+        (parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)), initial=0
+    )
+    if in_groups != rows:
+        raise SourceError(f"{file} is damaged: it has {rows:,} rows, and {in_groups:,} in its row groups.")
+    return first
 
 
 def _ids(file: Path, column: str, name: str) -> list[str]:
@@ -210,13 +223,18 @@ def _ids(file: Path, column: str, name: str) -> list[str]:
 
 def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
     """The names that `datasets` writes into the metadata of the schema; None without."""
-    metadata = _open_file(file).schema_arrow.metadata or {}
+    with _naming_file(file):
+        text = (_open_file(file).schema_arrow.metadata or {}).get(b"huggingface", b"")
+    if len(text) > LARGEST_JSON:
+        raise SourceError(f"{file} has {len(text):,} bytes of JSON in its schema. Expected at most {LARGEST_JSON:,}.")
     try:
-        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        feature = json.loads(text)["info"]["features"][column]
         names = feature.get("feature", feature)["names"]  # a list of classes has the feature of its items
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    return tuple(printable(str(name), MAX_MESSAGE) for name in names)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(printable(name, MAX_MESSAGE) for name in names)
 
 
 def _image_bytes(value: Any) -> bytes | ImageError:
@@ -226,12 +244,21 @@ def _image_bytes(value: Any) -> bytes | ImageError:
 
 @functools.lru_cache(maxsize=64)
 def _open_file(file: Path) -> Any:
-    pyarrow, parquet = _pyarrow()
-    try:
+    _, parquet = _pyarrow()
+    with _naming_file(file):
         if (reason := why_unreadable(file)) is not None:
             raise SourceError(f"{file} {reason}. Expected a Parquet file.")
-        return parquet.ParquetFile(file, memory_map=True)
-    except (OSError, pyarrow.ArrowException) as error:
+        return parquet.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def _naming_file(file: Path) -> Iterator[None]:
+    """Turns what pyarrow raises for a damaged file, which no common class shows, into a SourceError that names it."""
+    try:
+        yield
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:
         raise SourceError(f"{file} cannot be read as Parquet: {error}") from error
 
 
@@ -241,17 +268,23 @@ def _batches(file: Path, column: str, groups: Sequence[int]) -> Iterator[Any]:
     Raises SourceError if it takes much more memory than the file: compressed, equal values take next to no bytes there.
     """
     parquet, limit = _open_file(file), _MOST_EXPANSION * file.stat().st_size + _CACHE_BYTES
-    parts = [
-        part for part in range(len(parquet.schema)) if f"{parquet.schema.column(part).path}.".startswith(f"{column}.")
-    ]
-    chunks = (parquet.metadata.row_group(group).column(part) for group in groups for part in parts)
-    largest = max((chunk.total_uncompressed_size for chunk in chunks), default=1)  # no value is larger
-    size, rows = 0, min(max(limit // max(largest, 1), 1), _MOST_ROWS_AT_A_TIME)
-    for batch in parquet.iter_batches(rows, groups, [column], use_threads=False):
-        size += batch.nbytes
+    found = [parquet.metadata.row_group(group) for group in groups]
+    # No value is larger than its group. (The sizes of a column are not asked for: pyarrow ends the process with an
+    # uncaught C++ exception if they are damaged.)
+    largest = max((group.total_byte_size for group in found), default=1)
+    at_a_time = min(max(limit // max(largest, 1), 1), _MOST_ROWS_AT_A_TIME)
+    size, rows = 0, 0
+    batches = parquet.iter_batches(at_a_time, groups, [column], use_threads=False)
+    while True:
+        with _naming_file(file):
+            if (batch := next(batches, None)) is None:
+                break
+        size, rows = size + batch.nbytes, rows + len(batch)
         if size > limit:
             raise SourceError(f"{file}: its column {column} has more than {limit:,} bytes. Expected less.")
         yield batch
+    if rows != (expected := sum(group.num_rows for group in found)):
+        raise SourceError(f"{file} is damaged: it has {expected:,} rows, and {rows:,} in its column {column}.")
 
 
 class _GroupCache:
