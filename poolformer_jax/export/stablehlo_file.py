@@ -40,10 +40,12 @@ def to_stablehlo(
         logits = folded_apply(config, folded, x, dtype=dtype)
         return (logits, to_probabilities(config, logits)) if probabilities else logits
 
-    return bytes(jax.export.export(jax.jit(network), platforms=PLATFORMS)(pixels).serialize())
+    with jax.set_mesh(None):  # the caller's mesh is no part of the network
+        return bytes(jax.export.export(jax.jit(network), platforms=PLATFORMS)(pixels).serialize())
 
 
 def run_stablehlo(data: bytes, pixel_values: np.ndarray) -> Float32[np.ndarray, "b labels"]:
     """The logits that the exported network computes here."""
-    outputs = jax.export.deserialize(bytearray(data)).call(pixel_values)
+    with jax.set_mesh(None):
+        outputs = jax.export.deserialize(bytearray(data)).call(pixel_values)
     return np.asarray(outputs[0] if isinstance(outputs, tuple | list) else outputs)

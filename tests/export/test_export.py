@@ -90,6 +90,13 @@ def test_stablehlo_has_every_token_mixer_and_by_default_the_networks_labels(tmp_
     assert json.loads(facts["id2label"]) == {str(index): name for index, name in class_names(config).items()}
 
 
+def test_a_mesh_set_by_the_caller_has_no_effect(tmp_path):
+    _, variables = random_variables(ONE_BLOCK)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        assert export_model(tmp_path / "network.stablehlo", ONE_BLOCK, variables, PROCESSOR) < 1e-5
+
+
 @pytest.mark.slow
 def test_stablehlo_runs_without_this_package(tmp_path):
     config = CONFIGS["published"]
