@@ -55,9 +55,9 @@ class TpuKernels(Kernels):
             positions = channels
             return positions >= _FEWEST_POSITIONS and _attention_fits(positions)
         if name.startswith(("norm_dense", "dense_residual")):
-            return _norm_mlp_fits(channels, 2 * channels)
+            return _rows_fit(channels, 2 * channels)
         if name.startswith("norm_mlp"):
-            return hidden_features is not None and _norm_mlp_fits(channels, hidden_features)
+            return hidden_features is not None and _rows_fit(channels, hidden_features)
         pixels = tpu_layout.group_size(width, channels, dtype)
         return (
             pixels <= 2
@@ -127,10 +127,10 @@ def _mlp_fits(channels: int, hidden_features: int, pixels: int) -> bool:
     return tpu_mlp.fits(pixels * channels, pixels * hidden_features, pixels)
 
 
-def _norm_mlp_fits(channels: int, hidden_features: int) -> bool:
-    from poolformer_jax.network.fused.kernels import tpu_norm_mlp
+def _rows_fit(channels: int, hidden_features: int) -> bool:
+    from poolformer_jax.network.fused.kernels import tpu_rows
 
-    return tpu_norm_mlp.fits(channels, hidden_features)
+    return tpu_rows.fits(channels, hidden_features)
 
 
 def _attention_fits(positions: int) -> bool:

@@ -3,18 +3,11 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from poolformer_jax.network.fused.kernels import tpu_tiles
-from poolformer_jax.network.fused.kernels.tpu_norm_mlp import (
-    Tile,
-    as_matrices,
-    parameter_specs,
-    standardize,
-    standardize_gradient,
-)
-from poolformer_jax.network.fused.kernels.tpu_tiles import SUBLANES, by_position, rows_of
+from poolformer_jax.network.fused.kernels import tpu_rows, tpu_tiles
+from poolformer_jax.network.fused.kernels.tpu_rows import standardize, standardize_gradient
+from poolformer_jax.network.fused.kernels.tpu_tiles import rows_of
 
 _Map = Float[Array, "h w b c"]
 _PerChannel = Float[Array, " c"]
@@ -22,12 +15,13 @@ _Parameters = tuple[Float[Array, ""], _PerChannel, _PerChannel]
 
 
 def forward(
-    maps: tuple[_Map], _: tuple[()], parameters: _Parameters, *, interpret: bool
+    maps: tuple[_Map], vectors: tuple[()], parameters: _Parameters, *, interpret: bool
 ) -> tuple[_Map, tuple[()], tuple[()]]:
     """`(x - mean) / std * gain + shift`, with mean and std of each position.
 
     Args:
         maps: (x), bfloat16, [height, width, batch, channels].
+        vectors: none.
         parameters: (epsilon, gain, shift), float32.
         interpret: compute on any platform.
     """
@@ -37,27 +31,28 @@ def forward(
         standard, _ = standardize(rows_of(x_ref[...].astype(jnp.float32)), epsilon[0, 0])
         y_ref[...] = (standard * gain[...] + shift[...]).reshape(y_ref.shape).astype(y_ref.dtype)
 
-    rows, matrices, tile = by_position(x), as_matrices(parameters), Tile(x, x.shape[3])
-    result = tpu_tiles.output(rows.shape, x.dtype)
-    y = pl.pallas_call(
+    channels = x.shape[3]
+    return tpu_rows.call(
+        "norm_forward",
         compute_tile,
-        name="norm_forward",
-        in_specs=[tile.map, *parameter_specs(matrices)],
-        out_specs=tile.map,
-        out_shape=result,
+        maps,
+        vectors,
+        parameters,
+        hidden_features=channels,
+        channels=channels,
+        flops=8 * x.size,
         interpret=interpret,
-        **tpu_tiles.options("parallel", "parallel", grid=tile.grid, flops=8 * x.size, arrays=[x, *matrices, result]),
-    )(rows, *matrices)
-    return y.reshape(x.shape), (), ()
+    )
 
 
 def backward(
-    maps: tuple[_Map, ...], _: tuple[()], parameters: _Parameters, *, interpret: bool
+    maps: tuple[_Map, ...], vectors: tuple[()], parameters: _Parameters, *, interpret: bool
 ) -> tuple[_Map, tuple[()], tuple[_PerChannel, _PerChannel]]:
     """The gradients of `forward` by x, and by gain and shift, these in float32.
 
     Args:
         maps: (x, the gradient of the result), and maybe a map to which the gradient by x is added.
+        vectors: none.
         parameters: as in `forward`.
         interpret: as in `forward`.
     """
@@ -65,7 +60,6 @@ def backward(
 
     def compute_tile(x_ref: Any, dy_ref: Any, *refs: Any) -> None:
         *trunk_refs, epsilon, gain, dx_ref, dgain_ref, dshift_ref = refs
-        tpu_tiles.zero_if((pl.program_id(0) == 0) & (pl.program_id(1) == 0), dgain_ref, dshift_ref)
         standard, inverse_std = standardize(rows_of(x_ref[...].astype(jnp.float32)), epsilon[0, 0])
         dy = rows_of(dy_ref[...].astype(jnp.float32))
         dx = standardize_gradient(standard, inverse_std, dy * gain[...]).reshape(dx_ref.shape)
@@ -75,18 +69,16 @@ def backward(
         for ref, summed in ((dgain_ref, dy * standard), (dshift_ref, dy)):
             ref[...] += tpu_tiles.sum_to_register(summed)
 
-    rows, matrices = [by_position(z) for z in maps], as_matrices(parameters)[:-1]
-    tile, vector = Tile(x, x.shape[3]), tpu_tiles.output((SUBLANES, x.shape[3]))
-    results = [tpu_tiles.output(rows[0].shape, x.dtype), vector, vector]
-    dx, dgain, dshift = pl.pallas_call(
+    channels = x.shape[3]
+    return tpu_rows.call(
+        "norm_backward",
         compute_tile,
-        name="norm_backward",
-        in_specs=[*[tile.map] * len(maps), *parameter_specs(matrices)],
-        out_specs=[tile.map, *map(tpu_tiles.whole, [vector, vector])],
-        out_shape=results,
+        maps,
+        vectors,
+        parameters[:-1],
+        hidden_features=channels,
+        channels=channels,
+        gradients=[(channels,), (channels,)],
+        flops=20 * x.size,
         interpret=interpret,
-        **tpu_tiles.options(
-            "arbitrary", "arbitrary", grid=tile.grid, flops=20 * x.size, arrays=[*maps, *matrices, *results]
-        ),
-    )(*rows, *matrices)
-    return dx.reshape(x.shape), (), (dgain.sum(0), dshift.sum(0))
+    )

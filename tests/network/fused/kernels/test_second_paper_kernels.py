@@ -24,7 +24,7 @@ from poolformer_jax.network.fused import (
     norm_dense,
     norm_mlp_residual,
 )
-from poolformer_jax.network.fused.kernels import choice, tpu_attention, tpu_depthwise, tpu_norm_mlp, verification
+from poolformer_jax.network.fused.kernels import choice, tpu_attention, tpu_depthwise, tpu_rows, verification
 from poolformer_jax.network.fused.self_attention import attend_heads
 from small_networks import distance, random_variables
 
@@ -45,6 +45,16 @@ def value_and_gradients(function, dy, *arguments):
     return run(*arguments)
 
 
+def assert_as_near_to_float32_as_xla(run, rounding=0.0):
+    """Compares `run(kernels, dtype)`, a tree of arrays, with kernels and without, both in bfloat16, to float32's."""
+    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
+    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
+        if np.any(three):
+            assert distance(one, three) < max(1.1 * distance(two, three), rounding), jax.tree_util.keystr(path)
+        else:
+            assert not np.any(one), jax.tree_util.keystr(path)
+
+
 @pytest.mark.parametrize(
     ("shape", "size", "tile_rows"), [((16, 3, 9, 128), 3, 1), slow((32, 9, 17, 192), 7, 3), slow((16, 2, 3, 128), 7, 2)]
 )
@@ -61,7 +71,7 @@ def test_depthwise_kernels_compute_the_convolution_and_its_gradients(shape, size
 
 @pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
 def test_mlp_kernels_are_as_near_to_float32_as_xla(shape, monkeypatch):
-    monkeypatch.setattr(tpu_norm_mlp, "_HIDDEN_NUMBERS", 32 * 2 * shape[3])  # several tiles
+    monkeypatch.setattr(tpu_rows, "_HIDDEN_NUMBERS", 32 * 2 * shape[3])  # several tiles
     channels, hidden = shape[3], 2 * shape[3]
     weights = MlpWeights(
         normal(channels, hidden) / channels**0.5,
@@ -76,17 +86,12 @@ def test_mlp_kernels_are_as_near_to_float32_as_xla(shape, monkeypatch):
         x, dy = (normal(*shape, seed=seed, dtype=jnp.bfloat16).astype(dtype) for seed in (2, 3))
         return value_and_gradients(partial(norm_mlp_residual, kernels, 1e-6), dy, x + 1, keep, parameters)
 
-    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
-    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
-        if np.any(three):  # keep is a constant
-            assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
-        else:
-            assert not np.any(one)
+    assert_as_near_to_float32_as_xla(run, rounding=3e-3)
 
 
 @pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
 def test_kernels_for_the_start_of_a_sep_conv_mixer_are_as_near_to_float32_as_xla(shape, monkeypatch):
-    monkeypatch.setattr(tpu_norm_mlp, "_HIDDEN_NUMBERS", 32 * 2 * shape[3])  # several tiles
+    monkeypatch.setattr(tpu_rows, "_HIDDEN_NUMBERS", 32 * 2 * shape[3])  # several tiles
     channels, hidden = shape[3], 2 * shape[3]
     vectors = (normal(hidden, seed=seed) for seed in range(3))
     weights = NormDenseWeights(normal(channels, hidden) / channels**0.5, *vectors)
@@ -96,9 +101,7 @@ def test_kernels_for_the_start_of_a_sep_conv_mixer_are_as_near_to_float32_as_xla
         dhidden = normal(*shape[:3], hidden, dtype=jnp.bfloat16).astype(dtype)
         return value_and_gradients(partial(norm_dense, kernels, 1e-6), (dhidden, dtrunk), x + 1, weights)
 
-    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
-    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
-        assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
+    assert_as_near_to_float32_as_xla(run, rounding=3e-3)
 
 
 @pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
@@ -110,14 +113,9 @@ def test_kernels_for_the_end_of_a_sep_conv_mixer_are_as_near_to_float32_as_xla(s
     def run(kernels, dtype):
         x, dy = (normal(*shape, seed=seed, dtype=jnp.bfloat16).astype(dtype) for seed in (2, 3))
         hidden = normal(*shape[:3], hidden_size, dtype=jnp.bfloat16).astype(dtype)
-        y, (*gradients, dparameters) = value_and_gradients(
-            partial(dense_residual, kernels), dy, x, hidden, keep, parameters
-        )
-        return y, gradients[:2], dparameters
+        return value_and_gradients(partial(dense_residual, kernels), dy, x, hidden, keep, parameters)
 
-    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
-    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
-        assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
+    assert_as_near_to_float32_as_xla(run, rounding=3e-3)
 
 
 @pytest.mark.parametrize("shape", [(16, 2, 3, 64), slow((32, 3, 5, 96))])
@@ -129,9 +127,7 @@ def test_layer_norm_kernels_are_as_near_to_float32_as_xla(shape):
         function = partial(layer_norm_and_input, kernels, 1e-6)
         return value_and_gradients(function, (dy, dtrunk), x + 1, parameters)
 
-    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
-    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
-        assert distance(one, three) < max(1.1 * distance(two, three), 3e-3), jax.tree_util.keystr(path)
+    assert_as_near_to_float32_as_xla(run, rounding=3e-3)
 
 
 @pytest.mark.parametrize("shape", [(16, 2, 16, 9), slow((32, 6, 32, 130))])
@@ -143,9 +139,7 @@ def test_attention_kernels_are_as_near_to_float32_as_xla(shape, monkeypatch):
         *heads, dy = (normal(*shape, seed=seed, dtype=jnp.bfloat16).astype(dtype) for seed in range(4))
         return value_and_gradients(partial(attend_heads, kernels), dy, *heads)
 
-    found, plain, exact = run(INTERPRETED, jnp.bfloat16), run(None, jnp.bfloat16), run(None, jnp.float32)
-    for (path, one), two, three in zip(jax.tree.leaves_with_path(found), *map(jax.tree.leaves, (plain, exact))):
-        assert distance(one, three) < 1.1 * distance(two, three), jax.tree_util.keystr(path)
+    assert_as_near_to_float32_as_xla(run)
 
 
 CAFORMER = PoolFormerConfig.from_variant(
