@@ -1,13 +1,16 @@
-"""Reads timm's config.json, which adds the head order and the class names to what the arrays show."""
+"""timm's config.json: what it adds to what the arrays show (head order and class names), and writing one."""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from poolformer_jax.errors import InputError
+from poolformer_jax.images import PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
 from poolformer_jax.messages import printable, short_repr
-from poolformer_jax.network import PoolFormerConfig
+from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.names import LAYOUTS
 from poolformer_jax.weights.published import timms_name, variants_like
 
@@ -72,3 +75,63 @@ def _check_timms_architecture(
             f"timm's config in {path} does not match these weights, or needs a network that is not implemented here:"
             "\n  " + "\n  ".join(wrong)
         )
+
+
+def timms_config(config: PoolFormerConfig, processor: PoolFormerImageProcessor | None) -> dict[str, Any]:
+    """The entries of timm's config.json for a network that timm has.
+
+    Raises InputError if timm cannot preprocess as `processor`.
+    """
+    preprocessing = {} if processor is None else _timm_preprocessing(processor)
+    side = 224 if processor is None else processor.crop_size["height"]
+    data: dict[str, Any] = {
+        "architecture": timms_name(timms_variant(config) or ""),
+        "num_classes": config.num_labels,
+        "num_features": config.hidden_sizes[-1],
+        "global_pool": "avg",
+        "pretrained_cfg": {
+            "num_classes": config.num_labels,
+            "input_size": [config.num_channels, side, side],
+            "pool_size": [config.feature_sizes(side)[-1]] * 2,
+            "classifier": "head.fc.fc2" if config.head == "mlp" else "head.fc",
+            **preprocessing,
+        },
+    }
+    if config.num_channels == 3:
+        data["pretrained_cfg"]["first_conv"] = "stem.conv"
+    else:  # timm assumes three channels for `first_conv`, and would change the convolution
+        data["model_args"] = {"in_chans": config.num_channels}
+    if config.problem_type is not None:  # ignored by timm, read by transformers' TimmWrapper
+        data["problem_type"] = config.problem_type
+    if config.id2label is not None:
+        data["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
+    return data
+
+
+def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
+    """timm resizes the shorter edge to floor(side / crop_pct), crops the middle, divides by 255, and normalises.
+
+    Raises InputError if that would make other pixels than `processor`.
+    """
+    side, edge = processor.crop_size["height"], processor.shorter_edge
+    cuts = processor.do_resize and processor.do_center_crop and processor.crop_size["width"] == side
+    if not cuts or edge is None or edge < side:
+        names = ("do_resize", "size", "crop_pct", "do_center_crop", "crop_size")
+        raise InputError(
+            f"timm cannot preprocess with {', '.join(f'{name}={getattr(processor, name)!r}' for name in names)}. "
+            "Expected resizing that keeps the aspect ratio, and a square crop inside of the resized picture; save this "
+            "one as 'hf', 'sail' or 'jax'."
+        )
+    mean, std = unit_mean_and_std(processor)
+    return {
+        "crop_pct": share_of_edge(processor, side, edge),
+        "crop_mode": "center",
+        "interpolation": Image.Resampling(processor.resample).name.lower(),
+        "mean": mean,
+        "std": std,
+    }
+
+
+def timms_variant(config: PoolFormerConfig) -> str | None:
+    """The published network that timm's model is, for any number of channels: an argument of it, `in_chans`."""
+    return published_variant(dataclasses.replace(config, num_channels=3))
