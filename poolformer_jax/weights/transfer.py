@@ -21,7 +21,7 @@ from poolformer_jax.network import (
     published_variant,
     variables_of,
 )
-from poolformer_jax.weights.containers.files import names_to_read
+from poolformer_jax.weights.containers.ignore import names_to_read
 from poolformer_jax.weights.detection import MatchedNames, infer_config, match_names
 from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, Leaf, leaves
 from poolformer_jax.weights.published import is_pooling_open
