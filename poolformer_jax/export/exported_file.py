@@ -17,8 +17,9 @@ from poolformer_jax.inference import (
     TOLERANCES,
     difference_from_network,
     import_runtime,
-    load_onnxruntime,
     load_openvino,
+    onnxruntime_session,
+    run_session,
 )
 from poolformer_jax.network import PoolFormerConfig
 
@@ -117,11 +118,8 @@ def verify_file(path: Path, config: PoolFormerConfig, variables: Mapping[str, An
 
 
 def _open_onnx(path: Path) -> _Opened:
-    import onnxruntime
-
-    run = load_onnxruntime(path)
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return session.get_modelmeta().custom_metadata_map, lambda pixels: run(pixels, "logits")
+    session = onnxruntime_session(path.read_bytes())
+    return session.get_modelmeta().custom_metadata_map, lambda pixels: run_session(session, pixels, "logits")
 
 
 def _open_openvino(path: Path) -> _Opened:

@@ -16,6 +16,7 @@ package, run
 Before a file appears, its logits are compared with those of the network that is not folded.
 """
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,15 @@ from poolformer_jax.export.openvino_file import run_openvino, to_openvino
 from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
 from poolformer_jax.files import replace_atomically, sync
 from poolformer_jax.images import PoolFormerImageProcessor
-from poolformer_jax.inference import difference_from_network, fold, quantize_int8, run_onnx, takes_any_size, to_onnx
+from poolformer_jax.inference import (
+    difference_from_network,
+    fold,
+    onnxruntime_session,
+    quantize_int8,
+    run_session,
+    takes_any_size,
+    to_onnx,
+)
 from poolformer_jax.network import PoolFormerConfig, check_has_probabilities
 from poolformer_jax.weights import class_names
 
@@ -155,7 +164,14 @@ class _Converted(NamedTuple):
 
     @classmethod
     def onnx(cls, data: bytes) -> "_Converted":
-        return cls(data, b"", partial(run_onnx, data))
+        return cls(data, b"", partial(_run_onnx, data))
+
+
+def _run_onnx(data: bytes, pixel_values: np.ndarray) -> np.ndarray | None:
+    """The logits of an ONNX model; None if ONNX Runtime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    return run_session(onnxruntime_session(data), pixel_values, "logits")
 
 
 def _write(path: Path, second: Path | None, converted: _Converted) -> None:

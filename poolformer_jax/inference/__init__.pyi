@@ -12,7 +12,7 @@ from .folding import fold as fold
 from .grad_cam import VISIBLE_SIDE as VISIBLE_SIDE, GradCam as GradCam
 from .height_sharded import HeightShardedModel as HeightShardedModel
 from .jax_operations import folded_apply as folded_apply
-from .onnx_model import quantize_int8 as quantize_int8, run_onnx as run_onnx, to_onnx as to_onnx
+from .onnx_model import quantize_int8 as quantize_int8, to_onnx as to_onnx
 from .onnx_operations import takes_any_size as takes_any_size
 from .program import fastest_network as fastest_network, normalized as normalized, shard_on_cpu as shard_on_cpu
 from .runtimes import (
@@ -20,6 +20,8 @@ from .runtimes import (
     import_runtime as import_runtime,
     load_onnxruntime as load_onnxruntime,
     load_openvino as load_openvino,
+    onnxruntime_session as onnxruntime_session,
+    run_session as run_session,
 )
 from .verification import (
     TOLERANCES as TOLERANCES,

@@ -20,7 +20,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.from_pretrained import not_picklable
 from poolformer_jax.inference.program import Apply, BatchProgram, fastest_network, normalized
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_preprocessing
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, checked_image_size
 from poolformer_jax.network import PoolFormerConfig, check_dtype, describe_network
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores
@@ -61,12 +61,11 @@ class ImageClassificationPipeline:
         devices, threads = jax.local_devices(), available_cores()
         check_dtype(dtype)
         check_at_least_one(batch_size=batch_size)
-        check_preprocessing(config, image_processor)
+        image_size = checked_image_size(config, image_processor)
         if config.num_labels == 0:
             raise InputError("The network has no head (num_labels=0): expected a label. Use ImageEmbedder instead.")
-        mesh, size = Mesh(np.asarray(devices), ("batch",)), image_processor.output_size
-        assert size is not None, "check_preprocessing checks it"
-        network, params = fastest_network(config, variables, mesh, dtype, size, kernels)
+        mesh = Mesh(np.asarray(devices), ("batch",))
+        network, params = fastest_network(config, variables, mesh, dtype, image_size, kernels)
         program = BatchProgram(partial(_logits, image_processor, network), params, batch_size, devices)
         self.config = config
         self.image_processor = image_processor

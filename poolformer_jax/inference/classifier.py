@@ -16,7 +16,7 @@ from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcesso
 from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.program import CompiledClassifier
 from poolformer_jax.inference.runtimes import RuntimeClassifier, check_runtime
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_preprocessing
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, checked_image_size
 from poolformer_jax.network import PoolFormerConfig, check_dtype, check_has_probabilities, describe_network
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import available_cores, check_not_forked
@@ -92,7 +92,7 @@ class ImageClassifier(FromPretrained):
         names = class_names(named)
         check_dtype(dtype)
         check_has_probabilities(config)
-        check_preprocessing(config, image_processor)
+        checked_image_size(config, image_processor)
         check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
         self.config = config
         self.image_processor = image_processor

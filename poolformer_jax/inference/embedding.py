@@ -17,7 +17,7 @@ from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.jax_operations import folded_features, folded_head, in_parts
 from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized, working_kernels
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_preprocessing
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, checked_image_size
 from poolformer_jax.network import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
@@ -77,12 +77,11 @@ class ImageEmbedder(FromPretrained):
         threads = available_cores() if decode_threads is None else decode_threads
         check_dtype(dtype)
         check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
-        check_preprocessing(config, image_processor)
+        image_size = checked_image_size(config, image_processor)
         headless, backbone = _without_head(config, variables)
         check_variables(headless, backbone)
-        mesh, size = Mesh(np.asarray(devices), ("batch",)), image_processor.output_size
-        assert size is not None, "check_preprocessing checks it"
-        chosen = working_kernels(headless, mesh, dtype, size, kernels)
+        mesh = Mesh(np.asarray(devices), ("batch",))
+        chosen = working_kernels(headless, mesh, dtype, image_size, kernels)
         if chosen is None:
             network, params = partial(_folded, headless, dtype), fold(headless, backbone)
         else:

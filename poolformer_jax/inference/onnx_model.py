@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
 
 from poolformer_jax.files import staging_folder
 from poolformer_jax.images import PoolFormerImageProcessor
@@ -94,16 +93,3 @@ def quantize_int8(data: bytes, folder: Path) -> bytes:
     properties = {entry.key: entry.value for entry in onnx.load_from_string(data).metadata_props}
     onnx.helper.set_model_props(quantized, properties)
     return bytes(quantized.SerializeToString())
-
-
-def run_onnx(
-    data: bytes, pixel_values: Float32[np.ndarray, "b h w c"] | UInt8[np.ndarray, "b h w c"]
-) -> Float32[np.ndarray, "b labels"] | None:
-    """The logits that ONNX Runtime computes on the CPU; None if it is not installed."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return None
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(["logits"], {"pixel_values": pixel_values})
-    return np.asarray(logits)

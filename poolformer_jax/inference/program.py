@@ -76,10 +76,8 @@ class BatchProgram:
         Returns:
             What `apply` returns: a row per image, in order, and then rows of the padding.
         """
-        size = next(size for size in self.batch_sizes if size >= len(images))
-        padded = np.zeros((size, *images[0].shape), np.uint8)
-        padded[: len(images)] = images
-        return self._programs[size](padded)
+        padded = pad_batch(images, self.batch_sizes)
+        return self._programs[len(padded)](padded)
 
 
 class CompiledClassifier(BatchProgram):
@@ -208,6 +206,14 @@ def batch_sizes_up_to(batch_size: int, devices: int = 1, single: bool = False) -
     largest = -(-batch_size // devices) * devices
     growing = itertools.takewhile(lambda size: size < largest, (devices * 4**power for power in itertools.count()))
     return (*([1] if single else []), *growing, largest)
+
+
+def pad_batch(images: Sequence[UInt8[np.ndarray, "h w c"]], batch_sizes: Sequence[int]) -> UInt8[np.ndarray, "b h w c"]:
+    """The images as one array of the next larger of `batch_sizes`, with zeros behind them."""
+    size = next(size for size in batch_sizes if size >= len(images))
+    padded = np.zeros((size, *images[0].shape), np.uint8)
+    padded[: len(images)] = images
+    return padded
 
 
 def _probabilities(

@@ -25,7 +25,7 @@ from poolformer_jax.files import remove_abandoned, replace_atomically
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.onnx_model import to_onnx
-from poolformer_jax.inference.program import batch_sizes_up_to
+from poolformer_jax.inference.program import batch_sizes_up_to, pad_batch
 from poolformer_jax.inference.verification import difference_from_network
 from poolformer_jax.network import PoolFormerConfig, check_variables
 from poolformer_jax.network.fused import largest_divisor
@@ -64,10 +64,7 @@ class RuntimeClassifier:
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float32[np.ndarray, "b labels"]:
         """The probabilities of at most `batch_sizes[-1]` images, in order, and then rows of the padding."""
-        size = next(size for size in self.batch_sizes if size >= len(images))
-        padded = np.zeros((size, *images[0].shape), np.uint8)
-        padded[: len(images)] = images
-        return self._run(padded, "probabilities")
+        return self._run(pad_batch(images, self.batch_sizes), "probabilities")
 
 
 def _verified(
@@ -136,19 +133,24 @@ def import_runtime(name: str) -> Any:
         del sys.modules[telemetry]
 
 
-def load_onnxruntime(path: Path) -> _Run:
-    """An ONNX file in ONNX Runtime: a function of pixels and the name of an output."""
+def onnxruntime_session(network: bytes) -> Any:
+    """The contents of an ONNX file in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
-    def run(pixels: _Pixels, output: str) -> Float32[np.ndarray, "b labels"]:
-        (result,) = session.run([output], {"pixel_values": pixels})
-        return np.asarray(result)
 
-    return run
+def run_session(session: Any, pixels: _Pixels, output: str) -> Float32[np.ndarray, "b labels"]:
+    """One output of an ONNX Runtime session."""
+    (result,) = session.run([output], {"pixel_values": pixels})
+    return np.asarray(result)
+
+
+def load_onnxruntime(path: Path) -> _Run:
+    """An ONNX file in ONNX Runtime: a function of pixels and the name of an output."""
+    return functools.partial(run_session, onnxruntime_session(path.read_bytes()))
 
 
 def load_openvino(network: Path | bytes, numbers: bytes = b"") -> _Run:

@@ -34,7 +34,7 @@ class ImageStream:
     def warm_up(self) -> None:
         """Computes a batch of every size, which compiles its program."""
         size = self._image_processor.output_size
-        assert size is not None, "check_preprocessing checks it"
+        assert size is not None, "checked_image_size checks it"
         blank = np.zeros((*size, self._image_processor.num_channels), np.uint8)
         for images in self._program.batch_sizes:
             jax.block_until_ready(self._program([blank] * images))
@@ -135,23 +135,27 @@ def check_at_least_one(**counts: int) -> None:
         raise InputError(f"{', '.join(wrong)}: expected a whole number, at least 1.")
 
 
-def check_preprocessing(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor) -> None:
-    """Raises InputError, naming every reason, unless the network takes the images that the preprocessing makes."""
-    problems = []
+def checked_image_size(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor) -> tuple[int, int]:
+    """Height and width of the images that the preprocessing makes.
+
+    Raises InputError, naming every reason, unless the network takes these images.
+    """
+    problems, size = [], image_processor.output_size
     if image_processor.num_channels != config.num_channels:
         problems.append(
             f"The preprocessing makes {image_processor.num_channels} channels and the network takes "
             f"{config.num_channels}: expected image_mean and image_std to have one value per channel."
         )
-    if (size := image_processor.output_size) is None:
+    if size is None:
         problems.append(
             "The preprocessing makes images of different sizes: expected one size. Set do_center_crop=True."
         )
     elif min(size) < config.smallest_side or (config.image_size is not None and size != (config.image_size,) * 2):
         wanted = config.image_size or f"at least {config.smallest_side}"
         problems.append(f"The preprocessing makes images of {size}: expected {wanted} pixels. Change its crop_size.")
-    if problems:
+    if size is None or problems:
         raise InputError("\n".join(problems))
+    return size
 
 
 def _until_failure(images: Iterable[ImageLike], failures: list[Exception]) -> Iterator[ImageLike]:

@@ -19,9 +19,8 @@ from poolformer_jax import ExportError, InputError, PoolFormerConfig, PoolFormer
 from poolformer_jax.cli import main
 from poolformer_jax.export.exported_file import open_exported, verify_file
 from poolformer_jax.export.metadata import metadata
-from poolformer_jax.inference import load_onnxruntime, load_openvino
+from poolformer_jax.inference import load_onnxruntime, load_openvino, onnxruntime_session, run_session, to_onnx
 from poolformer_jax.inference.folding import fold
-from poolformer_jax.inference.onnx_model import run_onnx, to_onnx
 from poolformer_jax.inference.onnx_operations import takes_any_size
 from poolformer_jax.network import HIDDEN_ACTS
 from poolformer_jax.weights import class_names, save_pretrained
@@ -135,7 +134,8 @@ def test_onnx_has_every_activation(activation):
     model, variables = random_variables(config)
     pixels = 4 * np.random.default_rng(3).standard_normal((1, 8, 8, 3)).astype(np.float32)
     expected = jax.jit(model.apply)(variables, pixels).logits
-    logits = run_onnx(to_onnx(config, fold(config, variables), (8, 8), {}), pixels)
+    session = onnxruntime_session(to_onnx(config, fold(config, variables), (8, 8), {}))
+    logits = run_session(session, pixels, "logits")
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
