@@ -17,7 +17,7 @@ from poolformer_jax import (
     PoolFormerImageProcessor,
 )
 from poolformer_jax.errors import InputError
-from poolformer_jax.images import share_of_edge, unit_mean_and_std
+from poolformer_jax.images import share_of_edge
 from poolformer_jax.weights import OpenedModel, build_model, open_model
 from train.config import PretrainedNetwork, TrainConfig
 from train.data import DataConfig, check_same_classes
@@ -136,7 +136,7 @@ def _warn_of_other_preprocessing(opened: OpenedModel, data: DataConfig) -> None:
 
 def _flags_of_other_preprocessing(theirs: PoolFormerImageProcessor, data: DataConfig) -> list[str]:
     """The flags with which a run would prepare images as `theirs` does, except for their size."""
-    mean, std = unit_mean_and_std(theirs)
+    mean, std = theirs.normalization.unit_mean_and_std()
     flags = []
     for name, wanted, own in (("mean", mean, data.image_mean), ("std", std, data.image_std)):
         if len(wanted) != len(own) or not np.allclose(wanted, own, rtol=0, atol=1e-6):

@@ -1,11 +1,10 @@
+from .image_lists import is_one_image as is_one_image
 from .imagenet import imagenet_labels as imagenet_labels, imagenet_wordnet_ids as imagenet_wordnet_ids
 from .orientation import is_upright as is_upright
 from .processor import (
     PoolFormerFeatureExtractor as PoolFormerFeatureExtractor,
     PoolFormerImageProcessor as PoolFormerImageProcessor,
-    is_one_image as is_one_image,
     share_of_edge as share_of_edge,
-    unit_mean_and_std as unit_mean_and_std,
 )
 from .processor_config import PREPROCESSOR_CONFIG as PREPROCESSOR_CONFIG
 from .reading import (

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, no_type_check
 
 import numpy as np
@@ -23,23 +23,14 @@ from poolformer_jax.fields import NUMBER, check_rules, convert_fields
 from poolformer_jax.hub import SavedAsJson
 from poolformer_jax.images import processor_config
 from poolformer_jax.images.batch_feature import BatchFeature, as_tensor
+from poolformer_jax.images.image_lists import flatten_images, is_one_image
+from poolformer_jax.images.normalization import Normalization
+from poolformer_jax.images.processor_config import CROP_PCT
 from poolformer_jax.images.processor_fields import FIELD_TYPES, pad_sides, rules, sides_of
 from poolformer_jax.images.reading import DATA_FORMATS, ImageError, ImageLike, read_image
 from poolformer_jax.images.transforms import center_crop, on_white, pad, to_8_bits, to_channels, unscaled_array
 from poolformer_jax.messages import short_repr
 
-# The published networks (default_cfg in the authors' poolformer.py, metaformer.py and metaformer_baselines.py).
-_CROP_PCT = {
-    **dict.fromkeys(("s12", "s24", "s36", "metaformer_id_s12", "metaformer_pppf_s12_224"), 0.9),
-    **dict.fromkeys(("m36", "m48"), 0.95),
-    **dict.fromkeys(("metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224"), 0.95),
-    **{
-        f"{family}_{size}": 1.0
-        for family in ("identityformer", "randformer", "poolformerv2")
-        for size in ("s12", "s24", "s36", "m36", "m48")
-    },
-    **{f"{family}_{size}": 1.0 for family in ("convformer", "caformer") for size in ("s18", "s36", "m36", "b36")},
-}
 # Keywords of transformers that change no pixels: of its PyTorch backend, and of models with text.
 _WITHOUT_EFFECT = ("disable_grouping", "image_seq_length")
 
@@ -179,7 +170,7 @@ class PoolFormerImageProcessor(SavedAsJson):
         one = is_one_image(images)
         results: list[Float32[np.ndarray, "_ _ c"]] = []
         problems: list[str] = []
-        for index, image in enumerate([images] if one else _flat(images)):
+        for index, image in enumerate([images] if one else flatten_images(images)):
             try:
                 results.append(self._preprocess_one(image, data_format))
             except ImageError as error:
@@ -253,31 +244,19 @@ class PoolFormerImageProcessor(SavedAsJson):
     def normalize(
         self, pixels: UInt8[np.ndarray, "*b h w c"] | Float[np.ndarray, "*b h w c"]
     ) -> Float32[np.ndarray, "*b h w c"]:
-        """The network's input for pixels that are resized and cropped; 8 bits are looked up in a table."""
-        if pixels.dtype == np.uint8:
-            table = self._table()
-            return np.stack([table[channel][pixels[..., channel]] for channel in range(self.num_channels)], axis=-1)
-        return self._rescale_and_normalize(pixels).astype(np.float32)
-
-    def _rescale_and_normalize(self, pixels: Num[np.ndarray, "*b c"]) -> Float[np.ndarray, "*b c"]:
-        # Rounded to float32, or the type of the pixels, after each step as in transformers.
-        if self.do_rescale:
-            pixels = (pixels.astype(np.float64) * self.rescale_factor).astype(np.float32)
-        if self.do_normalize:
-            pixels = (pixels - np.asarray(self.image_mean, pixels.dtype)) / np.asarray(self.image_std, pixels.dtype)
-        return pixels
-
-    def _table(self) -> Float32[np.ndarray, "c 256"]:
-        values = np.repeat(np.arange(256, dtype=np.float32)[:, None], self.num_channels, -1)
-        return self._rescale_and_normalize(values).T
+        """The network's input for pixels that are resized and cropped."""
+        return self.normalization(pixels)
 
     def scale_and_shift(self) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
         """`scale`, `shift` such that `pixels * scale + shift` is `normalize(pixels)` to float32 rounding."""
-        scale = np.full(self.num_channels, self.rescale_factor if self.do_rescale else 1.0)
-        shift = np.zeros(self.num_channels)
-        if self.do_normalize:
-            scale, shift = scale / self.image_std, -np.divide(self.image_mean, self.image_std)
-        return scale.astype(np.float32), shift.astype(np.float32)
+        return self.normalization.scale_and_shift()
+
+    @property
+    def normalization(self) -> Normalization:
+        """The last step of the preprocessing."""
+        factor = self.rescale_factor if self.do_rescale else None
+        mean, std = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
+        return Normalization(self.num_channels, factor, mean, std)
 
     def _resize(self, picture: Image.Image) -> Image.Image:
         height, width = self._resized_size(picture.height, picture.width)
@@ -322,9 +301,9 @@ class PoolFormerImageProcessor(SavedAsJson):
         Raises:
             ValueError: if there is no such variant.
         """
-        if (key := name.removeprefix("poolformer_")) not in _CROP_PCT:
-            raise InputError(f"There is no variant {name!r}. Expected one of: {', '.join(_CROP_PCT)}.")
-        return cls(crop_pct=_CROP_PCT[key])._with(changes)
+        if (key := name.removeprefix("poolformer_")) not in CROP_PCT:
+            raise InputError(f"There is no variant {name!r}. Expected one of: {', '.join(CROP_PCT)}.")
+        return cls(crop_pct=CROP_PCT[key])._with(changes)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], **changes: Any) -> "PoolFormerImageProcessor":
@@ -383,25 +362,6 @@ class PoolFormerImageProcessor(SavedAsJson):
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def is_one_image(images: ImageLike) -> bool:
-    """True for one picture, False for an iterable of pictures or an array of them."""
-    if isinstance(images, Image.Image | str | bytes | bytearray | memoryview | os.PathLike):
-        return True
-    if hasattr(images, "__array__"):
-        return len(getattr(images, "shape", ())) != 4
-    # Open files and mappings are iterable too, but not iterables of pictures. `read_image` refuses them.
-    return not isinstance(images, Iterable) or isinstance(images, Mapping) or hasattr(images, "read")
-
-
-def _flat(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
-    """The images of an iterable that may hold lists of images, and arrays of four axes."""
-    for image in images:
-        if isinstance(image, list | tuple) or (hasattr(image, "__array__") and not is_one_image(image)):
-            yield from image
-        else:
-            yield image
-
-
 # `__post_init__` reports wrong types better than the type checker of the tests, which would run before it.
 no_type_check(PoolFormerImageProcessor.__init__)
 
@@ -414,11 +374,3 @@ def share_of_edge(processor: PoolFormerImageProcessor, side: int, edge: int) -> 
     # int(side / (side / edge)) may be edge - 1.
     shares = (processor.crop_pct or 1.0, side / edge, math.nextafter(side / edge, 0))
     return next(share for share in shares if int(side / share) == edge)
-
-
-def unit_mean_and_std(processor: PoolFormerImageProcessor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of the normalisation of pixels in 0..1."""
-    unit = 255 * (processor.rescale_factor if processor.do_rescale else 1)
-    unchanged = (0.0,) * processor.num_channels, (1.0,) * processor.num_channels
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else unchanged
-    return [value / unit for value in mean], [value / unit for value in std]

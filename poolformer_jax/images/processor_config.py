@@ -1,4 +1,4 @@
-"""Reads the files in which transformers and timm save a model's preprocessing.
+"""The preprocessing of the published networks, and the files in which transformers and timm save a model's.
 
 `transformers` writes preprocessor_config.json, whose entries have been renamed over the years; `timm` writes a
 `pretrained_cfg` into config.json. Both become fields of `PoolFormerImageProcessor`.
@@ -18,6 +18,20 @@ from poolformer_jax.messages import first_few, printable, short_repr
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 _TIMM_CONFIG = "config.json"
+
+# Of the published networks: the share of the resized edge that the crop keeps (default_cfg in the authors'
+# poolformer.py, metaformer.py and metaformer_baselines.py).
+CROP_PCT = {
+    **dict.fromkeys(("s12", "s24", "s36", "metaformer_id_s12", "metaformer_pppf_s12_224"), 0.9),
+    **dict.fromkeys(("m36", "m48"), 0.95),
+    **dict.fromkeys(("metaformer_pppa_s12_224", "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224"), 0.95),
+    **{
+        f"{family}_{size}": 1.0
+        for family in ("identityformer", "randformer", "poolformerv2")
+        for size in ("s12", "s24", "s36", "m36", "m48")
+    },
+    **{f"{family}_{size}": 1.0 for family in ("convformer", "caformer") for size in ("s18", "s36", "m36", "b36")},
+}
 
 # Entries of preprocessor_config.json without effect on the pixels.
 _WITHOUT_EFFECT = frozenset(

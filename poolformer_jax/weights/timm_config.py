@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.images import PoolFormerImageProcessor, share_of_edge, unit_mean_and_std
+from poolformer_jax.images import PoolFormerImageProcessor, share_of_edge
 from poolformer_jax.messages import printable, short_repr
 from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.names import LAYOUTS
@@ -122,7 +122,7 @@ def _timm_preprocessing(processor: PoolFormerImageProcessor) -> dict[str, Any]:
             "Expected resizing that keeps the aspect ratio, and a square crop inside of the resized picture; save this "
             "one as 'hf', 'sail' or 'jax'."
         )
-    mean, std = unit_mean_and_std(processor)
+    mean, std = processor.normalization.unit_mean_and_std()
     return {
         "crop_pct": share_of_edge(processor, side, edge),
         "crop_mode": "center",

@@ -20,7 +20,7 @@ from poolformer_jax import ImageEmbedder, PoolFormerForImageClassification, save
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
-from poolformer_jax.images import ImageError, unit_mean_and_std
+from poolformer_jax.images import ImageError
 from poolformer_jax.weights import build_model, open_model
 from train.compute import Evaluation, Predictions
 from train.data import DataConfig, Source, open_source, read_example
@@ -175,7 +175,7 @@ def _embed(
 def _data_config(config: ProbeConfig, embedder: ImageEmbedder) -> DataConfig:
     processor = embedder.image_processor
     assert processor.output_size is not None, "the embedder checks it"
-    mean, std = unit_mean_and_std(processor)
+    mean, std = processor.normalization.unit_mean_and_std()
     default_share = 0.2 if config.data == "digits" else 0.1
     return DataConfig(
         source=config.data,

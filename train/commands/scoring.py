@@ -15,7 +15,6 @@ from rich.progress import track
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
 from poolformer_jax.export import FORMATS, ExportedFile, open_exported
-from poolformer_jax.images import unit_mean_and_std
 from poolformer_jax.network import count_parameters
 from poolformer_jax.weights import build_model, open_model
 from train.commands.evaluate_config import EvaluateConfig
@@ -174,7 +173,7 @@ def _data_config(
             f"The preprocessing of {config.source} makes images of different sizes, which cannot be in one batch. "
             "Expected do_center_crop=True, or a size of height and width without crop_pct."
         )
-    mean, std = unit_mean_and_std(processor)
+    mean, std = processor.normalization.unit_mean_and_std()
     default_share = 0.2 if name == "digits" else 0.1
     data = DataConfig(
         source=name,
