@@ -1,24 +1,14 @@
-"""Packing data sets: TFDS reads the same files back, and an interruption loses nothing."""
+"""Packing a folder: TFDS reads the same files back, and bad files are named."""
 
 import dataclasses
-import io
 import os
-import signal
-import subprocess
 import sys
-import tarfile
-import time
-import tracemalloc  # noqa: F401 - pytest may import it while TFDS replaces Python's import, which fails
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.io
-from PIL import Image
 
 from faults import Disk
-from paths import ROOT
-from poolformer_jax.errors import InputError
+from packing import examples_of, jpeg, write_archives, write_folder
 from train.command_line import main
 from train.data import (
     DataConfig,
@@ -30,27 +20,6 @@ from train.data import (
     train_batches,
 )
 from train.data.shards import Progress
-
-
-def jpeg(seed):
-    """A small JPEG that is different for every seed."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((40, 48)).save(file, "JPEG")
-    return file.getvalue()
-
-
-def write_folder(root, classes=3, images=20):
-    for label in range(classes):
-        for number in range(images):
-            path = root / "photos" / f"class {label}" / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(jpeg([label, number]))
-    return PrepareConfig(source=f"folder:{root / 'photos'}", output=root / "packed", images_per_shard=8, threads=2)
-
-
-def examples_of(source):
-    return {source[index]["id"].split(" ", 1)[1]: source[index] for index in range(len(source))}
 
 
 def test_what_tfds_reads_back_are_the_files_themselves(tmp_path):
@@ -139,66 +108,6 @@ def test_packing_counts_the_files_that_are_passed_over_and_says_what_was_packed_
         assert ("already packed; nothing was written" in printed) == was_packed
 
 
-def interrupt(config, shards, folder):
-    """Starts packing and interrupts it after `shards` shards."""
-
-    def stop(progress):
-        if progress.total_images and len(list(folder.glob("*array_record-*"))) >= shards:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare_data(config, stop)
-
-
-def with_files_that_are_not_images(root):
-    config = dataclasses.replace(write_folder(root), threads=1, images_per_shard=4)
-    bad = sorted(root / "photos" / f"class {label}" / f"{number}.jpg" for label in range(3) for number in (3, 9, 15))
-    for path in bad:
-        path.write_bytes(b"no image")
-    return config, [str(path) for path in bad]
-
-
-def test_an_interrupted_run_keeps_the_list_of_left_out_files(tmp_path):
-    config, bad = with_files_that_are_not_images(tmp_path)
-    skipping = dataclasses.replace(config, on_bad_image="skip")
-    interrupt(skipping, 8, config.folder.with_name("1.0.0.incomplete"))
-    prepared = prepare_data(skipping)
-    assert [name.split(": ")[0] for name in prepared.left_out] == bad
-    assert sum(prepared.images.values()) == 60 - len(bad)
-    assert prepare_data(skipping) == prepared._replace(was_packed=True)
-
-
-def test_shards_that_leave_out_files_do_not_count_as_complete(tmp_path):
-    config, bad = with_files_that_are_not_images(tmp_path)
-    skipping = dataclasses.replace(config, on_bad_image="skip")
-    work = config.folder.with_name("1.0.0.incomplete")
-    interrupt(skipping, 8, work)
-    with pytest.raises(SourceError, match=r"was packed with --on-bad-image skip and leaves out \d files") as caught:
-        prepare_data(config)
-    noted = [name for name in bad if name in str(caught.value)]
-    assert 0 < len(noted) < len(bad), "those of the finished shards"
-    assert f"{work} was packed" in str(caught.value)
-    assert "replace them and remove that folder" in str(caught.value)
-    prepare_data(skipping)
-    with pytest.raises(SourceError, match=rf"{config.folder} was packed .* leaves out {len(bad)} files"):
-        prepare_data(config)
-
-
-def test_a_complete_shard_removes_the_list_of_an_interrupted_one(tmp_path):
-    """The run was killed between the list and the shard; then the files are replaced."""
-    config, bad = with_files_that_are_not_images(tmp_path)
-    prepared = prepare_data(dataclasses.replace(config, on_bad_image="skip"))
-    work = config.folder.with_name("1.0.0.incomplete")
-    prepared.folder.rename(work)
-    (work / "dataset_info.json").unlink()
-    for path in work.glob("*array_record-*"):
-        path.unlink()
-    for number, path in enumerate(bad):
-        Path(path).write_bytes(jpeg([99, number]))
-    assert prepare_data(config).left_out == []
-    assert sum(prepare_data(config).images.values()) == 60
-
-
 def test_listing_reports_progress_after_every_class(tmp_path):
     def listed(config):
         seen: list[Progress] = []
@@ -214,65 +123,6 @@ def test_listing_reports_progress_after_every_class(tmp_path):
         (tmp_path / "divided" / "validation" / name / "0.jpg").write_bytes(jpeg(7))
     assert listed(dataclasses.replace(divided, name="divided")) == [20, 40, 60, 61, 62]
     assert listed(write_archives(tmp_path / "archives")) == [4, 8, 12, 17]
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-from train.data import PrepareConfig, prepare_data
-config = PrepareConfig(source=sys.argv[1], output=Path(sys.argv[2]), images_per_shard=4, threads=2)
-prepare_data(config, lambda progress: progress.total_images and print(progress.images, flush=True))
-"""
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_any_moment_continues_and_packs_the_same_data(tmp_path):
-    config = write_folder(tmp_path, classes=4, images=50)
-    command = [sys.executable, "-c", PROGRAM, config.source, str(config.output)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    work = config.folder.with_name("1.0.0.incomplete")
-    started = []
-    for shards in (3, 10, 20):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
-            started.append(int(program.stdout.readline()))
-            while len(list(work.glob("*array_record-*"))) < shards and program.poll() is None:
-                time.sleep(0.001)
-            program.send_signal(signal.SIGKILL)
-        assert program.returncode == -signal.SIGKILL
-        assert not config.folder.exists()
-    assert started[0] == 0 < started[1] < started[2]
-    kept = {path.name: path.stat().st_mtime_ns for path in work.glob("photos-*")}
-    seen: list[Progress] = []
-    prepared = prepare_data(PrepareConfig(config.source, config.output, images_per_shard=4, threads=2), seen.append)
-    seen = [progress for progress in seen if progress.total_images is not None]
-    assert seen[0].images >= started[2]
-    assert seen[-1] == Progress(200, 200)
-    assert kept == {name: (prepared.folder / name).stat().st_mtime_ns for name in kept}
-    fresh = prepare_data(PrepareConfig(config.source, tmp_path / "fresh", images_per_shard=4, threads=2))
-    for split in ("train", "validation"):
-        resumed, once = (open_source(DataConfig(source=f"tfds:{one.folder}"), split) for one in (prepared, fresh))
-        assert [resumed[index] for index in range(len(resumed))] == [once[index] for index in range(len(once))]
-    assert sorted(path.name for path in prepared.folder.iterdir()) == sorted(
-        path.name for path in fresh.folder.iterdir()
-    )
-
-
-def test_shards_of_other_files_are_not_mixed_in(tmp_path):
-    config = write_folder(tmp_path)
-    (tmp_path / "photos" / "class 1" / "3.jpg").write_bytes(b"no image")
-    with pytest.raises(SourceError, match="1 file cannot be read as images"):
-        prepare_data(config)
-    (tmp_path / "photos" / "class 1" / "3.jpg").unlink()
-    with pytest.raises(SourceError, match=r"1\.0\.0\.incomplete was packed from other files"):
-        prepare_data(config)
-
-
-def test_a_finished_data_set_is_left_alone(tmp_path):
-    config = write_folder(tmp_path)
-    first = prepare_data(config)
-    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    assert prepare_data(config) == first._replace(was_packed=True)
-    assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
 
 
 def test_names_that_are_not_utf8_are_written_in_ascii(tmp_path):
@@ -307,63 +157,6 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path):
         prepare_data(config)
 
 
-def test_a_data_set_is_packed_by_one_run_at_a_time(tmp_path):
-    config = write_folder(tmp_path)
-    refusals = []
-
-    def begin_another(progress):
-        if progress.total_images is None:  # nothing is written yet
-            return
-        with pytest.raises(ValueError, match=r"Another run is packing .*photos/1\.0\.0\. Expected one") as refusal:
-            prepare_data(config)
-        refusals.append(refusal)
-
-    prepared = prepare_data(config, begin_another)
-    assert len(refusals) == 9  # once with nothing done, then after each of 7 + 1 shards
-    packed = open_source(DataConfig(source=f"tfds:{prepared.folder}"), "train")
-    for example in examples_of(packed).values():
-        assert Image.open(io.BytesIO(example["image"])).size == (40, 48)
-    assert prepare_data(config) == prepared._replace(was_packed=True), "the lock is released"
-
-
-def replace_one(config):
-    path = config.path / "class 1" / "3.jpg"
-    path.write_bytes(path.read_bytes() + b"\0")
-    return config
-
-
-@pytest.mark.parametrize(
-    ("change", "different"),
-    [
-        (replace_one, "files: .* differ from"),
-        (
-            lambda config: (config.path / "class 1" / "3.jpg").unlink() or config,
-            "files: .* differ from",
-        ),
-        (lambda config: dataclasses.replace(config, held_out=0.2), "files: .*splits differ from"),
-        (
-            lambda config: dataclasses.replace(config, images_per_shard=9),
-            "images_per_shard: packed with 8, now 9",
-        ),
-    ],
-    ids=["a changed file", "a removed file", "held out", "images per shard"],
-)
-def test_a_finished_data_set_of_other_files_or_settings_is_refused(tmp_path, change, different):
-    config = write_folder(tmp_path)
-    prepare_data(config)
-    before = {path: path.read_bytes() for path in config.folder.iterdir()}
-    with pytest.raises(SourceError, match=rf"(?s)was packed from other files.*{different}.*--output or --name"):
-        prepare_data(change(config))
-    assert {path: path.read_bytes() for path in config.folder.iterdir()} == before
-
-
-def test_a_finished_data_set_without_a_fingerprint_is_refused(tmp_path):
-    config = write_folder(tmp_path)
-    (prepare_data(config).folder / "fingerprint.json").unlink()
-    with pytest.raises(SourceError, match=r"without a fingerprint.*--data.source tfds:"):
-        prepare_data(config)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -381,78 +174,3 @@ def test_names_of_data_sets_come_from_the_folder(tmp_path):
     assert PrepareConfig(f"folder:{tmp_path}/Cats & Dogs/", tmp_path).dataset_name == "cats_dogs"
     assert PrepareConfig(f"folder:{tmp_path}/102flowers", tmp_path).dataset_name == "images_102flowers"
     assert PrepareConfig(f"imagenet:{tmp_path}", tmp_path).dataset_name == "ilsvrc2012"
-
-
-# ILSVRC2012 in small: three classes, two of which have the same name, and one group of classes.
-SYNSETS = [(1, "n03126707", "crane", 0), (2, "n01440764", "tench, Tinca tinca", 0), (3, "n02012849", "crane", 0)]
-GROUP = (4, "n00015388", "animal", 3)
-VALIDATION = [2, 3, 1, 1, 2]
-
-
-def add(archive, name, data):
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    archive.addfile(member, io.BytesIO(data))
-
-
-def write_archives(root):
-    root.mkdir()
-    with tarfile.open(root / "ILSVRC2012_img_train.tar", "w") as outer:
-        for number, name, _, _ in SYNSETS:
-            file = io.BytesIO()
-            with tarfile.open(fileobj=file, mode="w") as inner:
-                for image in range(4):
-                    add(inner, f"{name}_{image}.JPEG", jpeg([number, image]))
-            add(outer, f"{name}.tar", file.getvalue())
-    with tarfile.open(root / "ILSVRC2012_img_val.tar", "w") as archive:
-        for image in reversed(range(len(VALIDATION))):
-            add(archive, f"ILSVRC2012_val_{image + 1:08d}.JPEG", jpeg([100, image]))
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
-    meta = io.BytesIO()
-    scipy.io.savemat(meta, {"synsets": np.array([*SYNSETS, GROUP], dtype=kinds)})
-    with tarfile.open(root / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as archive:
-        add(archive, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
-        truth = "".join(f"{number}\n" for number in VALIDATION)
-        add(archive, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode())
-    return PrepareConfig(source=f"imagenet:{root}", output=root.parent / "packed", images_per_shard=5)
-
-
-def test_imagenets_archives_are_packed_with_labels_in_the_order_of_wordnet_ids(tmp_path):
-    prepared = prepare_data(write_archives(tmp_path / "archives"))
-    assert prepared.images == {"train": 12, "validation": 5}
-    train = open_source(DataConfig(source="tfds:ilsvrc2012", data_dir=tmp_path / "packed"), "train")
-    assert train.class_names == ("tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)")
-    found = examples_of(train)
-    label_of = {2: 0, 3: 1, 1: 2}  # from ILSVRC2012_ID
-    for number, name, _, _ in SYNSETS:
-        for image in range(4):
-            example = found[f"{name}/{name}_{image}.JPEG"]
-            assert (example["image"], example["label"]) == (jpeg([number, image]), label_of[number])
-    validation = examples_of(open_source(DataConfig(source=f"tfds:{prepared.folder}"), "validation"))
-    for image, number in enumerate(VALIDATION):
-        example = validation[f"ILSVRC2012_val_{image + 1:08d}.JPEG"]
-        assert (example["image"], example["label"]) == (jpeg([100, image]), label_of[number])
-
-
-def test_missing_and_cut_off_archives_are_named(tmp_path):
-    config = write_archives(tmp_path / "archives")
-    train = tmp_path / "archives" / "ILSVRC2012_img_train.tar"
-    whole = train.read_bytes()
-    train.write_bytes(whole[: len(whole) // 2 + 700])
-    with pytest.raises(SourceError, match=r"ILSVRC2012_img_train\.tar is damaged or cut off"):
-        prepare_data(config)
-    train.write_bytes(whole)
-    kit = tmp_path / "archives" / "ILSVRC2012_devkit_t12.tar.gz"
-    whole = kit.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"no archive"):
-        kit.write_bytes(damaged)
-        with pytest.raises(SourceError, match=r"ILSVRC2012_devkit_t12\.tar\.gz is damaged or cut off"):
-            prepare_data(config)
-    os.truncate(kit, 8 << 30)
-    with pytest.raises(InputError, match=r"ILSVRC2012_devkit_t12\.tar\.gz has 8,589,934,592 bytes, more than"):
-        prepare_data(config)
-    kit.write_bytes(whole)
-    (tmp_path / "archives" / "ILSVRC2012_img_val.tar").unlink()
-    with pytest.raises(SourceError, match=r"ILSVRC2012_img_val\.tar missing\. Expected the three archives"):
-        prepare_data(config)
-    assert not config.output.exists()
