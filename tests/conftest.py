@@ -38,7 +38,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Assertions in these files show their values, as in the tests themselves.
-pytest.register_assert_rewrite("refusals", "small_data")
+pytest.register_assert_rewrite("exports", "refusals", "small_data")
 
 
 def pytest_configure(config: pytest.Config) -> None:

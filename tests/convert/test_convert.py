@@ -10,35 +10,17 @@ import sys
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 import archives
+from conversions import FIXTURES, SAIL, report_of, run
 from convert.command_line import main
-from convert.conversion import convert
-from convert.verification import relative_difference, verify
 from golden import published
 from golden.fixture_values import parameter
-from paths import ROOT, TESTS
+from paths import ROOT
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.network import VARIANTS
 from poolformer_jax.weights import leaves, load_pretrained, open_model, open_weights
 from saved_models import CONFIG, save
-
-FIXTURES = TESTS / "fixtures"
-SAIL = FIXTURES / "sail_checkpoint_legacy.pth.tar"
-
-
-@pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def report_of(folder):
-    return json.loads((folder / "report.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -162,99 +144,6 @@ def test_the_report_says_that_float64_is_rounded(tmp_path):
     assert all(array["rounded"] for array in report_of(tmp_path / "model")["arrays"])
 
 
-def test_mismatched_names_are_reported_and_no_folder_is_written(tmp_path, capsys):
-    arrays = {name: np.asarray(tensor) for name, tensor in open_weights(FIXTURES / "hf.bin").tensors.items()}
-    arrays["norm.wieght"] = arrays.pop("norm.weight")
-    safetensors.numpy.save_file(arrays, tmp_path / "wrong.safetensors")
-    report = tmp_path / "reports" / "wrong.json"
-    assert run(tmp_path / "wrong.safetensors", tmp_path / "model", "--report", report) == 1
-    assert "missing: norm.weight [8]; the nearest name on the other side is norm.wieght" in capsys.readouterr().err
-    assert not (tmp_path / "model").exists()
-    written = json.loads(report.read_text())
-    assert (written["missing"], written["unexpected"]) == (
-        [{"name": "norm.weight", "shape": [8]}],
-        [{"name": "norm.wieght", "shape": [8]}],
-    )
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("whole_model.bin", "Nothing was run"),
-        ("hf_backbone.bin", "backbone without final norm and head"),
-        ("nothing.pth", "There is no model at"),
-    ],
-)
-def test_a_failed_conversion_prints_one_message_and_writes_no_folder(tmp_path, capsys, source, message):
-    assert run(FIXTURES / source, tmp_path / "model") == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and message in said and "Traceback" not in said
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("destination", "message"),
-    [
-        ("/proc/nowhere", "Cannot write /proc/nowhere: No such file or directory"),
-        ("{folder}/file/model", "Cannot write {folder}/file/model: File exists"),
-        ("{folder}/file/deeper/model", "Cannot write {folder}/file/deeper/model: Not a directory"),
-        ("{folder}/model.onnx", "{folder}/model.onnx looks like the name of a file. Expected that of a folder"),
-    ],
-)
-def test_a_destination_that_cannot_be_written_is_named(tmp_path, capsys, destination, message):
-    (tmp_path / "file").write_text("not a folder")
-    assert run(FIXTURES / "hf.bin", destination.format(folder=tmp_path)) == 1
-    assert capsys.readouterr().err.startswith(f"error: {message.format(folder=tmp_path)}")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("layout", ["jax", "sail"])
-def test_a_full_disk_is_reported_with_the_folder_and_leaves_nothing(tmp_path, layout):
-    # Files are limited to two kilobytes, enough for the preprocessing and too little for the weights.
-    model = tmp_path / "model"
-    command = f"ulimit -f 2; exec {sys.executable} -B -m convert {FIXTURES / 'hf.bin'} {model} --to {layout}"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: Cannot write {model}: File too large")
-    assert len(done.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json", "model-00001-of-00002.safetensors"])
-def test_a_report_does_not_overwrite_the_source(tmp_path, capsys, name):
-    source = tmp_path / "source"
-    shutil.copytree(FIXTURES / "hf_sharded", source)
-    before = {path.name: path.read_bytes() for path in source.iterdir()}
-    assert name in before
-    assert run(source, tmp_path / "model", "--report", source / "." / name) == 1
-    assert "is a file of the source. Expected another name" in capsys.readouterr().err
-    assert before == {path.name: path.read_bytes() for path in source.iterdir()} and not (tmp_path / "model").exists()
-
-
-@pytest.mark.parametrize(
-    "name", [*(f"model/{name}" for name in ("flax_model.safetensors", "config.json", "README.md")), "model"]
-)
-def test_a_report_does_not_overwrite_the_model(tmp_path, capsys, name):
-    assert run(FIXTURES / "hf.bin", tmp_path / "model", "--report", tmp_path / name) == 1
-    assert "would overwrite the model. Expected another name" in capsys.readouterr().err
-    assert not (tmp_path / "model").exists()
-
-
-def test_a_model_is_replaced_only_on_request(tmp_path, capsys):
-    arguments = (FIXTURES / "hf.bin", tmp_path / "model")
-    assert run(SAIL, tmp_path / "model") == 0
-    before = (tmp_path / "model" / "flax_model.safetensors").read_bytes()
-    assert run(*arguments) == 1
-    assert "model already has a model (flax_model.safetensors). Expected a new folder, or --overwrite" in (
-        capsys.readouterr().err
-    )
-    assert (tmp_path / "model" / "flax_model.safetensors").read_bytes() == before
-    assert run(*arguments, "--overwrite") == 0
-    assert (tmp_path / "model" / "flax_model.safetensors").read_bytes() != before
-    assert run(tmp_path / "model", tmp_path / "model", "--overwrite") == 1
-    assert "is the source's own folder" in capsys.readouterr().err
-
-
 def test_output_into_a_file_has_no_colours_and_no_progress_bar(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert run(FIXTURES / "hf.bin", tmp_path / "model", "--verify") == 0
@@ -315,24 +204,6 @@ def test_inspect_describes_a_file(capsys, file, code, texts):
     assert said.err.startswith("error: ") == bool(code)
 
 
-def test_verification_finds_one_changed_bit(tmp_path):
-    source = open_model(FIXTURES / "hf.bin")
-    mapped = convert(source, tmp_path / "model", "jax", lambda size: None)
-    assert verify(source, tmp_path / "model", mapped).passed
-    path = tmp_path / "model" / "flax_model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[content.index(parameter("norm.weight", (8,)).tobytes())] ^= 1
-    path.write_bytes(content)
-    result = verify(source, tmp_path / "model", mapped)
-    assert (result.different, result.passed) == (("norm.weight",), False)
-
-
-def test_outputs_that_are_all_zeros_are_compared():
-    zeros = np.zeros((2, 3), np.float32)
-    assert relative_difference(zeros, zeros) == 0
-    assert np.isnan(relative_difference(zeros, zeros + np.nan)) and np.isnan(relative_difference(zeros + np.nan, zeros))
-
-
 @pytest.mark.parametrize("kind", ["poolformerv2", "identityformer", "randformer", "convformer", "caformer"])
 def test_the_second_papers_weights_convert_from_both_layouts_and_back(tmp_path, capsys, kind):
     """Through folders of this package; networks of this size are not published, so there is no folder for timm."""
@@ -379,31 +250,6 @@ def test_our_layout_converts_to_hf_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(array, parameter(name, array.shape), strict=True)
     shutil.rmtree(tmp_path / "ours")
     assert load_pretrained(tmp_path / "theirs")[0].config.id2label == {0: "cat", 1: "dog", 2: "axolotl"}
-
-
-def test_verification_says_what_no_array_shows(tmp_path, capsys):
-    arrays = {name: np.asarray(tensor) for name, tensor in open_weights(SAIL).tensors.items()}
-    path = archives.checkpoint(tmp_path / "best.pth", arrays)
-    assert run(path, tmp_path / "model", "--verify") == 0
-    said = capsys.readouterr()
-    assert "Not verified: norm='group_norm' and token_mixers=" in said.out and "--variant s12" in said.err
-    assert report_of(tmp_path / "model")["verification"]["not_verified"].startswith("norm='group_norm'")
-    named = archives.checkpoint(tmp_path / "poolformer_ln_s12.pth.tar", arrays)
-    assert run(named, tmp_path / "named", "--verify") == 0
-    assert "Not verified" not in capsys.readouterr().out
-    assert load_pretrained(tmp_path / "named")[0].config.norm == "layer_norm"
-
-
-@pytest.mark.slow
-def test_verification_measures_what_another_order_of_the_head_changes(tmp_path, capsys):
-    assert run(FIXTURES / "timm_checkpoint.pth.tar", tmp_path / "model", "--to", "sail", "--verify") == 0
-    difference = report_of(tmp_path / "model")["verification"]["head_order_difference"]
-    model, variables = load_pretrained(tmp_path / "model")
-    pixel_values = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    original, _ = load_pretrained(FIXTURES / "timm_checkpoint.pth.tar")
-    ours, theirs = (np.asarray(one.apply(variables, pixel_values).logits) for one in (model, original))
-    assert difference == pytest.approx(np.abs(ours - theirs).max() / np.abs(theirs).max(), rel=1e-3)
-    assert f"{difference:.1e} of the largest value" in " ".join(capsys.readouterr().out.split())
 
 
 def test_names_to_leave_out_are_patterns(tmp_path, capsys):
