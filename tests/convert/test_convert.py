@@ -156,10 +156,13 @@ def test_only_published_networks_convert_to_timm(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("channels", "note"),
-    [(1, "there is no default for 1 channels"), (4, "there is no default for 4 channels"), (3, "there is no default")],
+    ("channels", "note", "layout"),
+    [
+        (1, "there is no default for 1 channels", "jax"),
+        (4, "there is no default for 4 channels", "hf"),
+        (3, "there is no default", "jax"),
+    ],
 )
-@pytest.mark.parametrize("layout", ["jax", "hf"])
 def test_networks_with_unknown_preprocessing_are_converted(tmp_path, capsys, channels, note, layout):
     save(tmp_path / "theirs", "sail", dataclasses.replace(CONFIG, num_channels=channels))
     assert run(tmp_path / "theirs", tmp_path / "model", "--to", layout, "--verify") == 0

@@ -177,9 +177,9 @@ def test_a_mesh_set_by_the_caller_has_no_effect(classifier, axis_types):
 
 
 def test_a_bad_image_is_an_error_in_its_place_and_the_others_are_classified(classifier):
-    images = [*PHOTOGRAPHS[:2], "missing.jpg", *PHOTOGRAPHS[2:], b"nonsense"]
+    images = [*PHOTOGRAPHS[:2], "missing.jpg", *PHOTOGRAPHS[2:], b"nonsense", object()]
     results = classifier(images)
-    assert [index for index, result in enumerate(results) if isinstance(result, ImageError)] == [2, 7]
+    assert [index for index, result in enumerate(results) if isinstance(result, ImageError)] == [2, 7, 8]
     assert "missing.jpg" in str(results[2])
     assert [result for result in results if isinstance(result, list)] == classifier(PHOTOGRAPHS)
     assert all(isinstance(result, ImageError) for result in classifier([b"", "nowhere.png"]))

@@ -79,13 +79,6 @@ def test_frames_of_an_animation_are_separate_images(classifier, tmp_path):
     assert results == classifier(frames)
 
 
-def test_an_image_that_cannot_be_read_is_an_error_in_its_place(classifier):
-    bad, good = object(), PHOTOGRAPHS[0]
-    results = classifier([good, bad, good])
-    assert isinstance(results[1], ImageError)
-    assert results[::2] == classifier([good, good])
-
-
 def test_an_unfinished_stream_ends_silently_with_the_program():
     assert run("stream = classifier.stream(PHOTOGRAPHS[0] for _ in range(999)); next(stream)").stderr == ""
 

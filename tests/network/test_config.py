@@ -57,8 +57,17 @@ def test_config_json_says_poolformer_only_for_networks_of_the_first_paper(varian
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_is_recognised_by_its_architecture(variant):
-    assert published_variant(PoolFormerConfig.from_variant(variant, num_labels=3, drop_path_rate=0.1)) == variant
+def test_every_variant_is_recognised_by_its_architecture_with_any_head(variant):
+    assert published_variant(PoolFormerConfig.from_variant(variant)) == variant
+    changed = {"num_labels": 3, "drop_path_rate": 0.1, "head_order": "pool_norm"}
+    assert published_variant(PoolFormerConfig.from_variant(variant, **changed)) == variant
+
+
+@pytest.mark.parametrize(
+    "change", [{"depths": (1, 1, 1, 1)}, {"pool_size": 5}, {"hidden_act": "relu"}, {"padding": (3, 1, 1, 1)}]
+)
+def test_another_architecture_is_no_variant(change):
+    assert published_variant(PoolFormerConfig.from_variant("s12", **change)) is None
 
 
 def test_the_names_of_transformers_are_those_of_the_general_classes():
