@@ -24,8 +24,9 @@ from poolformer_jax.fields import INTEGER
 from poolformer_jax.files import replace_atomically, why_unreadable
 from train.compute import AnyEvaluation, Evaluation
 from train.config import TrainConfig
+from train.report.meter import Meter, Record
 from train.report.pictures import draw_curves
-from train.report.progress import Display, Meter, Record
+from train.report.progress import Display
 from train.report.trackers import Log, open_trackers
 
 _LOG = logging.getLogger(__name__)

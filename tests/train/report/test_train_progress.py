@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from train.report import progress
-from train.report.progress import Display, Meter, Record
+from train.report import meter as meters, progress
+from train.report.meter import Meter, Record
+from train.report.progress import Display
 
 
 class OnDevice(float):
@@ -79,8 +80,8 @@ class Devices:
 
     def __init__(self, monkeypatch):
         self.now, self.done = 0.0, 0.0
-        monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: self.now))
-        monkeypatch.setattr(progress, "jax", SimpleNamespace(block_until_ready=self.wait, device_get=list))
+        monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(meters, "jax", SimpleNamespace(block_until_ready=self.wait, device_get=list))
 
     def step(self):
         self.done = max(self.now, self.done) + 1
@@ -122,7 +123,7 @@ def test_all_processes_report_an_interval_at_the_same_step(monkeypatch):
 def test_a_wait_for_images_counts_only_if_the_devices_are_idle(monkeypatch):
     """Steps of 1 s with a wait of 0.25 s each. The devices are idle before the first and before the third."""
     now = [0.0]
-    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     meter = Meter(0, every=4, steps_per_epoch=4, batch_size=8)
     for ready in (False, False, True, False):
         monkeypatch.setattr(OnDevice, "ready", ready)

@@ -14,7 +14,8 @@ from train.data import ArraySource, open_source
 from train.report import pictures
 from train.report.journal import MetricsFile, last_logged_step
 from train.report.pictures import draw_confusion, draw_curves
-from train.report.results import evaluation_report, print_summary, write_examples
+from train.report.results import evaluation_report, write_examples
+from train.report.summary import print_summary
 from training import tiny
 
 EVALUATION = Evaluation(
