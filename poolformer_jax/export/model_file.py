@@ -35,6 +35,7 @@ from poolformer_jax.export.stablehlo_file import run_stablehlo, to_stablehlo
 from poolformer_jax.files import replace_atomically, sync
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference import (
+    Parameters,
     difference_from_network,
     fold,
     onnxruntime_session,
@@ -130,12 +131,7 @@ def export_model(
         if ending == ".stablehlo":
             converted = _Converted.stablehlo(to_stablehlo(config, folded, size, dtype, **options), facts)
         else:
-            half = precision == "float16"
-            onnx = to_onnx(config, folded, size, facts, any_size=any_size, half_precision=half, **options)
-            onnx = quantize_int8(onnx, path.parent) if precision == "int8" else onnx
-            converted = (
-                _Converted.openvino(onnx, facts, half, path.parent) if ending == ".xml" else _Converted.onnx(onnx)
-            )
+            converted = _convert_to_onnx(path, config, folded, size, facts, any_size, precision, options)
     except ImportError as error:
         package = " and openvino" if ending == ".xml" else ""
         raise MissingDependencyError(
@@ -165,6 +161,26 @@ class _Converted(NamedTuple):
     @classmethod
     def onnx(cls, data: bytes) -> "_Converted":
         return cls(data, b"", partial(_run_onnx, data))
+
+
+def _convert_to_onnx(
+    path: Path,
+    config: PoolFormerConfig,
+    folded: Parameters,
+    image_size: tuple[int, int],
+    facts: Mapping[str, str],
+    any_size: bool,
+    precision: str,
+    options: Mapping[str, Any],
+) -> _Converted:
+    """The contents of an ONNX file, or of OpenVINO's two, which are made from ONNX."""
+    half = precision == "float16"
+    onnx = to_onnx(config, folded, image_size, facts, any_size=any_size, half_precision=half, **options)
+    if precision == "int8":
+        onnx = quantize_int8(onnx, path.parent)
+    if path.suffix.lower() == ".xml":
+        return _Converted.openvino(onnx, facts, half, path.parent)
+    return _Converted.onnx(onnx)
 
 
 def _run_onnx(data: bytes, pixel_values: np.ndarray) -> np.ndarray | None:

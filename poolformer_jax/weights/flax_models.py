@@ -34,7 +34,7 @@ from poolformer_jax.network import (
 )
 from poolformer_jax.weights.folder import write_model
 from poolformer_jax.weights.pretrained import kept_of_head
-from poolformer_jax.weights.source import open_model
+from poolformer_jax.weights.source import OpenedModel, open_model
 from poolformer_jax.weights.transfer import stored_views
 
 Params = dict[str, Any]
@@ -132,27 +132,31 @@ class _FlaxPoolFormer:
             token=token,
         )
         model = cls((config or opened.config).with_changes(**changes), dtype=dtype, _do_init=False)
-        wanted = subtree(model.config, NETWORK, classifier=cls._has_head)
-        params = opened.read_variables()["params"]
+        params = jax.tree.map(jnp.asarray, model._read_params(opened, ignore_mismatched_sizes, seed))
+        if not _do_init:
+            return model, params
+        model.params = params
+        return model
+
+    def _read_params(self, opened: OpenedModel, ignore_mismatched_sizes: bool, seed: int) -> Params:
+        """The parameters in the files; those that the files lack, or have for other classes, are random."""
+        source, wanted = opened.files.source, subtree(self.config, NETWORK, classifier=self._has_head)
+        params: Params = opened.read_variables()["params"]
         for name in {"norm", "head"} - wanted.keys():  # a backbone in a classifier's file
             params.pop(name, None)
         if "head" in params and (wrong := _other_shapes(params["head"], wanted["head"])):
             if not ignore_mismatched_sizes:
                 raise InputError(
                     f"{source} has a head for {opened.config.num_labels} classes, and the config has num_labels="
-                    f"{model.config.num_labels} ({wrong}). Pass ignore_mismatched_sizes=True to start with a new head."
+                    f"{self.config.num_labels} ({wrong}). Pass ignore_mismatched_sizes=True to start with a new head."
                 )
             params["head"] = kept_of_head(params["head"])
-            warnings.warn(f"The head is new and must be trained: {source} has another one ({wrong}).", stacklevel=2)
+            warnings.warn(f"The head is new and must be trained: {source} has another one ({wrong}).", stacklevel=3)
         elif missing := sorted(wanted.keys() - params.keys()):
-            warnings.warn(f"{' and '.join(missing)} are new and must be trained: {source} lacks them.", stacklevel=2)
+            warnings.warn(f"{' and '.join(missing)} are new and must be trained: {source} lacks them.", stacklevel=3)
         if wanted.keys() - params.keys() or wanted.get("head", {}).keys() - params.get("head", {}).keys():
-            params = model.init_weights(jax.random.key(seed), model.input_shape, params)
-        params = jax.tree.map(jnp.asarray, params)
-        if not _do_init:
-            return model, params
-        model.params = params
-        return model
+            return self.init_weights(jax.random.key(seed), self.input_shape, params)
+        return params
 
     @property
     def params(self) -> Params:

@@ -14,7 +14,7 @@ on GPUs (Ampere and newer) a multiple of 64 positions. XLA computes everything e
 gradients of gradients.
 
 `base` holds the interface and its constants, `choice` the two implementations and the devices that they are for,
-`verification` the comparison with XLA that decides whether a program uses them.
+`verification` the comparison with XLA that decides whether a program uses them, on the inputs of `pass_inputs`.
 """
 
 import lazy_loader

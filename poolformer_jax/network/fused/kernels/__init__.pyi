@@ -1,9 +1,8 @@
 from .base import Kernels as Kernels
 from .choice import GpuKernels as GpuKernels, TpuKernels as TpuKernels, kernels_for as kernels_for
+from .pass_inputs import Branch as Branch, StageShape as StageShape
 from .verification import (
-    Branch as Branch,
     KernelMode as KernelMode,
-    StageShape as StageShape,
     Verification as Verification,
     choose_kernels as choose_kernels,
     stages_without_kernels as stages_without_kernels,

@@ -9,39 +9,37 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from poolformer_jax.compilation import compiler_options
 from poolformer_jax.errors import InputError
 from poolformer_jax.messages import short_repr
-from poolformer_jax.network.functional import EPSILON, gelu
-from poolformer_jax.network.fused import block
-from poolformer_jax.network.fused.dense_residual import dense_residual, dense_residual_gradient
-from poolformer_jax.network.fused.depthwise_convolution import convolve_depthwise, depthwise_gradient
-from poolformer_jax.network.fused.kernels.base import GPU_ROWS, POOL_SIZE, TPU_IMAGES, Kernels, Pass
+from poolformer_jax.network.fused.kernels.base import Kernels, Pass
 from poolformer_jax.network.fused.kernels.choice import kernels_for
-from poolformer_jax.network.fused.norm import layer_norm, layer_norm_gradient
-from poolformer_jax.network.fused.norm_dense import NormDenseWeights, norm_dense, norm_dense_gradient
-from poolformer_jax.network.fused.norm_mlp import norm_mlp_gradient, norm_mlp_residual
-from poolformer_jax.network.fused.self_attention import attend_heads, attend_heads_gradient
-from poolformer_jax.network.fused.statistics import Moments, moments_of
+from poolformer_jax.network.fused.kernels.pass_inputs import (
+    EXPANSION,
+    HEAD_DIM,
+    BlockInputs,
+    Branch,
+    SepConvInputs,
+    StageShape,
+    images_per_device,
+    random_inputs,
+    run_pass,
+)
 
 KernelMode = Literal["auto", "on", "off"]
 """auto: use kernels that compute what XLA computes; on: use them unverified; off: leave all passes to XLA."""
 
 TOLERANCE = 0.1
 """The largest distance to XLA's result at which kernels are used, relative to the norm of that result."""
-
-Branch = Literal["pooling", "mlp", "sep_conv", "norm_mlp", "layer_norm", "attention"]
-"""What kernels compute of a stage: PoolFormer's two branches; a sep_conv mixer, the MLP branch of the second paper,
-layer norms and attention."""
 
 _FORWARD: dict[Pass, Branch] = {
     "pooling_residual": "pooling",
@@ -64,27 +62,7 @@ _BACKWARD: dict[Pass, Branch] = {
     "attention_gradient": "attention",
 }
 _BRANCHES = _FORWARD | _BACKWARD
-_WINDOW, _EXPANSION = 7, 2  # of depthwise convolutions: the window's side, and channels per channel of the stage
-_HEAD_DIM = 32  # of attention
 _LARGEST_SIDE = 56  # of a map: the first stage's at 224 pixels
-
-
-class StageShape(NamedTuple):
-    """The feature maps of a stage, the hidden layer of its MLPs, and the parts of its blocks that kernels may compute.
-
-    Attributes:
-        height: of the maps.
-        width: of the maps.
-        channels: of the maps; a depthwise convolution has twice as many.
-        hidden_features: channels of the hidden layer.
-        branches: the parts of a block.
-    """
-
-    height: int
-    width: int
-    channels: int
-    hidden_features: int
-    branches: tuple[Branch, ...] = ("pooling", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +149,7 @@ def verify_kernels(kernels: Kernels, stages: Sequence[StageShape], *, gradients:
     mesh = Mesh(np.asarray(devices), ("batch",))
     kernels = dataclasses.replace(kernels, mesh=mesh, batch_axes=mesh.axis_names)
     maps = [_small_map(stage) for stage in stages]
-    random_inputs = functools.cache(lambda index, branch: _random_inputs(maps[index], branch, mesh))
+    inputs = functools.cache(lambda index, branch: random_inputs(maps[index], branch, mesh))
     compute = _compiled_differences(devices[0].platform)
     largest = Verification()
     for name in (*_FORWARD, *(_BACKWARD if gradients else ())):
@@ -181,7 +159,7 @@ def verify_kernels(kernels: Kernels, stages: Sequence[StageShape], *, gradients:
                 continue
             with jax.set_mesh(mesh):
                 # Waits for the devices, whose errors count too.
-                differences = np.asarray(compute(name, kernels, [random_inputs(i, _BRANCHES[name]) for i in supported]))
+                differences = np.asarray(compute(name, kernels, [inputs(i, _BRANCHES[name]) for i in supported]))
         # Of any type: there is no compiler, the compiler rejects a kernel, or a device fails.
         except Exception as error:
             return Verification(math.inf, name, f"{name} cannot run: {type(error).__name__}: {error}")
@@ -209,44 +187,15 @@ def stages_without_kernels(kernels: Kernels, stages: Sequence[StageShape], image
     ]
 
 
-class _SepConvInputs(NamedTuple):
-    """What the passes of a sep_conv mixer take: feature maps, maps after its first layer, parameters and gradients."""
-
-    x: Array
-    dx: Array
-    hidden: Array
-    dhidden: Array
-    keep: Array
-    weights: NormDenseWeights
-    kernel: Array
-    dense: tuple[Array, Array]
-
-
-class _Inputs(NamedTuple):
-    """What all passes of a stage take: feature maps and parameters, and for the gradients an output's cotangents."""
-
-    x: Array
-    y: Array
-    keep: Array
-    gain: Array
-    weights: block.MlpWeights
-    cotangents: tuple[Array, Moments]
-
-
 def _small_map(stage: StageShape) -> StageShape:
     """The stage with at most about `_LARGEST_SIDE` positions per side; still even or odd, for `tpu_layout`."""
     height, width = (min(side, _LARGEST_SIDE + side % 2) for side in stage[:2])
     return stage._replace(height=height, width=width)
 
 
-def _images(stage: StageShape) -> int:
-    """The smallest number of images per device that every kernel supports, and that fills a GPU kernel's tiles."""
-    return math.lcm(TPU_IMAGES, 2 * GPU_ROWS // math.gcd(2 * GPU_ROWS, stage.height * stage.width))
-
-
 def _supported(kernels: Kernels, name: Pass, stage: StageShape) -> bool:
     """Whether kernels compute this pass of the stage for some number of images."""
-    return _supports(kernels, name, stage, _images(stage) * kernels.shards)
+    return _supports(kernels, name, stage, images_per_device(stage) * kernels.shards)
 
 
 def _supports(kernels: Kernels, name: Pass, stage: StageShape, images: int) -> bool:
@@ -254,52 +203,12 @@ def _supports(kernels: Kernels, name: Pass, stage: StageShape, images: int) -> b
     if _BRANCHES[name] not in branches:
         return False
     if name.startswith("attention"):
-        heads = images, channels // _HEAD_DIM, _HEAD_DIM, height * width
+        heads = images, channels // HEAD_DIM, HEAD_DIM, height * width
         return kernels.supports(name, heads, jnp.bfloat16, None)
     if name.startswith("depthwise"):
-        channels *= _EXPANSION
+        channels *= EXPANSION
     hidden_features = hidden if _BRANCHES[name] in ("mlp", "norm_mlp") else None
     return kernels.supports(name, (images, height, width, channels), jnp.bfloat16, hidden_features)
-
-
-def _random_inputs(stage: StageShape, branch: Branch, mesh: Mesh) -> _Inputs | _SepConvInputs:
-    """Inputs of ordinary size; every device gets the same images."""
-    height, width, channels, hidden, _ = stage
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32)
-
-    def batch(array: np.ndarray) -> Array:
-        repeated = np.concatenate([array] * mesh.size)
-        sharded: Array = jax.device_put(repeated, NamedSharding(mesh, P(mesh.axis_names)))
-        return sharded
-
-    images = _images(stage)
-
-    def random_map(channels: int) -> Array:
-        return batch(normal(images, height, width, channels).astype(jnp.bfloat16))
-
-    if branch == "sep_conv":
-        wide = _EXPANSION * channels
-        x, dx, hidden_map, dhidden = (random_map(size) for size in (channels, channels, wide, wide))
-        keep = batch(rng.choice([0, 1.25], images).astype(np.float32))
-        first = normal(channels, wide) / np.sqrt(channels, dtype=np.float32), *(normal(wide) for _ in range(3))
-        last = normal(wide, channels) / np.sqrt(wide, dtype=np.float32), normal(channels)
-        first, kernel, last = jax.device_put((first, normal(_WINDOW, _WINDOW, 1, wide), last), NamedSharding(mesh, P()))
-        return _SepConvInputs(x, dx, hidden_map, dhidden, keep, NormDenseWeights(*first), kernel, last)
-    x, y, dy = (random_map(channels) for _ in range(3))
-    keep = batch(rng.choice([0, 1.25], images).astype(np.float32))
-    dmoments = Moments(batch(normal(images)), batch(normal(images)))
-    parameters = (
-        normal(channels),
-        normal(channels, hidden) / np.sqrt(channels, dtype=np.float32),
-        normal(hidden),
-        normal(hidden, channels) / np.sqrt(hidden, dtype=np.float32),
-        normal(channels),
-    )
-    gain, *weights = jax.device_put(parameters, NamedSharding(mesh, P()))
-    return _Inputs(x, y, keep, gain, block.MlpWeights(*weights), (dy, dmoments))
 
 
 @functools.cache
@@ -308,58 +217,10 @@ def _compiled_differences(platform: str) -> jax.stages.Wrapped:
     return jax.jit(_differences, static_argnums=(0, 1), compiler_options=compiler_options(platform))
 
 
-def _differences(name: Pass, kernels: Kernels, inputs: list[_Inputs | _SepConvInputs]) -> Array:
+def _differences(name: Pass, kernels: Kernels, inputs: list[BlockInputs | SepConvInputs]) -> Array:
     """The largest relative distance between the results with kernels and by XLA, for each of `inputs`."""
-    pairs = [(_run_pass(name, kernels, one), _run_pass(name, None, one)) for one in inputs]
+    pairs = [(run_pass(name, kernels, one), run_pass(name, None, one)) for one in inputs]
     return jnp.asarray([jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(_distance, *pair)))) for pair in pairs])
-
-
-def _run_pass(name: Pass, kernels: Kernels | None, inputs: _Inputs | _SepConvInputs) -> Any:
-    if isinstance(inputs, _SepConvInputs):
-        return _run_sep_conv(name, kernels, inputs)
-    x, y, keep, gain, weights, cotangents = inputs
-    if name.startswith("attention"):
-        images, height, width, _ = x.shape
-        query, dy = (z.swapaxes(1, 3).reshape(images, -1, _HEAD_DIM, height * width) for z in (x, y))
-        key, value = dy, query
-        if name == "attention":
-            return attend_heads(kernels, query, key, value)
-        return attend_heads_gradient(kernels, (query, key, value), dy)
-    if name == "layer_norm":
-        return layer_norm(kernels, EPSILON, x, (gain, weights.bias2))
-    if name == "layer_norm_gradient":
-        return layer_norm_gradient(kernels, EPSILON, (x, (gain, weights.bias2)), cotangents[0], y)
-    if name == "norm_mlp_residual":
-        return norm_mlp_residual(kernels, EPSILON, x, keep, (gain, weights))
-    if name == "norm_mlp_gradient":
-        dx, _, dparameters = norm_mlp_gradient(kernels, EPSILON, (x, keep, (gain, weights)), cotangents[0])
-        return dx, dparameters
-    x_moments = moments_of(x)
-    if name == "pooling_residual":
-        return block.pooling_residual(POOL_SIZE, x, x_moments, gain, keep, kernels)
-    if name == "mlp_residual":
-        return block.mlp_residual(gelu, x, x_moments, weights, keep, kernels)
-    batch, outputs = (x, x_moments, keep), (y, moments_of(y))
-    if name == "pooling_gradient":
-        dx, dmoments, dgain, _ = block.pooling_gradient(POOL_SIZE, kernels, (batch, gain, outputs), cotangents)
-        return dx, dmoments.variance, dgain  # the gradient of the mean is zero
-    return block.mlp_gradient(gelu, kernels, (batch, weights, outputs, ()), cotangents)[:3]
-
-
-def _run_sep_conv(name: Pass, kernels: Kernels | None, inputs: _SepConvInputs) -> Any:
-    x, dx, hidden, dhidden, keep, weights, kernel, dense = inputs
-    if name == "dense_residual":
-        return dense_residual(kernels, x, hidden, keep, dense)
-    if name == "dense_residual_gradient":
-        _, dhidden, _, ddense = dense_residual_gradient(kernels, (hidden, keep, dense), dx)
-        return dhidden, ddense
-    if name == "norm_dense":
-        return norm_dense(kernels, EPSILON, x, weights)[0]
-    if name == "norm_dense_gradient":
-        return norm_dense_gradient(kernels, EPSILON, (x, weights), (dhidden, dx))
-    if name == "depthwise_convolution":
-        return convolve_depthwise(hidden, kernel, kernels)
-    return depthwise_gradient(kernels, (hidden, kernel), dhidden)
 
 
 def _distance(found: Array, exact: Array) -> Array:
