@@ -37,7 +37,7 @@ import jax
 import numpy as np
 
 from poolformer_jax.inference.description import block_names
-from poolformer_jax.network import PoolFormerConfig, check_variables, merge_collections
+from poolformer_jax.network import PoolFormerConfig, check_variables, fold_star_relu, merge_collections
 
 # Nested dictionaries of float32 arrays; `fold_tree` lists them.
 FoldedParams: TypeAlias = dict[str, Any]
@@ -129,7 +129,7 @@ def _fold_token_mixer(mixer: str, block: Mapping[str, Any]) -> FoldedParams:
 def _fold_mlp(block: Mapping[str, Any]) -> FoldedParams:
     fc1, fc2 = block["mlp"]["fc1"], block["mlp"]["fc2"]
     if "act" in block["mlp"]:  # line 10
-        fc2 = _fold_star_relu(block["mlp"]["act"], fc2)
+        fc2 = fold_star_relu(block["mlp"]["act"], fc2)
     return {"fc1": _fold_norm(block["norm2"], fc1), "fc2": _fold_scale(fc2, _layer_scale(block, 2))}
 
 
@@ -149,9 +149,3 @@ def _fold_norm(norm: Mapping[str, Any], dense: Mapping[str, Any]) -> FoldedParam
 def _fold_scale(dense: Mapping[str, Any], scale: Any) -> FoldedParams:
     """Line 7: a dense layer, multiplied with the layer scale that follows it."""
     return {name: value * scale for name, value in dense.items()}
-
-
-def _fold_star_relu(act: Mapping[str, Any], dense: Mapping[str, Any]) -> FoldedParams:
-    """Line 10: StarReLU's scale and bias, multiplied into the dense layer that follows it."""
-    bias = act["bias"] * dense["kernel"].sum(0)
-    return {"kernel": act["scale"] * dense["kernel"], "bias": bias + dense["bias"] if "bias" in dense else bias}

@@ -1,4 +1,4 @@
-from .block import kernel_stages as kernel_stages
+from .block import fold_star_relu as fold_star_relu, kernel_stages as kernel_stages
 from .config import MetaFormerConfig as MetaFormerConfig, PoolFormerConfig as PoolFormerConfig
 from .config_fields import HIDDEN_ACTS as HIDDEN_ACTS
 from .functional import (

@@ -290,7 +290,7 @@ def _fold_sep_conv_end(params: Params, dtype: Dtype) -> tuple[Float[Array, "hidd
 def _fold_mlp(params: Params, dtype: Dtype) -> MlpWeights:
     """The MLP's layers with norm2, StarReLU and the layer scale folded in."""
     norm, mlp = params["norm2"], params["mlp"]
-    fc1, fc2 = mlp["fc1"], _fold_star_relu(mlp["act"], mlp["fc2"]) if "act" in mlp else mlp["fc2"]
+    fc1, fc2 = mlp["fc1"], fold_star_relu(mlp["act"], mlp["fc2"]) if "act" in mlp else mlp["fc2"]
     channels, hidden_features = fc1["kernel"].shape
     return fold_mlp(
         norm["scale"],
@@ -311,8 +311,8 @@ def _with_epsilon(config: PoolFormerConfig, moments: Moments) -> Moments:
     return Moments(moments.mean, moments.variance + (config.norm_epsilon - EPSILON))
 
 
-def _fold_star_relu(act: Params, dense: Params) -> Params:
-    """The dense layer after a StarReLU, for the squared ReLU alone: `(scale * r + bias) @ K + b`."""
+def fold_star_relu(act: Params, dense: Params) -> Params:
+    """The dense layer after a StarReLU `scale * r + bias`, with scale and bias folded in: it takes `r = relu(x)²`."""
     kernel = dense["kernel"]
     bias = act["bias"] * kernel.sum(0)
     return {"kernel": act["scale"] * kernel, "bias": bias + dense["bias"] if "bias" in dense else bias}

@@ -7,6 +7,12 @@ from .augment.jpeg_region import decodes_regions as decodes_regions
 from .augment.resizing import choose_resizer as choose_resizer
 from .augment.transforms import TrainingTransform as TrainingTransform
 from .balance import balanced_weights as balanced_weights, class_counts as class_counts
+from .batches import (
+    Batches as Batches,
+    batch_bytes as batch_bytes,
+    max_shared_batches as max_shared_batches,
+    worker_count as worker_count,
+)
 from .config import (
     DIGITS as DIGITS,
     DataConfig as DataConfig,
@@ -16,14 +22,10 @@ from .config import (
 )
 from .labels import check_same_classes as check_same_classes, match_labels as match_labels
 from .pipeline import (
-    Batches as Batches,
-    batch_bytes as batch_bytes,
     evaluation_batches as evaluation_batches,
     evaluation_steps as evaluation_steps,
-    max_shared_batches as max_shared_batches,
     train_batches as train_batches,
     train_places as train_places,
-    worker_count as worker_count,
 )
 from .prepare import prepare_data as prepare_data
 from .prepare_config import PrepareConfig as PrepareConfig

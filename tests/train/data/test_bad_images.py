@@ -14,7 +14,8 @@ from poolformer_jax.images import ImageError
 from refusals import at_most
 from small_data import SMALL, assert_same, photographs, take, write_photographs
 from train.data import HostAugmentation, SourceError, open_source
-from train.data.pipeline import BadImageError, evaluation_batches, train_batches
+from train.data.make_batch import BadImageError
+from train.data.pipeline import evaluation_batches, train_batches
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 
 from small_data import SMALL, assert_same, photographs, take, write_photographs
 from train.data import HostAugmentation, open_source
-from train.data.pipeline import LabelError, evaluation_batches, train_batches
+from train.data.make_batch import LabelError
+from train.data.pipeline import evaluation_batches, train_batches
 
 
 @pytest.fixture(scope="module")
