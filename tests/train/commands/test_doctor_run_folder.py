@@ -12,7 +12,7 @@ from train.commands import doctor
 from train.config import PretrainedNetwork, TrainConfig
 from train.data import open_source
 from train.resume.checkpoints import Checkpoints
-from train.resume.same_run import identify, network_to_dict
+from train.resume.run_comparison import identify, network_to_dict
 from training import first_state, sharded, tiny
 
 pytestmark = pytest.mark.usefixtures("only_requested_steps_are_compiled")

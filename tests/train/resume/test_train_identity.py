@@ -13,9 +13,10 @@ from train.command_line import main
 from train.config import TrainConfig
 from train.data import HostAugmentation, open_source
 from train.folders import lock_folder
-from train.resume import same_run
+from train.resume import run_comparison
 from train.resume.checkpoints import Checkpoints
-from train.resume.same_run import changed_fields, current_fields, find_run, identify, network_to_dict
+from train.resume.run_comparison import changed_fields, current_fields, identify, network_to_dict
+from train.resume.same_run import find_run
 from training import class_folders, first_state, saved, sharded, steps_in, tiny, train_losses
 
 
@@ -105,7 +106,7 @@ def test_a_run_does_not_resume_with_another_resizer(tmp_path, monkeypatch, first
     """Also if the recipe says "auto". Naming the resizer that "auto" chose changes nothing."""
 
     def choose(installed):
-        monkeypatch.setattr(same_run, "choose_resizer", lambda wanted: installed if wanted == "auto" else wanted)
+        monkeypatch.setattr(run_comparison, "choose_resizer", lambda wanted: installed if wanted == "auto" else wanted)
 
     def named(resizer):
         return tiny(tmp_path / "run", data__augment=HostAugmentation(randaugment="none", resizer=resizer))
