@@ -18,7 +18,8 @@ from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor
 from poolformer_jax.messages import printable
 from poolformer_jax.network import PoolFormerConfig
 from poolformer_jax.weights.containers.files import WeightsFile, open_weights
-from poolformer_jax.weights.detection import MatchedNames, infer_config
+from poolformer_jax.weights.detection import infer_config
+from poolformer_jax.weights.matching import MatchedNames
 from poolformer_jax.weights.model_files import ModelFiles, find_model_files
 from poolformer_jax.weights.published import (
     changes_named,

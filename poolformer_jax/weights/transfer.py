@@ -22,7 +22,8 @@ from poolformer_jax.network import (
     variables_of,
 )
 from poolformer_jax.weights.containers.ignore import names_to_read
-from poolformer_jax.weights.detection import MatchedNames, infer_config, match_names
+from poolformer_jax.weights.detection import infer_config
+from poolformer_jax.weights.matching import MatchedNames, match_names
 from poolformer_jax.weights.names import LAYOUTS, TRANSFORMS, Leaf, leaves
 from poolformer_jax.weights.published import is_pooling_open
 
