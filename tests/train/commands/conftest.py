@@ -1,9 +1,10 @@
-"""Images for the commands, and a doctor that compiles nothing."""
+"""Images and a model for the commands, and a doctor that compiles nothing."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from evaluations import write_model
 from train.commands import doctor
 from train.commands.finding import Finding
 
@@ -29,3 +30,8 @@ def compiled_step():
 def only_requested_steps_are_compiled(request, monkeypatch):
     if "compiled_step" not in request.fixturenames:
         monkeypatch.setattr(doctor, "check_device_memory", lambda *_: Finding("fine", "device memory", "not compiled"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), ("ant", "bee", "cat"))
