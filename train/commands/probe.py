@@ -5,7 +5,7 @@ would learn) and a k-NN classifier to those of the training split.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.progress import track
 from scipy.special import log_softmax
 
-from poolformer_jax import ImageEmbedder, PoolFormerForImageClassification, save_pretrained
+from poolformer_jax import ImageEmbedder, PoolFormerConfig, PoolFormerForImageClassification, save_pretrained
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.files import write_json
 from poolformer_jax.images import ImageError
-from poolformer_jax.weights import build_model, open_model
+from poolformer_jax.weights import OpenedModel, build_model, open_model
+from train.commands.model_data import data_for_model
 from train.compute import Evaluation, Predictions
-from train.data import DataConfig, Source, open_source, read_example
+from train.data import Source, open_source, read_example
 from train.folders import expand_home, refuse_run_folder
 from train.report import evaluation_report, write_report_files
 
@@ -86,7 +87,9 @@ def run_probe(config: ProbeConfig, console: Console) -> ProbeResult:
     opened = open_model(config.source, variant=config.variant)
     model, variables = build_model(opened)
     embedder = ImageEmbedder(model.config, variables, opened.image_processor, batch_size=config.batch_size)
-    data = _data_config(config, embedder)
+    data = data_for_model(
+        embedder.image_processor, config.data, config.held_out, data_dir=config.data_dir, class_map=config.class_map
+    )
     train, held_out = (open_source(data, split) for split in (data.train_split, data.evaluation_split))
     if held_out.class_names != train.class_names:
         raise InputError(f"The splits of {config.data} have different classes. Expected the same ones, or --class-map.")
@@ -102,24 +105,36 @@ def run_probe(config: ProbeConfig, console: Console) -> ProbeResult:
     print(f"linear probe  top-1 {linear.top1:.2%}   loss {linear.loss:.4f}")
     print(f"k-NN          top-1 {result.knn_top1:.2%}   ({nearest.n_neighbors} neighbours)")
     if config.output is not None:
-        head = {"kernel": kernel, "bias": bias}
-        params = {name: value for name, value in variables["params"].items() if name != "head"} | {"head": head}
         names = dict(enumerate(train.class_names))
         network = dataclasses.replace(
             model.config, head="linear", num_labels=len(names), id2label=names, problem_type=None
         )
-        report = evaluation_report(linear, train.class_names)
-        save_pretrained(
-            config.output,
-            PoolFormerForImageClassification(network),
-            {**variables, "params": params},
-            image_processor=opened.image_processor,
-            metrics={name: value for name, value in report.items() if isinstance(value, int | float)},
-        )
-        write_json(config.output / "evaluation.json", {"model": config.source, "data": config.data, **report})
-        write_report_files(config.output, f"Linear probe of {config.source}", linear, report, held_out)
-        print(f"Written to {config.output}")
+        params = {**variables["params"], "head": {"kernel": kernel, "bias": bias}}
+        _write_model(config.output, config, network, {**variables, "params": params}, opened, linear, held_out)
     return result
+
+
+def _write_model(
+    folder: Path,
+    config: ProbeConfig,
+    network: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    opened: OpenedModel,
+    linear: Evaluation,
+    held_out: Source,
+) -> None:
+    """Writes the network with the linear probe as its head, and the report of the probe's evaluation."""
+    report = evaluation_report(linear, held_out.class_names)
+    save_pretrained(
+        folder,
+        PoolFormerForImageClassification(network),
+        variables,
+        image_processor=opened.image_processor,
+        metrics={name: value for name, value in report.items() if isinstance(value, int | float)},
+    )
+    write_json(folder / "evaluation.json", {"model": config.source, "data": config.data, **report})
+    write_report_files(folder, f"Linear probe of {config.source}", linear, report, held_out)
+    print(f"Written to {folder}")
 
 
 def fit_linear(
@@ -170,22 +185,6 @@ def _embed(
     if bad := len(found) - len(places):
         console.print(f"{doing}: {bad:,} could not be read and are left out.", markup=False, highlight=False)
     return np.stack([found[index] for index in places]), np.array(labels, np.int32)[places], places
-
-
-def _data_config(config: ProbeConfig, embedder: ImageEmbedder) -> DataConfig:
-    processor = embedder.image_processor
-    assert processor.output_size is not None, "the embedder checks it"
-    mean, std = processor.normalization.unit_mean_and_std()
-    default_share = 0.2 if config.data == "digits" else 0.1
-    return DataConfig(
-        source=config.data,
-        data_dir=config.data_dir,
-        class_map=config.class_map,
-        held_out=default_share if config.held_out is None else config.held_out,
-        image_size=max(processor.output_size),
-        image_mean=tuple(mean),
-        image_std=tuple(std),
-    )
 
 
 def _evaluation(predictions: Predictions) -> Evaluation:

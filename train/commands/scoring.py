@@ -19,6 +19,7 @@ from poolformer_jax.network import count_parameters
 from poolformer_jax.weights import build_model, open_model
 from train.commands.evaluate_config import EvaluateConfig
 from train.commands.exported_model import LogitsAsPixels, logits_of_batches
+from train.commands.model_data import data_for_model
 from train.compute import (
     AnyEvaluation,
     Classifier,
@@ -173,10 +174,10 @@ def _data_config(
             f"The preprocessing of {config.source} makes images of different sizes, which cannot be in one batch. "
             "Expected do_center_crop=True, or a size of height and width without crop_pct."
         )
-    mean, std = processor.normalization.unit_mean_and_std()
-    default_share = 0.2 if name == "digits" else 0.1
-    data = DataConfig(
-        source=name,
+    data = data_for_model(
+        processor,
+        name,
+        config.held_out,
         data_dir=config.data_dir,
         image_column=config.image_column,
         label_column=config.label_column,
@@ -184,10 +185,6 @@ def _data_config(
         mix=DeviceAugmentation(cutmix=0.0, label_smoothing=0.0),  # unused; regression refuses the defaults
         class_map=config.class_map,
         evaluation_split=config.split or "validation",
-        held_out=default_share if config.held_out is None else config.held_out,
-        image_size=max(processor.output_size),
-        image_mean=tuple(mean),
-        image_std=tuple(std),
         batch_size=-(-config.batch_size // devices) * devices,
         workers=config.workers,
         on_bad_image=config.on_bad_image,
