@@ -19,15 +19,15 @@ from .functional import (
     star_relu as star_relu,
     widen as widen,
 )
-from .heads import (
+from .heads import classify_features as classify_features
+from .inputs import Pixels as Pixels, check_dtype as check_dtype, check_pixel_values as check_pixel_values
+from .layers import initial_value as initial_value
+from .loss import (
     check_has_probabilities as check_has_probabilities,
-    classify_features as classify_features,
     mean_loss as mean_loss,
     probabilities as probabilities,
     resolved_problem_type as resolved_problem_type,
 )
-from .inputs import Pixels as Pixels, check_dtype as check_dtype, check_pixel_values as check_pixel_values
-from .layers import initial_value as initial_value
 from .mismatch import WeightsMismatch as WeightsMismatch, check_names_and_shapes as check_names_and_shapes
 from .model import (
     ImageClassifierOutput as ImageClassifierOutput,

@@ -29,9 +29,10 @@ from poolformer_jax.network.fused import (
     partition_spec,
     with_auto_sharding,
 )
-from poolformer_jax.network.heads import Labels, classify, mean_loss
+from poolformer_jax.network.heads import classify
 from poolformer_jax.network.inputs import Pixels, check_config, check_dtype, check_pixel_values
 from poolformer_jax.network.layers import Params, declare
+from poolformer_jax.network.loss import Labels, mean_loss
 from poolformer_jax.network.parameter_table import NETWORK, STAGE
 from poolformer_jax.network.parameters import subtree
 
