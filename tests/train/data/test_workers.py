@@ -104,30 +104,35 @@ def test_workers_end_when_the_program_is_killed(tmp_path):
     wait_for_the_end_of(workers)
 
 
-def segments():
-    return {path.name for path in Path("/dev/shm").glob("*poolformer-jax-*")}
+def segments(program):
+    """What is in shared memory by the names of a program, which a file that it keeps open shows."""
+    opened = set()
+    for link in Path(f"/proc/{program.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed by now
+            opened.add(link.readlink())
+    prefix = min((path.name for path in opened if path.match("/dev/shm/poolformer-jax-*")), key=len)  # the lock file's
+    return prefix, lambda: {path.name for path in Path("/dev/shm").glob(f"*{prefix}*")}
 
 
 @pytest.mark.slow
 def test_the_next_run_frees_the_shared_memory_of_one_that_was_killed_with_all_its_processes(tmp_path):
-    before = segments()
     (tmp_path / "killed").mkdir()
     (tmp_path / "running").mkdir()
     with program_with_workers(tmp_path / "killed", session=True) as killed:
         killed.stdout.readline()
-        name = min(segments() - before, key=len)  # the lock file's
+        prefix, abandoned = segments(killed)
         with program_with_workers(tmp_path / "running") as running:
             running.stdout.readline()
+            _, kept = segments(running)
             os.killpg(killed.pid, signal.SIGKILL)
             killed.wait()
-            abandoned = {path for path in segments() if name in path}
-            assert f"sem.{name}" in {path[: len("sem.") + len(name)] for path in abandoned}
-            assert any(path.startswith(f"{name}-") for path in abandoned)
+            assert any(name.startswith(f"sem.{prefix}") for name in abandoned())
+            assert any(name.startswith(f"{prefix}-") for name in abandoned())
             segments_module.free_abandoned_segments()
-            assert not segments() & abandoned
-            assert len(segments() - before) > 1, "the running program keeps its segments"
+            assert not abandoned()
+            assert len(kept()) > 1, "the running program keeps its segments"
             running.communicate("\n", timeout=60)
-    assert not segments() - before
+    assert not kept()
 
 
 def test_shared_memory_of_a_run_that_has_ended_is_freed_and_that_of_a_living_one_kept(tmp_path, monkeypatch):
