@@ -32,8 +32,8 @@ from poolformer_jax.network import (
     cross_entropy,
 )
 from poolformer_jax.network.functional import NORMS
-from poolformer_jax.network.heads import mean_loss
 from poolformer_jax.network.inputs import check_config
+from poolformer_jax.network.loss import mean_loss
 from small_networks import EVERY_MIXER, TWO_STAGES, random_variables
 
 TINY = PoolFormerConfig(depths=(1, 1, 2, 1), hidden_sizes=(8, 16, 24, 32), num_labels=5)

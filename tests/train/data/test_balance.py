@@ -13,7 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
-from poolformer_jax.network.heads import mean_loss
+from poolformer_jax.network.loss import mean_loss
 from small_data import SMALL, assert_same, take
 from train.command_line import main
 from train.compute.optimizer import make_optimizer, make_schedule
