@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.process import INTERRUPTED, error_message
+from poolformer_jax.process import INTERRUPTED, error_message, print_error
 from poolformer_jax.version import __version__
 
 DONE, FAILED = 0, 1
@@ -49,17 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except ModuleNotFoundError as error:
         if isinstance(error, PoolFormerError):
-            print(f"error: {error}", file=sys.stderr)
+            print_error(str(error))
             return FAILED
         if error.name is None or error.name.startswith("benchmarks"):
             raise
         extras = BENCHMARKS[name].extras
-        print(f"error: {error.name} is not installed. Install it: pip install -e '.[{extras}]'", file=sys.stderr)
+        print_error(f"{error.name} is not installed. Install it: pip install -e '.[{extras}]'")
         return FAILED
     except Exception as error:
         if (message := error_message(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print_error(message)
         return FAILED
     return code
 

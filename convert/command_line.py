@@ -22,7 +22,7 @@ from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.messages import MAX_MESSAGE, printable
 from poolformer_jax.network import WeightsMismatch
-from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt
+from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt, print_error
 from poolformer_jax.version import __version__
 from poolformer_jax.weights import (
     LAYOUTS,
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if (message := error_message(error)) is None:
             raise
-        errors.print(f"error: {message}")
+        print_error(message)
         return FAILED
 
 

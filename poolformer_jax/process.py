@@ -9,8 +9,11 @@ Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html and https://docs.ker
 import functools
 import math
 import os
+import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ from typing import Any
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.messages import printable_message
 
+_COMMAND = re.compile(r"\b(python|pip|git|docker) ")
 # Exit code of a program that Ctrl-C ended.
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -76,6 +80,19 @@ def error_message(error: Exception) -> str | None:
         named = str(error) if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
         return printable_message(named)
     return _missing_device(error)
+
+
+def print_error(message: str) -> None:
+    """Prints an error on stderr. On a terminal, lines break between words, except those with a command to copy.
+
+    In a file or a pipe a message keeps its lines, as programs that search for it expect.
+    """
+    lines = f"error: {message}".split("\n")
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ").fill
+        lines = [line if _COMMAND.search(line) else wrap(line) for line in lines]
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _missing_device(error: Exception) -> str | None:

@@ -117,3 +117,15 @@ def test_an_error_of_the_operating_system_names_the_file_first_and_no_number():
 
 def test_an_assertion_of_a_program_keeps_its_traceback():
     assert error_message(AssertionError()) is None
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_errors_are_wrapped_on_a_terminal_only_and_commands_never(capsys, monkeypatch, is_terminal):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(process.sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    sentence, command = "a message of more than forty characters, on one line", f"Install it: pip install {'-e . ' * 9}"
+    process.print_error(f"{sentence}\n{command}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == command
+    assert " ".join(line.strip() for line in lines[:-1]) == f"error: {sentence}"
+    assert len(lines) == (3 if is_terminal else 2)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poolformer_jax.process import INTERRUPTED, exit_on_interrupt
+from poolformer_jax.process import INTERRUPTED, exit_on_interrupt, print_error
 from poolformer_jax.version import __version__
 from train.failures import exit_code, message_of
 from train.flags import config_from_flags, fill, recipe_from_flags
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         if (message := message_of(error)) is None:
             raise
-        print(f"\nerror: {message}", file=sys.stderr)
+        print(file=sys.stderr)
+        print_error(message)
         return exit_code(error)
 
 

@@ -251,8 +251,9 @@ class _Evaluator:
     def _evaluate_best(self, state: TrainState) -> dict[str, AnyEvaluation]:
         """Evaluates the best weights, which may be of different steps for different kinds, and says which steps."""
         published = weights_to_publish(state)
-        steps = ", ".join(f"{step} ({kind})" for kind, (step, _) in published.items())
-        self.journal.say(f"The best {self.config.keep_best} was after step {steps}; these weights are published.")
+        names = {"params": "those", "ema": "the running mean"}
+        chosen = " and ".join(f"{names[kind]} of step {step}" for kind, (step, _) in published.items())
+        self.journal.say(f"Publishes the weights with the best {self.config.keep_best}: {chosen}.")
         return self._evaluate({kind: variables for kind, (_, variables) in published.items()}, keep_logits=True)
 
     def _evaluate(self, weights: Mapping[str, Any], keep_logits: bool) -> dict[str, AnyEvaluation]:

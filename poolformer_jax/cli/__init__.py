@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, embed, export, predict, summary, variants, verify
 from poolformer_jax.cli.arguments import HelpFormatter as HelpFormatter, add_network as add_network
-from poolformer_jax.process import INTERRUPTED, error_message
+from poolformer_jax.process import INTERRUPTED, error_message, print_error
 from poolformer_jax.version import __version__
 
 COMMANDS = (predict, embed, variants, summary, cam, export, verify, demo)
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if (message := error_message(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print_error(message)
         return FAILED
     return code
 

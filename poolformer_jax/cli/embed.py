@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from poolformer_jax.cli.arguments import (
 from poolformer_jax.errors import InputError, MissingDependencyError
 from poolformer_jax.files import replace_atomically
 from poolformer_jax.messages import printable_message
+from poolformer_jax.process import print_error
 
 NAME = "embed"
 HELP = "Write the features of images into a file."
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         with waiting(f"Embedding image {number} of {len(paths)}"):
             result = next(results)
         if isinstance(result, ImageError):
-            print(printable_message(f"error: {os.fspath(path)}: {result}"), file=sys.stderr)
+            print_error(printable_message(f"{os.fspath(path)}: {result}"))
         embeddings.append(None if isinstance(result, ImageError) else result)
     read = [embedding for embedding in embeddings if embedding is not None]
     if not read:

@@ -21,6 +21,7 @@ from poolformer_jax.cli.arguments import (
     waiting,
 )
 from poolformer_jax.messages import MAX_MESSAGE, csv_cell, printable, printable_message
+from poolformer_jax.process import print_error
 
 NAME = "predict"
 HELP = "Print the most probable labels of images."
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             result = next(results)
         if isinstance(result, ImageError):
             failed += 1
-            print(printable_message(f"error: {os.fspath(path)}: {result}"), file=sys.stderr)
+            print_error(printable_message(f"{os.fspath(path)}: {result}"))
             if arguments.json:
                 print(json.dumps({"image": str(path), "error": str(result)}))
         elif arguments.json:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from poolformer_jax.process import available_cores, error_message
+from poolformer_jax.process import available_cores, error_message, print_error
 from train.data import Batches, DataConfig, choose_resizer, decodes_regions, open_source, train_batches, worker_count
 
 
@@ -67,5 +67,5 @@ if __name__ == "__main__":
     except Exception as error:
         if (message := error_message(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print_error(message)
         sys.exit(1)

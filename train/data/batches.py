@@ -11,6 +11,7 @@ from typing import Self
 import grain
 import numpy as np
 from absl import flags
+from grain.experimental import ThreadPrefetchDatasetIterator
 from grain.multiprocessing import SharedMemoryArray
 
 from poolformer_jax.errors import InputError
@@ -100,10 +101,14 @@ def _close(iterator: list[grain.DatasetIterator[Batch]]) -> None:
 def _free_shared_memory_at_exit() -> None:
     """Frees the last batches before Python exits; its resource tracker would warn of leaked shared memory.
 
-    Cycles of references keep some of them, and Grain frees arrays in a thread that Python does not wait for.
+    Cycles of references keep some of them, and Grain frees arrays in a thread that Python does not wait for. If the
+    workers are still starting, Grain does not close the iterators that read from them.
     """
+    segment_prefix()  # its lock ends after `free`, because Python calls these functions in reverse order
 
     def free() -> None:
+        for iterator in [one for one in gc.get_objects() if type(one) is ThreadPrefetchDatasetIterator]:
+            iterator.close()
         pool = SharedMemoryArray._del_thread_pool
         SharedMemoryArray._disable_async_del()
         gc.collect()

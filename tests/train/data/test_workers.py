@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from programs import ROOT, alive, wait_for_the_end_of, workers_of
 from small_data import SMALL
 from train.data import WorkerError, evaluation_batches, max_shared_batches, open_source, train_batches
-from train.data.workers import segments as segments_module
+from train.data.workers import segments as segments_module, start
 from train.data.workers.failures import is_worker_failure
+from train.data.workers.start import start_workers_without_jax
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads processes and shared memory from /proc and /dev")
 
@@ -92,6 +94,19 @@ def test_workers_ignore_the_signals_that_ask_the_program_to_save_and_stop(tmp_pa
         assert all(alive(worker) for worker in workers)
         output, errors = program.communicate("\n", timeout=60)
     assert (output, errors) == ("(8, 32, 32, 1)\n", "")
+
+
+def test_a_stop_signal_does_not_reach_a_worker_that_still_starts():
+    start_workers_without_jax()
+    for name, blocked in ((start._WORKER_NAME, {signal.SIGINT, signal.SIGTERM}), ("another", set())):
+        worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), name=name)
+        worker.start()
+        status = dict(line.split(":\t") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+        worker.kill()
+        worker.join()
+        mask = int(status["SigBlk"], 16)
+        assert {number for number in (signal.SIGINT, signal.SIGTERM) if mask >> (number - 1) & 1} == blocked
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.slow
