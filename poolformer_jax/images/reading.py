@@ -137,11 +137,11 @@ def raising_image_errors(name: str, file: str | os.PathLike[str] | BytesIO | Non
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} cannot be read as an image: {_unreadable_format(file)}.") from error
+        raise ImageError(f"{name} is not an image that can be read: {_unreadable_format(file)}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(_too_large(name)) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for foreign bytes
-        raise ImageError(f"{name} cannot be read as an image: {error}") from error
+        raise ImageError(f"{name} is not an image that can be read: {error}") from error
 
 
 def open_image(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:

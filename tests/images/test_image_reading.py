@@ -157,7 +157,7 @@ def test_truncated_files_are_refused(name, share, tmp_path):
     path = tmp_path / name
     path.write_bytes(data[: int(len(data) * share)])
     for form in (path, path.read_bytes()):
-        with pytest.raises(ImageError, match=r"truncated or damaged|cannot be read as an image"):
+        with pytest.raises(ImageError, match=r"truncated or damaged|not an image that can be read"):
             raw(form)
 
 
@@ -268,7 +268,7 @@ def test_the_first_frame_of_an_animation_is_read():
         ("missing.jpg", "no image file 'missing.jpg'"),
         ("https://example.org/cat.jpg", "not downloaded"),
         ("long" * 2000, "File name too long"),
-        (b"", "0 bytes given cannot be read as an image: it is damaged, or its format is not JPEG"),
+        (b"", "0 bytes given is not an image that can be read: it is damaged, or its format is not JPEG"),
         (b"%PDF-1.4 not a picture", "Convert it to PNG"),
         (12, "type int cannot be read"),
         (io.BytesIO(b"an open file, which has lines"), "type BytesIO cannot be read"),
