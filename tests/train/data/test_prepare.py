@@ -69,6 +69,32 @@ def test_training_and_evaluation_read_packed_data_without_tensorflow(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "shard"])
+def test_a_damaged_data_set_is_named(tmp_path, name):
+    folder = prepare_data(write_folder(tmp_path, classes=2, images=3)).folder
+    path = next(folder.glob("*train*")) if name == "shard" else folder / name
+    path.write_bytes(path.read_bytes()[:-60] if name != "shard" else bytes(len(path.read_bytes())))
+    with pytest.raises(SourceError, match=rf"tfds:{folder} cannot be read"):
+        open_source(DataConfig(source=f"tfds:{folder}"), "train")[0]
+
+
+def test_other_names_than_classes_are_refused(tmp_path):
+    folder = prepare_data(write_folder(tmp_path, classes=2, images=3)).folder
+    (folder / "label.labels.txt").write_text("class 0\n")
+    with pytest.raises(SourceError, match="has 1 different names for its 2 classes"):
+        open_source(DataConfig(source=f"tfds:{folder}"), "train")
+
+
+def test_a_data_set_imports_no_module_that_its_features_name(tmp_path, monkeypatch):
+    folder = prepare_data(write_folder(tmp_path, classes=2, images=3)).folder
+    (tmp_path / "harmful.py").write_text("raise SystemExit('this was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = folder / "features.json"
+    features.write_text(features.read_text().replace("tensorflow_datasets.core.features.text_feature.", "harmful."))
+    with pytest.raises(SourceError, match=r"names 'harmful\.Text', which is not a class of TFDS"):
+        open_source(DataConfig(source=f"tfds:{folder}"), "train")
+
+
 def test_files_that_are_not_images_are_all_named_and_nothing_is_finished(tmp_path):
     config = write_folder(tmp_path)
     bad = [tmp_path / "photos" / "class 1" / name for name in ("3.jpg", "17.jpg")]

@@ -7,12 +7,16 @@ from ImageNet's archives, and so does TFDS's download_and_prepare with file_form
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from poolformer_jax.errors import PoolFormerError
+from poolformer_jax.files import LARGEST_JSON, check_file
+from poolformer_jax.messages import MAX_MESSAGE, printable, short_repr
 from train.data.sources.source import Example, SourceError, digest_of
 
 _LABELS_AT_ONCE = 256
@@ -24,6 +28,7 @@ _NAMES_OF_IDS = ("file_name", "filename", "image/filename", "id")
 class TfdsSource:
     """A split of a TFDS data set. The records pickle as a list of files, which every process opens."""
 
+    name: str
     records: Any
     class_names: tuple[str, ...]
     split: str
@@ -43,18 +48,20 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
-        return self._example(index, self.records[index])
+        with _naming(self.name):
+            return self._example(index, self.records[index])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples, read by ArrayRecord's threads."""
-        records = self.records.__getitems__([int(index) for index in indices])
-        return [self._example(index, record) for index, record in zip(indices, records)]
+        with _naming(self.name):
+            records = self.records.__getitems__([int(index) for index in indices])
+            return [self._example(index, record) for index, record in zip(indices, records)]
 
     def _example(self, index: int, record: dict[str, Any]) -> Example:
         name = f"{self.split}[{index}]"
         if self.id_key is not None:
             given = record[self.id_key]
-            name = f"{name} {given.decode(errors='replace') if isinstance(given, bytes) else given}"
+            name = f"{name} {printable(given if isinstance(given, bytes) else str(given))}"
         label = int(record["label"])
         if self.new_labels is not None and label >= 0:  # -1: no label
             label = int(self.new_labels[label])
@@ -75,30 +82,68 @@ def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
     """
     import tensorflow_datasets as tfds
 
-    builder = _find_builder(tfds, name, data_dir)
-    features = builder.info.features
-    _require_image_and_label(tfds, name, features)
+    with _naming(name):
+        builder = _find_builder(tfds, name, data_dir)
+        features = builder.info.features
+        _require_image_and_label(tfds, name, features)
+        try:
+            records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        except NotImplementedError:
+            raise SourceError(
+                f"tfds:{name} is stored as {builder.info.file_format}, which has no random access. Expected "
+                'ArrayRecord: prepare it again with file_format="array_record", or convert it with tfds convert_format.'
+            ) from None
+        except (ValueError, KeyError) as error:
+            known = ", ".join(builder.info.splits) or "none"
+            raise SourceError(f"tfds:{name} has no split {split!r}. It has: {known}. {error}") from error
+        id_key = next((key for key in _NAMES_OF_IDS if key in features), None)
+        classes = tuple(printable(label, MAX_MESSAGE) for label in features["label"].names)
+        if len(set(classes)) != (expected := features["label"].num_classes):
+            raise SourceError(f"tfds:{name} has {len(set(classes)):,} different names for its {expected:,} classes.")
+        shards = {part: found.shard_lengths for part, found in builder.info.splits.items()}
+        digest = digest_of([builder.info.full_name, split, shards, classes])
+        return TfdsSource(name, records, classes, split, id_key, digest)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turns what TFDS and ArrayRecord raise for damaged files into a SourceError that names the data set."""
     try:
-        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    except NotImplementedError:
-        raise SourceError(
-            f"tfds:{name} is stored as {builder.info.file_format}, which has no random access. Expected ArrayRecord: "
-            f'prepare it again with file_format="array_record", or convert it with tfds convert_format.'
-        ) from None
-    except (ValueError, KeyError) as error:
-        known = ", ".join(builder.info.splits) or "none"
-        raise SourceError(f"tfds:{name} has no split {split!r}. It has: {known}. {error}") from error
-    id_key = next((key for key in _NAMES_OF_IDS if key in features), None)
-    classes = tuple(features["label"].names)
-    shards = {name: found.shard_lengths for name, found in builder.info.splits.items()}
-    return TfdsSource(records, classes, split, id_key, digest_of([builder.info.full_name, split, shards, classes]))
+        yield
+    except (PoolFormerError, MemoryError):
+        raise
+    except Exception as error:
+        raise SourceError(f"tfds:{name} cannot be read: {error}") from error
+
+
+@contextmanager
+def _features_of_tfds_only(tfds: Any) -> Iterator[None]:
+    """Refuses the classes of other packages in a features.json: TFDS would import any module that it names."""
+    connector = tfds.features.FeatureConnector
+    original = vars(connector)["cls_from_name"]
+
+    def checked(name: str) -> Any:
+        if not name.startswith("tensorflow_datasets."):
+            raise SourceError(
+                f"Its features.json names {short_repr(name)}, which is not a class of TFDS. Nothing was imported."
+            )
+        return original.__get__(None, connector)(name)
+
+    connector.cls_from_name = staticmethod(checked)
+    try:
+        yield
+    finally:
+        connector.cls_from_name = original
 
 
 def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
     # Folders come first, because reading one needs no code of TFDS for that name.
     for folder in [Path(name), *([data_dir / name] if data_dir else [])]:
         if (found := _prepared_version(folder.expanduser())) is not None:
-            return tfds.builder_from_directory(found)
+            check_file(found / "dataset_info.json", LARGEST_JSON, "the description of a TFDS data set")
+            check_file(found / "features.json", LARGEST_JSON, "the features of a TFDS data set")
+            with _features_of_tfds_only(tfds):
+                return tfds.builder_from_directory(found)
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, ImportError) as error:
