@@ -57,16 +57,22 @@ def open_exported(path: Path) -> ExportedFile:
         else:
             facts = read_json(path.with_name(f"{path.name}.json"), "an object, the metadata of an exported file")
             run = partial(run_stablehlo, path.read_bytes())
-        config, preprocessing, labels = (
+        network, preprocessing, labels = (
             parse_json(facts[name], path, f"an object, {name}, in its metadata")
             for name in ("config", "preprocessor_config", "id2label")
         )
+        try:
+            config = PoolFormerConfig.from_dict(network)
+            named = config.with_changes(id2label=labels, num_labels=config.num_labels)
+            processor = PoolFormerImageProcessor.from_dict(preprocessing)
+        except InputError as error:
+            raise InputError(f"The metadata of {path} is malformed: {error}") from error
         exported = ExportedFile(
             facts,
             partial(_run, path, run),
-            PoolFormerConfig.from_dict(config),
-            PoolFormerImageProcessor.from_dict(preprocessing),
-            {int(index): label for index, label in labels.items()},
+            config,
+            processor,
+            named.id2label or {},
             takes_uint8=facts["input"].startswith("pixel_values: uint8"),
         )
         if exported.image_processor.output_size is None or facts["dtype"] not in TOLERANCES:

@@ -209,15 +209,27 @@ def test_a_kill_between_two_files_leaves_no_network_beside_the_metadata_of_anoth
     assert facts.read_text() != "old" and not path.exists()
 
 
+OF_ONE_BLOCK = {0: "ant", 1: "bee", 2: "cat"}
+
+
 @pytest.mark.parametrize("content", [b"", b"no network"])
 @pytest.mark.parametrize("name", ["n.onnx", "n.xml", "n.stablehlo"])
 def test_a_damaged_exported_file_is_named(tmp_path, name, content):
     pytest.importorskip({"n.onnx": "onnxruntime", "n.xml": "openvino", "n.stablehlo": "jax"}[name])
-    (tmp_path / "n.stablehlo.json").write_text(json.dumps(metadata(ONE_BLOCK, PROCESSOR, LABELS, (64, 64))))
+    (tmp_path / "n.stablehlo.json").write_text(json.dumps(metadata(ONE_BLOCK, PROCESSOR, OF_ONE_BLOCK, (64, 64))))
     (tmp_path / "n.bin").write_bytes(b"")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=rf"{name} cannot be used .* Expected a file of python -m poolformer_jax"):
         verify_file(tmp_path / name, ONE_BLOCK, {})
+
+
+@pytest.mark.parametrize("labels", [{"0": "cat"}, {"0": "cat", "1": None, "2": "dog"}, {"x": "cat"}])
+def test_names_that_are_not_one_text_for_each_class_are_refused(tmp_path, labels):
+    facts = metadata(ONE_BLOCK, PROCESSOR, OF_ONE_BLOCK, (64, 64)) | {"id2label": json.dumps(labels)}
+    (tmp_path / "n.stablehlo.json").write_text(json.dumps(facts))
+    (tmp_path / "n.stablehlo").write_bytes(b"")
+    with pytest.raises(InputError, match=r"The metadata of .*n\.stablehlo is malformed: (.|\n)*id2label"):
+        verify_file(tmp_path / "n.stablehlo", ONE_BLOCK, {})
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
