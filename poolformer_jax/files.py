@@ -30,7 +30,10 @@ def why_unreadable(path: str | os.PathLike[str], limit: int = sys.maxsize) -> st
     Raises:
         OSError: if there is no such file.
     """
-    status = os.stat(path)  # noqa: PTH116 - called for every training image
+    try:
+        status = os.stat(path)  # noqa: PTH116 - called for every training image
+    except ValueError:
+        return "has a null character in its name, which no file has"
     if not stat.S_ISREG(status.st_mode):
         return "is not a file, but a folder, a pipe, a socket or a device"
     return f"has {status.st_size:,} bytes, more than {limit:,}" if status.st_size > limit else None

@@ -1,5 +1,6 @@
 """A pipe, a device, a loop of links and a file without end get one sentence, wherever a file is expected."""
 
+import json
 import os
 import random
 import tarfile
@@ -200,3 +201,27 @@ def test_a_parquet_file_with_other_numbers_of_rows_in_its_row_groups_is_refused(
     (tmp_path / "train.parquet").write_bytes(data.replace(rows, b"\x16\x14\x19"))
     with pytest.raises(PoolFormerError, match="it has 10 rows, and 8 in its row groups"):
         open_parquet(str(tmp_path), *COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem", "message"),
+    [
+        ({"file_name": "a\0.png", "label": "a"}, "single_label_classification", "a null character in its name"),
+        (
+            {"file_name": "a.png", "label": "9" * 5_000},
+            "single_label_classification",
+            "cannot be read|no image",
+        ),
+        ({"file_name": "a.png", "label": 10**400}, "regression", "Expected finite numbers"),
+        ({"file_name": "a.png", "label": 1e300}, "regression", "holds 1e.300. Expected finite numbers"),
+    ],
+)
+def test_a_label_file_with_an_impossible_value_gets_one_sentence(tmp_path, row, problem, message):
+    others = [{"file_name": f"{number}.png", "label": number} for number in range(4)]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in [row, *others]))
+    with pytest.raises(PoolFormerError, match=message):
+        source = open_label_file(str(path), "train", 0.2, None, "label", problem)
+        for index in range(len(source)):
+            if isinstance(image := source[index]["image"], ImageError):
+                raise image

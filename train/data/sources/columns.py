@@ -10,6 +10,7 @@ from train.data.config import ProblemType
 from train.data.sources.folders import natural_key
 from train.data.sources.source import SourceError
 
+_LARGEST = float(np.finfo(np.float32).max)
 _SEPARATOR = "|"
 _TRAIN_ON_SEVERAL = (
     "To train on several, use --data.problem-type multi_label_classification (numbers: regression); prepare packs "
@@ -113,20 +114,15 @@ def _several(value: Any) -> Sequence[Any]:
 
 
 def _numbers(values: Sequence[Any], column: str, where: str) -> np.ndarray:
-    try:
-        numbers = np.array([float(value) for value in values], np.float32)
-    except (TypeError, ValueError):
-        numbers = np.array([np.nan])
-    if not np.isfinite(numbers).all():
-        wrong = next((value for value in values if not _is_number(value)), None)
-        raise SourceError(f"{where}: the column {column!r} holds {short_repr(wrong)}. Expected finite numbers.")
-    return numbers
+    if wrong := [value for value in values if not _is_number(value)]:
+        raise SourceError(f"{where}: the column {column!r} holds {short_repr(wrong[0])}. Expected finite numbers.")
+    return np.array([float(value) for value in values], np.float32)
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return bool(np.isfinite(float(value)))
-    except (TypeError, ValueError):
+        return abs(float(value)) <= _LARGEST
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

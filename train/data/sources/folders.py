@@ -185,7 +185,8 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     Source: timm, data/readers/reader_image_folder.py and utils/misc.py (natural_key).
     """
     parts = re.split(r"(\d+)", name.lower())  # every second part is a number
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+    # Python refuses numbers of more than 4,300 digits.
+    return [int(part[:4_000]) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def describe_skipped(source: Source) -> str:
