@@ -272,6 +272,14 @@ def test_a_size_that_no_picture_has_is_refused(field, value):
     check(str(error.value))
 
 
+@pytest.mark.parametrize(
+    "values", [{"image_std": [0.2, 0.2, 1e-45]}, {"image_std": 1e308}, {"image_mean": 1e20}, {"rescale_factor": 1e-40}]
+)
+def test_normalisation_that_leaves_no_picture_is_refused(values):
+    with pytest.raises(PoolFormerError, match="with which black and white stay apart"):
+        PoolFormerImageProcessor.from_dict(values)
+
+
 @pytest.mark.parametrize("values", [{"data": {"seed": 10**400}}, {"optimizer": {"learning_rate": 10**400}}])
 def test_a_number_that_no_recipe_has_is_refused(values):
     with pytest.raises(PoolFormerError) as error:

@@ -11,6 +11,7 @@ from poolformer_jax.fields import BOOLEAN, INTEGER, NUMBER, POSITIVE, STRING, Fi
 from poolformer_jax.messages import short_repr
 
 # The most pixels of a side that a file may ask for: 4096 x 4096 pixels take 200 MB.
+_LARGEST_PIXEL = 1e30  # normalised
 _LARGEST_SIDE = 4096
 
 
@@ -101,4 +102,15 @@ def rules(processor: Any) -> list[tuple[str, object, str]]:
         ("image_std", len(processor.image_std) == len(channels), "the same number of values as image_mean"),
         ("image_std", all(std > 0 for std in processor.image_std), "positive values"),
         *in_range(processor, POSITIVE, "rescale_factor"),
+        ("image_std", _keeps_black_from_white(processor), "values (and means) with which black and white stay apart"),
     ]
+
+
+def _keeps_black_from_white(processor: Any) -> bool:
+    """False if normalised pixels would be infinite, or all the same in float32."""
+    white = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+    ends = [(0.0, white)]
+    if processor.do_normalize:
+        pairs = [(mean, std) for mean, std in zip(processor.image_mean, processor.image_std) if std > 0]
+        ends = [((0.0 - mean) / std, (white - mean) / std) for mean, std in pairs]
+    return all(max(map(abs, pair)) < _LARGEST_PIXEL and np.float32(pair[0]) != np.float32(pair[1]) for pair in ends)
