@@ -19,7 +19,6 @@ from typing import Any
 from train.data.workers.segments import name_segments
 
 _WORKER_NAME = "grain-process-prefetch"
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @functools.cache
@@ -35,42 +34,13 @@ def start_workers_without_jax() -> None:
         return data
 
     multiprocessing.spawn.get_preparation_data = get_worker_preparation_data
-    _block_stop_signals_in_workers()
-
-
-def _block_stop_signals_in_workers() -> None:
-    """Starts workers with the signals blocked that ask a program to stop: the program stops its workers itself.
-
-    A process inherits what is blocked. Ctrl-C in a terminal goes to the workers too. While they still import, it would
-    end them with tracebacks, and the program would wait for their batches.
-    """
-    if os.name != "posix":
-        return
-    from multiprocessing import popen_spawn_posix, process, resource_tracker
-
-    launch = popen_spawn_posix.Popen._launch  # type: ignore[attr-defined]
-
-    def launch_worker(self: popen_spawn_posix.Popen, child: process.BaseProcess) -> None:
-        if not child.name.startswith(_WORKER_NAME):
-            launch(self, child)
-            return
-        resource_tracker.ensure_running()  # starting it would unblock the signals
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        try:
-            launch(self, child)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    popen_spawn_posix.Popen._launch = launch_worker  # type: ignore[attr-defined]
 
 
 def initialize_worker(prefix: str, worker: int, workers: int) -> None:
-    """Ignores the signals that ask a program to stop, because the program stops its workers; exits if it is killed."""
+    """Names the worker's shared memory, and ends it with the program."""
     del worker, workers
     if prefix:
         name_segments(prefix)
-    for name in _STOP_SIGNALS:
-        signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -81,5 +51,8 @@ def _exit_with_parent() -> None:
 
 
 if __name__ == "__mp_main__":
+    # The program stops its workers itself. Ctrl-C in a terminal goes to them too: while they import, it would end them.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
     sys.modules["jax"] = None  # type: ignore[assignment]
     logging.getLogger("absl").setLevel(logging.ERROR)  # Grain warns that jax's profiler is missing
