@@ -39,6 +39,19 @@ def why_unreadable(path: str | os.PathLike[str], limit: int = sys.maxsize) -> st
     return f"has {status.st_size:,} bytes, more than {limit:,}" if status.st_size > limit else None
 
 
+def is_file(path: Path) -> bool:
+    """True for a file, False if nothing has this name.
+
+    Raises InputError for anything else: a config that is passed over, such as a link whose target was not copied, would
+    change the model without a word.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        raise InputError(f"{path} is not a file, but a folder, a pipe, a device or a link to nothing. Expected a file.")
+    return False
+
+
 def check_file(path: Path, limit: int, expected: str) -> None:
     """Raises InputError, naming the file and `expected`, where `why_unreadable` gives a reason."""
     if (reason := why_unreadable(path, limit)) is not None:

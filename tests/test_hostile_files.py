@@ -12,6 +12,7 @@ import pytest
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.images import ImageError, read_image
 from poolformer_jax.process import error_message
+from poolformer_jax.weights import open_model
 from refusals import OVERHEAD, at_most
 from saved_models import PROCESSOR, save
 from train.commands.imagenet_sets import read_real_labels, write_results_row
@@ -105,6 +106,16 @@ def test_a_model_card_that_is_no_file_is_left_alone_when_the_model_is_saved(tmp_
     save(tmp_path)
     if make is not link_to_itself:  # a link to nothing is replaced
         assert os.lstat(card).st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("make", [make_pipe, link_to_device, link_to_itself, Path.mkdir])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "flax_model.safetensors"])
+def test_a_part_of_a_model_that_is_no_file_is_named_and_not_passed_over(tmp_path, name, make):
+    save(tmp_path, image_processor=PROCESSOR)
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(PoolFormerError, match=f"{name} is not a file"):
+        assert open_model(tmp_path).image_processor == PROCESSOR
 
 
 @pytest.mark.parametrize("start", [b"RIFF\x24\0\0\0WEBPVP8 ", b"\0\0\0 ftypavif"])

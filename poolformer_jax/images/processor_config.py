@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from poolformer_jax.errors import InputError, MissingFileError
-from poolformer_jax.files import read_json
+from poolformer_jax.files import is_file, read_json
 from poolformer_jax.hub import Repository
 from poolformer_jax.messages import first_few, printable, short_repr
 
@@ -123,7 +123,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
     path, names = Path(source).expanduser(), (PREPROCESSOR_CONFIG, _TIMM_CONFIG)
     if path.exists():
         folder = path if path.is_dir() else path.parent
-        candidates = filter(Path.is_file, (folder / name for name in names))
+        candidates = filter(is_file, (folder / name for name in names))
     else:
         repository = Repository(str(source), names, **hub_options)
         # If config.json has no preprocessing, the second search raises NotInCache unless the other file is known to be

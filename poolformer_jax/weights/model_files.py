@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.errors import InputError, MissingFileError
+from poolformer_jax.files import is_file
 from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
 from poolformer_jax.images import PREPROCESSOR_CONFIG
 from poolformer_jax.weights.containers.files import is_index, read_index
@@ -59,7 +60,7 @@ def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> Mode
             return _download_file(AUTHORS_REPOSITORY, str(source).removeprefix(f"{AUTHORS_REPOSITORY}/"), hub_options)
         return _download(Repository(str(source), (CONFIG, *WEIGHTS), **hub_options))
     config = path.with_name(CONFIG)
-    return ModelFiles(str(source), path, config if config.is_file() else None)
+    return ModelFiles(str(source), path, config if is_file(config) else None)
 
 
 def _check_meant_for_the_hub(source: str, path: Path, hub_options: Mapping[str, Any]) -> None:
@@ -78,7 +79,7 @@ def _check_meant_for_the_hub(source: str, path: Path, hub_options: Mapping[str, 
 
 def _weights_in(folder: Path) -> Path:
     for name in WEIGHTS:
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return folder / name
     files = sorted(path for path in folder.iterdir() if path.is_file())
     found = [path for path in files if is_index(path)]
