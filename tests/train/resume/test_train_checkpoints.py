@@ -83,7 +83,7 @@ def test_an_error_at_any_call_while_a_state_is_saved_loses_none_before_it(tmp_pa
                 error = None
         assert error is None or "Input/output error" in error
         if error is not None:
-            time.sleep(0.5)  # TensorStore's threads may still write; a program would have ended
+            time.sleep(0.2)  # TensorStore's threads may still write; a program would have ended
         with open_in(folder) as checkpoints:
             kept = checkpoints.restore(parts.abstract_state)
             checkpoints.save(states[2], last=True)
