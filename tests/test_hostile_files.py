@@ -21,7 +21,7 @@ from train.data.sources.archives import list_members
 from train.data.sources.class_map import read_class_map
 from train.data.sources.folders import open_folder
 from train.data.sources.label_files import open_label_file
-from train.data.sources.parquet import open_parquet
+from train.data.sources.parquet import _batches as read_batches, open_parquet
 from train.report.journal import MetricsFile, last_logged_step
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
@@ -160,6 +160,15 @@ def test_images_that_expand_from_next_to_no_bytes_are_refused(tmp_path, monkeypa
     source = open_parquet(str(tmp_path), *COLUMNS)
     with pytest.raises(PoolFormerError, match=r"its column image has more than .* bytes"):
         source[0]
+
+
+def test_few_rows_are_read_at_a_time_whatever_size_the_file_states(tmp_path):
+    """A value of 4 MB that 2,000 rows share takes 4 kB in the file, which may state any size for it."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"image": [b"x"] * 1_000}), tmp_path / "train.parquet")
+    assert max(len(batch) for batch in read_batches(tmp_path / "train.parquet", "image", [0])) <= 64
 
 
 def test_labels_that_expand_from_next_to_no_bytes_are_refused(tmp_path, monkeypatch):

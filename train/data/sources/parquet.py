@@ -44,7 +44,7 @@ from train.data.sources.source import (
 
 _CACHE_BYTES = 2**28  # in every worker process
 _MOST_EXPANSION = 16  # bytes of a column for each byte of its file
-_MOST_ROWS_AT_A_TIME = 1 << 16
+_MOST_ROWS_AT_A_TIME = 64  # of one large value, whose size the file may understate
 
 
 @dataclasses.dataclass(frozen=True)
