@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -113,6 +114,19 @@ def test_a_stop_signal_does_not_end_a_worker_that_still_imports():
     finally:
         worker.kill()
         worker.join()
+
+
+def test_ctrl_c_does_not_reach_a_worker_that_still_starts():
+    start_workers_without_jax()
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), name=start._WORKER_NAME)
+    starter = threading.Thread(target=worker.start)  # as Grain's
+    starter.start()
+    starter.join()
+    status = dict(line.split(":\t") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+    worker.kill()
+    worker.join()
+    assert int(status["SigBlk"], 16) >> (signal.SIGINT - 1) & 1
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # of the main thread
 
 
 @pytest.mark.slow

@@ -29,11 +29,22 @@ def start_workers_without_jax() -> None:
     def get_worker_preparation_data(name: str) -> dict[str, Any]:
         data = get_preparation_data(name)
         if name.startswith(_WORKER_NAME):
+            _block_stop_signals()
             data.pop("init_main_from_path", None)
             data["init_main_from_name"] = __name__
         return data
 
     multiprocessing.spawn.get_preparation_data = get_worker_preparation_data
+
+
+def _block_stop_signals() -> None:
+    """Blocks Ctrl-C and SIGTERM in Grain's thread that is about to start a worker, which inherits that.
+
+    Python dies of Ctrl-C while it starts, before the worker's first module can ignore it, and then multiprocessing
+    writes the worker's task into a pipe that nobody reads, forever. The main thread still gets the signals.
+    """
+    if threading.current_thread() is not threading.main_thread() and hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def initialize_worker(prefix: str, worker: int, workers: int) -> None:
