@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exports import CONFIGS, NEEDS_OPENVINO, ONE_BLOCK, SMALL
+from exports import CONFIGS, NEEDS_OPENVINO, ONE_BLOCK, SMALL, needs
 from poolformer_jax import ExportError, InputError, PoolFormerConfig, PoolFormerImageProcessor, export_model
 from poolformer_jax.cli import main
 from poolformer_jax.export.exported_file import open_exported, verify_file
@@ -213,9 +213,15 @@ OF_ONE_BLOCK = {0: "ant", 1: "bee", 2: "cat"}
 
 
 @pytest.mark.parametrize("content", [b"", b"no network"])
-@pytest.mark.parametrize("name", ["n.onnx", "n.xml", "n.stablehlo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("n.onnx", marks=needs("onnxruntime")),
+        pytest.param("n.xml", marks=NEEDS_OPENVINO),
+        "n.stablehlo",
+    ],
+)
 def test_a_damaged_exported_file_is_named(tmp_path, name, content):
-    pytest.importorskip({"n.onnx": "onnxruntime", "n.xml": "openvino", "n.stablehlo": "jax"}[name])
     (tmp_path / "n.stablehlo.json").write_text(json.dumps(metadata(ONE_BLOCK, PROCESSOR, OF_ONE_BLOCK, (64, 64))))
     (tmp_path / "n.bin").write_bytes(b"")
     (tmp_path / name).write_bytes(content)
