@@ -117,12 +117,13 @@ def test_the_page_shows_labels_and_overlay_of_pictures_and_refuses_large_files(b
     wait(lambda: size_of(browser, "#overlay img")[:2] == [192, 192])  # 3 x 64
     before = find("#overlay img").get_attribute("src")
 
+    def options():
+        found = browser.find_elements(By.CSS_SELECTOR, "[role=option]")
+        return {option.text.strip("\u2713 \n"): option for option in found}
+
     find("#label input").click()
-    options = {
-        option.text.strip("\u2713 \n"): option for option in browser.find_elements(By.CSS_SELECTOR, "[role=option]")
-    }
-    assert set(options) == {"the most probable label", *classifier.id2label.values()}
-    options[expected[1].label].click()
+    wait(lambda: set(options()) == {"the most probable label", *classifier.id2label.values()})
+    options()[expected[1].label].click()
     wait(lambda: find("#overlay img").get_attribute("src") != before)
 
     find("#samples button").click()
