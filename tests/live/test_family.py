@@ -54,7 +54,8 @@ def test_what_pytorch_saves_of_timms_models_computes_the_same_here(tmp_path, tim
         _, variables = load_pretrained(tmp_path / f"{variant}.pth")
         assert jax.tree.all(jax.tree.map(np.array_equal, back, variables))
         return
-    model, variables = load_pretrained(path, dtype="float64")
+    with jax.enable_x64():
+        model, variables = load_pretrained(path, dtype="float64")
     assert_close(our_output(model, variables).logits, torch_output(theirs))
 
 
@@ -94,7 +95,9 @@ def test_timms_filter_reads_the_authors_layout_as_we_do(timm, variant):
 def test_a_features_only_model_makes_the_same_feature_maps(timm):
     theirs = peers.fill(timm.create_model("caformer_s18", features_only=True))
     config, variables = from_torch_state_dict(theirs.state_dict())
-    maps = our_output(MetaFormerModel(config, dtype="float64"), variables).hidden_states
+    with jax.enable_x64():
+        model = MetaFormerModel(config, dtype="float64")
+    maps = our_output(model, variables).hidden_states
     for ours, expected in zip(maps, torch_output(theirs), strict=True):
         assert_close(np.asarray(ours).transpose(0, 3, 1, 2), expected)
 
