@@ -50,7 +50,7 @@ def test_two_processes_of_two_devices_train_as_one(tmp_path, uninterrupted):
 def test_several_processes_balance_classes_keep_the_best_weights_and_end_early_as_one(tmp_path):
     unbalanced_tables(tmp_path)
     best = ["--keep-best", "top1", "--patience", "2", "--evaluate-every", "1", "--optimizer.ema-decay", "None"]
-    source = ["--data.source", f"labels:{tmp_path / 'labels.jsonl'}", "--data.class-weights", "balanced"]
+    source = ["--data.source", f"parquet:{tmp_path / 'train.parquet'}", "--data.sampling", "balanced"]
     arguments = [*programs.TINY, *source, "--data.held-out", "0.4", *best, "--optimizer.epochs", "30"]
     arguments += ["--checkpoint-dir"]
     commands = [[*arguments, str(tmp_path / "shared"), "--run-dir", str(tmp_path / f"host {host}")] for host in (0, 1)]
