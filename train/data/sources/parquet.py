@@ -10,7 +10,6 @@ often as one page, which cannot be read in part. The groups read last stay in me
 data sets with `python -m train prepare`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -18,6 +17,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from train.data.sources.source import (
     held_out_rows,
     is_misnamed_split,
     label_at,
+    raising_source_errors,
     require_split,
     resolved,
 )
@@ -251,15 +252,9 @@ def _open_file(file: Path) -> Any:
         return parquet.ParquetFile(file, memory_map=True, page_checksum_verification=True)
 
 
-@contextlib.contextmanager
-def _naming_file(file: Path) -> Iterator[None]:
-    """Turns what pyarrow raises for a damaged file, which no common class shows, into a SourceError that names it."""
-    try:
-        yield
-    except (SourceError, MemoryError):
-        raise
-    except Exception as error:
-        raise SourceError(f"{file} cannot be read as Parquet: {error}") from error
+def _naming_file(file: Path) -> AbstractContextManager[None]:
+    """Turns what pyarrow raises for a damaged file into a SourceError that names it."""
+    return raising_source_errors(f"{file} cannot be read as Parquet")
 
 
 def _batches(file: Path, column: str, groups: Sequence[int]) -> Iterator[Any]:

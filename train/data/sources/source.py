@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from poolformer_jax.errors import InputError
+from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.images import ImageError, read_image
 from poolformer_jax.messages import first_few
 
@@ -121,6 +122,20 @@ def read_example(example: Example) -> Image.Image:
 
 class SourceError(InputError):
     """A data set that cannot be opened."""
+
+
+@contextmanager
+def raising_source_errors(what: str) -> Iterator[None]:
+    """Turns what another library raises for damaged files, which no common class shows, into a SourceError.
+
+    `what` begins its message. Errors of this project and MemoryError pass.
+    """
+    try:
+        yield
+    except (PoolFormerError, MemoryError):
+        raise
+    except Exception as error:
+        raise SourceError(f"{what}: {error}") from error
 
 
 def resolved(path: str | Path) -> Path:

@@ -8,16 +8,15 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.files import LARGEST_JSON, check_file
 from poolformer_jax.messages import MAX_MESSAGE, printable, short_repr
-from train.data.sources.source import Example, SourceError, digest_of
+from train.data.sources.source import Example, SourceError, digest_of, raising_source_errors
 
 _LABELS_AT_ONCE = 256
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -105,15 +104,9 @@ def open_tfds(name: str, split: str, data_dir: Path | None) -> TfdsSource:
         return TfdsSource(name, records, classes, split, id_key, digest)
 
 
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(name: str) -> AbstractContextManager[None]:
     """Turns what TFDS and ArrayRecord raise for damaged files into a SourceError that names the data set."""
-    try:
-        yield
-    except (PoolFormerError, MemoryError):
-        raise
-    except Exception as error:
-        raise SourceError(f"tfds:{name} cannot be read: {error}") from error
+    return raising_source_errors(f"tfds:{name} cannot be read")
 
 
 @contextmanager
