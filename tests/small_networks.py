@@ -46,6 +46,20 @@ FAMILY = {
     )
 }
 
+# Its two mixers, a stage of each.
+TWO_STAGE_CAFORMER = PoolFormerConfig.from_variant(
+    "caformer_s18",
+    depths=(1, 1),
+    hidden_sizes=(64, 64),
+    patch_sizes=(7, 3),
+    strides=(4, 2),
+    padding=(2, 1),
+    token_mixers=("sep_conv", "attention"),
+    residual_scale_init_values=(None, 1.0),
+    drop_path_rate=0.3,
+    num_labels=7,
+)
+
 
 @lru_cache
 def random_variables(config, key=0):

@@ -22,7 +22,17 @@ from poolformer_jax import (
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.grad_cam import GradCam
 from poolformer_jax.inference.jax_operations import folded_apply
-from small_networks import CONFIG, EVERY_MIXER, MODEL, PHOTOGRAPHS, PROCESSOR, TINY, TWO_STAGES, VARIABLES
+from small_networks import (
+    CONFIG,
+    EVERY_MIXER,
+    MODEL,
+    PHOTOGRAPHS,
+    PROCESSOR,
+    TINY,
+    TWO_STAGE_CAFORMER,
+    TWO_STAGES,
+    VARIABLES,
+)
 
 PIXELS, LABELS = jnp.zeros((2, 64, 64, 3)), jnp.array([0, 1])
 MIXERS = PoolFormerConfig(
@@ -44,16 +54,6 @@ def checking_leaks() -> Iterator[None]:
         gc.unfreeze()
 
 
-CAFORMER = PoolFormerConfig.from_variant(
-    "caformer_s18",
-    depths=(1, 1),
-    hidden_sizes=(8, 32),
-    patch_sizes=(7, 3),
-    strides=(4, 2),
-    padding=(2, 1),
-    token_mixers=("sep_conv", "attention"),
-    residual_scale_init_values=(None, 1.0),
-)
 SETTINGS = {
     "types": partial(jax.numpy_dtype_promotion, "strict"),
     "ranks": partial(jax.numpy_rank_promotion, "raise"),
@@ -63,7 +63,7 @@ SETTINGS = {
 NETWORKS = {
     "fused": (TWO_STAGES, {"dtype": jnp.bfloat16}),
     "every mixer": (MIXERS, {"fused": False}),
-    "CAFormer": (CAFORMER, {"dtype": jnp.bfloat16}),
+    "CAFormer": (TWO_STAGE_CAFORMER, {"dtype": jnp.bfloat16}),
     "RandFormer": (family_weights.config("timm", "randformer_tiny"), {"fused": False}),
     "without a head": (dataclasses.replace(TWO_STAGES, num_labels=0, norm="layer_norm"), {"dtype": jnp.bfloat16}),
 }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from poolformer_jax import GpuKernels, PoolFormerConfig, PoolFormerForImageClassification, TpuKernels
+from poolformer_jax import GpuKernels, PoolFormerForImageClassification, TpuKernels
 from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.functional import depthwise_convolution
 from poolformer_jax.network.fused import (
@@ -26,7 +26,7 @@ from poolformer_jax.network.fused import (
 )
 from poolformer_jax.network.fused.kernels import choice, tpu_attention, tpu_depthwise, tpu_rows, verification
 from poolformer_jax.network.fused.self_attention import attend_heads
-from small_networks import distance, random_variables
+from small_networks import TWO_STAGE_CAFORMER, distance, random_variables
 
 INTERPRETED = TpuKernels(interpret=True)
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -142,27 +142,15 @@ def test_attention_kernels_are_as_near_to_float32_as_xla(shape, monkeypatch):
     assert_as_near_to_float32_as_xla(run)
 
 
-CAFORMER = PoolFormerConfig.from_variant(
-    "caformer_s18",
-    depths=(1, 1),
-    hidden_sizes=(64, 64),
-    patch_sizes=(7, 3),
-    strides=(4, 2),
-    padding=(2, 1),
-    token_mixers=("sep_conv", "attention"),
-    residual_scale_init_values=(None, 1.0),
-    drop_path_rate=0.3,
-    num_labels=7,
-)
 PIXELS = np.random.default_rng(0).standard_normal((16, 16, 16, 3), np.float32)
 
 
 def test_blocks_of_a_caformer_use_their_kernels_on_a_tpu(monkeypatch):
     monkeypatch.setattr(choice, "_FEWEST_POSITIONS", 1)
-    shapes = jax.eval_shape(PoolFormerForImageClassification(CAFORMER).init, jax.random.key(0), PIXELS)
+    shapes = jax.eval_shape(PoolFormerForImageClassification(TWO_STAGE_CAFORMER).init, jax.random.key(0), PIXELS)
 
     def loss(variables):
-        model = PoolFormerForImageClassification(CAFORMER, dtype=jnp.bfloat16, kernels=TpuKernels())
+        model = PoolFormerForImageClassification(TWO_STAGE_CAFORMER, dtype=jnp.bfloat16, kernels=TpuKernels())
         return model.apply(variables, PIXELS, jnp.zeros(16, int)).loss
 
     program = jax.export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(shapes).mlir_module()
@@ -173,10 +161,10 @@ def test_blocks_of_a_caformer_use_their_kernels_on_a_tpu(monkeypatch):
 @pytest.mark.slow
 def test_gradients_of_a_network_are_as_near_to_float32_as_the_plain_blocks(monkeypatch):
     monkeypatch.setattr(choice, "_FEWEST_POSITIONS", 1)
-    _, variables = random_variables(CAFORMER)
+    _, variables = random_variables(TWO_STAGE_CAFORMER)
 
     def gradient(kernels, dtype, fused=True):
-        model = PoolFormerForImageClassification(CAFORMER, dtype=dtype, kernels=kernels, fused=fused)
+        model = PoolFormerForImageClassification(TWO_STAGE_CAFORMER, dtype=dtype, kernels=kernels, fused=fused)
 
         def loss(variables):
             rngs = {"dropout": jax.random.key(0)}
@@ -200,7 +188,7 @@ def test_the_passes_of_every_stage_of_a_caformer_are_compared(monkeypatch):
     monkeypatch.setattr(verification, "_compiled_differences", lambda platform: record)
     monkeypatch.setattr(verification, "kernels_for", lambda mesh, batch_axes: TpuKernels(mesh, batch_axes))
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    stages = kernel_stages(CAFORMER, (16, 16), train=True)
+    stages = kernel_stages(TWO_STAGE_CAFORMER, (16, 16), train=True)
     kernels, _ = choose_kernels("auto", mesh, ("data",), jnp.bfloat16, stages, gradients=True)
     assert kernels is not None
     of_first_stage, of_second_stage = [(4, 4, 64)], [(2, 2, 64)]
@@ -225,5 +213,5 @@ def test_a_gpu_without_kernels_for_a_network_leaves_it_to_xla(monkeypatch):
     """Otherwise inference would compute the network as trained instead of the folded one."""
     monkeypatch.setattr(verification, "kernels_for", lambda mesh, batch_axes: GpuKernels(mesh, batch_axes))
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    stages = kernel_stages(CAFORMER, (16, 16), train=False)
+    stages = kernel_stages(TWO_STAGE_CAFORMER, (16, 16), train=False)
     assert choose_kernels("auto", mesh, ("data",), jnp.bfloat16, stages, gradients=False) == (None, None)
