@@ -14,7 +14,8 @@ from jaxtyping import Float, Float32, Num, UInt8
 class Normalization:
     """`(pixels * factor - mean) / std` for each channel.
 
-    A factor of None does not rescale. Mean and std are None, or have an entry for each of `channels`.
+    Without a factor the pixels are not rescaled. Without mean and std they are not normalised. Mean and std have one
+    number for each of the `channels`.
     """
 
     channels: int

@@ -200,10 +200,9 @@ def _open(file: str | os.PathLike[str] | BytesIO, name: str) -> Image.Image:
             raise ImageError(
                 f"There is no image file {name}. URLs are not downloaded. Expected a file, or in Python its bytes."
             )
+        # Pillow reads all of a WebP or AVIF. A TIFF has up to 64 bits a pixel.
         if not isinstance(file, BytesIO) and (reason := why_unreadable(file, 4 * _LARGEST_FILE)) is not None:
-            raise ImageError(
-                f"{name} {reason}."
-            )  # Pillow reads all of a WebP or AVIF; a TIFF has up to 64 bits a pixel
+            raise ImageError(f"{name} {reason}.")
         with open_image(file, name) as image:
             return decode(image, name)
 
