@@ -17,7 +17,7 @@ from rich.console import Console
 
 from convert import display, report
 from convert.conversion import ArrayMapping, check_destination, convert, identify_source
-from poolformer_jax.cli import HelpFormatter, add_network
+from poolformer_jax.cli import HelpFormatter, add_source_options, hub_options
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.messages import MAX_MESSAGE, printable
@@ -115,9 +115,8 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
 
 
 def _open(options: argparse.Namespace) -> tuple[ModelFiles, WeightsFile]:
-    hub = {name: getattr(options, name) for name in ("revision", "cache_dir", "local_files_only")}
-    files = find_model_files(options.source, **hub)
-    return files, open_weights(files.weights, use_ema=options.ema, ignore=options.ignore)
+    files = find_model_files(options.source, **hub_options(options))
+    return files, open_weights(files.weights, use_ema=options.use_ema, ignore=options.ignore)
 
 
 def _verify(source: OpenedModel, destination: Path, mappings: list[ArrayMapping], console: Console) -> "Verification":
@@ -183,12 +182,7 @@ def _parser(program: str, description: str, examples: str) -> argparse.ArgumentP
     parser.add_argument(
         "source", metavar="SOURCE", type=_name, help="a weights file, a folder, or a name on the Hugging Face Hub"
     )
-    parser.add_argument("--ema", action="store_true", help="take the moving average of a training checkpoint's weights")
-    add_network(parser)
-    hub = parser.add_argument_group("the Hugging Face Hub")
-    hub.add_argument("--revision", help="branch, tag or commit")
-    hub.add_argument("--cache-dir", metavar="FOLDER", help="the cache (default: huggingface_hub's)")
-    hub.add_argument("--local-files-only", action="store_true", help="use the cache without asking the Hub")
+    add_source_options(parser)
     return parser
 
 

@@ -10,7 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from poolformer_jax.cli import cam, demo, embed, export, predict, summary, variants, verify
-from poolformer_jax.cli.arguments import HelpFormatter as HelpFormatter, add_network as add_network
+from poolformer_jax.cli.arguments import (
+    HelpFormatter as HelpFormatter,
+    add_source_options as add_source_options,
+    hub_options as hub_options,
+)
 from poolformer_jax.process import INTERRUPTED, error_message, print_error
 from poolformer_jax.version import __version__
 

@@ -41,7 +41,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def add_weights(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """Adds the weights, as `--weights` or as the positional SOURCE."""
+    """Adds the weights, as `--weights` or as the positional SOURCE, and `add_source_options`."""
     explained = "a name on the Hugging Face Hub, a model folder, or a weights file"
     if positional:
         parser.add_argument("source", metavar="SOURCE", help=explained)
@@ -49,11 +49,11 @@ def add_weights(parser: argparse.ArgumentParser, *, positional: bool = False) ->
         parser.add_argument(
             "--weights", metavar="SOURCE", default=DEFAULT_WEIGHTS, help=f"{explained} (default: %(default)s)"
         )
-    add_network(parser)
+    add_source_options(parser)
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """Adds `--variant` and `--ignore`, for weights files that do not describe their network completely."""
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of every command that reads weights: what a file does not determine, and the Hub's."""
     parser.add_argument(
         "--variant",
         metavar="NAME",
@@ -67,15 +67,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="leave out the arrays with these names, such as 'criterion.*'; may be repeated",
     )
-
-
-def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_network` added, as keyword arguments of `open_model`."""
-    return {"variant": arguments.variant, "ignore": arguments.ignore}
-
-
-def add_hub_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for models on the Hugging Face Hub."""
+    parser.add_argument(
+        "--ema", action="store_true", dest="use_ema", help="take the moving average of a training checkpoint's weights"
+    )
     hub = parser.add_argument_group("Hugging Face Hub")
     hub.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
     hub.add_argument("--cache-dir", metavar="FOLDER", help="the Hub's cache (default: huggingface_hub's, HF_HOME)")
@@ -83,8 +77,13 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
     hub.add_argument("--local-files-only", action="store_true", help="use the cache without asking the Hub")
 
 
+def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_source_options` added, as keyword arguments of `open_model`."""
+    return {name: getattr(arguments, name) for name in ("variant", "ignore", "use_ema")} | hub_options(arguments)
+
+
 def hub_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_hub_options` added, as keyword arguments of `open_model`."""
+    """The Hub's options alone, as keyword arguments of `find_model_files`."""
     return {name: getattr(arguments, name) for name in ("revision", "cache_dir", "token", "local_files_only")}
 
 
@@ -127,18 +126,26 @@ def files_of(name: str, recursive: bool = False) -> list[Path | str]:
     return [*files]
 
 
-def add_batch_size(parser: argparse.ArgumentParser) -> None:
-    """Adds the number of images that are computed at once."""
+def add_batches(parser: argparse.ArgumentParser) -> None:
+    """Adds how batches of images are computed."""
     parser.add_argument(
         "--batch-size", type=positive, default=32, metavar="N", help="images computed at once (default: %(default)s)"
     )
-
-
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """Adds the type that feature maps are computed in."""
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type (default: %(default)s)"
     )
+    parser.add_argument(
+        "--compilation-cache", metavar="FOLDER", help="keep compiled programs there, for a faster next start"
+    )
+
+
+def batch_options(arguments: argparse.Namespace, images: int) -> dict[str, Any]:
+    """What `add_batches` added, as keyword arguments of `from_pretrained`."""
+    return {
+        "batch_size": min(arguments.batch_size, images),
+        "dtype": arguments.dtype,
+        "compilation_cache_dir": arguments.compilation_cache,
+    }
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import (
-    add_hub_options,
     add_weights,
-    hub_options,
-    network_options,
+    source_options,
     starting_jax,
     waiting,
 )
@@ -33,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FILE", help="the picture to write (default: IMAGE's name + _cam.png, here)"
     )
-    add_hub_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         from poolformer_jax.inference import VISIBLE_SIDE, GradCam
         from poolformer_jax.weights import build_model, open_model
     with waiting(f"Loading {arguments.weights}"):
-        opened = open_model(arguments.weights, **hub_options(arguments), **network_options(arguments))
+        opened = open_model(arguments.weights, **source_options(arguments))
         model, variables = build_model(opened)
         cam = GradCam(model.config, variables, opened.image_processor)
     label = None if arguments.label is None else label_index(arguments.label, opened.labels)

@@ -8,8 +8,8 @@ from poolformer_jax.cli.arguments import (
     add_runtime,
     add_weights,
     files_of,
-    network_options,
     port,
+    source_options,
     starting_jax,
     waiting,
 )
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         from poolformer_jax.inference import GradCam, ImageClassifier
         from poolformer_jax.weights import build_model, open_model
     with waiting(f"Loading {arguments.weights}"):
-        opened = open_model(arguments.weights, **network_options(arguments))
+        opened = open_model(arguments.weights, **source_options(arguments))
         model, variables = build_model(opened)
         classifier = ImageClassifier(
             model.config, variables, opened.image_processor, batch_size=1, runtime=arguments.runtime

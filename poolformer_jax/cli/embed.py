@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.cli.arguments import (
-    add_batch_size,
-    add_dtype,
-    add_hub_options,
+    add_batches,
     add_images,
     add_weights,
-    hub_options,
+    batch_options,
     image_files,
-    network_options,
+    source_options,
     starting_jax,
     waiting,
 )
@@ -49,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="FILE", required=True, help=f"the file to write; ends in {', '.join(_FORMATS)}"
     )
     parser.add_argument("--feature-maps", action="store_true", help="also the output of every stage (.npz)")
-    add_batch_size(parser)
-    add_dtype(parser)
-    add_hub_options(parser)
+    add_batches(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,10 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         embedder = ImageEmbedder.from_pretrained(
             arguments.weights,
             feature_maps=arguments.feature_maps,
-            dtype=arguments.dtype,
-            batch_size=min(arguments.batch_size, max(len(paths), 1)),
-            **hub_options(arguments),
-            **network_options(arguments),
+            **batch_options(arguments, len(paths)),
+            **source_options(arguments),
         )
     results, embeddings = embedder.stream(paths), []
     for number, path in enumerate(paths, start=1):

@@ -4,11 +4,9 @@ import argparse
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import (
-    add_hub_options,
     add_weights,
-    hub_options,
-    network_options,
     positive,
+    source_options,
     starting_jax,
     waiting,
 )
@@ -20,11 +18,14 @@ EXAMPLE = """  python -m poolformer_jax export sail/poolformer_s12 s12.onnx
   python -m poolformer_jax export runs/digits/model digits.stablehlo
   python -m poolformer_jax export sail/poolformer_s12 s12.xml --dtype float16
 
-The ending chooses the format. Load the first with
-onnxruntime.InferenceSession(FILE), the second with
-jax.export.deserialize(bytes); neither needs this package. Labels and
-preprocessing are in the ONNX metadata and in FILE.json beside the StableHLO.
-Needs: pip install -e '.[export]'"""
+The ending chooses the format, and the library that loads the file:
+  .onnx       onnxruntime.InferenceSession(FILE)
+  .xml        openvino.Core().read_model(FILE)
+  .stablehlo  jax.export.deserialize(bytes)
+
+None needs this package. Labels and preprocessing are in the metadata of ONNX
+and OpenVINO files, and in FILE.json beside StableHLO.
+Needs: pip install -e '.[export]', and openvino for .xml"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--uint8", action="store_true", help="take 8-bit pixels, and normalise them in the network")
     parser.add_argument("--probabilities", action="store_true", help="also give the probabilities")
-    add_hub_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if Path(arguments.file).suffix.lower() not in FORMATS:
         raise InputError(f"{arguments.file}: expected a file that ends in {' or '.join(FORMATS)}.")
     with waiting(f"Loading {arguments.source}"):
-        opened = open_model(arguments.source, **hub_options(arguments), **network_options(arguments))
+        opened = open_model(arguments.source, **source_options(arguments))
         model, variables = build_model(opened)
     size = (arguments.image_size,) * 2 if arguments.image_size else None
     with waiting("Converting, and comparing with the network"):

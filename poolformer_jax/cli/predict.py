@@ -7,16 +7,14 @@ import os
 import sys
 
 from poolformer_jax.cli.arguments import (
-    add_batch_size,
-    add_dtype,
-    add_hub_options,
+    add_batches,
     add_images,
     add_runtime,
     add_weights,
-    hub_options,
+    batch_options,
     image_files,
-    network_options,
     positive,
+    source_options,
     starting_jax,
     waiting,
 )
@@ -43,13 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object per image and line")
     form.add_argument("--csv", action="store_true", help="print a CSV table with one row per image and label")
-    add_batch_size(parser)
-    add_dtype(parser)
+    add_batches(parser)
     add_runtime(parser)
-    parser.add_argument(
-        "--compilation-cache", metavar="FOLDER", help="keep compiled programs there, for a faster next start"
-    )
-    add_hub_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,12 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     with waiting(f"Loading {arguments.weights}"):
         classifier = ImageClassifier.from_pretrained(
             arguments.weights,
-            dtype=arguments.dtype,
             runtime=arguments.runtime,
-            batch_size=min(arguments.batch_size, max(len(paths), 1)),
-            compilation_cache_dir=arguments.compilation_cache,
-            **hub_options(arguments),
-            **network_options(arguments),
+            **batch_options(arguments, len(paths)),
+            **source_options(arguments),
         )
     results = classifier.stream(paths, arguments.top_k)
     failed = 0

@@ -2,9 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from poolformer_jax.cli.arguments import positive, starting_jax, waiting
+from poolformer_jax.cli.arguments import add_source_options, positive, source_options, starting_jax, waiting
 
 if TYPE_CHECKING:
     from poolformer_jax.network import PoolFormerConfig
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a variant (see list), a model folder, a weights file, a config.json, or a name on the Hugging Face Hub",
     )
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="side of the input image (default: 224)")
+    add_source_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     with starting_jax():
         from poolformer_jax.inference import layer_table
     with waiting(f"Reading {arguments.network}"):
-        config = _config(arguments.network)
+        config = _config(arguments.network, **source_options(arguments))
     side = arguments.image_size or config.image_size or 224
     rows = layer_table(config, side, side)
     width = max(len(row.name) for row in rows)
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config(network: str) -> "PoolFormerConfig":
+def _config(network: str, **options: Any) -> "PoolFormerConfig":
     from poolformer_jax.network import VARIANTS, PoolFormerConfig
     from poolformer_jax.weights import is_index, open_model, read_config
 
@@ -52,5 +53,5 @@ def _config(network: str) -> "PoolFormerConfig":
     if network.removeprefix("poolformer_") in VARIANTS or not (path.exists() or "/" in network):
         return PoolFormerConfig.from_variant(network)
     if path.suffix != ".json" or is_index(path):
-        return open_model(network).config
+        return open_model(network, **options).config
     return read_config(path) or open_model(path.parent).config

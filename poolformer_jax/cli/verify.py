@@ -4,10 +4,8 @@ import argparse
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import (
-    add_hub_options,
-    add_network,
-    hub_options,
-    network_options,
+    add_source_options,
+    source_options,
     starting_jax,
     waiting,
 )
@@ -28,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="SOURCE", help="the network: a name on the Hub, a folder, or a file (default: FOLDER)"
     )
-    add_network(parser)
-    add_hub_options(parser)
+    add_source_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not files:
         raise MissingFileError(f"{folder} has no exported file. Expected names that end in {' or '.join(FORMATS)}.")
     with waiting(f"Loading {source}"):
-        model, variables = build_model(open_model(source, **hub_options(arguments), **network_options(arguments)))
+        model, variables = build_model(open_model(source, **source_options(arguments)))
     failed = 0
     for file in files:
         try:
