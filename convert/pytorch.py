@@ -16,12 +16,12 @@ def reason_not_to_compare(source: OpenedModel, head_order: str) -> str | None:
     """Why a network cannot be compared with PyTorch's, in this order of the head; None if it can."""
     if _timm_model(source, head_order) is not None:
         return None
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} not installed"
     config = source.config
+    needed = ("torch", "timm" if config.downsample_norm else "transformers")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        return f"{' and '.join(missing)} not installed"
     if config.downsample_norm:
-        return "timm is not installed, or has no such network; transformers has none of the second paper"
+        return "timm has no such network; transformers has none of the second paper"
     if not set(config.token_mixers) <= {"pooling", "identity"} or any(config.position_embeddings):
         return "transformers has no model with these token mixers"
     return None

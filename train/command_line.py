@@ -173,6 +173,19 @@ def _prepare(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _throughput(arguments: Sequence[str]) -> int:
+    """Images per second of the input pipeline alone.
+
+    If training consumes more, the accelerator waits: add workers, or pack the data set (`prepare`).
+
+    Example:  python -m train throughput --source folder:/data/flowers --workers 8
+    """
+    from train.commands import ThroughputConfig, run_throughput
+
+    run_throughput(config_from_flags(ThroughputConfig, "throughput", _throughput.__doc__ or "", arguments))
+    return 0
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     """Check a recipe, its data and this machine before a long run.
 
@@ -227,6 +240,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "evaluate": ("top-1, top-5 and loss of any model over a whole split", _evaluate),
     "probe": ("linear probe and k-NN on a network's features, without training it", _probe),
     "prepare": ("pack folders or ImageNet's archives for fast random access", _prepare),
+    "throughput": ("images per second of the input pipeline alone", _throughput),
     "show": ("write a sheet of augmented pictures with their targets", _show),
     "doctor": ("check a recipe, its data and this machine before a long run", _doctor),
 }

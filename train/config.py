@@ -108,13 +108,11 @@ class OptimizerConfig:
     schedule_every: Literal["epoch", "step"] = "epoch"
     """Change the learning rate between epochs, as the authors do, or with every step."""
     weight_decay: float = 0.05
-    """Weight decay of parameters with two or more dimensions; none for biases, norms and scales. sgd adds it to the
-    gradient, as torch does; the others decay the weights directly."""
+    """Decay of parameters with two or more dimensions; sgd adds it to the gradient, as torch does."""
     beta1: float = 0.9
     """Decay of the running mean of the gradient; sgd's momentum."""
     beta2: float | None = None
-    """adamw, lamb: decay of the running mean of the squared gradient. None: 0.999. lion: that of the gradient, while
-    beta1 weighs the update. None: 0.99."""
+    """Decay of the mean of the squared gradient (None: 0.999); of lion that of the gradient (None: 0.99)."""
     epsilon: float | None = None
     """adamw, lamb: added to the square root of that mean. None: 1e-8 for adamw, 1e-6 for lamb."""
     clip_norm: float | None = None
@@ -251,13 +249,13 @@ class TrainConfig:
     patience: int | None = None
     """End the run after this many evaluations in a row without a better keep_best. None: train to the end."""
     save_every: int | None = None
-    """Steps between checkpoints. One is also written before each evaluation. Default: one epoch."""
+    """Steps between checkpoints. One is also written before each evaluation. None: one epoch."""
     checkpoint_dir: str | None = None
-    """Folder of the checkpoints, shared by all hosts, or a bucket (gs://...). Default: checkpoints in run_dir."""
+    """Folder of the checkpoints, shared by all hosts, or a bucket (gs://...). None: checkpoints in run_dir."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep."""
     keep_every: int | None = None
-    """Never delete checkpoints of multiples of this step. Default: only the newest are kept."""
+    """Never delete checkpoints of multiples of this step. None: only the newest are kept."""
     max_skipped: int = 20
     """Stop after this many steps in a row without a finite gradient. Their updates are skipped."""
     max_steps: int | None = None

@@ -25,6 +25,7 @@ The ending chooses the format, and the library that loads the file:
 
 None needs this package. Labels and preprocessing are in the metadata of ONNX
 and OpenVINO files, and in FILE.json beside StableHLO.
+
 Needs: pip install -e '.[export]', and openvino for .xml"""
 
 

@@ -13,14 +13,12 @@ import benchmarks.__main__
 import convert.command_line
 import poolformer_jax.cli
 import train.command_line
-import train.commands.throughput
 from paths import ROOT
 from train.command_line import COMMANDS
 from train.recipes import RECIPES
 
 PROGRAMS = {
     "train": train.command_line.main,
-    "train.commands.throughput": train.commands.throughput.main,
     "convert": convert.command_line.main,
     "poolformer_jax": poolformer_jax.cli.main,
     "benchmarks": benchmarks.__main__.main,

@@ -1,4 +1,4 @@
-"""The commands other than training: evaluate, doctor, throughput."""
+"""The commands other than training: evaluate, probe, doctor, show, throughput."""
 
 import lazy_loader
 

@@ -110,6 +110,8 @@ def _check_run_folder(config: TrainConfig, source: Source) -> tuple[Finding, Run
         return Finding("warning", "run folder", run.lost_steps_message(), remedy), run
     if run.newest_step is None:
         return Finding("fine", "run folder", f"{config.run_dir} holds no run yet"), run
+    if run.newest_step >= config.total_steps(len(source)):
+        return Finding("fine", "run folder", f"the run in {config.run_dir} is at its last step, {run.newest_step}"), run
     return Finding("fine", "run folder", f"the run in {config.run_dir} would resume from step {run.newest_step}"), run
 
 

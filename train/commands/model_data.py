@@ -1,31 +1,97 @@
-"""The data that a model is tried on, prepared as by the model's preprocessing."""
+"""A model, and the data that it is tried on, prepared as by the model's preprocessing."""
 
-from typing import Any
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
 
 from poolformer_jax import PoolFormerImageProcessor
+from poolformer_jax.errors import InputError
+from poolformer_jax.fields import check_rules, is_local
+from poolformer_jax.weights import OpenedModel, open_model
 from train.data import DataConfig
+from train.folders import expand_home
+
+_OPEN_OPTIONS = ("variant", "ignore", "use_ema", "revision", "cache_dir", "token", "local_files_only")
 
 
-def data_for_model(
-    processor: PoolFormerImageProcessor, source: str, held_out: float | None, **fields: Any
-) -> DataConfig:
-    """The data `source`, with the size and normalisation of a preprocessing whose results have one size.
+@dataclasses.dataclass(frozen=True)
+class ModelOnData:
+    """The settings that `evaluate` and `probe` share."""
 
-    Args:
-        processor: the model's preprocessing.
-        source: as `DataConfig.source`.
-        held_out: as `DataConfig.held_out`; None for the share that the recipes hold out.
-        fields: further fields of the config.
-    """
-    assert processor.output_size is not None, "the callers check it"
-    mean, std = processor.normalization.unit_mean_and_std()
-    if held_out is None:
-        held_out = 0.2 if source == "digits" else 0.1
-    return DataConfig(
-        source=source,
-        held_out=held_out,
-        image_size=max(processor.output_size),
-        image_mean=tuple(mean),
-        image_std=tuple(std),
-        **fields,
-    )
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), or a file of weights."""
+    data: str
+    """folder:PATH (class folders), labels:FILE, parquet:PATH, tfds:NAME or tfds:PATH, digits, or synthetic."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets. None: TFDS's own."""
+    image_column: str | None = None
+    """Column of the images in labels: and parquet: sources. None: as in training."""
+    label_column: str = "label"
+    """Column of the classes in them."""
+    held_out: float | None = None
+    """Share of every class that makes a missing validation split. None: training's, digits 0.2 and others 0.1."""
+    class_map: Path | None = None
+    """File with the label of each class of the data: a class per line, in order, or JSON {name: label}."""
+    use_ema: bool = False
+    """Take the running mean of the weights, where a checkpoint of PyTorch has one."""
+    variant: str | None = None
+    """The published network, if the arrays do not determine it: poolformer_ln_s12 looks like s12."""
+    ignore: tuple[str, ...] = ()
+    """Names of arrays in the weights file to leave out, as patterns: 'criterion.*'."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the Hub."""
+    cache_dir: Path | None = None
+    """The Hub's cache. None: huggingface_hub's, HF_HOME."""
+    token: str | None = None
+    """For private models. None: the one stored by hf auth login."""
+    local_files_only: bool = False
+    """Use the cache without asking the Hub."""
+    batch_size: int = 256
+    """Images in a step."""
+    output: Path | None = None
+    """Folder for the results."""
+
+    def __post_init__(self) -> None:
+        expand_home(self, "output", "cache_dir")
+        rules = [
+            ("batch_size", self.batch_size >= 1, "a positive number of images"),
+            ("output", is_local(self.output), "a folder of this machine, or of a bucket that is mounted"),
+        ]
+        check_rules(self, rules)
+
+    def open_model(self) -> OpenedModel:
+        """The model, without its weights."""
+        return open_model(self.source, **{name: getattr(self, name) for name in _OPEN_OPTIONS})
+
+    def data_config(self, processor: PoolFormerImageProcessor, source: str | None = None, **fields: Any) -> DataConfig:
+        """The data, with the size and normalisation of the model's preprocessing.
+
+        Args:
+            processor: the preprocessing.
+            source: as `DataConfig.source`; None for `data`.
+            fields: further fields of the config.
+
+        Raises:
+            InputError: if the preprocessing makes images of different sizes.
+        """
+        if processor.output_size is None:
+            raise InputError(
+                f"The preprocessing of {self.source} makes images of different sizes, which cannot be in one batch. "
+                "Expected do_center_crop=True, or a size of height and width without crop_pct."
+            )
+        mean, std = processor.normalization.unit_mean_and_std()
+        source = source or self.data
+        return DataConfig(
+            source=source,
+            held_out=(0.2 if source == "digits" else 0.1) if self.held_out is None else self.held_out,
+            data_dir=self.data_dir,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            class_map=self.class_map,
+            image_size=max(processor.output_size),
+            image_mean=tuple(mean),
+            image_std=tuple(std),
+            **fields,
+        )

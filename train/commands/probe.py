@@ -7,10 +7,9 @@ would learn) and a k-NN classifier to those of the training split.
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
@@ -18,14 +17,14 @@ from scipy.special import log_softmax
 
 from poolformer_jax import ImageEmbedder, PoolFormerConfig, PoolFormerForImageClassification, save_pretrained
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import check_rules, is_local
+from poolformer_jax.fields import check_rules
 from poolformer_jax.files import write_json
 from poolformer_jax.images import ImageError
-from poolformer_jax.weights import OpenedModel, build_model, open_model
-from train.commands.model_data import data_for_model
+from poolformer_jax.weights import OpenedModel, build_model
+from train.commands.model_data import ModelOnData
 from train.compute import Evaluation, Predictions
 from train.data import Source, open_source, read_example
-from train.folders import expand_home, refuse_run_folder
+from train.folders import refuse_run_folder
 from train.report import evaluation_report, write_report_files
 
 # The logit of a class that the training split does not have.
@@ -33,21 +32,9 @@ _NEVER = -1e4
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(ModelOnData):
     """A network, and the data whose classes its features are tried on."""
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A model on the Hub (sail/poolformer_s12), a model folder (runs/digits/model), or a file of weights."""
-    data: str
-    """folder:PATH (class folders), tfds:NAME or tfds:PATH, digits, or synthetic."""
-    data_dir: Path | None = None
-    """Where TFDS keeps its data sets. Default: TFDS's own."""
-    held_out: float | None = None
-    """Share of every class that makes a missing validation split. Default: digits 0.2 and others 0.1."""
-    class_map: Path | None = None
-    """File with the label of each class: a class per line, in order, or JSON {name: label}. Default: sorted."""
-    variant: str | None = None
-    """The published network, if the arrays do not determine it: poolformer_ln_s12 looks like s12."""
     regularization: float = 1.0
     """The linear probe's C, on standardized features: smaller is stronger."""
     neighbors: int = 20
@@ -58,12 +45,10 @@ class ProbeConfig:
     """Folder for the network with the linear probe as its head, a model folder with the report of its evaluation."""
 
     def __post_init__(self) -> None:
-        expand_home(self, "output")
+        super().__post_init__()
         rules = [
             ("regularization", self.regularization > 0, "a positive number"),
             ("neighbors", self.neighbors >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "a positive number of images"),
-            ("output", is_local(self.output), "a folder of this machine, or of a bucket that is mounted"),
         ]
         check_rules(self, rules)
 
@@ -84,12 +69,10 @@ def run_probe(config: ProbeConfig, console: Console) -> ProbeResult:
     from sklearn.neighbors import KNeighborsClassifier
 
     refuse_run_folder(config.source)
-    opened = open_model(config.source, variant=config.variant)
+    opened = config.open_model()
     model, variables = build_model(opened)
     embedder = ImageEmbedder(model.config, variables, opened.image_processor, batch_size=config.batch_size)
-    data = data_for_model(
-        embedder.image_processor, config.data, config.held_out, data_dir=config.data_dir, class_map=config.class_map
-    )
+    data = config.data_config(embedder.image_processor)
     train, held_out = (open_source(data, split) for split in (data.train_split, data.evaluation_split))
     if held_out.class_names != train.class_names:
         raise InputError(f"The splits of {config.data} have different classes. Expected the same ones, or --class-map.")

@@ -43,9 +43,11 @@ def check_host_memory(config: TrainConfig, train: Source, held_out: Source | Non
     if held_out is not None:  # training's workers keep their batches during an evaluation
         size = config.data.evaluation_size
         pools.append(_worker_pool(config, held_out, size, math.ceil(len(held_out) / size)))
-    who = f"{pools[0].workers} data workers"
-    if pools[1:]:
-        who += f", and {pools[1].workers} more for evaluations,"
+    who = (
+        "data workers ("
+        + ", ".join(f"{pool.workers} for {use}" for pool, use in zip(pools, ("training", "evaluations")))
+        + ")"
+    )
     needed = sum(p.batch_bytes * (p.shared_batches + p.private_batches) + p.process_bytes for p in pools)
     free = _available_memory()
     found = f"{who} need about {_format_bytes(needed)} of the {_format_bytes(free)} available"

@@ -13,13 +13,11 @@ from rich.console import Console
 from rich.progress import track
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
-from poolformer_jax.errors import InputError
 from poolformer_jax.export import FORMATS, ExportedFile, open_exported
 from poolformer_jax.network import count_parameters
-from poolformer_jax.weights import build_model, open_model
+from poolformer_jax.weights import build_model
 from train.commands.evaluate_config import EvaluateConfig
 from train.commands.exported_model import LogitsAsPixels, logits_of_batches
-from train.commands.model_data import data_for_model
 from train.compute import (
     AnyEvaluation,
     Classifier,
@@ -72,10 +70,7 @@ class Scorer:
             self._model, variables = LogitsAsPixels(exported.config), dict[str, Any]()
             self.processor, self._labels = exported.image_processor, exported.labels
         else:
-            hub = {name: getattr(config, name) for name in ("revision", "cache_dir", "token", "local_files_only")}
-            opened = open_model(
-                config.source, variant=config.variant, ignore=config.ignore, use_ema=config.use_ema, **hub
-            )
+            opened = config.open_model()
             self._model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
             self.processor, self._labels = opened.image_processor, opened.labels
         if config.preprocessing == "timm":
@@ -164,26 +159,12 @@ def _compare_processes(
 def _data_config(
     config: EvaluateConfig, name: str, processor: PoolFormerImageProcessor, devices: int, problem: Any
 ) -> DataConfig:
-    """The data, normalised as by the model's preprocessing, which resizes and crops the images.
-
-    Raises:
-        InputError: if the preprocessing makes images of different sizes.
-    """
-    if processor.output_size is None:
-        raise InputError(
-            f"The preprocessing of {config.source} makes images of different sizes, which cannot be in one batch. "
-            "Expected do_center_crop=True, or a size of height and width without crop_pct."
-        )
-    data = data_for_model(
+    """The data, normalised as by the model's preprocessing, which resizes and crops the images."""
+    data = config.data_config(
         processor,
         name,
-        config.held_out,
-        data_dir=config.data_dir,
-        image_column=config.image_column,
-        label_column=config.label_column,
         problem_type=problem or "single_label_classification",
         mix=DeviceAugmentation(cutmix=0.0, label_smoothing=0.0),  # unused; regression refuses the defaults
-        class_map=config.class_map,
         evaluation_split=config.split or "validation",
         batch_size=-(-config.batch_size // devices) * devices,
         workers=config.workers,

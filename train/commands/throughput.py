@@ -1,23 +1,19 @@
-"""Images per second of the input pipeline: `python -m train.commands.throughput --source folder:PATH`.
-
-Every field of DataConfig is a flag. Runs only the pipeline and discards its batches. If training consumes more images
-per second, the accelerator waits: add workers, or pack the data set (`python -m train prepare`).
-"""
+"""`python -m train throughput`: images per second of the input pipeline alone, whose batches are discarded."""
 
 import dataclasses
-import sys
 import time
-from collections.abc import Sequence
 
-from poolformer_jax.process import available_cores, error_message, print_error
+import tyro
+
+from poolformer_jax.process import available_cores
 from train.data import Batches, DataConfig, choose_resizer, decodes_regions, open_source, train_batches, worker_count
 
 
 @dataclasses.dataclass(frozen=True)
-class Measurement:
+class ThroughputConfig:
     """What to measure, and how long."""
 
-    data: DataConfig
+    data: tyro.conf.OmitArgPrefixes[DataConfig]
     """The pipeline."""
     rounds: int = 5
     """Number of measurements."""
@@ -25,16 +21,8 @@ class Measurement:
     """Batches per measurement. Before the first one, all prefetched batches are consumed."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measures, prints, and returns the exit code."""
-    import tyro
-
-    measurement = tyro.cli(
-        Measurement,
-        prog="python -m train.commands.throughput",
-        args=list(arguments),
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+def run_throughput(measurement: ThroughputConfig) -> None:
+    """Measures and prints the rate of every round."""
     config = measurement.data
     source = open_source(config, config.train_split)
     workers = worker_count(config, source)
@@ -52,20 +40,9 @@ def main(arguments: Sequence[str]) -> int:
             print(
                 f"{images / seconds:8.0f} images/s   {1e3 * seconds / measurement.batches:8.1f} ms a batch", flush=True
             )
-    return 0
 
 
 def consume(batches: Batches, count: int) -> None:
     """Reads `count` batches and copies their pixels, as a transfer to a device would."""
     for _ in range(count):
         next(batches)["image"].copy()
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Exception as error:
-        if (message := error_message(error)) is None:
-            raise
-        print_error(message)
-        sys.exit(1)

@@ -126,14 +126,13 @@ class DataConfig:
     """The data set, how it is read, and how its images are changed."""
 
     source: str = "digits"
-    """digits, synthetic, folder:PATH (a folder per class), labels:FILE (paths and labels in CSV or JSONL), parquet:PATH
-    (as of Hugging Face datasets), tfds:NAME or tfds:PATH (see `python -m train prepare`)."""
+    """digits, synthetic, folder:PATH (a folder per class), labels:FILE, parquet:PATH, tfds:NAME or tfds:PATH."""
     data_dir: Path | None = None
-    """Folder of TFDS's data sets, for "tfds:NAME". Default: TFDS's."""
+    """Folder of TFDS's data sets, for "tfds:NAME". None: TFDS's."""
     class_map: Path | None = None
-    """File with the class names in the order of their labels: one per line, or JSON {name: label}. Default: sorted."""
+    """File with the class names in the order of their labels: one per line, or JSON {name: label}. None: sorted."""
     image_column: str | None = None
-    """Column of the images. Default: file_name in labels: sources, image in parquet: sources."""
+    """Column of the images. None: file_name in labels: sources, image in parquet: sources."""
     label_column: str = "label"
     """Column of the classes in labels: and parquet: sources. Several targets: their columns, separated by commas."""
     problem_type: ProblemType = "single_label_classification"
@@ -157,7 +156,7 @@ class DataConfig:
     batch_size: int = 1024
     """Images in a training step, over all processes."""
     evaluation_batch_size: int | None = None
-    """Images in an evaluation step, over all processes. Default: batch_size."""
+    """Images in an evaluation step, over all processes. None: batch_size."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """uniform: every image once an epoch. balanced: every class equally often, images of small classes repeatedly."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -165,7 +164,7 @@ class DataConfig:
     seed: int = 42
     """Seed of the order of the images and of every random change made on the host."""
     workers: int | None = None
-    """Worker processes per process of the run; 0: a thread instead. Default: the number of cores minus one."""
+    """Worker processes per process of the run; 0: a thread instead. None: the number of cores minus one."""
     worker_batches: int = 2
     """Batches that every worker prefetches."""
     on_bad_image: Literal["error", "skip"] = "error"

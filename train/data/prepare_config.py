@@ -4,7 +4,9 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from poolformer_jax.fields import check_rules, is_local
 
@@ -16,21 +18,20 @@ _SOURCES = ("folder", "labels", "parquet", "imagenet")
 class PrepareConfig:
     """What to pack, and where."""
 
-    source: str
-    """"folder:PATH" (class folders), "labels:FILE" (CSV or JSONL), "parquet:PATH", or "imagenet:PATH" (the folder of
-    the three archives of ILSVRC2012)."""
-    output: Path
+    source: Annotated[str, tyro.conf.arg(metavar="SOURCE")]
+    """folder:PATH (class folders), labels:FILE, parquet:PATH, or imagenet:PATH (the archives of ILSVRC2012)."""
+    output: Annotated[Path, tyro.conf.arg(metavar="OUTPUT")]
     """Folder for data sets; the result is in NAME/1.0.0 below it."""
     name: str | None = None
-    """Name of the data set. Default: the folder's, or ilsvrc2012."""
+    """Name of the data set. None: the folder's, or ilsvrc2012."""
     held_out: float = 0.1
     """Share of every class for validation if the source has no validation split."""
     image_column: str | None = None
-    """Column of the images. Default: file_name in labels: sources, image in parquet: sources."""
+    """Column of the images. None: file_name in labels: sources, image in parquet: sources."""
     label_column: str = "label"
     """Column of the classes in labels: and parquet: sources."""
     class_map: Path | None = None
-    """File with the class names in the order of their labels: one per line, or JSON {name: label}. Default: sorted."""
+    """File with the class names in the order of their labels: one per line, or JSON {name: label}. None: sorted."""
     images_per_shard: int = 1024
     """Images in a file. A thousand photographs of ImageNet make 120 MB."""
     threads: int = 8

@@ -196,9 +196,9 @@ def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Se
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, **text)
     axes.set_yticks(ticks, names, **text)
-    axes.set_xlabel(f"most probable class{order}")
-    axes.set_ylabel("right class")
-    axes.set_title(f"{evaluation.top1:.2%} of {evaluation.examples:,} images right")
+    axes.set_xlabel(f"predicted class{order}")
+    axes.set_ylabel("true class")
+    axes.set_title(f"Top-1 accuracy {evaluation.top1:.2%} ({evaluation.examples:,} images)")
     if len(names) <= 20:
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.5 else "black"

@@ -62,12 +62,12 @@ def in_megabytes(config):
 
 def test_the_workers_of_an_evaluation_are_counted_beside_the_trainings(folder, tmp_path):
     needed, found = in_megabytes(of_folder(folder, tmp_path, data__workers=2))
-    assert found.startswith("2 data workers, and 2 more for evaluations, need about ")
+    assert found.startswith("data workers (2 for training, 2 for evaluations) need about ")
     assert needed >= 4 * 150
     # All images in one batch are one worker's.
     batch = 8008 * 16 * 16 / 1e6
     other, found = in_megabytes(of_folder(folder, tmp_path, data__workers=2, data__evaluation_batch_size=8008))
-    assert found.startswith("2 data workers, and 1 more for evaluations, need about ")
+    assert found.startswith("data workers (2 for training, 1 for evaluations) need about ")
     # One worker has 2 + 2 ready, 2 to hand on and 2 in the making, and one is in use; what two had of 8 is nothing.
     assert other - needed == pytest.approx(9 * batch - 150, abs=0.2)
 

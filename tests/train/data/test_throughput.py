@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from paths import ROOT
-from train.commands import throughput
+from train.command_line import main
 
 SMALL = ["--source", "synthetic", "--synthetic-examples", "64", "--image-size", "32", "--batch-size", "8"]
 
 
 def test_it_prints_a_rate_for_every_round(capsys):
-    assert throughput.main([*SMALL, "--rounds", "2", "--batches", "1"]) == 0
+    assert main(["throughput", *SMALL, "--rounds", "2", "--batches", "1"]) == 0
     first, second, *rounds = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"64 images, 0 worker processes on \d+ cores", first)
     assert re.fullmatch("(nvImageCodec|Pillow) decodes JPEGs, (cykooz-resizer|Pillow) resizes", second)
