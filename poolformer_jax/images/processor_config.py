@@ -137,5 +137,5 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
             return timm
     raise MissingFileError(
         f"{source} has no {PREPROCESSOR_CONFIG}, and no config.json of timm with a pretrained_cfg. Expected one of "
-        "them beside the weights; PoolFormerImageProcessor(...).save_pretrained(folder) writes it."
+        "them beside the weights, or PoolFormerImageProcessor.for_variant('caformer_s18') for a published network."
     )

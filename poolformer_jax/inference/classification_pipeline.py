@@ -9,7 +9,6 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
@@ -20,10 +19,9 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.from_pretrained import not_picklable
 from poolformer_jax.inference.program import Apply, BatchProgram, fastest_network, normalized
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, checked_image_size
-from poolformer_jax.network import PoolFormerConfig, check_dtype, describe_network
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_options
+from poolformer_jax.network import PoolFormerConfig, describe_network
 from poolformer_jax.network.fused import KernelMode
-from poolformer_jax.process import available_cores
 from poolformer_jax.weights import (
     FlaxPoolFormerForImageClassification,
     build_model,
@@ -58,10 +56,7 @@ class ImageClassificationPipeline:
         top_k: int | None,
         function_to_apply: FunctionToApply | None,
     ) -> None:
-        devices, threads = jax.local_devices(), available_cores()
-        check_dtype(dtype)
-        check_at_least_one(batch_size=batch_size)
-        image_size = checked_image_size(config, image_processor)
+        devices, threads, image_size = check_options(config, image_processor, dtype, batch_size, None, None)
         if config.num_labels == 0:
             raise InputError("The network has no head (num_labels=0): expected a label. Use ImageEmbedder instead.")
         mesh = Mesh(np.asarray(devices), ("batch",))

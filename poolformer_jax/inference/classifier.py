@@ -1,7 +1,7 @@
 """`ImageClassifier`: images in, labels out, compiled once per batch size."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, overload
 
@@ -16,10 +16,9 @@ from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcesso
 from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.program import CompiledClassifier
 from poolformer_jax.inference.runtimes import RuntimeClassifier, check_runtime
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, checked_image_size
-from poolformer_jax.network import PoolFormerConfig, check_dtype, check_has_probabilities, describe_network
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_options
+from poolformer_jax.network import PoolFormerConfig, check_has_probabilities, describe_network
 from poolformer_jax.network.fused import KernelMode
-from poolformer_jax.process import available_cores, check_not_forked
 from poolformer_jax.weights import class_names
 
 
@@ -78,7 +77,6 @@ class ImageClassifier(FromPretrained):
         decode_threads: int | None = None,
         runtime: str = "jax",
     ) -> None:
-        check_not_forked()
         check_runtime(
             runtime,
             dtype=dtype not in ("float32", jnp.float32),
@@ -86,14 +84,10 @@ class ImageClassifier(FromPretrained):
             kernels=kernels == "on",
             devices=devices is not None,
         )
-        devices = jax.local_devices() if devices is None else devices
-        threads = available_cores() if decode_threads is None else decode_threads
+        devices, threads, _ = check_options(config, image_processor, dtype, batch_size, devices, decode_threads)
         named = config if id2label is None else config.with_changes(id2label=id2label, num_labels=config.num_labels)
         names = class_names(named)
-        check_dtype(dtype)
         check_has_probabilities(config)
-        checked_image_size(config, image_processor)
-        check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
         self.config = config
         self.image_processor = image_processor
         self.id2label = names
@@ -152,7 +146,7 @@ class ImageClassifier(FromPretrained):
         check_at_least_one(top_k=top_k)
         return self._most_probable(self._images.one(images), top_k)
 
-    def stream(self, images: Iterable[ImageLike], top_k: int = 5) -> Iterator[list[Prediction] | ImageError]:
+    def stream(self, images: Iterable[ImageLike], top_k: int = 5) -> Generator[list[Prediction] | ImageError]:
         """As `__call__`, for any number of images, one result at a time in the order given.
 
         At most four batches are in memory: one being decoded, one complete, two on the devices. The first result comes

@@ -17,16 +17,13 @@ from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.jax_operations import folded_features, folded_head, in_parts
 from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized, working_kernels
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, checked_image_size
+from poolformer_jax.inference.streaming import ImageStream, check_options
 from poolformer_jax.network import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
-    check_dtype,
     check_variables,
-    describe_network,
 )
 from poolformer_jax.network.fused import KernelMode
-from poolformer_jax.process import available_cores, check_not_forked
 
 
 class Embedding(NamedTuple):
@@ -72,12 +69,9 @@ class ImageEmbedder(FromPretrained):
         devices: Sequence[jax.Device] | None = None,
         decode_threads: int | None = None,
     ) -> None:
-        check_not_forked()
-        devices = jax.local_devices() if devices is None else devices
-        threads = available_cores() if decode_threads is None else decode_threads
-        check_dtype(dtype)
-        check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
-        image_size = checked_image_size(config, image_processor)
+        devices, threads, image_size = check_options(
+            config, image_processor, dtype, batch_size, devices, decode_threads
+        )
         headless, backbone = _without_head(config, variables)
         check_variables(headless, backbone)
         mesh = Mesh(np.asarray(devices), ("batch",))
@@ -91,10 +85,12 @@ class ImageEmbedder(FromPretrained):
         program = BatchProgram(apply, params, batch_size, devices)
         self.config = config
         self.image_processor = image_processor
+        self.batch_sizes = program.batch_sizes
         self._images = ImageStream(program, image_processor, threads)
 
-    def __repr__(self) -> str:
-        return f"ImageEmbedder({describe_network(self.config)})"
+    def warm_up(self) -> None:
+        """Compiles the program of every batch size, so that no later call waits for it."""
+        self._images.warm_up()
 
     def __call__(self, images: ImageLike) -> Any:
         """The features of one image or of several.

@@ -9,6 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import PoolFormerImageProcessor
+from poolformer_jax.network import PoolFormerConfig, describe_network
 from poolformer_jax.weights import build_model, open_model
 
 # The options of `from_pretrained` that are passed to `open_model`.
@@ -25,7 +26,11 @@ def not_picklable(self: object) -> NoReturn:
 class FromPretrained:
     """The base of classes whose constructors take a config, variables, an image processor, and options."""
 
+    config: PoolFormerConfig
     __reduce__ = not_picklable
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe_network(self.config)})"
 
     @classmethod
     def from_pretrained(

@@ -4,13 +4,14 @@ import collections
 import itertools
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
 import jax
 import numpy as np
+from flax.typing import Dtype
 from jaxtyping import UInt8
 
 from poolformer_jax.errors import InputError
@@ -18,8 +19,8 @@ from poolformer_jax.fields import INTEGER
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import BatchProgram
 from poolformer_jax.inference.runtimes import RuntimeClassifier
-from poolformer_jax.network import PoolFormerConfig
-from poolformer_jax.process import check_not_forked
+from poolformer_jax.network import PoolFormerConfig, check_dtype
+from poolformer_jax.process import available_cores, check_not_forked
 
 
 class ImageStream:
@@ -29,12 +30,11 @@ class ImageStream:
         self, program: BatchProgram | RuntimeClassifier, image_processor: PoolFormerImageProcessor, decode_threads: int
     ) -> None:
         self._program, self._image_processor, self._decode_threads = program, image_processor, decode_threads
-        check_not_forked()
 
     def warm_up(self) -> None:
         """Computes a batch of every size, which compiles its program."""
         size = self._image_processor.output_size
-        assert size is not None, "checked_image_size checks it"
+        assert size is not None, "check_options checks it"
         blank = np.zeros((*size, self._image_processor.num_channels), np.uint8)
         for images in self._program.batch_sizes:
             jax.block_until_ready(self._program([blank] * images))
@@ -129,13 +129,33 @@ def _row(output: Any, index: int) -> Any:
     return jax.tree.map(lambda rows: rows[index], output)
 
 
+def check_options(
+    config: PoolFormerConfig,
+    image_processor: PoolFormerImageProcessor,
+    dtype: Dtype,
+    batch_size: int,
+    devices: Sequence[jax.Device] | None,
+    decode_threads: int | None,
+) -> tuple[Sequence[jax.Device], int, tuple[int, int]]:
+    """The devices, the number of threads, and height and width of the images; None stands for the default.
+
+    Raises InputError for options or preprocessing that do not fit the network, or in a process that was forked.
+    """
+    check_not_forked()
+    devices = jax.local_devices() if devices is None else devices
+    threads = available_cores() if decode_threads is None else decode_threads
+    check_dtype(dtype)
+    check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
+    return devices, threads, _image_size(config, image_processor)
+
+
 def check_at_least_one(**counts: int) -> None:
     """Raises InputError unless all of the numbers are whole and at least 1."""
     if wrong := [f"{name}={count!r}" for name, count in counts.items() if not (INTEGER.accepts(count) and count >= 1)]:
         raise InputError(f"{', '.join(wrong)}: expected a whole number, at least 1.")
 
 
-def checked_image_size(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor) -> tuple[int, int]:
+def _image_size(config: PoolFormerConfig, image_processor: PoolFormerImageProcessor) -> tuple[int, int]:
     """Height and width of the images that the preprocessing makes.
 
     Raises InputError, naming every reason, unless the network takes these images.

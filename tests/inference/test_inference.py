@@ -16,6 +16,7 @@ from PIL import Image
 
 from paths import TESTS
 from poolformer_jax import (
+    ImageEmbedder,
     PoolFormerConfig,
     PoolFormerImageProcessor,
     WeightsMismatch,
@@ -107,8 +108,9 @@ def test_a_mixed_stream_stays_in_order_and_compiles_a_bounded_number_of_programs
     assert len(compilations) - before <= len(classifier.batch_sizes) - 1
 
 
-def test_after_warm_up_no_batch_compiles(compilations):
-    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=4, devices=jax.devices()[:1])
+@pytest.mark.parametrize("kind", [ImageClassifier, ImageEmbedder])
+def test_after_warm_up_no_batch_compiles(kind, compilations):
+    classifier = kind(CONFIG, VARIABLES, PROCESSOR, batch_size=4, devices=jax.devices()[:1])
     classifier.warm_up()
     before = len(compilations)
     assert before >= len(classifier.batch_sizes) == 2

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import east_asian_width
@@ -109,16 +109,14 @@ def draw_scatter(predictions: Predictions, names: Sequence[str], path: Path) -> 
 def _paint_scatter(predictions: Predictions, names: Sequence[str]) -> Any:
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    names = list(map(_short, names))
-    fonts = _fonts_for("".join(names))
-    style = {"family": fonts} if fonts else {}
+    texts, style = _labels(dict(enumerate(map(_short, names))))
     figure = _figure(3 * columns, 3 * rows)
-    for column, name in enumerate(names):
+    for column, text in texts.items():
         axes = figure.add_subplot(rows, columns, column + 1)
         right, answers = predictions.label[:, column], predictions.logits[:, column]
         axes.axline((right.mean(), right.mean()), slope=1, color="tab:gray", linewidth=1)
         axes.scatter(right, answers, s=8, alpha=min(1, max(0.1, 300 / len(right))), linewidths=0, rasterized=True)
-        axes.set_title(str(column) if fonts is None else name, parse_math=False, **style)
+        axes.set_title(text, **style)
         axes.set(xlabel="target", ylabel="prediction")
         axes.grid(alpha=0.3)
     return figure
@@ -132,23 +130,20 @@ def draw_sheet(pictures: Sequence[Any], captions: Sequence[Sequence[tuple[str, s
         captions: of each picture up to two lines, each a class's name and its value.
         path: of the PNG.
     """
-    lines = [[f"{_short(name)}: {value}" for name, value in caption] for caption in captions]
-    fonts = _fonts_for("".join(line for caption in lines for line in caption))
-    _draw(path, lambda: _paint_sheet(pictures, ["\n".join(caption) for caption in lines], fonts or []))
+    lines = ["\n".join(f"{_short(name)}: {value}" for name, value in caption) for caption in captions]
+    _draw(path, lambda: _paint_sheet(pictures, lines, _labels(dict(enumerate(lines)))[1]))
 
 
 def _paint_mistakes(
     pictures: Sequence[Any], answers: Sequence[tuple[int, int, float]], class_names: Sequence[str]
 ) -> Any:
     labels = {label for right, answer, _ in answers for label in (right, answer)}
-    names = {label: _short(class_names[label]) for label in labels}
-    if (fonts := _fonts_for("".join(names.values()))) is None:
-        names, fonts = {label: str(label) for label in names}, []
+    names, style = _labels({label: _short(class_names[label]) for label in labels})
     captions = [f"{names[answer]}: {probability:.0%}\ntarget: {names[right]}" for right, answer, probability in answers]
-    return _paint_sheet(pictures, captions, fonts)
+    return _paint_sheet(pictures, captions, style)
 
 
-def _paint_sheet(pictures: Sequence[Any], captions: Sequence[str], fonts: Sequence[str]) -> Any:
+def _paint_sheet(pictures: Sequence[Any], captions: Sequence[str], style: Mapping[str, Any]) -> Any:
     columns = min(6, len(pictures))
     rows = -(-len(pictures) // columns)
     figure = _figure(1.5 * columns, 1.875 * rows)
@@ -157,8 +152,7 @@ def _paint_sheet(pictures: Sequence[Any], captions: Sequence[str], fonts: Sequen
         left, top = place % columns, 1.25 * (place // columns)
         edges = (left + 0.04, left + 0.96, top + 1.21, top + 0.29)
         axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, extent=edges)
-        style = {"family": fonts} if fonts else {}
-        axes.text(left + 0.5, top + 0.27, text, ha="center", fontsize=7, parse_math=False, clip_on=True, **style)
+        axes.text(left + 0.5, top + 0.27, text, ha="center", fontsize=7, clip_on=True, **style)
     axes.set(xlim=(0, columns), ylim=(1.25 * rows, 0), aspect="equal")
     axes.set_axis_off()
     return figure
@@ -178,24 +172,17 @@ def _drawable(name: str) -> str:
 
 
 def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Sequence[str]) -> Any:
-    # Without parse_math=False a dollar sign starts a formula.
-    names = [_drawable(name) for name in class_names]
-    fonts, order = _fonts_for("".join(names)), ""
-    if fonts is None:
-        names, fonts, order = (
-            [str(number) for number in range(len(names))],
-            [],
-            " (number: its order in evaluation.json)",
-        )
-    text = {"parse_math": False, **({"family": fonts} if fonts else {})}
+    drawable = dict(enumerate(map(_drawable, class_names)))
+    labels, style = _labels(drawable)
+    names, order = list(labels.values()), "" if labels == drawable else " (number: its order in evaluation.json)"
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.5 + 0.38 * len(names)
     figure = _figure(side + 1, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, **text)
-    axes.set_yticks(ticks, names, **text)
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, **style)
+    axes.set_yticks(ticks, names, **style)
     axes.set_xlabel(f"predicted class{order}")
     axes.set_ylabel("true class")
     axes.set_title(f"Top-1 accuracy {evaluation.top1:.2%} ({evaluation.examples:,} images)")
@@ -205,6 +192,14 @@ def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Se
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8, format=lambda value, _: f"{value:.0%}")
     return figure
+
+
+def _labels(names: Mapping[int, str]) -> tuple[Mapping[int, str], dict[str, Any]]:
+    """The names and the style of text that draws them; their numbers if no installed font has every character."""
+    style: dict[str, Any] = {"parse_math": False}  # otherwise a dollar sign starts a formula
+    if (fonts := _fonts_for("".join(names.values()))) is None:
+        return {number: str(number) for number in names}, style
+    return names, style | ({"family": fonts} if fonts else {})
 
 
 def _fonts_for(text: str) -> list[str] | None:

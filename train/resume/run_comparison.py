@@ -109,10 +109,8 @@ def current_fields(saved: dict[str, Any], config: TrainConfig) -> tuple[dict[str
         values: by full name ("data.seed"); a field that the other version did not have has its default.
         unknown: fields that this version does not have, as "name: value".
     """
-    values, fields = (
-        flatten_fields(as_json(_defaults(config))) | flatten_fields(saved),
-        flatten_fields(config.to_dict()),
-    )
+    values = flatten_fields(as_json(_defaults(config))) | flatten_fields(saved)
+    fields = flatten_fields(config.to_dict())
     known = {name: value for name, value in values.items() if name in fields}
     return known, [f"{printable(name)}: {short_repr(value)}" for name, value in values.items() if name not in fields]
 
