@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from poolformer_jax.cli import HelpFormatter
 from poolformer_jax.errors import PoolFormerError
 from poolformer_jax.process import INTERRUPTED, error_message, print_error
 from poolformer_jax.version import __version__
@@ -73,9 +74,9 @@ def _parse(arguments: list[str]) -> tuple[str, list[str]]:
         usage="python -m benchmarks NAME [options]",
         description="Compares this package with other libraries; prints a table and writes JSON.",
         epilog=f"benchmarks:\n{names}\n\nexample:\n  python -m benchmarks cpu-inference --variants s12 --batches 1\n\n"
-        "Options of one benchmark: python -m benchmarks tpu --help\n"
+        "Options of one benchmark: python -m benchmarks tpu --help\n\n"
         "Install: pip install -e '.[bench]'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"poolformer-jax {__version__}")
     parser.add_argument("name", metavar="NAME", help="which benchmark")

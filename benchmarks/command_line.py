@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from poolformer_jax.cli import HelpFormatter
+
 
 def make_parser(name: str, description: str | None, example: str) -> argparse.ArgumentParser:
     """A parser for the benchmark `name`, with an example command and the flag `--json`.
@@ -15,7 +17,7 @@ def make_parser(name: str, description: str | None, example: str) -> argparse.Ar
         prog=f"python -m benchmarks {name}",
         description=description,
         epilog=f"example:\n  python -m benchmarks {name} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     path = Path("runs", "benchmarks", f"{name}.json")
     parser.add_argument(
@@ -30,6 +32,14 @@ def add_turns(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> N
     parser.add_argument(
         "--seconds", type=float, default=seconds, help=f"length of a turn; at least one call (default: {seconds:g})"
     )
+
+
+def add_compilation(parser: argparse.ArgumentParser) -> None:
+    """Adds what to compile, and what to show of it."""
+    parser.add_argument("--plain", action="store_true", help="compile the blocks as the paper writes them")
+    parser.add_argument("--no-kernels", action="store_true", help="compile everything by XLA")
+    parser.add_argument("--top", type=int, metavar="N", default=12, help="costly instructions to list (default: 12)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="also write the compiled programs to this file")
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

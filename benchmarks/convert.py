@@ -130,6 +130,8 @@ def _print(console: Console, variant: str, measurements: list[Measurement]) -> N
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("convert", __doc__, example="--runs 5")
-    parser.add_argument("--variant", choices=SIZES, default="m48", help="network to time (default: m48)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each conversion (default: 3)")
+    parser.add_argument(
+        "--variant", choices=SIZES, metavar="NAME", default="m48", help="network to time (default: m48)"
+    )
+    parser.add_argument("--runs", type=int, metavar="N", default=3, help="runs of each conversion (default: 3)")
     return parser

@@ -117,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         default=["s12", "m36"],
         help="networks, such as s12 and caformer_s18 (default: s12 m36)",
     )
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="images per call (default: 1 16)")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, metavar="N", default=[1, 16], help="images per call (default: 1 16)"
+    )
     command_line.add_turns(parser, rounds=9, seconds=1.0)
     return parser

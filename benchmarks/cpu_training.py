@@ -68,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         default="s12",
         help="a network, such as s12 or caformer_s18 (default: s12)",
     )
-    parser.add_argument("--batch", type=int, default=16, help="images per step (default: 16)")
+    parser.add_argument("--batch", type=int, metavar="N", default=16, help="images per step (default: 16)")
     command_line.add_turns(parser, rounds=7, seconds=1.0)
     return parser

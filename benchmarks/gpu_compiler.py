@@ -20,7 +20,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -165,12 +164,9 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("gpu-compiler", __doc__, example="--variants s12 m36 --work training")
-    parser.add_argument("--variants", nargs="+", choices=SIZES, default=["s12"], help="default: s12")
+    parser.add_argument("--variants", nargs="+", choices=SIZES, metavar="NAME", default=["s12"], help="default: s12")
     parser.add_argument("--work", nargs="+", choices=_LOWER, default=[*_LOWER], help="default: both")
-    parser.add_argument("--batch", type=int, default=256, help="images per call (default: 256)")
+    parser.add_argument("--batch", type=int, metavar="N", default=256, help="images per call (default: 256)")
     parser.add_argument("--gpu", choices=TARGETS, default="NVIDIA H200", help="default: NVIDIA H200")
-    parser.add_argument("--plain", action="store_true", help="compile the blocks as the paper writes them")
-    parser.add_argument("--no-kernels", action="store_true", help="compile everything by XLA")
-    parser.add_argument("--top", type=int, default=12, metavar="N", help="costly kernels to list (default: 12)")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="also write the compiled programs to this file")
+    command_line.add_compilation(parser)
     return parser

@@ -250,8 +250,10 @@ def show(console: Console, title: str, results: Sequence[Result]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("input-pipeline", __doc__, example="--rounds 3 --images 16")
-    parser.add_argument("--tensorflow-python", default=sys.executable, help="Python with tensorflow")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each pipeline (default: 7)")
-    parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} per turn (default: 16)")
-    parser.add_argument("--images", type=int, default=64, help="different JPEGs per set (default: 64)")
+    parser.add_argument("--tensorflow-python", metavar="FILE", default=sys.executable, help="Python with tensorflow")
+    parser.add_argument("--rounds", type=int, metavar="N", default=7, help="turns of each pipeline (default: 7)")
+    parser.add_argument(
+        "--batches", type=int, metavar="N", default=16, help=f"batches of {BATCH} per turn (default: 16)"
+    )
+    parser.add_argument("--images", type=int, metavar="N", default=64, help="different JPEGs per set (default: 64)")
     return parser

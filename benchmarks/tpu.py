@@ -98,16 +98,21 @@ def _packages(parsed: argparse.Namespace) -> tuple[str, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("tpu", __doc__, example="--topology v5e:16x16 --work training")
-    parser.add_argument("--topology", nargs="+", default=["v5e:4x4"], help="v5e:4x4, v5e:16x16, v6e:4x4, ...")
-    parser.add_argument("--slices", type=int, default=1, help="slices of that topology in one run (default 1)")
-    parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="what to compile")
-    parser.add_argument("--variant", choices=VARIANTS, default="s12", help="network (default s12)")
-    parser.add_argument("--images-per-chip", type=int, default=64, help="images per chip (default 64)")
-    parser.add_argument("--plain", action="store_true", help="compile the blocks as the paper writes them")
-    parser.add_argument("--no-kernels", action="store_true", help="compile everything by XLA")
+    parser.add_argument(
+        "--topology",
+        nargs="+",
+        metavar="NAME",
+        default=["v5e:4x4"],
+        help="also v5e:16x16, v6e:4x4, ... (default: v5e:4x4)",
+    )
+    parser.add_argument(
+        "--slices", type=int, metavar="N", default=1, help="slices of that topology in one run (default: 1)"
+    )
+    parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="default: both")
+    parser.add_argument("--variant", choices=VARIANTS, metavar="NAME", default="s12", help="network (default: s12)")
+    parser.add_argument("--images-per-chip", type=int, metavar="N", default=64, help="images per chip (default: 64)")
     parser.add_argument("--peer", choices=["torchax"], help="compile timm's network through torchax instead of ours")
-    parser.add_argument("--top", type=int, default=12, help="costly instructions to list (default 12)")
-    parser.add_argument("--text", type=Path, help="also write the compiled programs to this file")
+    command_line.add_compilation(parser)
     return parser
 
 
