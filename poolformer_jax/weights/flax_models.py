@@ -4,6 +4,7 @@ Source: transformers 4.57, modeling_flax_utils.py and models/vit/modeling_flax_v
 pure functions of parameters and pixels; a model here only holds parameters, and reads and writes them.
 """
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from jaxtyping import PRNGKeyArray
 
 from poolformer_jax import hub
 from poolformer_jax.errors import InputError
+from poolformer_jax.hub import NotInCache
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.network import (
     CONSTANTS,
@@ -64,6 +66,7 @@ class _FlaxPoolFormer:
         self.config, self.dtype = config, dtype
         self.input_shape = input_shape or (1, side, side, config.num_channels)
         self.module = self.module_class(config, dtype=dtype)
+        self._image_processor: PoolFormerImageProcessor | None = None  # the one saved with the weights
         self._params: Params | None = None
         if _do_init:
             self._params = self.init_weights(jax.random.key(seed), self.input_shape)
@@ -133,6 +136,8 @@ class _FlaxPoolFormer:
         )
         model = cls((config or opened.config).with_changes(**changes), dtype=dtype, _do_init=False)
         params = jax.tree.map(jnp.asarray, model._read_params(opened, ignore_mismatched_sizes, seed))
+        with contextlib.suppress(NotInCache):
+            model._image_processor = opened.saved_image_processor
         if not _do_init:
             return model, params
         model.params = params
@@ -216,11 +221,13 @@ class _FlaxPoolFormer:
             params: the parameters; None for the model's.
             push_to_hub: also upload it, to `repo_id` of `hub_options` or a repository with the folder's name.
             layout: "jax", or "hf" for a folder that PoolFormer in `transformers` reads.
-            image_processor: the preprocessing to save; None for that of the published variant of this architecture.
+            image_processor: the preprocessing to save; None for the one that `from_pretrained` found, or else that of
+                the published variant of this architecture.
             metrics: measured quality of the weights by name, for the model card: {"top-1 accuracy, %": 77.2}.
             hub_options: as in `push_to_hub`.
         """
         params = self.to_fp32(self.params if params is None else params)
+        image_processor = image_processor or self._image_processor
         views = stored_views(self.config, {"params": params}, layout, classifier=self._has_head)
         arrays = (array for _, array in views)
         write_model(folder, self.config, layout, arrays, image_processor, metrics, classifier=self._has_head)

@@ -15,6 +15,7 @@ from poolformer_jax import (
     FlaxPoolFormerModel,
     MetaFormerConfig,
     PoolFormerConfig,
+    PoolFormerImageProcessor,
     WeightsMismatch,
     load_pretrained,
 )
@@ -156,6 +157,13 @@ def test_a_model_is_uploaded_as_it_is_saved(model, monkeypatch, tmp_path):
     model.save_pretrained(tmp_path / "mine", push_to_hub=True)
     assert uploads == [("me/model", {"private": True}), ("mine", {})]
     assert PoolFormerConfig.from_pretrained(tmp_path / "uploaded") == CONFIG
+
+
+def test_a_loaded_model_is_saved_with_its_preprocessing(model, tmp_path):
+    processor = PoolFormerImageProcessor(crop_pct=0.5)
+    model.save_pretrained(tmp_path / "loaded", image_processor=processor)
+    FlaxPoolFormerForImageClassification.from_pretrained(tmp_path / "loaded").save_pretrained(tmp_path / "saved")
+    assert PoolFormerImageProcessor.from_pretrained(tmp_path / "saved") == processor
 
 
 def test_a_config_says_what_the_arrays_do_not_and_may_have_other_classes(tmp_path):
