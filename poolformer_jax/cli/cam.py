@@ -1,7 +1,6 @@
 """`cam`: the overlay of Grad-CAM on an image."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from poolformer_jax.cli.arguments import (
@@ -42,27 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
         from PIL import Image
 
         from poolformer_jax.inference import VISIBLE_SIDE, GradCam
-        from poolformer_jax.weights import build_model, open_model
     with waiting(f"Loading {arguments.weights}"):
-        opened = open_model(arguments.weights, **source_options(arguments))
-        model, variables = build_model(opened)
-        cam = GradCam(model.config, variables, opened.image_processor)
-    label = None if arguments.label is None else label_index(arguments.label, opened.labels)
+        cam = GradCam.from_pretrained(arguments.weights, **source_options(arguments))
     with waiting(f"Explaining {arguments.image}"):
-        explanation = cam(arguments.image, label)
+        explanation = cam(arguments.image, arguments.label)
         with replace_atomically(output) as temporary:
             Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
-    print(f"{output}: {printable(opened.labels[explanation.label])}, {100 * explanation.probability:.1f} %")
+    print(f"{output}: {printable(cam.id2label[explanation.label])}, {100 * explanation.probability:.1f} %")
     return 0
-
-
-def label_index(label: str, names: Mapping[int, str]) -> int:
-    """The index of the class with the name or index `label`."""
-    matches = [index for index, name in names.items() if label in (name, *name.split(", "))]
-    if len(matches) > 1:  # two classes of ImageNet are called "crane"
-        raise InputError(f"The classes {' and '.join(map(str, matches))} are both called {label!r}. Give the index.")
-    if matches:
-        return matches[0]
-    if label.isdecimal() and int(label) in names:
-        return int(label)
-    raise InputError(f"There is no class {label!r}. Expected a name or an index from 0 to {len(names) - 1}.")

@@ -7,6 +7,7 @@ so that the map explains the prediction of `ImageClassifier`.
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
 from poolformer_jax.network import PoolFormerConfig, check_has_probabilities, probabilities
+from poolformer_jax.weights import class_names
 
 # Shorter side, in pixels, that overlays of smaller images are enlarged to: the input of the published networks.
 VISIBLE_SIDE = 224
@@ -68,20 +70,23 @@ class GradCam(FromPretrained):
         check_has_probabilities(config)
         self.config = config
         self.image_processor = image_processor
+        self.id2label = class_names(config)
         self._params = fold(config, variables)
         self._explain = jax.jit(partial(_explain, config))
 
-    def __call__(self, image: ImageLike, label: int | None = None) -> Explanation:
+    def __call__(self, image: ImageLike, label: int | str | None = None) -> Explanation:
         """Explains one image.
 
         Args:
             image: anything that `PoolFormerImageProcessor.read` takes.
-            label: index of the class to explain; by default the most probable one.
+            label: index or name of the class to explain; by default the most probable one.
 
         Raises:
             ImageError: if the image cannot be read.
-            ValueError: if `label` is not the index of a class.
+            ValueError: if `label` is not the index or the name of one class.
         """
+        if isinstance(label, str):
+            label = label_index(label, self.id2label)
         if label is not None and not 0 <= label < self.config.num_labels:
             raise InputError(f"label={label}. Expected an index from 0 to {self.config.num_labels - 1}.")
         picture = self.image_processor.resize_and_crop(image)
@@ -89,6 +94,20 @@ class GradCam(FromPretrained):
         inputs = jax.device_put((pixel_values, np.int32(-1 if label is None else label)))
         heatmap, chosen, probability = jax.device_get(self._explain(self._params, *inputs))
         return Explanation(int(chosen), float(probability), picture, heatmap)
+
+
+def label_index(label: str, names: Mapping[int, str]) -> int:
+    """The index of the class with the name or index `label`."""
+    matches = [index for index, name in names.items() if label in (name, *name.split(", "))]
+    if len(matches) > 1:  # two classes of ImageNet are called "crane"
+        raise InputError(f"The classes {' and '.join(map(str, matches))} are both called {label!r}. Give the index.")
+    if matches:
+        return matches[0]
+    if label.isdecimal() and int(label) in names:
+        return int(label)
+    near = difflib.get_close_matches(label, [part for name in names.values() for part in name.split(", ")], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"There is no class {label!r}.{hint} Expected a name or an index from 0 to {len(names) - 1}.")
 
 
 def _explain(

@@ -18,9 +18,9 @@ from convert.command_line import main as convert
 from paths import ROOT
 from poolformer_jax.cli import COMMANDS, main
 from poolformer_jax.cli.arguments import waiting
-from poolformer_jax.cli.cam import label_index
 from poolformer_jax.images import imagenet_labels
 from poolformer_jax.inference.classifier import ImageClassifier
+from poolformer_jax.inference.grad_cam import label_index
 from poolformer_jax.network import VARIANTS
 from poolformer_jax.weights import save_pretrained
 from selection import slow_after
