@@ -52,6 +52,21 @@ def is_file(path: Path) -> bool:
     return False
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Everything below `folder` but folders, however deep. Links to folders are not followed.
+
+    Folders that cannot be read, such as lost+found, are passed over.
+    """
+    pending = [os.fspath(folder)]
+    while pending:
+        with suppress(PermissionError, FileNotFoundError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                else:
+                    yield Path(entry.path)
+
+
 def check_file(path: Path, limit: int, expected: str) -> None:
     """Raises InputError, naming the file and `expected`, where `why_unreadable` gives a reason."""
     if (reason := why_unreadable(path, limit)) is not None:

@@ -29,6 +29,8 @@ def from_json(kind: Any, value: Any, name: str) -> Any:
         return value
     if kind is float and NUMBER.accepts(value):
         return float(value)
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{name}={short_repr(value)}. Expected a text without a null character.")
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is int and INTEGER.accepts(value):

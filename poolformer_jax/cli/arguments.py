@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.errors import InputError, MissingFileError
+from poolformer_jax.files import files_below
 from poolformer_jax.messages import printable
 from poolformer_jax.process import exit_on_interrupt
 
@@ -117,7 +118,7 @@ def files_of(name: str, recursive: bool = False) -> list[Path | str]:
     from poolformer_jax.images import image_suffixes
 
     suffixes = image_suffixes()
-    inside = path.rglob("*") if recursive else path.iterdir()
+    inside = files_below(path) if recursive else path.iterdir()
     files = sorted(file for file in inside if file.suffix.lower() in suffixes and file.is_file())
     if not files:
         subfolders = not recursive and any(file.is_dir() for file in path.iterdir())

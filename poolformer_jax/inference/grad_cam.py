@@ -22,6 +22,7 @@ from poolformer_jax.images import ImageLike, PoolFormerImageProcessor
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.jax_operations import folded_features, folded_head
+from poolformer_jax.inference.verification import check_finite
 from poolformer_jax.network import PoolFormerConfig, check_has_probabilities, probabilities
 from poolformer_jax.weights import class_names
 
@@ -93,6 +94,7 @@ class GradCam(FromPretrained):
         pixel_values = self.image_processor.normalize(picture[None])
         inputs = jax.device_put((pixel_values, np.int32(-1 if label is None else label)))
         heatmap, chosen, probability = jax.device_get(self._explain(self._params, *inputs))
+        check_finite(heatmap, probability)
         return Explanation(int(chosen), float(probability), picture, heatmap)
 
 

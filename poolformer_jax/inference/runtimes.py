@@ -2,7 +2,8 @@
 
 The cache is a folder inside jax's compilation cache, or the user's cache if jax has none. A file's name is a hash of
 everything that it was made from, and of the runtime. A file appears only after this runtime has computed the network's
-own logits with it, so a file that is found is used without another comparison.
+own logits with it, so a file that is found is used without another comparison. It ends with a checksum: a damaged file
+is exported again.
 """
 
 import functools
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ _Pixels = UInt8[np.ndarray, "b h w c"] | Float32[np.ndarray, "b h w c"]
 _Run = Callable[[_Pixels, str], Float32[np.ndarray, "b labels"]]
 # Images that a core computes at a time in OpenVINO.
 _IMAGES_PER_STREAM = 2
+_CHECKSUM_BYTES = 4
 
 
 class RuntimeClassifier:
@@ -78,8 +81,8 @@ def _verified(
         check_variables(config, variables)
         path = _cache_folder() / f"{_content_hash(runtime, version, config, variables, image_processor)}.onnx"
         remove_abandoned(path.parent)  # of programs that were killed while they exported
-        if path.is_file():
-            return load(path)
+        if (kept := _read_cached(path)) is not None:
+            return load(kept)
         data = to_onnx(config, fold(config, variables), size, {}, normalization=image_processor, probabilities=True)
     except ImportError as error:
         raise MissingDependencyError(
@@ -87,8 +90,8 @@ def _verified(
             f"Install: pip install {runtime} onnx; or use runtime='jax'."
         ) from error
     with replace_atomically(path) as temporary:
-        temporary.write_bytes(data)
-        run = load(temporary)
+        temporary.write_bytes(data + _checksum(data))
+        run = load(data)
         difference_from_network(
             lambda pixels: run(pixels, "logits"), config, variables, size, "float32", normalization=image_processor
         )
@@ -108,6 +111,19 @@ def _content_hash(
         content.update(jax.tree_util.keystr(path).encode())
         content.update(np.ascontiguousarray(jax.device_get(leaf)).data)
     return content.hexdigest()[:32]
+
+
+def _read_cached(path: Path) -> bytes | None:
+    """The network in a file of the cache; None if there is none, or it is not as it was written."""
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    data, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+    return data if checksum == _checksum(data) else None
+
+
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(_CHECKSUM_BYTES)
 
 
 def _cache_folder() -> Path:
@@ -148,9 +164,10 @@ def run_session(session: Any, pixels: _Pixels, output: str) -> Float32[np.ndarra
     return np.asarray(result)
 
 
-def load_onnxruntime(path: Path) -> _Run:
-    """An ONNX file in ONNX Runtime: a function of pixels and the name of an output."""
-    return functools.partial(run_session, onnxruntime_session(path.read_bytes()))
+def load_onnxruntime(network: Path | bytes) -> _Run:
+    """An ONNX file, or its contents, in ONNX Runtime: a function of pixels and the name of an output."""
+    data = network if isinstance(network, bytes) else network.read_bytes()
+    return functools.partial(run_session, onnxruntime_session(data))
 
 
 def load_openvino(network: Path | bytes, numbers: bytes = b"") -> _Run:
@@ -198,7 +215,7 @@ def load_openvino(network: Path | bytes, numbers: bytes = b"") -> _Run:
     return run
 
 
-_LOADERS: Mapping[str, Callable[[Path], _Run]] = {"openvino": load_openvino, "onnxruntime": load_onnxruntime}
+_LOADERS: Mapping[str, Callable[[bytes], _Run]] = {"openvino": load_openvino, "onnxruntime": load_onnxruntime}
 RUNTIMES = ("jax", *_LOADERS)
 
 

@@ -19,6 +19,7 @@ from poolformer_jax.fields import INTEGER
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.program import BatchProgram
 from poolformer_jax.inference.runtimes import RuntimeClassifier
+from poolformer_jax.inference.verification import check_finite
 from poolformer_jax.network import PoolFormerConfig, check_dtype
 from poolformer_jax.process import available_cores, check_not_forked
 
@@ -126,7 +127,9 @@ def _finish(result: Callable[[Any], Any], errors: list[ImageError | None], outpu
 
 
 def _row(output: Any, index: int) -> Any:
-    return jax.tree.map(lambda rows: rows[index], output)
+    row = jax.tree.map(lambda rows: rows[index], output)
+    check_finite(*jax.tree.leaves(row))
+    return row
 
 
 def check_options(

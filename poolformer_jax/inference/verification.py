@@ -19,6 +19,15 @@ class ExportError(InputError):
     """The logits of a converted network differ from those of the model."""
 
 
+def check_finite(*outputs: np.ndarray) -> None:
+    """Raises InputError if the network computed infinite values or no numbers."""
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise InputError(
+            "The network computes infinite values or no numbers. Expected finite weights, and float32 if a smaller "
+            "type overflows; check them."
+        )
+
+
 def difference_from_network(
     run: Callable[[np.ndarray], np.ndarray | None],
     config: PoolFormerConfig,
@@ -57,8 +66,7 @@ def difference_from_network(
         return None
     output: Any = jax.jit(PoolFormerForImageClassification(config).apply)(variables, pixels)
     expected = np.asarray(output.logits)
-    if not np.isfinite(expected).all():
-        raise InputError("The network's own logits are infinite or no numbers. Expected finite weights; check them.")
+    check_finite(expected)
     if logits.shape != expected.shape:
         raise ExportError(f"The converted network has logits of shape {logits.shape}. Expected {expected.shape}.")
     difference = float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1))

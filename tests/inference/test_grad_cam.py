@@ -82,6 +82,9 @@ def test_a_class_can_be_chosen_and_must_exist():
     first, second = cam(PHOTOGRAPH, 2), cam(PHOTOGRAPH, 5)
     assert (first.label, second.label) == (2, 5)
     assert not np.array_equal(first.heatmap, second.heatmap)
+    cam._params = jax.tree.map(lambda leaf: leaf * np.nan, cam._params)
+    with pytest.raises(ValueError, match=r"no numbers\. Expected finite weights"):
+        cam(PHOTOGRAPH)
     with pytest.raises(ValueError, match=r"label=7\. Expected an index from 0 to 6"):
         cam(PHOTOGRAPH, 7)
     with pytest.raises(ValueError, match="no head"):

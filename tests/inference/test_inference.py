@@ -189,6 +189,14 @@ def test_a_bad_image_is_an_error_in_its_place_and_the_others_are_classified(clas
         classifier("missing.jpg")
 
 
+def test_weights_that_are_no_numbers_give_an_error_instead_of_labels():
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, VARIABLES)
+    classifier = ImageClassifier(CONFIG, broken, PROCESSOR, batch_size=1)
+    for classify in (classifier, lambda image: list(classifier.stream([image]))):
+        with pytest.raises(ValueError, match=r"no numbers\. Expected finite weights"):
+            classify(PHOTOGRAPHS[0])
+
+
 def test_a_stream_is_read_lazily_and_its_threads_end(classifier):
     taken = []
 

@@ -85,7 +85,7 @@ def test_networks_of_the_second_paper_and_independent_labels(problem_type):
     check_same(ours, expected)
 
 
-def test_the_network_is_exported_and_compared_once_and_again_for_other_parameters(monkeypatch, cache):
+def test_the_network_is_exported_and_compared_once_and_again_for_other_parameters_or_a_damaged_file(monkeypatch, cache):
     pytest.importorskip("onnxruntime")
     compared = []
     compare = runtimes.difference_from_network
@@ -100,6 +100,11 @@ def test_the_network_is_exported_and_compared_once_and_again_for_other_parameter
     ImageClassifier(CONFIG, other, PROCESSOR, runtime="onnxruntime")
     ImageClassifier(CONFIG, VARIABLES, dataclasses.replace(PROCESSOR, image_mean=(0.5,) * 3), runtime="onnxruntime")
     assert len(compared) == len(list(cache.iterdir())) == 3
+    for file in cache.iterdir():
+        file.write_bytes(file.read_bytes()[:-9] + bytes(9))
+    for _ in range(2):
+        ImageClassifier(CONFIG, other, PROCESSOR, runtime="onnxruntime")
+    assert len(compared) == 4
 
 
 def test_a_runtime_that_computes_other_logits_is_not_used_and_not_cached(monkeypatch, cache):

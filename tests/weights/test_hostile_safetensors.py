@@ -41,6 +41,7 @@ def test_a_shard_index_reaches_no_file_outside_its_folder(tmp_path, shard):
         ('{"weight_map": []}', "not a mapping from tensor names to file names"),
         ('{"weight_map": {"a": 3}}', "not a mapping from tensor names to file names"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "the shard gone.safetensors is not beside it"),
+        (r'{"weight_map": {"a": "gone\nerror: "}}', r"the shard gone\\nerror:  is not beside it"),
         ('{"weight_map": {"b": "one.safetensors"}}', "places b in one.safetensors, which does not have it"),
         ('{"weight_map": {"a": "two.safetensors"}}', "two.safetensors has b, which the index does not place there"),
     ],

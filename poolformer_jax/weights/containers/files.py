@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.files import read_json
-from poolformer_jax.messages import first_few, short_repr
+from poolformer_jax.messages import first_few, printable, short_repr
 from poolformer_jax.weights.containers import torch_files
 from poolformer_jax.weights.containers.checkpoint import find_state_dict
 from poolformer_jax.weights.containers.ignore import names_to_read
@@ -193,7 +193,9 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _open_shard(index: Path, shard: str, use_ema: bool) -> WeightsFile:
     path = index.parent / shard
     if not path.is_file():
-        raise WeightsFileError(f"the shard {shard} is not beside it. Copy or download all shards into one folder")
+        raise WeightsFileError(
+            f"the shard {printable(shard)} is not beside it. Copy or download all shards into one folder"
+        )
     return _open_one(path, use_ema)
 
 

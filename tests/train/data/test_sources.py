@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image, features
 
 from paths import TESTS
+from poolformer_jax.files import files_below
 from poolformer_jax.images import read_image
 from train.data import DIGITS, DataConfig, describe_skipped, open_source
 from train.data.sources import folders
@@ -163,7 +165,39 @@ def test_symbolic_links_that_form_a_loop_end(tmp_path):
         link.symlink_to(link)
     train, validation = splits(DataConfig(source=f"folder:{tmp_path}"))
     assert len(train) + len(validation) == 5
-    assert train.skipped == {"links to a folder above": 3, ".txt": 1}
+    assert train.skipped == {"links to a folder that is read already": 3, ".txt": 1}
+
+
+@pytest.fixture
+def deep_folder(tmp_path):
+    """Folders in folders, more than Python has frames, and an image file in the innermost."""
+    top = tmp_path / "deep"
+    top.mkdir()
+    folder = os.open(top, os.O_RDONLY)
+    for _ in range(1050):
+        os.mkdir("a", dir_fd=folder)
+        outer, folder = folder, os.open("a", os.O_RDONLY, dir_fd=folder)
+        os.close(outer)
+    os.close(os.open("deep.jpg", os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    yield top
+    subprocess.run(["rm", "-r", top], check=True)  # pytest cannot
+
+
+def test_folders_of_any_depth_and_links_of_any_number_are_read_once(tmp_path, deep_folder):
+    root, elsewhere = tmp_path / "classes", tmp_path / "elsewhere"
+    for name in ("cat", "dog"):
+        write_images(root / name, 2)
+    (root / "cat" / "deep").symlink_to(deep_folder)
+    for level in range(40):  # 2**40 paths lead to the last folder
+        write_images(elsewhere / f"{level}", 1)
+        for link in "ab":
+            (elsewhere / f"{level}" / link).symlink_to(elsewhere / f"{level + 1}")
+    (root / "dog" / "links").symlink_to(elsewhere / "0")
+    train, validation = splits(DataConfig(source=f"folder:{root}"))
+    assert len(train) + len(validation) == 4 + 1 + 40
+    assert train.skipped["links to a folder that is read already"] == 39
+    assert [path.name for path in files_below(deep_folder)] == ["deep.jpg"]
 
 
 @pytest.mark.parametrize(

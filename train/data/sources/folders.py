@@ -16,7 +16,7 @@ import functools
 import os
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +52,7 @@ _SYSTEM_FOLDERS = frozenset(
         "System Volume Information",
     }
 )
-_HIDDEN, _LOOPS = "hidden", "links to a folder above"
+_HIDDEN, _READ_BEFORE = "hidden", "links to a folder that is read already"
 _HEIF_HINT = "HEIC photos can be read if pillow-heif is installed, the extra heif"
 _READING_THREADS = 16
 _SLOW_READ = 50e-6  # seconds: a cached file takes less, and so does passing it to a thread
@@ -223,7 +223,7 @@ def read_class_folders(
     empty = []
     skipped: Counter[str] = Counter()
     for name in found:
-        below = sorted(os.fsencode(file) for file in _images_below(root / name, name, skipped, (_identity(root),)))
+        below = sorted(os.fsencode(file) for file in _images_below(root, name, skipped))
         files += below
         labels += [label_of[name]] * len(below)
         on_count(len(files))
@@ -307,31 +307,37 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _images_below(
-    folder: Path, prefix: str, skipped: Counter[str], above: tuple[tuple[int, int], ...]
-) -> Iterator[str]:
-    """Names of image files, starting with `prefix`; counts everything else in `skipped`.
+def _images_below(root: Path, class_name: str, skipped: Counter[str]) -> Iterator[str]:
+    """Names of image files, starting with `class_name`; counts everything else in `skipped`.
 
-    A folder that is one of those `above`, by device and inode, is a symbolic link back: following it would not end.
+    Reads each folder once, by device and inode, and links last: links may form a loop, or lead to one folder by a
+    million paths.
     """
-    identity = _identity(folder)
-    if identity in above:
-        skipped[_LOOPS] += 1
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                skipped[_HIDDEN] += 1
-                continue
-            name = f"{prefix}/{entry.name}"
-            if _is_folder(entry):
-                if entry.name in _SYSTEM_FOLDERS:
-                    skipped[f"{entry.name}/"] += 1
+    pending, seen = deque([class_name]), {_identity(root)}
+    while pending:
+        folder = pending.popleft()
+        if (identity := _identity(root / folder)) in seen:
+            skipped[_READ_BEFORE] += 1
+            continue
+        seen.add(identity)
+        links = []
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    skipped[_HIDDEN] += 1
+                    continue
+                name = f"{folder}/{entry.name}"
+                if _is_folder(entry):
+                    if entry.name in _SYSTEM_FOLDERS:
+                        skipped[f"{entry.name}/"] += 1
+                    elif entry.is_symlink():
+                        links.append(name)
+                    else:
+                        pending.appendleft(name)
+                    continue
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - called a million times
+                if suffix in image_suffixes():
+                    yield name
                 else:
-                    yield from _images_below(folder / entry.name, name, skipped, (*above, identity))
-                continue
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - called a million times
-            if suffix in image_suffixes():
-                yield name
-            else:
-                skipped[suffix] += 1
+                    skipped[suffix] += 1
+        pending.extend(sorted(links))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax.errors import MissingDependencyError
-from poolformer_jax.files import LARGEST_JSON, why_unreadable
+from poolformer_jax.files import LARGEST_JSON, files_below, why_unreadable
 from poolformer_jax.images import ImageError
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from train.data.config import ProblemType
@@ -147,7 +147,7 @@ def _files_of_splits(root: Path) -> Mapping[str, tuple[Path, ...]]:
     if root.is_file():
         return {"": (root,)}
     splits: dict[str, tuple[Path, ...]] = {}
-    for file in sorted(root.rglob("*.parquet")):
+    for file in sorted(file for file in files_below(root) if file.suffix == ".parquet"):
         split = SPLIT_NAMES.get(_first_word(file.name)) or SPLIT_NAMES.get(file.parent.name) or ""
         splits[split] = (*splits.get(split, ()), file)
     unnamed = splits.get("", ())
