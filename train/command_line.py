@@ -197,12 +197,7 @@ def _doctor(arguments: Sequence[str]) -> int:
     from train.commands import examine, print_findings
     from train.report import create_console
 
-    console = create_console()
-
-    def show(text: str, style: str) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-    return print_findings(examine(config), show, console.width)
+    return print_findings(examine(config), create_console())
 
 
 def _show(arguments: Sequence[str]) -> int:

@@ -3,12 +3,14 @@
 It trains nothing and leaves nothing behind. The steps are compiled exactly as the run compiles them.
 """
 
+import functools
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from rich.console import Console
 
 from poolformer_jax.fields import is_local
 from poolformer_jax.files import staging_folder
@@ -24,6 +26,7 @@ from train.resume import CheckpointError, Run, find_run
 from train.setup import RunParts, find_class_weights, make_parts
 
 _FEW_STEPS = 100
+_ERRORS = (ValueError, OSError, ImportError)  # of data, weights and packages, which the user can fix
 
 
 def examine(config: TrainConfig) -> Iterator[Finding]:
@@ -36,7 +39,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     for split in (config.data.train_split, config.data.evaluation_split):
         try:
             sources[split] = open_source(config.data, split)
-        except (ValueError, OSError, ImportError) as error:
+        except _ERRORS as error:
             yield Finding("failure", f"data, {split}", str(error), "Correct the source or the name of the split.")
             continue
         yield from check_split(config, split, sources[split])
@@ -60,7 +63,7 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
             class_weights=find_class_weights(config, train),
             use_features=True,
         )
-    except ValueError as error:
+    except _ERRORS as error:
         yield Finding("failure", "network, batch and devices", str(error), "Change the values that the message names.")
         return
     if unwritable is None:
@@ -165,8 +168,9 @@ def _kernel_stages(config: TrainConfig, parts: RunParts) -> list[StageShape]:
     return kernel_stages(parts.network.model.config, (config.data.image_size,) * 2, train=True)
 
 
-def print_findings(findings: Iterator[Finding], show: Callable[[str, str], None], width: int) -> int:
-    """Shows each finding as soon as it is found, and returns the exit code: 1 if a run would fail."""
+def print_findings(findings: Iterator[Finding], console: Console) -> int:
+    """Prints each finding as soon as it is found, and returns the exit code: 1 if a run would fail."""
+    show = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     signs = {"fine": ("ok", "green"), "warning": ("warning", "yellow"), "failure": ("FAILS", "red")}
     failures = 0
     for finding in findings:
@@ -176,10 +180,12 @@ def print_findings(findings: Iterator[Finding], show: Callable[[str, str], None]
             lines.append(f"-> {finding.remedy}")
         indents = [f"{sign:<9}", *[" " * 9] * len(lines)]
         wrapped = (
-            textwrap.fill(line, width, initial_indent=indent, subsequent_indent=" " * 11)
+            textwrap.fill(line, console.width, initial_indent=indent, subsequent_indent=" " * 11)
             for line, indent in zip(lines, indents)
         )
-        show("\n".join(wrapped), style)
+        show("\n".join(wrapped), style=style)
         failures += finding.level == "failure"
-    show(f"\n{failures} of these would stop the run." if failures else "\nNothing here would stop the run.", "bold")
+    show(
+        f"\n{failures} of these would stop the run." if failures else "\nNothing here would stop the run.", style="bold"
+    )
     return min(failures, 1)

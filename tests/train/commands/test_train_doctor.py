@@ -1,12 +1,14 @@
 """The doctor finds what would stop a long run, and says how to fix it."""
 
 import dataclasses
+import io
 import math
 import re
 import shutil
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from doctor_runs import failures, findings, of_folder
 from poolformer_jax import GpuKernels, TpuKernels
@@ -14,6 +16,7 @@ from poolformer_jax.network.fused import Verification
 from poolformer_jax.network.fused.kernels import verification
 from train.commands import doctor
 from train.commands.doctor import print_findings
+from train.config import PretrainedNetwork
 from train.data import DeviceAugmentation
 from training import sharded, tiny
 
@@ -126,18 +129,20 @@ def test_a_batch_that_devices_cannot_share_is_a_failure(folder, tmp_path):
     assert "data.batch_size=12" in found.found
 
 
+def test_missing_weights_are_a_failure(folder, tmp_path):
+    (found,) = failures(of_folder(folder, tmp_path, model=PretrainedNetwork(source=f"{tmp_path}/missing")))
+    assert found.subject == "network, batch and devices" and "There is no model" in found.found
+
+
 def test_the_report_fits_the_screen_and_gives_an_exit_code(folder, tmp_path):
     (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
-    shown = []
-    assert (
-        print_findings(iter(findings(of_folder(folder, tmp_path))), lambda text, style: shown.append(text), width=80)
-        == 1
-    )
-    text = "\n".join(shown)
+    console = Console(file=io.StringIO(), width=80)
+    assert print_findings(iter(findings(of_folder(folder, tmp_path))), console) == 1
+    text = console.file.getvalue()
     assert "1 of these would stop the run" in text
     words = [word for word in text.split() if len(word) > 60]
     assert max(len(line) for line in text.splitlines() if not any(word in line for word in words)) <= 80
-    assert print_findings(iter([]), lambda text, style: None, width=80) == 0
+    assert print_findings(iter([]), console) == 0
 
 
 @pytest.mark.parametrize(
