@@ -23,8 +23,6 @@ def message_of(error: Exception) -> str | None:
         return message
     if isinstance(error, MemoryError):
         return f"This host has run out of memory. {error}".rstrip() + f"\n{_LESS_MEMORY}"
-    if isinstance(error, OSError) and not isinstance(error, PoolFormerError) and error.filename is None:
-        return None
     if (message := error_message(error)) is not None:
         return message
     import jax

@@ -1,6 +1,7 @@
 """The folded network as an ONNX file."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.inference.description import Parameters
 from poolformer_jax.inference.onnx_operations import network_graph
 from poolformer_jax.network import PoolFormerConfig
+
+# Without it, ONNX Runtime 1.32 sends usage data, and keeps an identifier of this machine in the user's cache. Where it
+# cannot write there, it prints a coloured warning at every start.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Old enough for the runtimes of phones and browsers. The network needs no newer operator.
 _OPSET = 18

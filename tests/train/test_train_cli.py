@@ -14,8 +14,9 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import programs
+from poolformer_jax.files import write_json
 from poolformer_jax.version import __version__
-from train import compute, loop
+from train import command_line, compute, loop
 from train.command_line import main
 from train.recipes import RECIPES
 from train.report.journal import MetricsFile
@@ -26,6 +27,13 @@ from training import tiny
 @pytest.fixture(autouse=True)
 def eighty_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_a_file_that_cannot_be_written_is_named_without_a_traceback(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(command_line, "_overview", lambda: write_json(tmp_path / "file" / "evaluation.json", {}))
+    assert main(["--help"]) == 1
+    assert capsys.readouterr().err.startswith(f"\nerror: Cannot write {tmp_path}/file/evaluation.json: ")
 
 
 def test_the_overview_names_every_recipe_and_command_in_80_columns(capsys):
