@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from poolformer_jax.cli import HelpFormatter
@@ -32,6 +32,15 @@ def add_turns(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> N
     parser.add_argument(
         "--seconds", type=float, default=seconds, help=f"length of a turn; at least one call (default: {seconds:g})"
     )
+
+
+def add_variants(parser: argparse.ArgumentParser, names: Iterable[str], default: str | list[str]) -> None:
+    """Adds `--variant`, or `--variants` if the default is a list."""
+    flag, nargs, shown = "--variant", None, default
+    if isinstance(default, list):
+        flag, nargs, shown = "--variants", "+", " ".join(default)
+    explained = f"published networks, such as s12 (default: {shown})"
+    parser.add_argument(flag, nargs=nargs, choices=names, metavar="NAME", default=default, help=explained)
 
 
 def add_compilation(parser: argparse.ArgumentParser) -> None:

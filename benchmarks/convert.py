@@ -42,9 +42,9 @@ class Measurement:
     import_seconds: float  # time of a run that only imports and prints its help
 
 
-def random_arrays(shapes: Sequence[tuple[int, ...]], seed: int = 0) -> Iterator[np.ndarray]:
+def random_arrays(shapes: Sequence[tuple[int, ...]]) -> Iterator[np.ndarray]:
     """Normally distributed float32 arrays."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for shape in shapes:
         yield rng.standard_normal(shape, np.float32)
 
@@ -130,8 +130,6 @@ def _print(console: Console, variant: str, measurements: list[Measurement]) -> N
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("convert", __doc__, example="--runs 5")
-    parser.add_argument(
-        "--variant", choices=SIZES, metavar="NAME", default="m48", help="network to time (default: m48)"
-    )
+    command_line.add_variants(parser, SIZES, "m48")
     parser.add_argument("--runs", type=int, metavar="N", default=3, help="runs of each conversion (default: 3)")
     return parser

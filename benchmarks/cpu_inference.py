@@ -109,14 +109,7 @@ def export_onnx(folder: Path, library: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("cpu-inference", __doc__, example="--variants s12 --batches 1 --rounds 3")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=LIBRARY_OF,
-        metavar="NAME",
-        default=["s12", "m36"],
-        help="networks, such as s12 and caformer_s18 (default: s12 m36)",
-    )
+    command_line.add_variants(parser, LIBRARY_OF, ["s12", "m36"])
     parser.add_argument(
         "--batches", nargs="+", type=int, metavar="N", default=[1, 16], help="images per call (default: 1 16)"
     )

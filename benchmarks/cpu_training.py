@@ -61,13 +61,7 @@ def implementations(folder: Path, library: str = "transformers") -> list[Impleme
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("cpu-training", __doc__, example="--variant s12 --batch 4 --rounds 3")
-    parser.add_argument(
-        "--variant",
-        choices=LIBRARY_OF,
-        metavar="NAME",
-        default="s12",
-        help="a network, such as s12 or caformer_s18 (default: s12)",
-    )
+    command_line.add_variants(parser, LIBRARY_OF, "s12")
     parser.add_argument("--batch", type=int, metavar="N", default=16, help="images per step (default: 16)")
     command_line.add_turns(parser, rounds=7, seconds=1.0)
     return parser

@@ -155,9 +155,7 @@ def utilization_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("gpu", __doc__, example="--variants s12 --batch 128 --work inference")
-    parser.add_argument(
-        "--variants", nargs="+", choices=SIZES, metavar="NAME", default=["s12", "m36"], help="default: s12 m36"
-    )
+    command_line.add_variants(parser, SIZES, ["s12", "m36"])
     parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=[*PEERS], help="default: both")
     parser.add_argument("--batch", type=int, metavar="N", default=256, help="images per call (default: 256)")

@@ -164,7 +164,7 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("gpu-compiler", __doc__, example="--variants s12 m36 --work training")
-    parser.add_argument("--variants", nargs="+", choices=SIZES, metavar="NAME", default=["s12"], help="default: s12")
+    command_line.add_variants(parser, SIZES, ["s12"])
     parser.add_argument("--work", nargs="+", choices=_LOWER, default=[*_LOWER], help="default: both")
     parser.add_argument("--batch", type=int, metavar="N", default=256, help="images per call (default: 256)")
     parser.add_argument("--gpu", choices=TARGETS, default="NVIDIA H200", help="default: NVIDIA H200")

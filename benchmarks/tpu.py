@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--slices", type=int, metavar="N", default=1, help="slices of that topology in one run (default: 1)"
     )
     parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="default: both")
-    parser.add_argument("--variant", choices=VARIANTS, metavar="NAME", default="s12", help="network (default: s12)")
+    command_line.add_variants(parser, VARIANTS, "s12")
     parser.add_argument("--images-per-chip", type=int, metavar="N", default=64, help="images per chip (default: 64)")
     parser.add_argument("--peer", choices=["torchax"], help="compile timm's network through torchax instead of ours")
     command_line.add_compilation(parser)

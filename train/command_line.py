@@ -149,7 +149,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     from train.data import PrepareConfig, prepare_data
     from train.report import create_console
 
-    config = config_from_flags(PrepareConfig, "prepare", _prepare.__doc__ or "", arguments, positional=True)
+    config = config_from_flags(PrepareConfig, "prepare", _prepare.__doc__ or "", arguments)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Without the bar's thread: TFDS replaces `__import__` while it imports late, and the thread fails on that.
     with Progress(*columns, console=create_console(), auto_refresh=False) as bar:

@@ -16,19 +16,11 @@ if TYPE_CHECKING:
 _Config = TypeVar("_Config")
 
 
-def config_from_flags(
-    kind: type[_Config], command: str, description: str, arguments: Sequence[str], positional: bool = False
-) -> _Config:
-    """The config of a command other than a recipe; `positional`: its fields without a default are not flags."""
+def config_from_flags(kind: type[_Config], command: str, description: str, arguments: Sequence[str]) -> _Config:
+    """The config of a command other than a recipe."""
     import tyro
 
-    return tyro.cli(
-        kind,
-        prog=f"python -m train {command}",
-        description=fill(description),
-        args=list(arguments),
-        config=(tyro.conf.PositionalRequiredArgs,) if positional else (),
-    )
+    return tyro.cli(kind, prog=f"python -m train {command}", description=fill(description), args=list(arguments))
 
 
 def recipe_from_flags(name: str | Path, arguments: Sequence[str], program: str) -> "TrainConfig":

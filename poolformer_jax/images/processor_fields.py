@@ -10,9 +10,8 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import BOOLEAN, INTEGER, NUMBER, POSITIVE, STRING, FieldType, in_range, optional
 from poolformer_jax.messages import short_repr
 
-# The most pixels of a side that a file may ask for: 4096 x 4096 pixels take 200 MB.
+_LARGEST_SIDE = 4096  # pixels that a file may ask for: 4096 x 4096 take 200 MB
 _LARGEST_PIXEL = 1e30  # normalised
-_LARGEST_SIDE = 4096
 
 
 def pad_sides(value: Any) -> tuple[int, int] | None:

@@ -77,7 +77,8 @@ class MetaFormerBlock(nn.Module):
         mixer = partial(mixers[config.token_mixers[self.stage]], config)
         if not self.fused or (train and config.dropout_rate):
             dropout = nn.Dropout(config.dropout_rate, deterministic=not train, name="dropout")
-            return _plain_block(config, mixer, params, x, (drop_path_1, drop_path_2), dropout), None
+            x = _mixer_branch(config, mixer, params, x, drop_path_1)
+            return _mlp_branch(config, params, x, drop_path_2, dropout, dense), None
         ones = jnp.ones(len(x), x.dtype)
         drops = train and self.drop_path_rate > 0
         keeps = (drop_path_1(ones), drop_path_2(ones)) if drops else (None, None)
@@ -121,19 +122,6 @@ def kernel_stages(config: PoolFormerConfig, image_size: tuple[int, int], *, trai
 def _has_norm_mlp(config: PoolFormerConfig, train: bool) -> bool:
     """True if `norm_mlp_residual` is the MLP branch."""
     return config.norm == "layer_norm" and config.hidden_act == "star_relu" and not (train and config.dropout_rate)
-
-
-def _plain_block(
-    config: PoolFormerConfig,
-    mixer: Callable[[Params, Array], Array],
-    params: Params,
-    x: _Map,
-    drop_paths: _DropPaths,
-    dropout: Callable[[Array], Array] = lambda x: x,
-    dense: Callable[..., Array] = dense,
-) -> _Map:
-    x = _mixer_branch(config, mixer, params, x, drop_paths[0])
-    return _mlp_branch(config, params, x, drop_paths[1], dropout, dense)
 
 
 def _mixer_branch(

@@ -14,16 +14,16 @@ _MOST_PICTURES = 36
 _MOST_TARGETS = 2
 
 
-def show_batch(config: TrainConfig, step: int = 0) -> Path:
-    """Writes augmented.png into the run's folder: the first pictures of the batch of a training step.
+def show_batch(config: TrainConfig) -> Path:
+    """Writes augmented.png into the run's folder: the pictures of the first batch.
 
     They are those of the run, up to rounding: the same images, crops, mixing and noise. Raises InputError if the data
     cannot be opened or read.
     """
     source = open_source(config.data, config.data.train_split)
-    with train_batches(config.data, source, start_step=step) as batches:
+    with train_batches(config.data, source) as batches:
         batch = next(batches)
-    key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))  # as in the training step
+    key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))  # as in the training step
     images, labels = jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
     pixels, targets = augment_batch(key, images, labels, config.data, num_classes=len(source.class_names))
     values = np.asarray(pixels[:_MOST_PICTURES]) * config.data.image_std + config.data.image_mean

@@ -18,9 +18,9 @@ _SOURCES = ("folder", "labels", "parquet", "imagenet")
 class PrepareConfig:
     """What to pack, and where."""
 
-    source: Annotated[str, tyro.conf.arg(metavar="SOURCE")]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """folder:PATH (class folders), labels:FILE, parquet:PATH, or imagenet:PATH (the archives of ILSVRC2012)."""
-    output: Annotated[Path, tyro.conf.arg(metavar="OUTPUT")]
+    output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
     """Folder for data sets; the result is in NAME/1.0.0 below it."""
     name: str | None = None
     """Name of the data set. None: the folder's, or ilsvrc2012."""
