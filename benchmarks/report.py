@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from paths import ROOT
 
 # The subpackages of the library, lowest layer first. They import only from lower layers.
 LAYERS = [
-    {"messages", "errors", "fields", "files", "process", "hub", "compilation", "version"},
+    {"messages", "errors", "fields", "files", "process", "resources", "hub", "compilation", "version"},
     {"network", "images"},
     {"weights"},
     {"inference"},

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from paths import ROOT
-from poolformer_jax import process
-from poolformer_jax.process import available_cores, error_message
+from poolformer_jax import process, resources
+from poolformer_jax.process import error_message
+from poolformer_jax.resources import available_cores
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def groups(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{content}\n")
 
-    monkeypatch.setattr(process, "_PROCESS_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(process, "_CGROUP_ROOT", tmp_path / "mounted")
+    monkeypatch.setattr(resources, "_PROCESS_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(resources, "_CGROUP_ROOT", tmp_path / "mounted")
     return write
 
 
@@ -51,7 +52,7 @@ V1 = ["5:cpu,cpuacct:/a/b", "4:memory:/a/b", "0::/"]
 )
 def test_the_lowest_limit_of_all_enclosing_groups_applies(groups, own, files, cores):
     groups(own, files)
-    assert process.core_limit() == cores
+    assert resources.core_limit() == cores
 
 
 @pytest.mark.parametrize(
@@ -92,12 +93,12 @@ def test_cores_are_limited_by_the_cpu_set_and_the_quota(groups, monkeypatch, aff
 )
 def test_free_memory_is_limited_by_groups_and_includes_cached_files(groups, own, files, left):
     groups(own, files)
-    assert process.available_memory() == left
+    assert resources.available_memory() == left
 
 
 def test_without_groups_there_is_no_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "_PROCESS_CGROUPS", tmp_path / "none")
-    assert (process.core_limit(), process.available_memory()) == (math.inf, math.inf)
+    monkeypatch.setattr(resources, "_PROCESS_CGROUPS", tmp_path / "none")
+    assert (resources.core_limit(), resources.available_memory()) == (math.inf, math.inf)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.workload import Workload, read_pixels
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 
 
 def onnx_runtime(folder: str, ours: bool = False) -> Workload:

@@ -19,7 +19,7 @@ from poolformer_jax.compilation import compiler_options
 from poolformer_jax.inference import RuntimeClassifier, fastest_network, shard_on_cpu
 from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import KernelMode, choose_kernels
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 from poolformer_jax.weights import load_pretrained
 from train.compute import make_optimizer, make_train_step, new_state
 from train.config import OptimizerConfig

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.workload import Workload, read_labels, read_pixels
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 
 
 def inference(

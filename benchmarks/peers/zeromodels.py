@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.workload import Workload, read_pixels
 from poolformer_jax import load_pretrained
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 
 
 def inference(folder: str) -> Workload:

@@ -34,7 +34,7 @@ from poolformer_jax.network import (
     probabilities,
 )
 from poolformer_jax.network.fused import KernelMode, Kernels, choose_kernels
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 
 _AXIS = "batch"
 # From parameters and images to one row per image.

@@ -31,7 +31,7 @@ from poolformer_jax.inference.program import batch_sizes_up_to, pad_batch
 from poolformer_jax.inference.verification import difference_from_network
 from poolformer_jax.network import PoolFormerConfig, check_variables
 from poolformer_jax.network.fused import largest_divisor
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 from poolformer_jax.version import __version__
 
 _Pixels = UInt8[np.ndarray, "b h w c"] | Float32[np.ndarray, "b h w c"]

@@ -21,7 +21,8 @@ from poolformer_jax.inference.program import BatchProgram
 from poolformer_jax.inference.runtimes import RuntimeClassifier
 from poolformer_jax.inference.verification import check_finite
 from poolformer_jax.network import PoolFormerConfig, check_dtype
-from poolformer_jax.process import available_cores, check_not_forked
+from poolformer_jax.process import check_not_forked
+from poolformer_jax.resources import available_cores
 
 
 class ImageStream:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from poolformer_jax import process
+from poolformer_jax import resources
 from poolformer_jax.fields import is_local
 from train.commands.finding import Finding
 from train.compute import batch_sharding
@@ -166,7 +166,7 @@ def _memory(lowered: jax.stages.Lowered) -> int:
 
 def _available_memory() -> float:
     """Free bytes of the host, or of the container if that has fewer."""
-    return min(_host_memory(), process.available_memory())
+    return min(_host_memory(), resources.available_memory())
 
 
 def _host_memory() -> float:

@@ -5,7 +5,7 @@ import time
 
 import tyro
 
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 from train.data import Batches, DataConfig, choose_resizer, decodes_regions, open_source, train_batches, worker_count
 
 

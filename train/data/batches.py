@@ -16,7 +16,7 @@ from grain.multiprocessing import SharedMemoryArray
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, PoolFormerImageProcessor
-from poolformer_jax.process import available_cores
+from poolformer_jax.resources import available_cores
 from train.data.config import DataConfig
 from train.data.make_batch import Batch
 from train.data.sources.source import ArraySource, Source, image_of

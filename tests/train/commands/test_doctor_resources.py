@@ -10,7 +10,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from doctor_runs import failures, findings, of_folder
-from poolformer_jax import process
+from poolformer_jax import resources
 from train import setup
 from train.commands import doctor, resource_checks
 from train.data.sources import folders
@@ -90,7 +90,7 @@ def test_the_workers_batches_are_compared_with_free_shared_memory(folder, tmp_pa
 
 
 def test_the_memory_of_a_container_is_less_than_the_hosts(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "available_memory", lambda: 640e6)
+    monkeypatch.setattr(resources, "available_memory", lambda: 640e6)
     (found,) = findings(of_folder(folder, tmp_path, data__workers=2), "host memory")
     assert re.search(r"need about 600\.\d MB of the 640\.0 MB available", found.found)
     assert found.level == "failure"
