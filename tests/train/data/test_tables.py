@@ -276,6 +276,35 @@ def test_an_unknown_class_in_validation_is_refused(tmp_path):
         open_source(config(f"labels:{tmp_path}"), "validation")
 
 
+def write_labels(path, labels, names=None):
+    image = io.BytesIO()
+    Image.new("RGB", (12, 10)).save(image, "PNG")
+    table = pa.table({"image": [image.getvalue()] * len(labels), "label": labels})
+    features = {"info": {"features": {"label": {"names": names}}}}
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)} if names else None), path)
+
+
+@pytest.mark.parametrize("kind", ["labels", "parquet"])
+def test_numbers_without_names_are_the_same_classes_in_every_split(tmp_path, kind):
+    for split, labels in (("train", [30, 1, 2]), ("validation", [2, 1])):
+        if kind == "parquet":
+            write_labels(tmp_path / f"{split}.parquet", labels)
+        else:
+            rows = [{"file_name": f"{split}{row}.png", "label": label} for row, label in enumerate(labels)]
+            write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    for split, expected in (("train", ["30", "1", "2"]), ("validation", ["2", "1"])):
+        source = open_source(config(f"{kind}:{tmp_path}"), split)
+        assert source.class_names == ("1", "2", "30")
+        assert [source.class_names[label] for label in source.labels] == expected
+
+
+@pytest.mark.parametrize("label", [0.7, float("nan"), 2, 2**40, -2])
+def test_numbers_of_named_classes_are_checked(tmp_path, label):
+    write_labels(tmp_path / "train.parquet", [0, label], ["ant", "bee"])
+    with pytest.raises(SourceError, match=rf"has the label {label}\. Expected whole numbers from 0 to 1\."):
+        open_source(config(f"parquet:{tmp_path}"), "train")
+
+
 def test_the_row_groups_read_last_stay_in_memory_within_a_limit(tmp_path):
     names, size = [], 1000
     for number in range(3):

@@ -24,17 +24,21 @@ def read_labels(
     class_names: tuple[str, ...] | None,
     problem: ProblemType,
     where: str,
+    *,
+    numbered: bool = False,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The labels of a table's rows and the names of the classes.
 
     Args:
-        values: of each column, by row. One class per image: a name, or its number. Several: a list of names or numbers,
+        values: of each column, by row. One class per image: a name or a number. Several: a list of names or numbers,
             or names separated by "|"; with more than one column, 0 or 1 for the class that the column is named after.
             Regression: numbers. Spaces around a name do not count.
         columns: their names.
         class_names: the classes in the order of their labels. None: those of the rows, sorted as class folders are.
         problem: whether an image has one class, several, or numbers.
         where: the table, for messages.
+        numbered: numbers are labels, indices into `class_names`. Otherwise they are names: classes 1 to 3 get the
+            labels 0 to 2.
 
     Returns:
         int32 [n], or for several classes or numbers float32 [n, k]; and the classes, or for regression the columns.
@@ -53,11 +57,14 @@ def read_labels(
         [value] if problem == "single_label_classification" else _several(value) for value in values[0]
     ]
     flat = [value for row in rows for value in row]
-    if class_names is not None and not any(isinstance(value, str) for value in flat):
-        # A negative number marks a split without labels; reading a batch raises the error for it.
+    if class_names is not None and numbered and not any(isinstance(value, str) for value in flat):
+        # -1 marks a split without labels; reading a batch raises the error for it.
+        if wrong := [value for value in flat if not _is_label(value, len(class_names))]:
+            raise SourceError(
+                f"{where} has the label {short_repr(wrong[0])}. Expected whole numbers from 0 to "
+                f"{len(class_names) - 1}."
+            )
         labels, names = np.array(flat, np.int32), class_names
-        if labels.size and labels.max() >= len(names):
-            raise SourceError(f"{where} has the label {labels.max()}. Expected 0 to {len(names) - 1}.")
     else:
         texts = [str(value) for value in flat]
         names = class_names or tuple(sorted(set(texts), key=natural_key))
@@ -104,6 +111,10 @@ def _refuse_several(
                 f"{where}: {_place(row, lines)} has several classes in {columns[0]!r}: {short_repr(value)}. Expected "
                 f"one. {_TRAIN_ON_SEVERAL}"
             )
+
+
+def _is_label(value: Any, classes: int) -> bool:
+    return isinstance(value, int | float) and -1 <= value < classes and value == int(value)
 
 
 def _several(value: Any) -> Sequence[Any]:

@@ -125,14 +125,15 @@ def open_parquet(
         raise SourceError(f"parquet:{path}: expected a .parquet file, or a folder with such files.")
     train = splits.get("train", every_file)
     named = _class_names(train[0], label_column) if problem != "regression" else None
+    numbered = named is not None
     columns = (image_column or "image", *label_column.split(","))
     if split == ALL_IMAGES:
-        return _open(root, every_file, columns, named, problem)
+        return _open(root, every_file, columns, named, problem, numbered=numbered)
     if split in splits and (split != "train" or "validation" in splits):
         classes = named or _open(root, train, columns, None, problem).class_names
-        return _open(root, splits[split], columns, classes, problem)
+        return _open(root, splits[split], columns, classes, problem, numbered=numbered)
     require_split(f"parquet:{path}", split, splits)
-    pool = _open(root, train, columns, named, problem)
+    pool = _open(root, train, columns, named, problem, numbered=numbered)
     chosen = held_out_rows(pool.ids, pool.labels, held_out_share)
     return pool.select(np.flatnonzero(chosen == (split == "validation")))
 
@@ -175,6 +176,8 @@ def _open(
     columns: tuple[str, ...],
     class_names: tuple[str, ...] | None,
     problem: ProblemType,
+    *,
+    numbered: bool = False,
 ) -> ParquetSource:
     groups: list[tuple[int, int, int]] = []
     ids: list[str] = []
@@ -187,7 +190,7 @@ def _open(
             for column, found in zip(columns[1:], values):
                 for batch in _batches(file, column, range(_open_file(file).num_row_groups)):
                     found += batch[column].to_pylist()
-    labels, class_names = read_labels(values, columns[1:], class_names, problem, str(root))
+    labels, class_names = read_labels(values, columns[1:], class_names, problem, str(root), numbered=numbered)
     rows = np.arange(len(ids))
     return ParquetSource(files, np.array(groups, np.int64), rows, labels, tuple(ids), class_names, columns[0])
 
