@@ -129,7 +129,8 @@ def export_model(
     folded = fold(config, variables)
     try:
         if ending == ".stablehlo":
-            converted = _Converted.stablehlo(to_stablehlo(config, folded, size, dtype, **options), facts)
+            data = to_stablehlo(config, folded, size, dtype, **options)
+            converted = _Converted(data, f"{json.dumps(facts, indent=2)}\n".encode(), partial(run_stablehlo, data))
         else:
             converted = _convert_to_onnx(path, config, folded, size, facts, any_size, precision, options)
     except ImportError as error:
@@ -149,19 +150,6 @@ class _Converted(NamedTuple):
     second: bytes
     run: Callable[[np.ndarray], np.ndarray | None]
 
-    @classmethod
-    def stablehlo(cls, data: bytes, facts: Mapping[str, str]) -> "_Converted":
-        return cls(data, f"{json.dumps(facts, indent=2)}\n".encode(), partial(run_stablehlo, data))
-
-    @classmethod
-    def openvino(cls, onnx: bytes, facts: Mapping[str, str], half_precision: bool, folder: Path) -> "_Converted":
-        xml, numbers = to_openvino(onnx, facts, folder, half_precision=half_precision)
-        return cls(xml, numbers, partial(run_openvino, xml, numbers))
-
-    @classmethod
-    def onnx(cls, data: bytes) -> "_Converted":
-        return cls(data, b"", partial(_run_onnx, data))
-
 
 def _convert_to_onnx(
     path: Path,
@@ -179,8 +167,9 @@ def _convert_to_onnx(
     if precision == "int8":
         onnx = quantize_int8(onnx, path.parent)
     if path.suffix.lower() == ".xml":
-        return _Converted.openvino(onnx, facts, half, path.parent)
-    return _Converted.onnx(onnx)
+        xml, numbers = to_openvino(onnx, facts, path.parent, half_precision=half)
+        return _Converted(xml, numbers, partial(run_openvino, xml, numbers))
+    return _Converted(onnx, b"", partial(_run_onnx, onnx))
 
 
 def _run_onnx(data: bytes, pixel_values: np.ndarray) -> np.ndarray | None:
