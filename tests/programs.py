@@ -109,7 +109,7 @@ def start_together(
     return [start([*own[index], *flags, "--distributed.process-id", str(index)], devices) for index in range(processes)]
 
 
-def start_under_slurm(arguments: Sequence[str], processes: int) -> list[subprocess.Popen[str]]:
+def start_under_slurm(arguments: Sequence[str], processes: int, devices: int) -> list[subprocess.Popen[str]]:
     """Starts one run in several processes with the environment variables of `srun`."""
     job = {
         "SLURM_JOB_ID": str(os.getpid()),  # from which jax chooses the port
@@ -117,7 +117,10 @@ def start_under_slurm(arguments: Sequence[str], processes: int) -> list[subproce
         "SLURM_STEP_NUM_NODES": "1",
         "SLURM_NTASKS": str(processes),
     }
-    return [start(arguments, **job, SLURM_PROCID=str(index), SLURM_LOCALID=str(index)) for index in range(processes)]
+    return [
+        start(arguments, devices, **job, SLURM_PROCID=str(index), SLURM_LOCALID=str(index))
+        for index in range(processes)
+    ]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Tiny runs for the training tests: a network of two blocks on synthetic images of 16 pixels."""
+"""Tiny runs for the training tests: a network of one block on synthetic images of 16 pixels."""
 
 import contextlib
 import dataclasses
@@ -68,7 +68,7 @@ OPTIMIZER = OptimizerConfig(
 
 def tiny(run_dir: Path = Path("unused"), **changes: Any) -> TrainConfig:
     """A run of 12 steps; `changes` name fields, nested ones as `optimizer__epochs=2`."""
-    config = TrainConfig(run_dir, NETWORK, DATA, OPTIMIZER, distributed=ALONE, log_every=1, save_every=2)
+    config = TrainConfig(run_dir, ONE_STAGE, DATA, OPTIMIZER, distributed=ALONE, log_every=1, save_every=2)
     for name, value in changes.items():
         part, _, field = name.partition("__")
         if field:

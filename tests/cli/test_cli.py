@@ -286,13 +286,15 @@ def test_a_closed_pipe_is_not_an_error():
     assert done.stdout.split() == ["top-1", "after", "21k"]
 
 
-@pytest.mark.parametrize("closed", slow_after(1, ["1>&- 2>&-", "1>&-", "2>&-"]))
 @pytest.mark.parametrize(
-    "command",
-    [
-        "poolformer_jax summary s12",
-        *(pytest.param(f"{name} --help", marks=pytest.mark.slow) for name in ("convert", "train")),
-    ],
+    ("command", "closed"),
+    slow_after(
+        1,
+        [
+            ("poolformer_jax summary s12", "1>&- 2>&-"),
+            *[("poolformer_jax summary s12", "1>&-"), ("convert --help", "1>&- 2>&-"), ("train --help", "2>&-")],
+        ],
+    ),
 )
 def test_programs_run_with_closed_output_streams(command, closed):
     command = f"{sys.executable} -m {command} {closed}"

@@ -125,8 +125,8 @@ def test_runtimes_compute_every_network_of_the_second_paper(load, kind, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FAMILY)
-def test_stablehlo_has_every_network_of_the_second_paper(kind, tmp_path):
+@pytest.mark.parametrize("kind", ["randformer", "caformer"])
+def test_stablehlo_has_networks_of_the_second_paper(kind, tmp_path):
     variables = random_variables(FAMILY[kind])[1]
     assert 0 < export_model(tmp_path / "network.stablehlo", FAMILY[kind], variables, PROCESSOR, LABELS) < 1e-5
 
@@ -141,7 +141,7 @@ def test_openvino_computes_the_same_logits_at_any_batch_size(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [ONNX_RUNTIME, OPENVINO])
-@pytest.mark.parametrize("variant", ["caformer_s18", "convformer_s18", "poolformerv2_s12"])
+@pytest.mark.parametrize("variant", ["caformer_s18", "poolformerv2_s12"])
 def test_runtimes_compute_published_networks(variant, load, tmp_path):
     config = PoolFormerConfig.from_variant(variant)
     model, variables = random_variables(config)

@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import pickle
-import subprocess
-import sys
 import threading
 
 import jax
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paths import TESTS
 from poolformer_jax import (
     ImageEmbedder,
     PoolFormerConfig,
@@ -356,33 +353,6 @@ def test_top_k_below_one_is_refused(classifier):
 def test_a_single_image_is_not_a_stream_of_its_characters_or_rows(classifier, image):
     with pytest.raises(ValueError, match=rf"one image, of type {type(image).__name__}\. .*stream \[image\], or call"):
         classifier.stream(image)
-
-
-CACHED = """
-import sys
-import jax, jax.monitoring
-hits = []
-jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
-from small_networks import CONFIG, PHOTOGRAPHS, PROCESSOR, VARIABLES
-from poolformer_jax import ImageClassifier
-from poolformer_jax.inference.from_pretrained import keep_compiled_programs
-keep_compiled_programs(sys.argv[1])
-classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR)
-hits.clear()
-classifier(PHOTOGRAPHS)
-print(len(hits))
-"""
-
-
-@pytest.mark.slow  # two processes
-def test_the_next_process_loads_the_compiled_program(tmp_path):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", CACHED, str(tmp_path / "cache")]
-    runs = [
-        subprocess.run(command, env=environment, cwd=TESTS, text=True, capture_output=True, check=True)
-        for _ in range(2)
-    ]
-    assert [int(run.stdout) for run in runs] == [0, 1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")

@@ -83,18 +83,21 @@ def test_an_unfinished_stream_ends_silently_with_the_program():
     assert run("stream = classifier.stream(PHOTOGRAPHS[0] for _ in range(999)); next(stream)").stderr == ""
 
 
-def test_another_folder_for_compiled_programs_is_used_from_then_on(tmp_path):
-    folders = [tmp_path / "first", tmp_path / "second"]
+def test_compiled_programs_are_loaded_from_the_folder_they_were_kept_in(tmp_path):
     program = f"""
-import jax
+import jax, jax.monitoring
 from poolformer_jax.inference.from_pretrained import keep_compiled_programs
-for folder in {[str(folder) for folder in folders]}:
-    keep_compiled_programs(folder)
-    ImageClassifier(CONFIG, VARIABLES, PROCESSOR)(PHOTOGRAPHS[0])
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
+for folder in ("first", "second", "first"):
+    keep_compiled_programs({str(tmp_path)!r} + "/" + folder)
     jax.clear_caches()
+    classifier = ImageClassifier(CONFIG, VARIABLES, PROCESSOR)
+    hits.clear()
+    classifier(PHOTOGRAPHS[0])
+    print(len(hits))
 """
-    run(program)
-    assert all(any(folder.iterdir()) for folder in folders)
+    assert run(program).stdout.split() == ["0", "0", "1"]
 
 
 def test_a_mapping_is_refused(classifier):

@@ -12,9 +12,7 @@ from small_networks import FAMILY, IMAGES, PROCESSOR, random_variables
 PHOTOGRAPH = IMAGES / "chelsea.jpg"
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "caformer")) for kind in FAMILY]
-)
+@pytest.mark.parametrize("kind", ["caformer", pytest.param("randformer", marks=pytest.mark.slow)])
 def test_a_saved_network_classifies_embeds_and_explains(kind, tmp_path, capsys):
     model, variables = random_variables(FAMILY[kind])
     save_pretrained(tmp_path, model, variables, image_processor=PROCESSOR)

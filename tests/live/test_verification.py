@@ -37,10 +37,7 @@ def test_every_network_with_the_names_of_a_size_is_compared_with_pytorch(tmp_pat
         assert not verify(wrong, tmp_path / "model", mappings).passed
 
 
-@pytest.mark.parametrize(
-    ("variant", "layout"),
-    [("s12", "timm"), ("caformer_s18", "timm"), ("caformer_s18", "sail"), ("caformer_s18", "jax")],
-)
+@pytest.mark.parametrize(("variant", "layout"), [("s12", "timm"), ("caformer_s18", "sail")])
 def test_weights_of_timms_networks_are_compared_with_timm(tmp_path, monkeypatch, variant, layout):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")

@@ -102,8 +102,6 @@ EVERY = dataclasses.replace(
     [
         pytest.param(WIDE, {}, id="fused"),
         pytest.param(EVERY, {"fused": False}, id="every mixer", marks=pytest.mark.slow),
-        pytest.param(WIDE, {"fused": False}, id="as the paper writes it", marks=pytest.mark.slow),
-        pytest.param(WIDE, {"remat": True}, id="remat", marks=pytest.mark.slow),
         pytest.param(
             WIDE,
             {"dtype": jnp.bfloat16, "kernels": TpuKernels(interpret=True)},
@@ -193,24 +191,6 @@ def test_drop_path_and_dropout_act_in_training_only_and_follow_their_key(fused):
     np.testing.assert_array_equal(logits(1, True), logits(1, True))
     assert np.abs(logits(1, True) - logits(2, True)).max() > 1e-3
     np.testing.assert_array_equal(logits(1, False), logits(2, False))
-
-
-@pytest.mark.slow
-def test_rematerialised_stages_compute_the_same_loss_and_gradient():
-    config = dataclasses.replace(TWO_STAGES, drop_path_rate=0.3)
-    variables = random_variables(config)[1]
-    x, labels = pixels(4, 32, 32, 3), jnp.array([0, 1, 2, 3])
-
-    def loss_and_gradient(remat):
-        model = PoolFormerForImageClassification(config, remat=remat)
-
-        def loss(variables):
-            return model.apply(variables, x, labels=labels, train=True, rngs={"dropout": jax.random.key(1)}).loss
-
-        return jax.jit(jax.value_and_grad(loss))(variables)
-
-    for left, right in zip(*map(jax.tree.leaves, (loss_and_gradient(False), loss_and_gradient(True))), strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_keeps_float32_logits_and_loss():

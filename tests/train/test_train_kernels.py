@@ -11,9 +11,9 @@ from failing_kernels import FAILURES, devices_with_kernels, halve_branch, refuse
 from poolformer_jax import InputError, TpuKernels
 from poolformer_jax.network.fused.kernels import tpu_mlp
 from train import loop, setup
-from training import ONE_STAGE, open_and_make_parts, sharded, tiny
+from training import open_and_make_parts, sharded, tiny
 
-CONFIG = tiny(model=ONE_STAGE, dtype="bfloat16", mesh=sharded(2, 1))
+CONFIG = tiny(dtype="bfloat16", mesh=sharded(2, 1))
 
 
 @pytest.fixture(autouse=True)

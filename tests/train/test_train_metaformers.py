@@ -183,13 +183,10 @@ def test_a_caformer_is_trained_with_lamb_and_fine_tuned_with_layer_decay(tmp_pat
     assert (tuned.head, tuned.head_dropout_rate, tuned.token_mixers) == ("mlp", 0.25, CAFORMER.token_mixers)
 
 
-@pytest.mark.slow  # compiles a training step for each
-@pytest.mark.parametrize("kind", ["poolformerv2_s12", "randformer_s12", "caformer_s18"])
-def test_a_recipe_trains_a_small_network_of_its_kind(tmp_path, kind):
-    recipe = RECIPES[f"imagenet-{kind}"].config
+@pytest.mark.slow  # compiles a training step
+def test_a_recipe_trains_a_small_network_of_its_kind(tmp_path):
+    recipe = RECIPES["imagenet-poolformerv2_s12"].config
     small_layers = {"depths": (1,) * 4, "hidden_sizes": (8, 16, 32, 64)}
-    if recipe.model.image_size is not None:
-        small_layers["image_size"] = 64
     images = {"source": "synthetic", "image_size": 64, "batch_size": 16, "synthetic_examples": 32, "workers": 0}
     config = dataclasses.replace(
         recipe,

@@ -7,12 +7,15 @@ import socket
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import programs
 from jpegs import needs_simd
+from train.command_line import main
+from train.resume import checkpoints
 from training import class_folders, lines, steps_in, train_losses, unbalanced_tables
 
 
@@ -23,26 +26,16 @@ def assert_close(found: dict[int, float], wanted: dict[int, float]) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_resumes_with_other_processes_and_devices(tmp_path, uninterrupted):
+def test_several_processes_train_as_one_and_the_run_resumes_in_a_single_one(tmp_path, uninterrupted, shared_programs):
     run_dir = tmp_path / "run"
-    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--mesh.fsdp-min-size", "0"]
-    first = programs.start_under_slurm([*arguments, "--max-steps", "8", "--mesh.fsdp", "2"], processes=4)
+    arguments = [*programs.TINY, "--run-dir", str(run_dir)]
+    part = ["--max-steps", "8", "--mesh.fsdp", "2", "--mesh.fsdp-min-size", "0"]
+    first = programs.start_under_slurm([*arguments, *part], processes=2, devices=2)
     with programs.stopping(first):
         outputs = [programs.finish(process) for process in first]
     assert "step 8/8" in outputs[0]
     assert "loss" not in outputs[1], "only process 0 reports"
-    programs.run([*arguments, "--max-steps", "14", "--mesh.fsdp", "2"], devices=4)
-    programs.run(arguments)
-    assert_close(train_losses(run_dir), train_losses(uninterrupted))
-
-
-@pytest.mark.slow
-def test_two_processes_of_two_devices_train_as_one(tmp_path, uninterrupted):
-    run_dir = tmp_path / "run"
-    together = programs.start_together([*programs.TINY, "--run-dir", str(run_dir)], processes=2, devices=2)
-    with programs.stopping(together):
-        outputs = [programs.finish(process) for process in together]
-    assert "Held-out accuracy" in outputs[0]
+    assert main([*arguments, "--distributed.mode", "off"]) == 0
     assert_close(train_losses(run_dir), train_losses(uninterrupted))
 
 
@@ -74,16 +67,6 @@ def test_several_processes_balance_classes_keep_the_best_weights_and_end_early_a
 
 
 @pytest.mark.slow
-def test_a_run_with_one_image_for_each_process_trains(tmp_path):
-    one_each = ["--data.batch-size", "2", "--data.mix.mixup", "0.8", "--max-steps", "3"]
-    together = programs.start_together([*programs.TINY, "--run-dir", str(tmp_path / "run"), *one_each], processes=2)
-    with programs.stopping(together):
-        for process in together:
-            programs.finish(process)
-    assert sorted(train_losses(tmp_path / "run")) == [1, 2, 3]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_is_lost_ends_the_others_with_one_sentence(tmp_path, lost):
     endless = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--optimizer.epochs", "90000"]
@@ -97,11 +80,12 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(tmp_path, lost
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
+def test_sigterm_to_one_of_two_processes_with_one_image_each_stops_both_at_one_step(tmp_path):
     run_dir = tmp_path / "run"
+    one_image_each = ["--data.batch-size", "2", "--data.mix.mixup", "0.8"]
     # The checkpoints are all that hosts have to share.
     shared = ["--checkpoint-dir", str(tmp_path / "shared"), "--save-every", "1000", "--optimizer.epochs", "400"]
-    arguments = [*programs.TINY, "--run-dir", str(run_dir), *shared]
+    arguments = [*programs.TINY, "--run-dir", str(run_dir), *shared, *one_image_each]
     with programs.stopping(programs.start_together(arguments, 2)) as started:
         programs.wait_until(lambda: lines(run_dir) >= 3, started[0])
         for _ in range(2):  # the second changes nothing
@@ -145,26 +129,29 @@ def test_a_state_that_one_process_cannot_read_is_read_by_none(tmp_path, uninterr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shown", [True, False], ids=["later", "never"])
-def test_processes_wait_until_they_see_the_same_states(tmp_path, uninterrupted, shown):
+def test_processes_wait_until_they_see_the_same_states(tmp_path, uninterrupted):
     states = [tmp_path / f"states {process}" for process in (0, 1)]
     for folder in states:
         shutil.copytree(uninterrupted / "checkpoints", folder)
     (states[1] / "20").rename(tmp_path / "20")
-    # Long enough for the processes to find each other on a busy machine.
-    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--distributed.timeout", "90" if shown else "15"]
-    commands = [[*common, "--checkpoint-dir", str(folder)] for folder in states]
-    with programs.stopping(programs.start_together(commands, 2)) as started:
+    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--checkpoint-dir"]
+    with programs.stopping(programs.start_together([[*common, str(folder)] for folder in states], 2)) as started:
         assert any("Waiting until" in line for line in iter(started[0].stdout.readline, ""))
-        if shown:
-            (tmp_path / "20").rename(states[1] / "20")
-        first, second = (" ".join(programs.finish(process, 0 if shown else 1).split()) for process in started)
-    if shown:
-        assert "is at step 20, the end of its schedule" in first
-    else:
-        assert "Processes [1] see checkpoints of other steps than process 0." in first
-        assert f"Process 1 sees in {states[1]}: 16, 18; process 0 sees: 16, 18, 20." in second
-        assert "Traceback" not in first + second
+        (tmp_path / "20").rename(states[1] / "20")
+        outputs = [" ".join(programs.finish(process).split()) for process in started]
+    assert "is at step 20, the end of its schedule" in outputs[0]
+
+
+def test_a_process_that_never_sees_the_states_of_process_0_says_which_it_sees(tmp_path, uninterrupted, monkeypatch):
+    """As process 1 of two, when process 0 sees another state and has waited long enough."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(checkpoints, "from_process_0", lambda mine: ([16, 18, 20, 22], True))
+    monkeypatch.setattr(checkpoints, "processes_where", lambda different: [1] if different else [])
+    folder = uninterrupted / "checkpoints"
+    with pytest.raises(checkpoints.CheckpointError, match=r"Processes \[1\] see checkpoints of other steps") as raised:
+        checkpoints.wait_for_same_checkpoints(folder, 15)
+    assert f"Process 1 sees in {folder}: 16, 18, 20; process 0 sees: 16, 18, 20, 22." in str(raised.value)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from train.data import (
 from train.report.analysis import largest_errors
 from train.report.page import write_report_files
 from train.report.results import evaluation_report
-from training import NETWORK, OPTIMIZER, run, tiny
+from training import ONE_STAGE, OPTIMIZER, run, tiny
 
 NO_MIX = DeviceAugmentation(mixup=0.0, cutmix=0.0, label_smoothing=0.0, erase_probability=0.0)
 COLOURS = ("red", "green", "blue")
@@ -227,7 +227,7 @@ def test_a_run_learns_its_targets_and_evaluate_gives_its_figures(folder, tmp_pat
     columns = "label" if several else "red,green"
     chosen = data(folder, "labels.csv" if several else "amounts.csv", problem, label_column=columns)
     optimizer = dataclasses.replace(OPTIMIZER, learning_rate=1e-2, epochs=30)
-    network = dataclasses.replace(NETWORK, drop_path_rate=0.0)
+    network = dataclasses.replace(ONE_STAGE, drop_path_rate=0.0)
     config = TrainConfig(
         tmp_path / "run", network, chosen, optimizer, distributed=tiny().distributed, evaluate_every=30
     )

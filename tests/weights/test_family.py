@@ -9,6 +9,7 @@ import pytest
 
 import archives
 from golden import published
+from network import family_weights
 from poolformer_jax import (
     FlaxPoolFormerForImageClassification,
     MetaFormerConfig,
@@ -74,6 +75,8 @@ def test_both_layouts_are_read_and_come_back_bit_for_bit(home, kind):
     original, expected = state_dict(home, kind), config_of(home, kind)
     config, variables = from_torch_state_dict(original, expected if kind in ALIKE else None)
     assert config == expected
+    # test_family_parity.py compares what these compute with PyTorch.
+    assert same(variables, family_weights.variables(home, config, np.float32))
     assert (CONSTANTS in variables) == (kind == "randformer")
     back = to_torch_state_dict(config, variables, home)
     assert list(back) == list(original)
@@ -84,30 +87,6 @@ def test_both_layouts_are_read_and_come_back_bit_for_bit(home, kind):
     assert {name: array.shape for name, array in there.items()} == published.shapes(f"family/{other}", f"{kind}_tiny")
     _, again = from_torch_state_dict(there, config)
     assert same(again, variables)
-
-
-# The tests of the network compare every kind by default.
-QUICK = (("timm", "caformer"), ("sail", "randformer"))
-PARITY = [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in EACH]
-
-
-def float64_logits(config, variables, pixels):
-    with jax.enable_x64():
-        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
-        model = MetaFormerForImageClassification(config, dtype="float64")
-        return np.asarray(jax.jit(model.apply)(variables, pixels.astype(np.float64)).logits)
-
-
-def compare(config, variables, golden, size):
-    expected = golden[f"{size}/logits"]
-    logits = float64_logits(config, variables, published.pixel_values(size)[: len(expected)])
-    assert np.abs(logits - expected).max() < 1e-9 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize(("home", "kind"), PARITY)
-def test_loaded_weights_compute_what_pytorch_computes(home, kind):
-    loaded = from_torch_state_dict(state_dict(home, kind), config_of(home, kind))
-    compare(*loaded, published.arrays(f"family/{home}", f"{kind}_tiny"), "64x64")
 
 
 @pytest.mark.parametrize("listing", sorted((published.FOLDER / "family").glob("*_s1[28].json")), ids=lambda p: p.stem)

@@ -70,20 +70,6 @@ def test_a_block_in_microbatches_has_the_same_value_and_gradients(request):
         np.testing.assert_allclose(fast, exact, atol=1e-5 * np.abs(exact).max())
 
 
-@pytest.mark.slow  # compiles gradients of gradients
-@pytest.mark.usefixtures("save_hidden_channels")
-def test_gradients_of_gradients_in_microbatches(request):
-    def norm(x, gain):
-        return jnp.sum(jnp.square(jax.grad(branches)(x, gain, WEIGHTS)))
-
-    arguments = X, random(CHANNELS)
-    request.getfixturevalue("microbatched")
-    fast = jax.jit(jax.grad(norm))(*arguments)
-    request.getfixturevalue("elsewhere")
-    exact = jax.jit(jax.grad(norm))(*arguments)
-    np.testing.assert_allclose(fast, exact, atol=1e-5 * np.abs(exact).max())
-
-
 @pytest.mark.parametrize(("c", "d"), [(3, 8), (8, 3)])
 def test_kernel_gradients_are_sums_over_all_positions(c, d):
     x, dy = random(2, 3, 4, c), random(2, 3, 4, d)

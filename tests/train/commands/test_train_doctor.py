@@ -18,7 +18,7 @@ from train.commands import doctor
 from train.commands.doctor import print_findings
 from train.config import PretrainedNetwork
 from train.data import DeviceAugmentation
-from training import sharded, tiny
+from training import NETWORK, sharded, tiny
 
 pytestmark = pytest.mark.usefixtures("only_requested_steps_are_compiled")
 
@@ -168,6 +168,7 @@ def test_a_batch_that_kernels_do_not_support_is_a_warning(
         data__batch_size=batch_size,
         data__evaluation_batch_size=8,
         optimizer__accumulate=accumulate,
+        model=NETWORK,
         model__hidden_sizes=(64, 96),
         dtype="bfloat16",
     )
@@ -185,7 +186,7 @@ def test_kernels_that_fail_their_check_stop_a_run_only_if_they_are_forced(folder
     monkeypatch.setattr(verification, "kernels_for", GpuKernels)
     monkeypatch.setattr(verification, "verify_kernels", verify)
     monkeypatch.setattr(doctor, "verify_kernels", verify)
-    (found,) = findings(of_folder(folder, tmp_path, dtype="bfloat16", kernels=mode), "kernels")
+    (found,) = findings(of_folder(folder, tmp_path, model=NETWORK, dtype="bfloat16", kernels=mode), "kernels")
     assert found.level == level
     assert "mlp_gradient cannot run: no compiler" in found.found
     assert "--kernels off" in found.remedy

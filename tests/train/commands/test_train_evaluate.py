@@ -112,7 +112,7 @@ def test_evaluation_preprocesses_as_the_model_whatever_that_is(tmp_path, changes
     processor = dataclasses.replace(PROCESSOR, **changes)
     config = PoolFormerConfig(depths=(1,) * 4, hidden_sizes=(8, 8, 8, 8), num_labels=2, id2label={0: "ant", 1: "bee"})
     model = PoolFormerForImageClassification(config)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (8, 2))
     save_pretrained(tmp_path / "model", model, variables, image_processor=processor)
     for name in ("ant", "bee"):
@@ -120,7 +120,7 @@ def test_evaluation_preprocesses_as_the_model_whatever_that_is(tmp_path, changes
         with Image.open(IMAGES / ("chelsea.jpg" if name == "ant" else "rocket.jpg")) as image:
             image.resize((90, 50)).save(tmp_path / "pool" / name / "0.png")
     paths = [tmp_path / "pool" / name / "0.png" for name in ("ant", "bee")]
-    logits = model.apply(variables, processor(paths)["pixel_values"]).logits
+    logits = jax.jit(model.apply)(variables, processor(paths)["pixel_values"]).logits
     wanted = -np.diag(jax.nn.log_softmax(logits)).mean()
     found = evaluate(str(tmp_path / "model"), f"folder:{tmp_path / 'pool'}")
     np.testing.assert_allclose(found.loss, wanted, rtol=1e-5)
@@ -175,15 +175,6 @@ def test_processes_with_other_data_than_process_0_all_end(model, tmp_path):
         for difference in ("classes: gone: cat; new: zebra", "images: 12 -> 9", "data.batch_size: 4 -> 8"):
             assert difference in expected
         assert "Traceback" not in expected
-        assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
-
-
-@pytest.mark.slow
-def test_processes_with_the_same_number_of_other_images_all_end(model, tmp_path):
-    pools = [write_classes(tmp_path / name, ("ant", "bee", "cat"), images=2) for name in ("pool", "other")]
-    (pools[1] / "ant" / "0.png").rename(pools[1] / "ant" / "first.png")
-    with start_evaluations(model, *(["--data", f"folder:{pool}"] for pool in pools)) as (first, unlike):
-        assert "images: the same number, but other images, or another order" in programs.finish(unlike, code=1)
         assert "Other processes differ from process 0: [1]" in programs.finish(first, code=1)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,11 +12,10 @@ from jax.sharding import PartitionSpec
 from poolformer_jax.compilation import TRAINING_ON_CPU
 from train.compute.sharding import check_batch, make_mesh, state_shardings
 from train.config import MeshConfig
-from training import ONE_STAGE, open_and_make_parts, sharded, tiny, train
+from training import NETWORK, ONE_STAGE, open_and_make_parts, sharded, tiny, train
 
 STEPS = 4
-# One mesh by default; CI tries the others too.
-MESHES = [(4, 2), *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((8, 1), (1, 8)))]
+two_stages = partial(tiny, model=NETWORK)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,39 +39,31 @@ def float32_losses_of_one_device():
 @pytest.fixture(scope="module")
 def float64_losses_of_one_device():
     with jax.enable_x64(True):
-        return losses(tiny(mesh=sharded(1, 1), dtype="float64"), jax.devices()[:1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
-def test_any_mesh_gives_the_losses_of_one_device_in_float64(mesh, float64_losses_of_one_device):
-    with jax.enable_x64(True):
-        found = losses(tiny(mesh=sharded(*mesh), dtype="float64"))
-    np.testing.assert_allclose(found, float64_losses_of_one_device, rtol=1e-12)
+        return losses(two_stages(mesh=sharded(1, 1), dtype="float64"), jax.devices()[:1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(4, 2), (8, 1), (1, 8)])
-def test_any_mesh_gives_the_losses_of_one_device_in_float32(mesh, float32_losses_of_one_device):
-    # Sums over eight devices round differently: about ten units in the last place of float32 after four steps.
-    np.testing.assert_allclose(losses(tiny(mesh=sharded(*mesh))), float32_losses_of_one_device, rtol=2e-6)
+def test_any_mesh_gives_the_losses_of_one_device_in_float64(mesh, float64_losses_of_one_device):
+    with jax.enable_x64(True):
+        found = losses(two_stages(mesh=sharded(*mesh), dtype="float64"))
+    np.testing.assert_allclose(found, float64_losses_of_one_device, rtol=1e-12)
 
 
 @pytest.mark.slow
-def test_a_batch_in_parts_gives_the_losses_of_the_whole():
+def test_a_mesh_gives_the_losses_of_one_device_in_float32(float32_losses_of_one_device):
+    # Sums over eight devices round differently: about ten units in the last place of float32 after four steps.
+    np.testing.assert_allclose(losses(tiny(mesh=sharded(4, 2))), float32_losses_of_one_device, rtol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_with_rematerialised_stages_gives_the_losses_of_the_whole():
     # Without drop path, because each part draws other random numbers.
     with jax.enable_x64(True):
         plain = tiny(mesh=sharded(2, 1), dtype="float64", model=dataclasses.replace(ONE_STAGE, drop_path_rate=0.0))
-        in_parts = dataclasses.replace(plain, optimizer=dataclasses.replace(plain.optimizer, accumulate=4))
+        in_parts = dataclasses.replace(plain, remat=True, optimizer=dataclasses.replace(plain.optimizer, accumulate=4))
         two = jax.devices()[:2]
         np.testing.assert_allclose(losses(in_parts, two), losses(plain, two), rtol=1e-12)
-
-
-@pytest.mark.slow  # test_model.py compares the network's loss and gradient
-def test_rematerialised_stages_give_the_same_losses(float64_losses_of_one_device):
-    with jax.enable_x64(True):
-        found = losses(tiny(mesh=sharded(1, 1), dtype="float64", remat=True), jax.devices()[:1])
-    np.testing.assert_allclose(found, float64_losses_of_one_device, rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -122,7 +114,7 @@ def test_the_largest_divisible_axis_is_sharded_and_small_arrays_are_replicated()
 
 
 def test_fsdp_keeps_a_share_of_weights_and_moments_on_every_device():
-    _, parts = open_and_make_parts(tiny(mesh=sharded(1, 8)))
+    _, parts = open_and_make_parts(two_stages(mesh=sharded(1, 8)))
     state = parts.init(parts.network.argument())
     kernel = state.params["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     moment = state.optimizer[0].mu["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]

@@ -104,31 +104,30 @@ def test_the_weighted_loss_is_the_mean_of_the_weighted_cross_entropies():
     assert metrics["loss"] == pytest.approx(np.mean(-weights[labels] * np.log(probability)), rel=1e-6)
 
 
+# The figures of docs/data.md are of the recipe itself, without these.
+SHORT = (
+    *("--optimizer.epochs", "4", "--optimizer.warmup-epochs", "1", "--optimizer.learning-rate", "0.02"),
+    *("--model.depths", "1", "1", "--model.hidden-sizes", "16", "32", "--data.batch-size", "32"),
+    *("--data.augment.max-rotation", "0", "--data.augment.max-shift", "0"),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("balanced", ["class-weights", "sampling"])
-def test_on_thinned_digits_small_classes_gain(balanced, tmp_path, unbalanced):
+def test_balanced_sampling_helps_small_classes(tmp_path):
     """Three of about 144 training images are left of every even digit; all held-out images are there."""
-    folder, plain = unbalanced
-    assert balanced_accuracy(folder, tmp_path, f"--data.{balanced}", "balanced") >= plain + 0.03
-
-
-@pytest.fixture(scope="module")
-def unbalanced(tmp_path_factory):
-    """The folder of the thinned digits, and the balanced accuracy of the unweighted run."""
-    folder = tmp_path_factory.mktemp("thinned")
     for split in ("train", "validation"):
         source = open_source(DIGITS, split)
         for label in range(10):
             members = np.flatnonzero(source.labels == label)
-            (folder / split / str(label)).mkdir(parents=True)
+            folder = tmp_path / "thinned" / split / str(label)
+            folder.mkdir(parents=True)
             for row in members[: 3 if split == "train" and label % 2 == 0 else None]:
-                Image.fromarray(source.images[row]).save(folder / split / str(label) / f"{row}.png")
-    return folder, balanced_accuracy(folder, tmp_path_factory.mktemp("run"))
+                Image.fromarray(source.images[row]).save(folder / f"{row}.png")
+    plain = balanced_accuracy(tmp_path, "plain", *SHORT)
+    assert balanced_accuracy(tmp_path, "sampling", *SHORT, "--data.sampling", "balanced") > plain + 0.2
 
 
-def balanced_accuracy(folder, run_dir, *flags):
-    alone = ["--distributed.mode", "off", "--data.workers", "0", "--evaluate-every", "40", "--run-dir", str(run_dir)]
-    assert main(["digits", "--data.source", f"folder:{folder}", *alone, *flags]) == 0
-    classes = json.loads((run_dir / "model" / "evaluation.json").read_text())["classes"]
-    return np.mean([row["top1"] for row in classes])
+def balanced_accuracy(folder, run, *flags):
+    common = ["--data.source", f"folder:{folder}/thinned", "--data.workers", "0", "--evaluate-every", "40"]
+    assert main(["digits", *common, "--run-dir", str(folder / run), "--distributed.mode", "off", *flags]) == 0
+    return json.loads((folder / run / "model" / "evaluation.json").read_text())["balanced_accuracy"]

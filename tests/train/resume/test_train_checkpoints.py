@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -69,10 +70,13 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, parts, states):
 
 
 @pytest.mark.slow
-def test_an_error_at_any_call_while_a_state_is_saved_loses_none_before_it(tmp_path, parts, states):
-    for number in itertools.count(1):
+def test_an_error_at_any_call_while_a_state_is_saved_loses_none_before_it(tmp_path, parts, states, monkeypatch):
+    # How long Orbax's threads wait for one that has failed, and the interpreter for them when it exits.
+    monkeypatch.setattr("orbax.checkpoint._src.multihost.multihost.coordination_timeout", lambda: 5)
+    save(tmp_path / "first", states[:1])
+    for number in itertools.count(1, step=2):  # the calls of each array are alike
         folder = tmp_path / f"{number}"
-        save(folder, states[:1])
+        shutil.copytree(tmp_path / "first", folder)
         with failing(folder, number) as faults:
             try:
                 with open_in(folder) as checkpoints:
@@ -116,7 +120,7 @@ def test_a_state_of_eight_devices_is_restored_on_one_and_four(tmp_path, states):
         with open_in(tmp_path) as checkpoints:
             restored = checkpoints.restore(fewer.abstract_state)
         assert_equal(restored, states[0])
-        kernel = restored.params["stages_1"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+        kernel = restored.params["stages_0"]["blocks_0"]["mlp"]["fc1"]["kernel"]
         assert len(kernel.sharding.device_set) == count
 
 
@@ -188,9 +192,9 @@ def test_with_only_damaged_states_set_aside_a_run_does_not_start_again(tmp_path,
 
 def test_a_state_of_other_shapes_is_an_error_that_lists_arrays_and_not_damage(tmp_path, parts, states):
     save(tmp_path, states[:2])
-    _, wider = open_and_make_parts(tiny(mesh=sharded(1, 1), model__hidden_sizes=(8, 24)), jax.devices()[:1])
+    _, wider = open_and_make_parts(tiny(mesh=sharded(1, 1), model__hidden_sizes=(24,)), jax.devices()[:1])
     with open_in(tmp_path) as checkpoints:
-        with pytest.raises(ValueError, match=r"params/head/kernel: float32\[16, 10\] -> float32\[24, 10\]"):
+        with pytest.raises(ValueError, match=r"params/head/kernel: float32\[8, 10\] -> float32\[24, 10\]"):
             checkpoints.restore(wider.abstract_state)
         assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 

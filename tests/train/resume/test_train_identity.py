@@ -64,15 +64,17 @@ def test_a_run_does_not_resume_from_another_runs_checkpoints(tmp_path, uninterru
 
 
 @pytest.mark.slow
-def test_a_run_does_not_resume_with_other_classes_or_images(tmp_path, run):
-    pool, run_dir = tmp_path / "pool", tmp_path / "run"
-    class_folders(pool, 8)
-    arguments = [*programs.TINY, "--run-dir", str(run_dir), "--data.source", f"folder:{pool}", "--data.workers", "0"]
-    run([*arguments, "--max-steps", "2"])
+def test_a_run_resumes_if_its_data_moved_but_not_with_other_classes_or_images(tmp_path, run):
+    before, pool, run_dir = tmp_path / "before", tmp_path / "pool", tmp_path / "run"
+    class_folders(before, 8)
+    common = [*programs.TINY, "--run-dir", str(run_dir), "--data.workers", "0", "--data.source"]
+    run([*common, f"folder:{before}", "--max-steps", "2"])
+    before.rename(pool)
+    arguments = [*common, f"folder:{pool}", "--max-steps", "4"]
     metrics = (run_dir / "metrics.jsonl").read_text()
 
     def refused() -> str:
-        output = run([*arguments, "--max-steps", "4"], code=1)
+        output = run(arguments, code=1)
         assert (run_dir / "metrics.jsonl").read_text() == metrics
         assert saved(run_dir) == [2]
         return output
@@ -86,19 +88,11 @@ def test_a_run_does_not_resume_with_other_classes_or_images(tmp_path, run):
     assert "classes: new: dog" in output
     assert "training images: 21 -> 28" in output
     shutil.rmtree(pool / "dog")
-    assert "Resuming from step 2" in run([*arguments, "--max-steps", "4"])
 
-
-@pytest.mark.slow
-def test_a_run_resumes_if_its_data_moved_but_not_with_other_images(tmp_path, run):
-    here, there = tmp_path / "here", tmp_path / "there"
-    class_folders(here, 8)
-    common = [*programs.TINY, "--run-dir", str(tmp_path / "run"), "--data.workers", "0", "--data.source"]
-    run([*common, f"folder:{here}", "--max-steps", "2"])
-    here.rename(there)
-    assert "Resuming from step 2" in run([*common, f"folder:{there}", "--max-steps", "3"])
-    (there / "ant" / "1.png").rename(there / "ant" / "another.png")
-    assert "the same number, but other images" in run([*common, f"folder:{there}", "--max-steps", "4"], code=1)
+    (pool / "ant" / "1.png").rename(pool / "ant" / "another.png")
+    assert "the same number, but other images" in refused()
+    (pool / "ant" / "another.png").rename(pool / "ant" / "1.png")
+    assert "Resuming from step 2" in run(arguments)
 
 
 @pytest.mark.parametrize(("first", "then"), [("simd", "pillow"), ("pillow", "simd")])
@@ -173,23 +167,16 @@ def test_a_folder_that_another_run_uses_is_refused(tmp_path, used, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", ["--run-dir", "--checkpoint-dir"])
-def test_two_runs_cannot_use_a_folder_at_the_same_time(tmp_path, shared, run):
-    def arguments(number: int) -> list[str]:
-        folders = {"--run-dir": f"run {number}", "--checkpoint-dir": "checkpoints", shared: "shared"}
-        flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
-        return [*programs.TINY, *flags, "--optimizer.epochs", "9000"]
-
-    checkpoints = tmp_path / ("shared" if shared == "--checkpoint-dir" else "checkpoints")
-    with programs.stopping([programs.start(arguments(1))]) as (first,):
-        programs.wait_until(lambda: bool(steps_in(checkpoints)), first)
-        output = run(arguments(2), code=1)
-        assert f"Another run is using {tmp_path / 'shared'}." in output
+def test_two_runs_cannot_use_a_folder_at_the_same_time_and_a_killed_one_leaves_no_lock(tmp_path, run):
+    arguments = [*programs.TINY, "--checkpoint-dir", str(tmp_path / "states"), "--optimizer.epochs", "9000"]
+    with programs.stopping([programs.start([*arguments, "--run-dir", str(tmp_path / "1")])]) as (first,):
+        programs.wait_until(lambda: bool(steps_in(tmp_path / "states")), first)
+        output = run([*arguments, "--run-dir", str(tmp_path / "2")], code=1)
+        assert f"Another run is using {tmp_path / 'states'}." in output
         assert "Traceback" not in output
         first.send_signal(signal.SIGKILL)
         programs.finish(first, code=-signal.SIGKILL)
-    # A killed run leaves no lock behind.
-    assert "the end of --max-steps" in run([*arguments(1), "--max-steps", "1"])
+    assert "the end of --max-steps" in run([*arguments, "--run-dir", str(tmp_path / "1"), "--max-steps", "1"])
 
 
 def test_fields_that_change_no_step_may_differ():
