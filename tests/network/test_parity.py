@@ -50,7 +50,6 @@ NETWORKS = [
     ("timm", "s12", "225x193", "float32"),
     *(pytest.param("timm", "s12", size, "float64", marks=slow) for size in ("224x224", "160x224")),
     *(pytest.param(layout, size, "224x224", "float64", marks=slow) for layout in published.LAYOUTS for size in LARGER),
-    pytest.param("hf", "m48", "224x224", "float32", marks=slow),
 ]
 
 
