@@ -58,12 +58,8 @@ def test_logits_and_every_stage_are_those_of_pytorch(layout, variant, size, dtyp
     compare(*converted(layout, variant), published.arrays(layout, variant), size, dtype)
 
 
-ABLATIONS = [
-    pytest.param(variant, marks=() if variant == "metaformer_ppaa_s12_224" else slow) for variant in published.ABLATIONS
-]
-
-
-@pytest.mark.parametrize("variant", ABLATIONS)
+@slow
+@pytest.mark.parametrize("variant", published.ABLATIONS)
 def test_the_ablations_are_those_of_the_authors(variant):
     # Identity and pooling have no parameters and both norms have the same: the weights do not tell, so the config does.
     config, variables = from_torch_state_dict(
