@@ -172,11 +172,10 @@ def make_smallest(folder: Path, home: str, name: str, model: nn.Module) -> None:
             parts = sample(f"{home}/{name}/{size}/{stage}", value)
             arrays |= {f"{size}/stage{stage}/{key}": part for key, part in parts.items()}
     np.savez_compressed(folder / f"{home}_{name}.npz", **arrays)
-    if name == "caformer_s18" and home == "timm":
-        np.savez_compressed(folder / f"{home}_{name}_gradients.npz", **gradients(model, [3, 917], 224, 16))
 
 
-def make_384_and_21841_classes(folder: Path, name: str) -> None:
+def make_384_and_21841_classes(folder: Path) -> None:
+    name = "caformer_s18"
     model = timm.create_model(name)
     fill(model)
     arrays: dict[str, np.ndarray] = {}
@@ -219,8 +218,7 @@ def main() -> None:
                 (options.output / f"{home}_{kind}_{size}.json").write_text(f"{{\n{listing}\n}}\n")
     if not options.only:
         np.savez_compressed(options.output / "logits_224x224.npz", **logits)
-        for name in ("convformer_s18", "caformer_s18"):
-            make_384_and_21841_classes(options.output, name)
+        make_384_and_21841_classes(options.output)
 
 
 if __name__ == "__main__":
