@@ -20,7 +20,7 @@ import numpy as np
 
 from poolformer_jax.files import check_file
 from poolformer_jax.messages import MAX_MESSAGE, printable
-from train.data.sources.source import Example, SourceError, digest_of
+from train.data.sources.source import Example, LabelledSource, SourceError, digest_of
 
 TRAIN, VALIDATION, KIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 _LONGEST_NAME = 255  # characters; in memory every name takes the space of the longest one
@@ -28,7 +28,7 @@ _LARGEST_KIT = 1 << 24  # bytes of the development kit, and of a file in it; it 
 
 
 @dataclasses.dataclass(frozen=True)
-class ArchiveSource:
+class ArchiveSource(LabelledSource):
     """Images inside an uncompressed tar archive, found by their offsets and sizes."""
 
     archive: Path
@@ -47,9 +47,6 @@ class ArchiveSource:
         """See `Source.digest`."""
         return digest_of(self.class_names, self.names, self.labels)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> Example:
         with self.archive.open("rb") as file:
             file.seek(int(self.offsets[index]))
@@ -59,10 +56,6 @@ class ArchiveSource:
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples."""
         return [self[index] for index in indices]
-
-    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "ArchiveSource":
-        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
-        return dataclasses.replace(self, class_names=class_names, labels=new_labels[self.labels])
 
 
 class Classes(NamedTuple):

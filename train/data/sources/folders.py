@@ -27,6 +27,7 @@ from poolformer_jax.images import HEIF_SUFFIXES, ImageError, image_suffixes, rea
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from train.data.sources.source import (
     Example,
+    LabelledSource,
     Source,
     SourceError,
     digest_of,
@@ -59,7 +60,7 @@ _SLOW_READ = 50e-6  # seconds: a cached file takes less, and so does passing it 
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderSource:
+class FolderSource(LabelledSource):
     """Image files and their labels. The names are one array, because a million of them then pickle at once."""
 
     root: Path
@@ -75,9 +76,6 @@ class FolderSource:
     def digest(self) -> str:
         """See `Source.digest`."""
         return digest_of(self.class_names, self.names, self.labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
         path = self._path(index)
@@ -121,10 +119,6 @@ class FolderSource:
     def select(self, rows: np.ndarray) -> "FolderSource":
         """The source with only the examples `rows`."""
         return dataclasses.replace(self, names=self.names[rows], labels=self.labels[rows])
-
-    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "FolderSource":
-        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
-        return dataclasses.replace(self, class_names=class_names, labels=new_labels[self.labels])
 
 
 ListImages = Callable[[Path, tuple[str, ...] | None], FolderSource]

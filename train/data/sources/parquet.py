@@ -33,6 +33,7 @@ from train.data.sources.folders import ALL_IMAGES
 from train.data.sources.source import (
     SPLIT_NAMES,
     Example,
+    LabelledSource,
     SourceError,
     digest_of,
     held_out_rows,
@@ -49,7 +50,7 @@ _MOST_ROWS_AT_A_TIME = 64  # of one large value, whose size the file may underst
 
 
 @dataclasses.dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(LabelledSource):
     """Rows of Parquet files. Every process opens the files when it reads them."""
 
     files: tuple[Path, ...]
@@ -72,9 +73,6 @@ class ParquetSource:
     def file_sizes(self) -> np.ndarray:
         """Bytes of each file: int64 [files]."""
         return np.array([file.stat().st_size for file in self.files], np.int64)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
         return self.__getitems__([index])[0]
@@ -102,10 +100,6 @@ class ParquetSource:
         """The source with only the examples `rows`."""
         ids = tuple(self.ids[row] for row in rows)
         return dataclasses.replace(self, rows=self.rows[rows], labels=self.labels[rows], ids=ids)
-
-    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "ParquetSource":
-        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
-        return dataclasses.replace(self, class_names=class_names, labels=new_labels[self.labels])
 
 
 def open_parquet(

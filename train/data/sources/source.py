@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, Self, TypedDict
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -63,6 +63,21 @@ class Source(Protocol):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples, which a source may read concurrently."""
+
+
+class LabelledSource:
+    """What the sources share whose labels are an array: frozen dataclasses with these two fields."""
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> Self:
+        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
+        source: Any = self
+        return dataclasses.replace(source, class_names=class_names, labels=new_labels[self.labels])
 
 
 def digest_of(description: Any, *columns: np.ndarray) -> str:
@@ -152,7 +167,7 @@ def check_not_empty(source: Source, name: str, split: str, remedy: str = "Add im
 
 
 @dataclasses.dataclass(frozen=True)
-class ArraySource:
+class ArraySource(LabelledSource):
     """A split in memory."""
 
     images: UInt8[np.ndarray, "n ..."]
@@ -165,19 +180,12 @@ class ArraySource:
         """See `Source.digest`."""
         return digest_of([self.class_names, self.ids], self.labels)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> Example:
         return {"image": self.images[index], "label": int(self.labels[index]), "id": self.ids[index]}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several examples."""
         return [self[index] for index in indices]
-
-    def relabel(self, class_names: tuple[str, ...], new_labels: np.ndarray) -> "ArraySource":
-        """The source with other classes; `new_labels`, int32 [classes], holds the new label of each label."""
-        return dataclasses.replace(self, class_names=class_names, labels=new_labels[self.labels])
 
 
 def held_out(ids: Sequence[str], labels: Sequence[int], share: float) -> np.ndarray:
