@@ -9,14 +9,13 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from poolformer_jax.cli import HelpFormatter
-from poolformer_jax.errors import PoolFormerError
-from poolformer_jax.process import INTERRUPTED, error_message, print_error
+from poolformer_jax.errors import MissingDependencyError, PoolFormerError
+from poolformer_jax.process import run_program
 from poolformer_jax.version import __version__
-
-DONE, FAILED = 0, 1
 
 
 class Benchmark(NamedTuple):
@@ -42,26 +41,20 @@ BENCHMARKS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one benchmark and returns its exit code."""
-    name, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    return run_program(partial(_run, *_parse(sys.argv[1:] if arguments is None else list(arguments))))
+
+
+def _run(name: str, arguments: list[str]) -> int:
     try:
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name].module}")
-        code: int = module.main(rest)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        code: int = module.main(arguments)
     except ModuleNotFoundError as error:
-        if isinstance(error, PoolFormerError):
-            print_error(str(error))
-            return FAILED
-        if error.name is None or error.name.startswith("benchmarks"):
+        if isinstance(error, PoolFormerError) or error.name is None or error.name.startswith("benchmarks"):
             raise
         extras = BENCHMARKS[name].extras
-        print_error(f"{error.name} is not installed. Install it: pip install -e '.[{extras}]'")
-        return FAILED
-    except Exception as error:
-        if (message := error_message(error)) is None:
-            raise
-        print_error(message)
-        return FAILED
+        raise MissingDependencyError(
+            f"{error.name} is not installed. Install it: pip install -e '.[{extras}]'"
+        ) from error
     return code
 
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.messages import MAX_MESSAGE, printable
 from poolformer_jax.network import WeightsMismatch
-from poolformer_jax.process import INTERRUPTED, error_message, exit_on_interrupt, print_error
+from poolformer_jax.process import DONE, exit_on_interrupt, run_program
 from poolformer_jax.version import __version__
 from poolformer_jax.weights import (
     LAYOUTS,
@@ -35,8 +36,6 @@ from poolformer_jax.weights import (
 
 if TYPE_CHECKING:
     from convert.verification import Verification
-
-DONE, FAILED = 0, 1
 
 _CONVERT_EXAMPLES = """examples:
   python -m convert sail/poolformer_s12 models/s12
@@ -52,31 +51,26 @@ _INSPECT_EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    return run_program(partial(_run, list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(given: list[str]) -> int:
     # rich takes the environment variable FORCE_COLOR for a terminal that can redraw a progress bar.
     is_terminal = None if sys.stdout.isatty() else False
     console = Console(highlight=False, markup=False, force_terminal=is_terminal)
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    try:
-        inspecting = given[:1] == ["inspect"]
-        parser = _inspect_parser() if inspecting else _convert_parser()
-        options = parser.parse_args(given[1:] if inspecting else given)
-        if not inspecting and options.source == "inspect":
-            parser.error("inspect comes before every option: python -m convert inspect SOURCE ...")
-        with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always", UserWarning)
-            try:
-                return (_inspect if inspecting else _convert)(options, console)
-            finally:
-                for note in notes:
-                    errors.print(f"note: {note.message}")
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception as error:
-        if (message := error_message(error)) is None:
-            raise
-        print_error(message)
-        return FAILED
+    inspecting = given[:1] == ["inspect"]
+    parser = _inspect_parser() if inspecting else _convert_parser()
+    options = parser.parse_args(given[1:] if inspecting else given)
+    if not inspecting and options.source == "inspect":
+        parser.error("inspect comes before every option: python -m convert inspect SOURCE ...")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            return (_inspect if inspecting else _convert)(options, console)
+        finally:
+            for note in notes:
+                errors.print(f"note: {note.message}")
 
 
 def _convert(options: argparse.Namespace, console: Console) -> int:

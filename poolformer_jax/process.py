@@ -8,7 +8,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,8 @@ from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.messages import printable_message
 
 _COMMAND = re.compile(r"\b(python|pip|git|docker) ")
-# Exit code of a program that Ctrl-C ended.
-INTERRUPTED = 128 + signal.SIGINT
+# Exit codes of the programs; argparse exits with 2 on wrong usage.
+DONE, FAILED, INTERRUPTED = 0, 1, 128 + signal.SIGINT
 
 _ACCELERATORS = {"cuda": ("NVIDIA GPU", "cuda12 or cuda13"), "gpu": ("GPU", "cuda12 or cuda13"), "tpu": ("TPU", "tpu")}
 
@@ -55,6 +55,22 @@ def open_missing_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
+def run_program(program: Callable[[], int]) -> int:
+    """The exit code of `program`: its own, or that of Ctrl-C or of an error, whose message is printed.
+
+    An exception that looks like a bug passes.
+    """
+    try:
+        return program()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if (message := error_message(error)) is None:
+            raise
+        print_error(message)
+        return FAILED
 
 
 def error_message(error: Exception) -> str | None:

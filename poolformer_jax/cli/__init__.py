@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from poolformer_jax.cli import cam, demo, embed, export, predict, summary, variants, verify
 from poolformer_jax.cli.arguments import (
@@ -15,17 +16,18 @@ from poolformer_jax.cli.arguments import (
     add_source_options as add_source_options,
     hub_options as hub_options,
 )
-from poolformer_jax.process import INTERRUPTED, error_message, print_error
+from poolformer_jax.process import DONE, run_program
 from poolformer_jax.version import __version__
 
 COMMANDS = (predict, embed, variants, summary, cam, export, verify, demo)
 
-# Exit codes. argparse exits with 2 on wrong usage.
-DONE, FAILED = 0, 1
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed (with a message on stderr), 2 wrong usage."""
+    return run_program(partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         code: int = parsed.run(parsed)
@@ -33,13 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has closed it, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception as error:
-        if (message := error_message(error)) is None:
-            raise
-        print_error(message)
-        return FAILED
     return code
 
 

@@ -35,6 +35,7 @@ from paths import ROOT
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import write_json
+from poolformer_jax.process import FAILED
 from poolformer_jax.version import __version__
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -117,7 +118,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(monkeypatch,
         raise ModuleNotFoundError("No module named 'rich.console'", name="rich.console")
 
     monkeypatch.setattr(program.importlib, "import_module", import_module)
-    assert program.main(["cpu-inference"]) == program.FAILED
+    assert program.main(["cpu-inference"]) == FAILED
     printed = capsys.readouterr().err
     assert "rich.console" in printed
     assert "pip install -e '.[bench]'" in printed
@@ -127,7 +128,7 @@ def test_a_missing_tpu_compiler_is_named_with_the_extra_that_installs_it(monkeyp
     from benchmarks import tpu
 
     monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda _: None)
-    assert program.main(["tpu"]) == program.FAILED
+    assert program.main(["tpu"]) == FAILED
     assert "pip install -e '.[train,tpu]'" in capsys.readouterr().err
 
 
@@ -290,7 +291,7 @@ def test_the_second_papers_networks_are_written_for_timm(tmp_path):
 
 def test_the_gpu_benchmark_needs_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
-    assert program.main(["gpu"]) == program.FAILED
+    assert program.main(["gpu"]) == FAILED
     assert "GPU" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from benchmarks import __main__ as program, gpu_compiler
 from benchmarks.compiled import gpu_program, gpu_targets, training_step
 from benchmarks.gpu import PEAKS, Peak
 from paths import ROOT
+from poolformer_jax.process import FAILED
 
 pytestmark = pytest.mark.usefixtures("optimised")
 needs_compiler = pytest.mark.skipif(not gpu_targets.has_compiler(), reason="jax has no CUDA plugin")
@@ -138,7 +139,7 @@ def test_every_target_has_a_peak_and_a_complete_description(name):
 
 def test_a_missing_compiler_is_named_with_the_extra_that_installs_it(capsys, monkeypatch):
     monkeypatch.setattr(gpu_targets, "has_compiler", lambda: False)
-    assert program.main(["gpu-compiler"]) == program.FAILED
+    assert program.main(["gpu-compiler"]) == FAILED
     printed = capsys.readouterr().err
     assert "pip install -e '.[train,cuda12]'" in printed
     assert "no GPU" in printed
