@@ -2,10 +2,10 @@
 
 import sys
 
-from poolformer_jax.process import exit_on_interrupt, open_missing_streams
+from poolformer_jax.process import exit_on_interrupt, prepare_streams
 
 if __name__ == "__main__":
-    open_missing_streams()
+    prepare_streams()
     with exit_on_interrupt():
         from poolformer_jax.cli import main
     sys.exit(main())

@@ -47,14 +47,17 @@ def exit_on_interrupt(message: str = "") -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def open_missing_streams() -> None:
-    """Opens /dev/null as stdout or stderr if it was closed before the program started (`2>&-`, some daemons).
+def prepare_streams() -> None:
+    """Lets stdout and stderr take any text, wherever they lead.
 
-    Otherwise they are None in Python, and most libraries fail when they print.
+    Where a stream was closed before the program started (`2>&-`, some daemons), it is None in Python, and most
+    libraries fail when they print: opens /dev/null. Characters that stdout's encoding lacks, and bytes of a file name
+    that are not UTF-8, are printed with a backslash, as Python does on stderr.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def run_program(program: Callable[[], int]) -> int:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from poolformer_jax.process import exit_on_interrupt, open_missing_streams
+from poolformer_jax.process import exit_on_interrupt, prepare_streams
 
 
 def _exit(code: int, *, others_running: bool) -> NoReturn:
@@ -22,7 +22,7 @@ def _exit(code: int, *, others_running: bool) -> NoReturn:
 
 
 if __name__ == "__main__":
-    open_missing_streams()
+    prepare_streams()
     with exit_on_interrupt("stopped"):
         from train.command_line import main
         from train.failures import DIVERGED

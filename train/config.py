@@ -26,7 +26,7 @@ from poolformer_jax.fields import (
 )
 from poolformer_jax.files import read_json
 from train.data import DataConfig, ProblemType
-from train.folders import expand_home
+from train.folders import expand_home, is_utf8
 from train.json_values import as_json, from_json
 
 ComputeType = Literal["float32", "bfloat16", "float64"]
@@ -40,6 +40,7 @@ BEST_METRICS: Mapping[ProblemType, tuple[BestMetric, ...]] = {
 Tracker = Literal["wandb", "trackio"]
 OptimizerName = Literal["adamw", "lamb", "lion", "sgd"]
 # The values of each optimizer for fields that are None.
+_FOLDERS = ("run_dir", "checkpoint_dir")
 _OPTIMIZER_DEFAULTS: Mapping[OptimizerName, Mapping[str, float]] = {
     "adamw": {"beta2": 0.999, "epsilon": 1e-8},
     "lamb": {"beta2": 0.999, "epsilon": 1e-6, "clip_norm": 1.0},  # timm's
@@ -271,7 +272,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run_dir", Path(self.run_dir))  # from Python also a string
-        expand_home(self, "run_dir", "checkpoint_dir")
+        expand_home(self, *_FOLDERS)
         states, metrics = self.checkpoint_dir or "", BEST_METRICS[self.data.problem_type]
         rules = [
             (
@@ -285,6 +286,7 @@ class TrainConfig:
                 is_local(states) or states.startswith(("gs://", "s3://")),
                 "a folder that all hosts share, or gs://... or s3://...",
             ),
+            *((name, is_utf8(getattr(self, name)), "a path in UTF-8, as Orbax needs") for name in _FOLDERS),
             ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
             *in_range(self, AT_LEAST_1, "log_every", "evaluate_every", "keep_checkpoints", "max_skipped"),
             *in_range(self, or_none(AT_LEAST_1), "patience", "save_every", "keep_every", "max_steps"),

@@ -4,6 +4,7 @@ Does not import jax.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def expand_home(config: Any, *names: str) -> None:
             raise InputError(
                 f"{name}={str(value)!r}: this machine has no such home. Expected another name, or the full path."
             ) from error
+
+
+def is_utf8(path: Path | str | None) -> bool:
+    """False if the file system's bytes of a path are not UTF-8: Python has surrogates for them."""
+    return not re.search("[\ud800-\udfff]", str(path))
 
 
 @contextlib.contextmanager

@@ -115,6 +115,7 @@ def _write_parquet(file: Path, images: list[str], embeddings: list[Any]) -> None
     from pyarrow import parquet
 
     names, read = _read_only(images, embeddings)
+    names = [os.fsencode(name).decode(errors="backslashreplace") for name in names]  # they may not be UTF-8
     values = pyarrow.array(np.concatenate([embedding.features for embedding in read]))
     features = pyarrow.FixedSizeListArray.from_arrays(values, len(read[0].features))
     parquet.write_table(pyarrow.table({"image": names, "features": features}), file)

@@ -155,6 +155,7 @@ def onnxruntime_session(network: bytes) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
+    options.log_severity_level = 4  # it prints errors, in colour and with names from the file, besides raising them
     return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
 

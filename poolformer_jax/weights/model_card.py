@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from poolformer_jax.messages import MAX_MESSAGE, printable
 from poolformer_jax.network import PoolFormerConfig, published_variant
 
 MODEL_CARD = "README.md"
@@ -56,6 +57,7 @@ def model_card(
 
     The name of the folder is the title, and stands in the code that loads the model.
     """
+    folder = printable(folder, MAX_MESSAGE)
     loading = _LOADING if classifier else _LOADING | _LOADING_BACKBONE
     unprocessed = classifier and not preprocessed and layout == "jax"
     library, code = loading["jax, without preprocessing" if unprocessed else layout]

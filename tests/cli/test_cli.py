@@ -304,7 +304,7 @@ def test_programs_run_with_closed_output_streams(command, closed):
 
 
 def test_the_module_runs_as_a_program(folder):
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "poolformer_jax", "predict", CAT, "missing.jpg", "--weights", folder]
     done = subprocess.run(command, env=environment, text=True, capture_output=True, cwd=ROOT)
     assert done.returncode == 1

@@ -1,6 +1,7 @@
 """`embed` writes the features of images in three formats, in order; and options of several commands."""
 
 import io
+import os
 import shutil
 
 import numpy as np
@@ -27,7 +28,7 @@ def expected(folder):
 
 
 def embed(folder, output, *arguments):
-    return main(["embed", CAT, "missing.jpg", COFFEE, "--weights", folder, "--output", str(output), *arguments])
+    return main(["embed", "--weights", folder, "--output", str(output), CAT, "missing.jpg", COFFEE, *arguments])
 
 
 def test_npz_holds_names_features_and_feature_maps_without_unreadable_images(folder, expected, tmp_path, capsys):
@@ -50,10 +51,12 @@ def test_npy_keeps_a_row_for_an_unreadable_image(folder, expected, tmp_path):
 
 def test_parquet_holds_a_row_for_every_readable_image(folder, expected, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    assert embed(folder, tmp_path / "a.parquet") == 1
+    latin1 = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(COFFEE, latin1)
+    assert embed(folder, tmp_path / "a.parquet", str(latin1)) == 1
     rows = parquet.read_table(tmp_path / "a.parquet").to_pydict()
-    assert rows["image"] == [CAT, COFFEE]
-    np.testing.assert_allclose(rows["features"], expected, rtol=1e-5, atol=1e-6)
+    assert rows["image"] == [CAT, COFFEE, rf"{tmp_path}/caf\xe9.jpg"]
+    np.testing.assert_allclose(rows["features"], [*expected, expected[1]], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Saved folders carry a model card that the Hub can read, and that never replaces the user's README.md."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -44,6 +45,12 @@ def test_a_card_is_rewritten_until_the_user_edits_it(tmp_path):
     path.write_text("My model")
     save(tmp_path / "model")
     assert path.read_text() == "My model"
+
+
+def test_a_folder_whose_name_is_not_utf8_takes_a_model(tmp_path):
+    folder = tmp_path / os.fsdecode(b"mod\xe8le")
+    save(folder)
+    assert r"# mod\xe8le" in (folder / "README.md").read_text()
 
 
 def test_a_published_network_gets_imagenets_names_for_transformers(tmp_path):

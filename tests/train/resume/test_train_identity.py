@@ -1,6 +1,7 @@
 """A run folder is resumed only by its run: not with another recipe, classes or images, nor twice at a time."""
 
 import dataclasses
+import os
 import shutil
 import signal
 from collections.abc import Sequence
@@ -152,6 +153,11 @@ def test_a_tilde_in_run_dir_and_checkpoint_dir_is_the_home(tmp_path, monkeypatch
     run([*common, "--run-dir=~/other", "--checkpoint-dir=~/states"])
     assert steps_in(tmp_path / "home" / "states") == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_folder_that_no_checkpoint_can_be_written_to_is_refused_when_the_config_is_made():
+    with pytest.raises(ValueError, match=r"checkpoint_dir='caf.udce9': expected a path in UTF-8"):
+        tiny(Path("run"), checkpoint_dir=os.fsdecode(b"caf\xe9"))
 
 
 def test_an_unknown_home_is_refused_when_the_config_is_made():
