@@ -49,9 +49,9 @@ def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
     figure = _figure(12, 3.6)
     loss, middle, rate = figure.subplots(1, 3)
     main = next((name for name in _MAIN_FIGURES if any(name in line for line in lines)), "top1")
-    _curve(loss, train, "loss", "training", "tab:blue")
+    _curve(loss, train, "loss", "training, augmented", "tab:blue")
     if main == "top1":
-        _curve(middle, train, "accuracy", "training", "tab:blue")
+        _curve(middle, train, "accuracy", "training, augmented", "tab:blue")
     for kind, name, color in (
         ("evaluation", "held out", "tab:orange"),
         ("evaluation_ema", "EMA, held out", "tab:green"),

@@ -48,7 +48,9 @@ def write_results(
                 model, model_report = variables, report
     if jax.process_index() == 0:
         result = evaluations["params"]
-        write_report_files(config.run_dir, f"Run {config.run_dir}", result, model_report, held_out)
+        write_report_files(
+            config.run_dir, f"Run {config.run_dir} on {config.data.source}", result, model_report, held_out
+        )
         write_examples(config.run_dir / "examples", held_out, config.example_images)
         if finished:
             if hasattr(os, "sync"):  # not on Windows
