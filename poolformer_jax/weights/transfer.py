@@ -112,8 +112,8 @@ def plan_import(
     plan = ImportPlan(matched.layout, config, expected, matched.names, matched.has_classifier)
     try:
         check_names_and_shapes(
-            f"These weights do not match {plan.variant or 'a PoolFormer of no published size'} in the layout "
-            f"{plan.layout!r}, the network according to {config_source}:",
+            f"These weights, in the layout {plan.layout!r}, do not match {plan.variant or 'the network'} according to "
+            f"{config_source}:",
             {name: matched.shapes[given] for name, given in matched.names.items()},
             {leaf.name: leaf.stored_shape for leaf in expected},
         )
