@@ -1,7 +1,7 @@
 """Stopping a run: SIGTERM and Ctrl-C end it between two steps, at the same step on all processes."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -24,9 +24,7 @@ class StopRequest:
         self._listen(signal.SIGINT)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before.clear()

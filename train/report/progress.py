@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from types import TracebackType
 
 import jax
 import numpy as np
@@ -59,9 +58,7 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
