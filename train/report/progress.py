@@ -24,9 +24,18 @@ def create_console() -> Console:
     console = Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    # Orbax raises the first error of its parallel writes. asyncio would log each of the others with a traceback.
+    # Orbax raises the first error of its parallel writes. It also logs it (to absl), asyncio logs each of the others,
+    # and TensorStore prints that nothing waits for those that end later: pages of tracebacks.
+    handler.addFilter(lambda record: (record.name, record.levelno) != ("absl", logging.ERROR))
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _print_unless_of_callback
     return console
+
+
+def _print_unless_of_callback(unraisable: "sys.UnraisableHookArgs") -> None:
+    """A `sys.unraisablehook` without the exceptions in callbacks of C++, which belong to no Python object."""
+    if unraisable.object is not None:
+        sys.__unraisablehook__(unraisable)
 
 
 class Display:

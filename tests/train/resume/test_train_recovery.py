@@ -207,9 +207,8 @@ def test_a_full_disk_stops_the_run_which_resumes_when_there_is_space(small_disk,
     run_dir = small_disk / "run"
     arguments = [*programs.TINY, "--run-dir", str(run_dir), "--keep-checkpoints", "100"]
     output = programs.run(arguments, code=1, devices=8)
-    # Threads of TensorStore may print the errors of further writes before or after the message.
     assert "No space left on device" in output[output.index("\nerror: ") :]
-    assert str(programs.ROOT / "train") not in output  # as in a traceback of this program
+    assert "Traceback" not in output
     step = saved(run_dir)[-1]
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
     assert f"Resuming from step {step}" in resume(arguments)
