@@ -11,7 +11,7 @@ from poolformer_jax.cli.arguments import (
 )
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import replace_atomically
-from poolformer_jax.messages import printable
+from poolformer_jax.messages import MAX_MESSAGE, printable
 
 NAME = "cam"
 HELP = "Write a picture of where an image shows a class (Grad-CAM)."
@@ -47,5 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
         explanation = cam(arguments.image, arguments.label)
         with replace_atomically(output) as temporary:
             Image.fromarray(explanation.overlay(VISIBLE_SIDE)).save(temporary)
-    print(f"{output}: {printable(cam.id2label[explanation.label])}, {100 * explanation.probability:.1f} %")
+    label = printable(cam.id2label[explanation.label])
+    print(f"{printable(output, MAX_MESSAGE)}: {label}, {100 * explanation.probability:.1f} %")
     return 0

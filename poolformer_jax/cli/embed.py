@@ -18,7 +18,7 @@ from poolformer_jax.cli.arguments import (
 )
 from poolformer_jax.errors import InputError, MissingDependencyError
 from poolformer_jax.files import replace_atomically
-from poolformer_jax.messages import printable_message
+from poolformer_jax.messages import MAX_MESSAGE, printable, printable_message
 from poolformer_jax.process import print_error
 
 NAME = "embed"
@@ -76,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("No image could be read: nothing was written.")
     with waiting(f"Writing {output}"), replace_atomically(output) as temporary:
         _WRITERS[output.suffix.lower()](temporary, [str(path) for path in paths], embeddings)
-    print(f"{output}: {len(read)} of {len(paths)} images, {len(read[0].features)} features each")
+    print(
+        f"{printable(output, MAX_MESSAGE)}: {len(read)} of {len(paths)} images, {len(read[0].features)} features each"
+    )
     return 0 if len(read) == len(paths) else 1
 
 

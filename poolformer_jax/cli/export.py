@@ -11,6 +11,7 @@ from poolformer_jax.cli.arguments import (
     waiting,
 )
 from poolformer_jax.errors import InputError
+from poolformer_jax.messages import MAX_MESSAGE, printable
 
 NAME = "export"
 HELP = "Write a network as StableHLO (for jax), OpenVINO IR, or ONNX (for others)."
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         exactness = f"logits within {difference:.1e} of the network's, relative to the largest"
     share = f"{100 * written / float32:.0f} % of the parameters in float32"
-    print(f"{arguments.file}: {written / 1e6:.1f} MB, {share}, {exactness}")
+    print(f"{printable(arguments.file, MAX_MESSAGE)}: {written / 1e6:.1f} MB, {share}, {exactness}")
     if arguments.dtype != "float32":
         print(f"Measure its accuracy: python -m train evaluate {arguments.file} --data ...")
     return 0

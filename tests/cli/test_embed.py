@@ -42,9 +42,10 @@ def test_npz_holds_names_features_and_feature_maps_without_unreadable_images(fol
         assert [written[f"stage_{index}"].shape for index in range(2)] == [(2, 8, 8, 8), (2, 4, 4, 12)]
 
 
-def test_npy_keeps_a_row_for_an_unreadable_image(folder, expected, tmp_path):
-    assert embed(folder, tmp_path / "a.npy") == 1
-    written = np.load(tmp_path / "a.npy")
+def test_npy_keeps_a_row_for_an_unreadable_image(folder, expected, tmp_path, capsys):
+    assert embed(folder, tmp_path / "\x1b[31ma.npy") == 1
+    assert r"\x1b[31ma.npy: 2 of 3 images" in capsys.readouterr().out
+    written = np.load(tmp_path / "\x1b[31ma.npy")
     assert np.isnan(written[1]).all()
     np.testing.assert_allclose(written[[0, 2]], expected, rtol=1e-5, atol=1e-6)
 

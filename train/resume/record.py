@@ -44,7 +44,10 @@ def read_record(folder: epath.Path, step: int) -> Record:
     OSError if it cannot be read.
     """
     check_files(folder / str(step), "**/*")
-    record = ocp.JsonCheckpointHandler().restore(folder / str(step) / "step")
+    try:
+        record = ocp.JsonCheckpointHandler().restore(folder / str(step) / "step")
+    except RecursionError as error:
+        raise InputError("its record is nested too deeply") from error
     if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
         raise InputError("its record is not as it was written")
     if record["step"] != step:
