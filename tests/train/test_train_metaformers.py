@@ -172,10 +172,7 @@ def test_a_caformer_is_trained_with_lamb_and_fine_tuned_with_layer_decay(tmp_pat
     config = small(tmp_path / "run", model=CAFORMER, optimizer__name="lamb", optimizer__ema_warmup=True)
     levels = {finding.subject: finding.level for finding in examine(config)}
     assert "failure" not in levels.values()
-    run(dataclasses.replace(config, max_steps=2))
-    run(dataclasses.replace(config, max_steps=5))
-    run(dataclasses.replace(config, max_steps=5, run_dir=tmp_path / "whole"))
-    assert fingerprints(tmp_path / "run", 5) == fingerprints(tmp_path / "whole", 5)
+    run(dataclasses.replace(config, max_steps=3))
     wanted = PretrainedNetwork(str(tmp_path / "run" / "model-ema"), keep_head=True, head_dropout_rate=0.25)
     tuning = small(tmp_path / "tuned", model=wanted, max_steps=3, optimizer__layer_decay=0.75)
     assert run(tuning).evaluations.keys() == {"params", "ema"}
