@@ -74,7 +74,7 @@ def test_an_error_at_any_call_while_a_state_is_saved_loses_none_before_it(tmp_pa
     # How long Orbax's threads wait for one that has failed, and the interpreter for them when it exits.
     monkeypatch.setattr("orbax.checkpoint._src.multihost.multihost.coordination_timeout", lambda: 5)
     save(tmp_path / "first", states[:1])
-    for number in itertools.count(1, step=2):  # the calls of each array are alike
+    for number in itertools.count(1, step=3):  # the calls of each array are alike
         folder = tmp_path / f"{number}"
         shutil.copytree(tmp_path / "first", folder)
         with failing(folder, number) as faults:
