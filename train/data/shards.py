@@ -6,7 +6,6 @@ be read, are listed in a file that is written before it.
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from poolformer_jax.files import write_json
+from poolformer_jax.files import sync, write_json
 from poolformer_jax.images import ImageError, read_image
 from poolformer_jax.messages import MAX_MESSAGE, printable
 from train.data.prepare_config import VERSION, PrepareConfig
@@ -116,11 +115,33 @@ def write_missing(
 
 def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: Shard, work: Path) -> list[str]:
     """Writes one shard, complete or not at all. Returns the files that cannot be read, each with the reason."""
-    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-
     path = shard.path(work, config.dataset_name)
     temporary = path.with_name(f".{path.name}.tmp")
-    writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+    try:
+        bad = _write_records(temporary, source, features, shard)
+    except RuntimeError as error:  # ArrayRecord's for any error of the disk
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"Cannot write {path}: {error}. Free space or repair the disk, and run the command again: finished shards "
+            "stay."
+        ) from error
+    if bad and config.on_bad_image == "error":
+        temporary.unlink()
+        return bad
+    if bad:
+        write_json(shard.note(work), bad)
+    else:
+        shard.note(work).unlink(missing_ok=True)  # left by an interrupted run
+    sync(temporary)
+    temporary.rename(path)
+    return bad
+
+
+def _write_records(path: Path, source: Source, features: Any, shard: Shard) -> list[str]:
+    """Writes the readable examples of a shard, and returns the others, each with the reason."""
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     bad = []
     try:
         for row in shard.rows:
@@ -135,21 +156,8 @@ def _write_shard(config: PrepareConfig, source: Source, features: Any, shard: Sh
             writer.write(features.serialize_example(features.encode_example(record)))
     finally:
         writer.close()
-    if bad and config.on_bad_image == "error":
-        temporary.unlink()
-        return bad
-    if (written := ArrayRecordReader(str(temporary)).num_records()) != len(shard.rows) - len(bad):
-        temporary.unlink()
-        raise OSError(
-            f"{path} holds {written} of {len(shard.rows) - len(bad)} images. Check that the disk is not full."
-        )
-    if bad:
-        write_json(shard.note(work), bad)
-    else:
-        shard.note(work).unlink(missing_ok=True)  # left by an interrupted run
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    if (written := ArrayRecordReader(str(path)).num_records()) != len(shard.rows) - len(bad):
+        raise RuntimeError(f"it holds {written} of {len(shard.rows) - len(bad)} images")
     return bad
 
 

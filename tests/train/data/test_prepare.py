@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from faults import Disk
 from packing import examples_of, jpeg, write_archives, write_folder
+from poolformer_jax.errors import InputError
 from train.command_line import main
 from train.data import (
     DataConfig,
@@ -92,6 +94,28 @@ def test_a_data_set_imports_no_module_that_its_features_name(tmp_path, monkeypat
     features = folder / "features.json"
     features.write_text(features.read_text().replace("tensorflow_datasets.core.features.text_feature.", "harmful."))
     with pytest.raises(SourceError, match=r"names 'harmful\.Text', which is not a class of TFDS"):
+        open_source(DataConfig(source=f"tfds:{folder}"), "train")
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(tmp_path):
+    config = write_folder(tmp_path, classes=2, images=3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"Cannot write .*: .*File too large.*run the command again"):
+            prepare_data(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert sum(prepare_data(config).images.values()) == 6
+
+
+def test_a_pipe_in_place_of_a_shard_is_refused(tmp_path):
+    folder = prepare_data(write_folder(tmp_path, classes=2, images=3)).folder
+    shard = next(folder.glob("*train*"))
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(InputError, match=rf"{shard} is not a file, but .* a pipe"):
         open_source(DataConfig(source=f"tfds:{folder}"), "train")
 
 

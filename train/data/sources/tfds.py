@@ -7,6 +7,7 @@ from ImageNet's archives, and so does TFDS's download_and_prepare with file_form
 import dataclasses
 import functools
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -135,6 +136,8 @@ def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
         if (found := _prepared_version(folder.expanduser())) is not None:
             check_file(found / "dataset_info.json", LARGEST_JSON, "the description of a TFDS data set")
             check_file(found / "features.json", LARGEST_JSON, "the features of a TFDS data set")
+            for shard in found.glob("*.array_record*"):
+                check_file(shard, sys.maxsize, "a shard of a TFDS data set")
             with _features_of_tfds_only(tfds):
                 return tfds.builder_from_directory(found)
     try:
