@@ -26,5 +26,6 @@ from .runtimes import (
 from .verification import (
     TOLERANCES as TOLERANCES,
     ExportError as ExportError,
+    check_finite as check_finite,
     difference_from_network as difference_from_network,
 )

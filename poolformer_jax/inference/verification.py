@@ -19,7 +19,7 @@ class ExportError(InputError):
     """The logits of a converted network differ from those of the model."""
 
 
-def check_finite(*outputs: np.ndarray) -> None:
+def check_finite(*outputs: np.ndarray | float) -> None:
     """Raises InputError if the network computed infinite values or no numbers."""
     if not all(np.isfinite(output).all() for output in outputs):
         raise InputError(

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
 from poolformer_jax.export import FORMATS, ExportedFile, open_exported
+from poolformer_jax.inference import check_finite
 from poolformer_jax.network import count_parameters
 from poolformer_jax.weights import build_model
 from train.commands.evaluate_config import EvaluateConfig
@@ -89,7 +90,10 @@ class Scorer:
         return make_evaluation_step(self._model, normalize, self._mesh, replicated(self._mesh), flip, kept_classes)
 
     def score(self, name: str, keep_logits: bool) -> Scored:
-        """The model's evaluation on the data `name`, in `EvaluateConfig.data`'s notation."""
+        """The model's evaluation on the data `name`, in `EvaluateConfig.data`'s notation.
+
+        Raises InputError if the loss is not finite.
+        """
         config = self._config
         problem = self._model.config.problem_type
         data = _data_config(config, name, self.processor, self._mesh.devices.size, problem)
@@ -119,6 +123,7 @@ class Scorer:
                 split = logits_of_batches(self._exported, split, config.flip)
             weights = {"params": self._variables}
             evaluation = evaluate(step, weights, split, self._mesh, keep_logits, data.problem_type)["params"]
+        check_finite(evaluation.loss)
         return Scored(evaluation, data, source, class_names)
 
 

@@ -126,6 +126,14 @@ def test_evaluation_preprocesses_as_the_model_whatever_that_is(tmp_path, changes
     np.testing.assert_allclose(found.loss, wanted, rtol=1e-5)
 
 
+def test_weights_that_are_no_numbers_get_no_score(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    arrays = load_file(folder / "flax_model.safetensors")
+    save_file({name: array * np.float32("nan") for name, array in arrays.items()}, folder / "flax_model.safetensors")
+    with pytest.raises(ValueError, match=r"no numbers\. Expected finite weights"):
+        evaluate(str(folder), f"folder:{write_classes(tmp_path / 'images', ('ant', 'bee', 'cat'), 2)}")
+
+
 def test_a_preprocessing_without_one_size_is_refused(tmp_path):
     model = write_model(tmp_path / "model", ("ant", "bee"))
     dataclasses.replace(PROCESSOR, do_center_crop=False).save_pretrained(model)
