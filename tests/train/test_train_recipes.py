@@ -35,6 +35,10 @@ def test_a_recipe_is_read_as_it_was_written(name):
         ({"model": {"kind": "Other"}}, "model.kind='Other'. Expected one of: FreshNetwork, PretrainedNetwork"),
         ({"data": {"batch_size": "64"}}, "data.batch_size='64'. Expected int"),
         ({"data": {"image_mean": [0.5, None]}}, "data.image_mean=None. Expected float"),
+        *(
+            ({"data": {name: 10**9}}, f"{name}=1000000000: expected .*to ")
+            for name in ("image_size", "batch_size", "evaluation_batch_size", "workers", "worker_batches")
+        ),
         ({"data": {"source": "folder:\0"}}, r"data.source='folder:.x00'. Expected a text without a null"),
         ({"run_dir": "runs/\0"}, "run_dir=.*Expected a text without a null"),
         ({"optimizer": 3}, "optimizer=3. Expected an object with the fields of OptimizerConfig"),

@@ -11,8 +11,8 @@ from typing import Literal
 from poolformer_jax.fields import (
     BELOW_1,
     NOT_NEGATIVE,
-    POSITIVE,
     PROBABILITY,
+    between,
     check_rules,
     in_range,
     is_local,
@@ -25,6 +25,7 @@ _LOCAL = "a local path; mount a bucket on every host (gcsfuse, for example) and 
 FILE_SOURCES = ("folder", "labels", "parquet", "tfds")  # each with a path after a colon
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 _UNIT_RANGE = ", for pixels in 0..1; divide statistics of pixels in 0..255 by 255"
+_MOST_IMAGES, _MOST_WORKERS = 1 << 20, 1_024
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
@@ -185,9 +186,12 @@ class DataConfig:
             ("data_dir", is_local(self.data_dir), _LOCAL),
             ("class_map", is_local(self.class_map), "the path of a local file"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
-            *in_range(self, POSITIVE, "image_size", "batch_size", "worker_batches", "synthetic_examples"),
-            *in_range(self, or_none(POSITIVE), "evaluation_batch_size"),
-            *in_range(self, or_none(NOT_NEGATIVE), "workers"),
+            # A recipe is a small file: what it asks for is bounded before any work is done.
+            *in_range(self, between(1, 4_096), "image_size"),  # also of PoolFormerImageProcessor
+            *in_range(self, between(1, _MOST_IMAGES), "batch_size", "synthetic_examples"),
+            *in_range(self, or_none(between(1, _MOST_IMAGES)), "evaluation_batch_size"),
+            *in_range(self, between(1, _MOST_WORKERS), "worker_batches"),
+            *in_range(self, or_none(between(0, _MOST_WORKERS)), "workers"),
             ("image_mean", len(self.image_mean) in (1, 3), "1 or 3 values"),
             ("image_mean", all(0 <= mean <= 1 for mean in self.image_mean), f"values from 0 to 1{_UNIT_RANGE}"),
             ("image_std", len(self.image_std) == len(self.image_mean), "the same number of values as image_mean"),
