@@ -155,7 +155,14 @@ class OnnxOperations(Operations[Value]):
         return scaled if shift is None else self._node("Add", scaled, _over_channels(shift, x))
 
     def standardize(self, x: Value, norm: str, epsilon: float) -> Value:
-        return self._node("Div", *self._distance_and_std(x, (1, 2, 3) if norm == "group_norm" else (1,), epsilon))
+        if norm == "group_norm":
+            return self._node("Div", *self._distance_and_std(x, (1, 2, 3), epsilon))
+        # OpenVINO computes this quotient in one pass, and multiplies the factor into the convolution that follows.
+        axis, channels = np.array((1,)), x.shape[0]
+        distance = self._node("Sub", x, self._node("ReduceMean", x, axis, keepdims=1))
+        squares = self._node("ReduceSum", self._node("Pow", distance, 2.0), axis, keepdims=1)
+        length = self._node("Sqrt", self._node("Add", squares, channels * epsilon))
+        return self._node("Mul", self._node("Div", distance, length), channels**0.5)
 
     def mean(self, x: Value) -> Value:
         return self._node("Flatten", self._node("ReduceMean", x, np.array((2, 3)), keepdims=1), shape=x.shape[:1])
@@ -186,8 +193,9 @@ class OnnxOperations(Operations[Value]):
         # [3, batch, heads, positions, head_dim]: in this order OpenVINO computes the attention of a head in one pass.
         parts = self._node("Transpose", parts, perm=[2, 0, 3, 1, 4])
         query, key, value = (self._node("Gather", parts, np.array(index), axis=0) for index in range(3))
+        query = self._node("Mul", query, head_dim**-0.5)
         scores = self._node("MatMul", query, self._node("Transpose", key, perm=[0, 1, 3, 2]))
-        weights = self._node("Softmax", self._node("Mul", scores, head_dim**-0.5), axis=-1)
+        weights = self._node("Softmax", scores, axis=-1)
         mixed = self._node("Transpose", self._node("MatMul", weights, value), perm=[0, 2, 1, 3])
         # Height and width are those of the images that the file is run with.
         size = self._node("Shape", tokens, start=1, end=3)

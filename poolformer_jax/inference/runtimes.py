@@ -181,6 +181,7 @@ def load_openvino(network: Path | bytes, numbers: bytes = b"") -> _Run:
     openvino = import_runtime("openvino")
     core, cores, lock = openvino.Core(), available_cores(), threading.Lock()
     read = core.read_model(network, numbers) if isinstance(network, bytes) else core.read_model(network)
+    _square_by_power(read)
 
     @functools.cache
     def compiled(shape: tuple[int, ...], streams: int) -> Any:
@@ -214,6 +215,17 @@ def load_openvino(network: Path | bytes, numbers: bytes = b"") -> _Run:
         return np.concatenate([results[part] for part in range(len(parts))])
 
     return run
+
+
+def _square_by_power(network: Any) -> None:
+    """Writes `relu * relu` as a power, which OpenVINO computes faster and ONNX Runtime slower."""
+    from openvino import opset13
+
+    for node in network.get_ops():
+        if node.get_type_name() == "Multiply" and node.input_value(0) == node.input_value(1):
+            (source, _) = node.input_values()
+            if source.get_node().get_type_name() == "Relu":
+                node.output(0).replace(opset13.power(source, np.float32(2)).output(0))
 
 
 _LOADERS: Mapping[str, Callable[[bytes], _Run]] = {"openvino": load_openvino, "onnxruntime": load_onnxruntime}
