@@ -5,6 +5,7 @@ by the kernel more. On a TPU a Pallas kernel can replace it (`kernels`). Otherwi
 gradients.
 
 A convolution is a sum of shifted maps, each multiplied with one entry of the kernel, and so is its gradient by the map.
+With few cores it is computed for a few channels at a time, whose kernel then stays in the processor's registers.
 The gradient by the kernel is a sum of windows of the map, one for each position, multiplied with the gradient at that
 position: again a sum of products that are vectors over channels.
 """
@@ -25,6 +26,7 @@ from poolformer_jax.network.fused.cpu_batching import largest_divisor
 from poolformer_jax.network.fused.dispatch import run_on_platform
 from poolformer_jax.network.fused.kernels.base import Kernels
 from poolformer_jax.network.fused.sharding_types import match_varying_axes, partition_spec, with_auto_sharding
+from poolformer_jax.resources import available_cores
 
 _Map = Float[Array, "b h w c"]
 _Kernel = Float[Array, "k k 1 c"]
@@ -33,6 +35,10 @@ _Kernel = Float[Array, "k k 1 c"]
 # first cache. XLA fuses the copy of a tile into a sum of up to 15 terms, which then takes ten times as long; and with
 # more channels, maps of 1024 of them have all pixels at the same place of the cache.
 _TILE_COLUMNS, _TILE_POSITIONS, _TILE_CHANNELS = 7, 28, 128
+
+# The channels of a 512-bit register, and the largest number of cores per device for which parts of so many channels are
+# faster than all channels at once (docs/notes/speed.md).
+_REGISTER_CHANNELS, _CORES_FOR_PARTS = 16, 2
 
 
 def convolve_depthwise(x: _Map, kernel: _Kernel, kernels: Kernels | None = None) -> _Map:
@@ -77,6 +83,22 @@ _convolve.defvjp(_forward, depthwise_gradient)
 
 
 def _convolve_on_cpu(x: _Map, kernel: _Kernel) -> _Map:
+    """In parts of the channels, or at once: XLA divides sums among cores only outside of loops."""
+    if available_cores() // jax.local_device_count() > _CORES_FOR_PARTS:
+        return _shifted_products(x, kernel)
+    size = largest_divisor(x.shape[-1], _REGISTER_CHANNELS)
+
+    def convolve_part(part: Array, y: _Map) -> _Map:
+        x_part, kernel_part = (lax.dynamic_slice_in_dim(array, part * size, size, axis=3) for array in (x, kernel))
+        y_part = _shifted_products(x_part, kernel_part)
+        return lax.dynamic_update_slice_in_dim(y, y_part, part * size, axis=3)
+
+    zeros, _ = match_varying_axes((jnp.zeros(x.shape, x.dtype), (x, kernel)))
+    y: Array = lax.fori_loop(0, x.shape[-1] // size, convolve_part, zeros)
+    return y
+
+
+def _shifted_products(x: _Map, kernel: _Kernel) -> _Map:
     (_, height, width, _), size = x.shape, len(kernel)
     padded, kernel = _pad(x, size // 2), widen(kernel)
     products = (

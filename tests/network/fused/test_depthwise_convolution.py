@@ -18,7 +18,7 @@ def value_and_gradients(convolution, x, kernel, dy):
 @pytest.mark.parametrize(
     "shape",
     [
-        (2, 9, 11, 6),  # sides that are no multiples of a tile
+        (2, 9, 11, 36),  # sides that are no multiples of a tile; three parts of the channels
         pytest.param((1, 7, 7, 256), marks=pytest.mark.slow),  # two tiles of channels
         pytest.param((3, 14, 15, 12), marks=pytest.mark.slow),
     ],
