@@ -17,6 +17,7 @@ from poolformer_jax import (
     from_torch_state_dict,
     to_torch_state_dict,
 )
+from reference_network import MISTAKES, logits as reference_logits
 
 # One representative of each promise runs by default; the others are slow.
 pytestmark = pytest.mark.usefixtures("optimised")  # large networks, in float64
@@ -92,3 +93,22 @@ def test_every_gradient_is_that_of_pytorch(layout, dtype):
         actual = np.asarray(array, np.float64)
         assert abs(np.linalg.norm(actual) - norm) < tolerance * norm + rounding, name
         assert np.abs(actual.ravel()[index.astype(int)] - expected).max() < tolerance * norm + rounding, name
+
+
+@slow
+def test_an_independent_network_in_forty_lines_agrees_too():
+    assert reference_error(None) < TOLERANCE["float64"]
+
+
+@slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_golden_arrays_would_catch(mistake):
+    assert reference_error(mistake) > 10 * TOLERANCE["float64"]
+
+
+def reference_error(mistake):
+    golden = published.arrays("sail", "s12")["160x224/logits"]
+    with jax.enable_x64():
+        state = {name: value.astype("float64") for name, value in published.state_dict("sail", "s12").items()}
+        pixels = published.pixel_values("160x224").astype("float64")
+        return relative_error(jax.jit(reference_logits, static_argnums=2)(state, pixels, mistake), golden)
