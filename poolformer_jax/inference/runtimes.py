@@ -114,7 +114,7 @@ def _content_hash(
 
 
 def _read_cached(path: Path) -> bytes | None:
-    """The network in a file of the cache; None if there is none, or it is not as it was written."""
+    """The network in a file of the cache; None if the file does not exist or is damaged."""
     if not path.is_file():
         return None
     content = path.read_bytes()

@@ -43,11 +43,8 @@ def check_host_memory(config: TrainConfig, train: Source, held_out: Source | Non
     if held_out is not None:  # training's workers keep their batches during an evaluation
         size = config.data.evaluation_size
         pools.append(_worker_pool(config, held_out, size, math.ceil(len(held_out) / size)))
-    who = (
-        "data workers ("
-        + ", ".join(f"{pool.workers} for {use}" for pool, use in zip(pools, ("training", "evaluations")))
-        + ")"
-    )
+    uses = (f"{pool.workers} for {use}" for pool, use in zip(pools, ("training", "evaluations")))
+    who = f"data workers ({', '.join(uses)})"
     needed = sum(p.batch_bytes * (p.shared_batches + p.private_batches) + p.process_bytes for p in pools)
     free = _available_memory()
     found = f"{who} need about {_format_bytes(needed)} of the {_format_bytes(free)} available"

@@ -36,8 +36,8 @@ _Kernel = Float[Array, "k k 1 c"]
 # more channels, maps of 1024 of them have all pixels at the same place of the cache.
 _TILE_COLUMNS, _TILE_POSITIONS, _TILE_CHANNELS = 7, 28, 128
 
-# The channels of a 512-bit register, and the largest number of cores per device for which parts of so many channels are
-# faster than all channels at once (docs/notes/speed.md).
+# A 512-bit register holds 16 channels. Parts of 16 channels are faster than all channels at once on devices with up to
+# two cores (docs/notes/speed.md).
 _REGISTER_CHANNELS, _CORES_FOR_PARTS = 16, 2
 
 
