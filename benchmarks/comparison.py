@@ -161,15 +161,16 @@ class Worker:
         result: np.ndarray,
     ) -> None:
         self.implementation, self.ready, self.result = implementation, ready, result
-        self._process = process
+        assert process.stdin is not None and process.stdout is not None
+        self._process, self._requests, self._answers = process, process.stdin, process.stdout
         self._signal("SIGSTOP")
 
     def turn(self, seconds: float) -> float:
         """As `Runner.turn`."""
         self._signal("SIGCONT")
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        if not (answer := self._process.stdout.readline()):
+        self._requests.write(f"{seconds}\n")
+        self._requests.flush()
+        if not (answer := self._answers.readline()):
             raise BenchmarkError(f"{self.implementation.name} ended during a turn.")
         self._signal("SIGSTOP")
         return float(answer)
@@ -187,7 +188,7 @@ def started(implementation: Implementation) -> Iterator[Worker]:
     """
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         result, log = Path(folder) / "result.npy", Path(folder) / "log"
-        arguments = [implementation.factory, json.dumps(implementation.options), result]
+        arguments = [implementation.factory, json.dumps(implementation.options), str(result)]
         with log.open("w") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker", *arguments],
@@ -198,6 +199,7 @@ def started(implementation: Implementation) -> Iterator[Worker]:
                 cwd=ROOT,
                 env={**os.environ, **implementation.environment},
             )
+        assert process.stdout is not None
         try:
             if not (ready := process.stdout.readline()):
                 lines = log.read_text(errors="replace").strip().splitlines()

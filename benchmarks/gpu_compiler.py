@@ -18,7 +18,7 @@ import argparse
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -42,6 +42,7 @@ from poolformer_jax.compilation import compiler_options
 from poolformer_jax.files import write_json
 from poolformer_jax.inference import fastest_network
 from poolformer_jax.network import SIZES
+from poolformer_jax.network.fused import KernelMode
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,18 +89,22 @@ def _lower_inference(step: Step, target: jax.Device) -> jax.stages.Lowered:
     zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), variables)
 
     def apply_plain(variables: Any, pixels: jax.Array) -> jax.Array:
-        return plain.apply(variables, pixels).logits
+        output: Any = plain.apply(variables, pixels)
+        return output.logits
 
     apply: Callable[[Any, jax.Array], jax.Array] = apply_plain
     if step.fused:
-        kernels = "on" if step.kernels else "off"
+        kernels: KernelMode = "on" if step.kernels else "off"
         apply, zeros = fastest_network(config, zeros, mesh, jnp.bfloat16, (SIZE, SIZE), kernels)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), zeros)
     pixels = jax.ShapeDtypeStruct((step.images, SIZE, SIZE, 3), jnp.float32, sharding=sharding)
     return jax.jit(apply, compiler_options=compiler_options(target.platform)).lower(shapes, pixels)
 
 
-_LOWER = {"inference": _lower_inference, "training": lambda step, target: lower_training(step, [target])}
+_LOWER: Mapping[str, Callable[[Step, jax.Device], jax.stages.Lowered]] = {
+    "inference": _lower_inference,
+    "training": lambda step, target: lower_training(step, [target]),
+}
 
 
 def describe(lowered: jax.stages.Lowered, top: int) -> tuple[dict[str, Any], str]:
@@ -108,7 +113,8 @@ def describe(lowered: jax.stages.Lowered, top: int) -> tuple[dict[str, Any], str
     compiled = lowered.compile()
     seconds = time.monotonic() - start
     text = compiled.as_text() or ""
-    kernels, memory = gpu_program.kernels(text), compiled.memory_analysis()
+    kernels = gpu_program.kernels(text)
+    memory: Any = compiled.memory_analysis()
     return {
         "compile_seconds": round(seconds, 1),
         "kernels": sum(kernel.times for kernel in kernels),

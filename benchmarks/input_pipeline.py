@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -81,14 +82,14 @@ def main(arguments: Sequence[str]) -> int:
     if sys.platform != "linux" or shutil.which("taskset") is None:
         raise InputError("input-pipeline needs Linux and taskset: it pins processes and reads /proc.")
     console = report.create_console()
-    found = {"command": options.command, "machine": report.machine(), "batch": BATCH, "sets": {}}
+    found: dict[str, Any] = {"command": options.command, "machine": report.machine(), "batch": BATCH, "sets": {}}
     with tempfile.TemporaryDirectory(prefix="jpegs-") as folder:
         for name, sizes in SIZES.items():
             here = Path(folder) / name
             files = write_jpegs(here, sizes, options.images)
             batches = options.batches if name == "imagenet" else max(1, options.batches // LARGE_TURN)
             kilobytes = sum(file.stat().st_size for file in files) / 1e3 / len(files)
-            described = {"files": len(files), "kilobytes": round(kilobytes)}
+            described: dict[str, Any] = {"files": len(files), "kilobytes": round(kilobytes)}
             found["sets"][name] = described
             for randaugment in (False, True):
                 results = measure(pipelines(here, randaugment, options), options.rounds, batches)
@@ -145,9 +146,9 @@ def measure(found: Sequence[Pipeline], rounds: int, batches: int) -> list[Result
         running = []
         for pipeline in found:
             process = stack.enter_context(started(pipeline))
-            versions = process.stdout.readline()
+            versions = answer(process)
             if not versions:
-                lines = process.stderr.read().strip().splitlines()
+                lines = errors(process).strip().splitlines()
                 print(f"left out: {pipeline.name} ({lines[-1] if lines else 'it did not start'})", file=sys.stderr)
                 continue
             running.append((process, Result(pipeline.name, pipeline.note, json.loads(versions))))
@@ -168,14 +169,15 @@ def measure(found: Sequence[Pipeline], rounds: int, batches: int) -> list[Result
 def started(pipeline: Pipeline) -> Iterator[subprocess.Popen[str]]:
     """The pipeline's process, in a new process group on one core."""
     core = max(os.sched_getaffinity(0))
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
         ["taskset", "--cpu-list", str(core), *pipeline.command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         start_new_session=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", **pipeline.environment},
-        **pipes,
     )
     try:
         yield process
@@ -186,10 +188,23 @@ def started(pipeline: Pipeline) -> Iterator[subprocess.Popen[str]]:
 
 def request(process: subprocess.Popen[str], batches: int) -> None:
     """Has the pipeline make `batches` batches, and waits for them."""
+    assert process.stdin is not None
     process.stdin.write(f"{batches}\n")
     process.stdin.flush()
-    if process.stdout.readline() != "done\n":
-        raise PoolFormerError(f"A pipeline failed:\n{process.stderr.read()}")
+    if answer(process) != "done\n":
+        raise PoolFormerError(f"A pipeline failed:\n{errors(process)}")
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    """The next line of the pipeline's output; "" if it has ended."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def errors(process: subprocess.Popen[str]) -> str:
+    """All that a pipeline that has ended wrote on stderr."""
+    assert process.stderr is not None
+    return process.stderr.read()
 
 
 def core_seconds(group: int) -> float:

@@ -133,7 +133,7 @@ def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) ->
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharded)
 
     def forward(variables: Any, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        output = model.apply(variables, pixels, labels)
+        output: Any = model.apply(variables, pixels, labels)
         return output.logits, output.loss
 
     return jax.jit(forward).lower(variables, pixels, labels)
@@ -168,7 +168,8 @@ def _describe(lowered: jax.stages.Lowered, top: int, chip: Chip, schedules: Path
     instructions = tpu_program.instructions(text)
     kernels = _kernels(tpu_program.kernels(instructions), chip, schedules)
     program = tpu_program.with_kernels(instructions, {name: kernel["cycles"] for name, kernel in kernels.items()})
-    costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    costs: Any = compiled.cost_analysis() or {}
+    memory: Any = compiled.memory_analysis()
     return {
         "compile_seconds": round(seconds, 1),
         "estimated_cycles": tpu_program.total_cycles(program),

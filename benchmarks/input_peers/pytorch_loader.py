@@ -9,6 +9,7 @@ takes them, or normalised float32, as torchvision's ToTensor and Normalize make 
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def _solarize_add(image: Image.Image, level: float) -> Image.Image:
     return image.point([min(255, v + int(level * 110)) if v < 128 else v for v in range(256)] * 3)
 
 
-OPERATIONS = [
+OPERATIONS: list[Callable[[Image.Image, float, float], Image.Image]] = [
     lambda image, level, signed: ImageOps.autocontrast(image),
     lambda image, level, signed: ImageOps.equalize(image),
     lambda image, level, signed: ImageOps.invert(image),

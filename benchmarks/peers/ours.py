@@ -54,7 +54,7 @@ def runtime(folder: str, runtime: str) -> Workload:
 
     They are compared with JAX's when the network is exported, and not with the other implementations' logits.
     """
-    images = np.random.default_rng(2).integers(0, 256, read_pixels(folder).shape, np.uint8)
+    images = list(np.random.default_rng(2).integers(0, 256, read_pixels(folder).shape, np.uint8))
     model, variables = load_pretrained(folder)
     processor = poolformer_jax.PoolFormerImageProcessor.for_variant("s12")
     with tempfile.TemporaryDirectory() as cache:
@@ -69,7 +69,7 @@ def runtime(folder: str, runtime: str) -> Workload:
 
 def training(
     folder: str,
-    adamw: Mapping[str, float],
+    adamw: Mapping[str, Any],
     steps: int,
     dtype: str = "float32",
     kernels: KernelMode = "auto",
