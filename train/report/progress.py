@@ -33,7 +33,10 @@ def create_console() -> Console:
 
 
 def _print_unless_of_callback(unraisable: "sys.UnraisableHookArgs") -> None:
-    """A `sys.unraisablehook` without the exceptions in callbacks of C++, which belong to no Python object."""
+    """A `sys.unraisablehook` without the exceptions in callbacks of C++, which belong to no Python object.
+
+    docs/notes/tried.md has what does not work without a hook.
+    """
     if unraisable.object is not None:
         sys.__unraisablehook__(unraisable)
 
