@@ -48,6 +48,10 @@ from poolformer_jax.network import SIZES, VARIANTS
 def main(arguments: Sequence[str]) -> int:
     """Compiles, prints and writes. Returns the exit code."""
     parsed = command_line.parse(_parser(), arguments)
+    if parsed.peer and (parsed.plain or parsed.no_kernels):
+        raise InputError(
+            "--plain and --no-kernels change our network, and --peer compiles timm's. Expected --peer alone."
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise MissingDependencyError("The TPU compiler is not installed. Install it: pip install -e '.[train,tpu]'")
     console = report.create_console(stderr=True)

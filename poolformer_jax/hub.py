@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from poolformer_jax.errors import MissingDependencyError, MissingFileError
+from poolformer_jax.errors import InputError, MissingDependencyError, MissingFileError
 from poolformer_jax.files import write_json
 
 # huggingface_hub's rule for names, with an owner. A missing path is recognised without huggingface_hub.
@@ -17,6 +17,15 @@ WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt", ".ckpt")
 
 class NotInCache(MissingFileError):
     """A file that is not in the cache. It may be on the Hub, which is unreachable or which the caller did not allow."""
+
+
+def check_no_revision(path: Path, revision: str | None) -> None:
+    """Raises InputError for a revision of a path on this machine, which has none."""
+    if revision is not None:
+        raise InputError(
+            f"revision={revision!r} was given with {path}, which is on this machine and has no revisions. Expected "
+            "none, or a name on the Hugging Face Hub for which there is no such path here."
+        )
 
 
 class Repository:

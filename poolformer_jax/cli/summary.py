@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poolformer_jax.cli.arguments import add_source_options, positive, source_options, starting_jax, waiting
+from poolformer_jax.errors import InputError
 
 if TYPE_CHECKING:
     from poolformer_jax.network import PoolFormerConfig
@@ -50,8 +51,17 @@ def _config(network: str, **options: Any) -> "PoolFormerConfig":
     from poolformer_jax.weights import is_index, open_model, read_config
 
     path = Path(network).expanduser()
+    config: PoolFormerConfig | None = None
     if network.removeprefix("poolformer_") in VARIANTS or not (path.exists() or "/" in network):
-        return PoolFormerConfig.from_variant(network)
-    if path.suffix != ".json" or is_index(path):
+        config = PoolFormerConfig.from_variant(network)
+    elif path.suffix == ".json" and not is_index(path):
+        config = read_config(path)
+        network = network if config else str(path.parent)  # timm's config.json does not describe the layers
+    if config is None:
         return open_model(network, **options).config
-    return read_config(path) or open_model(path.parent).config
+    if given := [name for name, value in options.items() if value]:
+        raise InputError(
+            f"{network} is summarised without reading weights. Expected no {', '.join(given)}, for which NETWORK has "
+            "to be a weights file, its folder, or a name on the Hub."
+        )
+    return config

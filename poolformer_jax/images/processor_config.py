@@ -13,7 +13,7 @@ from PIL import Image
 
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.files import is_file, read_json
-from poolformer_jax.hub import Repository
+from poolformer_jax.hub import Repository, check_no_revision
 from poolformer_jax.messages import first_few, printable, short_repr
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
@@ -122,6 +122,7 @@ def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any
     """
     path, names = Path(source).expanduser(), (PREPROCESSOR_CONFIG, _TIMM_CONFIG)
     if path.exists():
+        check_no_revision(path, hub_options.get("revision"))
         folder = path if path.is_dir() else path.parent
         candidates = filter(is_file, (folder / name for name in names))
     else:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar, no_type_check
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.fields import check_rules, convert_fields
 from poolformer_jax.files import read_json
-from poolformer_jax.hub import Repository, SavedAsJson
+from poolformer_jax.hub import Repository, SavedAsJson, check_no_revision
 from poolformer_jax.network.config_arguments import arguments_of, check_architecture, takes_arguments_of_transformers
 from poolformer_jax.network.config_fields import FIELD_TYPES, rules
 from poolformer_jax.network.variants import VARIANTS
@@ -199,6 +199,8 @@ class MetaFormerConfig(SavedAsJson):
             ValueError: as `from_dict`; also for timm's config.json, which does not describe the layers.
         """
         path = Path(source).expanduser()
+        if path.exists():
+            check_no_revision(path, revision)
         if path.is_dir():
             path = path / CONFIG
         elif not path.exists():

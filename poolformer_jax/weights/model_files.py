@@ -12,7 +12,7 @@ from typing import Any
 
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.files import is_file
-from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository
+from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository, check_no_revision
 from poolformer_jax.images import PREPROCESSOR_CONFIG
 from poolformer_jax.weights.containers.files import is_index, read_index
 from poolformer_jax.weights.published import AUTHORS_REPOSITORY, names_on_the_hub
@@ -52,6 +52,8 @@ def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> Mode
         MissingDependencyError: if the model is on the Hub and huggingface_hub is not installed.
     """
     path = Path(source).expanduser()
+    if path.exists():
+        check_no_revision(path, hub_options.get("revision"))
     if path.is_dir():
         path = _weights_in(path)
     elif not path.is_file():

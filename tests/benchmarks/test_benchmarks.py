@@ -130,6 +130,8 @@ def test_a_missing_tpu_compiler_is_named_with_the_extra_that_installs_it(monkeyp
     monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda _: None)
     assert program.main(["tpu"]) == FAILED
     assert "pip install -e '.[train,tpu]'" in capsys.readouterr().err
+    assert program.main(["tpu", "--peer", "torchax", "--plain"]) == FAILED
+    assert "--plain and --no-kernels change our network" in capsys.readouterr().err
 
 
 def test_an_unknown_chip_is_named_with_the_known_ones():

@@ -41,6 +41,13 @@ def test_a_recipe_is_read_as_it_was_written(name):
         ),
         ({"data": {"source": "folder:\0"}}, r"data.source='folder:.x00'. Expected a text without a null"),
         ({"run_dir": "runs/\0"}, "run_dir=.*Expected a text without a null"),
+        ({"data": {"source": "folder:a", "data_dir": "b"}}, "data_dir=.*: expected None: only tfds:NAME is looked for"),
+        ({"data": {"image_column": "file"}}, "image_column='file': expected None with other sources than labels:"),
+        ({"optimizer": {"name": "sgd", "epsilon": 1e-8}}, "epsilon=1e-08: expected None with sgd"),
+        (
+            {"distributed": {"mode": "off", "coordinator_address": "a:1", "num_processes": 2, "process_id": 0}},
+            "coordinator_address='a:1': expected None with mode='off'",
+        ),
         ({"optimizer": 3}, "optimizer=3. Expected an object with the fields of OptimizerConfig"),
         ({"optimizer": {"rate": 3}}, "fields that do not exist: optimizer.rate"),
     ],

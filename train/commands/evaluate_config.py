@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from poolformer_jax.export import FORMATS
 from poolformer_jax.fields import check_rules
-from train.commands.model_data import ModelOnData
+from train.commands.model_data import OPEN_OPTIONS, ModelOnData
 from train.config import DistributedConfig
 from train.folders import expand_home
 
@@ -48,6 +49,23 @@ class EvaluateConfig(ModelOnData):
     def __post_init__(self) -> None:
         super().__post_init__()
         expand_home(self, "results_file")
-        into_results_file = self.results_file is None or not self.data.startswith("imagenet-c:")
-        why = "None with imagenet-c: its figure has no column there; see --output"
-        check_rules(self, [("results_file", into_results_file, why)])
+        corrupted, why = self.data.startswith("imagenet-c:"), "None with imagenet-c"
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        rules = [
+            ("results_file", not corrupted or self.results_file is None, f"{why}: its figure has no column there"),
+            ("real_labels", not corrupted or self.real_labels is None, f"{why}: they are of the validation images"),
+            *(
+                (
+                    name,
+                    not self.is_exported or getattr(self, name) == defaults[name],
+                    "the default for exported files",
+                )
+                for name in (*OPEN_OPTIONS, "dtype")
+            ),
+        ]
+        check_rules(self, rules)
+
+    @property
+    def is_exported(self) -> bool:
+        """True if the source is an exported file, which computes as it was exported."""
+        return Path(self.source).suffix.lower() in FORMATS

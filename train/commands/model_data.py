@@ -13,7 +13,7 @@ from poolformer_jax.weights import OpenedModel, open_model
 from train.data import DataConfig
 from train.folders import expand_home
 
-_OPEN_OPTIONS = ("variant", "ignore", "use_ema", "revision", "cache_dir", "token", "local_files_only")
+OPEN_OPTIONS = ("variant", "ignore", "use_ema", "revision", "cache_dir", "token", "local_files_only")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ModelOnData:
 
     def open_model(self) -> OpenedModel:
         """The model, without its weights."""
-        return open_model(self.source, **{name: getattr(self, name) for name in _OPEN_OPTIONS})
+        return open_model(self.source, **{name: getattr(self, name) for name in OPEN_OPTIONS})
 
     def data_config(self, processor: PoolFormerImageProcessor, source: str | None = None, **fields: Any) -> DataConfig:
         """The data, with the size and normalisation of the model's preprocessing.

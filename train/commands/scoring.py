@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from poolformer_jax import PoolFormerConfig, PoolFormerImageProcessor
-from poolformer_jax.export import FORMATS, ExportedFile, open_exported
+from poolformer_jax.errors import InputError
+from poolformer_jax.export import ExportedFile, open_exported
 from poolformer_jax.inference import check_finite
 from poolformer_jax.network import count_parameters
 from poolformer_jax.weights import build_model
@@ -66,7 +67,7 @@ class Scorer:
         self._config, self._console, self._mesh = config, console, make_mesh(MeshConfig())
         self._exported: ExportedFile | None = None
         self._model: Classifier
-        if Path(config.source).suffix.lower() in FORMATS:
+        if config.is_exported:
             self._exported = exported = open_exported(Path(config.source).expanduser())
             self._model, variables = LogitsAsPixels(exported.config), dict[str, Any]()
             self.processor, self._labels = exported.image_processor, exported.labels
@@ -74,6 +75,8 @@ class Scorer:
             opened = config.open_model()
             self._model, variables = build_model(opened, dtype=jnp.dtype(config.dtype))
             self.processor, self._labels = opened.image_processor, opened.labels
+        if self._model.config.problem_type in ("multi_label_classification", "regression"):
+            _check_options_of_classes(config)
         if config.preprocessing == "timm":
             self.processor = TimmImageProcessor(**vars(self.processor))
         self.parameters = count_parameters(self._model.config)
@@ -125,6 +128,16 @@ class Scorer:
             evaluation = evaluate(step, weights, split, self._mesh, keep_logits, data.problem_type)["params"]
         check_finite(evaluation.loss)
         return Scored(evaluation, data, source, class_names)
+
+
+def _check_options_of_classes(config: EvaluateConfig) -> None:
+    """Raises InputError for options that need a network with one class per image."""
+    chosen = {"results_file": config.results_file, "real_labels": config.real_labels}
+    given = [name for name, value in chosen.items() if value is not None]
+    if given := given + ["classes"] * (config.classes != "all"):
+        raise InputError(
+            f"{', '.join(given)}: {config.source} does not choose one class for an image. Expected the default."
+        )
 
 
 def _compare_processes(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from poolformer_jax.fields import check_rules, is_local
+from train.data.config import rules_of_columns
 
 VERSION = "1.0.0"
 _SOURCES = ("folder", "labels", "parquet", "imagenet")
@@ -43,6 +44,7 @@ class PrepareConfig:
         kind, _, path = self.source.partition(":")
         rules = [
             ("source", kind in _SOURCES and path, "folder:PATH, labels:FILE, parquet:PATH or imagenet:PATH"),
+            *rules_of_columns(self.source, self.image_column, self.label_column),
             ("output", is_local(self.output), "a local folder, or one of a mounted bucket"),
             ("name", re.fullmatch(r"[a-z]\w*", self.dataset_name), "a lower-case letter, then letters, digits and _"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),

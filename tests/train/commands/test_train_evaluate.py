@@ -23,6 +23,7 @@ from poolformer_jax import (
     save_pretrained,
 )
 from selection import slow_after
+from train.commands.evaluate_config import EvaluateConfig
 from train.config import PretrainedNetwork
 from train.network import make_network
 from training import tiny
@@ -192,6 +193,17 @@ def test_a_multi_label_network_needs_data_with_several_labels(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": "multi_label_classification"}))
     with pytest.raises(ValueError, match=r"source='digits': expected labels:FILE or parquet:PATH with problem_type"):
         evaluate(saved, "digits")
+    with pytest.raises(ValueError, match=r"results_file, classes: .* does not choose one class for an image"):
+        evaluate(saved, "digits", results_file=tmp_path / "results.csv", classes="data")
+
+
+def test_options_that_would_have_no_effect_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"variant='s12': expected the default for exported files.\n.*dtype='bfloat16'"
+    ):
+        EvaluateConfig("network.onnx", "digits", variant="s12", dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"real_labels=.*: expected None with imagenet-c"):
+        EvaluateConfig("sail/poolformer_s12", "imagenet-c:c", real_labels=tmp_path / "real.json")
 
 
 @pytest.mark.parametrize("classes", [5, 6])
