@@ -6,7 +6,6 @@ from .block import (
 )
 from .cpu_batching import largest_divisor as largest_divisor, microbatched as microbatched
 from .dense_layer import dense as dense
-from .dense_residual import dense_residual as dense_residual
 from .depthwise_convolution import convolve_depthwise as convolve_depthwise
 from .kernels import (
     Branch as Branch,
@@ -21,9 +20,14 @@ from .kernels import (
     stages_without_kernels as stages_without_kernels,
     verify_kernels as verify_kernels,
 )
-from .norm import layer_norm as layer_norm, layer_norm_and_input as layer_norm_and_input
-from .norm_dense import NormDenseWeights as NormDenseWeights, norm_dense as norm_dense
-from .norm_mlp import norm_mlp_residual as norm_mlp_residual
+from .layers import (
+    NormDenseWeights as NormDenseWeights,
+    dense_residual as dense_residual,
+    layer_norm as layer_norm,
+    layer_norm_and_input as layer_norm_and_input,
+    norm_dense as norm_dense,
+    norm_mlp_residual as norm_mlp_residual,
+)
 from .patch_convolution import convolve as convolve, convolve_with_default_gradient as convolve_with_default_gradient
 from .self_attention import self_attention as self_attention
 from .sharding_types import partition_spec as partition_spec, with_auto_sharding as with_auto_sharding

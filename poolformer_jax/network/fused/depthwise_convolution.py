@@ -49,21 +49,23 @@ def convolve_depthwise(x: _Map, kernel: _Kernel, kernels: Kernels | None = None)
         kernel: [size, size, 1, channels], float32; the size is odd.
         kernels: compute the passes that they support, on their platform.
     """
+    if kernels is not None and not kernels.supports("depthwise_convolution", x.shape, x.dtype, None):
+        kernels = None
     convolution = functools.partial(_convolve, kernels)
     return with_auto_sharding(convolution, x, kernel, specs=PartitionSpec(*partition_spec(x)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(kernels: Kernels | None, x: _Map, kernel: _Kernel) -> _Map:
-    def run(convolve: Callable[[_Map, _Kernel], _Map], batched: tuple[_Map], kernel: _Kernel, _: Any) -> Any:
-        return convolve(*batched, kernel), ()
+    def run(convolve: Callable[[_Map, _Kernel], _Map], batched: tuple[_Map], replicated: Any, _: Any) -> Any:
+        return convolve(*batched, replicated[1]), ()
 
     platforms = {
         "cpu": functools.partial(run, _convolve_on_cpu),
         "default": functools.partial(run, functional.depthwise_convolution),
     }
     y: Array
-    y, _ = run_on_platform(platforms, kernels, "depthwise_convolution", (x,), kernel)
+    y, _ = run_on_platform(platforms, kernels, "depthwise_convolution", (x,), (None, kernel))
     return y
 
 
@@ -71,15 +73,14 @@ def _forward(kernels: Kernels | None, x: _Map, kernel: _Kernel) -> tuple[_Map, t
     return _convolve(kernels, x, kernel), (x, kernel)
 
 
-def depthwise_gradient(kernels: Kernels | None, residuals: tuple[_Map, _Kernel], dy: _Map) -> tuple[_Map, _Kernel]:
-    """The gradients of `convolve_depthwise` by the map and by the kernel, from `dy` and (map, kernel)."""
+def _backward(kernels: Kernels | None, residuals: tuple[_Map, _Kernel], dy: _Map) -> tuple[_Map, _Kernel]:
     x, kernel = residuals
     platforms = {"cpu": _gradients_on_cpu, "default": _gradients_of_xla}
-    gradients: tuple[Array, Array] = run_on_platform(platforms, kernels, "depthwise_gradient", (x, dy), kernel)
-    return gradients
+    (dx,), dkernel = run_on_platform(platforms, kernels, "depthwise_gradient", (x, dy), (None, kernel))
+    return dx, dkernel
 
 
-_convolve.defvjp(_forward, depthwise_gradient)
+_convolve.defvjp(_forward, _backward)
 
 
 def _convolve_on_cpu(x: _Map, kernel: _Kernel) -> _Map:
@@ -109,16 +110,18 @@ def _shifted_products(x: _Map, kernel: _Kernel) -> _Map:
     return _sum(products).astype(x.dtype)
 
 
-def _gradients_of_xla(maps: tuple[_Map, _Map], kernel: _Kernel, saved: tuple[()]) -> tuple[_Map, _Kernel]:
+# These two return the gradients by the map and by the kernel, as the kernels for TPUs do.
+def _gradients_of_xla(maps: tuple[_Map, _Map], replicated: Any, _: Any) -> tuple[tuple[_Map], _Kernel]:
     x, dy = maps
-    _, vjp = jax.vjp(functional.depthwise_convolution, x, kernel)
+    _, vjp = jax.vjp(functional.depthwise_convolution, x, replicated[1])
     dx, dkernel = vjp(dy)
-    return dx, dkernel
+    return (dx,), dkernel
 
 
-def _gradients_on_cpu(maps: tuple[_Map, _Map], kernel: _Kernel, saved: tuple[()]) -> tuple[_Map, _Kernel]:
-    x, dy = maps
-    return _convolve_on_cpu(dy, kernel[::-1, ::-1]), _kernel_gradient_on_cpu(x, dy, len(kernel)).astype(kernel.dtype)
+def _gradients_on_cpu(maps: tuple[_Map, _Map], replicated: Any, _: Any) -> tuple[tuple[_Map], _Kernel]:
+    (x, dy), (_, kernel) = maps, replicated
+    dx = _convolve_on_cpu(dy, kernel[::-1, ::-1])
+    return (dx,), _kernel_gradient_on_cpu(x, dy, len(kernel)).astype(kernel.dtype)
 
 
 def _kernel_gradient_on_cpu(x: _Map, dy: _Map, size: int) -> _Kernel:

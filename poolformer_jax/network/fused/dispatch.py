@@ -49,8 +49,10 @@ def run_pass(
     def on_others(batched: Any, replicated: Any, _: Any) -> Any:
         return (on_gpu or compute)(1, batched, replicated)
 
+    if kernels is not None and not kernels.supports(name, x.shape, x.dtype, hidden_features):
+        kernels = None
     platforms = {"cpu": on_cpu, "tpu": on_tpu, "default": on_others}
-    return run_on_platform(platforms, kernels, name, batched, replicated, saved, pixels, hidden_features)
+    return run_on_platform(platforms, kernels, name, batched, replicated, saved, pixels)
 
 
 def run_on_platform(
@@ -61,22 +63,19 @@ def run_on_platform(
     replicated: Any,
     saved: Any = (),
     pixels: int = 1,
-    hidden_features: int | None = None,
 ) -> Any:
-    """Runs a pass as `platforms` says, or as a kernel on the platform of kernels that support the pass.
+    """Runs a pass as `platforms` says, or as a kernel on the platform of `kernels`.
 
     Args:
         platforms: functions of (batched, replicated, saved) by platform, and a "default".
-        kernels: as in `run_pass`.
+        kernels: None, or kernels that support the pass.
         name: as in `run_pass`.
-        batched: as in `run_pass`.
+        batched: arrays whose first axis is the batch.
         replicated: as in `run_pass`.
         saved: as in `run_pass`.
         pixels: in a group.
-        hidden_features: as in `run_pass`.
     """
-    x = batched[0]
-    if kernels is not None and kernels.supports(name, x.shape, x.dtype, hidden_features):
+    if kernels is not None:
 
         def run_kernel(batched: Any, replicated: Any, _: Any) -> Any:
             return kernels.call(name, pixels, batched, replicated)

@@ -8,7 +8,6 @@ Kernels never write these maps. They take queries, keys and values with the posi
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jaxtyping import Array, Float
 from poolformer_jax.network import functional
 from poolformer_jax.network.functional import widen
 from poolformer_jax.network.fused.dense_layer import dense
-from poolformer_jax.network.fused.dispatch import run_on_platform
+from poolformer_jax.network.fused.kernel_pass import KernelPass, run
 from poolformer_jax.network.fused.kernels.base import Kernels
 from poolformer_jax.network.fused.sharding_types import partition_spec, with_auto_sharding
 
@@ -40,13 +39,13 @@ def self_attention(x: _Map, kernel: Float[Array, "c c3"], head_dim: int, kernels
         kernels: used if they support the map, on their platform.
     """
     on_tpu, on_others = partial(attend_on_tpu, head_dim=head_dim), partial(attend_plainly, head_dim=head_dim)
-    run = partial(lax.platform_dependent, tpu=on_tpu, default=on_others)
+    attend = partial(lax.platform_dependent, tpu=on_tpu, default=on_others)
     batch, height, width, _ = x.shape
     heads = batch, kernel.shape[1] // 3 // head_dim, head_dim, height * width
     if kernels is not None and kernels.supports("attention", heads, x.dtype, None):
         by_kernel = partial(attend_by_kernel, head_dim=head_dim, kernels=kernels)
-        run = by_kernel if kernels.interpret else partial(lax.platform_dependent, tpu=by_kernel, default=on_others)
-    y: Array = with_auto_sharding(run, x, kernel, specs=PartitionSpec(*partition_spec(x)))
+        attend = by_kernel if kernels.interpret else partial(lax.platform_dependent, tpu=by_kernel, default=on_others)
+    y: Array = with_auto_sharding(attend, x, kernel, specs=PartitionSpec(*partition_spec(x)))
     return y
 
 
@@ -79,17 +78,12 @@ def attend_by_kernel(x: _Map, kernel: Float[Array, "c c3"], head_dim: int, kerne
     return mixed.swapaxes(1, 2).reshape(batch, height, width, -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend_heads(
     kernels: Kernels | None, query: _PositionsLast, key: _PositionsLast, value: _PositionsLast
 ) -> _PositionsLast:
     """`value @ softmax(query^T @ key / sqrt(d))^T` for each head; `kernels` compute it on their platform."""
-
-    def by_xla(heads: tuple[_PositionsLast, ...], _: Any, __: Any) -> tuple[_PositionsLast, tuple[()]]:
-        return _attend_heads(*heads), ()
-
-    y: Array
-    y, _ = run_on_platform({"default": by_xla}, kernels, "attention", (query, key, value), ())
+    this = KernelPass("attention", "attention_gradient", _attend_heads)
+    y: Array = run(this, kernels, (query, key, value), (), ())
     return y
 
 
@@ -97,29 +91,6 @@ def _attend_heads(query: _PositionsLast, key: _PositionsLast, value: _PositionsL
     scores = jnp.einsum("bhdq,bhdk->bhqk", query * query.shape[2] ** -0.5, key)
     weights = jax.nn.softmax(widen(scores)).astype(value.dtype)
     return jnp.einsum("bhqk,bhdk->bhdq", weights, value)
-
-
-def _heads_forward(
-    kernels: Kernels | None, *heads: _PositionsLast
-) -> tuple[_PositionsLast, tuple[_PositionsLast, ...]]:
-    return attend_heads(kernels, *heads), heads
-
-
-def attend_heads_gradient(
-    kernels: Kernels | None, heads: tuple[_PositionsLast, ...], dy: _PositionsLast
-) -> tuple[_PositionsLast, ...]:
-    """The gradients of `attend_heads` by query, key and value."""
-
-    def by_xla(arrays: tuple[_PositionsLast, ...], _: Any, __: Any) -> tuple[tuple[_PositionsLast, ...], tuple[()]]:
-        *heads, dy = arrays
-        return jax.vjp(_attend_heads, *heads)[1](dy), ()
-
-    gradients: tuple[_PositionsLast, ...]
-    gradients, _ = run_on_platform({"default": by_xla}, kernels, "attention_gradient", (*heads, dy), ())
-    return gradients
-
-
-attend_heads.defvjp(_heads_forward, attend_heads_gradient)
 
 
 @jax.custom_vjp

@@ -1,6 +1,8 @@
 """The passes on random inputs of a stage's size, with kernels or by XLA, for their comparison in `verification`."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,13 +13,16 @@ from jaxtyping import Array
 
 from poolformer_jax.network.functional import EPSILON, gelu
 from poolformer_jax.network.fused import block
-from poolformer_jax.network.fused.dense_residual import dense_residual, dense_residual_gradient
-from poolformer_jax.network.fused.depthwise_convolution import convolve_depthwise, depthwise_gradient
+from poolformer_jax.network.fused.depthwise_convolution import convolve_depthwise
 from poolformer_jax.network.fused.kernels.base import GPU_ROWS, POOL_SIZE, TPU_IMAGES, Kernels, Pass
-from poolformer_jax.network.fused.norm import layer_norm, layer_norm_gradient
-from poolformer_jax.network.fused.norm_dense import NormDenseWeights, norm_dense, norm_dense_gradient
-from poolformer_jax.network.fused.norm_mlp import norm_mlp_gradient, norm_mlp_residual
-from poolformer_jax.network.fused.self_attention import attend_heads, attend_heads_gradient
+from poolformer_jax.network.fused.layers import (
+    NormDenseWeights,
+    dense_residual,
+    layer_norm_and_input,
+    norm_dense,
+    norm_mlp_residual,
+)
+from poolformer_jax.network.fused.self_attention import attend_heads
 from poolformer_jax.network.fused.statistics import Moments, moments_of
 
 Branch = Literal["pooling", "mlp", "sep_conv", "norm_mlp", "layer_norm", "attention"]
@@ -117,25 +122,15 @@ def random_inputs(stage: StageShape, branch: Branch, mesh: Mesh) -> BlockInputs 
 
 def run_pass(name: Pass, kernels: Kernels | None, inputs: BlockInputs | SepConvInputs) -> Any:
     """The results of a pass, without those that are constants; `kernels` is None to compute it by XLA."""
-    if isinstance(inputs, SepConvInputs):
-        return _run_sep_conv(name, kernels, inputs)
+    if isinstance(inputs, BlockInputs) and name.startswith(("pooling", "mlp")):
+        return _run_branch(name, kernels, inputs)
+    function, arguments, cotangents = _second_paper(name, kernels, inputs)
+    # The compiler removes the forward pass, whose result a gradient does not need.
+    return jax.vjp(function, *arguments)[1](cotangents) if name.endswith("gradient") else function(*arguments)
+
+
+def _run_branch(name: Pass, kernels: Kernels | None, inputs: BlockInputs) -> Any:
     x, y, keep, gain, weights, cotangents = inputs
-    if name.startswith("attention"):
-        images, height, width, _ = x.shape
-        query, dy = (z.swapaxes(1, 3).reshape(images, -1, HEAD_DIM, height * width) for z in (x, y))
-        key, value = dy, query
-        if name == "attention":
-            return attend_heads(kernels, query, key, value)
-        return attend_heads_gradient(kernels, (query, key, value), dy)
-    if name == "layer_norm":
-        return layer_norm(kernels, EPSILON, x, (gain, weights.bias2))
-    if name == "layer_norm_gradient":
-        return layer_norm_gradient(kernels, EPSILON, (x, (gain, weights.bias2)), cotangents[0], y)
-    if name == "norm_mlp_residual":
-        return norm_mlp_residual(kernels, EPSILON, x, keep, (gain, weights))
-    if name == "norm_mlp_gradient":
-        dx, _, dparameters = norm_mlp_gradient(kernels, EPSILON, (x, keep, (gain, weights)), cotangents[0])
-        return dx, dparameters
     x_moments = moments_of(x)
     if name == "pooling_residual":
         return block.pooling_residual(POOL_SIZE, x, x_moments, gain, keep, kernels)
@@ -148,17 +143,22 @@ def run_pass(name: Pass, kernels: Kernels | None, inputs: BlockInputs | SepConvI
     return block.mlp_gradient(gelu, kernels, (batch, weights, outputs, ()), cotangents)[:3]
 
 
-def _run_sep_conv(name: Pass, kernels: Kernels | None, inputs: SepConvInputs) -> Any:
-    x, dx, hidden, dhidden, keep, weights, kernel, dense = inputs
-    if name == "dense_residual":
-        return dense_residual(kernels, x, hidden, keep, dense)
-    if name == "dense_residual_gradient":
-        _, dhidden, _, ddense = dense_residual_gradient(kernels, (hidden, keep, dense), dx)
-        return dhidden, ddense
-    if name == "norm_dense":
-        return norm_dense(kernels, EPSILON, x, weights)[0]
-    if name == "norm_dense_gradient":
-        return norm_dense_gradient(kernels, EPSILON, (x, weights), (dhidden, dx))
-    if name == "depthwise_convolution":
-        return convolve_depthwise(hidden, kernel, kernels)
-    return depthwise_gradient(kernels, (hidden, kernel), dhidden)
+def _second_paper(
+    name: Pass, kernels: Kernels | None, inputs: BlockInputs | SepConvInputs
+) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
+    """A pass of the second paper as a function, with its arguments and the cotangents of its results."""
+    if isinstance(inputs, SepConvInputs):
+        x, dx, hidden, dhidden, keep, sep_conv_weights, kernel, dense = inputs
+        if name.startswith("dense_residual"):
+            return lambda *parts: dense_residual(kernels, x, parts[0], keep, parts[1]), (hidden, dense), dx
+        if name.startswith("norm_dense"):
+            return partial(norm_dense, kernels, EPSILON), (x, sep_conv_weights), (dhidden, dx)
+        return partial(convolve_depthwise, kernels=kernels), (hidden, kernel), dhidden
+    x, y, keep, gain, weights, (dy, _) = inputs
+    if name.startswith("attention"):
+        images, height, width, _ = x.shape
+        query, key = (z.swapaxes(1, 3).reshape(images, -1, HEAD_DIM, height * width) for z in (x, y))
+        return partial(attend_heads, kernels), (query, key, query), key
+    if name.startswith("layer_norm"):
+        return partial(layer_norm_and_input, kernels, EPSILON), (x, (gain, weights.bias2)), (dy, y)
+    return lambda *parts: norm_mlp_residual(kernels, EPSILON, parts[0], keep, parts[1]), (x, (gain, weights)), dy

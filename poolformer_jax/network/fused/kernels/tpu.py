@@ -1,14 +1,15 @@
-"""The kernels on TPUs, with the arguments that `block` passes: maps [batch, ...], moments, and ungrouped matrices.
+"""The kernels on TPUs, called as `block` and `kernel_pass` do: with maps [batch, ...] and ungrouped matrices.
 
 Each function takes arrays of the batch, then parameters; it returns results for each image, then sums over all images.
-The arrays of a gradient are x, its moments, keep; y, its moments; and the gradients of these two.
+The arrays of a gradient of `block` are x, its moments, keep; y, its moments; and the gradients of these two.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -30,14 +31,7 @@ from poolformer_jax.network.fused.statistics import Moments
 _Map = Float[Array, "b h w c"]
 _PerImage = Float[Array, " b"]
 _PerChannel = Float[Array, " c"]
-_WindowKernel = Float[Array, "k k 1 c"]
 _Weights = tuple[Float[Array, "c hidden"], Float[Array, " hidden"], Float[Array, "hidden c"], Float[Array, " c"]]
-
-_Heads = Float[Array, "b heads d n"]
-_Hidden = Float[Array, "b h w hidden"]
-_Dense = tuple[Float[Array, "hidden c"], _PerChannel]
-_NormDense = tuple[Float[Array, ""], Any]
-_NormMlp = tuple[Float[Array, ""], _PerChannel, Any]
 
 
 def pooling_residual(
@@ -111,127 +105,56 @@ def mlp_gradient(
     return (batch_first(dx, pixels), dmoments), dweights
 
 
-def depthwise_convolution(
-    kernels: Kernels, _: int, batched: tuple[_Map], kernel: _WindowKernel
-) -> tuple[_Map, tuple[()]]:
-    """`functional.depthwise_convolution` of (x)."""
-    return _run(kernels, tpu_depthwise.forward, batched, (), (kernel,))
-
-
-def depthwise_gradient(
-    kernels: Kernels, _: int, batched: tuple[_Map, _Map], kernel: _WindowKernel
-) -> tuple[_Map, _WindowKernel]:
-    """The gradients of `depthwise_convolution` by x and by the kernel; the arrays are x and the gradient of y."""
-    return _run(kernels, tpu_depthwise.backward, batched, (), (kernel,))
-
-
-def norm_mlp_residual(
-    kernels: Kernels, _: int, batched: tuple[_Map, _PerImage], parameters: _NormMlp
-) -> tuple[_Map, tuple[()]]:
-    """`norm_mlp.norm_mlp_residual` of (x, keep)."""
-    x, keep = batched
-    return _run(kernels, tpu_norm_mlp.forward, (x,), (keep,), _norm_mlp_parameters(parameters))
-
-
-def norm_mlp_gradient(
-    kernels: Kernels, _: int, batched: tuple[_Map, _PerImage, _Map], parameters: _NormMlp
-) -> tuple[_Map, tuple[_PerChannel, _Weights]]:
-    """The gradients of `norm_mlp_residual` by x, trunk and weights; the arrays are x, keep and the gradient of y."""
-    x, keep, dy = batched
-    dx, (dtrunk, *dweights) = _run(kernels, tpu_norm_mlp.backward, (x, dy), (keep,), _norm_mlp_parameters(parameters))
-    return dx, (dtrunk, type(parameters[2])(*dweights))
-
-
-def norm_dense(
-    kernels: Kernels, _: int, batched: tuple[_Map], parameters: _NormDense
-) -> tuple[Float[Array, "b h w hidden"], tuple[()]]:
-    """The first result of `norm_dense.norm_dense` of (x)."""
-    return _run(kernels, tpu_norm_dense.forward, batched, (), _norm_dense_parameters(parameters))
-
-
-def norm_dense_gradient(
-    kernels: Kernels, _: int, batched: tuple[_Map, _Map, Float[Array, "b h w hidden"]], parameters: _NormDense
-) -> tuple[_Map, Any]:
-    """The gradients of `norm_dense` by x and by the weights; the arrays are x and the gradients of x and hidden."""
-    dx, dweights = _run(kernels, tpu_norm_dense.backward, batched, (), _norm_dense_parameters(parameters))
-    return dx, type(parameters[1])(*dweights)
-
-
-def dense_residual(
-    kernels: Kernels, _: int, batched: tuple[_Map, _Hidden, _PerImage], parameters: _Dense
-) -> tuple[_Map, tuple[()]]:
-    """`dense_residual.dense_residual` of (x, hidden, keep)."""
-    *maps, keep = batched
-    return _run(kernels, tpu_dense_residual.forward, maps, (keep,), _dense_parameters(parameters))
-
-
-def dense_residual_gradient(
-    kernels: Kernels, _: int, batched: tuple[_Map, _Hidden, _PerImage], parameters: _Dense
-) -> tuple[_Hidden, _Dense]:
-    """The gradients of `dense_residual` by hidden, kernel and bias; the arrays are the gradient of y, hidden, keep."""
-    *maps, keep = batched
-    return _run(kernels, tpu_dense_residual.backward, maps, (keep,), _dense_parameters(parameters))
-
-
-def layer_norm(kernels: Kernels, _: int, batched: tuple[_Map], parameters: tuple[Array, ...]) -> tuple[_Map, tuple[()]]:
-    """`norm.layer_norm` of (x)."""
-    return _run(kernels, tpu_norm.forward, batched, (), parameters)
-
-
-def layer_norm_gradient(
-    kernels: Kernels, _: int, batched: tuple[_Map, ...], parameters: tuple[Array, ...]
-) -> tuple[_Map, tuple[_PerChannel, _PerChannel]]:
-    """`norm.layer_norm_gradient`; the arrays are x, the gradient of y, and maybe another gradient of x."""
-    return _run(kernels, tpu_norm.backward, batched, (), parameters)
-
-
-def attention(
-    kernels: Kernels, _: int, batched: tuple[_Heads, _Heads, _Heads], __: tuple[()]
-) -> tuple[_Heads, tuple[()]]:
-    """`self_attention.attend_heads` of (query, key, value)."""
-    kernel = partial(tpu_attention.forward, interpret=kernels.interpret)
-    return kernels.run_on_shards(kernel, batched, (), (), batch_axis=0)[0], ()
-
-
-def attention_gradient(
-    kernels: Kernels, _: int, batched: tuple[_Heads, _Heads, _Heads, _Heads], __: tuple[()]
-) -> tuple[tuple[_Heads, _Heads, _Heads], tuple[()]]:
-    """The gradients of `attention` by query, key and value; the last array is the gradient of the result."""
-    kernel = partial(tpu_attention.backward, interpret=kernels.interpret)
-    return kernels.run_on_shards(kernel, batched, (), (), batch_axis=0)[0], ()
-
-
 def _run(
-    kernels: Kernels,
-    kernel: Callable[..., Any],
-    maps: Sequence[Float[Array, "b h w _"]],
-    vectors: tuple[_PerImage, ...],
-    parameters: tuple[Array, ...],
+    kernel: Callable[..., Any], kernels: Kernels, _: int, batched: Any, parameters: tuple[Array | None, Any]
+) -> tuple[Any, tuple[()]]:
+    """The map that `kernel` computes from maps without groups of pixels, as `kernel_pass` calls it.
+
+    Args:
+        kernel: of the second paper's blocks.
+        kernels: with the mesh.
+        batched: a tree of maps [b, h, w, c] and of numbers for each image.
+        parameters: epsilon of a norm or None, and a tree of arrays. Matrices are cast to bfloat16, vectors to float32.
+    """
+    return _map_and_sums(kernel, kernels, batched, parameters)[0], ()
+
+
+def _run_gradient(
+    kernel: Callable[..., Any], kernels: Kernels, _: int, batched: Any, parameters: tuple[Array | None, Any]
+) -> tuple[tuple[_Map], Any]:
+    """The gradients by the first map and by the parameters; the arguments are those of `_run`."""
+    dx, sums = _map_and_sums(kernel, kernels, batched, parameters)
+    return (dx,), jax.tree.unflatten(jax.tree.structure(parameters[1]), jax.tree.leaves(sums))
+
+
+def _map_and_sums(
+    kernel: Callable[..., Any], kernels: Kernels, batched: Any, parameters: tuple[Array | None, Any]
 ) -> tuple[Any, Any]:
-    """The map that `kernel` computes from maps without groups of pixels, and its sums over all images."""
-    y, _, totals = kernels.run_on_shards(
+    arrays = jax.tree.leaves(batched)
+    y, _, sums = kernels.run_on_shards(
         partial(kernel, interpret=kernels.interpret),
-        tuple(positions_first(x, 1) for x in maps),
-        vectors,
-        parameters,
+        tuple(positions_first(array, 1) for array in arrays if array.ndim == 4),
+        tuple(array for array in arrays if array.ndim == 1),
+        tuple(array.astype(jnp.bfloat16 if array.ndim == 2 else jnp.float32) for array in jax.tree.leaves(parameters)),
         batch_axis=2,
     )
-    return batch_first(y, 1), totals
+    return batch_first(y, 1), sums
 
 
-def _dense_parameters(parameters: _Dense) -> tuple[Array, ...]:
-    kernel, bias = parameters
-    return kernel.astype(jnp.bfloat16), bias.astype(jnp.float32)
+def _dense_residual_gradient(
+    kernels: Kernels, _: int, batched: Any, parameters: tuple[None, Any]
+) -> tuple[tuple[_Map, Float[Array, "b h w hidden"]], Any]:
+    (_, hidden), (keep,), (dy,) = batched
+    (dhidden,), dparameters = _run_gradient(tpu_dense_residual.backward, kernels, 1, (dy, hidden, keep), parameters)
+    return (dy, dhidden), dparameters
 
 
-def _norm_dense_parameters(parameters: _NormDense) -> tuple[Array, ...]:
-    epsilon, (kernel, *vectors) = parameters
-    return epsilon, kernel.astype(jnp.bfloat16), *(vector.astype(jnp.float32) for vector in vectors)
-
-
-def _norm_mlp_parameters(parameters: _NormMlp) -> tuple[Array, ...]:
-    epsilon, trunk, weights = parameters
-    return epsilon, trunk.astype(jnp.float32), *_grouped_weights(weights, 1)
+def _attention(
+    kernel: Callable[..., Any], kernels: Kernels, _: int, batched: Any, __: tuple[None, tuple[()]]
+) -> tuple[Any, tuple[()]]:
+    """What `kernel` computes of queries, keys and values, each [batch, heads, channels of a head, positions]."""
+    heads = tuple(jax.tree.leaves(batched))
+    return kernels.run_on_shards(partial(kernel, interpret=kernels.interpret), heads, (), (), batch_axis=0)[0], ()
 
 
 def _scale(gain: _PerChannel, per_image: _PerImage, pixels: int) -> Float[Array, "b c2"]:
@@ -268,16 +191,16 @@ PASSES: Mapping[Pass, Callable[[Kernels, int, Any, Any], tuple[Any, Any]]] = {
     "pooling_gradient": pooling_gradient,
     "mlp_residual": mlp_residual,
     "mlp_gradient": mlp_gradient,
-    "depthwise_convolution": depthwise_convolution,
-    "depthwise_gradient": depthwise_gradient,
-    "norm_mlp_residual": norm_mlp_residual,
-    "norm_mlp_gradient": norm_mlp_gradient,
-    "norm_dense": norm_dense,
-    "norm_dense_gradient": norm_dense_gradient,
-    "layer_norm": layer_norm,
-    "layer_norm_gradient": layer_norm_gradient,
-    "dense_residual": dense_residual,
-    "dense_residual_gradient": dense_residual_gradient,
-    "attention": attention,
-    "attention_gradient": attention_gradient,
+    "depthwise_convolution": partial(_run, tpu_depthwise.forward),
+    "depthwise_gradient": partial(_run_gradient, tpu_depthwise.backward),
+    "norm_mlp_residual": partial(_run, tpu_norm_mlp.forward),
+    "norm_mlp_gradient": partial(_run_gradient, tpu_norm_mlp.backward),
+    "norm_dense": partial(_run, tpu_norm_dense.forward),
+    "norm_dense_gradient": partial(_run_gradient, tpu_norm_dense.backward),
+    "layer_norm": partial(_run, tpu_norm.forward),
+    "layer_norm_gradient": partial(_run_gradient, tpu_norm.backward),
+    "dense_residual": partial(_run, tpu_dense_residual.forward),
+    "dense_residual_gradient": _dense_residual_gradient,
+    "attention": partial(_attention, tpu_attention.forward),
+    "attention_gradient": partial(_attention, tpu_attention.backward),
 }

@@ -49,12 +49,12 @@ def forward(
 
 
 def backward(
-    maps: tuple[_Map, _Map, _Hidden], vectors: tuple[()], parameters: _Parameters, *, interpret: bool
+    maps: tuple[_Map, _Hidden, _Map], vectors: tuple[()], parameters: _Parameters, *, interpret: bool
 ) -> tuple[_Map, tuple[()], tuple[_Kernel, _PerHidden, _PerHidden, _PerHidden]]:
     """The gradients of `forward` by x, added to another one, and by kernel, bias, scale and shift, these in float32.
 
     Args:
-        maps: (x, the other gradient by x, the gradient of the result).
+        maps: (x, the gradient of the result, the other gradient by x).
         vectors: none.
         parameters: as in `forward`.
         interpret: as in `forward`.
@@ -63,7 +63,7 @@ def backward(
     hidden_size = kernel.shape[1]
 
     def compute_tile(
-        x_ref: Any, trunk_ref: Any, dy_ref: Any, epsilon: Any, w: Any, b: Any, scale: Any,
+        x_ref: Any, dy_ref: Any, trunk_ref: Any, epsilon: Any, w: Any, b: Any, scale: Any,
         dx_ref: Any, dw_ref: Any, db_ref: Any, dscale_ref: Any, dshift_ref: Any,
     ) -> None:  # fmt: skip
         standard, inverse_std = standardize(rows_of(x_ref[...].astype(jnp.float32)), epsilon[0, 0])
