@@ -95,7 +95,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     with ThreadPoolExecutor(1) as pool, display.progress(console) as bar:
         hashed = pool.submit(report.describe_files, weights)
         task = bar.add_task("converting", total=weights.nbytes)
-        mappings = convert(source, destination, options.to, lambda size: bar.advance(task, size))
+        mappings = convert(source, destination, options.to, lambda size: bar.advance(task, size), report.FILE)
         content = report.describe_conversion(source, hashed.result(), destination, options.to, mappings)
     display.show_mappings(console, mappings)
     result = _verify(source, destination, mappings, console) if options.verify else None

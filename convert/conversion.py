@@ -76,11 +76,12 @@ def check_destination(destination: Path, weights: WeightsFile, *, overwrite: boo
 
 
 def convert(
-    source: OpenedModel, destination: Path, layout: str, on_progress: Callable[[int], None]
+    source: OpenedModel, destination: Path, layout: str, on_progress: Callable[[int], None], report: str
 ) -> list[ArrayMapping]:
     """Writes the model of `source` into the folder `destination`, whole or not at all.
 
-    `on_progress` is called with the number of bytes of every array after it has been read.
+    `on_progress` is called with the number of bytes of every array after it has been read. A file named `report`, which
+    describes an old model in `destination`, is removed with that model.
 
     Returns:
         The mapping of every array, in the order of the destination.
@@ -100,7 +101,7 @@ def convert(
     processor = saved_image_processor(source)
     if processor is None and source.config.num_channels == 3:
         processor = source.default_image_processor
-    write_model(destination, source.config, layout, arrays(), processor)
+    write_model(destination, source.config, layout, arrays(), processor, described_by=[report])
     return mappings
 
 

@@ -10,7 +10,7 @@ from poolformer_jax.cli.arguments import (
     waiting,
 )
 from poolformer_jax.errors import InputError, MissingFileError, PoolFormerError
-from poolformer_jax.messages import printable
+from poolformer_jax.messages import MAX_MESSAGE, printable
 
 NAME = "verify"
 HELP = "Compare exported files with the network that they came from."
@@ -48,8 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             with waiting(f"Comparing {file}"):
                 difference = verify_file(file, model.config, variables)
-            print(f"{printable(file)}: logits within {difference:.1e} of the network's, relative to the largest")
+            result = f"logits within {difference:.1e} of the network's, relative to the largest"
         except PoolFormerError as error:
             failed += 1
-            print(f"{printable(file)}: {error}")
+            result = str(error)
+        print(f"{printable(file, MAX_MESSAGE)}: {result}")
     return 1 if failed else 0

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,12 @@ def write_model(
     metrics: Mapping[str, int | float] | None = None,
     *,
     classifier: bool = True,
+    described_by: Sequence[str] = (),
 ) -> None:
     """As `save_pretrained`, with arrays that are read one by one, in the order of `names.leaves(config, layout)`.
 
-    `classifier=False` writes the backbone alone.
+    `classifier=False` writes the backbone alone. Files of these names describe the model that is replaced, and go with
+    it.
     """
     # Also refuses an unknown layout.
     names = [(leaf.name, leaf.stored_shape) for leaf in leaves(config, layout, classifier=classifier)]
@@ -62,7 +64,7 @@ def write_model(
     processor = _processor_to_save(image_processor, target, config)
     saved = dataclasses.replace(config, **fixed)
     file = {"jax": _OUR_WEIGHTS, "sail": "model.pth.tar"}.get(layout, "model.safetensors")
-    with staged_model(target, file) as stage:
+    with staged_model(target, file, described_by) as stage:
         if processor is not None:
             processor.save_pretrained(stage)
         write_json(stage / CONFIG, _config_json(saved, layout, processor, classifier))

@@ -22,8 +22,11 @@ _MODEL, _OLD, _NAMES, _DONE = "model", "old", "names", "done"
 
 
 @contextmanager
-def staged_model(target: Path, weights: str) -> Iterator[Path]:
-    """A folder for the model's files. When the block ends it becomes `target`, or they replace those in `target`."""
+def staged_model(target: Path, weights: str, described_by: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder for the model's files. When the block ends it becomes `target`, or they replace those in `target`.
+
+    Files with the names `described_by` describe an old model in `target`, and are removed with it.
+    """
     with naming_destination(target):
         existing = [name for name in WEIGHTS if (target / name).exists()]
         if others := [name for name in existing if name != weights]:
@@ -46,7 +49,7 @@ def staged_model(target: Path, weights: str) -> Iterator[Path]:
             if where == place:
                 if _is_users(place / MODEL_CARD):
                     (model / MODEL_CARD).unlink(missing_ok=True)
-                _move_in(stage, [weights, PREPROCESSOR_CONFIG] if existing else [], weights)
+                _move_in(stage, [weights, PREPROCESSOR_CONFIG, *described_by] if existing else [], weights)
             else:
                 model.rename(place)
             sync(where)

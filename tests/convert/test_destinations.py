@@ -105,3 +105,17 @@ def test_a_model_is_replaced_only_on_request(tmp_path, capsys):
     assert (tmp_path / "model" / "flax_model.safetensors").read_bytes() != before
     assert run(tmp_path / "model", tmp_path / "model", "--overwrite") == 1
     assert "is the source's own folder" in capsys.readouterr().err
+
+
+def test_a_kill_between_model_and_report_leaves_no_report_of_the_old_model(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    assert run(SAIL, model) == 0
+    before = (model / "flax_model.safetensors").read_bytes()
+    monkeypatch.setattr("convert.command_line.write_json", interrupted)
+    assert run(FIXTURES / "hf.bin", model, "--overwrite") == 130
+    assert (model / "flax_model.safetensors").read_bytes() != before
+    assert not (model / "report.json").exists()
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from poolformer_jax.weights import load_pretrained, open_model, open_weights
 
 def test_verification_finds_one_changed_bit(tmp_path):
     source = open_model(FIXTURES / "hf.bin")
-    mapped = convert(source, tmp_path / "model", "jax", lambda size: None)
+    mapped = convert(source, tmp_path / "model", "jax", lambda size: None, "report.json")
     assert verify(source, tmp_path / "model", mapped).passed
     path = tmp_path / "model" / "flax_model.safetensors"
     content = bytearray(path.read_bytes())

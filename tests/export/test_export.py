@@ -113,6 +113,14 @@ def test_verify_compares_every_exported_file_of_a_folder_with_its_network(tmp_pa
     assert main(["verify", str(tmp_path)]) == 0
 
 
+def test_verify_prints_the_whole_name_of_a_file(tmp_path, capsys):
+    folder = tmp_path / ("long" * 40)
+    save_pretrained(folder, *random_variables(ONE_BLOCK), image_processor=PROCESSOR)
+    (folder / "damaged.stablehlo").touch()
+    assert main(["verify", str(folder)]) == 1
+    assert capsys.readouterr().out.startswith(f"{folder / 'damaged.stablehlo'}: ")
+
+
 def test_no_file_is_written_if_the_converted_logits_differ(tmp_path, monkeypatch):
     config = TWO_STAGES
     _, variables = random_variables(config)
