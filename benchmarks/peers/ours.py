@@ -16,7 +16,7 @@ import poolformer_jax
 from benchmarks.compiled import gpu_program
 from benchmarks.workload import Workload, read_labels, read_pixels
 from poolformer_jax.compilation import compiler_options
-from poolformer_jax.inference import RuntimeClassifier, fastest_network, shard_on_cpu
+from poolformer_jax.inference import RuntimeProgram, fastest_network, shard_on_cpu
 from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import KernelMode, choose_kernels
 from poolformer_jax.resources import available_cores
@@ -59,7 +59,9 @@ def runtime(folder: str, runtime: str) -> Workload:
     processor = poolformer_jax.PoolFormerImageProcessor.for_variant("s12")
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        classifier = RuntimeClassifier(runtime, model.config, variables, processor, batch_size=len(images))
+        classifier = RuntimeProgram(
+            runtime, model.config, variables, processor, output="probabilities", batch_size=len(images)
+        )
 
     def call() -> np.ndarray:
         return classifier(images)

@@ -9,6 +9,7 @@ from typing import Any
 from poolformer_jax.cli.arguments import (
     add_batches,
     add_images,
+    add_runtime,
     add_weights,
     batch_options,
     image_files,
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--feature-maps", action="store_true", help="also the output of every stage (.npz)")
     add_batches(parser)
+    add_runtime(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         embedder = ImageEmbedder.from_pretrained(
             arguments.weights,
             feature_maps=arguments.feature_maps,
+            runtime=arguments.runtime,
             **batch_options(arguments, len(paths)),
             **source_options(arguments),
         )

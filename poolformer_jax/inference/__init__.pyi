@@ -16,7 +16,7 @@ from .onnx_model import quantize_int8 as quantize_int8, to_onnx as to_onnx
 from .onnx_operations import takes_any_size as takes_any_size
 from .program import fastest_network as fastest_network, normalized as normalized, shard_on_cpu as shard_on_cpu
 from .runtimes import (
-    RuntimeClassifier as RuntimeClassifier,
+    RuntimeProgram as RuntimeProgram,
     import_runtime as import_runtime,
     load_onnxruntime as load_onnxruntime,
     load_openvino as load_openvino,

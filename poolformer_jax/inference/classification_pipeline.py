@@ -4,22 +4,22 @@ Source of the defaults: transformers 5, pipelines/image_classification.py, `Imag
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Float32
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.from_pretrained import not_picklable
-from poolformer_jax.inference.program import Apply, BatchProgram, fastest_network, normalized
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_options
+from poolformer_jax.inference.program import fastest_network
+from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, open_stream
 from poolformer_jax.network import PoolFormerConfig, describe_network
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.weights import (
@@ -46,26 +46,17 @@ class ImageClassificationPipeline:
     def __init__(
         self,
         config: PoolFormerConfig,
-        variables: Any,
         image_processor: PoolFormerImageProcessor,
         id2label: dict[int, str],
+        logits: ImageStream,
         *,
-        dtype: Dtype,
-        batch_size: int,
-        kernels: KernelMode,
         top_k: int | None,
         function_to_apply: FunctionToApply | None,
     ) -> None:
-        devices, threads, image_size = check_options(config, image_processor, dtype, batch_size, None, None)
-        if config.num_labels == 0:
-            raise InputError("The network has no head (num_labels=0): expected a label. Use ImageEmbedder instead.")
-        mesh = Mesh(np.asarray(devices), ("batch",))
-        network, params = fastest_network(config, variables, mesh, dtype, image_size, kernels)
-        program = BatchProgram(partial(_logits, image_processor, network), params, batch_size, devices)
         self.config = config
         self.image_processor = image_processor
         self._labels = id2label
-        self._images = ImageStream(program, image_processor, threads)
+        self._images = logits
         self._defaults = {"top_k": top_k, "function_to_apply": function_to_apply}
 
     __reduce__ = not_picklable
@@ -112,6 +103,9 @@ def pipeline(
     dtype: Dtype = jnp.float32,
     batch_size: int = 32,
     kernels: KernelMode = "auto",
+    devices: Sequence[jax.Device] | None = None,
+    decode_threads: int | None = None,
+    runtime: str = "jax",
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -133,6 +127,9 @@ def pipeline(
         dtype: type that feature maps are computed in, float32 or bfloat16.
         batch_size: images per batch, rounded up to a multiple of the number of devices.
         kernels: "auto", "on" or "off", as in `ImageClassifier`.
+        devices: the devices to compute on; by default all devices of this process.
+        decode_threads: threads that decode and resize; by default one per core that this process may use.
+        runtime: "jax", "openvino" or "onnxruntime", as in `ImageClassifier`.
         revision: branch, tag or commit on the Hub.
         cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
         local_files_only: use the cache without asking the Hub.
@@ -145,6 +142,7 @@ def pipeline(
 
     Raises:
         ValueError: for another task, or if the network has no head or its preprocessing is unknown or does not fit.
+        ModuleNotFoundError: if the runtime is not installed.
     """
     if task != _TASK:
         raise InputError(f"There is no pipeline for {task!r}. Expected {_TASK!r}.")
@@ -159,16 +157,23 @@ def pipeline(
         )
         processor = image_processor or opened.image_processor
         config, variables, labels = opened.config, build_model(opened)[1], opened.labels
-    return ImageClassificationPipeline(
+    if config.num_labels == 0:
+        raise InputError("The network has no head (num_labels=0): expected a label. Use ImageEmbedder instead.")
+    logits = open_stream(
         config,
         variables,
         processor,
-        labels,
+        partial(fastest_network, config, variables),
+        "logits",
         dtype=dtype,
         batch_size=batch_size,
         kernels=kernels,
-        top_k=top_k,
-        function_to_apply=function_to_apply,
+        devices=devices,
+        decode_threads=decode_threads,
+        runtime=runtime,
+    )
+    return ImageClassificationPipeline(
+        config, processor, labels, logits, top_k=top_k, function_to_apply=function_to_apply
     )
 
 
@@ -208,10 +213,3 @@ _FUNCTIONS: dict[str, Any] = {
     "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)),
     "none": lambda logits: logits,
 }
-
-
-def _logits(
-    image_processor: PoolFormerImageProcessor, network: Apply, params: Any, pixels: UInt8[Array, "b h w c"]
-) -> Float[Array, "b labels"]:
-    logits: Array = network(params, normalized(image_processor, pixels))
-    return logits

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Float32
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32
 from PIL import Image
 
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.from_pretrained import FromPretrained
-from poolformer_jax.inference.program import CompiledClassifier
-from poolformer_jax.inference.runtimes import RuntimeClassifier, check_runtime
-from poolformer_jax.inference.streaming import ImageStream, check_at_least_one, check_options
-from poolformer_jax.network import PoolFormerConfig, check_has_probabilities, describe_network
+from poolformer_jax.inference.program import Apply, fastest_network, trained_network
+from poolformer_jax.inference.streaming import check_at_least_one, open_stream
+from poolformer_jax.network import PoolFormerConfig, check_has_probabilities, describe_network, probabilities
 from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.weights import class_names
 
@@ -77,37 +77,27 @@ class ImageClassifier(FromPretrained):
         decode_threads: int | None = None,
         runtime: str = "jax",
     ) -> None:
-        check_runtime(
-            runtime,
-            dtype=dtype not in ("float32", jnp.float32),
-            fold_parameters=not fold_parameters,
-            kernels=kernels == "on",
-            devices=devices is not None,
-        )
-        devices, threads, _ = check_options(config, image_processor, dtype, batch_size, devices, decode_threads)
         named = config if id2label is None else config.with_changes(id2label=id2label, num_labels=config.num_labels)
-        names = class_names(named)
-        check_has_probabilities(config)
         self.config = config
         self.image_processor = image_processor
-        self.id2label = names
-        self.decode_threads = threads
-        self._probabilities: CompiledClassifier | RuntimeClassifier
-        if runtime == "jax":
-            self._probabilities = CompiledClassifier(
-                config,
-                variables,
-                image_processor,
-                dtype=dtype,
-                batch_size=batch_size,
-                fold_parameters=fold_parameters,
-                kernels=kernels,
-                devices=devices,
-            )
-        else:
-            self._probabilities = RuntimeClassifier(runtime, config, variables, image_processor, batch_size=batch_size)
-        self.batch_sizes = self._probabilities.batch_sizes
-        self._images = ImageStream(self._probabilities, image_processor, threads)
+        self.id2label = class_names(named)
+        check_has_probabilities(config)
+        self._images = open_stream(
+            config,
+            variables,
+            image_processor,
+            partial(_probability_network, config, variables, fold_parameters),
+            "probabilities",
+            dtype=dtype,
+            batch_size=batch_size,
+            kernels=kernels,
+            devices=devices,
+            decode_threads=decode_threads,
+            runtime=runtime,
+            fold_parameters=not fold_parameters,
+        )
+        self.batch_sizes = self._images.program.batch_sizes
+        self.decode_threads = self._images.decode_threads
 
     def __repr__(self) -> str:
         return f"ImageClassifier({describe_network(self.config)}, batches of {self.batch_sizes[-1]})"
@@ -162,3 +152,26 @@ class ImageClassifier(FromPretrained):
     def _most_probable(self, probabilities: Float32[np.ndarray, " labels"], top_k: int) -> list[Prediction]:
         best = np.argsort(-probabilities, stable=True)[:top_k]
         return [Prediction(self.id2label[int(index)], float(probabilities[index])) for index in best]
+
+
+def _probability_network(
+    config: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    fold_parameters: bool,
+    mesh: Mesh,
+    dtype: Dtype,
+    image_size: tuple[int, int],
+    kernels: KernelMode,
+) -> tuple[Apply, Any]:
+    """A `program.MakeNetwork` of the probabilities of all classes, float32 [batch, labels]."""
+    if fold_parameters:
+        network, params = fastest_network(config, variables, mesh, dtype, image_size, kernels)
+    else:
+        network, params = trained_network(config, variables, dtype)
+    return partial(_probabilities, config, network), params
+
+
+def _probabilities(
+    config: PoolFormerConfig, network: Apply, params: Any, values: Float32[Array, "b h w c"]
+) -> Float32[Array, "b labels"]:
+    return probabilities(config, network(params, values))

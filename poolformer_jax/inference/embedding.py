@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax.sharding import Mesh
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Array, Float32
 
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.folding import fold
 from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.jax_operations import folded_features, folded_head, in_parts
-from poolformer_jax.inference.program import BatchProgram, images_at_once, normalized, working_kernels
-from poolformer_jax.inference.streaming import ImageStream, check_options
+from poolformer_jax.inference.program import Apply, images_at_once, working_kernels
+from poolformer_jax.inference.streaming import open_stream
 from poolformer_jax.network import (
     PoolFormerConfig,
     PoolFormerForImageClassification,
@@ -44,15 +44,17 @@ class ImageEmbedder(FromPretrained):
         config: the architecture.
         variables: `{"params": tree}`.
         image_processor: the preprocessing; its results must all have the same size.
-        feature_maps: whether to return the feature map of every stage too.
+        feature_maps: whether to return the feature map of every stage too; only with runtime="jax".
         dtype: type that feature maps are computed in, float32 or bfloat16.
         batch_size: images per batch, rounded up to a multiple of the number of devices.
         kernels: "auto", "on" or "off", as in `ImageClassifier`.
         devices: the devices to compute on; by default all devices of this process.
         decode_threads: threads that decode and resize; by default one per core that this process may use.
+        runtime: "jax", "openvino" or "onnxruntime", as in `ImageClassifier`.
 
     Raises:
-        ValueError: if the preprocessing does not fit the network, or for another dtype.
+        ValueError: if the preprocessing does not fit the network, or for another dtype or runtime.
+        ModuleNotFoundError: if the runtime is not installed.
         WeightsMismatch: if the variables do not match the config.
     """
 
@@ -68,25 +70,26 @@ class ImageEmbedder(FromPretrained):
         kernels: KernelMode = "auto",
         devices: Sequence[jax.Device] | None = None,
         decode_threads: int | None = None,
+        runtime: str = "jax",
     ) -> None:
-        devices, threads, image_size = check_options(
-            config, image_processor, dtype, batch_size, devices, decode_threads
-        )
         headless, backbone = _without_head(config, variables)
-        check_variables(headless, backbone)
-        mesh = Mesh(np.asarray(devices), ("batch",))
-        chosen = working_kernels(headless, mesh, dtype, image_size, kernels)
-        if chosen is None:
-            network, params = partial(_folded, headless, dtype), fold(headless, backbone)
-        else:
-            model = PoolFormerForImageClassification(headless, dtype, kernels=chosen)
-            network, params = partial(_with_kernels, model), backbone
-        apply = partial(_embed, network, image_processor, feature_maps, images_at_once(headless, mesh))
-        program = BatchProgram(apply, params, batch_size, devices)
         self.config = config
         self.image_processor = image_processor
-        self.batch_sizes = program.batch_sizes
-        self._images = ImageStream(program, image_processor, threads)
+        self._images = open_stream(
+            headless,
+            backbone,
+            image_processor,
+            partial(_embedding_network, headless, backbone, feature_maps),
+            "logits",
+            dtype=dtype,
+            batch_size=batch_size,
+            kernels=kernels,
+            devices=devices,
+            decode_threads=decode_threads,
+            runtime=runtime,
+            feature_maps=feature_maps,
+        )
+        self.batch_sizes = self._images.program.batch_sizes
 
     def warm_up(self) -> None:
         """Compiles the program of every batch size, so that no later call waits for it."""
@@ -107,7 +110,7 @@ class ImageEmbedder(FromPretrained):
             ImageError: if a single image cannot be read.
         """
         if is_one_image(images):
-            return Embedding(*self._images.one(images))
+            return _embedding(self._images.one(images))
         return list(self.stream(images))
 
     def stream(self, images: Iterable[ImageLike]) -> Generator[Embedding | ImageError]:
@@ -116,7 +119,12 @@ class ImageEmbedder(FromPretrained):
         Raises:
             ValueError: for one image instead of an iterable of them.
         """
-        return self._images.many(images, lambda row: Embedding(*row))
+        return self._images.many(images, _embedding)
+
+
+def _embedding(row: Any) -> Embedding:
+    """What a row of the program holds: features and feature maps, or in other runtimes than JAX the features alone."""
+    return Embedding(*row) if isinstance(row, tuple) else Embedding(row, ())
 
 
 def _without_head(config: PoolFormerConfig, variables: Mapping[str, Any]) -> tuple[PoolFormerConfig, dict[str, Any]]:
@@ -125,6 +133,26 @@ def _without_head(config: PoolFormerConfig, variables: Mapping[str, Any]) -> tup
         for collection, tree in variables.items()
     }
     return dataclasses.replace(config, num_labels=0, id2label=None), backbone
+
+
+def _embedding_network(
+    config: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    feature_maps: bool,
+    mesh: Mesh,
+    dtype: Dtype,
+    image_size: tuple[int, int],
+    kernels: KernelMode,
+) -> tuple[Apply, Any]:
+    """A `program.MakeNetwork` of features and, if requested, feature maps; float32."""
+    check_variables(config, variables)
+    chosen = working_kernels(config, mesh, dtype, image_size, kernels)
+    if chosen is None:
+        network, params = partial(_folded, config, dtype), fold(config, variables)
+    else:
+        model = PoolFormerForImageClassification(config, dtype, kernels=chosen)
+        network, params = partial(_with_kernels, model), dict(variables)
+    return partial(_embed, network, feature_maps, images_at_once(config, mesh)), params
 
 
 def _folded(config: PoolFormerConfig, dtype: Dtype, params: Any, values: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -143,18 +171,16 @@ def _with_kernels(
 
 def _embed(
     network: Callable[[Any, Array], tuple[Array, tuple[Array, ...]]],
-    image_processor: PoolFormerImageProcessor,
     feature_maps: bool,
     at_once: int | None,
     params: Any,
-    pixels: UInt8[Array, "b h w c"],
+    values: Float32[Array, "b h w c"],
 ) -> Any:
     def embed(values: Array) -> tuple[Array, tuple[Array, ...]]:
         features, maps = network(params, values)
         chosen = tuple(x.astype(jnp.float32) for x in maps) if feature_maps else ()
         return features.astype(jnp.float32), chosen
 
-    values = normalized(image_processor, pixels)
     if at_once is None or len(values) <= at_once:
         return embed(values)
     return in_parts(embed, values, at_once)

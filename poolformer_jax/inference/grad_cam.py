@@ -56,6 +56,9 @@ class Explanation:
 class GradCam(FromPretrained):
     """Explains classifications; compiled once per image size.
 
+    It takes no options of `ImageClassifier`: it explains one image at a time, in float32 with JAX, because exported
+    files have no gradients.
+
     Args:
         config: the architecture of a classifier.
         variables: `{"params": tree}`.

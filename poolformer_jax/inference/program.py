@@ -31,14 +31,15 @@ from poolformer_jax.network import (
     check_variables,
     kernel_stages,
     over_channels,
-    probabilities,
 )
 from poolformer_jax.network.fused import KernelMode, Kernels, choose_kernels
 from poolformer_jax.resources import available_cores
 
-_AXIS = "batch"
 # From parameters and images to one row per image.
 Apply: TypeAlias = Callable[[Any, Array], Any]
+# From the devices, the compute type, height and width of the images, and the use of kernels to a function of parameters
+# and normalised images, and its parameters: `fastest_network` of one network.
+MakeNetwork: TypeAlias = Callable[[Mesh, Dtype, tuple[int, int], KernelMode], tuple[Apply, Any]]
 
 # Enough to keep a core busy, and few enough for a part's hidden layers to stay in its caches (docs/performance.md).
 # The hidden maps between the layers of a sep_conv mixer need more space.
@@ -55,14 +56,14 @@ class BatchProgram:
         apply: from parameters and pixels [batch, height, width, channels] to arrays with a row per image.
         params: the parameters.
         batch_size: images per batch, rounded up to a multiple of the number of devices.
-        devices: what to compute on.
+        mesh: the devices to compute on, on one axis.
     """
 
-    def __init__(self, apply: Apply, params: Any, batch_size: int, devices: Sequence[jax.Device]) -> None:
-        mesh = Mesh(np.asarray(devices), (_AXIS,))
+    def __init__(self, apply: Apply, params: Any, batch_size: int, mesh: Mesh) -> None:
         single = mesh.size > 1 and _is_cpu(mesh)
         self.batch_sizes = batch_sizes_up_to(batch_size, mesh.size, single)
-        meshes = {size: Mesh(mesh.devices[:1], (_AXIS,)) if single and size == 1 else mesh for size in self.batch_sizes}
+        first = Mesh(mesh.devices[:1], mesh.axis_names)
+        meshes = {size: first if single and size == 1 else mesh for size in self.batch_sizes}
         programs = {mesh: _program(apply, params, mesh) for mesh in set(meshes.values())}
         self._programs = {size: programs[mesh] for size, mesh in meshes.items()}
 
@@ -78,30 +79,6 @@ class BatchProgram:
         """
         padded = pad_batch(images, self.batch_sizes)
         return self._programs[len(padded)](padded)
-
-
-class CompiledClassifier(BatchProgram):
-    """Probabilities of all classes: float32 [batch, labels]. The arguments are those of `ImageClassifier`."""
-
-    def __init__(
-        self,
-        config: PoolFormerConfig,
-        variables: Mapping[str, Any],
-        image_processor: PoolFormerImageProcessor,
-        *,
-        dtype: Dtype,
-        batch_size: int,
-        fold_parameters: bool,
-        kernels: KernelMode,
-        devices: Sequence[jax.Device],
-    ) -> None:
-        if fold_parameters:
-            mesh, image_size = Mesh(np.asarray(devices), (_AXIS,)), image_processor.output_size
-            assert image_size is not None, "ImageClassifier checks it"
-            network, params = fastest_network(config, variables, mesh, dtype, image_size, kernels)
-        else:
-            network, params = _trained_network(config, variables, dtype)
-        super().__init__(partial(_probabilities, config, image_processor, network), params, batch_size, devices)
 
 
 def fastest_network(
@@ -122,7 +99,7 @@ def fastest_network(
     if chosen is None:
         apply = partial(folded_apply, config, dtype=dtype, images_at_once=images_at_once(config, mesh))
         return apply, fold(config, variables)
-    return _trained_network(config, variables, dtype, chosen)
+    return trained_network(config, variables, dtype, chosen)
 
 
 def working_kernels(
@@ -133,7 +110,7 @@ def working_kernels(
         mode, mesh, mesh.axis_names, dtype, kernel_stages(config, image_size, train=False), gradients=False
     )
     if verification is not None and verification.problem:
-        warnings.warn(f"{verification.warning} (kernels='off' skips this check.)", stacklevel=5)
+        warnings.warn(f"{verification.warning} (kernels='off' skips this check.)", stacklevel=6)
     return chosen
 
 
@@ -164,7 +141,7 @@ def _is_cpu(mesh: Mesh) -> bool:
     return bool(mesh.devices.flat[0].platform == "cpu")
 
 
-def _trained_network(
+def trained_network(
     config: PoolFormerConfig, variables: Mapping[str, Any], dtype: Dtype, kernels: Kernels | None = None
 ) -> tuple[Apply, Any]:
     """The model itself, without folding."""
@@ -181,12 +158,12 @@ class _Program(NamedTuple):
 
     def __call__(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Any:
         with jax.set_mesh(self.mesh):  # the caller may have set another mesh
-            return self.apply(self.params, jax.device_put(pixels, NamedSharding(self.mesh, P(_AXIS))))
+            return self.apply(self.params, jax.device_put(pixels, NamedSharding(self.mesh, P(self.mesh.axis_names))))
 
 
 def _program(apply: Apply, params: Any, mesh: Mesh) -> _Program:
     """`apply` compiled for a batch that is sharded over the devices."""
-    replicated, sharded = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
+    replicated, sharded = NamedSharding(mesh, P()), NamedSharding(mesh, P(mesh.axis_names))
     compiled = jax.jit(
         shard_on_cpu(apply, mesh),
         in_shardings=(replicated, sharded),
@@ -214,16 +191,6 @@ def pad_batch(images: Sequence[UInt8[np.ndarray, "h w c"]], batch_sizes: Sequenc
     padded = np.zeros((size, *images[0].shape), np.uint8)
     padded[: len(images)] = images
     return padded
-
-
-def _probabilities(
-    config: PoolFormerConfig,
-    image_processor: PoolFormerImageProcessor,
-    network: Apply,
-    params: Any,
-    pixels: UInt8[Array, "b h w c"],
-) -> Float[Array, "b labels"]:
-    return probabilities(config, network(params, normalized(image_processor, pixels)))
 
 
 def normalized(image_processor: PoolFormerImageProcessor, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:

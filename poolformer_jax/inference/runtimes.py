@@ -42,10 +42,18 @@ _IMAGES_PER_STREAM = 2
 _CHECKSUM_BYTES = 4
 
 
-class RuntimeClassifier:
-    """Probabilities of all classes, float32 [batch, labels], by another runtime on the CPU.
+class RuntimeProgram:
+    """One output of the exported network, float32 [batch, labels or features], by another runtime on the CPU.
 
-    It is used as `program.CompiledClassifier`, and returns when the batch is computed.
+    It is used as `program.BatchProgram`, and returns when the batch is computed.
+
+    Args:
+        runtime: "openvino" or "onnxruntime".
+        config: the architecture, with a head or without.
+        variables: `{"params": tree}`.
+        image_processor: the preprocessing.
+        output: "probabilities"; or "logits", which are the pooled features of a network without a head.
+        batch_size: images per batch.
 
     Raises:
         ModuleNotFoundError: naming the package to install.
@@ -60,14 +68,15 @@ class RuntimeClassifier:
         variables: Mapping[str, Any],
         image_processor: PoolFormerImageProcessor,
         *,
+        output: str,
         batch_size: int,
     ) -> None:
-        self.batch_sizes = batch_sizes_up_to(batch_size)
+        self._output, self.batch_sizes = output, batch_sizes_up_to(batch_size)
         self._run = _verified(runtime, config, variables, image_processor)
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float32[np.ndarray, "b labels"]:
-        """The probabilities of at most `batch_sizes[-1]` images, in order, and then rows of the padding."""
-        return self._run(pad_batch(images, self.batch_sizes), "probabilities")
+        """The rows of at most `batch_sizes[-1]` images, in order, and then rows of the padding."""
+        return self._run(pad_batch(images, self.batch_sizes), self._output)
 
 
 def _verified(
@@ -75,7 +84,7 @@ def _verified(
 ) -> _Run:
     """The exported network, loaded by the runtime, after it has computed the network's own logits once."""
     load, size = _LOADERS[runtime], image_processor.output_size
-    assert size is not None, "ImageClassifier checks it"
+    assert size is not None, "open_stream checks it"
     try:
         version = import_runtime(runtime).__version__
         check_variables(config, variables)
@@ -83,7 +92,10 @@ def _verified(
         remove_abandoned(path.parent)  # of programs that were killed while they exported
         if (kept := _read_cached(path)) is not None:
             return load(kept)
-        data = to_onnx(config, fold(config, variables), size, {}, normalization=image_processor, probabilities=True)
+        with_head = config.num_labels > 0
+        data = to_onnx(
+            config, fold(config, variables), size, {}, normalization=image_processor, probabilities=with_head
+        )
     except ImportError as error:
         raise MissingDependencyError(
             f"runtime={runtime!r} needs a package that is not installed ({error}). "
@@ -232,7 +244,7 @@ _LOADERS: Mapping[str, Callable[[bytes], _Run]] = {"openvino": load_openvino, "o
 RUNTIMES = ("jax", *_LOADERS)
 
 
-def check_runtime(runtime: str, **options: Any) -> None:
+def check_runtime(runtime: str, **options: bool) -> None:
     """Raises InputError for an unknown runtime, or for options that only JAX has.
 
     Args:

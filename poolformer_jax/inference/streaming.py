@@ -1,26 +1,34 @@
-"""Images of any number through a compiled program: while the devices compute one batch, threads decode the next."""
+"""Images of any number through a program: while the devices compute one batch, threads decode the next.
+
+`open_stream` makes the program that `ImageClassifier`, `ImageEmbedder` and `pipeline` use, from the options that they
+share.
+"""
 
 import collections
 import itertools
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jaxtyping import UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, UInt8
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import INTEGER
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
-from poolformer_jax.inference.program import BatchProgram
-from poolformer_jax.inference.runtimes import RuntimeClassifier
+from poolformer_jax.inference.program import Apply, BatchProgram, MakeNetwork, normalized
+from poolformer_jax.inference.runtimes import RuntimeProgram, check_runtime
 from poolformer_jax.inference.verification import check_finite
 from poolformer_jax.network import PoolFormerConfig, check_dtype
+from poolformer_jax.network.fused import KernelMode
 from poolformer_jax.process import check_not_forked
 from poolformer_jax.resources import available_cores
 
@@ -29,22 +37,23 @@ class ImageStream:
     """Reads images and computes a row of a program's output for each."""
 
     def __init__(
-        self, program: BatchProgram | RuntimeClassifier, image_processor: PoolFormerImageProcessor, decode_threads: int
+        self, program: BatchProgram | RuntimeProgram, image_processor: PoolFormerImageProcessor, decode_threads: int
     ) -> None:
-        self._program, self._image_processor, self._decode_threads = program, image_processor, decode_threads
+        self.program, self.decode_threads = program, decode_threads
+        self._image_processor = image_processor
 
     def warm_up(self) -> None:
         """Computes a batch of every size, which compiles its program."""
         size = self._image_processor.output_size
-        assert size is not None, "check_options checks it"
+        assert size is not None, "open_stream checks it"
         blank = np.zeros((*size, self._image_processor.num_channels), np.uint8)
-        for images in self._program.batch_sizes:
-            jax.block_until_ready(self._program([blank] * images))
+        for images in self.program.batch_sizes:
+            jax.block_until_ready(self.program([blank] * images))
 
     def one(self, image: ImageLike) -> Any:
         """The row of one image. Raises ImageError if it cannot be read; InputError in a process that was forked."""
         check_not_forked()
-        return _row(jax.device_get(self._program([self._image_processor.resize_and_crop(image)])), 0)
+        return _row(jax.device_get(self.program([self._image_processor.resize_and_crop(image)])), 0)
 
     def many(self, images: Iterable[ImageLike], result: Callable[[Any], Any] = lambda row: row) -> Generator[Any]:
         """`result` of the row, or an ImageError, for every image, in order.
@@ -66,7 +75,7 @@ class ImageStream:
         failures: list[Exception] = []
         # The threads end with the stream, not when it is garbage-collected.
         with closing(self._decode(_until_failure(images, failures))) as decoded:
-            for batch in _batches(decoded, self._program.batch_sizes[-1]):
+            for batch in _batches(decoded, self.program.batch_sizes[-1]):
                 running.append(self._start(batch))
                 if len(running) > 1:  # the devices compute this batch while the one before is returned
                     yield from _finish(result, *running.popleft())
@@ -78,13 +87,13 @@ class ImageStream:
     def _decode(self, images: Iterable[ImageLike]) -> Generator[UInt8[np.ndarray, "h w c"] | ImageError]:
         """Every image read, resized and cropped, in order, by threads that are one batch ahead."""
         ahead: collections.deque[Future[UInt8[np.ndarray, "h w c"] | ImageError]] = collections.deque()
-        pool = ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
         # A local name, because at exit the interpreter clears module globals before unfinished generators.
         is_finalizing = sys.is_finalizing
         try:
             for image in images:
                 ahead.append(pool.submit(self._read, self._copy(image)))
-                if len(ahead) > self._program.batch_sizes[-1]:
+                if len(ahead) > self.program.batch_sizes[-1]:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -118,7 +127,7 @@ class ImageStream:
         """Starts a batch on the devices without waiting: the error of every position, and the output."""
         errors = [item if isinstance(item, ImageError) else None for item in batch]
         pixels = [item for item in batch if not isinstance(item, ImageError)]
-        return errors, self._program(pixels) if pixels else None
+        return errors, self.program(pixels) if pixels else None
 
 
 def _finish(result: Callable[[Any], Any], errors: list[ImageError | None], output: Any) -> Iterator[Any]:
@@ -133,7 +142,62 @@ def _row(output: Any, index: int) -> Any:
     return row
 
 
-def check_options(
+def open_stream(
+    config: PoolFormerConfig,
+    variables: Mapping[str, Any],
+    image_processor: PoolFormerImageProcessor,
+    make_network: MakeNetwork,
+    output: str,
+    *,
+    dtype: Dtype,
+    batch_size: int,
+    kernels: KernelMode,
+    devices: Sequence[jax.Device] | None,
+    decode_threads: int | None,
+    runtime: str,
+    **only_in_jax: bool,
+) -> ImageStream:
+    """A stream of the rows that a network computes of images.
+
+    Args:
+        config: the architecture.
+        variables: `{"params": tree}`.
+        image_processor: the preprocessing.
+        make_network: the network for JAX; it is not called for another runtime.
+        output: what another runtime computes, as in `RuntimeProgram`.
+        dtype: this and the following options are as in `ImageClassifier`.
+        batch_size: as in `ImageClassifier`.
+        kernels: as in `ImageClassifier`.
+        devices: as in `ImageClassifier`.
+        decode_threads: as in `ImageClassifier`.
+        runtime: as in `ImageClassifier`.
+        only_in_jax: by name, whether a further option has a value that only JAX supports.
+
+    Raises:
+        InputError: for options or preprocessing that do not fit the network, or in a process that was forked.
+        MissingDependencyError: if the runtime is not installed.
+        WeightsMismatch: if the variables do not match the config.
+    """
+    changes_type = dtype not in ("float32", jnp.float32)
+    check_runtime(runtime, dtype=changes_type, kernels=kernels == "on", devices=devices is not None, **only_in_jax)
+    devices, threads, size = _check_options(config, image_processor, dtype, batch_size, devices, decode_threads)
+    program: BatchProgram | RuntimeProgram
+    if runtime == "jax":
+        mesh = Mesh(np.asarray(devices), ("batch",))
+        network, params = make_network(mesh, dtype, size, kernels)
+        program = BatchProgram(partial(_normalize_and_apply, image_processor, network), params, batch_size, mesh)
+    else:
+        program = RuntimeProgram(runtime, config, variables, image_processor, output=output, batch_size=batch_size)
+    return ImageStream(program, image_processor, threads)
+
+
+def _normalize_and_apply(
+    image_processor: PoolFormerImageProcessor, network: Apply, params: Any, pixels: UInt8[Array, "b h w c"]
+) -> Any:
+    return network(params, normalized(image_processor, pixels))
+
+
+def _check_options(
     config: PoolFormerConfig,
     image_processor: PoolFormerImageProcessor,
     dtype: Dtype,
@@ -143,7 +207,7 @@ def check_options(
 ) -> tuple[Sequence[jax.Device], int, tuple[int, int]]:
     """The devices, the number of threads, and height and width of the images; None stands for the default.
 
-    Raises InputError for options or preprocessing that do not fit the network, or in a process that was forked.
+    The errors are those of `open_stream`.
     """
     check_not_forked()
     devices = jax.local_devices() if devices is None else devices

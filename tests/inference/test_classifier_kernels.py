@@ -38,7 +38,7 @@ def classifier(**options):
 
 def has_kernels(classifier):
     """Whether the compiled program calls a kernel: folded parameters have no norms."""
-    return "norm1" in str(jax.tree.structure(classifier._probabilities._programs[1].params))
+    return "norm1" in str(jax.tree.structure(classifier._images.program._programs[1].params))
 
 
 def test_kernels_that_agree_with_xla_are_used():
@@ -76,9 +76,7 @@ def test_the_embedder_and_the_pipeline_use_kernels_too(monkeypatch):
         options = {"dtype": "bfloat16", "batch_size": 1, "kernels": kernels}
         embedder = ImageEmbedder(CONFIG, variables, PROCESSOR, feature_maps=True, devices=jax.devices()[:1], **options)
         pipe = pipeline("image-classification", flax_model, image_processor=PROCESSOR, **options)
-        used = [
-            "norm1" in str(jax.tree.structure(one._images._program._programs[1].params)) for one in (embedder, pipe)
-        ]
+        used = ["norm1" in str(jax.tree.structure(one._images.program._programs[1].params)) for one in (embedder, pipe)]
         features, maps = embedder(PIXELS)
         return used, [features, *maps, [row["score"] for row in sorted(pipe(PIXELS), key=lambda row: row["label"])]]
 

@@ -7,7 +7,6 @@ import threading
 
 import jax
 import jax.monitoring
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +20,6 @@ from poolformer_jax import (
 from poolformer_jax.images import ImageError, imagenet_labels, imagenet_wordnet_ids
 from poolformer_jax.inference.classifier import ImageClassifier
 from poolformer_jax.inference.cost_operations import parameter_shapes
-from poolformer_jax.inference.program import CompiledClassifier
 from poolformer_jax.weights import default_image_processor, save_pretrained
 from small_networks import CONFIG, LABELS, MODEL, PHOTOGRAPHS, PROCESSOR, VARIABLES, random_variables
 
@@ -134,16 +132,8 @@ def test_batch_sizes_are_multiples_of_the_devices_and_end_at_the_largest():
 
 def test_every_device_computes_its_share_of_a_batch(classifier):
     assert jax.local_device_count() == 8
-    probabilities = CompiledClassifier(
-        CONFIG,
-        VARIABLES,
-        PROCESSOR,
-        dtype=jnp.float32,
-        batch_size=16,
-        fold_parameters=True,
-        kernels="auto",
-        devices=jax.local_devices(),
-    )([PROCESSOR.resize_and_crop(photograph) for photograph in PHOTOGRAPHS])
+    program = classifier._images.program
+    probabilities = program([PROCESSOR.resize_and_crop(photograph) for photograph in PHOTOGRAPHS])
     assert len(PHOTOGRAPHS) < 8
     assert {shard.device for shard in probabilities.addressable_shards} == set(jax.local_devices())
     assert all(shard.data.shape == (1, 7) for shard in probabilities.addressable_shards)
@@ -153,15 +143,14 @@ def test_every_device_computes_its_share_of_a_batch(classifier):
 
 
 def test_the_first_of_several_cpu_devices_computes_a_single_image():
-    first, *_ = devices = jax.local_devices()
-    options = {"dtype": jnp.float32, "fold_parameters": True, "kernels": "auto", "devices": devices}
+    first, *_ = jax.local_devices()
     image, found = PROCESSOR.resize_and_crop(PHOTOGRAPHS[0]), []
     for batch_size in (1, 16):
-        probabilities = CompiledClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=batch_size, **options)([image])
+        program = ImageClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=batch_size)._images.program
+        probabilities = program([image])
         assert probabilities.sharding.device_set == {first}
         found.append(probabilities[0])
-    together = CompiledClassifier(CONFIG, VARIABLES, PROCESSOR, batch_size=16, **options)([image] * 2)[0]
-    np.testing.assert_allclose(found, [together] * 2, rtol=1e-5)
+    np.testing.assert_allclose(found, [program([image] * 2)[0]] * 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

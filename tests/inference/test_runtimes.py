@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from poolformer_jax import ExportError, ImageClassifier
+from poolformer_jax import ExportError, ImageClassifier, ImageEmbedder, pipeline
 from poolformer_jax.cli import main
 from poolformer_jax.images import ImageError
 from poolformer_jax.inference import fold, runtimes
@@ -56,6 +56,27 @@ def test_labels_order_and_errors_are_those_of_jax(runtime, expected):
     assert isinstance(results.pop(1), ImageError)
     check_same(results, expected)
     check_same([classifier(PHOTOGRAPHS[0], top_k=7)], expected[:1])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_the_pipeline_and_the_embedder_compute_what_they_compute_in_jax(runtime, cache, tmp_path):
+    if find_spec(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
+    save_pretrained(tmp_path / "model", MODEL, VARIABLES, image_processor=PROCESSOR)
+
+    def answers(runtime):
+        options = {"batch_size": 2, "decode_threads": 1, "runtime": runtime}
+        pipe = pipeline("image-classification", tmp_path / "model", function_to_apply="none", **options)
+        embedder = ImageEmbedder(CONFIG, VARIABLES, PROCESSOR, **options)
+        scores = [[row["score"] for row in rows] for rows in pipe(PHOTOGRAPHS)]
+        return scores, [embedding.features for embedding in embedder(PHOTOGRAPHS)], embedder(PHOTOGRAPHS[0])
+
+    (logits, features, one), expected = answers(runtime), answers("jax")
+    np.testing.assert_allclose(logits, expected[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features, expected[1], rtol=1e-4, atol=1e-5)
+    assert one.feature_maps == ()
+    ImageClassifier(CONFIG, VARIABLES, PROCESSOR, runtime=runtime)
+    assert len(list(cache.iterdir())) == 2, "the classifier uses the pipeline's file"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +144,8 @@ def test_unknown_runtimes_options_of_jax_and_missing_packages_are_refused(monkey
         ImageClassifier(
             CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime", dtype="bfloat16", devices=jax.local_devices()[:1]
         )
+    with pytest.raises(ValueError, match=r"Expected no feature_maps, or runtime='jax'"):
+        ImageEmbedder(CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime", feature_maps=True)
     monkeypatch.setattr(runtimes, "import_runtime", missing)
     with pytest.raises(ModuleNotFoundError, match=r"pip install onnxruntime onnx; or use runtime='jax'"):
         ImageClassifier(CONFIG, VARIABLES, PROCESSOR, runtime="onnxruntime")
