@@ -171,9 +171,10 @@ def _check_size(pixels: int, name: str) -> None:
 
 
 def _check_scans(image: Any, name: str) -> None:
-    file, position, channels = image.fp, image.fp.tell(), image.layers  # Pillow has read the header of the first scan
+    # Pillow has read the header of the first scan, and of an MPO it has gone back to the file's beginning.
+    file, position, channels = image.fp, image.fp.tell(), image.layers
     whole_scan = _START_OF_SCAN + bytes([0, 6 + 2 * channels, channels])
-    file.seek(position - len(whole_scan) - 2 * channels - 3)
+    file.seek(max(position - len(whole_scan) - 2 * channels - 3, 0))
     if "progressive" in image.info or file.read(len(whole_scan)) != whole_scan:  # there may be other scans
         file.seek(0)
         data = file.read()

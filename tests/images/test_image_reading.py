@@ -237,6 +237,14 @@ def test_a_jpeg_may_hold_the_marker_of_scans_elsewhere(place):
     assert read_image(data[:2] + comment + data[2:] if place == "a comment" else data + other).size == (16, 16)
 
 
+def test_the_first_picture_of_a_photo_that_holds_several_is_read():
+    # As phones write them, with a gain map or the depth after the picture.
+    picture, gain_map = Image.new("RGB", (16, 16), "red"), Image.new("L", (8, 8))
+    data = encode(picture, "MPO", save_all=True, append_images=[gain_map])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert np.asarray(read_image(data))[0, 0].tolist() == [254, 0, 0]
+
+
 def test_a_small_tiff_of_one_huge_tile_is_refused():
     entries = (
         (256, 1),
