@@ -11,11 +11,9 @@ module raises ImportError.
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
-from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from poolformer_jax.network.fused import statistics
@@ -37,29 +35,17 @@ def mlp_residual(
     kernels: Kernels, batched: tuple[_Map, Moments, _PerImage], weights: _Weights
 ) -> tuple[tuple[_Map, Moments], tuple[()]]:
     """`block.mlp_residual` of (x, its moments, keep)."""
-    x, x_moments, keep = batched
+    (x, x_moments, keep), channels = batched, batched[0].shape[3]
+    kernel1, bias1, kernel2, bias2 = weights
+    narrow = channels <= _MOST_CHANNELS and channels // block_size(channels) <= _MOST_BLOCKS
     y, (total, squares), _ = kernels.run_on_shards(
-        partial(_implementation_for(x).forward, interpret=kernels.interpret),
+        partial((gpu_narrow if narrow else gpu_wide).forward, interpret=kernels.interpret),
         (x,),
         (x_moments.mean, x_moments.inverse_std, keep),
-        _cast(weights, x.dtype),
+        (kernel1.astype(x.dtype), bias1.astype(jnp.float32), kernel2.astype(x.dtype), bias2.astype(jnp.float32)),
         batch_axis=0,
     )
     return (y, statistics.moments_from_sums(x_moments.mean, math.prod(x.shape[1:]), total, squares)), ()
 
 
-PASSES: Mapping[Pass, Callable[[Kernels, Any, Any], tuple[Any, Any]]] = {
-    "mlp_residual": mlp_residual,
-}
-
-
-def _implementation_for(x: _Map) -> ModuleType:
-    channels = x.shape[3]
-    narrow = channels <= _MOST_CHANNELS and channels // block_size(channels) <= _MOST_BLOCKS
-    return gpu_narrow if narrow else gpu_wide
-
-
-def _cast(weights: _Weights, dtype: Dtype) -> _Weights:
-    """Casts matrices to the maps' type, vectors to float32."""
-    kernel1, bias1, kernel2, bias2 = weights
-    return kernel1.astype(dtype), bias1.astype(jnp.float32), kernel2.astype(dtype), bias2.astype(jnp.float32)
+PASSES: Mapping[Pass, Callable[[Kernels, Any, Any], tuple[Any, Any]]] = {"mlp_residual": mlp_residual}

@@ -29,7 +29,8 @@ def forward(
 ) -> tuple[_Map, tuple[_PerImage, _PerImage], tuple[()]]:
     """As `gpu_narrow.forward`."""
     (x,), (mean, inverse_std, keep), (kernel1, bias1, kernel2, bias2) = maps, vectors, weights
-    hidden = _hidden_layer(_standard(x, mean, inverse_std), kernel1, bias1, interpret)
+    standard = (widen(x) - broadcast_over_map(mean)) * broadcast_over_map(inverse_std)
+    hidden = _hidden_layer(standard.astype(x.dtype).reshape(-1, x.shape[-1]), kernel1, bias1, interpret)
     branch = (jnp.dot(hidden, kernel2) + bias2.astype(x.dtype)).reshape(x.shape)
     y = (widen(x) + widen(branch) * broadcast_over_map(keep)).astype(x.dtype)
     distance = widen(y) - broadcast_over_map(mean)
@@ -66,11 +67,3 @@ def _hidden_layer(
         compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),  # three pipelined loads
     )(z, kernel1, bias1)
     return layer
-
-
-def _standard(x: _Map, mean: _PerImage, inverse_std: _PerImage) -> _Rows:
-    return _flat(((widen(x) - broadcast_over_map(mean)) * broadcast_over_map(inverse_std)).astype(x.dtype))
-
-
-def _flat(x: _Map) -> _Rows:
-    return x.reshape(-1, x.shape[-1])
