@@ -20,11 +20,7 @@ def forward(
 ) -> tuple[_Map, tuple[()], tuple[()]]:
     """`x + keep * (hidden @ kernel + bias)`.
 
-    Args:
-        maps: (x, hidden), bfloat16, [height, width, batch, channels].
-        vectors: (keep), the branch's factor.
-        parameters: (kernel, bias), in bfloat16 and float32.
-        interpret: compute on any platform.
+    `maps` are (x, hidden), `vectors` (keep), `parameters` (kernel, bias).
     """
     hidden_size, channels = parameters[0].shape
 
@@ -38,7 +34,6 @@ def forward(
         maps,
         vectors,
         parameters,
-        hidden_features=hidden_size,
         channels=channels,
         flops=2 * maps[0].size * hidden_size,
         interpret=interpret,
@@ -48,15 +43,8 @@ def forward(
 def backward(
     maps: tuple[_Map, _Hidden], vectors: tuple[_PerImage], parameters: tuple[_Kernel, _PerChannel], *, interpret: bool
 ) -> tuple[_Hidden, tuple[()], tuple[_Kernel, _PerChannel]]:
-    """The gradients of `forward` by hidden, and by kernel and bias, these in float32.
-
-    Args:
-        maps: (dy, hidden).
-        vectors: as in `forward`.
-        parameters: as in `forward`.
-        interpret: as in `forward`.
-    """
-    hidden_size, channels = parameters[0].shape
+    """The gradients of `forward` by hidden, and by kernel and bias; `maps` are (dy, hidden)."""
+    hidden_size = parameters[0].shape[0]
 
     def compute_tile(
         dy_ref: Any, hidden_ref: Any, keep_ref: Any, w: Any, dhidden_ref: Any, dw_ref: Any, db_ref: Any
@@ -73,10 +61,9 @@ def backward(
         compute_tile,
         maps,
         vectors,
-        parameters[:-1],
-        hidden_features=hidden_size,
+        parameters,
         channels=hidden_size,
-        gradients=[(hidden_size, channels), (channels,)],
+        backward=True,
         flops=2 * 2 * maps[0].size * hidden_size,
         interpret=interpret,
     )

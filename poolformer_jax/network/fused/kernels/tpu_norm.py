@@ -19,11 +19,7 @@ def forward(
 ) -> tuple[_Map, tuple[()], tuple[()]]:
     """`(x - mean) / std * gain + shift`, with mean and std of each position.
 
-    Args:
-        maps: (x), bfloat16, [height, width, batch, channels].
-        vectors: none.
-        parameters: (epsilon, gain, shift), float32.
-        interpret: compute on any platform.
+    `maps` are (x), `parameters` (epsilon, gain, shift).
     """
     (x,) = maps
 
@@ -31,15 +27,13 @@ def forward(
         standard, _ = standardize(rows_of(x_ref[...].astype(jnp.float32)), epsilon[0, 0])
         y_ref[...] = (standard * gain[...] + shift[...]).reshape(y_ref.shape).astype(y_ref.dtype)
 
-    channels = x.shape[3]
     return tpu_rows.call(
         "norm_forward",
         compute_tile,
         maps,
         vectors,
         parameters,
-        hidden_features=channels,
-        channels=channels,
+        channels=x.shape[3],
         flops=8 * x.size,
         interpret=interpret,
     )
@@ -48,13 +42,9 @@ def forward(
 def backward(
     maps: tuple[_Map, ...], vectors: tuple[()], parameters: _Parameters, *, interpret: bool
 ) -> tuple[_Map, tuple[()], tuple[_PerChannel, _PerChannel]]:
-    """The gradients of `forward` by x, and by gain and shift, these in float32.
+    """The gradients of `forward` by x, and by gain and shift.
 
-    Args:
-        maps: (x, the gradient of the result), and maybe a map to which the gradient by x is added.
-        vectors: none.
-        parameters: as in `forward`.
-        interpret: as in `forward`.
+    `maps` are (x, the gradient of the result), and maybe a map to which the gradient by x is added.
     """
     x = maps[0]
 
@@ -69,16 +59,14 @@ def backward(
         for ref, summed in ((dgain_ref, dy * standard), (dshift_ref, dy)):
             ref[...] += tpu_tiles.sum_to_register(summed)
 
-    channels = x.shape[3]
     return tpu_rows.call(
         "norm_backward",
         compute_tile,
         maps,
         vectors,
-        parameters[:-1],
-        hidden_features=channels,
-        channels=channels,
-        gradients=[(channels,), (channels,)],
+        parameters,
+        channels=x.shape[3],
+        backward=True,
         flops=20 * x.size,
         interpret=interpret,
     )

@@ -21,14 +21,9 @@ def forward(
 ) -> tuple[_Hidden, tuple[()], tuple[()]]:
     """`scale * relu(standard @ kernel + bias)² + shift`, where `standard = (x - mean) / std` at each position.
 
-    Args:
-        maps: (x), bfloat16, [height, width, batch, channels].
-        vectors: none.
-        parameters: (epsilon, kernel, bias, scale, shift); the kernel in bfloat16, the others in float32.
-        interpret: compute on any platform.
+    `maps` are (x), `parameters` (epsilon, kernel, bias, scale, shift).
     """
-    (x,), kernel = maps, parameters[1]
-    hidden_size = kernel.shape[1]
+    (x,), hidden_size = maps, parameters[1].shape[1]
 
     def compute_tile(x_ref: Any, epsilon: Any, w: Any, b: Any, scale: Any, shift: Any, y_ref: Any) -> None:
         standard, _ = standardize(rows_of(x_ref[...].astype(jnp.float32)), epsilon[0, 0])
@@ -41,7 +36,6 @@ def forward(
         maps,
         vectors,
         parameters,
-        hidden_features=hidden_size,
         channels=hidden_size,
         flops=2 * x.size * hidden_size,
         interpret=interpret,
@@ -51,16 +45,11 @@ def forward(
 def backward(
     maps: tuple[_Map, _Hidden, _Map], vectors: tuple[()], parameters: _Parameters, *, interpret: bool
 ) -> tuple[_Map, tuple[()], tuple[_Kernel, _PerHidden, _PerHidden, _PerHidden]]:
-    """The gradients of `forward` by x, added to another one, and by kernel, bias, scale and shift, these in float32.
+    """The gradients of `forward` by x, added to another one, and by kernel, bias, scale and shift.
 
-    Args:
-        maps: (x, the gradient of the result, the other gradient by x).
-        vectors: none.
-        parameters: as in `forward`.
-        interpret: as in `forward`.
+    `maps` are (x, the gradient of the result, the other gradient by x).
     """
-    x, kernel = maps[0], parameters[1]
-    hidden_size = kernel.shape[1]
+    x, hidden_size = maps[0], parameters[1].shape[1]
 
     def compute_tile(
         x_ref: Any, dy_ref: Any, trunk_ref: Any, epsilon: Any, w: Any, b: Any, scale: Any,
@@ -82,10 +71,9 @@ def backward(
         compute_tile,
         maps,
         vectors,
-        parameters[:-1],
-        hidden_features=hidden_size,
+        parameters,
         channels=x.shape[3],
-        gradients=[kernel.shape, *[(hidden_size,)] * 3],
+        backward=True,
         flops=2 * 3 * x.size * hidden_size,
         interpret=interpret,
     )

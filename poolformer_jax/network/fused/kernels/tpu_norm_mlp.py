@@ -27,11 +27,7 @@ def forward(
 ) -> tuple[_Map, tuple[()], tuple[()]]:
     """`y = trunk * x + keep * (relu(standard @ kernel1 + bias1)² @ kernel2 + bias2)`, `standard = (x - mean) / std`.
 
-    Args:
-        maps: (x), bfloat16, [height, width, batch, channels].
-        vectors: (keep), the branch's factor.
-        parameters: (epsilon, trunk, kernel1, bias1, kernel2, bias2); kernels in bfloat16, the others in float32.
-        interpret: compute on any platform.
+    `maps` are (x), `vectors` (keep), `parameters` (epsilon, trunk, kernel1, bias1, kernel2, bias2).
     """
     channels, hidden_size = parameters[2].shape
 
@@ -50,7 +46,6 @@ def forward(
         maps,
         vectors,
         parameters,
-        hidden_features=hidden_size,
         channels=channels,
         flops=2 * 2 * maps[0].size * hidden_size,
         interpret=interpret,
@@ -60,14 +55,7 @@ def forward(
 def backward(
     maps: tuple[_Map, _Map], vectors: tuple[_PerImage], parameters: _Parameters, *, interpret: bool
 ) -> tuple[_Map, tuple[()], _Gradients]:
-    """The gradients of `forward` by x, and by trunk, kernel1, bias1, kernel2 and bias2, these in float32.
-
-    Args:
-        maps: (x, dy).
-        vectors: as in `forward`.
-        parameters: as in `forward`.
-        interpret: as in `forward`.
-    """
+    """The gradients of `forward` by x, and by trunk, kernel1, bias1, kernel2 and bias2; `maps` are (x, dy)."""
     channels, hidden_size = parameters[2].shape
 
     def compute_tile(
@@ -95,10 +83,9 @@ def backward(
         compute_tile,
         maps,
         vectors,
-        parameters[:-1],
-        hidden_features=hidden_size,
+        parameters,
         channels=channels,
-        gradients=[(channels,), (channels, hidden_size), (hidden_size,), (hidden_size, channels), (channels,)],
+        backward=True,
         flops=2 * 5 * maps[0].size * hidden_size,
         interpret=interpret,
     )

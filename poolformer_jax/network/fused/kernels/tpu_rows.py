@@ -2,7 +2,14 @@
 
 A row is the channels of one position of one image. A tile holds some positions of some images, so that their hidden
 layer fits into VMEM. The kernels of the second paper's blocks are such kernels, except for the depthwise convolution
-and attention.
+and attention. Each has a `forward` and a `backward` with the same arguments:
+
+  maps        bfloat16, [height, width, batch, channels]; `backward` also takes the gradients of the results
+  vectors     a number for each image, such as drop path's factor
+  parameters  matrices in bfloat16, vectors and a norm's epsilon in float32
+  interpret   compute on any platform
+
+They return a map, nothing for each image, and `backward` the gradients by the parameters but epsilon, in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,30 +44,31 @@ def call(
     vectors: Sequence[Float[Array, " b"]],
     parameters: Sequence[Array],
     *,
-    hidden_features: int,
     channels: int,
-    gradients: Sequence[tuple[int, ...]] = (),
+    backward: bool = False,
     flops: int,
     interpret: bool,
 ) -> tuple[Any, tuple[()], Any]:
-    """Calls a kernel that computes a map, and maybe sums over all rows.
+    """Calls a kernel that computes a map; in a backward pass also sums over all rows, the parameters' gradients.
 
     Args:
         name: the kernel's.
         compute_tile: the kernel: a function of references to a tile of each map, [positions, images, channels]; of each
-            vector, [images, 1]; to the parameters, with two axes each; and to the results. Sums start at zero.
-        maps: bfloat16.
-        vectors: a number for each image.
-        parameters: a scalar is in SMEM, because it would fill registers elsewhere.
-        hidden_features: most channels of anything in a tile.
+            vector, [images, 1]; to the parameters, with two axes each; and to the results. Sums start at zero; the
+            kernel adds a vector's as `tpu_tiles.sum_to_register`.
+        maps: as the module says.
+        vectors: as the module says.
+        parameters: as the module says. A scalar is in SMEM, because it would fill registers elsewhere. A backward
+            kernel does not get the last one, which is only added to a result.
         channels: of the map that is returned.
-        gradients: shapes of the sums, float32. The kernel adds a vector's as `tpu_tiles.sum_to_register`.
+        backward: whether it is a backward pass.
         flops: of the whole call.
-        interpret: compute on any platform.
-
-    Returns:
-        The map, [h, w, batch, channels]; nothing for each image; and the sums.
+        interpret: as the module says.
     """
+    gradients = [parameter.shape for parameter in parameters if backward and parameter.ndim]
+    hidden_features = max(z.shape[-1] for z in (*maps, *parameters) if z.ndim)
+    if backward:
+        parameters = parameters[:-1]
     height, width, batch, _ = maps[0].shape
     most_rows = min(_ROWS, _HIDDEN_NUMBERS // hidden_features)
     images = tpu_tiles.images_in_tile(batch, max(TPU_IMAGES, min(most_rows, 64)))
