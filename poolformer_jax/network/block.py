@@ -19,6 +19,7 @@ from poolformer_jax.network.fused import (
     MlpWeights,
     Moments,
     NormDenseWeights,
+    Pass,
     StageShape,
     convolve_depthwise,
     dense as fused_dense,
@@ -172,20 +173,21 @@ def _batched_block(
 
     def compute(params: Params, x: _Map, keeps: _Keeps) -> _Map:
         drop_path_1, drop_path_2 = (partial(_scale_images, keep) for keep in keeps)
-        if _has_sep_conv_kernel(config, kernels, params, x):
+        if "dwconv" in params.get("token_mixer", {}) and supports(kernels, config, "norm_dense", x):
             hidden, x = norm_dense(kernels, config.norm_epsilon, x, _fold_sep_conv(params, wide_type(x.dtype)))
             hidden = convolve_depthwise(hidden, params["token_mixer"]["dwconv"]["kernel"], kernels)
             keep = jnp.ones(len(x), x.dtype) if keeps[0] is None else keeps[0]
             x = _scaled(params, "residual_scale_1", x)
             x = dense_residual(kernels, x, hidden, widen(keep), _fold_sep_conv_end(params, wide_type(x.dtype)))
-        elif has_norm_kernel(config, kernels, x):
+        elif supports(kernels, config, "layer_norm", x):
             norm = params["norm1"]
             parameters = norm["scale"], norm.get("bias", jnp.zeros_like(norm["scale"]))
             normalized, x = layer_norm_and_input(kernels, config.norm_epsilon, x, parameters)
             x = _add_mixed(params, x, mixer(params.get("token_mixer", {}), normalized), drop_path_1)
         else:
             x = _mixer_branch(config, mixer, params, x, drop_path_1)
-        if _has_mlp_kernel(config, kernels, params, x):
+        hidden_features = params["mlp"]["fc1"]["kernel"].shape[1]
+        if _has_norm_mlp(config, train=False) and supports(kernels, config, "norm_mlp_residual", x, hidden_features):
             keep = jnp.ones(len(x), x.dtype) if keeps[1] is None else keeps[1]
             trunk = params.get("residual_scale_2", {"scale": jnp.ones(x.shape[-1])})["scale"]
             weights = trunk, _fold_mlp(params, wide_type(x.dtype))
@@ -203,28 +205,14 @@ def _batched_block(
     return y
 
 
-def _has_sep_conv_kernel(config: PoolFormerConfig, kernels: Kernels | None, params: Params, x: _Map) -> bool:
+def supports(
+    kernels: Kernels | None, config: PoolFormerConfig, name: Pass, x: _Map, hidden_features: int | None = None
+) -> bool:
+    """True if `kernels` compute pass `name`, one of those with a layer norm, of maps like `x`."""
     return (
         kernels is not None
         and config.norm == "layer_norm"
-        and "dwconv" in params.get("token_mixer", {})
-        and kernels.supports("norm_dense", x.shape, x.dtype, None)
-    )
-
-
-def has_norm_kernel(config: PoolFormerConfig, kernels: Kernels | None, x: _Map) -> bool:
-    """True if `kernels` compute the layer norms of a network whose maps are like `x`."""
-    return (
-        kernels is not None and config.norm == "layer_norm" and kernels.supports("layer_norm", x.shape, x.dtype, None)
-    )
-
-
-def _has_mlp_kernel(config: PoolFormerConfig, kernels: Kernels | None, params: Params, x: _Map) -> bool:
-    hidden_features = params["mlp"]["fc1"]["kernel"].shape[1]
-    return (
-        kernels is not None
-        and _has_norm_mlp(config, train=False)
-        and kernels.supports("norm_mlp_residual", x.shape, x.dtype, hidden_features)
+        and kernels.supports(name, x.shape, x.dtype, hidden_features)
     )
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from poolformer_jax.errors import InputError
-from poolformer_jax.network.block import MetaFormerBlock, can_fuse, has_norm_kernel
+from poolformer_jax.network.block import MetaFormerBlock, can_fuse, supports
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.functional import DOWNSAMPLE_EPSILON, drop_path_rates, layer_norm
 from poolformer_jax.network.fused import (
@@ -104,7 +104,8 @@ class Stage(nn.Module):
         config, index = self.config, self.index
         params = declare(self, subtree(config, STAGE, index))
         if "downsample" in params:
-            x = _downsample(config, index, params["downsample"], x, self.fused, self.kernels)
+            x = _norm(config, params["downsample"], x, self.fused, self.kernels)
+            x = _convolution(config, index, params["downsample"], x, self.fused)
         if "position_embedding" in params:
             x = x + params["position_embedding"][None].astype(x.dtype)
         moments = moments_of(x) if self.fused and can_fuse(config, index, train) else None
@@ -114,33 +115,17 @@ class Stage(nn.Module):
         return x
 
 
-def _stem(
-    config: PoolFormerConfig, params: Params, x: Float[Array, "b h w c"], fused: bool, kernels: Kernels | None
-) -> Float[Array, "b h2 w2 c2"]:
-    """The first convolution; in the second paper a norm follows it."""
-    return _downsample_norm(config, params, _convolution(config, 0, params, x, fused), fused, kernels)
-
-
-def _downsample(
-    config: PoolFormerConfig,
-    stage: int,
-    params: Params,
-    x: Float[Array, "b h w c"],
-    fused: bool,
-    kernels: Kernels | None,
-) -> Float[Array, "b h2 w2 c2"]:
-    """The convolution at the start of a later stage; in the second paper a norm precedes it."""
-    return _convolution(config, stage, params, _downsample_norm(config, params, x, fused, kernels), fused)
-
-
-def _downsample_norm(
+def _norm(
     config: PoolFormerConfig, params: Params, x: Float[Array, "b h w c"], fused: bool, kernels: Kernels | None
 ) -> Float[Array, "b h w c"]:
-    """Over the channels of each position, also in networks whose blocks have group norms."""
+    """The second paper's norm after the stem, and before the convolution at the start of each later stage.
+
+    Over the channels of each position, also in networks whose blocks have group norms.
+    """
     if "norm" not in params:
         return x
     norm = params["norm"]
-    if fused and has_norm_kernel(config, kernels, x):
+    if fused and supports(kernels, config, "layer_norm", x):
         parameters = norm["scale"], norm.get("bias", jnp.zeros_like(norm["scale"]))
         run = partial(fused_layer_norm, kernels, DOWNSAMPLE_EPSILON)
         y: Array = with_auto_sharding(run, x, parameters, specs=PartitionSpec(*partition_spec(x)))
@@ -254,7 +239,8 @@ def _hidden_states(
     check_pixel_values(config, pixel_values.shape, pixel_values.dtype)
     # `train` is a Python bool, so a rematerialised stage must not trace it.
     stage = nn.remat(Stage, static_argnums=(2,)) if network.remat else Stage
-    x = _stem(config, params["stem"], jnp.asarray(pixel_values, network.dtype), network.fused, network.kernels)
+    x = _convolution(config, 0, params["stem"], jnp.asarray(pixel_values, network.dtype), network.fused)
+    x = _norm(config, params["stem"], x, network.fused, network.kernels)
     hidden_states = []
     for index in range(len(config.depths)):
         x = stage(config, index, network.fused, network.kernels, name=f"stages_{index}")(x, train)

@@ -12,6 +12,7 @@ from .kernels import (
     GpuKernels as GpuKernels,
     KernelMode as KernelMode,
     Kernels as Kernels,
+    Pass as Pass,
     StageShape as StageShape,
     TpuKernels as TpuKernels,
     Verification as Verification,

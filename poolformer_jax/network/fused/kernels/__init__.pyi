@@ -1,4 +1,4 @@
-from .base import Kernels as Kernels
+from .base import Kernels as Kernels, Pass as Pass
 from .choice import GpuKernels as GpuKernels, TpuKernels as TpuKernels, kernels_for as kernels_for
 from .pass_inputs import Branch as Branch, StageShape as StageShape
 from .verification import (
