@@ -29,10 +29,10 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks import command_line, report
+from benchmarks.comparison import ROOT
 from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 
-ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "input_peers"
 BATCH = 32
 AHEAD = 6

@@ -10,9 +10,10 @@ from typing import Any
 import poolformer_jax
 from convert.conversion import ArrayMapping, saved_image_processor
 from poolformer_jax.errors import InputError
+from poolformer_jax.hub import CONFIG
 from poolformer_jax.images import PREPROCESSOR_CONFIG
 from poolformer_jax.network import WeightsMismatch
-from poolformer_jax.weights import CONFIG, LAYOUTS, MODEL_CARD, WEIGHTS, ModelFiles, OpenedModel, WeightsFile
+from poolformer_jax.weights import LAYOUTS, MODEL_CARD, WEIGHTS, ModelFiles, OpenedModel, WeightsFile
 
 FILE = "report.json"
 

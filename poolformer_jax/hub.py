@@ -5,18 +5,28 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from poolformer_jax.errors import InputError, MissingDependencyError, MissingFileError
 from poolformer_jax.files import write_json
 
 # huggingface_hub's rule for names, with an owner. A missing path is recognised without huggingface_hub.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
+CONFIG = "config.json"  # the network; timm's also has the preprocessing
 WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt", ".ckpt")
 
 
 class NotInCache(MissingFileError):
     """A file that is not in the cache. It may be on the Hub, which is unreachable or which the caller did not allow."""
+
+
+class HubOptions(TypedDict, total=False):
+    """The keyword arguments with which every function that loads from the Hub looks for a repository."""
+
+    revision: str | None  # branch, tag or commit
+    cache_dir: str | os.PathLike[str] | None  # the Hub's cache; by default huggingface_hub's (HF_HOME)
+    local_files_only: bool  # use the cache without asking the Hub, as with HF_HUB_OFFLINE=1
+    token: str | bool | None  # for private models; by default the one stored by `hf auth login`
 
 
 def check_no_revision(path: Path, revision: str | None) -> None:
@@ -34,26 +44,14 @@ class Repository:
     Args:
         name: such as "sail/poolformer_s12".
         files: the names that `find` may be called with.
-        revision: branch, tag or commit.
-        cache_dir: the Hub's cache; by default huggingface_hub's (HF_HOME).
-        local_files_only: use the cache without asking the Hub, as with HF_HUB_OFFLINE=1.
-        token: for private models; by default the one stored by `hf auth login`.
+        options: where to look for it.
 
     Raises:
         MissingFileError: if this is not the name of a repository.
         MissingDependencyError: if huggingface_hub is not installed.
     """
 
-    def __init__(
-        self,
-        name: str,
-        files: Sequence[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-    ) -> None:
+    def __init__(self, name: str, files: Sequence[str], **options: Unpack[HubOptions]) -> None:
         # A name with such an ending is meant as a file, which does not exist.
         if not _ID.fullmatch(name) or name.endswith((*WEIGHTS_ENDINGS, ".json")):
             raise MissingFileError(
@@ -68,8 +66,7 @@ class Repository:
                 "with: pip install -e '.[hub]'"
             ) from None
         self.name, self.files = name, files
-        self._cache: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
-        self._options: dict[str, Any] = {**self._cache, "local_files_only": local_files_only, "token": token}
+        self._options: dict[str, Any] = {**options}
 
     def find(self, *files: str) -> Path | None:
         """Downloads the first of these files that the repository has; offline, finds the first one in the cache.
@@ -89,7 +86,7 @@ class Repository:
                 return Path(str(hf_hub_download(self.name, file, **self._options)))
             except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
                 wrong_revision = isinstance(error, errors.RevisionNotFoundError)
-                missing = f"revision {self._options['revision']!r} of {self.name}" if wrong_revision else self.name
+                missing = f"revision {self._options.get('revision')!r} of {self.name}" if wrong_revision else self.name
                 raise MissingFileError(
                     f"There is no {missing} on the Hugging Face Hub, and no file or folder of that name here. Expected "
                     "a name such as 'sail/poolformer_s12'; a private model needs a token (hf auth login)"
@@ -114,7 +111,8 @@ class Repository:
         """The path in the cache; None if never requested; another object if the repository is known to lack it."""
         from huggingface_hub import try_to_load_from_cache
 
-        return try_to_load_from_cache(self.name, file, **self._cache)
+        revision, cache_dir = self._options.get("revision"), self._options.get("cache_dir")
+        return try_to_load_from_cache(self.name, file, revision=revision, cache_dir=cache_dir)
 
 
 def push_to_hub(

@@ -25,7 +25,8 @@ from poolformer_jax.fields import (
     or_none,
 )
 from poolformer_jax.files import read_json
-from train.data import DataConfig, ProblemType
+from poolformer_jax.network import ProblemType
+from train.data import DataConfig
 from train.folders import expand_home, is_utf8
 from train.json_values import as_json, from_json
 

@@ -15,7 +15,7 @@ import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from torch._ops import OpOverloadPacket
 
-SIZE = 224
+from benchmarks.compiled.training_step import SIZE
 
 
 def _import_torchax() -> tuple[Any, Any]:

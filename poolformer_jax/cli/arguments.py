@@ -12,6 +12,7 @@ from typing import Any
 
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.files import files_below
+from poolformer_jax.hub import HubOptions
 from poolformer_jax.messages import printable
 from poolformer_jax.process import exit_on_interrupt
 
@@ -85,7 +86,7 @@ def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def hub_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The Hub's options alone, as keyword arguments of `find_model_files`."""
-    return {name: getattr(arguments, name) for name in ("revision", "cache_dir", "token", "local_files_only")}
+    return {name: getattr(arguments, name) for name in HubOptions.__annotations__}
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from .processor import (
     share_of_edge as share_of_edge,
 )
 from .processor_config import PREPROCESSOR_CONFIG as PREPROCESSOR_CONFIG
+from .processor_fields import LARGEST_SIDE as LARGEST_SIDE
 from .reading import (
     HEIF_SUFFIXES as HEIF_SUFFIXES,
     ImageError as ImageError,

@@ -7,17 +7,16 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.files import is_file, read_json
-from poolformer_jax.hub import Repository, check_no_revision
+from poolformer_jax.hub import CONFIG, HubOptions, Repository, check_no_revision
 from poolformer_jax.messages import first_few, printable, short_repr
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
-_TIMM_CONFIG = "config.json"
 
 # Of the published networks: the share of the resized edge that the crop keeps (default_cfg in the authors'
 # poolformer.py, metaformer.py and metaformer_baselines.py).
@@ -114,13 +113,13 @@ def _from_timm(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read(source: str | os.PathLike[str], **hub_options: Any) -> Mapping[str, Any]:
+def read(source: str | os.PathLike[str], **hub_options: Unpack[HubOptions]) -> Mapping[str, Any]:
     """The entries of the preprocessing saved in a folder, beside a file, or in a repository on the Hub.
 
     Raises MissingFileError if the file or the source is missing; `NotInCache` if the Hub cannot be reached to look;
     MissingDependencyError if the Hub is needed and huggingface_hub is not installed.
     """
-    path, names = Path(source).expanduser(), (PREPROCESSOR_CONFIG, _TIMM_CONFIG)
+    path, names = Path(source).expanduser(), (PREPROCESSOR_CONFIG, CONFIG)
     if path.exists():
         check_no_revision(path, hub_options.get("revision"))
         folder = path if path.is_dir() else path.parent

@@ -10,7 +10,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import BOOLEAN, INTEGER, NUMBER, POSITIVE, STRING, FieldType, in_range, optional
 from poolformer_jax.messages import short_repr
 
-_LARGEST_SIDE = 4096  # pixels that a file may ask for: 4096 x 4096 take 200 MB
+LARGEST_SIDE = 4096  # pixels that a file may ask for: 4096 x 4096 take 200 MB
 _LARGEST_PIXEL = 1e30  # normalised
 
 
@@ -83,10 +83,10 @@ def rules(processor: Any) -> list[tuple[str, object, str]]:
     """The rules for `check_rules` of a processor whose fields have the right types."""
 
     def sides(mapping: Mapping[str, int], *allowed: set[str]) -> bool:
-        return set(mapping) in allowed and all(0 < side <= _LARGEST_SIDE for side in mapping.values())
+        return set(mapping) in allowed and all(0 < side <= LARGEST_SIDE for side in mapping.values())
 
-    two_sides, pixels = {"height", "width"}, f"of 1 to {_LARGEST_SIDE} pixels"
-    largest_share = max(processor.size.values(), default=0) / _LARGEST_SIDE
+    two_sides, pixels = {"height", "width"}, f"of 1 to {LARGEST_SIDE} pixels"
+    largest_share = max(processor.size.values(), default=0) / LARGEST_SIDE
     channels = processor.image_mean
     return [
         ("size", sides(processor.size, {"shortest_edge"}, two_sides), f"shortest_edge, or height and width, {pixels}"),
@@ -94,7 +94,7 @@ def rules(processor: Any) -> list[tuple[str, object, str]]:
         (
             "crop_pct",
             processor.crop_pct is None or (0 < processor.crop_pct <= 1 and largest_share <= processor.crop_pct),
-            f"None or a share in (0, 1] by which size becomes at most {_LARGEST_SIDE} pixels",
+            f"None or a share in (0, 1] by which size becomes at most {LARGEST_SIDE} pixels",
         ),
         ("resample", processor.resample in set(Image.Resampling), "a number of Pillow's filters, 0 to 5"),
         ("image_mean", len(channels) in (1, 3), "one value per channel, of 1 or 3 channels"),

@@ -8,12 +8,13 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from poolformer_jax.errors import InputError
+from poolformer_jax.hub import HubOptions
 from poolformer_jax.images import PoolFormerImageProcessor
 from poolformer_jax.network import PoolFormerConfig, describe_network
 from poolformer_jax.weights import build_model, open_model
 
 # The options of `from_pretrained` that are passed to `open_model`.
-_OPEN_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "use_ema", "config", "variant", "ignore")
+_OPEN_OPTIONS = (*HubOptions.__annotations__, "use_ema", "config", "variant", "ignore")
 
 
 def not_picklable(self: object) -> NoReturn:

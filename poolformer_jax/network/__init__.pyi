@@ -1,6 +1,6 @@
 from .block import fold_star_relu as fold_star_relu, kernel_stages as kernel_stages
 from .config import MetaFormerConfig as MetaFormerConfig, PoolFormerConfig as PoolFormerConfig
-from .config_fields import HIDDEN_ACTS as HIDDEN_ACTS
+from .config_fields import HIDDEN_ACTS as HIDDEN_ACTS, ProblemType as ProblemType
 from .functional import (
     ACTIVATIONS as ACTIVATIONS,
     DOWNSAMPLE_EPSILON as DOWNSAMPLE_EPSILON,

@@ -16,12 +16,11 @@ from typing import Any, ClassVar, TypeVar, no_type_check
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.fields import check_rules, convert_fields
 from poolformer_jax.files import read_json
-from poolformer_jax.hub import Repository, SavedAsJson, check_no_revision
+from poolformer_jax.hub import CONFIG, Repository, SavedAsJson, check_no_revision
 from poolformer_jax.network.config_arguments import arguments_of, check_architecture, takes_arguments_of_transformers
 from poolformer_jax.network.config_fields import FIELD_TYPES, rules
 from poolformer_jax.network.variants import VARIANTS
 
-CONFIG = "config.json"
 _Config = TypeVar("_Config", bound="MetaFormerConfig")
 
 

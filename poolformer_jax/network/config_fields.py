@@ -1,7 +1,7 @@
 """The types and the ranges of `MetaFormerConfig`'s fields."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from poolformer_jax.fields import (
     BELOW_1,
@@ -34,7 +34,7 @@ NORMS = ("group_norm", "layer_norm")
 HEAD_ORDERS = ("norm_pool", "pool_norm")
 HEADS = ("linear", "mlp")
 CONVOLUTION_INITS = ("torch", "normal")
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 # A config.json is a small file: what it asks for is bounded before any work is done.
 _MOST_LABELS, _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_KERNEL, _LARGEST_IMAGE = 1_000_000, 10_000, 65_536, 1_024, 16_384
@@ -97,7 +97,7 @@ def rules(config: Any) -> list[tuple[str, object, str]]:
         *in_range(config, one_of(HEADS), "head"),
         *in_range(config, one_of(HEAD_ORDERS), "head_order"),
         *in_range(config, one_of(CONVOLUTION_INITS), "convolution_init"),
-        *in_range(config, or_none(one_of(PROBLEM_TYPES)), "problem_type"),
+        *in_range(config, or_none(one_of(get_args(ProblemType))), "problem_type"),
         ("hidden_act", _is_activation(config.hidden_act), one_of(HIDDEN_ACTS).description),
         ("pool_size", 1 <= config.pool_size < 256 and config.pool_size % 2 == 1, "a positive odd number below 256"),
         (

@@ -12,7 +12,6 @@ from .flax_models import (
 from .folder import write_model as write_model
 from .model_card import MODEL_CARD as MODEL_CARD
 from .model_files import (
-    CONFIG as CONFIG,
     WEIGHTS as WEIGHTS,
     ModelFiles as ModelFiles,
     find_model_files as find_model_files,

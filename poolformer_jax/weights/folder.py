@@ -12,19 +12,17 @@ import numpy as np
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.files import write_json
+from poolformer_jax.hub import CONFIG
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor
 from poolformer_jax.network import PoolFormerConfig, published_variant
 from poolformer_jax.weights.containers.writers import write_safetensors, write_torch
 from poolformer_jax.weights.model_card import MODEL_CARD, model_card
-from poolformer_jax.weights.model_files import CONFIG, WEIGHTS
+from poolformer_jax.weights.model_files import OUR_WEIGHTS, WEIGHTS
 from poolformer_jax.weights.model_replacement import staged_model
 from poolformer_jax.weights.names import LAYOUTS, leaves
 from poolformer_jax.weights.published import IN_TIMM, class_names, default_image_processor, timms_name
 from poolformer_jax.weights.source import CONFIG_METADATA
 from poolformer_jax.weights.timm_config import timms_config, timms_variant
-
-# transformers would open model.safetensors with our names, and give all parameters random values.
-_OUR_WEIGHTS = "flax_model.safetensors"
 
 # The fields of transformers.PoolFormerConfig. `_check_supported` makes sure that our other fields have the values that
 # are built into transformers' model.
@@ -63,7 +61,7 @@ def write_model(
     target = Path(folder).expanduser()
     processor = _processor_to_save(image_processor, target, config)
     saved = dataclasses.replace(config, **fixed)
-    file = {"jax": _OUR_WEIGHTS, "sail": "model.pth.tar"}.get(layout, "model.safetensors")
+    file = {"jax": OUR_WEIGHTS, "sail": "model.pth.tar"}.get(layout, "model.safetensors")
     with staged_model(target, file, described_by) as stage:
         if processor is not None:
             processor.save_pretrained(stage)

@@ -5,24 +5,24 @@ Weights are looked for under the names that transformers, timm and this package 
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.files import is_file
-from poolformer_jax.hub import WEIGHTS_ENDINGS, NotInCache, Repository, check_no_revision
+from poolformer_jax.hub import CONFIG, WEIGHTS_ENDINGS, HubOptions, NotInCache, Repository, check_no_revision
 from poolformer_jax.images import PREPROCESSOR_CONFIG
 from poolformer_jax.weights.containers.files import is_index, read_index
 from poolformer_jax.weights.published import AUTHORS_REPOSITORY, names_on_the_hub
 
-CONFIG = "config.json"
+# transformers would open model.safetensors with our names, and give all parameters random values.
+OUR_WEIGHTS = "flax_model.safetensors"
 # In the order of preference. An index names shards that lie beside it.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
-    "flax_model.safetensors",
+    OUR_WEIGHTS,
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "pytorch_model.pth",
@@ -41,7 +41,7 @@ class ModelFiles:
     not_in_cache: NotInCache | None = None  # set if the Hub may have a preprocessor_config.json, but could not be asked
 
 
-def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> ModelFiles:
+def find_model_files(source: str | os.PathLike[str], **hub_options: Unpack[HubOptions]) -> ModelFiles:
     """Finds the files of a model, and downloads them if `source` is a name on the Hub.
 
     The authors keep the weights of the second paper in one repository: "sail/dl/caformer/caformer_s18.pth".
@@ -65,7 +65,7 @@ def find_model_files(source: str | os.PathLike[str], **hub_options: Any) -> Mode
     return ModelFiles(str(source), path, config if is_file(config) else None)
 
 
-def _check_meant_for_the_hub(source: str, path: Path, hub_options: Mapping[str, Any]) -> None:
+def _check_meant_for_the_hub(source: str, path: Path, hub_options: HubOptions) -> None:
     """Refuses addresses, and mistyped paths, which would be looked for on the Hub (without a network, for long)."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", source):
         name = re.match(r"https?:/{1,2}(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", source)
@@ -107,7 +107,7 @@ def _weights_in(folder: Path) -> Path:
     return found[0]
 
 
-def _download_file(name: str, file: str, hub_options: Mapping[str, Any]) -> ModelFiles:
+def _download_file(name: str, file: str, hub_options: HubOptions) -> ModelFiles:
     repository = Repository(name, (file,), **hub_options)
     weights = repository.find(file)
     if weights is None:

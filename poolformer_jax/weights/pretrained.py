@@ -81,8 +81,17 @@ def load_pretrained(
         raise InputError(
             "A key was given without reset_head=True, and would have no effect. Expected no key, or reset_head=True."
         )
-    hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    model = open_model(source, config=config, variant=variant, ignore=ignore, use_ema=use_ema, token=token, **hub)
+    model = open_model(
+        source,
+        config=config,
+        variant=variant,
+        ignore=ignore,
+        use_ema=use_ema,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
     if num_labels is None and changes.get("id2label") is not None:
         num_labels = len(changes["id2label"])
     module, variables = build_model(model, num_labels=num_labels, reset_head=reset_head, key=key, dtype=dtype)

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from poolformer_jax.errors import InputError, MissingFileError
 from poolformer_jax.files import parse_json, read_json
-from poolformer_jax.hub import NotInCache
+from poolformer_jax.hub import HubOptions, NotInCache
 from poolformer_jax.images import PREPROCESSOR_CONFIG, PoolFormerImageProcessor
 from poolformer_jax.messages import printable
 from poolformer_jax.network import PoolFormerConfig
@@ -111,7 +111,7 @@ def open_model(
     ignore: Sequence[str] = (),
     use_ema: bool = False,
     any_classes: bool = False,
-    **hub_options: Any,
+    **hub_options: Unpack[HubOptions],
 ) -> OpenedModel:
     """Finds a model's files and checks that its weights match its network, without reading the arrays.
 

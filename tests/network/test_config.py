@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,8 +18,7 @@ from poolformer_jax import (
     PoolFormerForImageClassification,
     PoolFormerModel,
 )
-from poolformer_jax.network import VARIANTS, published_variant
-from poolformer_jax.network.config_fields import PROBLEM_TYPES
+from poolformer_jax.network import VARIANTS, ProblemType, published_variant
 
 # config.json of sail/poolformer_s12 on the Hub, shortened to three labels.
 HF_CONFIG = {
@@ -95,7 +95,7 @@ def test_a_config_from_transformers_is_read_unchanged():
     assert config.id2label[10] == "brambling"
 
 
-@pytest.mark.parametrize("problem", PROBLEM_TYPES)
+@pytest.mark.parametrize("problem", get_args(ProblemType))
 def test_the_problem_type_is_read_and_written(problem):
     config = PoolFormerConfig.from_dict({**HF_CONFIG, "problem_type": problem})
     assert config.problem_type == config.to_dict()["problem_type"] == problem
@@ -254,7 +254,7 @@ def test_a_field_out_of_range_is_named_with_what_was_expected(changes, message):
         ({"hidden_act": None}, "hidden_act=None: expected a text"),
         ({"image_size": "224"}, "image_size='224': expected None, or a whole number"),
         ({"id2label": {"first": "cat"}}, "id2label=.*: expected None, or a mapping from indices to names"),
-        ({"problem_type": "multi_label"}, "problem_type='multi_label': expected None, or one of regression"),
+        ({"problem_type": "multi_label"}, "problem_type='multi_label': expected None, or one of single"),
     ],
     ids=str,
 )
@@ -280,6 +280,7 @@ def test_the_message_for_an_unknown_variant_lists_the_known_ones():
 def test_the_config_and_the_table_of_parameters_need_no_jax():
     code = """
 import sys
+from typing import get_args
 from poolformer_jax.network import PoolFormerConfig, count_parameters
 assert count_parameters(PoolFormerConfig.from_variant("s12", id2label=None)) == 11_915_176
 print("jax" in sys.modules)

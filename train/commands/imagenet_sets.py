@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from poolformer_jax import PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
@@ -40,7 +41,6 @@ ALEXNET_ERRORS: Mapping[str, float] = {
     "jpeg_compression": 0.606500,
 }
 _VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
-_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def read_real_labels(path: Path) -> list[list[int]]:
@@ -130,7 +130,7 @@ def write_results_row(
         "param_count": round(parameters / 1e6, 2),
         "img_size": processor.output_size[-1],
         "crop_pct": processor.crop_pct,
-        "interpolation": _FILTERS.get(int(processor.resample), str(processor.resample)),
+        "interpolation": Image.Resampling(processor.resample).name.lower(),
     }
     rows = []
     if path.exists():

@@ -9,11 +9,12 @@ import tyro
 from poolformer_jax import PoolFormerImageProcessor
 from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
+from poolformer_jax.hub import HubOptions
 from poolformer_jax.weights import OpenedModel, open_model
 from train.data import DataConfig
 from train.folders import expand_home
 
-OPEN_OPTIONS = ("variant", "ignore", "use_ema", "revision", "cache_dir", "token", "local_files_only")
+OPEN_OPTIONS = ("variant", "ignore", "use_ema", *HubOptions.__annotations__)
 
 
 @dataclasses.dataclass(frozen=True)

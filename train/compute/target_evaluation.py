@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from poolformer_jax.network import ProblemType
 from train.compute.predictions import Predictions
-from train.data import ProblemType
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ from .config import (
     DataConfig as DataConfig,
     DeviceAugmentation as DeviceAugmentation,
     HostAugmentation as HostAugmentation,
-    ProblemType as ProblemType,
 )
 from .labels import check_same_classes as check_same_classes, match_labels as match_labels
 from .pipeline import (

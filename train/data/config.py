@@ -8,6 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
 from poolformer_jax.fields import (
     BELOW_1,
     NOT_NEGATIVE,
@@ -18,15 +20,14 @@ from poolformer_jax.fields import (
     is_local,
     or_none,
 )
-from poolformer_jax.images import PoolFormerImageProcessor
+from poolformer_jax.images import LARGEST_SIDE, PoolFormerImageProcessor
+from poolformer_jax.network import ProblemType
 from train.data.augment.random_augment import RandAugment
 
 _LOCAL = "a local path; mount a bucket on every host (gcsfuse, for example) and give the folder where it is mounted"
 FILE_SOURCES = ("folder", "labels", "parquet", "tfds")  # each with a path after a colon
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 _UNIT_RANGE = ", for pixels in 0..1; divide statistics of pixels in 0..255 by 255"
 _MOST_IMAGES, _MOST_WORKERS = 1 << 20, 1_024
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
 def rules_of_columns(source: str, image_column: str | None, label_column: str) -> list[tuple[str, object, str]]:
@@ -156,13 +157,13 @@ class DataConfig:
     """Share of every class held out for evaluation if a source has no split for it; chosen by the images' names."""
     image_size: int = 224
     """Height and width of the network's input in pixels."""
-    crop_pct: float | None = 0.9
+    crop_pct: float | None = PoolFormerImageProcessor.crop_pct
     """Evaluation's crop as a share of the resized image's edge: 0.9 for s*, 0.95 for m*; None resizes directly."""
     evaluation_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter that resizes for evaluation; saved with the model."""
-    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_mean: tuple[float, ...] = tuple(PoolFormerImageProcessor.image_mean)
     """Mean per channel of pixels in 0..1: one value for greyscale images, three for RGB."""
-    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    image_std: tuple[float, ...] = tuple(PoolFormerImageProcessor.image_std)
     """Standard deviation per channel of pixels in 0..1."""
     batch_size: int = 1024
     """Images in a training step, over all processes."""
@@ -203,7 +204,7 @@ class DataConfig:
             ("class_map", is_local(self.class_map), "the path of a local file"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             # A recipe is a small file: what it asks for is bounded before any work is done.
-            *in_range(self, between(1, 4_096), "image_size"),  # also of PoolFormerImageProcessor
+            *in_range(self, between(1, LARGEST_SIDE), "image_size"),
             *in_range(self, between(1, _MOST_IMAGES), "batch_size", "synthetic_examples"),
             *in_range(self, or_none(between(1, _MOST_IMAGES)), "evaluation_batch_size"),
             *in_range(self, between(1, _MOST_WORKERS), "worker_batches"),
@@ -271,7 +272,7 @@ class DataConfig:
         return PoolFormerImageProcessor(
             size={"shortest_edge": self.image_size},
             crop_pct=self.crop_pct,
-            resample=_RESAMPLE[self.evaluation_interpolation],
+            resample=Image.Resampling[self.evaluation_interpolation.upper()].value,
             crop_size={"height": self.image_size, "width": self.image_size},
             image_mean=self.image_mean,
             image_std=self.image_std,

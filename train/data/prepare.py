@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from poolformer_jax.files import sync
-from train.data.config import ProblemType
+from poolformer_jax.network import ProblemType
 from train.data.fingerprint import (
     Fingerprint,
     check_fingerprint,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from poolformer_jax.messages import first_few, short_repr
-from train.data.config import ProblemType
+from poolformer_jax.network import ProblemType
 from train.data.sources.folders import natural_key
 from train.data.sources.source import SourceError
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from poolformer_jax.files import why_unreadable
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
-from train.data.config import ProblemType
+from poolformer_jax.network import ProblemType
 from train.data.sources.columns import check_labels, read_labels, require_values
 from train.data.sources.folders import ALL_IMAGES, FolderSource
 from train.data.sources.source import (

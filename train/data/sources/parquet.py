@@ -27,7 +27,7 @@ from poolformer_jax.errors import MissingDependencyError
 from poolformer_jax.files import LARGEST_JSON, files_below, why_unreadable
 from poolformer_jax.images import ImageError
 from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
-from train.data.config import ProblemType
+from poolformer_jax.network import ProblemType
 from train.data.sources.columns import read_labels
 from train.data.sources.folders import ALL_IMAGES
 from train.data.sources.source import (

@@ -24,13 +24,13 @@ from poolformer_jax.network.fused.layers import (
 )
 from poolformer_jax.network.fused.self_attention import attend_heads
 from poolformer_jax.network.fused.statistics import Moments, moments_of
+from poolformer_jax.network.parameter_table import HEAD_DIM
 
 Branch = Literal["pooling", "mlp", "sep_conv", "norm_mlp", "layer_norm", "attention"]
 """What kernels compute of a stage: PoolFormer's two branches; a sep_conv mixer, the MLP branch of the second paper,
 layer norms and attention."""
 
 _WINDOW, EXPANSION = 7, 2  # of depthwise convolutions: the window's side, and channels per channel of the stage
-HEAD_DIM = 32  # of attention
 
 
 class StageShape(NamedTuple):

@@ -25,7 +25,6 @@ from poolformer_jax.network.fused.kernels.base import Kernels, Pass
 from poolformer_jax.network.fused.kernels.choice import kernels_for
 from poolformer_jax.network.fused.kernels.pass_inputs import (
     EXPANSION,
-    HEAD_DIM,
     BlockInputs,
     Branch,
     SepConvInputs,
@@ -34,6 +33,7 @@ from poolformer_jax.network.fused.kernels.pass_inputs import (
     random_inputs,
     run_pass,
 )
+from poolformer_jax.network.parameter_table import HEAD_DIM
 
 KernelMode = Literal["auto", "on", "off"]
 """auto: use kernels that compute what XLA computes; on: use them unverified; off: leave all passes to XLA."""
