@@ -116,7 +116,7 @@ def pipeline(
     Args:
         task: "image-classification".
         model: a name on the Hub ("sail/poolformer_s12"), a model folder, a weights file, or a model with its
-            parameters.
+            parameters, which `FlaxPoolFormerForImageClassification.from_pretrained` loads with more options.
         image_processor: the preprocessing; by default the one saved with the weights, or else that of the published
             variant of this architecture.
         top_k: number of labels, at most the number of classes; None for all.

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32
 from PIL import Image
 
+from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, ImageLike, PoolFormerImageProcessor, is_one_image
 from poolformer_jax.inference.from_pretrained import FromPretrained
 from poolformer_jax.inference.program import Apply, fastest_network, trained_network
@@ -77,6 +78,8 @@ class ImageClassifier(FromPretrained):
         decode_threads: int | None = None,
         runtime: str = "jax",
     ) -> None:
+        if kernels == "on" and not fold_parameters:
+            raise InputError("kernels='on' and fold_parameters=False exclude each other. Expected one of them.")
         named = config if id2label is None else config.with_changes(id2label=id2label, num_labels=config.num_labels)
         self.config = config
         self.image_processor = image_processor

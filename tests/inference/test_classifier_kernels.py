@@ -86,6 +86,8 @@ def test_the_embedder_and_the_pipeline_use_kernels_too(monkeypatch):
         np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.05 * np.abs(expected).max())
 
 
-def test_on_is_refused_in_float32():
+def test_on_is_refused_where_there_are_no_kernels():
     with pytest.raises(InputError, match="kernels='on', but there are none for float32"):
         classifier(kernels="on", dtype="float32")
+    with pytest.raises(InputError, match="kernels='on' and fold_parameters=False exclude each other"):
+        classifier(kernels="on", fold_parameters=False)
