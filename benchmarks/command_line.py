@@ -36,11 +36,18 @@ def add_turns(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> N
 
 def add_variants(parser: argparse.ArgumentParser, names: Iterable[str], default: str | list[str]) -> None:
     """Adds `--variant`, or `--variants` if the default is a list."""
-    flag, nargs, shown = "--variant", None, default
+    flag, nargs, shown, noun = "--variant", None, default, "published network"
     if isinstance(default, list):
-        flag, nargs, shown = "--variants", "+", " ".join(default)
-    explained = f"published networks, such as s12 (default: {shown})"
+        flag, nargs, shown, noun = "--variants", "+", " ".join(default), "published networks"
+    explained = f"{noun}, such as s12 (default: {shown})"
     parser.add_argument(flag, nargs=nargs, choices=names, metavar="NAME", default=default, help=explained)
+
+
+def add_choices(parser: argparse.ArgumentParser, flag: str, choices: Iterable[str]) -> None:
+    """Adds a flag that takes some of `choices`; by default all."""
+    names = list(choices)
+    explained = f"{', '.join(names)} (default: all)"
+    parser.add_argument(flag, nargs="+", choices=names, metavar="NAME", default=names, help=explained)
 
 
 def add_compilation(parser: argparse.ArgumentParser) -> None:

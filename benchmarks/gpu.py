@@ -8,7 +8,8 @@ MFU is the share of the GPU's dense bfloat16 peak, with two operations per multi
 times as many in training. Bandwidth is the bytes that the kernels of our compiled program read and write (an upper
 estimate, see `gpu-compiler`) divided by the time.
 
-Needs a jax and a torch that see the GPU: pip install -e '.[bench,cuda13]' timm
+Needs a jax and a torch that see the GPU:
+  pip install -e '.[bench,cuda13]' timm
 """
 
 import argparse
@@ -156,8 +157,8 @@ def utilization_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("gpu", __doc__, example="--variants s12 --batch 128 --work inference")
     command_line.add_variants(parser, SIZES, ["s12", "m36"])
-    parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK], help="default: both")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[*PEERS], help="default: both")
+    command_line.add_choices(parser, "--work", WORK)
+    command_line.add_choices(parser, "--peers", PEERS)
     parser.add_argument("--batch", type=int, metavar="N", default=256, help="images per call (default: 256)")
     command_line.add_turns(parser, rounds=9, seconds=2.0)
     return parser

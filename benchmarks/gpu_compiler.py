@@ -1,8 +1,11 @@
 """Compiles the network for an NVIDIA GPU that is not present, and counts kernels and the bytes they read and write.
 
-The compiler is part of jax's CUDA plugin and runs on any Linux host: pip install -e '.[train,cuda12]'. Nothing is
-measured. The programs are the network of ImageClassifier on float32 pixels, and the step of `python -m train` without
-augmentation. --no-kernels compiles everything by XLA; --plain compiles the blocks as the paper writes them.
+The compiler is part of jax's CUDA plugin and runs on any Linux host:
+  pip install -e '.[train,cuda12]'
+
+Nothing is measured. The programs are the network of ImageClassifier on float32 pixels, and the step of
+`python -m train` without augmentation. --no-kernels compiles everything by XLA; --plain compiles the blocks as the
+paper writes them.
 
 Bytes are the sizes of all operands and results of every kernel. This is an upper estimate: it assumes that each is read
 and written whole and that no cache keeps data from one kernel to the next. Operations are those of the network. Bytes
@@ -171,8 +174,14 @@ def _print(console: Console, title: str, result: dict[str, Any], batch: int) -> 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser("gpu-compiler", __doc__, example="--variants s12 m36 --work training")
     command_line.add_variants(parser, SIZES, ["s12"])
-    parser.add_argument("--work", nargs="+", choices=_LOWER, default=[*_LOWER], help="default: both")
+    command_line.add_choices(parser, "--work", _LOWER)
     parser.add_argument("--batch", type=int, metavar="N", default=256, help="images per call (default: 256)")
-    parser.add_argument("--gpu", choices=TARGETS, default="NVIDIA H200", help="default: NVIDIA H200")
+    parser.add_argument(
+        "--gpu",
+        choices=TARGETS,
+        metavar="NAME",
+        default="NVIDIA H200",
+        help=f"{', '.join(TARGETS)} (default: H200)",
+    )
     command_line.add_compilation(parser)
     return parser

@@ -1,9 +1,11 @@
 """Compiles the network for TPUs that are not present, and reports cycles, bytes, memory and collectives.
 
-The compiler is part of libtpu and runs on any Linux host: pip install -e '.[train,tpu]'. Nothing is measured. Cycles
-are the compiler's estimates (`estimated_cycles`), added up as if nothing overlapped. Images per second and MFU follow
-from them and are estimates, too. Transfers between HBM and VMEM that overlap with other work have no estimate; the
-report counts them.
+The compiler is part of libtpu and runs on any Linux host:
+  pip install -e '.[train,tpu]'
+
+Nothing is measured. Cycles are the compiler's estimates (`estimated_cycles`), added up as if nothing overlapped. Images
+per second and MFU follow from them and are estimates, too. Transfers between HBM and VMEM that overlap with other work
+have no estimate; the report counts them.
 
 The compiler does not estimate Pallas kernels. For each, the report uses the length of its schedule
 (benchmarks/compiled/tpu_schedules.py) or the time its bytes and operations need at least, whichever is longer.
@@ -112,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slices", type=int, metavar="N", default=1, help="slices of that topology in one run (default: 1)"
     )
-    parser.add_argument("--work", nargs="+", choices=_RUNS, default=[*_RUNS], help="default: both")
+    command_line.add_choices(parser, "--work", _RUNS)
     command_line.add_variants(parser, VARIANTS, "s12")
     parser.add_argument("--images-per-chip", type=int, metavar="N", default=64, help="images per chip (default: 64)")
     parser.add_argument("--peer", choices=["torchax"], help="compile timm's network through torchax instead of ours")

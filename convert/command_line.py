@@ -23,7 +23,7 @@ from poolformer_jax.errors import InputError, PoolFormerError
 from poolformer_jax.files import write_json
 from poolformer_jax.messages import MAX_MESSAGE, printable
 from poolformer_jax.network import WeightsMismatch
-from poolformer_jax.process import DONE, exit_on_interrupt, run_program
+from poolformer_jax.process import DONE, exit_on_interrupt, print_error, run_program
 from poolformer_jax.version import __version__
 from poolformer_jax.weights import (
     LAYOUTS,
@@ -50,7 +50,7 @@ _INSPECT_EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit status."""
+    """Runs the program; returns its exit code."""
     return run_program(partial(_run, list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -58,7 +58,6 @@ def _run(given: list[str]) -> int:
     # rich takes the environment variable FORCE_COLOR for a terminal that can redraw a progress bar.
     is_terminal = None if sys.stdout.isatty() else False
     console = Console(highlight=False, markup=False, force_terminal=is_terminal)
-    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     inspecting = given[:1] == ["inspect"]
     parser = _inspect_parser() if inspecting else _convert_parser()
     options = parser.parse_args(given[1:] if inspecting else given)
@@ -70,7 +69,7 @@ def _run(given: list[str]) -> int:
             return (_inspect if inspecting else _convert)(options, console)
         finally:
             for note in notes:
-                errors.print(f"note: {note.message}")
+                print_error(str(note.message), "note")
 
 
 def _convert(options: argparse.Namespace, console: Console) -> int:
@@ -160,7 +159,7 @@ def _inspect_parser() -> argparse.ArgumentParser:
     return _parser(
         "python -m convert inspect",
         "Describes a weights file, a folder or a model on the Hub: container, layout, variant, classes. "
-        "The exit status is 0 if it is a complete PoolFormer.",
+        "The exit code is 0 if it is a complete PoolFormer.",
         _INSPECT_EXAMPLES,
     )
 

@@ -86,12 +86,13 @@ def error_message(error: Exception) -> str | None:
     return _missing_device(error)
 
 
-def print_error(message: str) -> None:
-    """Prints an error on stderr. On a terminal, lines break between words, except those with a command to copy.
+def print_error(message: str, kind: str = "error") -> None:
+    """Prints an error, or a message of another `kind`, on stderr.
 
-    In a file or a pipe a message keeps its lines, as programs that search for it expect.
+    On a terminal, lines break between words, except those with a command to copy. In a file or a pipe a message keeps
+    its lines, as programs that search for it expect.
     """
-    lines = f"error: {message}".split("\n")
+    lines = f"{kind}: {message}".split("\n")
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
         wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ").fill

@@ -72,8 +72,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _train(name, rest)
     near = difflib.get_close_matches(name, [*RECIPES, *COMMANDS], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    known = ", ".join([*_recipe_groups(), *COMMANDS])
-    print(f"There is no recipe or command {name!r}.{hint} Expected one of: {known}.", file=sys.stderr)
+    print(f"There is no recipe or command {name!r}.{hint}\nAll of them: python -m train --help", file=sys.stderr)
     return 2
 
 
@@ -112,7 +111,7 @@ def _train(name: str | Path, arguments: Sequence[str]) -> int:
 def _evaluate(arguments: Sequence[str]) -> int:
     """Top-1, top-5 and loss of a model over a whole split.
 
-    Example:  python -m train evaluate sail/poolformer_s12 --data folder:/data/imagenet
+    Example:  python -m train evaluate sail/poolformer_s12 --data folder:imagenet
     """
     from train.commands import EvaluateConfig, run_evaluation
     from train.report import create_console
@@ -189,7 +188,7 @@ def _throughput(arguments: Sequence[str]) -> int:
 def _doctor(arguments: Sequence[str]) -> int:
     """Check a recipe, its data and this machine before a long run.
 
-    Example:  python -m train doctor imagenet-s12 --data.source tfds:/data/packed/ilsvrc2012/1.0.0
+    Example:  python -m train doctor imagenet-s12 --data.source tfds:imagenet2012
     """
     config = _recipe_of_command("doctor", _doctor.__doc__ or "", arguments)
     if isinstance(config, int):
@@ -205,7 +204,7 @@ def _show(arguments: Sequence[str]) -> int:
 
     The sheet is augmented.png in the recipe's --run-dir; its pictures are of the first batch.
 
-    Example:  python -m train show finetune --data.source folder:flowers --run-dir runs/flowers
+    Example:  python -m train show finetune --data.source folder:flowers
     """
     config = _recipe_of_command("show", _show.__doc__ or "", arguments)
     if isinstance(config, int):
@@ -258,8 +257,9 @@ def _overview() -> int:
         "\nWithout a recipe: digits. FILE is a recipe.json that a run wrote.\n"
         "Every field of a recipe is a flag, listed by\n"
         "  python -m train imagenet-s12 --help\n"
-        "example:\n"
-        "  python -m train digits --run-dir runs/mine --optimizer.epochs 30"
+        "examples:\n"
+        "  python -m train digits --run-dir runs/mine --optimizer.epochs 30\n"
+        "  python -m train finetune --data.source folder:flowers"
     )
     return 0
 

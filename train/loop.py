@@ -191,7 +191,7 @@ def _report_data(config: TrainConfig, source: Source, console: Console) -> None:
     if len(source) < config.data.batch_size:
         _LOG.warning(
             "The split %s has %d images, fewer than a batch of %d: every batch repeats images, and each step counts as "
-            "an epoch. Expected a smaller --data.batch-size.",
+            "an epoch. Use a smaller --data.batch-size.",
             config.data.train_split,
             len(source),
             config.data.batch_size,

@@ -206,7 +206,7 @@ _FINETUNE = Recipe(
     Published or trained weights with a new head, fine-tuned to the classes of your own images: a small learning rate
     that falls further with the distance from the head, few epochs, gentle augmentation.
 
-    Command:  python -m train finetune --model.source sail/poolformer_s12 --data.source folder:PATH
+    Command:  python -m train finetune --data.source folder:PATH
 
     Take a larger --data.image-size for small details: the network takes any. See docs/fine-tuning.md.
     """,

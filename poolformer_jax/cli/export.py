@@ -79,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
     written = file.stat().st_size + (file.with_suffix(".bin").stat().st_size if file.suffix.lower() == ".xml" else 0)
     float32 = 4 * sum(leaf.size for branch in variables.values() for leaf in jax.tree.leaves(branch))
     if difference is None:
-        exactness = "not compared with the network, which needs onnxruntime"
+        comparison = "Not compared with the network, which needs onnxruntime."
     else:
-        exactness = f"logits within {difference:.1e} of the network's, relative to the largest"
-    share = f"{100 * written / float32:.0f} % of the parameters in float32"
-    print(f"{printable(arguments.file, MAX_MESSAGE)}: {written / 1e6:.1f} MB, {share}, {exactness}")
+        comparison = f"Logits differ from the network's by at most {difference:.1e} of the largest."
+    share = f"{100 * written / float32:.0f} % of the parameters' size in float32"
+    print(f"{printable(arguments.file, MAX_MESSAGE)}: {written / 1e6:.1f} MB, {share}\n{comparison}")
     if arguments.dtype != "float32":
         print(f"Measure its accuracy: python -m train evaluate {arguments.file} --data ...")
     return 0

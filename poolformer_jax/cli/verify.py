@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             with waiting(f"Comparing {file}"):
                 difference = verify_file(file, model.config, variables)
-            result = f"logits within {difference:.1e} of the network's, relative to the largest"
+            result = f"logits differ from the network's by at most {difference:.1e} of the largest"
         except PoolFormerError as error:
             failed += 1
             result = str(error)

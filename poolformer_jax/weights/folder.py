@@ -142,7 +142,7 @@ def _warn_of_fixed_fields(config: PoolFormerConfig, layout: str, fixed: Mapping[
         if there != getattr(config, name):
             warnings.warn(
                 f"This network has {name}={getattr(config, name)!r}, and the model of {layout} computes {there!r}: its "
-                "logits will differ, with the same weights. python -m convert --verify computes by how much.",
+                "logits will differ, with the same weights. convert --verify computes by how much.",
                 stacklevel=4,
             )
 

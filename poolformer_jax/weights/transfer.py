@@ -172,10 +172,10 @@ def warn_of_assumptions(matched: MatchedNames, config: PoolFormerConfig, source:
         return None
     assumed = f"norm={config.norm!r} and token_mixers={config.token_mixers}"
     warnings.warn(
-        f"No array of {source} shows its norm, nor pooling and identity as token mixers. Assumes {assumed}, with "
-        "strides, pooling window and activation as published. Weights of the authors' ablations, such as "
-        "poolformer_ln_s12 and poolformer_id_s12, have the same names and shapes. Say which network it is with "
-        "config=... or variant='s12' (--variant s12).",
+        f"The arrays of {source} do not show its norm, nor whether its token mixers pool. Assumes {assumed}, and the "
+        "published strides, pooling window and activation. The authors' ablations, such as poolformer_ln_s12 and "
+        "poolformer_id_s12, have the same names and shapes as s12. --variant s12 says which network it is (in Python "
+        "variant='s12' or config=...).",
         stacklevel=3,
     )
     return assumed

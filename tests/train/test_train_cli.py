@@ -89,7 +89,7 @@ def test_a_closed_output_is_not_an_error(arguments):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["bogus"], "There is no recipe or command 'bogus'. Expected one of: digits"),
+        (["bogus"], "There is no recipe or command 'bogus'.\nAll of them: python -m train --help"),
         (["finetun"], "Did you mean finetune?"),
         (["finetune", "--recipe", "recipe.json"], "--recipe FILE comes first"),
         (["doctor"], "expected a recipe, one of: digits"),

@@ -11,7 +11,7 @@ from etils import epath
 from rich.console import Console
 
 import train
-from poolformer_jax import PoolFormerConfig, save_pretrained
+from poolformer_jax import InputError, PoolFormerConfig, save_pretrained
 from small_networks import random_variables
 from train import loop
 from train.compute.preemption import StopRequest
@@ -152,6 +152,13 @@ def test_fit_reports_to_a_function_and_uploads_the_model_with_a_card_of_the_figu
     for name in ("top1", "f1", "calibration_error", "calibration_error_with_temperature"):
         assert f"| {name} | {report[name]:.4g} |" in card
 
+    def refuse(*_):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(results, "push_to_hub", refuse)
+    with pytest.raises(InputError, match=r"run/model, but its upload to me/digits failed: Name or service not known\n"):
+        train.fit(config)  # the finished run only uploads
+
 
 @pytest.fixture
 def weights(tmp_path):
@@ -207,7 +214,7 @@ def test_a_split_smaller_than_a_batch_and_files_that_are_passed_over_are_reporte
     assert screen.getvalue() == f"folder:{tmp_path / 'photos'}: passed over 1 other file: 1 .txt\n"
     assert [record.getMessage() for record in caplog.records] == [
         "The split train has 9 images, fewer than a batch of 32: every batch repeats images, and each step counts as "
-        "an epoch. Expected a smaller --data.batch-size."
+        "an epoch. Use a smaller --data.batch-size."
     ]
 
 

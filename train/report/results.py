@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from poolformer_jax import save_pretrained
+from poolformer_jax.errors import InputError, MissingDependencyError
 from poolformer_jax.files import write_json
 from poolformer_jax.hub import push_to_hub
 from poolformer_jax.images import ImageError
@@ -84,7 +85,16 @@ def _push_to_hub(
         if (page := config.run_dir / "report.html").exists():
             shutil.copy(page, folder)
 
-    print(f"Uploaded  {push_to_hub(repository, save)}")
+    try:
+        address = push_to_hub(repository, save)
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # each part of huggingface_hub has exceptions of its own
+        raise InputError(
+            f"The model is in {config.run_dir / FOLDERS['params']}, but its upload to {repository} failed: {error}\n"
+            "Check the network and `hf auth login`, then repeat the command: it uploads without training again."
+        ) from error
+    print(f"Uploaded  {address}")
 
 
 def write_examples(folder: Path, source: Source, count: int) -> list[Path]:
