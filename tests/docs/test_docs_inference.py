@@ -38,7 +38,7 @@ def test_the_examples_print_what_the_guide_shows():
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder_with_a_model")
 def test_the_program_that_serves_from_several_processes_runs(tmp_path):
-    section = GUIDE.read_text().partition("## Several processes")[2]
+    section = GUIDE.read_text().partition("**Several processes.**")[2]
     (tmp_path / "serve.py").write_text(section.partition("```python\n")[2].partition("```")[0])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "serve.py"], env=environment, capture_output=True, text=True, timeout=120)
