@@ -8,7 +8,7 @@ import numpy as np
 
 from train.config import TrainConfig
 from train.data import augment_batch, open_source, train_batches
-from train.report import draw_sheet
+from train.report import draw, paint_sheet
 
 _MOST_PICTURES = 36
 _MOST_TARGETS = 2
@@ -31,7 +31,7 @@ def show_batch(config: TrainConfig) -> Path:
     captions = [_caption(row, source.class_names, config) for row in np.asarray(targets[:_MOST_PICTURES])]
     path = config.run_dir / "augmented.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_sheet(list(pictures), captions, path)
+    draw(path, paint_sheet, list(pictures), captions)
     return path
 
 

@@ -24,7 +24,7 @@ from poolformer_jax.files import replace_atomically, why_unreadable
 from train.compute import AnyEvaluation, Evaluation
 from train.config import TrainConfig
 from train.report.meter import Meter, Record
-from train.report.pictures import draw_curves
+from train.report.pictures import draw, paint_curves
 from train.report.progress import Display
 from train.report.trackers import Log, open_trackers
 
@@ -159,7 +159,7 @@ class MetricsFile:
         """Draws curves.png from everything written so far."""
         if self._writes:
             self._file.flush()
-            draw_curves(_read_lines(self._path), self._folder / "curves.png")
+            draw(self._folder / "curves.png", paint_curves, _read_lines(self._path))
 
     def _write(self, kind: str, values: dict[str, Any]) -> None:
         if not self._writes or (kind, values["step"]) in self._written:  # a finished run was started again

@@ -20,7 +20,7 @@ from poolformer_jax.messages import csv_cell
 from train.compute import AnyEvaluation, Evaluation, Predictions
 from train.data import ArraySource, FolderSource, Source, read_example
 from train.report.analysis import confident_mistakes, largest_errors
-from train.report.pictures import draw_confusion, draw_mistakes, draw_scatter, draw_sheet
+from train.report.pictures import draw, paint_confusion, paint_mistakes, paint_scatter, paint_sheet
 
 _MOST_MISTAKES = 18
 _PICTURES = {
@@ -55,14 +55,17 @@ def write_report_files(
     mistakes = folder / "mistakes.png"
     mistakes.unlink(missing_ok=True)  # of the evaluation before
     if isinstance(evaluation, Evaluation):
-        draw_confusion(evaluation, class_names, folder / "confusion.png")
-        draw_mistakes(*_mistakes(predictions, source), class_names, mistakes)
+        if evaluation.confusion is not None:  # None for too many classes
+            draw(folder / "confusion.png", paint_confusion, evaluation.confusion, evaluation, class_names)
+        pictures, wrong = _mistakes(predictions, source)
+        if pictures:
+            draw(mistakes, paint_mistakes, pictures, wrong, class_names)
         columns, rows = _class_predictions(predictions, cells)
     else:
         is_regression = "mse" in evaluation.figures
         answers = predictions.logits if is_regression else expit(predictions.logits)
         if is_regression:
-            draw_scatter(predictions, class_names, folder / "scatter.png")
+            draw(folder / "scatter.png", paint_scatter, predictions, class_names)
         _draw_target_mistakes(answers, predictions, is_regression, class_names, source, mistakes)
         columns, rows = _target_predictions(answers, predictions, cells)
     _write_predictions(folder / "predictions.csv", predictions, source, columns, rows)
@@ -98,7 +101,7 @@ def _draw_target_mistakes(
         )
         captions.append([(class_names[column_of[row]], texts[0]), ("target", texts[1])])
     if pictures:
-        draw_sheet(pictures, captions, path)
+        draw(path, paint_sheet, pictures, captions)
 
 
 def _pictures_of(rows: Iterable[int], predictions: Predictions, source: Source) -> tuple[list[int], list[Any]]:

@@ -4,7 +4,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 from unicodedata import east_asian_width
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from poolformer_jax.files import replace_atomically
 from train.compute import Evaluation, Predictions
 
+P = ParamSpec("P")
 _LOG = logging.getLogger(__name__)
 # Width of a class name above a picture of an inch and a half, in characters; those of East Asia count twice.
 _LONGEST_NAME = 18
@@ -20,10 +21,10 @@ _MOST_PLOTS = 12
 _MAIN_FIGURES = {"top1": "Top-1 accuracy", "map": "Mean average precision", "r2": "R²"}
 
 
-def _draw(path: Path, paint: Callable[[], Any]) -> None:
-    """Saves the figure that `paint` returns. Errors are logged, because they must not end a run."""
+def draw(path: Path, paint: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Saves the figure that a painter below makes, as a PNG. Errors are logged, because they must not end a run."""
     try:
-        figure = paint()
+        figure = paint(*args, **kwargs)
         with replace_atomically(path) as temporary:
             figure.savefig(temporary, dpi=120)
     except Exception as error:  # Matplotlib raises errors of many types
@@ -37,12 +38,8 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss, the main held-out figure and learning rate over the epochs, side by side, as a PNG."""
-    _draw(path, lambda: _paint_curves(lines))
-
-
-def _paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
+def paint_curves(lines: Sequence[dict[str, Any]]) -> Any:
+    """Loss, the main held-out figure and learning rate over the epochs, side by side."""
     from matplotlib.ticker import PercentFormatter
 
     train = [line for line in lines if line["kind"] == "train"]
@@ -80,33 +77,9 @@ def _curve(axes: Any, lines: Sequence[dict[str, Any]], name: str, label: str | N
         axes.plot([line.get("epoch") for line in lines], values, label=label, color=color, markersize=4, **style)
 
 
-def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:
-    """The confusion matrix as a PNG, colours by share of each row; no picture if there are too many classes."""
-    if (counts := evaluation.confusion) is not None:
-        _draw(path, lambda: _paint_confusion(counts, evaluation, class_names))
-
-
-def draw_mistakes(
-    pictures: Sequence[Any], answers: Sequence[tuple[int, int, float]], class_names: Sequence[str], path: Path
-) -> None:
-    """Wrong answers as a sheet of pictures, a PNG, if there are any.
-
-    Args:
-        pictures: Pillow images.
-        answers: for each of them the right class, the answer, and its probability.
-        class_names: by label.
-        path: of the PNG.
-    """
-    if pictures:
-        _draw(path, lambda: _paint_mistakes(pictures, answers, class_names))
-
-
-def draw_scatter(predictions: Predictions, names: Sequence[str], path: Path) -> None:
-    """The predictions of a regression by their targets as a PNG, one plot for each of the first dozen numbers."""
-    _draw(path, lambda: _paint_scatter(predictions, names[:_MOST_PLOTS]))
-
-
-def _paint_scatter(predictions: Predictions, names: Sequence[str]) -> Any:
+def paint_scatter(predictions: Predictions, names: Sequence[str]) -> Any:
+    """The predictions of a regression by their targets, one plot for each of the first dozen numbers."""
+    names = names[:_MOST_PLOTS]
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     texts, style = _labels(dict(enumerate(map(_short, names))))
@@ -122,28 +95,28 @@ def _paint_scatter(predictions: Predictions, names: Sequence[str]) -> Any:
     return figure
 
 
-def draw_sheet(pictures: Sequence[Any], captions: Sequence[Sequence[tuple[str, str]]], path: Path) -> None:
-    """Pictures with captions as a sheet, a PNG.
+def paint_sheet(pictures: Sequence[Any], captions: Sequence[Sequence[tuple[str, str]]]) -> Any:
+    """Pictures with captions as a sheet.
 
     Args:
         pictures: Pillow images, or uint8 [h, w, c].
         captions: of each picture up to two lines, each a class's name and its value.
-        path: of the PNG.
     """
     lines = ["\n".join(f"{_short(name)}: {value}" for name, value in caption) for caption in captions]
-    _draw(path, lambda: _paint_sheet(pictures, lines, _labels(dict(enumerate(lines)))[1]))
+    return _sheet(pictures, lines, _labels(dict(enumerate(lines)))[1])
 
 
-def _paint_mistakes(
+def paint_mistakes(
     pictures: Sequence[Any], answers: Sequence[tuple[int, int, float]], class_names: Sequence[str]
 ) -> Any:
+    """Wrong answers as a sheet of Pillow images; `answers` are of each the right class, the answer, its probability."""
     labels = {label for right, answer, _ in answers for label in (right, answer)}
     names, style = _labels({label: _short(class_names[label]) for label in labels})
     captions = [f"{names[answer]}: {probability:.0%}\ntarget: {names[right]}" for right, answer, probability in answers]
-    return _paint_sheet(pictures, captions, style)
+    return _sheet(pictures, captions, style)
 
 
-def _paint_sheet(pictures: Sequence[Any], captions: Sequence[str], style: Mapping[str, Any]) -> Any:
+def _sheet(pictures: Sequence[Any], captions: Sequence[str], style: Mapping[str, Any]) -> Any:
     columns = min(6, len(pictures))
     rows = -(-len(pictures) // columns)
     figure = _figure(1.5 * columns, 1.875 * rows)
@@ -171,7 +144,8 @@ def _drawable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Sequence[str]) -> Any:
+def paint_confusion(counts: np.ndarray, evaluation: Evaluation, class_names: Sequence[str]) -> Any:
+    """The confusion matrix `counts`, colours by share of each row."""
     drawable = dict(enumerate(map(_drawable, class_names)))
     labels, style = _labels(drawable)
     names, order = list(labels.values()), "" if labels == drawable else " (number: its order in evaluation.json)"

@@ -15,9 +15,9 @@ def test_the_sheet_has_the_pictures_and_targets_of_the_first_step(tmp_path, monk
     class_folders(tmp_path / "images", 12)
     config = tiny(tmp_path / "run", data__source=f"folder:{tmp_path / 'images'}", data__batch_size=8)
     drawn = []
-    monkeypatch.setattr(show, "draw_sheet", lambda *given: drawn.append(given))
+    monkeypatch.setattr(show, "draw", lambda *given: drawn.append(given))
     assert show_batch(config) == tmp_path / "run" / "augmented.png"
-    ((pictures, captions, _),) = drawn
+    ((_, _, pictures, captions),) = drawn
     assert len(pictures) == len(captions) == 8
     source = open_source(config.data, "train")
     (batch,) = take(config.data, source, 1)

@@ -13,7 +13,7 @@ from train.compute.evaluation import Evaluation
 from train.data import ArraySource, open_source
 from train.report import pictures
 from train.report.journal import MetricsFile, last_logged_step
-from train.report.pictures import draw_confusion, draw_curves
+from train.report.pictures import draw, paint_confusion, paint_curves
 from train.report.results import evaluation_report, write_examples
 from train.report.summary import print_summary
 from training import tiny
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_a_number_is_null_in_the_report():
 
 @pytest.mark.parametrize("name", ["$a_{b$", "$x$ and $y$", "caf\udce9", "^_\\", ""])
 def test_a_class_may_have_any_name_in_the_confusion(tmp_path, name, caplog):
-    draw_confusion(EVALUATION, ("cat", name), tmp_path / "confusion.png")
+    draw(tmp_path / "confusion.png", paint_confusion, EVALUATION.confusion, EVALUATION, ("cat", name))
     with Image.open(tmp_path / "confusion.png") as image:
         image.load()
     assert not caplog.records
@@ -112,8 +112,8 @@ def test_a_class_may_have_any_name_in_the_confusion(tmp_path, name, caplog):
 
 def test_a_picture_that_cannot_be_drawn_is_logged_and_the_run_continues(tmp_path, caplog):
     """Here because there is nothing to draw; in a run a font, the layout or the disk may be the cause."""
-    draw_confusion(EVALUATION, (), tmp_path / "confusion.png")
-    draw_curves([{}], tmp_path / "curves.png")
+    draw(tmp_path / "confusion.png", paint_confusion, EVALUATION.confusion, EVALUATION, ())
+    draw(tmp_path / "curves.png", paint_curves, [{}])
     expected = [record.getMessage() for record in caplog.records]
     assert len(expected) == 2
     for message, name in zip(expected, ("confusion.png", "curves.png")):
@@ -131,7 +131,7 @@ def test_names_that_no_installed_font_has_become_numbers(tmp_path, caplog, monke
         monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     elif pictures._fonts_for("犬") is None:
         pytest.skip("needs a font for Chinese")
-    figure = pictures._paint_confusion(EVALUATION.confusion, EVALUATION, ("cat", "犬"))
+    figure = paint_confusion(EVALUATION.confusion, EVALUATION, ("cat", "犬"))
     figure.savefig(tmp_path / "confusion.png")  # a missing glyph is a warning, which fails the test
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == (["cat", "犬"] if installed else ["0", "1"])
@@ -140,7 +140,7 @@ def test_names_that_no_installed_font_has_become_numbers(tmp_path, caplog, monke
 
 def test_the_curves_of_one_interval_show_its_point_and_different_ticks():
     line = {"epoch": 1.0, "loss": 1.0, "accuracy": 0.5, "learning_rate": 1e-3, "top1": 0.495}
-    figure = pictures._paint_curves([{"kind": "train", **line}, {"kind": "evaluation", **line}])
+    figure = paint_curves([{"kind": "train", **line}, {"kind": "evaluation", **line}])
     assert all(curve.get_marker() == "o" for axes in figure.axes for curve in axes.lines)
     figure.draw_without_rendering()
     ticks = [label.get_text() for label in figure.axes[1].get_yticklabels()]
