@@ -53,7 +53,7 @@ FIRST_HELD_OUT_DIGITS = ["digits/0004", "digits/0027", "digits/0034", "digits/00
 
 def test_held_out_examples_depend_on_names_alone():
     names = [f"{number}.jpg" for number in range(40)]
-    labels = [number % 2 for number in range(40)]
+    labels = np.arange(40) % 2
     chosen = {name for name, out in zip(names, held_out(names, labels, 0.25)) if out}
     assert len(chosen) == 10
     backwards = held_out(names[::-1], labels[::-1], 0.25)
@@ -61,7 +61,7 @@ def test_held_out_examples_depend_on_names_alone():
 
 
 def test_held_out_never_takes_all_or_none_of_a_class():
-    labels = [0, 1, 1, 2, 2, 2]
+    labels = np.array([0, 1, 1, 2, 2, 2])
     chosen = held_out(list("abcdef"), labels, 0.01)
     assert np.bincount(labels, weights=chosen, minlength=3).tolist() == [0, 1, 1]
     assert np.bincount(labels, weights=held_out(list("abcdef"), labels, 0.99)).tolist() == [0, 1, 2]

@@ -12,7 +12,7 @@ import io
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,10 +52,6 @@ class ArchiveSource(LabelledSource):
             file.seek(int(self.offsets[index]))
             data = file.read(int(self.sizes[index]))
         return {"image": data, "label": int(self.labels[index]), "id": printable(bytes(self.names[index]), MAX_MESSAGE)}
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several examples."""
-        return [self[index] for index in indices]
 
 
 class Classes(NamedTuple):

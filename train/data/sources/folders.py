@@ -31,7 +31,7 @@ from train.data.sources.source import (
     Source,
     SourceError,
     digest_of,
-    held_out,
+    drawn_rows,
     is_misnamed_split,
     label_at,
     resolved,
@@ -41,18 +41,16 @@ ALL_IMAGES = "train+validation"
 _ALIASES = {"validation": ("validation", "val", "valid")}
 _SPLITS = ("train", *_ALIASES["validation"], "test")
 # Folders that a NAS, a file manager, an archive or a file system adds. They hold thumbnails, copies or nothing.
-_SYSTEM_FOLDERS = frozenset(
-    {
-        "@eaDir",
-        "@Recycle",
-        "#recycle",
-        "#snapshot",
-        "__MACOSX",
-        "lost+found",
-        "$RECYCLE.BIN",
-        "System Volume Information",
-    }
-)
+_SYSTEM_FOLDERS = {
+    "@eaDir",
+    "@Recycle",
+    "#recycle",
+    "#snapshot",
+    "__MACOSX",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+}
 _HIDDEN, _READ_BEFORE = "hidden", "links to a folder that is read already"
 _HEIF_HINT = "HEIC photos can be read if pillow-heif is installed, the extra heif"
 _READING_THREADS = 16
@@ -156,9 +154,7 @@ def open_folder(
     pool = list_images(train or root, None)
     if validation is not None:
         return pool
-    names = [os.fsdecode(bytes(name)) for name in pool.names]
-    chosen = held_out(names, pool.labels.tolist(), held_out_share)
-    return pool.select(np.flatnonzero(chosen == (split == "validation")))
+    return pool.select(drawn_rows(split, pool.names.tolist(), pool.labels, held_out_share))
 
 
 def is_pool(path: str | Path) -> bool:

@@ -22,14 +22,7 @@ from poolformer_jax.messages import MAX_MESSAGE, first_few, printable
 from poolformer_jax.network import ProblemType
 from train.data.sources.columns import check_labels, read_labels, require_values
 from train.data.sources.folders import ALL_IMAGES, FolderSource
-from train.data.sources.source import (
-    SPLIT_NAMES,
-    SourceError,
-    held_out_rows,
-    is_misnamed_split,
-    require_split,
-    resolved,
-)
+from train.data.sources.source import SPLIT_NAMES, SourceError, drawn_rows, is_misnamed_split, require_split, resolved
 
 SUFFIXES = (".csv", ".jsonl")
 _SPLIT_COLUMN = "split"
@@ -61,9 +54,7 @@ def open_label_file(
     if split in splits and (split != "train" or "validation" in splits):
         return _source(root, splits[split], pool.class_names, columns, problem, path)
     require_split(f"labels:{path}", split, splits)
-    names = [os.fsdecode(bytes(name)) for name in pool.names]
-    chosen = held_out_rows(names, pool.labels, held_out_share)
-    return pool.select(np.flatnonzero(chosen == (split == "validation")))
+    return pool.select(drawn_rows(split, pool.names.tolist(), pool.labels, held_out_share))
 
 
 def label_file_splits(path: str, image_column: str | None, label_column: str, problem: ProblemType) -> tuple[str, ...]:

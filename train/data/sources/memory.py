@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.data.sources.source import ArraySource, SourceError, held_out
+from train.data.sources.source import ArraySource, SourceError, drawn_rows
 
 
 def open_digits(split: str, share: float) -> ArraySource:
@@ -14,7 +14,7 @@ def open_digits(split: str, share: float) -> ArraySource:
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int64)
     ids = [f"digits/{index:04d}" for index in range(len(labels))]
-    rows = np.flatnonzero(held_out(ids, labels.tolist(), share) == (split == "validation"))
+    rows = drawn_rows(split, ids, labels, share)
     return ArraySource(images[rows], labels[rows], tuple(ids[row] for row in rows), tuple("0123456789"))
 
 

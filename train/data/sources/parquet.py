@@ -36,7 +36,7 @@ from train.data.sources.source import (
     LabelledSource,
     SourceError,
     digest_of,
-    held_out_rows,
+    drawn_rows,
     is_misnamed_split,
     label_at,
     raising_source_errors,
@@ -128,8 +128,7 @@ def open_parquet(
         return _open(root, splits[split], columns, classes, problem, numbered=numbered)
     require_split(f"parquet:{path}", split, splits)
     pool = _open(root, train, columns, named, problem, numbered=numbered)
-    chosen = held_out_rows(pool.ids, pool.labels, held_out_share)
-    return pool.select(np.flatnonzero(chosen == (split == "validation")))
+    return pool.select(drawn_rows(split, pool.ids, pool.labels, held_out_share))
 
 
 def parquet_splits(path: str) -> tuple[str, ...]:

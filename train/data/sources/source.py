@@ -79,6 +79,11 @@ class LabelledSource:
         source: Any = self
         return dataclasses.replace(source, class_names=class_names, labels=new_labels[self.labels])
 
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """See `Source.__getitems__`."""
+        source: Any = self
+        return [source[index] for index in indices]
+
 
 def digest_of(description: Any, *columns: np.ndarray) -> str:
     """SHA-256 of a JSON-ready value and of arrays."""
@@ -112,11 +117,6 @@ def require_split(data: str, split: str, splits: Collection[str]) -> None:
             f"{data} has no split {split!r}. It has: {found}. Expected names among {', '.join(SPLIT_NAMES)}; or choose "
             "others with --data.train-split and --data.evaluation-split (in evaluate: --split)."
         )
-
-
-def held_out_rows(ids: Sequence[str], labels: np.ndarray, share: float) -> np.ndarray:
-    """`held_out` for labels [n], or for targets [n, k], of which the share is taken regardless of the targets."""
-    return held_out(ids, labels.tolist() if labels.ndim == 1 else [0] * len(ids), share)
 
 
 def image_of(example: Example) -> Any:
@@ -183,21 +183,23 @@ class ArraySource(LabelledSource):
     def __getitem__(self, index: int) -> Example:
         return {"image": self.images[index], "label": int(self.labels[index]), "id": self.ids[index]}
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several examples."""
-        return [self[index] for index in indices]
+
+def drawn_rows(split: str, ids: Sequence[str] | Sequence[bytes], labels: np.ndarray, share: float) -> np.ndarray:
+    """The rows of the split "train" or "validation" of a data set that is not divided into them."""
+    return np.flatnonzero(held_out(ids, labels, share) == (split == "validation"))
 
 
-def held_out(ids: Sequence[str], labels: Sequence[int], share: float) -> np.ndarray:
+def held_out(ids: Sequence[str] | Sequence[bytes], labels: np.ndarray, share: float) -> np.ndarray:
     """True for the examples in the evaluation split of a data set that has none: bool [n].
 
     Takes the same share of every class, at least one example and never all: those whose ids have the smallest SHA-256.
-    The choice is then the same on every machine and independent of the order in which the images were taken.
+    The choice is then the same on every machine and independent of the order in which the images were taken. Of targets
+    [n, k] the share is taken regardless of them.
     """
     chosen = np.zeros(len(ids), bool)
     # Hash the file system's bytes, so that the choice does not depend on an encoding.
     digests = np.array([hashlib.sha256(os.fsencode(name)).digest()[:8] for name in ids], dtype="S8").view(">u8")
-    by_class = np.asarray(labels)
+    by_class = labels if labels.ndim == 1 else np.zeros(len(ids))
     for label in np.unique(by_class):
         members = np.flatnonzero(by_class == label)
         count = min(max(1, round(len(members) * share)), len(members) - 1)
