@@ -79,27 +79,19 @@ def main(arguments: Sequence[str]) -> int:
                 console.print()
     if parsed.text:
         parsed.text.write_text("\n".join(texts))
+    ours = {"fused": not parsed.plain, "kernels": not (parsed.plain or parsed.no_kernels)}
+    packages = ("jax", "jaxlib", "libtpu", "optax", *(("torch", "torchax", "timm") if parsed.peer else ("flax",)))
     content = {
         "command": parsed.command,
         "variant": parsed.variant,
-        **_implementation(parsed),
+        **({"peer": parsed.peer} if parsed.peer else ours),
         "images_per_chip": parsed.images_per_chip,
-        "versions": {name: importlib.metadata.version(name) for name in _packages(parsed)},
+        "versions": {name: importlib.metadata.version(name) for name in packages},
         "estimates_not_measurements": results,
     }
     write_json(parsed.json, content)
     print(f"written to {parsed.json}")
     return 0
-
-
-def _implementation(parsed: argparse.Namespace) -> dict[str, Any]:
-    if parsed.peer:
-        return {"peer": parsed.peer}
-    return {"fused": not parsed.plain, "kernels": not (parsed.plain or parsed.no_kernels)}
-
-
-def _packages(parsed: argparse.Namespace) -> tuple[str, ...]:
-    return ("jax", "jaxlib", "libtpu", "optax", *(("torch", "torchax", "timm") if parsed.peer else ("flax",)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,12 +138,7 @@ def _lower_forward(parsed: argparse.Namespace, devices: Sequence[jax.Device]) ->
 
 
 def _lower_training(parsed: argparse.Namespace, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    step = Step(
-        parsed.variant,
-        parsed.images_per_chip,
-        kernels=not parsed.no_kernels,
-        fused=not parsed.plain,
-    )
+    step = Step(parsed.variant, parsed.images_per_chip, kernels=not parsed.no_kernels, fused=not parsed.plain)
     return lower_training(step, devices)
 
 
