@@ -43,12 +43,7 @@ _LARGEST_BLOCK = 64  # most channels that a GPU's registers hold
 class Kernels:
     """The interface of `TpuKernels` and `GpuKernels`.
 
-    XLA does not partition kernels, so they must know which devices share a batch.
-
-    Attributes:
-        mesh: the devices of the computation; None for one device, and inside `jax.shard_map` with `check_vma=False`.
-        batch_axes: the axes of the mesh over which the batch is sharded.
-        interpret: run the kernels in Pallas's interpreter, slowly, on any platform; for tests.
+    XLA does not partition kernels, so they must know which devices share a batch. The fields are described there.
     """
 
     platform: ClassVar[str]

@@ -47,27 +47,29 @@ class TpuKernels(Kernels):
         per_device, rest = divmod(batch, self.shards)
         if dtype != jnp.bfloat16 or rest or per_device < TPU_IMAGES or per_device % TPU_IMAGES:
             return False
+        # Pallas is experimental and takes a while to import, so only users of kernels import it.
+        from poolformer_jax.network.fused.kernels import tpu_attention, tpu_mlp, tpu_rows
+
         if name.startswith("depthwise"):
             return channels >= tpu_layout.LANES and width <= _WIDEST_CONVOLVED_ROW
         if name.startswith("layer_norm"):
             return True
         if name.startswith("attention"):
             positions = channels
-            return positions >= _FEWEST_POSITIONS and _attention_fits(positions)
+            return positions >= _FEWEST_POSITIONS and tpu_attention.fits(positions)
         if name.startswith(("norm_dense", "dense_residual")):
-            return _rows_fit(channels, 2 * channels)
+            return tpu_rows.fits(channels, 2 * channels)
         if name.startswith("norm_mlp"):
-            return hidden_features is not None and _rows_fit(channels, hidden_features)
+            return hidden_features is not None and tpu_rows.fits(channels, hidden_features)
         pixels = tpu_layout.group_size(width, channels, dtype)
         return (
             pixels <= 2
             and 2 <= width // pixels <= _WIDEST_ROW
-            and (hidden_features is None or _mlp_fits(channels, hidden_features, pixels))
+            and (hidden_features is None or tpu_mlp.fits(pixels * channels, pixels * hidden_features, pixels))
         )
 
     def call(self, name: Pass, pixels: int, batched: Any, replicated: Any) -> tuple[Any, Any]:
         """As `Kernels.call`."""
-        # Pallas is experimental and takes a while to import, so only users of kernels import it.
         from poolformer_jax.network.fused.kernels.tpu import PASSES
 
         return PASSES[name](self, pixels, batched, replicated)
@@ -77,12 +79,7 @@ class TpuKernels(Kernels):
 class GpuKernels(Kernels):
     """Lets a model use Pallas kernels where it is compiled for NVIDIA GPUs, Ampere or newer.
 
-    Pass several devices as for `TpuKernels`.
-
-    Attributes:
-        mesh: the devices of the computation; None for one.
-        batch_axes: the axes of the mesh over which the batch is sharded.
-        interpret: run the kernels in Pallas's interpreter, slowly, on any platform; for tests.
+    Its attributes are those of `TpuKernels`.
     """
 
     platform: ClassVar[str] = "cuda"
@@ -118,25 +115,6 @@ def kernels_for(mesh: Mesh, batch_axes: tuple[str, ...]) -> Kernels | None:
     if all(_compute_capability(device) >= OLDEST_GPU for device in devices):
         return GpuKernels(mesh, batch_axes)
     return None
-
-
-def _mlp_fits(channels: int, hidden_features: int, pixels: int) -> bool:
-    # Imported late, as in `TpuKernels.call`.
-    from poolformer_jax.network.fused.kernels import tpu_mlp
-
-    return tpu_mlp.fits(pixels * channels, pixels * hidden_features, pixels)
-
-
-def _rows_fit(channels: int, hidden_features: int) -> bool:
-    from poolformer_jax.network.fused.kernels import tpu_rows
-
-    return tpu_rows.fits(channels, hidden_features)
-
-
-def _attention_fits(positions: int) -> bool:
-    from poolformer_jax.network.fused.kernels import tpu_attention
-
-    return tpu_attention.fits(positions)
 
 
 def _compute_capability(device: jax.Device) -> float:
