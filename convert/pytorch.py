@@ -54,7 +54,6 @@ def _timm_model(source: OpenedModel, head_order: str) -> Any:
         return None
     try:
         import timm
-        import torch
     except ImportError:  # timm needs torchvision
         return None
     name = variant if "_" in variant else f"poolformer_{variant}"
@@ -63,14 +62,7 @@ def _timm_model(source: OpenedModel, head_order: str) -> Any:
     model = timm.create_model(name, num_classes=config.num_labels, in_chans=config.num_channels).eval()
     if config.head == "mlp" and config.num_labels:
         model.head.fc.norm.eps = config.head_norm_epsilon  # the authors' is another one
-    state_dict = {}
-    for one in map_arrays(source, "timm"):
-        array = np.array(source.weights.tensors[one.given_name], np.float32)
-        if source.plan.layout == "jax":
-            array = np.ascontiguousarray(TRANSFORMS[one.target.transform].to_layout(array))
-        # The authors' dense layers are 1 x 1 convolutions in timm.
-        state_dict[one.target.name] = torch.from_numpy(array.reshape(one.target.stored_shape))
-    model.load_state_dict(state_dict, strict=True)
+    model.load_state_dict(_state_dict(source, "timm"), strict=True)
     return model
 
 
@@ -101,14 +93,22 @@ def _model(source: OpenedModel) -> Any:
     for stage, mixer in zip(model.poolformer.encoder.block, source.config.token_mixers, strict=True):
         for block in stage if mixer == "identity" else ():
             block.pooling = torch.nn.Identity()
-    state_dict = {}
-    for one in map_arrays(source, "hf"):
+    model.load_state_dict(_state_dict(source, "hf"), strict=True)
+    return model
+
+
+def _state_dict(source: OpenedModel, layout: str) -> dict[str, Any]:
+    """The source's arrays as tensors, by their names in a layout of PyTorch."""
+    import torch
+
+    tensors = {}
+    for one in map_arrays(source, layout):
         array = np.asarray(source.weights.tensors[one.given_name]).astype(np.float32)
         if source.plan.layout == "jax":  # only our arrays have another layout than PyTorch's
-            array = TRANSFORMS[one.target.transform].to_layout(array)
-        state_dict[one.target.name] = torch.from_numpy(np.ascontiguousarray(array))
-    model.load_state_dict(state_dict, strict=True)
-    return model
+            array = np.ascontiguousarray(TRANSFORMS[one.target.transform].to_layout(array))
+        # The authors' dense layers are 1 x 1 convolutions in timm.
+        tensors[one.target.name] = torch.from_numpy(array.reshape(one.target.stored_shape))
+    return tensors
 
 
 def _config(source: OpenedModel) -> Any:
