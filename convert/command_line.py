@@ -25,14 +25,7 @@ from poolformer_jax.messages import MAX_MESSAGE, printable
 from poolformer_jax.network import WeightsMismatch
 from poolformer_jax.process import DONE, exit_on_interrupt, print_error, run_program
 from poolformer_jax.version import __version__
-from poolformer_jax.weights import (
-    LAYOUTS,
-    ModelFiles,
-    OpenedModel,
-    WeightsFile,
-    find_model_files,
-    open_weights,
-)
+from poolformer_jax.weights import LAYOUTS, ModelFiles, OpenedModel, WeightsFile, find_model_files, open_weights
 
 if TYPE_CHECKING:
     from convert.verification import Verification

@@ -14,16 +14,7 @@ import tyro
 
 from poolformer_jax import PoolFormerConfig
 from poolformer_jax.errors import InputError
-from poolformer_jax.fields import (
-    AT_LEAST_1,
-    BELOW_1,
-    NOT_NEGATIVE,
-    POSITIVE,
-    check_rules,
-    in_range,
-    is_local,
-    or_none,
-)
+from poolformer_jax.fields import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_rules, in_range, is_local, or_none
 from poolformer_jax.files import read_json
 from poolformer_jax.network import ProblemType
 from train.data import DataConfig

@@ -26,12 +26,7 @@ from train.compute import (
     weights_to_publish,
 )
 from train.config import TrainConfig
-from train.data import (
-    Source,
-    describe_skipped,
-    evaluation_steps,
-    open_source,
-)
+from train.data import Source, describe_skipped, evaluation_steps, open_source
 from train.report import Journal, Log, Profiler, Record, print_header, write_results
 from train.resume import Run, open_run
 from train.setup import RunParts, find_class_weights, make_parts

@@ -4,15 +4,7 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import (
-    add_runtime,
-    add_weights,
-    files_of,
-    port,
-    source_options,
-    starting_jax,
-    waiting,
-)
+from poolformer_jax.cli.arguments import add_runtime, add_weights, files_of, port, source_options, starting_jax, waiting
 from poolformer_jax.errors import MissingFileError
 
 NAME = "demo"

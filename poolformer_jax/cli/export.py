@@ -3,13 +3,7 @@
 import argparse
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import (
-    add_weights,
-    positive,
-    source_options,
-    starting_jax,
-    waiting,
-)
+from poolformer_jax.cli.arguments import add_weights, positive, source_options, starting_jax, waiting
 from poolformer_jax.errors import InputError
 from poolformer_jax.messages import MAX_MESSAGE, printable
 

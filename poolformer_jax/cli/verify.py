@@ -3,12 +3,7 @@
 import argparse
 from pathlib import Path
 
-from poolformer_jax.cli.arguments import (
-    add_source_options,
-    source_options,
-    starting_jax,
-    waiting,
-)
+from poolformer_jax.cli.arguments import add_source_options, source_options, starting_jax, waiting
 from poolformer_jax.errors import InputError, MissingFileError, PoolFormerError
 from poolformer_jax.messages import MAX_MESSAGE, printable
 

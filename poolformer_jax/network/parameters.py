@@ -10,15 +10,7 @@ import numpy as np
 from poolformer_jax.errors import InputError
 from poolformer_jax.network.config import PoolFormerConfig
 from poolformer_jax.network.mismatch import check_names_and_shapes
-from poolformer_jax.network.parameter_table import (
-    BLOCK,
-    NETWORK,
-    PARAMS,
-    STAGE,
-    ParameterRow,
-    backbone_rows,
-    head_rows,
-)
+from poolformer_jax.network.parameter_table import BLOCK, NETWORK, PARAMS, STAGE, ParameterRow, backbone_rows, head_rows
 
 
 class InitialValues(NamedTuple):

@@ -21,12 +21,7 @@ from poolformer_jax.weights.containers.files import WeightsFile, open_weights
 from poolformer_jax.weights.detection import infer_config
 from poolformer_jax.weights.matching import MatchedNames
 from poolformer_jax.weights.model_files import ModelFiles, find_model_files
-from poolformer_jax.weights.published import (
-    changes_named,
-    class_names,
-    default_image_processor,
-    published_config,
-)
+from poolformer_jax.weights.published import changes_named, class_names, default_image_processor, published_config
 from poolformer_jax.weights.timm_config import is_timms, with_timms_config
 from poolformer_jax.weights.transfer import (
     ImportPlan,

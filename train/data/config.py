@@ -10,16 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
-from poolformer_jax.fields import (
-    BELOW_1,
-    NOT_NEGATIVE,
-    PROBABILITY,
-    between,
-    check_rules,
-    in_range,
-    is_local,
-    or_none,
-)
+from poolformer_jax.fields import BELOW_1, NOT_NEGATIVE, PROBABILITY, between, check_rules, in_range, is_local, or_none
 from poolformer_jax.images import LARGEST_SIDE, PoolFormerImageProcessor
 from poolformer_jax.network import ProblemType
 from train.data.augment.random_augment import RandAugment

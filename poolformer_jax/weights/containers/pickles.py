@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from poolformer_jax.weights.containers.pickle_names import Global, Inert, PickledArray, PickledDtype, look_up
-from poolformer_jax.weights.containers.storage import (
-    BoundedReader,
-    Storage,
-    StoredTensor,
-    WeightsFileError,
-)
+from poolformer_jax.weights.containers.storage import BoundedReader, Storage, StoredTensor, WeightsFileError
 
 MAX_INSTRUCTIONS = 1_000_000  # m48 with AdamW's state and a moving average has some 80,000
 _LONGEST_NAME = 300  # a pickle can join two long texts a million times
