@@ -36,6 +36,23 @@ def available_memory() -> float:
     return min((free for folder in _groups("memory") for free in _free_memory(folder)), default=math.inf)
 
 
+def free_memory() -> float:
+    """Bytes of memory that are free: those of the host, or of the process's limits if these leave fewer.
+
+    Without /proc all memory of the host counts; infinite where Python cannot ask for it (Windows).
+    """
+    lines = _read(Path("/proc/meminfo")).splitlines()
+    available = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    if not available and hasattr(os, "sysconf"):
+        available = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    return min(*available, available_memory(), math.inf)
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes in MB or GB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def _groups(controller: str) -> Iterator[Path]:
     """Folders of the process's group and of the groups around it. Some may not exist."""
     for line in _read(_PROCESS_CGROUPS).splitlines():

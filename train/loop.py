@@ -29,7 +29,7 @@ from train.config import TrainConfig
 from train.data import Source, describe_skipped, evaluation_steps, open_source
 from train.report import Journal, Log, Profiler, Record, print_header, write_results
 from train.resume import Run, open_run
-from train.setup import RunParts, find_class_weights, make_parts
+from train.setup import RunParts, check_memory, find_class_weights, make_parts
 
 _LOG = logging.getLogger(__name__)
 
@@ -170,6 +170,7 @@ def _prepare(config: TrainConfig, console: Console, stop: StopRequest) -> tuple[
         class_weights=weights,
         use_features=True,
     )
+    check_memory(parts)
     if parts.kernel_verification is not None and parts.kernel_verification.problem:
         _LOG.warning("%s", parts.kernel_verification.warning)
     print_header(config, console, parts, source, held_out)

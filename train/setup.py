@@ -5,6 +5,7 @@ The loop and the doctor share them, so the doctor measures what the loop runs.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from jax.sharding import Mesh
 
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
 from poolformer_jax.compilation import compiler_options
+from poolformer_jax.errors import InputError
 from poolformer_jax.network import kernel_stages
 from poolformer_jax.network.fused import Verification, choose_kernels
+from poolformer_jax.resources import format_bytes, free_memory
 from train.compute import (
     BATCH_AXES,
     EvaluationStep,
@@ -112,6 +115,25 @@ def make_parts(
         evaluation_step=make_evaluation_step(model, normalize, mesh, shardings.variables()),
         feature_step=feature_step,
     )
+
+
+def check_memory(parts: RunParts) -> None:
+    """Raises InputError if a device cannot hold the weights and the state of the optimizer, before there are any.
+
+    A step needs more: `doctor` compiles it to say how much.
+    """
+    device = parts.mesh.local_devices[0]
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(parts.abstract_state)
+    )
+    # CPU devices share the host's memory.
+    free = (device.memory_stats() or {}).get("bytes_limit") or free_memory() / len(parts.mesh.local_devices)
+    if needed > free:
+        raise InputError(
+            f"The weights and the state of the optimizer need {format_bytes(needed)} on each device, which has "
+            f"{format_bytes(free)}. Expected a smaller network, or a larger --mesh.fsdp."
+        )
 
 
 def _compiled(step: Callable[..., Any], mesh: Mesh, shardings: TrainState) -> Any:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 import pickle
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from poolformer_jax import resources
 from poolformer_jax.fields import is_local
+from poolformer_jax.resources import format_bytes, free_memory
 from train.commands.finding import Finding
 from train.compute import batch_sharding
 from train.config import TrainConfig
@@ -46,8 +45,8 @@ def check_host_memory(config: TrainConfig, train: Source, held_out: Source | Non
     uses = (f"{pool.workers} for {use}" for pool, use in zip(pools, ("training", "evaluations")))
     who = f"data workers ({', '.join(uses)})"
     needed = sum(p.batch_bytes * (p.shared_batches + p.private_batches) + p.process_bytes for p in pools)
-    free = _available_memory()
-    found = f"{who} need about {_format_bytes(needed)} of the {_format_bytes(free)} available"
+    free = free_memory()
+    found = f"{who} need about {format_bytes(needed)} of the {format_bytes(free)} available"
     remedy = "Choose fewer --data.workers or --data.worker-batches 1."
     yield Finding("fine" if needed < 0.8 * free else "failure", "host memory", found, remedy)
     yield from _check_shared_memory(pools)
@@ -75,8 +74,8 @@ def _check_shared_memory(pools: Sequence[_WorkerPool]) -> Iterator[Finding]:
         return
     needed = sum(pool.batch_bytes * pool.shared_batches for pool in pools)
     found = (
-        f"the workers keep up to {batches:,} batches in /dev/shm, {_format_bytes(needed)} in all, and "
-        f"{_format_bytes(free)} are free there"
+        f"the workers keep up to {batches:,} batches in /dev/shm, {format_bytes(needed)} in all, and "
+        f"{format_bytes(free)} are free there"
     )
     yield Finding("fine" if needed < free else "failure", "shared memory", found, SHARED_MEMORY_ADVICE)
 
@@ -86,16 +85,12 @@ def _free_shared_memory() -> int | None:
     return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None
 
 
-def _format_bytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def check_disk(config: TrainConfig, parts: RunParts, images: int) -> Finding:
     """Compares the size of the checkpoints with the free space."""
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.abstract_state))
     kept_for_good = config.total_steps(images) // config.keep_every if config.keep_every else 0
     states = kept_for_good + config.keep_checkpoints + 1
-    found = f"{states:,} states of {_format_bytes(state)} in {config.checkpoints}"
+    found = f"{states:,} states of {format_bytes(state)} in {config.checkpoints}"
     if not is_local(config.checkpoints):
         return Finding("fine", "disk", f"{found}, a bucket of unknown size")
     checkpoints = Path(config.checkpoints).absolute()
@@ -104,7 +99,7 @@ def check_disk(config: TrainConfig, parts: RunParts, images: int) -> Finding:
     existing = len(saved_steps(checkpoints))
     needed = state * max(1, states - existing)  # at least one, because a state is deleted after the next is written
     found += f", {existing} of them there already" if existing else ""
-    found += f", {_format_bytes(free)} free"
+    found += f", {format_bytes(free)} free"
     remedy = (
         "Free space, choose another --checkpoint-dir or --run-dir, or keep fewer: --keep-checkpoints, --keep-every."
     )
@@ -129,8 +124,8 @@ def check_device_memory(config: TrainConfig, parts: RunParts) -> Finding:
     devices = parts.mesh.local_devices
     stats = devices[0].memory_stats() or {}
     # CPU devices share the host's memory.
-    free = stats.get("bytes_limit") or _available_memory() / len(devices)
-    found = f"the compiled step needs {_format_bytes(needed)} of the {_format_bytes(free)} of each device"
+    free = stats.get("bytes_limit") or free_memory() / len(devices)
+    found = f"the compiled step needs {format_bytes(needed)} of the {format_bytes(free)} of each device"
     return Finding("fine" if needed < 0.95 * free else "failure", "device memory", found, remedy)
 
 
@@ -159,15 +154,3 @@ def _memory(lowered: jax.stages.Lowered) -> int:
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes  # the new state replaces the old one
     )
-
-
-def _available_memory() -> float:
-    """Free bytes of the host, or of the container if that has fewer."""
-    return min(_host_memory(), resources.available_memory())
-
-
-def _host_memory() -> float:
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
-        if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -34,9 +34,15 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, batch_size: int
 
     The cosine starts at step 0, not after the warm-up, so the peak is never quite reached. That is timm without
     `warmup_prefix`; the published weights were trained with it. With `schedule="constant"` it is the peak from W on.
-    Raises ValueError if the peak for this batch size is below the first or the last learning rate.
+    Raises ValueError if the peak for this batch size is below the first or the last learning rate, or if there are more
+    steps than the state can count.
     """
     peak = config.learning_rate * batch_size / (config.learning_rate_batch or batch_size)
+    if (steps := config.total_epochs * steps_per_epoch) >= 2**31:
+        raise InputError(
+            f"{config.total_epochs:,} epochs are {steps:,} steps. Expected fewer than {2**31:,}: choose fewer "
+            "--optimizer.epochs, or --optimizer.cooldown-epochs."
+        )
     start, final = config.warmup_learning_rate, config.final_learning_rate
     # Otherwise the cosine would rise to the end, which no loss curve would reveal.
     names = ["final_learning_rate"] * (config.schedule == "cosine")

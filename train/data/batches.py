@@ -16,7 +16,7 @@ from grain.multiprocessing import SharedMemoryArray
 
 from poolformer_jax.errors import InputError
 from poolformer_jax.images import ImageError, PoolFormerImageProcessor
-from poolformer_jax.resources import available_cores
+from poolformer_jax.resources import available_cores, format_bytes, free_memory
 from train.data.config import DataConfig
 from train.data.make_batch import Batch
 from train.data.sources.source import ArraySource, Source, image_of
@@ -25,6 +25,8 @@ from train.data.workers.segments import free_abandoned_segments, segment_prefix
 from train.data.workers.start import initialize_worker, start_workers_without_jax
 
 _LOG = logging.getLogger(__name__)
+# The memory of a worker process without batches is at least this.
+_WORKER_BYTES = 50e6
 
 
 class Batches:
@@ -147,6 +149,23 @@ def _prefetch(
 def batch_bytes(config: DataConfig, size: int) -> int:
     """Bytes of the pixels of `size` images."""
     return size * config.image_size**2 * config.num_channels
+
+
+def check_memory(config: DataConfig, source: Source, size: int, batches: int) -> None:
+    """Raises InputError if batches of `size` images do not fit into memory, before there are any.
+
+    Counts the least that a run has at once: its workers, and the batches that they make ahead of time.
+    """
+    workers = worker_count(config, source, batches)
+    ahead = min(max(workers, 1) * config.worker_batches, batches)
+    needed = ahead * batch_bytes(config, size) + workers * _WORKER_BYTES
+    if needed > (free := free_memory()):
+        raise InputError(
+            f"The data workers ({workers:,}) and the batches that they make ahead of time ({ahead:,} of {size:,} "
+            f"images of {config.image_size} x {config.image_size} pixels) need at least {format_bytes(needed)} of "
+            f"memory, and {format_bytes(free)} are free. Expected fewer --data.workers or --data.worker-batches, or a "
+            "smaller --data.batch-size or --data.image-size."
+        )
 
 
 def max_shared_batches(workers: int, worker_batches: int) -> int:

@@ -21,7 +21,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.images import PoolFormerImageProcessor
 from train.data.augment.resizing import choose_resizer
 from train.data.balance import BalancedOrder
-from train.data.batches import Batches
+from train.data.batches import Batches, check_memory
 from train.data.config import DataConfig
 from train.data.make_batch import MakeEvaluationBatch, MakeTrainingBatch, Place
 from train.data.sources.source import Source
@@ -40,13 +40,15 @@ def train_batches(
     the targets, float32 [b, k]. A batch is a pure function of (config.seed, step), as the package's docstring says.
 
     Raises:
-        ValueError: if the batch size is not a multiple of process_count, or the resizer is not installed.
+        ValueError: if the batch size is not a multiple of process_count, the batches do not fit into memory, or the
+            resizer is not installed.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
         LabelError: from next(), for a label that is not a class.
         WorkerError: from next(), if a worker process failed.
     """
     choose_resizer(config.augment.resizer)  # raises here rather than in a worker if it is not installed
     local = _local_places(config, source, start_step, process_index, process_count)
+    check_memory(config, source, _local_size(config.batch_size, process_count), len(local))
     return Batches(local.map(MakeTrainingBatch(config, source)), config, source)
 
 
@@ -90,7 +92,7 @@ def evaluation_batches(
     size.
 
     Raises:
-        ValueError: if the batch size is not a multiple of process_count.
+        ValueError: if the batch size is not a multiple of process_count, or the batches do not fit into memory.
         BadImageError: from next(), for an image that cannot be read, with on_bad_image="error".
         LabelError: from next(), for a label that is not a class.
         WorkerError: from next(), if a worker process failed.
@@ -100,6 +102,7 @@ def evaluation_batches(
         size, batch_fn=list
     )
     local = indices[process_index::process_count]
+    check_memory(config, source, size, len(local))
     image_processor = image_processor or config.image_processor()
     make_batch = MakeEvaluationBatch(config, source, image_processor)
     return Batches(local.map(make_batch), config, source, repeat, image_processor)

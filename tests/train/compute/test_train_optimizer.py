@@ -15,6 +15,7 @@ from flax.traverse_util import unflatten_dict
 from golden import make_optimizers
 from paths import TESTS
 from poolformer_jax import PoolFormerConfig, PoolFormerForImageClassification
+from poolformer_jax.errors import InputError
 from small_networks import random_variables
 from train.compute.optimizer import decay_mask, layer_scales, make_optimizer, make_schedule
 from train.compute.state import new_state
@@ -92,6 +93,11 @@ def test_imagenet_recipes_follow_the_authors_schedule():
         for step in (epoch * steps, (epoch + 1) * steps - 1):
             assert float(schedule(step)) == pytest.approx(expected, rel=2e-6)
     assert float(schedule(300 * steps)) == float(schedule(310 * steps - 1)) == pytest.approx(1e-5)
+
+
+def test_more_steps_than_a_state_can_count_are_refused():
+    with pytest.raises(InputError, match=r"^1,073,741,824 epochs are 2,147,483,648 steps\. Expected fewer than 2,147"):
+        make_schedule(OptimizerConfig(epochs=2**30, cooldown_epochs=0), steps_per_epoch=2, batch_size=1024)
 
 
 def test_the_schedule_by_steps_is_the_schedule_by_epochs_in_between():

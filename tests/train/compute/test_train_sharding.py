@@ -10,6 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from poolformer_jax.compilation import TRAINING_ON_CPU
+from poolformer_jax.errors import InputError
+from train import setup
 from train.compute.sharding import check_batch, make_mesh, state_shardings
 from train.config import MeshConfig
 from training import NETWORK, ONE_STAGE, open_and_make_parts, sharded, tiny, train
@@ -133,3 +135,14 @@ def test_a_batch_that_devices_cannot_share_is_refused_with_sizes_that_work():
     check_batch(mesh, 64, accumulate=4)
     with pytest.raises(ValueError, match=r"data.batch_size=100 .* multiple of 32: 96 or 128"):
         check_batch(mesh, 100, accumulate=4)
+
+
+def test_a_state_that_a_device_cannot_hold_is_refused(monkeypatch):
+    on_each, divided = (open_and_make_parts(tiny(mesh=sharded(*mesh)))[1] for mesh in ((8, 1), (1, 8)))
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(on_each.abstract_state))
+    monkeypatch.setattr(setup, "free_memory", lambda: 8 * needed)
+    setup.check_memory(on_each)
+    monkeypatch.setattr(setup, "free_memory", lambda: 8 * needed - 1)
+    with pytest.raises(InputError, match=r"on each device, .* Expected a smaller network, or a larger --mesh\.fsdp"):
+        setup.check_memory(on_each)
+    setup.check_memory(divided)

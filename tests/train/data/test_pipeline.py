@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from poolformer_jax.errors import InputError
 from small_data import SMALL, assert_same, photographs, take, write_photographs
-from train.data import HostAugmentation, open_source
+from train.data import HostAugmentation, SourceError, open_source
 from train.data.make_batch import LabelError
 from train.data.pipeline import evaluation_batches, train_batches
 
@@ -104,6 +105,17 @@ def test_a_batch_size_that_the_processes_do_not_divide_is_refused():
     source = open_source(SMALL, "validation")
     with pytest.raises(ValueError, match=r"A batch of 8 images cannot be split evenly over 3 processes"):
         train_batches(SMALL, source, process_count=3)
+
+
+def test_batches_that_do_not_fit_into_memory_are_refused():
+    source, huge = open_source(SMALL, "validation"), dataclasses.replace(SMALL, batch_size=1 << 20, image_size=4096)
+    training = dataclasses.replace(huge, workers=3, worker_batches=2)
+    with pytest.raises(InputError, match=r"workers \(3\) .* \(6 of 1,048,576 images .* at least 105,553\.3 GB"):
+        train_batches(training, source)
+    with pytest.raises(InputError, match=r"workers \(1\) .* \(1 of 1,048,576 images .* at least 17,592\.2 GB"):
+        evaluation_batches(training, source)
+    with pytest.raises(SourceError, match=r"^1,048,576 synthetic images of 4096 x 4096 pixels need 17,592\.2 GB"):
+        open_source(dataclasses.replace(huge, source="synthetic", synthetic_examples=1 << 20), "train")
 
 
 @pytest.mark.parametrize("size", [7, 8, 360])

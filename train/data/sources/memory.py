@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from poolformer_jax.resources import format_bytes, free_memory
 from train.data.sources.source import ArraySource, SourceError, drawn_rows
 
 
@@ -21,10 +22,17 @@ def open_digits(split: str, share: float) -> ArraySource:
 def open_synthetic(split: str, examples: int, image_size: int, num_channels: int) -> ArraySource:
     """Generated images that a network can learn: gratings in ten directions, with noise.
 
-    The two splits have the same classes and different images.
+    The two splits have the same classes and different images. Raises SourceError if they do not fit into memory.
     """
     _require_split("synthetic", split)
     rng = np.random.default_rng([split == "validation", examples, image_size, num_channels])
+    needed = examples * image_size**2 * num_channels
+    if needed > (free := free_memory()):
+        raise SourceError(
+            f"{examples:,} synthetic images of {image_size} x {image_size} pixels need {format_bytes(needed)} of "
+            f"memory, and {format_bytes(free)} are free. Expected fewer --data.synthetic-examples, or a smaller "
+            "--data.image-size."
+        )
     classes = 10
     labels = np.arange(examples) % classes
     angle = labels * np.pi / classes + rng.normal(0, 0.03, examples)
