@@ -109,7 +109,7 @@ def show(console: Console, title: str, summaries: Sequence[Mapping[str, Any]], l
     for name, reason in left_out.items():
         names[reason].append(name)
     for reason, affected in names.items():
-        console.print(f"left out: {', '.join(affected)} ({reason})", highlight=False, markup=False)
+        console.print(f"left out: {'; '.join(affected)} ({reason})", highlight=False, markup=False)
 
 
 def create_console(stderr: bool = False) -> Console:
