@@ -66,6 +66,5 @@ from .variants import (
     BASELINES as BASELINES,
     FAMILIES as FAMILIES,
     SIZES as SIZES,
-    SOURCE as SOURCE,
     VARIANTS as VARIANTS,
 )

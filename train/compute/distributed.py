@@ -59,9 +59,9 @@ def initialize(config: DistributedConfig) -> None:
 
 
 def _join(config: DistributedConfig) -> None:
-    if config.coordinator_address is not None:
-        if config.process_id:
-            _wait_for_process_0(config.coordinator_address, config.timeout)
+    if config.coordinator_address is not None and config.process_id:
+        _wait_for_process_0(config.coordinator_address, config.timeout)
+    try:
         with _exit_after(config):
             jax.distributed.initialize(
                 config.coordinator_address,
@@ -70,15 +70,9 @@ def _join(config: DistributedConfig) -> None:
                 initialization_timeout=config.timeout + _JAX_EXTRA_SECONDS,
                 heartbeat_timeout_seconds=_LOST_SECONDS,
             )
-        return
-    try:
-        with _exit_after(config):
-            jax.distributed.initialize(
-                initialization_timeout=config.timeout + _JAX_EXTRA_SECONDS, heartbeat_timeout_seconds=_LOST_SECONDS
-            )
     except ValueError as error:
         # jax's error where no environment names other processes. Any other error must not start a run per host.
-        if "coordinator_address" not in str(error):
+        if config.coordinator_address is not None or "coordinator_address" not in str(error):
             raise
         _LOG.debug("No other processes: %s", error)
 
