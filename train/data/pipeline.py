@@ -9,7 +9,7 @@ Everything before the reading is index arithmetic, so starting at a late step co
 batches, and Grain returns them in the same order for any number of workers.
 """
 
-import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -62,12 +62,13 @@ def train_places(
 
 def _local_places(
     config: DataConfig, source: Source, start_step: int, process_index: int, process_count: int
-) -> grain.MapDataset[list["Place"]]:
+) -> grain.MapDataset[list[Place]]:
     """The examples of this process's part of each training batch."""
     size = _local_size(config.batch_size, process_count)
     numbers, epochs = grain.MapDataset.range(len(source)), _ENDLESS // len(source)
     if config.sampling == "balanced":
-        places = numbers.repeat(epochs).map_with_index(_Balanced(BalancedOrder(source, config.seed)))
+        order = BalancedOrder(source, config.seed)
+        places = numbers.repeat(epochs).map_with_index(functools.partial(_balanced_place, order))
     else:
         places = numbers.shuffle(seed=_shuffle_seed(config.seed)).repeat(epochs).map_with_index(Place)
     indices = places.batch(size, batch_fn=list)
@@ -113,14 +114,8 @@ def evaluation_steps(config: DataConfig, source: Source) -> int:
     return -(-len(source) // config.evaluation_size)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Balanced:
-    """Makes the place at a position of the balanced order."""
-
-    order: BalancedOrder
-
-    def __call__(self, position: int, _: int) -> Place:
-        return Place(position, self.order(position))
+def _balanced_place(order: BalancedOrder, position: int, _: int) -> Place:
+    return Place(position, order(position))
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
