@@ -207,7 +207,7 @@ def test_a_comparison_fits_80_columns_one_line_per_implementation(console):
     for name in names:
         (row,) = [line for line in lines if line.strip().startswith(f"{name}  ")]
         assert "123400 to 123400" in row and "1.00" in row
-    assert "left out: b, c (no torch)" in lines
+    assert "left out: b; c (no torch)" in lines
     assert max(map(len, lines)) <= 80
 
 
