@@ -239,7 +239,10 @@ def newest_run(folder: Path | str) -> tuple[int, dict[str, Any]] | None:
     damaged: dict[int, str] = {}
     for step in reversed(_steps(place)):
         try:
-            return step, read_record(place, step)["run"]
+            run: dict[str, Any] = read_record(place, step)["run"]
+            if not all(isinstance(run.get(part), dict) for part in ("recipe", "network")):
+                raise InputError("its record has no recipe or no network")
+            return step, run
         except (ValueError, OSError) as error:
             damaged[step] = _first_line(error)
     if damaged:

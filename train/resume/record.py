@@ -46,9 +46,9 @@ def read_record(folder: epath.Path, step: int) -> Record:
     check_files(folder / str(step), "**/*")
     try:
         record = ocp.JsonCheckpointHandler().restore(folder / str(step) / "step")
-    except RecursionError as error:
-        raise InputError("its record is nested too deeply") from error
-    if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
+    except RecursionError:  # `from None`: as a RuntimeError it would count as an error of the storage
+        raise InputError("its record is nested too deeply") from None
+    if not isinstance(record, dict) or record.get("checksum") != _checksum(record) or not _has_types(record):
         raise InputError("its record is not as it was written")
     if record["step"] != step:
         raise InputError(f"it says that it is of step {record['step']}")
@@ -93,6 +93,12 @@ def _array_types(state: TrainState) -> dict[str, str]:
 
 def _names(state: TrainState) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(state)]
+
+
+def _has_types(record: Record) -> bool:
+    """False for the record of a stranger's checkpoint that has a right checksum, but other types than ours."""
+    counters = all(type(record.get(name)) is int and 0 <= record[name] < 1 << 31 for name in COUNTERS)
+    return counters and all(isinstance(record.get(name), dict) for name in ("run", "arrays", "fingerprints"))
 
 
 def _checksum(record: Record) -> int:

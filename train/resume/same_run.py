@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def _refuse_changes(folder: Path | str, step: int, changed: Sequence[str]) -> No
 
 def _lock_folders(config: TrainConfig, opened: contextlib.ExitStack) -> None:
     # By their resolved paths: the two may be one folder, which would refuse a second lock.
-    folders = {Path(folder).resolve(): folder for folder in (str(config.run_dir), config.checkpoints)}
+    folders = {os.path.realpath(folder): folder for folder in (str(config.run_dir), config.checkpoints)}
     for folder in folders.values():
         message = (
             f"Another run is using {folder}. Expected one run at a time: two would overwrite each other's checkpoints. "

@@ -21,9 +21,10 @@ from poolformer_jax.errors import InputError
 from selection import slow_after
 from train.compute.state import TrainState
 from train.resume.checkpoints import CheckpointError, Checkpoints, newest_run
+from train.resume.record import _checksum
 from training import disk, first_state, open_and_make_parts, sharded, tiny
 
-RUN = {"classes": ["ant", "bee"]}
+RUN = {"classes": ["ant", "bee"], "recipe": {}, "network": {}}
 
 
 @pytest.fixture(scope="module")
@@ -220,13 +221,26 @@ def test_errors_of_storage_or_memory_are_not_damage(tmp_path, parts, states, mon
         assert_equal(checkpoints.restore(parts.abstract_state), states[1])
 
 
+def with_checksum(record):
+    return json.dumps(record | {"checksum": _checksum(record)})
+
+
+def test_a_record_that_is_nested_too_deeply_is_damage(tmp_path, parts, states):
+    save(tmp_path, states[:2])
+    (tmp_path / "2" / "step" / "metadata").write_text("[" * 100_000)
+    with open_in(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(parts.abstract_state), states[0])
+
+
 def test_a_state_records_its_run(tmp_path, states):
     assert newest_run(tmp_path / "new") is None
     with open_in(tmp_path) as checkpoints:
         checkpoints.save(states[0])
         checkpoints.save(states[1])
     assert newest_run(tmp_path) == (2, RUN)
-    for damaged in ("[" * 100_000, "{}"):
+    record = json.loads((tmp_path / "2" / "step" / "metadata").read_text())
+    forged = ({"run": "text"}, {"run": {"recipe": 1}}, {"arrays": [1]}, {"fingerprints": None}, {"skipped": 1 << 31})
+    for damaged in ("[" * 100_000, "{}", *(with_checksum(record | change) for change in forged)):
         (tmp_path / "2" / "step" / "metadata").write_text(damaged)
         assert newest_run(tmp_path) == (1, RUN), "the record of the state before is read"
     (tmp_path / "1" / "step" / "metadata").unlink()
