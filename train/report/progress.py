@@ -47,7 +47,7 @@ class Display:
     def __init__(self, console: Console, start_step: int, total_steps: int, epochs: int) -> None:
         self._console, self._epochs, self._start, self._total = console, epochs, start_step, total_steps
         self._first: tuple[int, float] | None = None  # the first finished step, and its time
-        self._train = Text("compiling the training step ...", style="dim")
+        self._train = Text("compiling the training step ..." if start_step < total_steps else "", style="dim")
         self._evaluation = Text("")
         columns = (
             TextColumn("step"),

@@ -149,8 +149,9 @@ def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
         ) from error
     if not builder.info.splits:
         raise SourceError(
-            f"tfds:{name} is not prepared in {builder.data_dir}. Prepare it once with python -m train prepare, or with "
-            f"tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')."
+            f"tfds:{name} is not prepared in {builder.data_dir}. Prepare it once:\n"
+            "  python -m train prepare --help\n"
+            f"or in Python with tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')."
         )
     return builder
 
