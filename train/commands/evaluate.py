@@ -107,7 +107,7 @@ def _report(config: EvaluateConfig, scored: Scored) -> None:
     print(printable(f"{config.source} on {config.data}, {part}: {evaluation.examples:,} images", MAX_MESSAGE))
     print(f"{evaluation.headline}   loss {evaluation.loss:.4f}")
     if isinstance(evaluation, Evaluation) and (there := np.count_nonzero(evaluation.class_examples)) < len(class_names):
-        others = "an answer of another class counts as wrong" if config.classes == "all" else "the answer is one of these"
+        others = "an answer of another class counts as wrong" if config.classes == "all" else "answers are among these"
         print(f"{there} of {len(class_names)} classes have images here; {others}.")
     for note in filter(None, (describe_skipped(source), config.split is None and describe_unused_test(data))):
         print(note)

@@ -149,9 +149,9 @@ def _find_builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
         ) from error
     if not builder.info.splits:
         raise SourceError(
-            f"tfds:{name} is not prepared in {builder.data_dir}. Prepare it once:\n"
-            "  python -m train prepare --help\n"
-            f"or in Python with tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')."
+            f"tfds:{name} is not prepared in {builder.data_dir}. Pack class folders or ImageNet's "
+            "archives (python -m train prepare --help), or prepare TFDS's data set once in Python:\n"
+            f"  tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')"
         )
     return builder
 
