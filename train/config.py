@@ -39,7 +39,6 @@ _OPTIMIZER_DEFAULTS: Mapping[OptimizerName, Mapping[str, float]] = {
     "lion": {"beta2": 0.99},
     "sgd": {},
 }
-_OF_SOME = ("beta2", "epsilon")  # fields that not every optimizer has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +122,6 @@ class OptimizerConfig:
     """Begin with a smaller decay, at most 1 - (step + 1)^(-2/3), so that the mean forgets the initial weights."""
 
     def __post_init__(self) -> None:
-        used = _OPTIMIZER_DEFAULTS[self.name]
         rules = [
             ("learning_rate", 0 < self.learning_rate < math.inf, "a positive, finite number"),
             *in_range(self, or_none(POSITIVE), "learning_rate_batch", "epsilon", "clip_norm"),
@@ -138,7 +136,6 @@ class OptimizerConfig:
                 f"0 or more, and fewer than epochs={self.epochs} (--optimizer.warmup-epochs)",
             ),
             ("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "None, or a number in (0, 1]"),
-            *((name, getattr(self, name) is None or name in used, f"None with {self.name}") for name in _OF_SOME),
             ("ema_warmup", not self.ema_warmup or self.ema_decay is not None, "ema_decay too (--optimizer.ema-decay)"),
         ]
         check_rules(self, rules)
@@ -203,7 +200,6 @@ class DistributedConfig:
         count, index = self.num_processes or 1, self.process_id or 0
         rules = [
             ("coordinator_address", complete, "all of coordinator_address, num_processes and process_id, or none"),
-            ("coordinator_address", self.mode == "auto" or None in explicit, "None with mode='off', which runs alone"),
             ("coordinator_address", host and port.isdecimal() and 0 < int(port) < 2**16, "host:port of process 0"),
             *in_range(self, AT_LEAST_1, "timeout"),
             *in_range(self, or_none(AT_LEAST_1), "num_processes"),

@@ -11,7 +11,7 @@ from poolformer_jax.errors import InputError
 from poolformer_jax.fields import check_rules, is_local
 from poolformer_jax.hub import HubOptions
 from poolformer_jax.weights import OpenedModel, open_model
-from train.data import DataConfig
+from train.data import DataConfig, rules_of_columns
 from train.folders import expand_home
 
 OPEN_OPTIONS = ("variant", "ignore", "use_ema", *HubOptions.__annotations__)
@@ -57,6 +57,12 @@ class ModelOnData:
     def __post_init__(self) -> None:
         expand_home(self, "output", "cache_dir")
         rules = [
+            (
+                "data_dir",
+                self.data.startswith("tfds:") or self.data_dir is None,
+                "None: only tfds:NAME is looked for there",
+            ),
+            *rules_of_columns(self.data, self.image_column, self.label_column),
             ("batch_size", self.batch_size >= 1, "a positive number of images"),
             ("output", is_local(self.output), "a folder of this machine, or of a bucket that is mounted"),
         ]

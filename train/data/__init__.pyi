@@ -18,6 +18,7 @@ from .config import (
     DataConfig as DataConfig,
     DeviceAugmentation as DeviceAugmentation,
     HostAugmentation as HostAugmentation,
+    rules_of_columns as rules_of_columns,
 )
 from .labels import check_same_classes as check_same_classes, match_labels as match_labels
 from .pipeline import (

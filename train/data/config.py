@@ -22,7 +22,10 @@ _MOST_IMAGES, _MOST_WORKERS = 1 << 20, 1_024
 
 
 def rules_of_columns(source: str, image_column: str | None, label_column: str) -> list[tuple[str, object, str]]:
-    """Only two kinds of sources have columns."""
+    """The rules for `check_rules` of a command: only two kinds of sources have columns.
+
+    Not for `DataConfig`, because a recipe keeps its columns when a flag changes its source.
+    """
     has_columns = source.startswith(("labels:", "parquet:"))
     why = "with other sources than labels: and parquet:, which have no columns"
     return [
@@ -186,12 +189,6 @@ class DataConfig:
             ("source", known, "digits, synthetic, folder:PATH, labels:FILE, parquet:PATH, tfds:NAME or tfds:PATH"),
             ("source", is_local(argument) and not argument.startswith("//"), _LOCAL),  # "//": of https://...
             ("data_dir", is_local(self.data_dir), _LOCAL),
-            (
-                "data_dir",
-                kind == "tfds" or self.data_dir is None,
-                "None: only tfds:NAME is looked for there",
-            ),
-            *rules_of_columns(self.source, self.image_column, self.label_column),
             ("class_map", is_local(self.class_map), "the path of a local file"),
             ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
             # A recipe is a small file: what it asks for is bounded before any work is done.

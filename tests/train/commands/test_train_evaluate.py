@@ -204,6 +204,8 @@ def test_options_that_would_have_no_effect_are_refused(tmp_path):
         EvaluateConfig("network.onnx", "digits", variant="s12", dtype="bfloat16")
     with pytest.raises(ValueError, match=r"real_labels=.*: expected None with imagenet-c"):
         EvaluateConfig("sail/poolformer_s12", "imagenet-c:c", real_labels=tmp_path / "real.json")
+    with pytest.raises(ValueError, match=r"data_dir=.*: expected None: only tfds.*\n.*label_column='breed'"):
+        EvaluateConfig("sail/poolformer_s12", "folder:dogs", data_dir=tmp_path, label_column="breed")
 
 
 @pytest.mark.parametrize("classes", [5, 6])
