@@ -57,7 +57,7 @@ def _run(arguments: Sequence[str]) -> int:
         with exit_on_interrupt("stopped"):
             from train import loop
         return _train(*file)
-    if any(argument.partition("=")[0] == "--recipe" for argument in arguments):
+    if name not in COMMANDS and any(argument.partition("=")[0] == "--recipe" for argument in arguments):
         print("--recipe FILE comes first: python -m train --recipe FILE [OPTIONS].", file=sys.stderr)
         return 2
     if name.startswith("-"):

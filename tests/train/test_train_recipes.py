@@ -73,8 +73,9 @@ def test_flags_change_a_recipe_from_a_file(tmp_path, monkeypatch, capsys):
         assert main([*given, "--run-dir", str(tmp_path / "new"), "--data.seed", "5"]) == 0
     expected = tiny(tmp_path / "new", keep_best="f1", data__seed=5)
     assert seen == [dataclasses.replace(expected, optimizer=expected.optimizer.with_defaults())] * 2
-    assert main(["--recipe", str(tmp_path / "missing.json")]) == 1
-    assert "missing.json" in capsys.readouterr().err
+    for command in ([], ["doctor"], ["show"]):
+        assert main([*command, "--recipe", str(tmp_path / "missing.json")]) == 1
+        assert "missing.json" in capsys.readouterr().err
 
 
 def test_another_optimizer_gets_its_defaults_and_says_what_it_keeps_of_the_former(tmp_path, monkeypatch, capsys):
