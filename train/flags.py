@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
+from poolformer_jax.process import print_error
+
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
@@ -52,10 +54,10 @@ def _fit_warmup(recipe: "TrainConfig", line: str) -> "TrainConfig":
     if given is None or not 1 <= int(given[1]) <= before or "--optimizer.warmup-epochs" in line:
         return recipe
     epochs = int(given[1])
-    print(
+    print_error(
         f"The warm-up of this recipe is shortened from {before} to {epochs - 1} epochs, to fit --optimizer.epochs "
         f"{epochs}. --optimizer.warmup-epochs sets it.",
-        file=sys.stderr,
+        "note",
     )
     optimizer = dataclasses.replace(recipe.optimizer, warmup_epochs=epochs - 1)
     return dataclasses.replace(recipe, optimizer=optimizer)

@@ -112,4 +112,5 @@ class Display:
     def say(self, line: str) -> None:
         """Prints a permanent line, on process 0."""
         if jax.process_index() == 0:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            # A terminal breaks between words; a line of a file stays whole.
+            self._console.print(line, highlight=False, markup=False, soft_wrap=not self._console.is_terminal)
