@@ -13,6 +13,8 @@ from poolformer_jax.files import write_json
 # huggingface_hub's rule for names, with an owner. A missing path is recognised without huggingface_hub.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b")
 CONFIG = "config.json"  # the network; timm's also has the preprocessing
+# Options that only say how to reach the Hub: a script may give them with every source.
+ACCESS_OPTIONS = ("cache_dir", "local_files_only", "token")
 WEIGHTS_ENDINGS = (".safetensors", ".pth.tar", ".pth", ".bin", ".pt", ".ckpt")
 
 
@@ -30,8 +32,11 @@ class HubOptions(TypedDict, total=False):
 
 
 def check_no_revision(path: Path, revision: str | None) -> None:
-    """Raises InputError for a revision of a path on this machine, which has none."""
-    if revision is not None:
+    """Raises InputError for a revision of a path on this machine, which has none.
+
+    "main" is allowed, because transformers' example scripts pass it by default.
+    """
+    if revision not in (None, "main"):
         raise InputError(
             f"revision={revision!r} was given with {path}, which is on this machine and has no revisions. Expected "
             "none, or a name on the Hugging Face Hub for which there is no such path here."

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolformer_jax.cli.arguments import add_source_options, positive, source_options, starting_jax, waiting
 from poolformer_jax.errors import InputError
+from poolformer_jax.hub import ACCESS_OPTIONS
 
 if TYPE_CHECKING:
     from poolformer_jax.network import PoolFormerConfig
@@ -59,7 +60,7 @@ def _config(network: str, **options: Any) -> "PoolFormerConfig":
         network = network if config else str(path.parent)  # timm's config.json does not describe the layers
     if config is None:
         return open_model(network, **options).config
-    if given := [name for name, value in options.items() if value]:
+    if given := [name for name, value in options.items() if value and name not in ACCESS_OPTIONS]:
         raise InputError(
             f"{network} is summarised without reading weights. Expected no {', '.join(given)}, for which NETWORK has "
             "to be a weights file, its folder, or a name on the Hub."

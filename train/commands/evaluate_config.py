@@ -8,6 +8,7 @@ import tyro
 
 from poolformer_jax.export import FORMATS
 from poolformer_jax.fields import check_rules
+from poolformer_jax.hub import ACCESS_OPTIONS
 from train.commands.model_data import OPEN_OPTIONS, ModelOnData
 from train.config import DistributedConfig
 from train.folders import expand_home
@@ -61,6 +62,7 @@ class EvaluateConfig(ModelOnData):
                     "the default for exported files",
                 )
                 for name in (*OPEN_OPTIONS, "dtype")
+                if name not in ACCESS_OPTIONS
             ),
         ]
         check_rules(self, rules)

@@ -202,6 +202,7 @@ def test_options_that_would_have_no_effect_are_refused(tmp_path):
         ValueError, match=r"variant='s12': expected the default for exported files.\n.*dtype='bfloat16'"
     ):
         EvaluateConfig("network.onnx", "digits", variant="s12", dtype="bfloat16")
+    EvaluateConfig("network.onnx", "digits", cache_dir=tmp_path, token="t", local_files_only=True)
     with pytest.raises(ValueError, match=r"real_labels=.*: expected None with imagenet-c"):
         EvaluateConfig("sail/poolformer_s12", "imagenet-c:c", real_labels=tmp_path / "real.json")
     with pytest.raises(ValueError, match=r"data_dir=.*: expected None: only tfds.*\n.*label_column='breed'"):
