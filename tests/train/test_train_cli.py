@@ -86,6 +86,15 @@ def test_a_closed_output_is_not_an_error(arguments):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_a_failed_run_ends_although_a_thread_waits_and_frees_what_it_holds():
+    program = (
+        "import atexit, threading; from train.__main__ import _exit; threading.Thread(target=threading.Event().wait)"
+        ".start(); atexit.register(print, 'freed'); _exit(1, failed=True)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=programs.ROOT, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"freed\n", b"")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
