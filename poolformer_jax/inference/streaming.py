@@ -213,7 +213,9 @@ def _check_options(
     devices = jax.local_devices() if devices is None else devices
     threads = available_cores() if decode_threads is None else decode_threads
     check_dtype(dtype)
-    check_at_least_one(batch_size=batch_size, decode_threads=threads, devices=len(devices))
+    check_at_least_one(batch_size=batch_size, decode_threads=threads)
+    if not 0 < len(devices) == len(set(devices)):
+        raise InputError(f"devices={list(devices)}: expected one device or more, each once.")
     return devices, threads, _image_size(config, image_processor)
 
 

@@ -306,7 +306,13 @@ def test_published_architectures_have_imagenets_class_names():
         ({}, {"dtype": "float64"}, "or float64 with JAX_ENABLE_X64=1"),
         ({}, {"id2label": {0: "cat"}}, "a name for every index from 0 to num_labels - 1, but it has 1"),
         ({}, {"id2label": [*"abcdefgh"]}, "a name for every index from 0 to num_labels - 1, but it has 8"),
-        ({}, {"batch_size": 0, "devices": []}, "batch_size=0, devices=0: expected a whole number, at least 1"),
+        (
+            {},
+            {"batch_size": 0, "decode_threads": 0},
+            "batch_size=0, decode_threads=0: expected a whole number, at least 1",
+        ),
+        ({}, {"devices": []}, r"devices=\[\]: expected one device or more"),
+        ({}, {"devices": jax.devices()[:1] * 2}, "each once"),
     ],
 )
 def test_arguments_that_do_not_fit_together_are_refused(changes, options, message):
