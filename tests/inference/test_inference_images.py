@@ -11,10 +11,9 @@ import pytest
 from PIL import Image, ImageSequence
 
 from paths import TESTS
-from poolformer_jax import GradCam, ImageEmbedder, ImageError
-from poolformer_jax.inference.classification_pipeline import ImageClassificationPipeline
+from poolformer_jax import FlaxPoolFormerForImageClassification, GradCam, ImageEmbedder, ImageError, pipeline
 from poolformer_jax.inference.classifier import ImageClassifier
-from small_networks import CONFIG, LABELS, PHOTOGRAPHS, PROCESSOR, VARIABLES
+from small_networks import CONFIG, PHOTOGRAPHS, PROCESSOR, VARIABLES
 
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
 CLASSIFIER = "from small_networks import *; from poolformer_jax.inference.classifier import ImageClassifier; "
@@ -116,9 +115,9 @@ def test_transparent_images_are_put_on_white_wherever_an_image_is_taken():
     array = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
     transparent = Image.fromarray(array)
     colours = Image.alpha_composite(Image.new("RGBA", (64, 64), "white"), transparent).convert("RGB")
-    pipe = ImageClassificationPipeline(
-        CONFIG, VARIABLES, white, LABELS, dtype="float32", batch_size=1, kernels="off", top_k=1, function_to_apply=None
-    )
+    model = FlaxPoolFormerForImageClassification(CONFIG, _do_init=False)
+    model.params = VARIABLES["params"]
+    pipe = pipeline("image-classification", model, image_processor=white, batch_size=1)
     classifier, embedder = (
         kind(CONFIG, VARIABLES, white, batch_size=1, kernels="off") for kind in (ImageClassifier, ImageEmbedder)
     )
