@@ -179,7 +179,7 @@ def test_what_this_version_of_pytorch_saves_is_read_bit_for_bit(tmp_path, torch,
 
 def test_verification_by_pytorch_names_the_first_stage_that_differs(tmp_path, torch, transformers):
     source = open_model(FIXTURES / "hf.bin")
-    mapped = convert(source, tmp_path / "model", "jax", lambda size: None)
+    mapped = convert(source, tmp_path / "model", "jax", lambda size: None, "report.json")
     result = verify(source, tmp_path / "model", mapped)
     assert result.passed and list(result.differences) == ["stage 0", "stage 1", "stage 2", "stage 3", "logits"]
     path = tmp_path / "model" / "flax_model.safetensors"

@@ -27,7 +27,7 @@ def test_every_network_with_the_names_of_a_size_is_compared_with_pytorch(tmp_pat
     config = dataclasses.replace(CONFIG, **changes)
     save_pretrained(tmp_path / "theirs", PoolFormerForImageClassification(config), make_variables(config), "sail")
     source = open_model(tmp_path / "theirs")
-    mappings = convert(source, tmp_path / "model", "jax", lambda _: None)
+    mappings = convert(source, tmp_path / "model", "jax", lambda _: None, "report.json")
     result = verify(source, tmp_path / "model", mappings)
     assert result.passed and result.not_compared is None and result.not_verified is None
     for other in (other for other in CHANGES if other != changes):
@@ -47,7 +47,7 @@ def test_weights_of_timms_networks_are_compared_with_timm(tmp_path, monkeypatch,
     variables = make_variables(config)
     save_pretrained(tmp_path / "theirs", PoolFormerForImageClassification(config), variables, layout)
     source = open_model(tmp_path / "theirs")
-    mappings = convert(source, tmp_path / "model", "jax", lambda _: None)
+    mappings = convert(source, tmp_path / "model", "jax", lambda _: None, "report.json")
     monkeypatch.setattr(pytorch, "_model", lambda source: pytest.fail("compared with transformers"))
     result = verify(source, tmp_path / "model", mappings)
     assert result.passed and list(result.differences)[-1] == "logits"
