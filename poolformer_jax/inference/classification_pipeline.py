@@ -163,7 +163,7 @@ def pipeline(
         config,
         variables,
         processor,
-        partial(fastest_network, config, variables),
+        fastest_network,
         "logits",
         dtype=dtype,
         batch_size=batch_size,

@@ -89,7 +89,7 @@ class ImageClassifier(FromPretrained):
             config,
             variables,
             image_processor,
-            partial(_probability_network, config, variables, fold_parameters),
+            partial(_probability_network, fold_parameters),
             "probabilities",
             dtype=dtype,
             batch_size=batch_size,
@@ -158,9 +158,9 @@ class ImageClassifier(FromPretrained):
 
 
 def _probability_network(
+    fold_parameters: bool,
     config: PoolFormerConfig,
     variables: Mapping[str, Any],
-    fold_parameters: bool,
     mesh: Mesh,
     dtype: Dtype,
     image_size: tuple[int, int],

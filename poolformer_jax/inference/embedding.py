@@ -79,7 +79,7 @@ class ImageEmbedder(FromPretrained):
             headless,
             backbone,
             image_processor,
-            partial(_embedding_network, headless, backbone, feature_maps),
+            partial(_embedding_network, feature_maps),
             "logits",
             dtype=dtype,
             batch_size=batch_size,
@@ -136,9 +136,9 @@ def _without_head(config: PoolFormerConfig, variables: Mapping[str, Any]) -> tup
 
 
 def _embedding_network(
+    feature_maps: bool,
     config: PoolFormerConfig,
     variables: Mapping[str, Any],
-    feature_maps: bool,
     mesh: Mesh,
     dtype: Dtype,
     image_size: tuple[int, int],

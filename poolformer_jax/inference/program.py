@@ -37,9 +37,11 @@ from poolformer_jax.resources import available_cores
 
 # From parameters and images to one row per image.
 Apply: TypeAlias = Callable[[Any, Array], Any]
-# From the devices, the compute type, height and width of the images, and the use of kernels to a function of parameters
-# and normalised images, and its parameters: `fastest_network` of one network.
-MakeNetwork: TypeAlias = Callable[[Mesh, Dtype, tuple[int, int], KernelMode], tuple[Apply, Any]]
+# From config, variables, the devices, the compute type, height and width of the images, and the use of kernels to a
+# function of parameters and normalised images, and its parameters: such as `fastest_network`.
+MakeNetwork: TypeAlias = Callable[
+    [PoolFormerConfig, Mapping[str, Any], Mesh, Dtype, tuple[int, int], KernelMode], tuple[Apply, Any]
+]
 
 # Enough to keep a core busy, and few enough for a part's hidden layers to stay in its caches (docs/performance.md).
 # The hidden maps between the layers of a sep_conv mixer need more space.

@@ -184,7 +184,7 @@ def open_stream(
     program: BatchProgram | RuntimeProgram
     if runtime == "jax":
         mesh = Mesh(np.asarray(devices), ("batch",))
-        network, params = make_network(mesh, dtype, size, kernels)
+        network, params = make_network(config, variables, mesh, dtype, size, kernels)
         program = BatchProgram(partial(_normalize_and_apply, image_processor, network), params, batch_size, mesh)
     else:
         program = RuntimeProgram(runtime, config, variables, image_processor, output=output, batch_size=batch_size)
